@@ -1,0 +1,61 @@
+//! Template-level knowledge distillation: the student's embedding of a masked face is drawn to the teacher's embedding
+//! of the clean one (Huber et al., FG 2021, eq. 4).
+
+use candle_core::{Result, Tensor, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::ops::normalize::l2_normalize;
+
+/// The distance between the student's and the teacher's embeddings, both normalised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DistillKind {
+    /// Mean of the squared differences over all `N * d` elements: MaskInv's.
+    #[default]
+    Mse,
+    /// Mean over the rows of `1 - cos`; `d / 2` times the mean squared error.
+    Cosine,
+    /// Mean over all `N * N` pairs of the squared difference of their cosines in the two batches (relational
+    /// distillation, Park et al., CVPR 2019, on cosines): the student may turn the space.
+    Relational,
+}
+
+/// Distillation settings; the default is the teacher's own training: none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DistillConfig {
+    /// Which distance.
+    pub kind: DistillKind,
+    /// Its weight in the objective: 100 for MaskInv-LG, 3000 for MaskInv-HG, 0 for none.
+    pub lambda: f64,
+}
+
+impl DistillConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> crate::Result<()> {
+        if !(self.lambda.is_finite() && self.lambda >= 0.0) {
+            let what = format!("distill.lambda: expected 0 or more, found {}", self.lambda);
+            return Err(crate::Error::Config(what));
+        }
+        Ok(())
+    }
+}
+
+/// Returns the scalar distance of two batches of embeddings `(N, d)`, normalised here; before the weight.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn distillation_loss(student: &Tensor, teacher: &Tensor, kind: DistillKind) -> Result<Tensor> {
+    if student.dims() != teacher.dims() || student.rank() != 2 {
+        bail!("distillation: expected two (N, d), found student {:?}, teacher {:?}", student.shape(), teacher.shape());
+    }
+    let (s, t) = (l2_normalize(student, 1)?, l2_normalize(teacher, 1)?);
+    match kind {
+        DistillKind::Mse => (s - t)?.sqr()?.mean_all(),
+        DistillKind::Cosine => 1.0 - (s * t)?.sum(1)?.mean_all()?,
+        DistillKind::Relational => (s.matmul(&s.t()?)? - t.matmul(&t.t()?)?)?.sqr()?.mean_all(),
+    }
+}

@@ -1,0 +1,208 @@
+//! Softmax with an additive margin: ArcFace, CosFace and ElasticFace.
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::elastic::{PlusMatching, match_margins};
+use crate::nn::{Init, Params, standard_normal};
+use crate::ops::cross_entropy::cross_entropy;
+use crate::ops::margin::{MarginForm, MarginGradient, add_margin};
+use crate::ops::normalize::l2_normalize;
+
+/// The published margin losses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MarginKind {
+    /// `s cos(theta + m)` (Deng et al., CVPR 2019).
+    ArcFace,
+    /// `s (cos(theta) - m)` (Wang et al., CVPR 2018).
+    CosFace,
+    /// ArcFace with `m` drawn per sample and step from `N(m, sigma)` (Boutros et al., CVPRW 2022): MaskInv's.
+    #[default]
+    ElasticArc,
+    /// ElasticArc with the larger margins given to the smaller target cosines.
+    ElasticArcPlus,
+    /// CosFace with `m` drawn as in ElasticArc.
+    ElasticCos,
+    /// ElasticCos with the larger margins given to the smaller target cosines.
+    ElasticCosPlus,
+}
+
+impl MarginKind {
+    fn form(self) -> MarginForm {
+        match self {
+            Self::ArcFace | Self::ElasticArc | Self::ElasticArcPlus => MarginForm::Angular,
+            Self::CosFace | Self::ElasticCos | Self::ElasticCosPlus => MarginForm::Cosine,
+        }
+    }
+
+    fn is_elastic(self) -> bool {
+        !matches!(self, Self::ArcFace | Self::CosFace)
+    }
+
+    fn is_plus(self) -> bool {
+        matches!(self, Self::ElasticArcPlus | Self::ElasticCosPlus)
+    }
+}
+
+/// Settings of a margin loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MarginConfig {
+    /// Which loss.
+    pub kind: MarginKind,
+    /// What the cosines are multiplied by before the softmax.
+    pub scale: f64,
+    /// Mean margin, in radians or cosine; if absent, the published one of `kind`.
+    pub margin: Option<f64>,
+    /// Standard deviation of drawn margins; if absent, the published one of `kind`.
+    pub sigma: Option<f64>,
+    /// How the gradient passes an angular margin.
+    pub gradient: MarginGradient,
+    /// How the "+" forms match margins to samples.
+    pub plus_matching: PlusMatching,
+}
+
+impl Default for MarginConfig {
+    /// ElasticFace-Arc with s 64, m 0.5, sigma 0.05 (Boutros et al., CVPRW 2022, section 4.1).
+    fn default() -> Self {
+        Self {
+            kind: MarginKind::ElasticArc,
+            scale: 64.0,
+            margin: None,
+            sigma: None,
+            gradient: MarginGradient::True,
+            plus_matching: PlusMatching::Ranked,
+        }
+    }
+}
+
+impl MarginConfig {
+    /// Returns the mean margin: that set, or the published one.
+    pub fn mean(&self) -> f64 {
+        self.margin.unwrap_or(match self.kind.form() {
+            MarginForm::Angular => 0.5,
+            MarginForm::Cosine => 0.35,
+        })
+    }
+
+    /// Returns the standard deviation of drawn margins: that set, or the published one.
+    pub fn std(&self) -> f64 {
+        self.sigma.unwrap_or(match self.kind {
+            MarginKind::ArcFace | MarginKind::CosFace => 0.0,
+            MarginKind::ElasticArc | MarginKind::ElasticCos => 0.05,
+            MarginKind::ElasticArcPlus => 0.0175,
+            MarginKind::ElasticCosPlus => 0.02,
+        })
+    }
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> crate::Result<()> {
+        let wrong = |what: String| Err(crate::Error::Config(format!("loss.{what}")));
+        if !(self.scale.is_finite() && self.scale > 0.0) {
+            return wrong(format!("scale: expected a positive number, found {}", self.scale));
+        }
+        if !(0.0..=std::f64::consts::PI).contains(&self.mean()) {
+            return wrong(format!("margin: expected 0 to pi, found {}", self.mean()));
+        }
+        if !(0.0..=1.0).contains(&self.std()) {
+            return wrong(format!("sigma: expected 0 to 1, found {}", self.std()));
+        }
+        if !self.kind.is_elastic() && self.std() > 0.0 {
+            return wrong(format!("sigma: {:?} draws no margins, found {}", self.kind, self.std()));
+        }
+        Ok(())
+    }
+
+    /// Draws `n` margins from `N(mean, std)`; constant ones for ArcFace and CosFace.
+    pub fn draw(&self, n: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
+        let (mean, std) = (self.mean(), self.std());
+        (0..n).map(|_| if std > 0.0 { mean + std * standard_normal(rng) } else { mean }).collect()
+    }
+
+    /// Returns the scaled logits `(N, K)` of `cosine: (N, K)` for one margin per row.
+    ///
+    /// - `labels`: `N` targets below `K`, or -1 for a row without a margin
+    /// - `margins`: `N`; the "+" forms reorder them by the target cosines
+    ///
+    /// # Errors
+    /// When the lengths differ from `N` or a label is out of range.
+    pub fn logits(&self, cosine: &Tensor, labels: &[i64], margins: &[f64]) -> Result<Tensor> {
+        let matched;
+        let margins = if self.kind.is_plus() && margins.len() == labels.len() {
+            matched = match_margins(&target_cosines(cosine, labels)?, margins, self.plus_matching);
+            &matched
+        } else {
+            margins
+        };
+        add_margin(cosine, labels, margins, self.kind.form(), self.gradient)? * self.scale
+    }
+}
+
+fn target_cosines(cosine: &Tensor, labels: &[i64]) -> Result<Vec<Option<f64>>> {
+    let (n, k) = cosine.dims2()?;
+    if labels.len() != n {
+        bail!("margin: {n} rows, but {} labels", labels.len());
+    }
+    let read = |row: usize, label: i64| match usize::try_from(label) {
+        Ok(label) if label < k => {
+            let cosine = cosine.detach().get(row)?.get(label)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            Ok(Some(cosine.clamp(-1.0, 1.0)))
+        }
+        _ => Ok(None),
+    };
+    labels.iter().enumerate().map(|(row, &label)| read(row, label)).collect()
+}
+
+/// A classification head: class centres and the margin loss over them.
+#[derive(Debug)]
+pub struct MarginHead {
+    kernel: Tensor,
+    params: Params,
+    config: MarginConfig,
+}
+
+impl MarginHead {
+    /// Creates `kernel: (embedding_size, classes)`, `N(0, 0.01)`, the name and layout of ElasticFace's header files.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn new(
+        config: &MarginConfig,
+        embedding_size: usize,
+        classes: usize,
+        device: &Device,
+        seed: u64,
+    ) -> Result<Self> {
+        let mut params = Params::new(DType::F32, device, seed);
+        let kernel = params.root().param("kernel", (embedding_size, classes), Init::Normal(0.01))?;
+        Ok(Self { kernel, params, config: config.clone() })
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Returns the mean cross-entropy, a scalar, of embeddings `(N, embedding_size)`, normalised here or before.
+    ///
+    /// # Errors
+    /// When the number of labels is not `N` or a label is out of range.
+    pub fn forward(&self, embedding: &Tensor, labels: &[i64], rng: &mut ChaCha8Rng) -> Result<Tensor> {
+        let cosine = cosines(embedding, &self.kernel)?;
+        let margins = self.config.draw(labels.len(), rng);
+        cross_entropy(&self.config.logits(&cosine, labels, &margins)?, labels)
+    }
+}
+
+/// Returns the cosines `(N, K)` of embeddings `(N, d)` and class centres `(d, K)`, neither normalised.
+///
+/// # Errors
+/// When the shapes do not fit each other.
+pub fn cosines(embedding: &Tensor, kernel: &Tensor) -> Result<Tensor> {
+    l2_normalize(embedding, 1)?.matmul(&l2_normalize(kernel, 0)?)
+}

@@ -1,0 +1,9 @@
+//! What training minimises: the margin loss of a classification head, and template-level distillation.
+
+mod distill;
+mod elastic;
+mod margin;
+
+pub use distill::{DistillConfig, DistillKind, distillation_loss};
+pub use elastic::{PlusMatching, match_margins};
+pub use margin::{MarginConfig, MarginHead, MarginKind, cosines};

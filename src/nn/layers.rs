@@ -1,0 +1,202 @@
+//! Convolution, batch norm, PReLU, linear and squeeze-excitation layers with PyTorch's parameter names and layouts.
+
+use candle_core::{Module, ModuleT, Result, Tensor, Var};
+
+use super::params::{Init, Scope};
+use crate::ops::batch_norm::{Stats, StatsOrigin, batch_norm, batch_stats};
+use crate::ops::conv::{ConvConfig, conv2d};
+use crate::ops::prelu::prelu;
+
+/// Convolution without bias.
+#[derive(Clone, Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    config: ConvConfig,
+}
+
+impl Conv2d {
+    /// Creates `weight: (c_out, c_in / groups, kernel, kernel)`.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn new(c_in: usize, c_out: usize, kernel: usize, config: ConvConfig, init: Init, mut p: Scope) -> Result<Self> {
+        let weight = p.param("weight", (c_out, c_in / config.groups, kernel, kernel), init)?;
+        Ok(Self { weight, config })
+    }
+}
+
+impl Module for Conv2d {
+    /// `(N, H, W, c_in)` to `(N, H', W', c_out)`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        conv2d(x, &self.weight, self.config)
+    }
+}
+
+/// Batch normalisation over the last axis, with PyTorch's running statistics (momentum 0.1, unbiased variance).
+#[derive(Clone, Debug)]
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Var,
+    running_var: Var,
+    num_batches_tracked: Var,
+}
+
+impl BatchNorm {
+    /// Added to the variance; PyTorch's default.
+    pub const EPS: f64 = 1e-5;
+    /// Weight of the newest batch in the running statistics; PyTorch's default.
+    pub const MOMENTUM: f64 = 0.1;
+
+    /// Creates `weight` (ones), `bias` (zeros), `running_mean`, `running_var` and `num_batches_tracked`.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn new(channels: usize, mut p: Scope) -> Result<Self> {
+        let weight = p.param("weight", channels, Init::Const(1.0))?;
+        Self::with_weight(weight, channels, p)
+    }
+
+    /// As [`Self::new`], with a weight that stays 1.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn with_frozen_weight(channels: usize, mut p: Scope) -> Result<Self> {
+        let weight = p.buffer("weight", channels, Init::Const(1.0))?.as_detached_tensor();
+        Self::with_weight(weight, channels, p)
+    }
+
+    fn with_weight(weight: Tensor, channels: usize, mut p: Scope) -> Result<Self> {
+        Ok(Self {
+            weight,
+            bias: p.param("bias", channels, Init::Const(0.0))?,
+            running_mean: p.buffer("running_mean", channels, Init::Const(0.0))?,
+            running_var: p.buffer("running_var", channels, Init::Const(1.0))?,
+            num_batches_tracked: p.counter("num_batches_tracked")?,
+        })
+    }
+
+    /// Lets the statistics of a batch of `count` values per channel enter the running ones.
+    fn track(&self, stats: &Stats, count: usize) -> Result<()> {
+        if count < 2 {
+            candle_core::bail!("batch_norm: training needs more than one value per channel");
+        }
+        let unbiased = count as f64 / (count - 1) as f64;
+        let var: Vec<f64> = stats.var.iter().map(|v| v * unbiased).collect();
+        for (running, new) in [(&self.running_mean, &stats.mean), (&self.running_var, &var)] {
+            let new = Tensor::new(new.as_slice(), running.device())?.to_dtype(running.dtype())?;
+            running.set(&((running.as_tensor() * (1.0 - Self::MOMENTUM))? + (new * Self::MOMENTUM)?)?)?;
+        }
+        self.num_batches_tracked.set(&(self.num_batches_tracked.as_tensor() + 1.0)?)
+    }
+
+    fn running(&self) -> Result<Stats> {
+        let to_f64 = |v: &Var| v.as_detached_tensor().to_dtype(candle_core::DType::F64)?.to_vec1();
+        Ok(Stats { mean: to_f64(&self.running_mean)?, var: to_f64(&self.running_var)? })
+    }
+}
+
+impl ModuleT for BatchNorm {
+    /// `(.., C)` to the same shape; in training by the batch's statistics, which also enter the running ones.
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        if !train {
+            return batch_norm(x, &self.weight, &self.bias, &self.running()?, StatsOrigin::Running, Self::EPS);
+        }
+        let stats = batch_stats(x)?;
+        self.track(&stats, x.elem_count() / stats.mean.len())?;
+        batch_norm(x, &self.weight, &self.bias, &stats, StatsOrigin::Batch, Self::EPS)
+    }
+}
+
+/// PReLU with a slope per channel.
+#[derive(Clone, Debug)]
+pub struct PRelu {
+    weight: Tensor,
+}
+
+impl PRelu {
+    /// Creates `weight: (channels)`, 0.25 each as in PyTorch.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn new(channels: usize, mut p: Scope) -> Result<Self> {
+        Ok(Self { weight: p.param("weight", channels, Init::Const(0.25))? })
+    }
+}
+
+impl Module for PRelu {
+    /// `(.., C)` to the same shape.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        prelu(x, &self.weight)
+    }
+}
+
+/// Fully connected layer.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Creates `weight: (c_out, c_in)` and `bias: (c_out)`, both uniform in `+-1 / sqrt(c_in)` as in PyTorch.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn new(c_in: usize, c_out: usize, mut p: Scope) -> Result<Self> {
+        let init = Init::Uniform(1.0 / (c_in as f64).sqrt());
+        Ok(Self { weight: p.param("weight", (c_out, c_in), init)?, bias: Some(p.param("bias", c_out, init)?) })
+    }
+
+    /// Creates `weight: (c_out, c_in)` only.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn without_bias(c_in: usize, c_out: usize, init: Init, mut p: Scope) -> Result<Self> {
+        Ok(Self { weight: p.param("weight", (c_out, c_in), init)?, bias: None })
+    }
+}
+
+impl Module for Linear {
+    /// `(N, c_in)` to `(N, c_out)`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = x.matmul(&self.weight.t()?)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+/// Squeeze-excitation (Hu et al., CVPR 2018) with two bias-free 1x1 convolutions, as in ElasticFace's IResNet.
+#[derive(Clone, Debug)]
+pub struct SqueezeExcitation {
+    fc1: Tensor,
+    fc2: Tensor,
+}
+
+impl SqueezeExcitation {
+    /// Creates `fc1.weight: (channels / reduction, channels, 1, 1)` and `fc2.weight`, the reverse.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn new(channels: usize, reduction: usize, mut p: Scope) -> Result<Self> {
+        let hidden = channels / reduction;
+        let init = Init::Normal(0.1);
+        Ok(Self {
+            fc1: p.sub("fc1").param("weight", (hidden, channels, 1, 1), init)?,
+            fc2: p.sub("fc2").param("weight", (channels, hidden, 1, 1), init)?,
+        })
+    }
+}
+
+impl Module for SqueezeExcitation {
+    /// `(N, H, W, C)`, each channel scaled by a factor in (0, 1) computed from the means of all.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (n, h, w, c) = x.dims4()?;
+        let mean = x.reshape((n, h * w, c))?.mean(1)?;
+        let hidden = mean.matmul(&self.fc1.flatten_from(1)?.t()?)?.relu()?;
+        let scale = candle_nn::ops::sigmoid(&hidden.matmul(&self.fc2.flatten_from(1)?.t()?)?)?;
+        x.broadcast_mul(&scale.reshape((n, 1, 1, c))?)
+    }
+}

@@ -1,0 +1,8 @@
+//! Layers: named parameters and the ops that use them. Activations are channels-last.
+
+mod layers;
+mod params;
+
+pub use layers::{BatchNorm, Conv2d, Linear, PRelu, SqueezeExcitation};
+pub(crate) use params::standard_normal;
+pub use params::{Init, Params, Scope};

@@ -1,0 +1,156 @@
+//! Batch norm over rows of channels. Reductions run over blocks of a fixed number of rows and are joined in f64 in the
+//! blocks' order, so they do not depend on the number of threads.
+
+use candle_core::WithDType;
+use rayon::prelude::*;
+
+use super::Stats;
+
+/// Elements a worker takes at a time: small enough for a block to be read twice from the cache.
+const BLOCK_ELEMENTS: usize = 16 * 1024;
+
+fn block_len(channels: usize) -> usize {
+    (BLOCK_ELEMENTS / channels).max(1) * channels
+}
+
+/// Mean and variance: two passes within a block, then the pairwise update of Chan et al. (1979) between blocks.
+pub(super) fn stats<T: WithDType>(x: &[T], channels: usize) -> Stats {
+    let blocks: Vec<(Vec<T>, Vec<T>)> = x
+        .par_chunks(block_len(channels))
+        .map(|x| {
+            let count = T::from_f64((x.len() / channels) as f64);
+            let mut mean = vec![T::zero(); channels];
+            for row in x.chunks_exact(channels) {
+                mean.iter_mut().zip(row).for_each(|(m, &x)| *m += x);
+            }
+            mean.iter_mut().for_each(|m| *m /= count);
+            let mut m2 = vec![T::zero(); channels];
+            for row in x.chunks_exact(channels) {
+                for ((m2, &x), &m) in m2.iter_mut().zip(row).zip(&mean) {
+                    *m2 += (x - m) * (x - m);
+                }
+            }
+            (mean, m2)
+        })
+        .collect();
+    let (mut mean, mut m2, mut count) = (vec![0.0; channels], vec![0.0; channels], 0.0);
+    let sizes = x.chunks(block_len(channels)).map(|x| (x.len() / channels) as f64);
+    for ((block_mean, block_m2), n) in blocks.iter().zip(sizes) {
+        let total = count + n;
+        for c in 0..channels {
+            let delta = block_mean[c].to_f64() - mean[c];
+            mean[c] += delta * n / total;
+            m2[c] += block_m2[c].to_f64() + delta * delta * count * n / total;
+        }
+        count = total;
+    }
+    let var = m2.iter().map(|m2| m2 / count).collect();
+    Stats { mean, var }
+}
+
+/// `y = (x - mean) * scale + bias` per channel.
+pub(super) struct Affine<T> {
+    mean: Vec<T>,
+    scale: Vec<T>,
+    bias: Vec<T>,
+}
+
+impl<T: WithDType> Affine<T> {
+    pub(super) fn new(mean: &[f64], inv_std: &[f64], weight: &[T], bias: &[T]) -> Self {
+        let scale = weight.iter().zip(inv_std).map(|(w, s)| T::from_f64(w.to_f64() * s)).collect();
+        Self { mean: mean.iter().map(|&m| T::from_f64(m)).collect(), scale, bias: bias.to_vec() }
+    }
+
+    pub(super) fn apply(&self, x: &[T]) -> Vec<T> {
+        let channels = self.mean.len();
+        let mut y = vec![T::zero(); x.len()];
+        let len = block_len(channels);
+        y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| {
+            for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                let constants = self.mean.iter().zip(&self.scale).zip(&self.bias);
+                for ((y, &x), ((&mean, &scale), &bias)) in y.iter_mut().zip(x).zip(constants) {
+                    *y = (x - mean) * scale + bias;
+                }
+            }
+        });
+        y
+    }
+}
+
+/// `(2, C)`: per channel the sum of `gy`, then the sum of `gy * (x - mean) * inv_std`.
+pub(super) fn grad_sums<T: WithDType>(x: &[T], gy: &[T], mean: &[f64], inv_std: &[f64]) -> Vec<T> {
+    let channels = mean.len();
+    let mean: Vec<T> = mean.iter().map(|&m| T::from_f64(m)).collect();
+    let len = block_len(channels);
+    let blocks: Vec<Vec<T>> = x
+        .par_chunks(len)
+        .zip(gy.par_chunks(len))
+        .map(|(x, gy)| {
+            let mut sums = vec![T::zero(); 2 * channels];
+            let (sum, sum_x) = sums.split_at_mut(channels);
+            for (x, gy) in x.chunks_exact(channels).zip(gy.chunks_exact(channels)) {
+                let row = x.iter().zip(gy).zip(&mean);
+                for ((sum, sum_x), ((&x, &gy), &mean)) in sum.iter_mut().zip(sum_x.iter_mut()).zip(row) {
+                    *sum += gy;
+                    *sum_x += gy * (x - mean);
+                }
+            }
+            sums
+        })
+        .collect();
+    let mut total = vec![0.0; 2 * channels];
+    for sums in &blocks {
+        total.iter_mut().zip(sums).for_each(|(a, b)| *a += b.to_f64());
+    }
+    total[channels..].iter_mut().zip(inv_std).for_each(|(sum, s)| *sum *= s);
+    total.into_iter().map(T::from_f64).collect()
+}
+
+/// The input's gradient as `gy * scale + (x - mean) * slope + shift` per channel.
+pub(super) struct GradTerms {
+    mean: Vec<f64>,
+    inv_std: Vec<f64>,
+    scale: Vec<f64>,
+    slope: Vec<f64>,
+    shift: Vec<f64>,
+}
+
+impl GradTerms {
+    /// With constant statistics.
+    pub(super) fn new(mean: &[f64], inv_std: &[f64], weight: &[f64]) -> Self {
+        let zeros = vec![0.0; mean.len()];
+        Self {
+            mean: mean.to_vec(),
+            inv_std: inv_std.to_vec(),
+            scale: weight.iter().zip(inv_std).map(|(w, s)| w * s).collect(),
+            slope: zeros.clone(),
+            shift: zeros,
+        }
+    }
+
+    /// Adds what flows through the batch's own mean and variance; `sums` as of [`grad_sums`].
+    pub(super) fn through_stats(&mut self, sums: &[f64], count: usize) {
+        let (channels, count) = (self.mean.len(), count as f64);
+        for c in 0..channels {
+            self.shift[c] = -self.scale[c] * sums[c] / count;
+            self.slope[c] = -self.scale[c] * self.inv_std[c] * sums[channels + c] / count;
+        }
+    }
+
+    pub(super) fn apply<T: WithDType>(&self, x: &[T], gy: &[T]) -> Vec<T> {
+        let channels = self.mean.len();
+        let cast = |v: &[f64]| v.iter().map(|&v| T::from_f64(v)).collect::<Vec<T>>();
+        let (mean, scale, slope, shift) = (cast(&self.mean), cast(&self.scale), cast(&self.slope), cast(&self.shift));
+        let mut gx = vec![T::zero(); x.len()];
+        let len = block_len(channels);
+        gx.par_chunks_mut(len).zip(x.par_chunks(len).zip(gy.par_chunks(len))).for_each(|(gx, (x, gy))| {
+            let rows = gx.chunks_exact_mut(channels).zip(x.chunks_exact(channels).zip(gy.chunks_exact(channels)));
+            for (gx, (x, gy)) in rows {
+                for c in 0..channels {
+                    gx[c] = gy[c] * scale[c] + (x[c] - mean[c]) * slope[c] + shift[c];
+                }
+            }
+        });
+        gx
+    }
+}

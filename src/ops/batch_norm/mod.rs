@@ -1,0 +1,185 @@
+//! Batch normalisation over the last axis (Ioffe and Szegedy, 2015, algorithm 1), with its backward.
+
+mod cpu;
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::slice::{self, for_float};
+
+/// Mean and biased variance of each channel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stats {
+    /// Mean per channel.
+    pub mean: Vec<f64>,
+    /// Mean squared deviation per channel.
+    pub var: Vec<f64>,
+}
+
+/// Whether the statistics depend on the input, as in training, or are constants, as in evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatsOrigin {
+    /// They were taken from this very input, and the gradient flows through them.
+    Batch,
+    /// They are running averages.
+    Running,
+}
+
+/// Returns the statistics of `x: (.., C)` over all axes but the last, f32 or f64, accumulated in f64 around the first
+/// value of each channel.
+///
+/// # Errors
+/// When `x` is empty, not on the CPU or of another dtype.
+pub fn batch_stats(x: &Tensor) -> Result<Stats> {
+    let x = x.contiguous()?;
+    let channels = channels(x.shape())?;
+    if x.elem_count() == 0 {
+        bail!("batch_norm: no values in {:?}", x.shape());
+    }
+    let (storage, layout) = x.storage_and_layout();
+    let candle_core::Storage::Cpu(storage) = &*storage else { bail!("batch_norm: expected a CPU tensor") };
+    Ok(for_float!("batch_norm", storage, T => cpu::stats(slice::cpu::<T>("batch_norm", storage, layout)?, channels)))
+}
+
+/// Returns `(x - mean) / sqrt(var + eps) * weight + bias`, of the shape of `x`.
+///
+/// - `x`: `(.., C)`, f32 or f64
+/// - `weight`, `bias`: `(C)`, same dtype
+/// - `stats`: from [`batch_stats`] of the same `x` for [`StatsOrigin::Batch`]
+///
+/// `x`, `weight` and `bias` receive gradients.
+///
+/// # Errors
+/// When shapes or dtypes do not fit each other.
+pub fn batch_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    stats: &Stats,
+    origin: StatsOrigin,
+    eps: f64,
+) -> Result<Tensor> {
+    let c = channels(x.shape())?;
+    if weight.dims() != [c] || bias.dims() != [c] || stats.mean.len() != c || stats.var.len() != c {
+        bail!(
+            "batch_norm: input {:?} does not fit weight {:?}, bias {:?} and statistics of {} channels",
+            x.shape(),
+            weight.shape(),
+            bias.shape(),
+            stats.mean.len()
+        );
+    }
+    let inv_std = stats.var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
+    let op = BatchNorm { mean: stats.mean.clone(), inv_std, origin };
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+}
+
+/// The same in training mode, composed of candle's tensor ops, for tests.
+///
+/// # Errors
+/// As [`batch_norm`].
+pub fn batch_norm_reference(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let c = channels(x.shape())?;
+    let rows = x.reshape(((), c))?;
+    let centred = rows.broadcast_sub(&rows.mean_keepdim(0)?)?;
+    let std = (centred.sqr()?.mean_keepdim(0)? + eps)?.sqrt()?;
+    centred.broadcast_div(&std)?.broadcast_mul(weight)?.broadcast_add(bias)?.reshape(x.shape())
+}
+
+fn channels(shape: &Shape) -> Result<usize> {
+    match shape.dims().last() {
+        Some(&c) if c > 0 => Ok(c),
+        _ => bail!("batch_norm: expected at least one channel in the last axis, found {shape:?}"),
+    }
+}
+
+struct BatchNorm {
+    mean: Vec<f64>,
+    inv_std: Vec<f64>,
+    origin: StatsOrigin,
+}
+
+impl CustomOp3 for BatchNorm {
+    fn name(&self) -> &'static str {
+        "batch_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = for_float!("batch_norm", x, T => {
+            let w = slice::cpu::<T>("batch_norm", w, wl)?;
+            let b = slice::cpu::<T>("batch_norm", b, bl)?;
+            let affine = cpu::Affine::new(&self.mean, &self.inv_std, w, b);
+            <T as candle_core::WithDType>::to_cpu_storage_owned(affine.apply(slice::cpu("batch_norm", x, xl)?))
+        });
+        Ok((y, xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _b: &Tensor,
+        _y: &Tensor,
+        gy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let gy = gy.contiguous()?;
+        // Row 0: the sum of gy, the bias's gradient; row 1: the sum of gy * x_hat, the weight's.
+        let sums = Sums { mean: self.mean.clone(), inv_std: self.inv_std.clone() };
+        let sums = x.apply_op2_no_bwd(&gy, &sums)?;
+        let c = self.mean.len();
+        let count = x.elem_count() / c;
+        let mut terms = cpu::GradTerms::new(&self.mean, &self.inv_std, &to_f64(w)?);
+        if self.origin == StatsOrigin::Batch {
+            terms.through_stats(&to_f64(&sums)?, count);
+        }
+        let gx = x.apply_op2_no_bwd(&gy, &GradX(terms))?;
+        Ok((Some(gx), Some(sums.get(1)?), Some(sums.get(0)?)))
+    }
+}
+
+fn to_f64(x: &Tensor) -> Result<Vec<f64>> {
+    x.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1()
+}
+
+struct Sums {
+    mean: Vec<f64>,
+    inv_std: Vec<f64>,
+}
+
+impl CustomOp2 for Sums {
+    fn name(&self) -> &'static str {
+        "batch_norm_sums"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, gy: &CpuStorage, gyl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let sums = for_float!("batch_norm_sums", x, T => {
+            let (x, gy) = (slice::cpu::<T>("batch_norm_sums", x, xl)?, slice::cpu::<T>("batch_norm_sums", gy, gyl)?);
+            let sums = cpu::grad_sums(x, gy, &self.mean, &self.inv_std);
+            <T as candle_core::WithDType>::to_cpu_storage_owned(sums)
+        });
+        Ok((sums, Shape::from((2, self.mean.len()))))
+    }
+}
+
+struct GradX(cpu::GradTerms);
+
+impl CustomOp2 for GradX {
+    fn name(&self) -> &'static str {
+        "batch_norm_grad_x"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, gy: &CpuStorage, gyl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let gx = for_float!("batch_norm_grad_x", x, T => {
+            let (x, gy) = (slice::cpu::<T>("batch_norm_grad_x", x, xl)?, slice::cpu::<T>("batch_norm_grad_x", gy, gyl)?);
+            <T as candle_core::WithDType>::to_cpu_storage_owned(self.0.apply(x, gy))
+        });
+        Ok((gx, xl.shape().clone()))
+    }
+}

@@ -1,0 +1,175 @@
+//! 2-d convolution, channels-last, with both gradients.
+//!
+//! candle 0.11 runs the input gradient as a naive transposed convolution and a grouped convolution as one convolution
+//! per group; neither can train a network at useful speed. Here the dense case is a matrix product over tiles of
+//! gathered patches (im2col), and the grouped case, depthwise included, is direct.
+
+mod dense;
+mod grouped;
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+use super::slice::{self, for_float};
+
+/// Stride, zero padding and number of groups of a convolution, the same for both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvConfig {
+    /// Distance in pixels between the patches of neighbouring outputs.
+    pub stride: usize,
+    /// Pixels of zeros around the input.
+    pub padding: usize,
+    /// Number of groups; input and output channels are split evenly and a group sees only its own.
+    pub groups: usize,
+}
+
+impl Default for ConvConfig {
+    fn default() -> Self {
+        Self { stride: 1, padding: 0, groups: 1 }
+    }
+}
+
+/// Returns the cross-correlation of `x` with `w`: `(N, (H + 2 padding - KH) / stride + 1, likewise W, C_out)`.
+///
+/// - `x`: `(N, H, W, C_in)`, f32 or f64
+/// - `w`: `(C_out, C_in / groups, KH, KW)` (PyTorch's layout), same dtype
+///
+/// Both arguments receive gradients.
+///
+/// # Errors
+/// When shapes, groups or dtypes do not fit each other.
+pub fn conv2d(x: &Tensor, w: &Tensor, config: ConvConfig) -> Result<Tensor> {
+    x.contiguous()?.apply_op2(&w.contiguous()?, Conv2d(config))
+}
+
+/// The same by candle's own convolution, for tests.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn conv2d_reference(x: &Tensor, w: &Tensor, config: ConvConfig) -> Result<Tensor> {
+    let ConvConfig { stride, padding, groups } = config;
+    x.permute((0, 3, 1, 2))?.contiguous()?.conv2d(w, padding, stride, 1, groups)?.permute((0, 2, 3, 1))?.contiguous()
+}
+
+/// Sizes of one convolution; `(n, h, w, c)` of the input, `(ho, wo, co)` of the output.
+#[derive(Clone, Copy, Debug)]
+struct Dims {
+    n: usize,
+    h: usize,
+    w: usize,
+    c: usize,
+    ho: usize,
+    wo: usize,
+    co: usize,
+    kh: usize,
+    kw: usize,
+    stride: usize,
+    padding: usize,
+    groups: usize,
+}
+
+impl Dims {
+    fn new(x: &Shape, w: &Shape, config: ConvConfig) -> Result<Self> {
+        let ConvConfig { stride, padding, groups } = config;
+        let (n, h, width, c) = x.dims4()?;
+        let (co, cg, kh, kw) = w.dims4()?;
+        if groups == 0 || stride == 0 || kh == 0 || kw == 0 {
+            bail!("conv2d: stride, groups and kernel must be positive, found {config:?} and weight {w:?}");
+        }
+        if c != cg * groups || co % groups != 0 {
+            bail!("conv2d: input {x:?} does not fit weight {w:?} in {groups} groups");
+        }
+        if h + 2 * padding < kh || width + 2 * padding < kw {
+            bail!("conv2d: input {x:?} with padding {padding} is smaller than the kernel {w:?}");
+        }
+        let ho = (h + 2 * padding - kh) / stride + 1;
+        let wo = (width + 2 * padding - kw) / stride + 1;
+        Ok(Self { n, h, w: width, c, ho, wo, co, kh, kw, stride, padding, groups })
+    }
+
+    fn x_shape(&self) -> Shape {
+        Shape::from((self.n, self.h, self.w, self.c))
+    }
+
+    fn y_shape(&self) -> Shape {
+        Shape::from((self.n, self.ho, self.wo, self.co))
+    }
+
+    fn w_shape(&self) -> Shape {
+        Shape::from((self.co, self.c / self.groups, self.kh, self.kw))
+    }
+
+    /// Elements of one patch: rows of the unfolded weight.
+    fn patch(&self) -> usize {
+        self.kh * self.kw * self.c
+    }
+
+    /// Output pixels of the whole batch.
+    fn pixels(&self) -> usize {
+        self.n * self.ho * self.wo
+    }
+}
+
+struct Conv2d(ConvConfig);
+
+impl CustomOp2 for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let d = Dims::new(xl.shape(), wl.shape(), self.0)?;
+        let y = for_float!("conv2d", x, T => {
+            let (x, w) = (slice::cpu::<T>("conv2d", x, xl)?, slice::cpu::<T>("conv2d", w, wl)?);
+            let y = if d.groups == 1 { dense::forward(x, w, d) } else { grouped::forward(x, w, d) };
+            <T as candle_core::WithDType>::to_cpu_storage_owned(y)
+        });
+        Ok((y, d.y_shape()))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let d = Dims::new(x.shape(), w.shape(), self.0)?;
+        let gy = gy.contiguous()?;
+        // The input image needs no gradient, and its convolution is the widest of the network.
+        let gx = if x.track_op() { Some(gy.apply_op2_no_bwd(w, &GradX(d))?) } else { None };
+        let gw = x.apply_op2_no_bwd(&gy, &GradW(d))?;
+        Ok((gx, Some(gw)))
+    }
+}
+
+/// The gradient with respect to the input, from that of the output and the weight.
+struct GradX(Dims);
+
+impl CustomOp2 for GradX {
+    fn name(&self) -> &'static str {
+        "conv2d_grad_x"
+    }
+
+    fn cpu_fwd(&self, gy: &CpuStorage, gyl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let d = self.0;
+        let gx = for_float!("conv2d_grad_x", gy, T => {
+            let (gy, w) = (slice::cpu::<T>("conv2d_grad_x", gy, gyl)?, slice::cpu::<T>("conv2d_grad_x", w, wl)?);
+            let gx = if d.groups == 1 { dense::grad_x(gy, w, d) } else { grouped::grad_x(gy, w, d) };
+            <T as candle_core::WithDType>::to_cpu_storage_owned(gx)
+        });
+        Ok((gx, d.x_shape()))
+    }
+}
+
+/// The gradient with respect to the weight, from the input and the gradient of the output.
+struct GradW(Dims);
+
+impl CustomOp2 for GradW {
+    fn name(&self) -> &'static str {
+        "conv2d_grad_w"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, gy: &CpuStorage, gyl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let d = self.0;
+        let gw = for_float!("conv2d_grad_w", x, T => {
+            let (x, gy) = (slice::cpu::<T>("conv2d_grad_w", x, xl)?, slice::cpu::<T>("conv2d_grad_w", gy, gyl)?);
+            let gw = if d.groups == 1 { dense::grad_w(x, gy, d) } else { grouped::grad_w(x, gy, d) };
+            <T as candle_core::WithDType>::to_cpu_storage_owned(gw)
+        });
+        Ok((gw, d.w_shape()))
+    }
+}

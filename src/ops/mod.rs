@@ -1,0 +1,15 @@
+//! Differentiable operations that candle lacks or does badly (convolution gradients, batch norm in training, PReLU,
+//! the margin softmax). Activations are channels-last: `(N, H, W, C)`.
+//!
+//! An op is a documented function, a CPU kernel, and a `reference` made of candle's tensor ops for the tests.
+
+pub mod batch_norm;
+pub mod conv;
+pub mod cross_entropy;
+pub mod margin;
+pub mod normalize;
+pub mod prelu;
+pub mod sgd;
+
+mod gemm;
+mod slice;

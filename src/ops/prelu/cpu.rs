@@ -1,0 +1,62 @@
+//! PReLU over rows of channels.
+
+use candle_core::WithDType;
+use rayon::prelude::*;
+
+/// Elements a worker takes at a time.
+const BLOCK_ELEMENTS: usize = 16 * 1024;
+
+fn block_len(channels: usize) -> usize {
+    (BLOCK_ELEMENTS / channels).max(1) * channels
+}
+
+pub(super) fn forward<T: WithDType>(x: &[T], slope: &[T]) -> Vec<T> {
+    let mut y = vec![T::zero(); x.len()];
+    let len = block_len(slope.len());
+    y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| {
+        for (y, x) in y.chunks_exact_mut(slope.len()).zip(x.chunks_exact(slope.len())) {
+            for ((y, &x), &a) in y.iter_mut().zip(x).zip(slope) {
+                *y = if x > T::zero() { x } else { a * x };
+            }
+        }
+    });
+    y
+}
+
+pub(super) fn grad_x<T: WithDType>(x: &[T], slope: &[T], gy: &[T]) -> Vec<T> {
+    let mut gx = vec![T::zero(); x.len()];
+    let channels = slope.len();
+    let len = block_len(channels);
+    gx.par_chunks_mut(len).zip(x.par_chunks(len).zip(gy.par_chunks(len))).for_each(|(gx, (x, gy))| {
+        let rows = gx.chunks_exact_mut(channels).zip(x.chunks_exact(channels).zip(gy.chunks_exact(channels)));
+        for (gx, (x, gy)) in rows {
+            for c in 0..channels {
+                gx[c] = if x[c] > T::zero() { gy[c] } else { slope[c] * gy[c] };
+            }
+        }
+    });
+    gx
+}
+
+/// Sum of `gy * min(x, 0)` per channel; blocks are joined in their order, in f64.
+pub(super) fn grad_slope<T: WithDType>(x: &[T], gy: &[T], channels: usize) -> Vec<T> {
+    let len = block_len(channels);
+    let blocks: Vec<Vec<T>> = x
+        .par_chunks(len)
+        .zip(gy.par_chunks(len))
+        .map(|(x, gy)| {
+            let mut sum = vec![T::zero(); channels];
+            for (x, gy) in x.chunks_exact(channels).zip(gy.chunks_exact(channels)) {
+                for ((sum, &x), &gy) in sum.iter_mut().zip(x).zip(gy) {
+                    *sum += if x > T::zero() { T::zero() } else { gy * x };
+                }
+            }
+            sum
+        })
+        .collect();
+    let mut total = vec![0.0; channels];
+    for sum in &blocks {
+        total.iter_mut().zip(sum).for_each(|(a, b)| *a += b.to_f64());
+    }
+    total.into_iter().map(T::from_f64).collect()
+}

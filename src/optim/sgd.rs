@@ -1,0 +1,132 @@
+//! SGD with momentum and weight decay over named parameters.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Result, Tensor, Var, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::nn::Params;
+use crate::ops::sgd::{SgdStep, sgd_step};
+
+/// SGD settings; the defaults are those of METHOD's recipe (fdbtrs/ElasticFace and fdbtrs/Masked-Face-Recognition-KD,
+/// `config/config.py`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SgdConfig {
+    /// Learning rate before any decay, for a batch of `lr_batch`.
+    pub lr: f64,
+    /// Batch size that `lr` is meant for; the rate is scaled by `batch / lr_batch` (Goyal et al., 2017).
+    pub lr_batch: usize,
+    /// Share of the previous update that is kept.
+    pub momentum: f64,
+    /// L2 penalty on every trained parameter, backbone and head.
+    pub weight_decay: f64,
+    /// Largest norm of the backbone's gradient; a longer one is scaled down to it. 0 turns clipping off.
+    pub clip_norm: f64,
+}
+
+impl Default for SgdConfig {
+    fn default() -> Self {
+        Self { lr: 0.1, lr_batch: 512, momentum: 0.9, weight_decay: 5e-4, clip_norm: 5.0 }
+    }
+}
+
+impl SgdConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> crate::Result<()> {
+        let wrong = |what: String| Err(crate::Error::Config(format!("optim.{what}")));
+        if !(self.lr.is_finite() && self.lr > 0.0) {
+            return wrong(format!("lr: expected a positive number, found {}", self.lr));
+        }
+        if self.lr_batch == 0 {
+            return wrong("lr_batch: expected at least 1, found 0".into());
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return wrong(format!("momentum: expected 0 <= momentum < 1, found {}", self.momentum));
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return wrong(format!("weight_decay: expected 0 or more, found {}", self.weight_decay));
+        }
+        if !(self.clip_norm.is_finite() && self.clip_norm >= 0.0) {
+            return wrong(format!("clip_norm: expected 0 or more, found {}", self.clip_norm));
+        }
+        Ok(())
+    }
+}
+
+/// The optimiser: parameters with their velocities, in name order.
+#[derive(Debug)]
+pub struct Sgd {
+    vars: Vec<(String, Var, Tensor)>,
+    config: SgdConfig,
+}
+
+impl Sgd {
+    /// Returns an optimiser of all trainable parameters of `params`.
+    ///
+    /// # Errors
+    /// When memory for the velocities cannot be had.
+    pub fn new(params: &Params, config: &SgdConfig) -> Result<Self> {
+        let vars = params
+            .trainable()
+            .map(|(name, var)| Ok((name.to_owned(), var.clone(), var.zeros_like()?)))
+            .collect::<Result<_>>()?;
+        Ok(Self { vars, config: config.clone() })
+    }
+
+    /// Returns the gradients of all parameters, in name order.
+    ///
+    /// # Errors
+    /// When a parameter received none: one error that names it. A silently skipped parameter would never train.
+    pub fn gradients<'a>(&self, grads: &'a GradStore) -> Result<Vec<&'a Tensor>> {
+        let missing: Vec<_> =
+            self.vars.iter().filter(|(_, var, _)| grads.get(var).is_none()).map(|(name, ..)| name.as_str()).collect();
+        if !missing.is_empty() {
+            let shown = missing.iter().take(20).copied().collect::<Vec<_>>().join(", ");
+            bail!("{} trainable parameters received no gradient: {shown}", missing.len());
+        }
+        Ok(self.vars.iter().filter_map(|(_, var, _)| grads.get(var)).collect())
+    }
+
+    /// Updates every parameter with learning rate `lr` and its gradient times `grad_scale`.
+    ///
+    /// # Errors
+    /// When `gradients` are not those of [`Self::gradients`].
+    pub fn step(&mut self, gradients: &[&Tensor], lr: f64, grad_scale: f64) -> Result<()> {
+        if gradients.len() != self.vars.len() {
+            bail!("sgd: {} parameters, but {} gradients", self.vars.len(), gradients.len());
+        }
+        let (momentum, weight_decay) = (self.config.momentum, self.config.weight_decay);
+        for ((_, var, velocity), grad) in self.vars.iter().zip(gradients) {
+            sgd_step(var, velocity, grad, SgdStep { lr, momentum, weight_decay, grad_scale })?;
+        }
+        Ok(())
+    }
+
+    /// Returns the velocities by parameter name, sharing memory with the optimiser.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        self.vars.iter().map(|(name, _, velocity)| (name.clone(), velocity.clone())).collect()
+    }
+}
+
+/// Returns the L2 norm of all gradients taken together (PyTorch's `clip_grad_norm_`), in f64.
+///
+/// # Errors
+/// When a gradient cannot be read.
+pub fn grad_norm(gradients: &[&Tensor]) -> Result<f64> {
+    let mut sum = 0.0;
+    for g in gradients {
+        sum += g.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    }
+    Ok(sum.sqrt())
+}
+
+/// Returns what gradients of norm `norm` are multiplied by so that it is at most `max_norm`: PyTorch's
+/// `min(1, max_norm / (norm + 1e-6))`; 1 if `max_norm` is 0.
+pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
+    if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
+}

@@ -1,0 +1,6 @@
+//! The integration tests, one binary.
+
+mod fixture;
+mod losses;
+mod models;
+mod ops;
