@@ -1,13 +1,24 @@
-//! Mask-invariant face recognition in pure Rust.
+//! Mask-invariant face recognition in pure Rust on candle: the system of "Mask-invariant Face Recognition through
+//! Template-level Knowledge Distillation" (Huber et al., FG 2021).
+//!
+//! A frozen teacher sees clean faces; a student sees the same faces, half of them masked, and learns to give the
+//! teacher's embeddings. [`train::Experiment`] does the whole of it, [`eval::evaluate`] measures what came out; the
+//! modules below are its parts and can be used alone.
 #![deny(missing_docs)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod data;
 pub mod error;
+pub mod eval;
 pub mod losses;
 pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod testing;
+pub mod train;
+pub mod weights;
 
 pub use error::{Error, Result};

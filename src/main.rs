@@ -1,1 +1,7 @@
-fn main() {}
+//! The `maskinv` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    maskinv::cli::main()
+}

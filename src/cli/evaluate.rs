@@ -1,0 +1,104 @@
+//! `maskinv evaluate`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::progress::Progress;
+use super::{print_json, use_threads};
+use crate::eval::{Evaluation, Setting, evaluate, table};
+use crate::train::{Config, Event, load_backbone, preset};
+
+/// What to measure, and on what.
+#[derive(Args, Debug)]
+pub struct EvaluateArgs {
+    /// Checkpoints, or their folders
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<PathBuf>,
+    /// A folder of identities, or one with LFW's lists beside `images/`; procedural faces without it
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Settings to start from [default: procedural, or lfw-small with --data]
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    preset: Option<String>,
+    /// Settings from a TOML file, such as the config.toml of a training
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Decides the masks that test images wear, and the test set where no list does
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Any other setting, such as eval.mask.kinds=["cloth"]; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Threads of the computation [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Prints all figures as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl EvaluateArgs {
+    /// Evaluates each model and prints a table.
+    ///
+    /// # Errors
+    /// When a checkpoint, setting or image is wrong.
+    pub fn run(self) -> Result<()> {
+        use_threads(self.threads.map(usize::from))?;
+        let mut config = match (&self.config, &self.preset, &self.data) {
+            (Some(path), ..) => Config::read(path)?,
+            (None, Some(name), _) => preset(name)?,
+            (None, None, Some(_)) => preset("lfw-small")?,
+            (None, None, None) => preset("procedural")?,
+        };
+        if let Some(root) = &self.data {
+            config.data.root = Some(root.clone());
+        }
+        if let Some(seed) = self.seed {
+            config.train.seed = seed;
+            config.eval.seed = seed;
+        }
+        for assignment in &self.set {
+            config.set(assignment)?;
+        }
+        config.validate()?;
+        let models = self.models.iter().map(|path| Ok((path.display().to_string(), load_backbone(path)?)));
+        let models = models.collect::<Result<Vec<_>>>()?;
+        let test = config.data.open_test(config.train.seed)?;
+        let mut progress = Progress::new();
+        let mut evaluations = Vec::new();
+        for (name, model) in &models {
+            let on = |done, total| progress.show(Event::Embedded { done, total });
+            evaluations.push((name.as_str(), evaluate(model, &test, &config.eval, on).context(name.clone())?));
+        }
+        if self.json {
+            return print_json(&record(&config, &test.description, &evaluations));
+        }
+        println!("{}:\n", test.description);
+        let rows: Vec<(&str, &Evaluation)> = evaluations.iter().map(|(name, e)| (*name, e)).collect();
+        println!("{}\n", table(&rows));
+        for (name, evaluation) in &evaluations {
+            let accuracy = |s: Setting| {
+                let a = &evaluation.get(s).accuracy;
+                format!("{} {:.2} +- {:.2} %", s.name(), 100.0 * a.mean, 100.0 * a.std)
+            };
+            println!("{name}: {}-fold accuracy {}", test.num_folds, Setting::ALL.map(accuracy).join(", "));
+        }
+        Ok(())
+    }
+}
+
+/// The figures with what is needed to repeat them.
+fn record(config: &Config, test_set: &str, evaluations: &[(&str, Evaluation)]) -> serde_json::Value {
+    serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": env!("MASKINV_COMMIT"),
+        "device": "cpu",
+        "threads": rayon::current_num_threads(),
+        "test_set": test_set,
+        "config": config,
+        "models": evaluations.iter().map(|(name, e)| (name.to_string(), serde_json::json!(e)))
+            .collect::<serde_json::Map<_, _>>(),
+    })
+}

@@ -1,0 +1,177 @@
+//! `maskinv mask`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use image::{RgbImage, imageops};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
+use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, is_image, mask_landmarks, read_image};
+
+/// Largest number of faces on a contact sheet.
+const SHEET_ROWS: usize = 12;
+
+/// Which images, and which masks.
+#[derive(Args, Debug)]
+pub struct MaskArgs {
+    /// An aligned 112x112 crop, a photo with --landmarks, or a folder of crops with any sub-folders
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// Where the masked image goes, or the folder of them; they keep their names
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// Kinds to draw from: surgical, cloth, ffp2, low_worn, high_worn, patterned, respirator, gaiter [default: all]
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = parse_name::<MaskKind>)]
+    kind: Vec<MaskKind>,
+    /// Colours to draw from, such as white, light_blue, black [default: all]
+    #[arg(long, value_name = "COLOUR", value_delimiter = ',', value_parser = parse_name::<MaskColour>)]
+    colour: Vec<MaskColour>,
+    /// The published code's masks from this RGBA template, 8 px to the left on crops, colours wrapping around
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "colour"])]
+    reference: Option<PathBuf>,
+    /// Ten numbers x1,y1,..,x5,y5 in pixels: eyes, nose, mouth corners, each pair from the image's left
+    #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, allow_hyphen_values = true)]
+    landmarks: Vec<f32>,
+    /// Decides the masks
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Writes one picture instead: up to 12 faces, each clean and with every kind
+    #[arg(long, conflicts_with = "landmarks")]
+    sheet: bool,
+}
+
+fn parse_name<T: serde::de::DeserializeOwned>(name: &str) -> std::result::Result<T, String> {
+    serde_json::from_value(serde_json::Value::String(name.to_owned())).map_err(|e| e.to_string())
+}
+
+impl MaskArgs {
+    /// Draws the masks and writes the images.
+    ///
+    /// # Errors
+    /// When an image or the template is missing or broken, or the output exists or cannot be written.
+    pub fn run(self) -> Result<()> {
+        let inputs = list_images(&self.input)?;
+        if self.sheet {
+            return self.write_sheet(&inputs);
+        }
+        let masker = Masker::new(&self.config())?;
+        for (i, path) in inputs.iter().enumerate() {
+            let mut image = read_image(path)?;
+            let landmarks = self.landmarks_of(path, &image)?;
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            rng.set_stream(i as u64);
+            masker.apply(&mut image, &landmarks, &mut rng).with_context(|| path.display().to_string())?;
+            let output = if self.input.is_dir() {
+                self.output.join(path.strip_prefix(&self.input)?)
+            } else {
+                self.output.clone()
+            };
+            save(&image, &output)?;
+        }
+        eprintln!("{} images masked", inputs.len());
+        Ok(())
+    }
+
+    fn config(&self) -> MaskConfig {
+        let mut config = MaskConfig::default();
+        if !self.kind.is_empty() {
+            config.kinds.clone_from(&self.kind);
+        }
+        if !self.colour.is_empty() {
+            config.colours.clone_from(&self.colour);
+        }
+        if let Some(template) = &self.reference {
+            config.protocol = MaskProtocol::Reference;
+            config.template = Some(template.clone());
+            config.template_shift = TemplateShift::None;
+        }
+        config
+    }
+
+    fn landmarks_of(&self, path: &Path, image: &RgbImage) -> Result<Landmarks> {
+        let given: Vec<[f32; 2]> = self.landmarks.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
+        match <Landmarks>::try_from(given) {
+            Ok(landmarks) if self.landmarks.len() == 10 => Ok(landmarks),
+            _ if !self.landmarks.is_empty() => {
+                bail!("--landmarks: expected 10 numbers, found {}", self.landmarks.len())
+            }
+            _ if image.dimensions() == (FACE_SIZE, FACE_SIZE) => {
+                Ok(mask_landmarks(self.config().protocol, &ALIGNED_LANDMARKS))
+            }
+            _ => {
+                let (w, h) = image.dimensions();
+                bail!(
+                    "{}: expected a crop aligned to {FACE_SIZE}x{FACE_SIZE}, found {w}x{h}; give its --landmarks",
+                    path.display()
+                )
+            }
+        }
+    }
+
+    fn write_sheet(&self, inputs: &[PathBuf]) -> Result<()> {
+        let base = self.config();
+        // One masker per column; the reference protocol has a single kind.
+        let columns: Vec<MaskConfig> = match base.protocol {
+            MaskProtocol::Reference => vec![base],
+            MaskProtocol::Corrected => {
+                base.kinds.iter().map(|&kind| MaskConfig { kinds: vec![kind], ..base.clone() }).collect()
+            }
+        };
+        let maskers = columns.iter().map(Masker::new).collect::<crate::Result<Vec<_>>>()?;
+        // Spread over the folder rather than its first identity.
+        let step = inputs.len().div_ceil(SHEET_ROWS).max(1);
+        let rows: Vec<&PathBuf> = inputs.iter().step_by(step).collect();
+        let mut sheet = RgbImage::new(FACE_SIZE * (1 + maskers.len() as u32), FACE_SIZE * rows.len() as u32);
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        for (row, path) in rows.iter().enumerate() {
+            let image = read_image(path)?;
+            let landmarks = self.landmarks_of(path, &image)?;
+            let y = i64::from(FACE_SIZE) * row as i64;
+            imageops::replace(&mut sheet, &image, 0, y);
+            for (column, masker) in maskers.iter().enumerate() {
+                let mut image = image.clone();
+                masker.apply(&mut image, &landmarks, &mut rng).with_context(|| path.display().to_string())?;
+                imageops::replace(&mut sheet, &image, i64::from(FACE_SIZE) * (1 + column as i64), y);
+            }
+        }
+        save(&sheet, &self.output)
+    }
+}
+
+/// The images at `path`, a file or a folder with sub-folders, in name order.
+fn list_images(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut found = Vec::new();
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let entry = entry.with_context(|| folder.display().to_string())?;
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else if is_image(&entry.file_name()) {
+                found.push(entry.path());
+            }
+        }
+    }
+    if found.is_empty() {
+        bail!("{}: expected images, found none", path.display());
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Writes a new image; the format follows the extension.
+fn save(image: &RgbImage, path: &Path) -> Result<()> {
+    if path.exists() {
+        bail!("{}: exists already", path.display());
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    image.save(path).with_context(|| path.display().to_string())
+}

@@ -1,0 +1,93 @@
+//! The command line: parses flags, shows progress on stderr, prints results on stdout.
+
+mod evaluate;
+mod mask;
+mod progress;
+mod train;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+pub use evaluate::EvaluateArgs;
+pub use mask::MaskArgs;
+pub use train::TrainArgs;
+
+/// Mask-invariant face recognition: train, evaluate and use MaskInv.
+#[derive(Debug, Parser)]
+#[command(name = "maskinv", version, about, long_about = LONG_ABOUT)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const LONG_ABOUT: &str = "\
+Mask-invariant face recognition: train, evaluate and use MaskInv (Huber et al., FG 2021).
+
+Face images are personal data. Use them with the consent and under the licence that your data set needs, and look at \
+the error rates that `maskinv evaluate` measures before anything depends on a match.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Trains a teacher on clean faces and students on masked ones, and compares them on unseen people
+    Train(TrainArgs),
+    /// Measures checkpoints on clean and masked faces of unseen people
+    Evaluate(EvaluateArgs),
+    /// Draws masks onto aligned face crops
+    Mask(MaskArgs),
+}
+
+/// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Train(args) => exit_code(args.run()),
+        Command::Evaluate(args) => exit_code(args.run()),
+        Command::Mask(args) => exit_code(args.run()),
+    }
+}
+
+/// Prints an error as one line on stderr; exit code 1 then, else 0.
+pub fn exit_code(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {}", one_line(&e));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The chain of causes on one line, without the stack that candle appends to its messages under `RUST_BACKTRACE`.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let text = text.lines().take_while(|line| !line.trim_start().starts_with("0: ")).collect::<Vec<_>>().join(" ");
+        if !parts.iter().any(|p| p.contains(&text)) {
+            parts.push(text);
+        }
+    }
+    parts.join(": ")
+}
+
+/// Limits the computation to `threads`; all cores if absent.
+fn use_threads(threads: Option<usize>) -> Result<()> {
+    if let Some(threads) = threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    Ok(())
+}
+
+/// Writes JSON to stdout.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Returns `base`, or the first of `base-2`, `base-3`, ... that does not exist.
+fn unused(base: &Path) -> PathBuf {
+    let numbered = |n: usize| PathBuf::from(format!("{}-{n}", base.display()));
+    std::iter::once(base.to_owned()).chain((2..).map(numbered)).find(|p| !p.exists()).unwrap_or(base.to_owned())
+}

@@ -1,0 +1,88 @@
+//! Progress on stderr: a bar on a terminal, a line now and then elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::eval::Setting;
+use crate::train::Event;
+
+/// Time between lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows the events of an experiment.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    is_terminal: bool,
+    last_line: Instant,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self { bar: ProgressBar::hidden(), is_terminal: std::io::stderr().is_terminal(), last_line: Instant::now() }
+    }
+
+    pub(super) fn show(&mut self, event: Event) {
+        match event {
+            Event::Start { arm, num_steps, num_images, num_left_out, num_identities } => {
+                let left_out = match num_left_out {
+                    0 => String::new(),
+                    n => format!(" ({n} left over each epoch, others every time)"),
+                };
+                let images = format!("{num_images} images of {num_identities} identities{left_out}");
+                eprintln!("{}: {images}, {num_steps} steps", arm.title());
+                self.begin(arm.name(), num_steps);
+            }
+            Event::Step { step, epoch, report, images_per_s, wait_share } => {
+                let parts = match report.distill_loss {
+                    0.0 => String::new(),
+                    d => format!(" = margin {:.3} + distill {d:.5} x lambda", report.margin_loss),
+                };
+                let text = format!(
+                    "epoch {epoch} loss {:.3}{parts} lr {:.4} grad_norm {:.2} images/s {images_per_s:.0} wait_data {:.0}%",
+                    report.loss,
+                    report.lr,
+                    report.grad_norm,
+                    100.0 * wait_share
+                );
+                self.advance(step, text);
+            }
+            Event::Embedded { done, total } => {
+                if self.bar.length() != Some(total as u64) || done < self.bar.position() as usize {
+                    self.begin("evaluate", total);
+                }
+                self.advance(done, "images embedded".into());
+                if done == total {
+                    self.bar.finish_and_clear();
+                }
+            }
+            Event::Finished { arm, evaluation } => {
+                self.bar.finish_and_clear();
+                let eers = Setting::ALL.map(|s| format!("{} {:.2} %", s.name(), 100.0 * evaluation.get(s).metrics.eer));
+                eprintln!("{}: EER {}", arm.title(), eers.join(", "));
+            }
+        }
+    }
+
+    fn begin(&mut self, name: &str, len: usize) {
+        self.bar.finish_and_clear();
+        self.bar = if self.is_terminal { ProgressBar::new(len as u64) } else { ProgressBar::hidden() };
+        self.bar.set_length(len as u64);
+        if let Ok(style) = ProgressStyle::with_template("{prefix:8} [{bar:24}] {pos}/{len} {eta} {wide_msg}") {
+            self.bar.set_style(style.progress_chars("=> "));
+        }
+        self.bar.set_prefix(name.to_owned());
+        self.last_line = Instant::now();
+    }
+
+    fn advance(&mut self, position: usize, text: String) {
+        self.bar.set_position(position as u64);
+        if !self.is_terminal && self.last_line.elapsed() >= LINE_EVERY {
+            let len = self.bar.length().unwrap_or(0);
+            eprintln!("{} {position}/{len} {text}", self.bar.prefix());
+            self.last_line = Instant::now();
+        }
+        self.bar.set_message(text);
+    }
+}

@@ -1,0 +1,91 @@
+//! Image files in: by content, within limits, whole.
+
+use std::ffi::OsStr;
+use std::io::Cursor;
+use std::path::Path;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+
+use super::sample::FACE_SIZE;
+use crate::error::{Error, Result};
+
+/// Extensions of images, in lower case.
+const EXTENSIONS: [&str; 7] = ["jpg", "jpeg", "png", "bmp", "webp", "pgm", "ppm"];
+
+/// The most a decoder may allocate, in bytes: a photo of 40 megapixels.
+const MAX_DECODE_BYTES: u64 = 128 << 20;
+
+/// Whether a file is an image by its name; hidden files are not, whatever their extension.
+pub(crate) fn is_image(name: &OsStr) -> bool {
+    let is_hidden = name.as_encoded_bytes().starts_with(b".");
+    let extension = Path::new(name).extension();
+    !is_hidden && extension.is_some_and(|x| EXTENSIONS.iter().any(|e| x.eq_ignore_ascii_case(e)))
+}
+
+/// Returns the aligned crop in an image file, [`FACE_SIZE`] square.
+///
+/// # Errors
+/// As [`read_image`], and when the size is another.
+pub(super) fn read_face(path: &Path) -> Result<RgbImage> {
+    read(path, |width, height| {
+        if (width, height) == (FACE_SIZE, FACE_SIZE) {
+            return Ok(());
+        }
+        Err(format!(
+            "expected {FACE_SIZE}x{FACE_SIZE} pixels, found {width}x{height}: crops must be aligned to \
+             {FACE_SIZE}x{FACE_SIZE} first"
+        ))
+    })
+}
+
+/// Returns the image in a file of any supported format, as RGB; the format is that of the content, since extensions
+/// lie.
+///
+/// # Errors
+/// When the file cannot be read, is no image, is cut off, or would need more than 128 MiB decoded.
+pub fn read_image(path: &Path) -> Result<RgbImage> {
+    read(path, |_, _| Ok(()))
+}
+
+fn read(path: &Path, check_size: impl Fn(u32, u32) -> std::result::Result<(), String>) -> Result<RgbImage> {
+    let error = |what: String| Error::Image { path: path.to_owned(), what };
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let mut reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(Error::io(path))?;
+    let format = reader.format().ok_or_else(|| error("expected an image, found an unknown format".to_owned()))?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_DECODE_BYTES);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(|e| error(e.to_string()))?;
+    // Before any pixel is decoded: a forged header allocates nothing.
+    let (width, height) = decoder.dimensions();
+    check_size(width, height).map_err(error)?;
+    if decoder.total_bytes() > MAX_DECODE_BYTES {
+        return Err(error(format!("{width}x{height} pixels are more than {} MiB", MAX_DECODE_BYTES >> 20)));
+    }
+    let image = DynamicImage::from_decoder(decoder).map_err(|e| error(e.to_string()))?;
+    if format == ImageFormat::Jpeg && !jpeg_is_complete(&bytes) {
+        return Err(error("expected a whole JPEG, found one without its end marker: the file is cut off".to_owned()));
+    }
+    Ok(image.into_rgb8())
+}
+
+/// Whether a JPEG has its end-of-image marker; the decoder fills what is missing with grey and says nothing.
+fn jpeg_is_complete(bytes: &[u8]) -> bool {
+    let mut at = 2; // after the start-of-image marker
+    while let Some(offset) = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xff)) {
+        let marker_at = at + offset + 1;
+        match bytes.get(marker_at) {
+            Some(0xd9) => return true,
+            // A stuffed 0xff of the entropy-coded data, a restart marker, or a marker without a segment.
+            Some(0x00 | 0x01 | 0xd0..=0xd8) => at = marker_at + 1,
+            Some(0xff) => at = marker_at,
+            // A segment: skipped by its length, for it may hold a thumbnail with an end marker of its own.
+            Some(_) => match bytes.get(marker_at + 1..marker_at + 3) {
+                Some(&[high, low]) => at = marker_at + 1 + usize::from(u16::from_be_bytes([high, low])),
+                _ => return false,
+            },
+            None => return false,
+        }
+    }
+    false
+}

@@ -1,0 +1,139 @@
+//! How a photo is lit and how sharp it is, so that a drawn mask matches it.
+
+use image::RgbImage;
+
+use super::frame::FaceFrame;
+
+/// Samples across and down the face.
+const GRID: i32 = 16;
+/// Skin in even light, as red, green and blue over luminance.
+const SKIN: [f32; 3] = [1.22, 0.95, 0.80];
+
+/// What a photo does to colours.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Light {
+    /// Factor on red, green and blue: brightness and cast.
+    pub gain: [f32; 3],
+    /// Brightness gained per half face width to the image's right, relative.
+    pub slope: f32,
+    /// 1 for a colour photo, 0 for a grey one.
+    pub saturation: f32,
+    /// Weight of each neighbour in a 3-tap blur that softens a drawing to the photo's sharpness, in `[0, 0.25]`.
+    pub blur: f32,
+    /// Size of the photo's noise, grey levels.
+    pub grain: f32,
+}
+
+impl Light {
+    /// The light on the face in `frame`: an average one when less than a quarter of the face is in the image.
+    pub fn measure(image: &RgbImage, frame: &FaceFrame) -> Self {
+        let (mut colours, mut details) = (Vec::new(), Vec::new());
+        let (mut tilt, mut spread) = (0.0, 0.0);
+        for row in 0..GRID {
+            for column in 0..GRID {
+                let across = (column as f32 + 0.5) / GRID as f32 * 2.0 - 1.0;
+                let [x, y] = frame.on_plane(0.55 * across, 0.1 + 0.95 * row as f32 / GRID as f32);
+                let Some(colour) = colour_at(image, x, y) else { continue };
+                tilt += across * luminance(colour);
+                spread += across * across;
+                colours.push(colour);
+                if let Some(detail) = detail_at(image, x, y) {
+                    details.push(detail);
+                }
+            }
+        }
+        if colours.len() < (GRID * GRID / 4) as usize || details.len() < 8 {
+            return Self { gain: [0.95; 3], slope: 0.0, saturation: 1.0, blur: 0.08, grain: 1.5 };
+        }
+        let n = colours.len() as f32;
+        let mean: [f32; 3] = std::array::from_fn(|i| colours.iter().map(|c| c[i]).sum::<f32>() / n);
+        let level = luminance(mean).max(1.0);
+        let mut skin: Vec<f32> = colours.iter().map(|&c| luminance(c)).collect();
+        let skin = quantile(&mut skin, 0.8);
+        let mut scene = scene_luminances(image);
+        let scene = quantile(&mut scene, 0.95);
+        // Dark skin under bright light and pale skin in the shade look alike; the brightest things in the photo tell
+        // them apart, so each has half a say.
+        let brightness = (0.5 * (skin / 165.0).sqrt() + 0.5 * scene / 220.0).clamp(0.55, 1.1);
+        let chroma = colours.iter().map(|c| range(*c)).sum::<f32>() / n / level;
+        let saturation = ((chroma - 0.04) / 0.14).clamp(0.0, 1.0);
+        // A third of the way to the skin's cast: the rest of it is the skin's own.
+        let cast = |i: usize| 1.0 + saturation * 0.33 * (mean[i] / level / SKIN[i] - 1.0).clamp(-0.4, 0.4);
+        Self {
+            gain: std::array::from_fn(|i| brightness * cast(i)),
+            slope: (tilt / spread / level).clamp(-0.35, 0.35),
+            saturation,
+            blur: 0.04 + 0.16 * (1.0 - (quantile(&mut details, 0.9) - 8.0) / 45.0).clamp(0.0, 1.0),
+            grain: (0.4 * quantile(&mut details, 0.2)).clamp(0.4, 5.0),
+        }
+    }
+}
+
+/// Rec. 601 luminance.
+pub(super) fn luminance(c: [f32; 3]) -> f32 {
+    0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2]
+}
+
+fn range(c: [f32; 3]) -> f32 {
+    c[0].max(c[1]).max(c[2]) - c[0].min(c[1]).min(c[2])
+}
+
+fn colour_at(image: &RgbImage, x: f32, y: f32) -> Option<[f32; 3]> {
+    if !(x >= 0.0 && y >= 0.0) {
+        return None;
+    }
+    image.get_pixel_checked(x as u32, y as u32).map(|p| p.0.map(f32::from))
+}
+
+/// The luminance's second difference at a pixel, grey levels.
+fn detail_at(image: &RgbImage, x: f32, y: f32) -> Option<f32> {
+    let at = |dx: f32, dy: f32| colour_at(image, x + dx, y + dy).map(luminance);
+    Some((4.0 * at(0.0, 0.0)? - at(-1.0, 0.0)? - at(1.0, 0.0)? - at(0.0, -1.0)? - at(0.0, 1.0)?).abs())
+}
+
+/// Luminances of about 200 pixels spread over the image.
+fn scene_luminances(image: &RgbImage) -> Vec<f32> {
+    let count = image.pixels().len();
+    // An odd step, so that the columns of an image with an even width are all visited.
+    image.pixels().step_by((count / 200).max(1) | 1).map(|p| luminance(p.0.map(f32::from))).collect()
+}
+
+/// The value below which a share `q` of the values lies; 0 for none.
+fn quantile(values: &mut [f32], q: f32) -> f32 {
+    if values.is_empty() {
+        return 0.0;
+    }
+    let rank = (q * (values.len() - 1) as f32) as usize;
+    *values.select_nth_unstable_by(rank, f32::total_cmp).1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::ALIGNED_LANDMARKS;
+
+    fn measure(pixel: impl Fn(u32, u32) -> [u8; 3]) -> Light {
+        let image = RgbImage::from_fn(112, 112, |x, y| image::Rgb(pixel(x, y)));
+        Light::measure(&image, &FaceFrame::new(&ALIGNED_LANDMARKS, 0.2).unwrap())
+    }
+
+    #[test]
+    fn brighter_photos_give_brighter_masks_and_grey_ones_grey() {
+        let (dark, bright) = (measure(|_, _| [80, 60, 50]), measure(|_, _| [210, 165, 140]));
+        assert!(dark.gain[1] < bright.gain[1] && bright.saturation == 1.0);
+        assert_eq!(measure(|_, _| [120; 3]).saturation, 0.0);
+    }
+
+    #[test]
+    fn light_from_the_right_has_a_positive_slope() {
+        assert!(measure(|x, _| [60 + x as u8, 50 + x as u8, 40 + x as u8]).slope > 0.1);
+        assert!(measure(|x, _| [180 - x as u8, 170 - x as u8, 160 - x as u8]).slope < -0.1);
+    }
+
+    #[test]
+    fn a_face_outside_the_image_gets_average_light() {
+        let far = ALIGNED_LANDMARKS.map(|p| [p[0] + 5000.0, p[1]]);
+        let light = Light::measure(&RgbImage::new(112, 112), &FaceFrame::new(&far, 0.2).unwrap());
+        assert_eq!(light.gain, [0.95; 3]);
+    }
+}

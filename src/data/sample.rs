@@ -1,0 +1,53 @@
+//! What a data set holds: aligned face images with a label and five landmarks.
+
+use image::RgbImage;
+
+use crate::error::Result;
+
+/// Side of an aligned face crop, in pixels.
+pub const FACE_SIZE: u32 = 112;
+
+/// Five landmarks `[x, y]` in pixels, in the order: eye, eye, nose tip, mouth corner, mouth corner; of each pair
+/// first the one on the image's left (the person's right).
+pub type Landmarks = [[f32; 2]; 5];
+
+/// Where the landmarks of a 112x112 crop are after alignment (Deng et al., ArcFace; insightface's template).
+pub const ALIGNED_LANDMARKS: Landmarks =
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]];
+
+/// One face image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// The aligned crop, RGB, 8 bits, [`FACE_SIZE`] square.
+    pub image: RgbImage,
+    /// Whose face it is: `0 .. num_identities`.
+    pub label: u32,
+    /// Landmarks in pixels of `image`.
+    pub landmarks: Landmarks,
+}
+
+/// A set of labelled face images with random access.
+pub trait Dataset: Send + Sync {
+    /// Number of images.
+    fn len(&self) -> usize;
+
+    /// Number of identities; every label is below it.
+    fn num_identities(&self) -> usize;
+
+    /// The label of image `index`, without decoding it.
+    fn label(&self, index: usize) -> u32;
+
+    /// A name for people to find image `index` by, such as its path.
+    fn name(&self, index: usize) -> String;
+
+    /// Decodes image `index`. The same index gives the same sample, on every thread.
+    ///
+    /// # Errors
+    /// When the image cannot be read or decoded or is not [`FACE_SIZE`] square.
+    fn get(&self, index: usize) -> Result<Sample>;
+
+    /// Whether the set holds no image.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,252 @@
+//! From settings to a training set and a test set of other people.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Cached, Dataset, FaceFolder, FolderFilter, Pair, PairList, People, ProceduralConfig, ProceduralFaces, sample_pairs,
+};
+use crate::error::{Error, Result};
+
+/// Folds of pairs that we draw; they come in a mixed order.
+const DRAWN_PAIRS_FOLDS: usize = 10;
+
+/// Where faces come from, and who is kept for testing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// A folder of identities, or a folder with `images/`, `people.txt` and `pairs.txt` in LFW's format; procedural
+    /// faces if absent.
+    pub root: Option<PathBuf>,
+    /// Identities with fewer images are left out of training.
+    pub min_images: usize,
+    /// Folds of `people.txt`, from 1, to train on; all that are not tested on if empty.
+    pub train_folds: Vec<usize>,
+    /// Folds of `people.txt` and `pairs.txt`, from 1, to test on.
+    pub test_folds: Vec<usize>,
+    /// Share of the identities kept for testing where no list says who.
+    pub test_share: f64,
+    /// Most pairs of each kind, genuine and impostor, that are drawn where no list names pairs.
+    pub max_pairs: usize,
+    /// Keeps the training images decoded in memory, 37 kB each.
+    pub cache: bool,
+    /// The training set if `root` is absent.
+    pub procedural: ProceduralConfig,
+    /// Unseen procedural identities to test on, and images of each.
+    pub procedural_test: ProceduralTest,
+}
+
+/// Size of the procedural test set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProceduralTest {
+    /// Identities.
+    pub num_identities: usize,
+    /// Images of each.
+    pub images_per_identity: usize,
+}
+
+impl Default for ProceduralTest {
+    fn default() -> Self {
+        Self { num_identities: 80, images_per_identity: 5 }
+    }
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            root: None,
+            min_images: 2,
+            train_folds: Vec::new(),
+            test_folds: vec![6, 7],
+            test_share: 0.2,
+            max_pairs: 20_000,
+            cache: true,
+            procedural: ProceduralConfig::default(),
+            procedural_test: ProceduralTest::default(),
+        }
+    }
+}
+
+/// A set to train on and one to test on, without a common identity where a list or we decide.
+pub struct Splits {
+    /// What to train on.
+    pub train: Arc<dyn Dataset>,
+    /// What to test on.
+    pub test: TestSet,
+}
+
+/// Images and the pairs of them to compare.
+pub struct TestSet {
+    /// The images.
+    pub images: Arc<dyn Dataset>,
+    /// The pairs, in the protocol's order; indices into `images`.
+    pub pairs: Vec<Pair>,
+    /// Folds of equal size that the pairs fall into, in their order, for LFW's accuracy.
+    pub num_folds: usize,
+    /// Whose faces they are, for people.
+    pub description: String,
+}
+
+impl DataConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::Config(format!("data.{what}")));
+        if !(self.test_share > 0.0 && self.test_share < 1.0) {
+            return wrong(format!("test_share: expected above 0 and below 1, found {}", self.test_share));
+        }
+        if self.max_pairs == 0 {
+            return wrong("max_pairs: expected at least 1, found 0".into());
+        }
+        if self.train_folds.iter().chain(&self.test_folds).any(|&f| f == 0) {
+            return wrong("train_folds, test_folds: folds are counted from 1, found 0".into());
+        }
+        if let Some(fold) = self.train_folds.iter().find(|f| self.test_folds.contains(f)) {
+            return wrong(format!("train_folds: fold {fold} is in test_folds too"));
+        }
+        Ok(())
+    }
+
+    /// Opens the training set and the test set; `seed` decides what lists do not.
+    ///
+    /// # Errors
+    /// When a folder, list or image is missing or broken, or nobody is left to train or test on.
+    pub fn open(&self, seed: u64) -> Result<Splits> {
+        self.validate()?;
+        Ok(Splits { train: self.open_train(seed)?, test: self.open_test(seed)? })
+    }
+
+    /// Opens the training set only.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_train(&self, seed: u64) -> Result<Arc<dyn Dataset>> {
+        let Some(root) = &self.root else {
+            return self.cached(ProceduralFaces::new(self.procedural.clone())?);
+        };
+        let identities = match LfwLayout::find(root) {
+            Some(lfw) => lfw.train_names(self)?,
+            None => self.split_identities(root, seed)?.0,
+        };
+        let filter = FolderFilter { min_images: self.min_images, identities: Some(identities) };
+        self.cached(FaceFolder::open_filtered(images_root(root), &filter)?)
+    }
+
+    /// Opens the test set only.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_test(&self, seed: u64) -> Result<TestSet> {
+        let Some(root) = &self.root else { return self.procedural_test(seed) };
+        if let Some(lfw) = LfwLayout::find(root) {
+            return lfw.test(self);
+        }
+        let filter = FolderFilter { min_images: 2, identities: Some(self.split_identities(root, seed)?.1) };
+        let images = FaceFolder::open_filtered(root, &filter)?;
+        let description = format!("{} unseen identities of {}", images.num_identities(), root.display());
+        self.with_drawn_pairs(Arc::new(images), description, seed)
+    }
+
+    fn procedural_test(&self, seed: u64) -> Result<TestSet> {
+        // The identities that follow the training ones.
+        let config = ProceduralConfig {
+            first_identity: self.procedural.first_identity + self.procedural.num_identities as u64,
+            num_identities: self.procedural_test.num_identities,
+            images_per_identity: self.procedural_test.images_per_identity,
+            ..self.procedural.clone()
+        };
+        let description = format!("{} unseen procedural identities", config.num_identities);
+        self.with_drawn_pairs(Arc::new(ProceduralFaces::new(config)?), description, seed)
+    }
+
+    fn with_drawn_pairs(&self, images: Arc<dyn Dataset>, description: String, seed: u64) -> Result<TestSet> {
+        let labels: Vec<u32> = (0..images.len()).map(|i| images.label(i)).collect();
+        let pairs = sample_pairs(&labels, self.max_pairs, self.max_pairs, seed);
+        Ok(TestSet { images, pairs, num_folds: DRAWN_PAIRS_FOLDS, description })
+    }
+
+    fn cached(&self, dataset: impl Dataset + 'static) -> Result<Arc<dyn Dataset>> {
+        Ok(if self.cache { Arc::new(Cached::new(dataset)?) } else { Arc::new(dataset) })
+    }
+
+    /// Names to train on and names to test on, of a folder without lists.
+    fn split_identities(&self, root: &Path, seed: u64) -> Result<(Vec<String>, Vec<String>)> {
+        let folder = FaceFolder::open(root)?;
+        let mut names: Vec<String> =
+            (0..folder.num_identities() as u32).map(|label| folder.identity_name(label).to_owned()).collect();
+        names.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        let num_test = (names.len() as f64 * self.test_share).round() as usize;
+        if num_test == 0 || num_test == names.len() {
+            return Err(Error::Data {
+                path: root.to_owned(),
+                what: format!("expected enough identities to train and to test, found {}", names.len()),
+            });
+        }
+        let test = names.split_off(names.len() - num_test);
+        Ok((names, test))
+    }
+}
+
+/// A folder with LFW's lists.
+struct LfwLayout {
+    root: PathBuf,
+}
+
+impl LfwLayout {
+    fn find(root: &Path) -> Option<Self> {
+        let has = |name: &str| root.join(name).is_file();
+        (has("people.txt") && has("pairs.txt") && root.join("images").is_dir()).then(|| Self { root: root.to_owned() })
+    }
+
+    fn train_names(&self, config: &DataConfig) -> Result<Vec<String>> {
+        let path = self.root.join("people.txt");
+        let people = People::read(&path)?;
+        let all = 1..=people.folds.len();
+        let wanted: Vec<usize> = match config.train_folds.as_slice() {
+            [] => all.clone().filter(|f| !config.test_folds.contains(f)).collect(),
+            folds => folds.to_vec(),
+        };
+        check_folds(&path, &wanted, people.folds.len())?;
+        Ok(people.names(wanted.iter().map(|f| f - 1)))
+    }
+
+    fn test(&self, config: &DataConfig) -> Result<TestSet> {
+        let path = self.root.join("pairs.txt");
+        let list = PairList::read_lfw(&path)?;
+        check_folds(&path, &config.test_folds, list.num_folds())?;
+        if config.test_folds.len() < 2 {
+            let what = "data.test_folds: expected two folds or more: the threshold for each comes from the others";
+            return Err(Error::Config(what.into()));
+        }
+        let images = FaceFolder::open(self.root.join("images"))?;
+        let mut pairs = list.resolve(&images)?;
+        pairs.retain(|p| config.test_folds.contains(&(p.fold + 1)));
+        let description = format!("{} pairs of folds {:?} of {}", pairs.len(), config.test_folds, self.root.display());
+        Ok(TestSet { images: Arc::new(images), pairs, num_folds: config.test_folds.len(), description })
+    }
+}
+
+fn images_root(root: &Path) -> PathBuf {
+    if LfwLayout::find(root).is_some() { root.join("images") } else { root.to_owned() }
+}
+
+fn check_folds(path: &Path, wanted: &[usize], num_folds: usize) -> Result<()> {
+    match wanted.iter().find(|&&f| f > num_folds) {
+        Some(fold) => {
+            let what = format!("expected fold {fold}, found {num_folds} folds");
+            Err(Error::Data { path: path.to_owned(), what })
+        }
+        None if wanted.is_empty() => {
+            Err(Error::Data { path: path.to_owned(), what: "expected at least one fold to be chosen".into() })
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,103 @@
+//! What training does to a crop: the clean view for the teacher, the masked view for the student.
+
+use image::imageops::flip_horizontal;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::mask::reference::REFERENCE_LANDMARKS;
+use super::mask::{MaskConfig, MaskProtocol, Masker};
+use super::{Landmarks, Sample};
+use crate::error::{Error, Result};
+
+/// How often crops are flipped and masked; the defaults are the paper's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AugmentConfig {
+    /// Probability of a horizontal flip.
+    pub flip: f64,
+    /// Probability that the student sees a mask.
+    pub mask: f64,
+}
+
+impl Default for AugmentConfig {
+    fn default() -> Self {
+        Self { flip: 0.5, mask: 0.5 }
+    }
+}
+
+impl AugmentConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        for (name, p) in [("flip", self.flip), ("mask", self.mask)] {
+            if !(0.0..=1.0).contains(&p) {
+                return Err(Error::Config(format!("augment.{name}: expected a probability, found {p}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Two views of one face.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Views {
+    /// What the teacher sees.
+    pub teacher: image::RgbImage,
+    /// What the student sees.
+    pub student: image::RgbImage,
+    /// Whether a mask was put on.
+    pub is_masked: bool,
+}
+
+/// Makes the two views of a sample.
+#[derive(Debug)]
+pub struct Transform {
+    augment: AugmentConfig,
+    masker: Masker,
+    protocol: MaskProtocol,
+}
+
+impl Transform {
+    /// Returns the transform.
+    ///
+    /// # Errors
+    /// When a setting is out of range or the template of the reference protocol cannot be read.
+    pub fn new(augment: &AugmentConfig, mask: &MaskConfig) -> Result<Self> {
+        augment.validate()?;
+        Ok(Self { augment: augment.clone(), masker: Masker::new(mask)?, protocol: mask.protocol })
+    }
+
+    /// Returns the views of `sample`, decided by `rng` alone.
+    ///
+    /// Corrected protocol: only the student's view is masked, and both views are flipped alike. Reference protocol, as
+    /// the published code does: the mask is drawn into the crop that both see, at the landmarks of the 96-pixel
+    /// template, and the flips are independent.
+    ///
+    /// # Errors
+    /// When the landmarks cannot carry a mask.
+    pub fn views(&self, sample: &Sample, rng: &mut ChaCha8Rng) -> Result<Views> {
+        let is_masked = rng.random_bool(self.augment.mask);
+        let flips: [bool; 2] = std::array::from_fn(|_| rng.random_bool(self.augment.flip));
+        let mut student = sample.image.clone();
+        if is_masked {
+            self.masker.apply(&mut student, &mask_landmarks(self.protocol, &sample.landmarks), rng)?;
+        }
+        let (teacher, flip_teacher) = match self.protocol {
+            MaskProtocol::Corrected => (sample.image.clone(), flips[0]),
+            MaskProtocol::Reference => (student.clone(), flips[1]),
+        };
+        let flipped = |image, flip| if flip { flip_horizontal(&image) } else { image };
+        Ok(Views { teacher: flipped(teacher, flip_teacher), student: flipped(student, flips[0]), is_masked })
+    }
+}
+
+/// Returns where a mask goes: at the image's own landmarks, or where the published code puts it, 8 px to the left.
+pub fn mask_landmarks(protocol: MaskProtocol, landmarks: &Landmarks) -> Landmarks {
+    match protocol {
+        MaskProtocol::Corrected => *landmarks,
+        MaskProtocol::Reference => REFERENCE_LANDMARKS,
+    }
+}

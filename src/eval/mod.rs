@@ -1,0 +1,13 @@
+//! How good a model is: embeddings, comparison scores, and the field's figures.
+
+mod embed;
+mod lfw;
+mod metrics;
+mod protocol;
+mod report;
+
+pub use embed::{Embeddings, embed};
+pub use lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2};
+pub use metrics::{Metrics, Scores};
+pub use protocol::{EvalConfig, Evaluation, Setting, SettingResult, evaluate};
+pub use report::table;

@@ -1,0 +1,241 @@
+//! All settings of an experiment, its presets, and overrides of single settings.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::arm::Arm;
+use crate::data::mask::MaskConfig;
+use crate::data::{AugmentConfig, DataConfig, LoaderConfig};
+use crate::error::{Error, Result};
+use crate::eval::EvalConfig;
+use crate::losses::{DistillConfig, DistillKind, MarginConfig};
+use crate::models::ModelConfig;
+use crate::optim::{ScheduleConfig, SgdConfig};
+
+/// An experiment; the default is the published recipe on MS1MV2 (METHOD: Huber et al., FG 2021, section IV).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Length of the training, where students start, the seed.
+    pub train: TrainConfig,
+    /// Weight and kind of distillation.
+    pub distill: DistillArms,
+    /// The margin loss.
+    pub loss: MarginConfig,
+    /// The backbone.
+    pub model: ModelConfig,
+    /// The optimiser.
+    pub optim: SgdConfig,
+    /// The learning rate over time.
+    pub schedule: ScheduleConfig,
+    /// Flips and share of masks.
+    pub augment: AugmentConfig,
+    /// Batches.
+    pub loader: LoaderConfig,
+    /// Where faces come from.
+    pub data: DataConfig,
+    /// Masks in training.
+    pub mask: MaskConfig,
+    /// Masks and seed of the evaluation.
+    pub eval: EvalConfig,
+}
+
+/// Length and start of the training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Epochs of the students, and of the teacher if `teacher_epochs` is absent.
+    pub epochs: usize,
+    /// Epochs of the teacher.
+    pub teacher_epochs: Option<usize>,
+    /// Decides initial weights, batches, masks and margins.
+    pub seed: u64,
+    /// Where `aug` and `lg` start.
+    pub start: Start,
+    /// Where `hg` starts.
+    pub hg_start: Start,
+    /// First epoch of `hg`, from 0: the published one continues an LG student, and its schedule, at epoch 20. If it
+    /// starts from `lg`, from what that was at the start of this epoch.
+    pub hg_first_epoch: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 26,
+            teacher_epochs: None,
+            seed: 0,
+            start: Start::Scratch,
+            hg_start: Start::Lg,
+            hg_first_epoch: 20,
+        }
+    }
+}
+
+/// The weights a student starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// Random ones.
+    #[default]
+    Scratch,
+    /// The teacher's backbone and head.
+    Teacher,
+    /// The LG student's backbone and head.
+    Lg,
+}
+
+/// Distillation in the two arms that have it; the defaults are the paper's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DistillArms {
+    /// Which distance.
+    pub kind: DistillKind,
+    /// Its weight in MaskInv-LG.
+    pub lambda_lg: f64,
+    /// Its weight in MaskInv-HG.
+    pub lambda_hg: f64,
+}
+
+impl Default for DistillArms {
+    fn default() -> Self {
+        Self { kind: DistillKind::Mse, lambda_lg: 100.0, lambda_hg: 3000.0 }
+    }
+}
+
+impl DistillArms {
+    /// Returns what `arm` distils with; a weight of 0 for those without a teacher.
+    pub fn of(&self, arm: Arm) -> DistillConfig {
+        let lambda = match arm {
+            Arm::Teacher | Arm::Aug => 0.0,
+            Arm::Lg => self.lambda_lg,
+            Arm::Hg => self.lambda_hg,
+        };
+        DistillConfig { kind: self.kind, lambda }
+    }
+}
+
+impl Config {
+    /// Reads a TOML file.
+    ///
+    /// # Errors
+    /// When it cannot be read; when a key is unknown or a value of the wrong type, with its line; when a value is out
+    /// of range.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        Self::parse(&text).map_err(|what| Error::Config(format!("{}: {what}", path.display())))
+    }
+
+    fn parse(text: &str) -> std::result::Result<Self, String> {
+        toml::from_str(text).map_err(|e| describe(&e, text))
+    }
+
+    /// Sets the value at a dotted path, such as `optim.lr=0.05` or `mask.kinds=["cloth"]`; a bare word is a string.
+    ///
+    /// # Errors
+    /// When there is no `=`, no such setting, or the value is of the wrong type.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        let wrong = |what: String| Error::Config(format!("--set {assignment}: {what}"));
+        let (path, value) = assignment.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE".into()))?;
+        let (path, value) = (path.trim(), value.trim());
+        let parsed: toml::Value = format!("x = {value}")
+            .parse::<toml::Table>()
+            .ok()
+            .and_then(|mut t| t.remove("x"))
+            .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+        let mut all = toml::Value::try_from(&*self).map_err(|e| wrong(e.to_string()))?;
+        let mut place = &mut all;
+        let keys: Vec<&str> = path.split('.').collect();
+        for key in &keys[..keys.len() - 1] {
+            place = place.get_mut(key).ok_or_else(|| wrong(format!("no section {key}")))?;
+        }
+        let table = place.as_table_mut().ok_or_else(|| wrong("not a section".into()))?;
+        table.insert(keys[keys.len() - 1].to_owned(), parsed);
+        *self = all.try_into().map_err(|e: toml::de::Error| wrong(e.message().to_owned()))?;
+        Ok(())
+    }
+
+    /// Returns the config as TOML, every setting spelled out.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(|e| Error::Config(e.to_string()))
+    }
+
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        if self.train.epochs == 0 || self.train.teacher_epochs == Some(0) {
+            return Err(Error::Config("train.epochs, train.teacher_epochs: expected at least 1, found 0".into()));
+        }
+        if self.train.hg_first_epoch >= self.train.epochs {
+            let TrainConfig { epochs, hg_first_epoch, .. } = self.train;
+            let what = format!("train.hg_first_epoch: expected less than the {epochs} epochs, found {hg_first_epoch}");
+            return Err(Error::Config(what));
+        }
+        if self.train.start == Start::Lg {
+            return Err(Error::Config("train.start: lg cannot start from itself; only hg_start may be lg".into()));
+        }
+        self.distill.of(Arm::Lg).validate()?;
+        self.distill.of(Arm::Hg).validate()?;
+        self.loss.validate()?;
+        self.model.validate()?;
+        self.optim.validate()?;
+        self.schedule.validate()?;
+        self.augment.validate()?;
+        self.loader.validate()?;
+        self.data.validate()?;
+        self.mask.validate()?;
+        self.eval.validate()
+    }
+
+    /// Epochs that `arm` is trained in; the schedule counts from 0 all the same.
+    pub fn epochs(&self, arm: Arm) -> std::ops::Range<usize> {
+        match arm {
+            Arm::Teacher => 0..self.train.teacher_epochs.unwrap_or(self.train.epochs),
+            Arm::Aug | Arm::Lg => 0..self.train.epochs,
+            Arm::Hg => self.train.hg_first_epoch..self.train.epochs,
+        }
+    }
+}
+
+/// The message of a TOML error with the line it points at, on one line.
+fn describe(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().replace('\n', " ");
+    match error.span() {
+        Some(span) => format!("line {}: {message}", text[..span.start.min(text.len())].matches('\n').count() + 1),
+        None => message,
+    }
+}
+
+/// Presets by name: what each is for is the first line of its file.
+const PRESETS: [(&str, &str); 5] = [
+    ("procedural", include_str!("presets/procedural.toml")),
+    ("lfw-small", include_str!("presets/lfw-small.toml")),
+    ("casia-r50", include_str!("presets/casia-r50.toml")),
+    ("ms1mv2-r100-lg", include_str!("presets/ms1mv2-r100-lg.toml")),
+    ("ms1mv2-r100-hg", include_str!("presets/ms1mv2-r100-hg.toml")),
+];
+
+/// Returns the names of the presets and what each is for.
+pub fn preset_names() -> impl Iterator<Item = (&'static str, &'static str)> {
+    PRESETS.iter().map(|(name, text)| (*name, text.lines().next().unwrap_or_default().trim_start_matches("# ")))
+}
+
+/// Returns the preset `name`.
+///
+/// # Errors
+/// When there is none: lists those there are.
+pub fn preset(name: &str) -> Result<Config> {
+    match PRESETS.iter().find(|(n, _)| *n == name) {
+        Some((_, text)) => Config::parse(text).map_err(|e| Error::Config(format!("preset {name}: {e}"))),
+        None => {
+            let known: Vec<&str> = preset_names().map(|(n, _)| n).collect();
+            Err(Error::Config(format!("no preset {name}; there are {}", known.join(", "))))
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The loop over arms and epochs, and the record of what came out.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+
+use super::arm::Arm;
+use super::checkpoint::{Checkpoint, save_checkpoint};
+use super::config::{Config, Start};
+use super::step::{StepReport, Trainer};
+use crate::data::{AugmentConfig, Loader, Splits, Transform};
+use crate::error::{Error, Result};
+use crate::eval::{Evaluation, evaluate};
+use crate::losses::MarginHead;
+use crate::models::Model;
+use crate::weights::write_atomic;
+
+/// What happens while an experiment runs, for whoever shows it.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// The training of an arm begins.
+    Start {
+        /// Which arm.
+        arm: Arm,
+        /// Steps it will take.
+        num_steps: usize,
+        /// Images in the training set, and how many each epoch leaves out because they fill no batch.
+        num_images: usize,
+        /// See `num_images`.
+        num_left_out: usize,
+        /// Identities in the training set.
+        num_identities: usize,
+    },
+    /// A step was taken.
+    Step {
+        /// Its number, from 1.
+        step: usize,
+        /// The epoch, from 0.
+        epoch: usize,
+        /// Its figures.
+        report: &'a StepReport,
+        /// Images per second since the arm began.
+        images_per_s: f64,
+        /// Share of that time spent waiting for data.
+        wait_share: f64,
+    },
+    /// Images were embedded for the evaluation.
+    Embedded {
+        /// So far.
+        done: usize,
+        /// In all.
+        total: usize,
+    },
+    /// An arm is trained and evaluated.
+    Finished {
+        /// Which arm.
+        arm: Arm,
+        /// Its figures.
+        evaluation: &'a Evaluation,
+    },
+}
+
+/// The results of an experiment, with what is needed to repeat it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Version of this crate.
+    pub version: &'static str,
+    /// Commit it was built from.
+    pub commit: &'static str,
+    /// Where it ran.
+    pub device: String,
+    /// Threads of the computation.
+    pub threads: usize,
+    /// Whose faces it was tested on.
+    pub test_set: String,
+    /// Every setting, the seed among them.
+    pub config: Config,
+    /// By arm, in the order they ran.
+    pub arms: BTreeMap<Arm, ArmOutcome>,
+}
+
+/// The result of one arm.
+#[derive(Clone, Debug, Serialize)]
+pub struct ArmOutcome {
+    /// Steps taken.
+    pub num_steps: usize,
+    /// Wall-clock seconds of the training, without the evaluation.
+    pub seconds: f64,
+    /// The figures of the last step.
+    pub last_loss: f64,
+    /// The figures on the test set.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+}
+
+impl Outcome {
+    /// Returns the arms' names and figures as the table wants them.
+    pub fn rows(&self) -> Vec<(&str, &Evaluation)> {
+        self.arms.iter().map(|(arm, outcome)| (arm.title(), &outcome.evaluation)).collect()
+    }
+}
+
+/// Arms to train on one data set.
+pub struct Experiment {
+    config: Config,
+    splits: Splits,
+    out: PathBuf,
+    /// Weights that are given instead of trained.
+    teacher: Option<Checkpoint>,
+    start: Option<Checkpoint>,
+}
+
+impl Experiment {
+    /// Opens the data and writes the resolved config to `out/config.toml`.
+    ///
+    /// # Errors
+    /// When a setting is out of range, data is missing or broken, or `out` cannot be written to.
+    pub fn new(config: Config, out: &Path) -> Result<Self> {
+        config.validate()?;
+        let splits = config.data.open(config.train.seed)?;
+        std::fs::create_dir_all(out).map_err(Error::io(out))?;
+        write_atomic(&out.join("config.toml"), config.to_toml()?.as_bytes())?;
+        Ok(Self { config, splits, out: out.to_owned(), teacher: None, start: None })
+    }
+
+    /// Uses this teacher instead of training one.
+    pub fn with_teacher(self, teacher: Checkpoint) -> Self {
+        Self { teacher: Some(teacher), ..self }
+    }
+
+    /// Starts every arm that is trained from these weights.
+    pub fn with_start(self, start: Checkpoint) -> Self {
+        Self { start: Some(start), ..self }
+    }
+
+    /// Trains and evaluates `arms`, each saved under its name in the results folder; then writes `results.json` there.
+    ///
+    /// # Errors
+    /// When an arm needs another that is neither given nor trained before it, or training, saving or evaluation fails.
+    pub fn run(&self, arms: &[Arm], on: &mut dyn FnMut(Event)) -> Result<Outcome> {
+        self.check(arms)?;
+        let mut outcome = Outcome {
+            version: env!("CARGO_PKG_VERSION"),
+            commit: env!("MASKINV_COMMIT"),
+            device: "cpu".into(),
+            threads: rayon::current_num_threads(),
+            test_set: self.splits.test.description.clone(),
+            config: self.config.clone(),
+            arms: BTreeMap::new(),
+        };
+        let mut trained = Trained::default();
+        for &arm in arms {
+            let result = self.run_arm(arm, &mut trained, on)?;
+            on(Event::Finished { arm, evaluation: &result.evaluation });
+            outcome.arms.insert(arm, result);
+            // After every arm: what is finished is not lost to what fails later.
+            let json = serde_json::to_vec_pretty(&outcome).map_err(|e| Error::Config(e.to_string()))?;
+            write_atomic(&self.out.join("results.json"), &json)?;
+        }
+        Ok(outcome)
+    }
+
+    fn check(&self, arms: &[Arm]) -> Result<()> {
+        for (i, &arm) in arms.iter().enumerate() {
+            let has = |wanted| arms[..i].contains(&wanted);
+            let has_teacher = self.teacher.is_some() || has(Arm::Teacher);
+            if arm.distills() && self.config.distill.of(arm).lambda > 0.0 && !has_teacher {
+                let what = format!("{} learns from a teacher: give one, or train the teacher arm first", arm.name());
+                return Err(Error::Training(what));
+            }
+            let start = if self.start.is_some() { Start::Scratch } else { self.start_of(arm) };
+            match start {
+                Start::Teacher if !has_teacher => {
+                    let what = format!("{} starts from the teacher: give one, or train it first", arm.name());
+                    return Err(Error::Training(what));
+                }
+                Start::Lg if !has(Arm::Lg) => {
+                    let what =
+                        format!("{} starts from the LG student: give its checkpoint, or train it first", arm.name());
+                    return Err(Error::Training(what));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn start_of(&self, arm: Arm) -> Start {
+        match arm {
+            Arm::Teacher => Start::Scratch,
+            Arm::Aug | Arm::Lg => self.config.train.start,
+            Arm::Hg => self.config.train.hg_start,
+        }
+    }
+
+    fn run_arm(&self, arm: Arm, trained: &mut Trained, on: &mut dyn FnMut(Event)) -> Result<ArmOutcome> {
+        let teacher = self.teacher.as_ref().or(trained.teacher.as_ref());
+        let start = self.start.as_ref().or_else(|| match self.start_of(arm) {
+            Start::Scratch => None,
+            Start::Teacher => teacher,
+            Start::Lg => trained.lg.as_ref(),
+        });
+        let mut trainer = self.trainer(arm, teacher.map(|t| &t.backbone), start)?;
+        let began = Instant::now();
+        let (num_steps, last_loss, lg) = self.train(arm, &mut trainer, on)?;
+        let seconds = began.elapsed().as_secs_f64();
+        let checkpoint = frozen(&trainer)?;
+        let progress = |done, total| on(Event::Embedded { done, total });
+        let evaluation = evaluate(&checkpoint.backbone, &self.splits.test, &self.config.eval, progress)?;
+        match arm {
+            Arm::Teacher => trained.teacher = Some(checkpoint),
+            Arm::Lg => trained.lg = lg,
+            Arm::Aug | Arm::Hg => {}
+        }
+        Ok(ArmOutcome { num_steps, seconds, last_loss, evaluation })
+    }
+
+    fn trainer<'a>(&self, arm: Arm, teacher: Option<&'a Model>, start: Option<&Checkpoint>) -> Result<Trainer<'a>> {
+        let config = &self.config;
+        let seed = config.train.seed;
+        let student = Model::new(&config.model, &Device::Cpu, seed)?;
+        let classes = self.splits.train.num_identities();
+        let size = config.model.embedding_size;
+        let head = MarginHead::new(&config.loss, size, classes, &Device::Cpu, seed.wrapping_add(1))?;
+        if let Some(start) = start {
+            student.params().load(&start.backbone.params().state()?)?;
+            if let Some(header) = start.header.as_ref().filter(|h| fits(h, size, classes)) {
+                head.params().load(header)?;
+            }
+        }
+        Trainer::new(student, head, teacher, &config.distill.of(arm), &config.optim, seed)
+    }
+
+    /// Returns the steps taken, the last loss and, if HG needs it, the LG student at HG's first epoch.
+    fn train(
+        &self,
+        arm: Arm,
+        trainer: &mut Trainer,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<(usize, f64, Option<Checkpoint>)> {
+        let config = &self.config;
+        let augment = match arm {
+            Arm::Teacher => AugmentConfig { mask: 0.0, ..config.augment.clone() },
+            _ => config.augment.clone(),
+        };
+        let transform = Transform::new(&augment, &config.mask)?;
+        let train = self.splits.train.clone();
+        let loader = Loader::new(train.clone(), transform, &config.loader, config.model.input_size, config.train.seed)?;
+        let (epochs, per_epoch) = (config.epochs(arm), loader.num_batches());
+        on(Event::Start {
+            arm,
+            num_steps: epochs.len() * per_epoch,
+            num_images: train.len(),
+            num_left_out: loader.num_left_out(),
+            num_identities: train.num_identities(),
+        });
+        let base_lr = config.optim.lr * config.loader.batch_size as f64 / config.optim.lr_batch as f64;
+        let (began, mut waited, mut step) = (Instant::now(), 0.0, 0);
+        let (mut last_loss, mut lg) = (f64::NAN, None);
+        for epoch in epochs.clone() {
+            if arm == Arm::Lg && config.train.hg_start == Start::Lg && epoch == config.train.hg_first_epoch {
+                lg = Some(frozen(trainer)?);
+            }
+            let mut batches = loader.epoch(epoch as u64);
+            loop {
+                let asked = Instant::now();
+                let Some(batch) = batches.next() else { break };
+                waited += asked.elapsed().as_secs_f64();
+                let scheduled = epochs.start * per_epoch + step;
+                let lr = base_lr * config.schedule.factor(scheduled, per_epoch, epochs.end);
+                let report = trainer.step(batch?, scheduled as u64, lr)?;
+                step += 1;
+                last_loss = report.loss;
+                let elapsed = began.elapsed().as_secs_f64();
+                let images_per_s = (step * config.loader.batch_size) as f64 / elapsed;
+                on(Event::Step { step, epoch, report: &report, images_per_s, wait_share: waited / elapsed });
+            }
+            save_checkpoint(&self.out.join(arm.name()), &trainer.student, &trainer.head)?;
+        }
+        Ok((step, last_loss, lg))
+    }
+}
+
+/// What later arms of an experiment may need of earlier ones.
+#[derive(Default)]
+struct Trained {
+    teacher: Option<Checkpoint>,
+    lg: Option<Checkpoint>,
+}
+
+/// The trained weights in a network that builds no graph.
+fn frozen(trainer: &Trainer) -> Result<Checkpoint> {
+    let backbone = Model::frozen(trainer.student.config(), &Device::Cpu)?;
+    backbone.params().load(&trainer.student.params().state()?)?;
+    Ok(Checkpoint { backbone, header: Some(trainer.head.params().state()?) })
+}
+
+/// Whether a head's class centres are of this size; those of other identities are of no use.
+fn fits(header: &BTreeMap<String, Tensor>, size: usize, classes: usize) -> bool {
+    header.get("kernel").is_some_and(|k| k.dims() == [size, classes])
+}

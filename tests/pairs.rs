@@ -1,0 +1,227 @@
+//! Pair and people lists, good and bad, and drawn pairs.
+
+use std::path::{Path, PathBuf};
+
+use maskinv::data::{Dataset, FaceFolder, FolderFilter, Pair, PairList, People, sample_pairs};
+use maskinv::{Error, Result};
+use tempfile::TempDir;
+
+const LFW: &str = "2\t1\nAnn\t1\t2\nAnn\t1\tBob\t1\nBob\t2\t1\nBob\t2\tCy\t1\n";
+
+fn list(text: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("list.txt");
+    std::fs::write(&path, text).expect("can write");
+    (dir, path)
+}
+
+/// A folder of empty files; pairs are resolved without opening an image.
+fn faces(names: &[&str]) -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for name in names {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("inside a folder")).expect("can create folders");
+        std::fs::write(path, b"").expect("can write");
+    }
+    dir
+}
+
+/// What must be said about a bad list, with the line it is said of.
+fn assert_refused<T: std::fmt::Debug>(
+    read: impl Fn(&Path) -> Result<T>,
+    text: impl AsRef<[u8]>,
+    expected_line: usize,
+    expected_words: &str,
+) {
+    let (_dir, path) = list(&text);
+    let shown = String::from_utf8_lossy(text.as_ref()).into_owned();
+    match read(&path) {
+        Err(Error::Line { path: found, line, what }) => {
+            assert_eq!((found, line), (path, expected_line), "{shown:?}: {what}");
+            assert!(what.contains(expected_words), "{shown:?}: expected {expected_words:?}, found {what:?}");
+        }
+        other => panic!("{shown:?}: expected a line error, found {other:?}"),
+    }
+}
+
+#[test]
+fn lfw_pairs_are_read() -> Result<()> {
+    let expected = [
+        ("Ann", 1, "Ann", 2, true, 0),
+        ("Ann", 1, "Bob", 1, false, 0),
+        ("Bob", 2, "Bob", 1, true, 1),
+        ("Bob", 2, "Cy", 1, false, 1),
+    ];
+    for text in [LFW.to_owned(), LFW.replace('\n', "\r\n"), format!("\u{feff}{LFW}\n\n"), LFW.replace('\t', "  ")] {
+        let (_dir, path) = list(&text);
+        for pairs in [PairList::read(&path)?, PairList::read_lfw(&path)?] {
+            assert_eq!(pairs.num_folds(), 2);
+            let found = pairs
+                .entries()
+                .iter()
+                .map(|e| (e.a.identity.as_str(), e.a.number, e.b.identity.as_str(), e.b.number, e.is_same, e.fold));
+            assert_eq!(found.collect::<Vec<_>>(), expected, "{text:?}");
+            assert_eq!(pairs.entries()[3].line, 5);
+        }
+    }
+    let (_dir, path) = list("1\nAnn 1 2\nAnn 1 Bob 1");
+    assert_eq!(PairList::read(&path)?.num_folds(), 1);
+    Ok(())
+}
+
+#[test]
+fn mfr2_pairs_are_read_in_any_order() -> Result<()> {
+    let (_dir, path) = list("Ann 1 Bob 1\nAnn 1 2\n\n007 3 4\n");
+    for pairs in [PairList::read(&path)?, PairList::read_mfr2(&path)?] {
+        assert_eq!(pairs.num_folds(), 1);
+        let found: Vec<_> =
+            pairs.entries().iter().map(|e| (e.a.number, e.b.number, e.is_same, e.fold, e.line)).collect();
+        assert_eq!(found, [(1, 1, false, 0, 1), (1, 2, true, 0, 2), (3, 4, true, 0, 4)]);
+    }
+    Ok(())
+}
+
+#[test]
+fn bad_lfw_pairs_are_refused_by_line() {
+    let read = |p: &Path| PairList::read(p);
+    assert_refused(read, "", 1, "end of the file");
+    assert_refused(read, "\n\n", 3, "end of the file");
+    assert_refused(read, "2 x\n", 1, "whole number from 1 for \"x\"");
+    assert_refused(read, "0 1\n", 1, "whole number from 1");
+    assert_refused(read, "1 -1\n", 1, "whole number from 1");
+    assert_refused(read, "99999999999999999999 1\n", 1, "whole number from 1");
+    assert_refused(|p| PairList::read_lfw(p), "1 1 1\n", 1, "numbers of folds and of pairs");
+    assert_refused(read, "1 1\nAnn 1\n", 2, "pair 1 of 1 of fold 0, same \"name i j\", found \"Ann 1\"");
+    assert_refused(read, "1 1\nAnn 1 2 Bob 1\n", 2, "found \"Ann 1 2 Bob 1\"");
+    assert_refused(read, "1 1\nAnn 1 two\nAnn 1 Bob 1\n", 2, "for \"two\"");
+    assert_refused(read, "1 1\nAnn 0 2\nAnn 1 Bob 1\n", 2, "whole number from 1 for \"0\"");
+    assert_refused(read, "1 1\nAnn 1 Bob 1\nAnn 1 2\n", 2, "same");
+    assert_refused(read, "1 2\nAnn 1 2\nAnn 1 3\nAnn 2 3\n", 4, "different");
+    assert_refused(read, "1 1\nAnn 1 2\nAnn 1 Ann 2\n", 3, "two people");
+    assert_refused(read, "2 1\nAnn 1 2\nAnn 1 Bob 1\n", 4, "fold 1, same \"name i j\", found the end of the file");
+    assert_refused(read, format!("{LFW}Bob 1 2\n"), 6, "expected the end of the file");
+    // Forged counts end at the first missing line and reserve nothing.
+    assert_refused(read, "1000000000000000000 1000000000000000000\nAnn 1 2\n", 3, "end of the file");
+}
+
+#[test]
+fn bad_mfr2_pairs_are_refused_by_line() {
+    let read = |p: &Path| PairList::read_mfr2(p);
+    assert_refused(read, "", 1, "end of the file");
+    assert_refused(read, "Ann 1 2\nAnn 1\n", 2, "expected \"name i j\"");
+    assert_refused(read, "Ann 1 2\nAnn 1 b\n", 2, "for \"b\"");
+    assert_refused(read, "Ann 1 Ann 2\n", 1, "two people");
+    let (_dir, path) = list(b"Ann 1 2\nJos\xe9 1 2\n");
+    let error = PairList::read(&path).expect_err("must be refused");
+    assert!(matches!(error, Error::Format { offset: 11, .. }), "{error:?}");
+    let missing = path.with_file_name("missing.txt");
+    assert!(matches!(PairList::read(&missing), Err(Error::Io { path, .. }) if path == missing));
+}
+
+#[test]
+fn pairs_resolve_to_images() -> Result<()> {
+    let dir = faces(&["Ann/Ann_0001.jpg", "Ann/Ann_0002.jpg", "Bob/Bob_1.png", "Bob/Bob_0002.png", "Cy/Cy_0001.jpg"]);
+    let (_list_dir, path) = list(LFW);
+    let pairs = PairList::read(&path)?;
+    let pair = |a, b, is_same, fold| Pair { a, b, is_same, fold };
+    let expected = [pair(0, 1, true, 0), pair(0, 3, false, 0), pair(2, 3, true, 1), pair(2, 4, false, 1)];
+    assert_eq!(pairs.resolve(&FaceFolder::open(dir.path())?)?, expected);
+
+    let filter = FolderFilter { min_images: 2, identities: None };
+    let without_cy = FaceFolder::open_filtered(dir.path(), &filter)?;
+    let text = pairs.resolve(&without_cy).expect_err("must be refused").to_string();
+    let expected = format!("{}:5: expected image 1 of Cy in ", path.display());
+    assert!(text.starts_with(&expected) && text.ends_with("found none"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn people_are_read() -> Result<()> {
+    let folds = "\u{feff}2\r\n1\r\nAnn\t3\r\n2\r\nBob\t1\r\nCy\t12\r\n\r\n";
+    let (_dir, path) = list(folds);
+    let people = People::read(&path)?;
+    assert_eq!(people.folds.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!((people.folds[1][1].name.as_str(), people.folds[1][1].num_images), ("Cy", 12));
+    assert_eq!(people.names([1, 0]), ["Bob", "Cy", "Ann"]);
+    assert!(people.names(2..9).is_empty());
+
+    let (_dir, path) = list("2\nAnn 3\nBob 1\n");
+    assert_eq!(People::read(&path)?.names([0]), ["Ann", "Bob"]);
+    Ok(())
+}
+
+#[test]
+fn bad_people_are_refused_by_line() {
+    let read = |p: &Path| People::read(p);
+    assert_refused(read, "", 1, "number of folds or of people, found the end of the file");
+    assert_refused(read, "Ann 3\n", 1, "number of folds or of people");
+    assert_refused(read, "many\n", 1, "whole number from 1 for \"many\"");
+    assert_refused(read, "2\n1\nAnn 3\n", 4, "number of people of fold 1, found the end of the file");
+    assert_refused(read, "2\n1\nAnn 3\nBob 2\n", 4, "number of people of fold 1, found \"Bob 2\"");
+    assert_refused(read, "1\n2\nAnn 3\nBob 0\n", 4, "whole number from 1 for \"0\"");
+    assert_refused(read, "1\n2\nAnn 3\n2\n", 4, "person 2 of 2 of fold 0");
+    assert_refused(read, "1\n1\nAnn Lee 3\n", 3, "person 1 of 1");
+    assert_refused(read, "1\n1\nAnn 3\nBob 1\n", 4, "expected the end of the file");
+    assert_refused(read, "2\n1\nAnn 3\n1\nAnn 3\n", 5, "Ann is in line 3 too");
+    assert_refused(read, "1\n18446744073709551615\nAnn 3\n", 4, "end of the file");
+}
+
+#[test]
+fn all_pairs_are_drawn_once() {
+    let labels = [7, 3, 7, 0, 7, 3, 9, 7, 0, 0, 0, 0];
+    let pairs = sample_pairs(&labels, usize::MAX, usize::MAX, 1);
+    assert_eq!(pairs.len(), labels.len() * (labels.len() - 1) / 2);
+    assert!(pairs.iter().all(|p| p.a < p.b && p.is_same == (labels[p.a] == labels[p.b]) && p.fold == 0));
+    let mut indices: Vec<_> = pairs.iter().map(|p| (p.a, p.b)).collect();
+    indices.sort_unstable();
+    indices.dedup();
+    assert_eq!(indices.len(), pairs.len());
+    // Both kinds from the start, so that folds cut from the list have both.
+    assert!(pairs[..20].iter().any(|p| p.is_same) && pairs[..20].iter().any(|p| !p.is_same));
+}
+
+#[test]
+fn drawn_pairs_follow_the_seed() {
+    let labels: Vec<u32> = (0..3000).map(|i| i * 7919 % 500).collect();
+    let pairs = sample_pairs(&labels, 200, 300, 5);
+    assert_eq!(pairs, sample_pairs(&labels, 200, 300, 5));
+    assert_ne!(pairs, sample_pairs(&labels, 200, 300, 6));
+    assert_eq!(pairs.iter().filter(|p| p.is_same).count(), 200);
+    assert_eq!(pairs.len(), 500);
+    assert!(pairs.iter().all(|p| p.is_same == (labels[p.a] == labels[p.b])));
+    // Uniform: the 300 impostor pairs touch images all over the list.
+    let mean = pairs.iter().map(|p| (p.a + p.b) as f64 / 2.0).sum::<f64>() / 500.0;
+    assert!((mean - 1500.0).abs() < 150.0, "{mean}");
+}
+
+#[test]
+fn labels_without_pairs_give_none() {
+    for labels in [&[][..], &[4]] {
+        assert!(sample_pairs(labels, 10, 10, 0).is_empty());
+    }
+    assert!(sample_pairs(&[1, 2, 3], 10, 0, 0).is_empty());
+    assert_eq!(sample_pairs(&[5, 5], 10, 10, 0), [Pair { a: 0, b: 1, is_same: true, fold: 0 }]);
+}
+
+#[test]
+fn needs_data_lfw_lists_resolve() -> Result<()> {
+    let Ok(data) = std::env::var("MASKINV_DATA") else {
+        println!("skipped: MASKINV_DATA is not set");
+        return Ok(());
+    };
+    let root = Path::new(&data).join("lfw112");
+    let pairs = PairList::read(root.join("pairs.txt"))?;
+    assert_eq!((pairs.num_folds(), pairs.entries().len()), (7, 4200));
+    let folder = FaceFolder::open(root.join("images"))?;
+    let resolved = pairs.resolve(&folder)?;
+    assert!(resolved.iter().all(|p| p.is_same == (folder.label(p.a) == folder.label(p.b))));
+
+    let people = People::read(root.join("people.txt"))?;
+    assert_eq!(people.folds.len(), 7);
+    let listed: u32 = people.folds.iter().flatten().map(|p| p.num_images).sum();
+    assert_eq!((people.names(0..7).len(), listed as usize), (folder.num_identities(), folder.len()));
+    let train = FolderFilter { min_images: 2, identities: Some(people.names(0..5)) };
+    let train = FaceFolder::open_filtered(root.join("images"), &train)?;
+    assert!(train.num_skipped_identities() > 0 && train.num_identities() < people.names(0..5).len());
+    Ok(())
+}
