@@ -7,19 +7,6 @@
 //! cargo run --release --example train -- --help
 //! ```
 
-use std::process::ExitCode;
-
-use clap::Parser;
-use maskinv::cli::{TrainArgs, exit_code};
-
-/// Trains a teacher on clean faces and students on masked ones, and compares them on unseen people.
-#[derive(Parser)]
-#[command(name = "train", version)]
-struct Args {
-    #[command(flatten)]
-    train: TrainArgs,
-}
-
-fn main() -> ExitCode {
-    exit_code(Args::parse().train.run())
+fn main() -> std::process::ExitCode {
+    maskinv::cli::train_main()
 }

@@ -19,8 +19,11 @@ fn config(kind: MarginKind) -> MarginConfig {
     MarginConfig { kind, ..MarginConfig::default() }
 }
 
-/// Name in the fixture, loss, name of the margins' fill (none: the published constant).
-fn published_losses() -> Vec<(&'static str, MarginConfig, Option<(&'static str, f64, f64)>)> {
+/// Name and bounds of the fill that the margins come from.
+type Drawn = (&'static str, f64, f64);
+
+/// Name in the fixture, loss, drawn margins (none: the published constant).
+fn published_losses() -> Vec<(&'static str, MarginConfig, Option<Drawn>)> {
     let arc = Some(("m", 0.4, 0.6));
     let cos = Some(("mc", 0.3, 0.4));
     let reference = |kind| MarginConfig { plus_matching: PlusMatching::Reference, ..config(kind) };

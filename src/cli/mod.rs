@@ -1,5 +1,6 @@
 //! The command line: parses flags, shows progress on stderr, prints results on stdout.
 
+mod allocator;
 mod evaluate;
 mod mask;
 mod progress;
@@ -11,9 +12,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-pub use evaluate::EvaluateArgs;
-pub use mask::MaskArgs;
-pub use train::TrainArgs;
+use evaluate::EvaluateArgs;
+use mask::MaskArgs;
+use train::TrainArgs;
 
 /// Mask-invariant face recognition: train, evaluate and use MaskInv.
 #[derive(Debug, Parser)]
@@ -41,6 +42,7 @@ enum Command {
 
 /// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage.
 pub fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     match Cli::parse().command {
         Command::Train(args) => exit_code(args.run()),
         Command::Evaluate(args) => exit_code(args.run()),
@@ -48,8 +50,21 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Runs `maskinv train` with its own parser, for the example.
+pub fn train_main() -> ExitCode {
+    /// Trains a teacher on clean faces and students on masked ones, and compares them on unseen people.
+    #[derive(Parser)]
+    #[command(name = "train", version)]
+    struct TrainCli {
+        #[command(flatten)]
+        args: TrainArgs,
+    }
+    allocator::keep_freed_memory();
+    exit_code(TrainCli::parse().args.run())
+}
+
 /// Prints an error as one line on stderr; exit code 1 then, else 0.
-pub fn exit_code(result: Result<()>) -> ExitCode {
+fn exit_code(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

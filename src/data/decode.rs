@@ -15,8 +15,8 @@ const EXTENSIONS: [&str; 7] = ["jpg", "jpeg", "png", "bmp", "webp", "pgm", "ppm"
 /// The most a decoder may allocate, in bytes: a photo of 40 megapixels.
 const MAX_DECODE_BYTES: u64 = 128 << 20;
 
-/// Whether a file is an image by its name; hidden files are not, whatever their extension.
-pub(crate) fn is_image(name: &OsStr) -> bool {
+/// Returns whether a file is an image by its name; hidden files are not, whatever their extension.
+pub fn is_image(name: &OsStr) -> bool {
     let is_hidden = name.as_encoded_bytes().starts_with(b".");
     let extension = Path::new(name).extension();
     !is_hidden && extension.is_some_and(|x| EXTENSIONS.iter().any(|e| x.eq_ignore_ascii_case(e)))

@@ -13,8 +13,7 @@ mod source;
 mod transform;
 
 pub use cache::Cached;
-pub(crate) use decode::is_image;
-pub use decode::read_image;
+pub use decode::{is_image, read_image};
 pub use folder::{FaceFolder, FolderFilter};
 pub use loader::{Batch, Batches, Loader, LoaderConfig};
 pub use pairs::{ImageId, Pair, PairEntry, PairList, People, Person, sample_pairs};

@@ -170,6 +170,11 @@ impl DataConfig {
     fn with_drawn_pairs(&self, images: Arc<dyn Dataset>, description: String, seed: u64) -> Result<TestSet> {
         let labels: Vec<u32> = (0..images.len()).map(|i| images.label(i)).collect();
         let pairs = sample_pairs(&labels, self.max_pairs, self.max_pairs, seed);
+        if pairs.iter().all(|p| p.is_same) || !pairs.iter().any(|p| p.is_same) {
+            let found = format!("{} images of {} identities", images.len(), images.num_identities());
+            let what = format!("data: expected two identities to test on and two images of one, found {found}");
+            return Err(Error::Config(what));
+        }
         Ok(TestSet { images, pairs, num_folds: DRAWN_PAIRS_FOLDS, description })
     }
 

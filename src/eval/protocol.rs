@@ -95,8 +95,8 @@ pub struct SettingResult {
     pub metrics: Metrics,
     /// LFW's k-fold accuracy.
     pub accuracy: FoldAccuracy,
-    /// LFW's k-fold TAR at FAR 1e-3.
-    pub tar_at_far: FoldTar,
+    /// LFW's k-fold TAR at FAR 1e-3; absent where a fold has not both kinds of pairs.
+    pub tar_at_far: Option<FoldTar>,
     /// FNMR at the threshold that gives an FMR of 1 % in U-U, as in NIST's mask reports; absent with fewer than 100
     /// impostor pairs.
     pub fnmr_at_unmasked_fmr100: Option<f64>,
@@ -170,7 +170,7 @@ pub fn evaluate(
         Ok(SettingResult {
             metrics: scores.metrics(),
             accuracy: fold_accuracy(&distances, &is_same, test.num_folds)?,
-            tar_at_far: fold_tar_at_far(&distances, &is_same, test.num_folds, 1e-3)?,
+            tar_at_far: fold_tar_at_far(&distances, &is_same, test.num_folds, 1e-3).ok(),
             fnmr_at_unmasked_fmr100: threshold.map(|t| scores.fnmr_at_threshold(t)),
             fmr_at_unmasked_fmr100: threshold.map(|t| scores.fmr_at_threshold(t)),
         })

@@ -3,7 +3,7 @@
 use candle_core::{ModuleT, Result, Tensor, bail};
 
 use super::{Arch, ModelConfig, scaled};
-use crate::nn::{BatchNorm, Conv2d, Init, Linear, PRelu, Scope, SqueezeExcitation};
+use crate::nn::{BatchNorm, Conv2d, Dropout, Init, Linear, PRelu, Scope, SqueezeExcitation};
 use crate::ops::conv::ConvConfig;
 
 /// Standard deviation of the initial convolution weights.
@@ -56,7 +56,7 @@ pub struct IResNet {
     prelu: PRelu,
     layers: Vec<IBasicBlock>,
     bn2: BatchNorm,
-    dropout: f64,
+    dropout: Dropout,
     fc: Linear,
     features: BatchNorm,
     input_size: usize,
@@ -90,7 +90,7 @@ impl IResNet {
             prelu,
             layers,
             bn2: BatchNorm::new(last, p.sub("bn2"))?,
-            dropout: config.dropout,
+            dropout: Dropout::new(config.dropout, &mut p),
             fc: Linear::new(last * side * side, config.embedding_size, p.sub("fc"))?,
             features: BatchNorm::with_frozen_weight(config.embedding_size, p.sub("features"))?,
             input_size: config.input_size,
@@ -106,10 +106,7 @@ impl ModuleT for IResNet {
         for block in &self.layers {
             y = y.apply_t(block, train)?;
         }
-        let mut y = y.apply_t(&self.bn2, train)?.permute((0, 3, 1, 2))?.flatten_from(1)?;
-        if train && self.dropout > 0.0 {
-            y = candle_nn::ops::dropout(&y, self.dropout as f32)?;
-        }
+        let y = y.apply_t(&self.bn2, train)?.permute((0, 3, 1, 2))?.flatten_from(1)?.apply_t(&self.dropout, train)?;
         y.apply(&self.fc)?.apply_t(&self.features, train)
     }
 }

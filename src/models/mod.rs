@@ -76,7 +76,7 @@ impl ModelConfig {
         if !(self.width > 0.0 && self.width <= 4.0) {
             return wrong(format!("width: expected above 0 and up to 4, found {}", self.width));
         }
-        if !(16..=224).contains(&self.input_size) || self.input_size % 16 != 0 {
+        if !(16..=224).contains(&self.input_size) || !self.input_size.is_multiple_of(16) {
             return wrong(format!("input_size: expected a multiple of 16 from 16 to 224, found {}", self.input_size));
         }
         if !(0.0..1.0).contains(&self.dropout) {
@@ -99,8 +99,8 @@ pub struct Model {
 
 #[derive(Debug)]
 enum Net {
-    IResNet(IResNet),
-    MobileFaceNet(MobileFaceNet),
+    IResNet(Box<IResNet>),
+    MobileFaceNet(Box<MobileFaceNet>),
 }
 
 impl Model {
@@ -128,8 +128,10 @@ impl Model {
         config.validate().map_err(candle_core::Error::wrap)?;
         let p = params.root();
         let net = match config.arch {
-            Arch::Mbf | Arch::MbfGdc => Net::MobileFaceNet(MobileFaceNet::new(&MobileFaceNetConfig::from(config), p)?),
-            _ => Net::IResNet(IResNet::new(&IResNetConfig::from(config), p)?),
+            Arch::Mbf | Arch::MbfGdc => {
+                Net::MobileFaceNet(Box::new(MobileFaceNet::new(&MobileFaceNetConfig::from(config), p)?))
+            }
+            _ => Net::IResNet(Box::new(IResNet::new(&IResNetConfig::from(config), p)?)),
         };
         Ok(Self { net, params, config: config.clone() })
     }

@@ -1,6 +1,10 @@
-//! Convolution, batch norm, PReLU, linear and squeeze-excitation layers with PyTorch's parameter names and layouts.
+//! Convolution, batch norm, PReLU, linear, dropout and squeeze-excitation layers with PyTorch's parameter names and layouts.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Module, ModuleT, Result, Tensor, Var};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 
 use super::params::{Init, Scope};
 use crate::ops::batch_norm::{Stats, StatsOrigin, batch_norm, batch_stats};
@@ -198,5 +202,35 @@ impl Module for SqueezeExcitation {
         let hidden = mean.matmul(&self.fc1.flatten_from(1)?.t()?)?.relu()?;
         let scale = candle_nn::ops::sigmoid(&hidden.matmul(&self.fc2.flatten_from(1)?.t()?)?)?;
         x.broadcast_mul(&scale.reshape((n, 1, 1, c))?)
+    }
+}
+
+/// Dropout (Srivastava et al., JMLR 2014), scaled so that the mean stays.
+///
+/// candle's draws from a generator that cannot be seeded on the CPU; this one continues the model's.
+#[derive(Clone, Debug)]
+pub struct Dropout {
+    probability: f64,
+    rng: Arc<Mutex<ChaCha8Rng>>,
+}
+
+impl Dropout {
+    /// Returns a layer that drops each element with `probability`, in `[0, 1)`.
+    pub fn new(probability: f64, p: &mut Scope) -> Self {
+        Self { probability, rng: Arc::new(Mutex::new(p.fork_rng())) }
+    }
+}
+
+impl ModuleT for Dropout {
+    /// Any shape to the same; in evaluation, the input.
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        if !train || self.probability == 0.0 {
+            return Ok(x.clone());
+        }
+        let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = (1.0 / (1.0 - self.probability)) as f32;
+        let mask: Vec<f32> =
+            (0..x.elem_count()).map(|_| if rng.random_bool(self.probability) { 0.0 } else { kept }).collect();
+        x * Tensor::from_vec(mask, x.shape(), x.device())?.to_dtype(x.dtype())?
     }
 }

@@ -3,6 +3,6 @@
 mod layers;
 mod params;
 
-pub use layers::{BatchNorm, Conv2d, Linear, PRelu, SqueezeExcitation};
+pub use layers::{BatchNorm, Conv2d, Dropout, Linear, PRelu, SqueezeExcitation};
 pub(crate) use params::standard_normal;
 pub use params::{Init, Params, Scope};

@@ -169,6 +169,11 @@ impl Scope<'_> {
         self.register(name, var, false)
     }
 
+    /// Returns a generator that depends on the seed and on what was created before.
+    pub(super) fn fork_rng(&mut self) -> ChaCha8Rng {
+        ChaCha8Rng::from_rng(&mut self.params.rng)
+    }
+
     fn insert(&mut self, name: &str, shape: Shape, init: Init, trainable: bool) -> Result<Var> {
         let var = self.params.create(&shape, init)?;
         self.register(name, var, trainable)

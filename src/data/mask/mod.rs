@@ -2,7 +2,7 @@
 //!
 //! Two protocols. `corrected` draws masks by code: an outline and a fabric ([`MaskKind`], [`MaskColour`]) are drawn at
 //! random, laid around a head whose turn is read off the five landmarks, lit like the photo and blended in. `reference`
-//! reproduces the published code ([`reference`]) with a template that the user provides.
+//! reproduces the published code ([`mod@reference`]) with a template that the user provides.
 
 mod fabric;
 mod frame;

@@ -27,7 +27,7 @@ pub const TEMPLATE_LANDMARKS: Landmarks =
     [[557.0, 64.0], [1009.0, 64.0], [678.0, 464.0], [548.0, 614.0], [991.0, 664.0]];
 
 /// The landmarks that the published code uses for every 112x112 crop: those of the 96-pixel-wide alignment template, so
-/// that its masks sit 8 px left of [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
+/// that its masks sit 8 px left of [`crate::data::ALIGNED_LANDMARKS`].
 pub const REFERENCE_LANDMARKS: Landmarks =
     [[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366], [33.5493, 92.3655], [62.7299, 92.2041]];
 

@@ -1,0 +1,226 @@
+//! The `maskinv` command: what it prints, what it refuses, and with which exit code.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::Result;
+use image::RgbImage;
+
+/// A tiny training run: 6 people, an eighth of ResNet-18 at 32 pixels.
+const TINY: &[&str] = &[
+    "--set",
+    "train.epochs=1",
+    "--set",
+    "train.teacher_epochs=1",
+    "--set",
+    "model.width=0.125",
+    "--set",
+    "model.embedding_size=16",
+    "--set",
+    "model.input_size=32",
+    "--set",
+    "loader.batch_size=8",
+    "--set",
+    "data.test_share=0.4",
+];
+
+fn maskinv(args: &[&str]) -> Result<Output> {
+    Ok(Command::new(env!("CARGO_BIN_EXE_maskinv")).args(args).env("RUST_BACKTRACE", "1").output()?)
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The error must be one line, exit code 1, and nothing on stdout.
+fn refused(args: &[&str]) -> Result<String> {
+    let output = maskinv(args)?;
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {error}");
+    assert!(output.stdout.is_empty(), "{args:?} printed {}", stdout(&output));
+    let lines: Vec<&str> = error.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert_eq!(lines.len(), 1, "{args:?}: {error}");
+    assert!(error.ends_with(&format!("{}\n", lines[0])), "{args:?}: the error is the last line of {error}");
+    Ok(lines[0].to_owned())
+}
+
+/// A folder of `people` identities with `images` crops each.
+fn faces(root: &Path, people: usize, images: usize) -> Result<PathBuf> {
+    let folder = root.join("faces");
+    for person in 0..people {
+        std::fs::create_dir_all(folder.join(format!("p{person}")))?;
+        for i in 0..images {
+            let (a, b) = (30 * person as u8, 9 * i as u8);
+            let image = RgbImage::from_fn(112, 112, |x, y| image::Rgb([a.wrapping_add(x as u8), b, y as u8]));
+            image.save(folder.join(format!("p{person}/p{person}_{:04}.jpg", i + 1)))?;
+        }
+    }
+    Ok(folder)
+}
+
+fn str(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+#[test]
+fn train_evaluate_and_json_agree_on_a_folder() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (faces, out) = (faces(root.path(), 8, 4)?, root.path().join("out"));
+    let train = [&["train", "--data", str(&faces), "--out", str(&out)][..], TINY].concat();
+    let output = maskinv(&train)?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = stdout(&output);
+    for words in
+        ["teacher (ElasticFace-Arc)", "augmentation only", "MaskInv-LG", "MaskInv-HG", "U-M", "equal error rate"]
+    {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+    assert!(refused(&train)?.contains("has results"), "results are not overwritten unasked");
+
+    let results: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("results.json"))?)?;
+    let (hg, config) = (out.join("hg"), out.join("config.toml"));
+    let output = maskinv(&["evaluate", str(&hg), "--config", str(&config), "--json"])?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let evaluated: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(evaluated["models"][str(&hg)]["settings"], results["arms"]["hg"]["settings"]);
+    Ok(())
+}
+
+#[test]
+fn bad_input_is_one_line_that_says_what_and_where() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let out = root.path().join("out");
+    let faces = faces(root.path(), 6, 3)?;
+    let train = |data: &Path| refused(&[&["train", "--data", str(data), "--out", str(&out)][..], TINY].concat());
+
+    let one = root.path().join("one");
+    std::fs::create_dir_all(one.join("p0"))?;
+    RgbImage::new(112, 112).save(one.join("p0/p0_0001.png"))?;
+    let error = train(&one)?;
+    assert!(error.contains("one: expected enough identities to train and to test, found 1"), "{error}");
+
+    let missing = root.path().join("nowhere");
+    let error = train(&missing)?;
+    assert!(error.contains("nowhere: No such file or directory"), "{error}");
+
+    let note = faces.join("p1/notes.txt");
+    std::fs::write(&note, "who is this?")?;
+    let error = train(&faces)?;
+    assert!(error.contains("p1: expected images, found notes.txt"), "{error}");
+    std::fs::remove_file(note)?;
+
+    let jpeg = faces.join("p2/p2_0002.jpg");
+    let whole = std::fs::read(&jpeg)?;
+    for (bytes, words) in [
+        (&whole[..whole.len() / 2], "p2_0002.jpg: "),
+        (&b"not a picture"[..], "p2_0002.jpg: expected an image, found an unknown format"),
+    ] {
+        // Whether training or testing needs it: no image is skipped silently.
+        std::fs::write(&jpeg, bytes)?;
+        let error = train(&faces)?;
+        assert!(error.contains(words), "{error}");
+    }
+    RgbImage::new(96, 112).save_with_format(&jpeg, image::ImageFormat::Jpeg)?;
+    let error = train(&faces)?;
+    assert!(error.contains("p2_0002.jpg: expected 112x112 pixels, found 96x112"), "{error}");
+    std::fs::write(&jpeg, &whole)?;
+
+    let lfw = root.path().join("lfw");
+    std::fs::create_dir(&lfw)?;
+    std::fs::rename(&faces, lfw.join("images"))?;
+    std::fs::write(lfw.join("people.txt"), "3\n2\np0\t3\np1\t3\n2\np2\t3\np3\t3\n2\np4\t3\np5\t3\n")?;
+    std::fs::write(
+        lfw.join("pairs.txt"),
+        "3\t1\np0\t1\t2\np0\t1\tp1\t2\np2\t1\t2\np2\t1\tp3\t1\np4\t1\t9\np4\t1\tp5\t1\n",
+    )?;
+    let folds = ["--set", "data.train_folds=[1]", "--set", "data.test_folds=[2,3]"];
+    let error = refused(&[&["train", "--data", str(&lfw), "--out", str(&out)][..], TINY, &folds].concat())?;
+    assert!(error.contains("pairs.txt:6: expected image 9 of p4"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn bad_settings_and_checkpoints_are_refused() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let config = root.path().join("typo.toml");
+    std::fs::write(&config, "[optim]\nlearning_rate = 1\n")?;
+    let error = refused(&["train", "--config", str(&config)])?;
+    assert!(error.contains("typo.toml: line 2: unknown field `learning_rate`"), "{error}");
+    let error = refused(&["train", "--preset", "nothing"])?;
+    assert!(error.contains("no preset nothing; there are procedural"), "{error}");
+    let error = refused(&["evaluate", str(&root.path().join("no.safetensors"))])?;
+    assert!(error.contains("no.safetensors: No such file or directory"), "{error}");
+
+    let (faces, out) = (faces(root.path(), 6, 3)?, root.path().join("out"));
+    let train = [&["train", "--data", str(&faces), "--arm", "teacher", "--out", str(&out)][..], TINY].concat();
+    assert!(maskinv(&train)?.status.success());
+    let teacher = out.join("teacher");
+    let other = root.path().join("other");
+    let start = ["--start", str(&teacher), "--set", "model.arch=r34"];
+    let args = [&["train", "--data", str(&faces), "--arm", "aug", "--out", str(&other)][..], TINY, &start].concat();
+    let error = refused(&args)?;
+    assert!(error.contains("tensors do not fit the model: missing layer1.2.bn1.bias"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_help_with_0() -> Result<()> {
+    for args in
+        [&["train", "--epochs", "many"][..], &["evaluate"], &["paint"], &["mask", "a", "b", "--kind", "tuxedo"], &[]]
+    {
+        assert_eq!(maskinv(args)?.status.code(), Some(2), "{args:?}");
+    }
+    for args in [&["--help"][..], &["train", "--help"], &["evaluate", "--help"], &["mask", "--help"], &["--version"]] {
+        let output = maskinv(args)?;
+        assert!(output.status.success() && !output.stdout.is_empty(), "{args:?}");
+    }
+    let presets = stdout(&maskinv(&["train", "--list-presets"])?);
+    assert!(presets.contains("procedural") && presets.contains("ms1mv2-r100-hg"), "{presets}");
+    let shown = stdout(&maskinv(&["train", "--preset", "casia-r50", "--lr", "0.05", "--show-config"])?);
+    assert!(shown.contains("lr = 0.05") && shown.contains("arch = \"r50\""), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn mask_masks_files_folders_and_sheets() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let faces = faces(root.path(), 2, 2)?;
+    let (input, output) = (faces.join("p0/p0_0001.jpg"), root.path().join("masked.png"));
+    let args = ["mask", str(&input), str(&output), "--kind", "surgical", "--colour", "white"];
+    assert!(maskinv(&args)?.status.success());
+    let (clean, masked) = (image::open(&input)?.into_rgb8(), image::open(&output)?.into_rgb8());
+    assert_eq!(clean.get_pixel(38, 51), masked.get_pixel(38, 51), "the eye is free");
+    assert_ne!(clean.get_pixel(56, 90), masked.get_pixel(56, 90), "the mouth is covered");
+    assert!(refused(&args)?.contains("masked.png: exists already"));
+
+    let folder = root.path().join("masked");
+    assert!(maskinv(&["mask", str(&faces), str(&folder)])?.status.success());
+    assert!(folder.join("p1/p1_0002.jpg").exists());
+    let sheet = root.path().join("sheet.png");
+    assert!(maskinv(&["mask", str(&faces), str(&sheet), "--sheet"])?.status.success());
+    assert_eq!(image::image_dimensions(&sheet)?, (9 * 112, 4 * 112));
+
+    let photo = root.path().join("photo.png");
+    RgbImage::new(300, 200).save(&photo)?;
+    let other = root.path().join("other.png");
+    let error = refused(&["mask", str(&photo), str(&other)])?;
+    assert!(error.contains("expected a crop aligned to 112x112, found 300x200"), "{error}");
+    let landmarks = "100,80,160,80,130,110,110,140,150,140";
+    assert!(maskinv(&["mask", str(&photo), str(&other), "--landmarks", landmarks])?.status.success());
+    let error = refused(&["mask", str(&photo), str(&sheet), "--landmarks", "1,2,3"])?;
+    assert!(error.contains("expected 10 numbers, found 3"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn the_training_example_runs_like_the_command() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (faces, out) = (faces(root.path(), 6, 3)?, root.path().join("out"));
+    let example = Path::new(env!("CARGO_BIN_EXE_maskinv")).with_file_name("examples").join("train");
+    let output =
+        Command::new(&example).args(["--data", str(&faces), "--arm", "aug", "--out", str(&out)]).args(TINY).output();
+    let output = output.map_err(|e| anyhow::anyhow!("{}: {e}; `cargo test` builds it", example.display()))?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(out.join("aug/backbone.safetensors").exists());
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! Views and batches: what the teacher and the student see, and that order depends on the seed only.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use image::RgbImage;
+use image::imageops::flip_horizontal;
+use maskinv::data::mask::{MaskConfig, MaskKind, MaskProtocol};
+use maskinv::data::{ALIGNED_LANDMARKS, AugmentConfig, Batch, Dataset, Loader, LoaderConfig, Sample, Transform, Views};
+use maskinv::{Error, Result as CrateResult};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+/// Gradients of grey that tell their index, label and mirror image.
+struct Grey {
+    len: usize,
+    broken: Option<usize>,
+}
+
+impl Dataset for Grey {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn num_identities(&self) -> usize {
+        5
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        (index % 5) as u32
+    }
+
+    fn name(&self, index: usize) -> String {
+        index.to_string()
+    }
+
+    fn get(&self, index: usize) -> CrateResult<Sample> {
+        if self.broken == Some(index) {
+            return Err(Error::Image { path: "broken.jpg".into(), what: "cut off".into() });
+        }
+        Ok(Sample { image: face(index as u8), label: self.label(index), landmarks: ALIGNED_LANDMARKS })
+    }
+}
+
+fn face(value: u8) -> RgbImage {
+    RgbImage::from_fn(112, 112, |x, y| image::Rgb([value, x as u8, y as u8]))
+}
+
+fn sample() -> Sample {
+    Sample { image: face(7), label: 0, landmarks: ALIGNED_LANDMARKS }
+}
+
+fn loader(len: usize, threads: usize, seed: u64) -> CrateResult<Loader> {
+    let transform = Transform::new(&AugmentConfig::default(), &MaskConfig::default())?;
+    let config = LoaderConfig { batch_size: 4, threads, prefetch: 2 };
+    Loader::new(Arc::new(Grey { len, broken: None }), transform, &config, 28, seed)
+}
+
+fn epoch(threads: usize, seed: u64, epoch: u64) -> CrateResult<Vec<Batch>> {
+    loader(22, threads, seed)?.epoch(epoch).collect()
+}
+
+#[test]
+fn batches_depend_on_the_seed_and_not_on_the_number_of_threads() -> Result<()> {
+    let one = epoch(1, 3, 0)?;
+    assert_eq!(one.len(), 5);
+    for threads in [2, 8] {
+        assert!(one == epoch(threads, 3, 0)?, "{threads} threads");
+    }
+    assert!(one != epoch(1, 4, 0)? && one != epoch(1, 3, 1)?);
+    Ok(())
+}
+
+#[test]
+fn an_epoch_sees_each_image_once_and_says_how_many_it_leaves_out() -> Result<()> {
+    let loader = loader(22, 2, 0)?;
+    assert_eq!((loader.num_batches(), loader.num_left_out()), (5, 2));
+    // The red channel tells which image it was; a mask never covers the first row.
+    let mut seen: Vec<i64> = Vec::new();
+    for batch in loader.epoch(0) {
+        let batch = batch?;
+        let size = 3 * 28 * 28;
+        seen.extend((0..4).map(|i| ((batch.teacher.values[i * size] * 0.5 + 0.5) * 255.0).round() as i64));
+        assert_eq!(batch.labels, seen[seen.len() - 4..].iter().map(|i| i % 5).collect::<Vec<_>>());
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 20);
+    Ok(())
+}
+
+#[test]
+fn an_unreadable_image_ends_the_epoch_with_its_error() -> Result<()> {
+    let transform = Transform::new(&AugmentConfig::default(), &MaskConfig::default())?;
+    let config = LoaderConfig { batch_size: 4, threads: 2, prefetch: 1 };
+    let loader = Loader::new(Arc::new(Grey { len: 22, broken: Some(9) }), transform, &config, 28, 0)?;
+    let mut results: Vec<_> = (0..4).flat_map(|e| loader.epoch(e)).filter(CrateResult::is_err).collect();
+    let error = results.remove(0).unwrap_err().to_string();
+    assert_eq!(error, "broken.jpg: cut off");
+    Ok(())
+}
+
+#[test]
+fn a_batch_larger_than_the_data_set_is_refused() {
+    let error = loader(3, 1, 0).err().unwrap().to_string();
+    assert!(error.contains("batch_size: 4 is more than the 3 images"), "{error}");
+}
+
+fn views(config: &MaskConfig, augment: AugmentConfig, seed: u64) -> CrateResult<Views> {
+    Transform::new(&augment, config)?.views(&sample(), &mut ChaCha8Rng::seed_from_u64(seed))
+}
+
+#[test]
+fn corrected_views_are_flipped_alike_and_the_teacher_sees_no_mask() -> Result<()> {
+    let mut flips = 0;
+    for seed in 0..40 {
+        let clean = views(&MaskConfig::default(), AugmentConfig { flip: 0.5, mask: 0.0 }, seed)?;
+        assert_eq!(clean.teacher, clean.student);
+        let masked = views(&MaskConfig::default(), AugmentConfig { flip: 0.5, mask: 1.0 }, seed)?;
+        let is_flipped = masked.teacher != face(7);
+        let expected = if is_flipped { flip_horizontal(&face(7)) } else { face(7) };
+        assert_eq!(masked.teacher, expected, "the teacher's view is clean");
+        assert_eq!(masked.student.get_pixel(0, 0), expected.get_pixel(0, 0), "flipped alike");
+        assert_ne!(masked.student.get_pixel(56, 90), expected.get_pixel(56, 90), "the mouth is covered");
+        flips += usize::from(is_flipped);
+    }
+    assert!((8..32).contains(&flips), "{flips} of 40 flipped");
+    Ok(())
+}
+
+/// A template that covers a square around the mouth, and its five points.
+fn template(folder: &std::path::Path) -> Result<MaskConfig> {
+    let path = folder.join("template.png");
+    image::RgbaImage::from_pixel(112, 60, image::Rgba([250, 250, 250, 255])).save(&path)?;
+    Ok(MaskConfig {
+        protocol: MaskProtocol::Reference,
+        template: Some(path),
+        template_points: ALIGNED_LANDMARKS.map(|[x, y]| [x, y - 60.0]),
+        ..MaskConfig::default()
+    })
+}
+
+#[test]
+fn reference_views_are_masked_for_both_and_flipped_independently() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = template(folder.path())?;
+    let (mut alike, mut different) = (0, 0);
+    for seed in 0..40 {
+        let views = views(&config, AugmentConfig { flip: 0.5, mask: 1.0 }, seed)?;
+        assert!(views.is_masked);
+        if views.teacher == views.student {
+            alike += 1;
+        } else {
+            assert_eq!(views.teacher, flip_horizontal(&views.student));
+            different += 1;
+        }
+        assert!(views.teacher != face(7) && views.teacher != flip_horizontal(&face(7)), "masked in place");
+    }
+    assert!(alike >= 8 && different >= 8, "{alike} alike, {different} different");
+    Ok(())
+}
+
+#[test]
+fn the_share_of_masked_images_is_that_of_the_settings() -> Result<()> {
+    let config = MaskConfig { kinds: vec![MaskKind::Cloth], ..MaskConfig::default() };
+    let augment = AugmentConfig { flip: 0.5, mask: 0.3 };
+    let masked = (0..400).map(|seed| views(&config, augment.clone(), seed)).collect::<CrateResult<Vec<_>>>()?;
+    let masked = masked.iter().filter(|v| v.is_masked).count();
+    assert!((80..160).contains(&masked), "{masked} of 400");
+    Ok(())
+}
