@@ -83,6 +83,19 @@ fn train_evaluate_and_json_agree_on_a_folder() -> Result<()> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let evaluated: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(evaluated["models"][str(&hg)]["settings"], results["arms"]["hg"]["settings"]);
+
+    // MFR2's format: genuine pairs first.
+    let pairs = root.path().join("pairs.txt");
+    let same = (0..8).map(|p| format!("p{p} 1 2\np{p} 2 3\n")).collect::<String>();
+    let different =
+        (0..8).map(|p| format!("p{p} 1 p{} 3\np{p} 4 p{} 2\n", (p + 1) % 8, (p + 3) % 8)).collect::<String>();
+    std::fs::write(&pairs, same + &different)?;
+    let output = maskinv(&["evaluate", str(&hg), "--data", str(&faces), "--pairs", str(&pairs), "--json"])?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let uu = &listed["models"][str(&hg)]["settings"]["U-U"];
+    assert_eq!((&uu["num_genuine"], &uu["num_impostor"]), (&16.into(), &16.into()));
+    assert!(uu["fmr100"].is_null(), "16 impostor pairs cannot show an FMR of 1 %");
     Ok(())
 }
 

@@ -19,6 +19,9 @@ pub struct EvaluateArgs {
     /// A folder of identities, or one with LFW's lists beside `images/`; procedural faces without it
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// A list of pairs of images in --data, in LFW's or MFR2's format
+    #[arg(long, value_name = "FILE", requires = "data")]
+    pairs: Option<PathBuf>,
     /// Settings to start from [default: procedural, or lfw-small with --data]
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     preset: Option<String>,
@@ -54,6 +57,9 @@ impl EvaluateArgs {
         };
         if let Some(root) = &self.data {
             config.data.root = Some(root.clone());
+        }
+        if let Some(pairs) = &self.pairs {
+            config.data.pairs = Some(pairs.clone());
         }
         if let Some(seed) = self.seed {
             config.train.seed = seed;

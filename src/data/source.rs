@@ -23,6 +23,8 @@ pub struct DataConfig {
     /// A folder of identities, or a folder with `images/`, `people.txt` and `pairs.txt` in LFW's format; procedural
     /// faces if absent.
     pub root: Option<PathBuf>,
+    /// A list of pairs to test on instead, LFW's or MFR2's format, of images in `root`.
+    pub pairs: Option<PathBuf>,
     /// Identities with fewer images are left out of training.
     pub min_images: usize,
     /// Folds of `people.txt`, from 1, to train on; all that are not tested on if empty.
@@ -61,6 +63,7 @@ impl Default for DataConfig {
     fn default() -> Self {
         Self {
             root: None,
+            pairs: None,
             min_images: 2,
             train_folds: Vec::new(),
             test_folds: vec![6, 7],
@@ -102,6 +105,9 @@ impl DataConfig {
         let wrong = |what: String| Err(Error::Config(format!("data.{what}")));
         if !(self.test_share > 0.0 && self.test_share < 1.0) {
             return wrong(format!("test_share: expected above 0 and below 1, found {}", self.test_share));
+        }
+        if self.pairs.is_some() && self.root.is_none() {
+            return wrong("pairs: expected root too, the folder of the images that the list names".into());
         }
         if self.max_pairs == 0 {
             return wrong("max_pairs: expected at least 1, found 0".into());
@@ -146,6 +152,9 @@ impl DataConfig {
     /// As [`Self::open`].
     pub fn open_test(&self, seed: u64) -> Result<TestSet> {
         let Some(root) = &self.root else { return self.procedural_test(seed) };
+        if let Some(path) = &self.pairs {
+            return listed_test(root, path, seed);
+        }
         if let Some(lfw) = LfwLayout::find(root) {
             return lfw.test(self);
         }
@@ -198,6 +207,23 @@ impl DataConfig {
         let test = names.split_off(names.len() - num_test);
         Ok((names, test))
     }
+}
+
+/// The pairs of a list, all folds of it.
+fn listed_test(root: &Path, path: &Path, seed: u64) -> Result<TestSet> {
+    let list = PairList::read(path)?;
+    let images = FaceFolder::open(images_root(root))?;
+    let mut pairs = list.resolve(&images)?;
+    let num_folds = match list.num_folds() {
+        // MFR2's list names all genuine pairs first: mixed, so that each fold has both kinds.
+        0 | 1 => {
+            pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+            DRAWN_PAIRS_FOLDS
+        }
+        folds => folds,
+    };
+    let description = format!("{} pairs of {}", pairs.len(), path.display());
+    Ok(TestSet { images: Arc::new(images), pairs, num_folds, description })
 }
 
 /// A folder with LFW's lists.
