@@ -15,7 +15,7 @@ use maskinv::train::load_backbone;
 fn main() -> Result<()> {
     let path = std::env::args().nth(1).context("usage: evaluate CHECKPOINT")?;
     let model = load_backbone(Path::new(&path))?;
-    let test = DataConfig::default().open_test(0)?;
+    let test = DataConfig::default().open_test()?;
     let evaluation = evaluate(&model, &test, &EvalConfig::default(), |_, _| {})?;
     println!("{}\n\n{}", test.description, table(&[(&path, &evaluation)]));
     let masked = &evaluation.get(Setting::UM).metrics;

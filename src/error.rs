@@ -70,9 +70,6 @@ pub enum Error {
     /// Training cannot go on.
     #[error("training: {0}")]
     Training(String),
-    /// The caller asked to stop.
-    #[error("interrupted")]
-    Interrupted,
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -14,8 +14,6 @@ pub struct Tol {
 impl Tol {
     /// One operation in f32.
     pub const F32: Self = Self { abs: 1e-5, rel: 1e-5 };
-    /// A deep network in f32.
-    pub const F32_DEEP: Self = Self { abs: 1e-3, rel: 1e-3 };
     /// Anything in f64 against f64.
     pub const F64: Self = Self { abs: 1e-9, rel: 1e-9 };
     /// Central differences in f64 against an analytic gradient.

@@ -11,4 +11,5 @@ mod mask;
 mod models;
 mod ops;
 mod pairs;
+mod source;
 mod train;

@@ -71,15 +71,15 @@ fn train_evaluate_and_json_agree_on_a_folder() -> Result<()> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = stdout(&output);
     for words in
-        ["teacher (ElasticFace-Arc)", "augmentation only", "MaskInv-LG", "MaskInv-HG", "U-M", "equal error rate"]
+        ["teacher (ElasticFace-Arc)", "augmentation only", "MaskInv-LG", "MaskInv-HG", "U-M", "EER: lower is better"]
     {
         assert!(text.contains(words), "{words} is not in {text}");
     }
-    assert!(refused(&train)?.contains("has results"), "results are not overwritten unasked");
+    assert!(refused(&train)?.contains("is not empty"), "results are not overwritten unasked");
 
     let results: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("results.json"))?)?;
-    let (hg, config) = (out.join("hg"), out.join("config.toml"));
-    let output = maskinv(&["evaluate", str(&hg), "--config", str(&config), "--json"])?;
+    let hg = out.join("hg");
+    let output = maskinv(&["evaluate", str(&hg), "--json"])?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let evaluated: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(evaluated["models"][str(&hg)]["settings"], results["arms"]["hg"]["settings"]);
@@ -104,7 +104,8 @@ fn bad_input_is_one_line_that_says_what_and_where() -> Result<()> {
     let root = tempfile::tempdir()?;
     let out = root.path().join("out");
     let faces = faces(root.path(), 6, 3)?;
-    let train = |data: &Path| refused(&[&["train", "--data", str(data), "--out", str(&out)][..], TINY].concat());
+    let train =
+        |data: &Path| refused(&[&["train", "--data", str(data), "--out", str(&out), "--overwrite"][..], TINY].concat());
 
     let one = root.path().join("one");
     std::fs::create_dir_all(one.join("p0"))?;
@@ -147,7 +148,8 @@ fn bad_input_is_one_line_that_says_what_and_where() -> Result<()> {
         "3\t1\np0\t1\t2\np0\t1\tp1\t2\np2\t1\t2\np2\t1\tp3\t1\np4\t1\t9\np4\t1\tp5\t1\n",
     )?;
     let folds = ["--set", "data.train_folds=[1]", "--set", "data.test_folds=[2,3]"];
-    let error = refused(&[&["train", "--data", str(&lfw), "--out", str(&out)][..], TINY, &folds].concat())?;
+    let error =
+        refused(&[&["train", "--data", str(&lfw), "--out", str(&out), "--overwrite"][..], TINY, &folds].concat())?;
     assert!(error.contains("pairs.txt:6: expected image 9 of p4"), "{error}");
     Ok(())
 }
@@ -161,7 +163,9 @@ fn bad_settings_and_checkpoints_are_refused() -> Result<()> {
     assert!(error.contains("typo.toml: line 2: unknown field `learning_rate`"), "{error}");
     let error = refused(&["train", "--preset", "nothing"])?;
     assert!(error.contains("no preset nothing; there are procedural"), "{error}");
-    let error = refused(&["evaluate", str(&root.path().join("no.safetensors"))])?;
+    let error = refused(&["train", "--preset", "ms1mv2-r100-lg"])?;
+    assert!(error.contains("this recipe is for real faces"), "{error}");
+    let error = refused(&["evaluate", "--preset", "procedural", str(&root.path().join("no.safetensors"))])?;
     assert!(error.contains("no.safetensors: No such file or directory"), "{error}");
 
     let (faces, out) = (faces(root.path(), 6, 3)?, root.path().join("out"));
@@ -172,7 +176,8 @@ fn bad_settings_and_checkpoints_are_refused() -> Result<()> {
     let start = ["--start", str(&teacher), "--set", "model.arch=r34"];
     let args = [&["train", "--data", str(&faces), "--arm", "aug", "--out", str(&other)][..], TINY, &start].concat();
     let error = refused(&args)?;
-    assert!(error.contains("tensors do not fit the model: missing layer1.2.bn1.bias"), "{error}");
+    assert!(error.contains("teacher/backbone.safetensors: does not fit the model: expected"), "{error}");
+    assert!(error.contains("arch: R34") && error.contains("found ModelConfig { arch: R18"), "{error}");
     Ok(())
 }
 
@@ -189,7 +194,7 @@ fn wrong_usage_exits_with_2_and_help_with_0() -> Result<()> {
     }
     let presets = stdout(&maskinv(&["train", "--list-presets"])?);
     assert!(presets.contains("procedural") && presets.contains("ms1mv2-r100-hg"), "{presets}");
-    let shown = stdout(&maskinv(&["train", "--preset", "casia-r50", "--lr", "0.05", "--show-config"])?);
+    let shown = stdout(&maskinv(&["train", "--preset", "casia-r50", "--data", "x", "--lr", "0.05", "--show-config"])?);
     assert!(shown.contains("lr = 0.05") && shown.contains("arch = \"r50\""), "{shown}");
     Ok(())
 }
@@ -225,15 +230,30 @@ fn mask_masks_files_folders_and_sheets() -> Result<()> {
     Ok(())
 }
 
+fn example(name: &str, args: &[&str]) -> Result<Output> {
+    let path = Path::new(env!("CARGO_BIN_EXE_maskinv")).with_file_name("examples").join(name);
+    let output = Command::new(&path).args(args).output();
+    let output = output.map_err(|e| anyhow::anyhow!("{}: {e}; `cargo test` builds it", path.display()))?;
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output)
+}
+
 #[test]
-fn the_training_example_runs_like_the_command() -> Result<()> {
+fn the_examples_run() -> Result<()> {
     let root = tempfile::tempdir()?;
-    let (faces, out) = (faces(root.path(), 6, 3)?, root.path().join("out"));
-    let example = Path::new(env!("CARGO_BIN_EXE_maskinv")).with_file_name("examples").join("train");
-    let output =
-        Command::new(&example).args(["--data", str(&faces), "--arm", "aug", "--out", str(&out)]).args(TINY).output();
-    let output = output.map_err(|e| anyhow::anyhow!("{}: {e}; `cargo test` builds it", example.display()))?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(out.join("aug/backbone.safetensors").exists());
+    let (faces, out) = (faces(root.path(), 8, 3)?, root.path().join("out"));
+    let train = [&["--data", str(&faces), "--arm", "aug", "--out", str(&out)][..], TINY].concat();
+    let text = stdout(&example("train", &train)?);
+    assert!(text.contains("augmentation only") && out.join("aug/backbone.safetensors").exists(), "{text}");
+
+    let text = stdout(&example("evaluate", &[str(&out.join("aug"))])?);
+    assert!(text.contains("unseen procedural identities") && text.contains("FMR100 %"), "{text}");
+
+    let (face, masked, sheet) =
+        (faces.join("p0/p0_0001.jpg"), root.path().join("masked.png"), root.path().join("sheet.png"));
+    example("mask", &[str(&face), str(&masked)])?;
+    assert_ne!(image::open(&face)?.into_rgb8(), image::open(&masked)?.into_rgb8());
+    example("faces", &[str(&sheet)])?;
+    assert_eq!(image::image_dimensions(&sheet)?, (8 * 112, 8 * 112));
     Ok(())
 }

@@ -35,7 +35,7 @@ fn tiny() -> Config {
 }
 
 fn trainer(config: &Config) -> Result<(Trainer<'static>, Loader)> {
-    let train = config.data.open_train(0)?;
+    let train = config.data.open_train()?;
     let student = Model::new(&config.model, &candle_core::Device::Cpu, 0)?;
     let head = MarginHead::new(&config.loss, 16, train.num_identities(), &candle_core::Device::Cpu, 1)?;
     let trainer = Trainer::new(student, head, None, &config.distill.of(Arm::Aug), &config.optim, 0)?;
@@ -76,7 +76,7 @@ fn the_arms_run_and_leave_checkpoints_that_evaluate_alike() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let experiment = Experiment::new(tiny(), folder.path())?;
     let (mut steps, mut finished) = (0, Vec::new());
-    let outcome = experiment.run(&Arm::ALL, &mut |event| match event {
+    let outcome = experiment.run(&mut |event| match event {
         Event::Step { .. } => steps += 1,
         Event::Finished { arm, .. } => finished.push(arm),
         _ => {}
@@ -90,7 +90,7 @@ fn the_arms_run_and_leave_checkpoints_that_evaluate_alike() -> Result<()> {
     assert_eq!(json["config"]["train"]["seed"], 0);
     assert_eq!(json["arms"]["hg"]["num_steps"], 4);
 
-    let test = config.data.open_test(0)?;
+    let test = config.data.open_test()?;
     for arm in Arm::ALL {
         let model = load_backbone(&folder.path().join(arm.name()))?;
         let again = maskinv::eval::evaluate(&model, &test, &config.eval, |_, _| {})?;
@@ -110,18 +110,21 @@ fn hg_continues_from_lg_at_its_first_epoch() -> Result<()> {
     config.train.hg_first_epoch = 1;
     // In its second epoch nothing moves: what HG starts from is what LG ends with.
     config.set("schedule={ kind = \"step\", warmup_epochs = 0.0, milestones = [1], gamma = 1e-12 }")?;
-    let experiment = Experiment::new(config, folder.path())?;
-    let error = experiment.run(&[Arm::Teacher, Arm::Hg], &mut |_| {}).unwrap_err().to_string();
+    config.train.arms = vec![Arm::Teacher, Arm::Hg];
+    let experiment = Experiment::new(config.clone(), folder.path())?;
+    let error = experiment.run(&mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("hg starts from the LG student"), "{error}");
-    let outcome = experiment.run(&[Arm::Teacher, Arm::Lg, Arm::Hg], &mut |_| {})?;
+    config.train.arms = vec![Arm::Teacher, Arm::Lg, Arm::Hg];
+    let outcome = Experiment::new(config, folder.path())?.run(&mut |_| {})?;
     assert_eq!(outcome.arms[&Arm::Hg].num_steps, 4);
-    let weights = |arm: Arm| -> Result<Vec<f32>> {
-        let model = load_backbone(&folder.path().join(arm.name()))?;
+    let weights = |arm: &str| -> Result<Vec<f32>> {
+        let model = load_backbone(&folder.path().join(arm))?;
         Ok(model.params().state()?["fc.weight"].flatten_all()?.to_vec1()?)
     };
-    let (lg, hg) = (weights(Arm::Lg)?, weights(Arm::Hg)?);
+    let (lg, hg) = (weights("lg")?, weights("hg")?);
     assert_eq!(lg, hg);
-    assert_ne!(lg, weights(Arm::Teacher)?);
+    assert_eq!(lg, weights("lg/epoch-1")?, "kept for a later run");
+    assert_ne!(lg, weights("teacher")?);
     Ok(())
 }
 
@@ -130,7 +133,8 @@ fn distillation_without_a_teacher_is_refused_before_any_step() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut config = tiny();
     config.train.start = Start::Scratch;
-    let error = Experiment::new(config, folder.path())?.run(&[Arm::Lg], &mut |_| {}).unwrap_err().to_string();
+    config.train.arms = vec![Arm::Lg];
+    let error = Experiment::new(config, folder.path())?.run(&mut |_| {}).unwrap_err().to_string();
     assert_eq!(error, "training: lg learns from a teacher: give one, or train the teacher arm first");
     Ok(())
 }
@@ -138,17 +142,22 @@ fn distillation_without_a_teacher_is_refused_before_any_step() -> Result<()> {
 #[test]
 fn a_given_teacher_is_used() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let config = tiny();
-    Experiment::new(config.clone(), &folder.path().join("a"))?.run(&[Arm::Teacher], &mut |_| {})?;
+    let mut config = tiny();
+    config.train.arms = vec![Arm::Teacher];
+    let first = Experiment::new(config.clone(), &folder.path().join("a"))?.run(&mut |_| {})?;
+    config.train.arms = vec![Arm::Lg];
     let teacher = load_checkpoint(&folder.path().join("a/teacher"))?;
     let experiment = Experiment::new(config, &folder.path().join("b"))?.with_teacher(teacher);
     let mut saw_distillation = false;
-    experiment.run(&[Arm::Lg], &mut |event| {
+    let second = experiment.run(&mut |event| {
         if let Event::Step { report, .. } = event {
             saw_distillation |= report.distill_loss > 0.0;
         }
     })?;
     assert!(saw_distillation);
+    let evaluation = |outcome: &maskinv::train::Outcome| outcome.arms[&Arm::Teacher].evaluation.clone();
+    assert_eq!(evaluation(&first), evaluation(&second), "the given teacher is in the table");
+    assert!(second.teacher.is_some_and(|p| p.ends_with("teacher/backbone.safetensors")));
     Ok(())
 }
 
@@ -172,7 +181,10 @@ fn every_preset_is_valid_and_round_trips() -> Result<()> {
     assert!(preset_names().count() >= 5);
     for (name, purpose) in preset_names() {
         let config = preset(name)?;
-        config.validate()?;
+        let mut with_data = config.clone();
+        with_data.data.root = Some("faces".into());
+        with_data.validate()?;
+        assert_eq!(config.validate().is_err(), config.data.requires_root, "{name}");
         assert!(purpose.len() > 20, "{name}: {purpose}");
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("config.toml");
@@ -195,7 +207,9 @@ fn the_published_recipe_is_the_default() -> Result<()> {
     assert_eq!((config.distill.lambda_lg, config.distill.lambda_hg), (100.0, 3000.0));
     assert_eq!((config.augment.flip, config.augment.mask), (0.5, 0.5));
     assert_eq!((config.model.embedding_size, config.model.width, config.model.input_size), (512, 1.0, 112));
-    assert_eq!(preset("ms1mv2-r100-hg")?.epochs(Arm::Hg), 20..26);
+    assert_eq!(config.train.arms, [Arm::Lg]);
+    let hg = preset("ms1mv2-r100-hg")?;
+    assert_eq!((hg.epochs(Arm::Hg), hg.train.arms.clone()), (20..26, vec![Arm::Hg]));
     Ok(())
 }
 

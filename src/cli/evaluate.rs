@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::progress::Progress;
-use super::{print_json, use_threads};
-use crate::eval::{Evaluation, Setting, evaluate, table};
+use super::{print, print_json, use_threads};
+use crate::eval::{Evaluation, details, evaluate, table};
 use crate::train::{Config, Event, load_backbone, preset};
 
 /// What to measure, and on what.
@@ -20,17 +20,20 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// A list of pairs of images in --data, in LFW's or MFR2's format
-    #[arg(long, value_name = "FILE", requires = "data")]
+    #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
-    /// Settings to start from [default: procedural, or lfw-small with --data]
+    /// Settings to start from [default: those that the first model was trained with]
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     preset: Option<String>,
     /// Settings from a TOML file, such as the config.toml of a training
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Decides the masks that test images wear, and the test set where no list does
+    /// Decides the masks that test images wear
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Evaluates as the published code does, with its masks from this RGBA template
+    #[arg(long, value_name = "TEMPLATE")]
+    reference: Option<PathBuf>,
     /// Any other setting, such as eval.mask.kinds=["cloth"]; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -49,12 +52,7 @@ impl EvaluateArgs {
     /// When a checkpoint, setting or image is wrong.
     pub fn run(self) -> Result<()> {
         use_threads(self.threads.map(usize::from))?;
-        let mut config = match (&self.config, &self.preset, &self.data) {
-            (Some(path), ..) => Config::read(path)?,
-            (None, Some(name), _) => preset(name)?,
-            (None, None, Some(_)) => preset("lfw-small")?,
-            (None, None, None) => preset("procedural")?,
-        };
+        let mut config = self.settings()?;
         if let Some(root) = &self.data {
             config.data.root = Some(root.clone());
         }
@@ -62,8 +60,10 @@ impl EvaluateArgs {
             config.data.pairs = Some(pairs.clone());
         }
         if let Some(seed) = self.seed {
-            config.train.seed = seed;
             config.eval.seed = seed;
+        }
+        if let Some(template) = &self.reference {
+            config.use_reference_protocol(template);
         }
         for assignment in &self.set {
             config.set(assignment)?;
@@ -71,7 +71,7 @@ impl EvaluateArgs {
         config.validate()?;
         let models = self.models.iter().map(|path| Ok((path.display().to_string(), load_backbone(path)?)));
         let models = models.collect::<Result<Vec<_>>>()?;
-        let test = config.data.open_test(config.train.seed)?;
+        let test = config.data.open_test()?;
         let mut progress = Progress::new();
         let mut evaluations = Vec::new();
         for (name, model) in &models {
@@ -81,17 +81,32 @@ impl EvaluateArgs {
         if self.json {
             return print_json(&record(&config, &test.description, &evaluations));
         }
-        println!("{}:\n", test.description);
+        print(&format!("{}:\n", test.description))?;
         let rows: Vec<(&str, &Evaluation)> = evaluations.iter().map(|(name, e)| (*name, e)).collect();
-        println!("{}\n", table(&rows));
+        print(&table(&rows))?;
         for (name, evaluation) in &evaluations {
-            let accuracy = |s: Setting| {
-                let a = &evaluation.get(s).accuracy;
-                format!("{} {:.2} +- {:.2} %", s.name(), 100.0 * a.mean, 100.0 * a.std)
-            };
-            println!("{name}: {}-fold accuracy {}", test.num_folds, Setting::ALL.map(accuracy).join(", "));
+            print(&format!("\n{name}:\n{}", details(evaluation)))?;
         }
         Ok(())
+    }
+
+    /// What was asked for, or what the first model was trained with: its people were kept apart from the test's.
+    fn settings(&self) -> Result<Config> {
+        if let Some(path) = &self.config {
+            return Ok(Config::read(path)?);
+        }
+        if let Some(name) = &self.preset {
+            return Ok(preset(name)?);
+        }
+        // runs/NAME/ARM, or a file in it.
+        let beside = self.models.iter().take(1).flat_map(|m| m.ancestors().take(3)).map(|p| p.join("config.toml"));
+        match beside.into_iter().find(|p| p.is_file()) {
+            Some(path) => {
+                eprintln!("settings of {}", path.display());
+                Ok(Config::read(&path)?)
+            }
+            None => bail!("{}: no config.toml beside it; say --config or --preset", self.models[0].display()),
+        }
     }
 }
 

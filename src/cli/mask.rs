@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use image::codecs::jpeg::JpegEncoder;
 use image::{RgbImage, imageops};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -13,6 +14,11 @@ use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, is_image, mask_landma
 
 /// Largest number of faces on a contact sheet.
 const SHEET_ROWS: usize = 12;
+
+/// Quality of written JPEGs: the mask is to differ from the photo, not its compression.
+const JPEG_QUALITY: u8 = 95;
+/// Size of the template that the default points belong to.
+const PUBLISHED_TEMPLATE_SIZE: (u32, u32) = (1627, 1085);
 
 /// Which images, and which masks.
 #[derive(Args, Debug)]
@@ -32,6 +38,9 @@ pub struct MaskArgs {
     /// The published code's masks from this RGBA template, 8 px to the left on crops, colours wrapping around
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "colour"])]
     reference: Option<PathBuf>,
+    /// The template's own landmarks, ten numbers as in --landmarks, for another than the published one
+    #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, requires = "reference")]
+    template_points: Vec<f32>,
     /// Ten numbers x1,y1,..,x5,y5 in pixels: eyes, nose, mouth corners, each pair from the image's left
     #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, allow_hyphen_values = true)]
     landmarks: Vec<f32>,
@@ -53,11 +62,14 @@ impl MaskArgs {
     /// # Errors
     /// When an image or the template is missing or broken, or the output exists or cannot be written.
     pub fn run(self) -> Result<()> {
+        if self.input.is_dir() && !self.landmarks.is_empty() {
+            bail!("--landmarks are those of one image, and {} is a folder", self.input.display());
+        }
         let inputs = list_images(&self.input)?;
         if self.sheet {
             return self.write_sheet(&inputs);
         }
-        let masker = Masker::new(&self.config())?;
+        let masker = Masker::new(&self.config()?)?;
         for (i, path) in inputs.iter().enumerate() {
             let mut image = read_image(path)?;
             let landmarks = self.landmarks_of(path, &image)?;
@@ -75,7 +87,7 @@ impl MaskArgs {
         Ok(())
     }
 
-    fn config(&self) -> MaskConfig {
+    fn config(&self) -> Result<MaskConfig> {
         let mut config = MaskConfig::default();
         if !self.kind.is_empty() {
             config.kinds.clone_from(&self.kind);
@@ -87,32 +99,29 @@ impl MaskArgs {
             config.protocol = MaskProtocol::Reference;
             config.template = Some(template.clone());
             config.template_shift = TemplateShift::None;
+            if !self.template_points.is_empty() {
+                config.template_points = parse_points("--template-points", &self.template_points)?;
+            } else if image::image_dimensions(template).is_ok_and(|size| size != PUBLISHED_TEMPLATE_SIZE) {
+                bail!("{}: not the published template; give its --template-points", template.display());
+            }
         }
-        config
+        Ok(config)
     }
 
     fn landmarks_of(&self, path: &Path, image: &RgbImage) -> Result<Landmarks> {
-        let given: Vec<[f32; 2]> = self.landmarks.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
-        match <Landmarks>::try_from(given) {
-            Ok(landmarks) if self.landmarks.len() == 10 => Ok(landmarks),
-            _ if !self.landmarks.is_empty() => {
-                bail!("--landmarks: expected 10 numbers, found {}", self.landmarks.len())
-            }
-            _ if image.dimensions() == (FACE_SIZE, FACE_SIZE) => {
-                Ok(mask_landmarks(self.config().protocol, &ALIGNED_LANDMARKS))
-            }
-            _ => {
-                let (w, h) = image.dimensions();
-                bail!(
-                    "{}: expected a crop aligned to {FACE_SIZE}x{FACE_SIZE}, found {w}x{h}; give its --landmarks",
-                    path.display()
-                )
-            }
+        if !self.landmarks.is_empty() {
+            return parse_points("--landmarks", &self.landmarks);
         }
+        let (w, h) = image.dimensions();
+        if (w, h) != (FACE_SIZE, FACE_SIZE) {
+            let path = path.display();
+            bail!("{path}: expected a crop aligned to {FACE_SIZE}x{FACE_SIZE}, found {w}x{h}; give its --landmarks");
+        }
+        Ok(mask_landmarks(self.config()?.protocol, &ALIGNED_LANDMARKS))
     }
 
     fn write_sheet(&self, inputs: &[PathBuf]) -> Result<()> {
-        let base = self.config();
+        let base = self.config()?;
         // One masker per column; the reference protocol has a single kind.
         let columns: Vec<MaskConfig> = match base.protocol {
             MaskProtocol::Reference => vec![base],
@@ -138,6 +147,14 @@ impl MaskArgs {
             }
         }
         save(&sheet, &self.output)
+    }
+}
+
+fn parse_points(flag: &str, numbers: &[f32]) -> Result<Landmarks> {
+    let points: Vec<[f32; 2]> = numbers.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
+    match Landmarks::try_from(points) {
+        Ok(points) if numbers.len() == 10 => Ok(points),
+        _ => bail!("{flag}: expected 10 numbers, found {}", numbers.len()),
     }
 }
 
@@ -172,6 +189,12 @@ fn save(image: &RgbImage, path: &Path) -> Result<()> {
     }
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    let is_jpeg = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jpg") || e.eq_ignore_ascii_case("jpeg"));
+    if is_jpeg {
+        let file = std::fs::File::create_new(path).with_context(|| path.display().to_string())?;
+        let encoder = JpegEncoder::new_with_quality(file, JPEG_QUALITY);
+        return image.write_with_encoder(encoder).with_context(|| path.display().to_string());
     }
     image.save(path).with_context(|| path.display().to_string())
 }

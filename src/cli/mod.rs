@@ -6,6 +6,7 @@ mod mask;
 mod progress;
 mod train;
 
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -95,10 +96,17 @@ fn use_threads(threads: Option<usize>) -> Result<()> {
     Ok(())
 }
 
+/// Writes a line to stdout; that nobody reads on is no error.
+fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
 /// Writes JSON to stdout.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    print(&serde_json::to_string_pretty(value)?)
 }
 
 /// Returns `base`, or the first of `base-2`, `base-3`, ... that does not exist.

@@ -25,12 +25,17 @@ impl Progress {
 
     pub(super) fn show(&mut self, event: Event) {
         match event {
-            Event::Start { arm, num_steps, num_images, num_left_out, num_identities } => {
+            Event::Notice(text) => eprintln!("{text}"),
+            Event::Start { arm, num_steps, num_images, num_left_out, num_identities, num_skipped_identities } => {
+                let skipped = match num_skipped_identities {
+                    0 => String::new(),
+                    n => format!(", {n} identities with too few left out"),
+                };
                 let left_out = match num_left_out {
                     0 => String::new(),
                     n => format!(" ({n} left over each epoch, others every time)"),
                 };
-                let images = format!("{num_images} images of {num_identities} identities{left_out}");
+                let images = format!("{num_images} images of {num_identities} identities{left_out}{skipped}");
                 eprintln!("{}: {images}, {num_steps} steps", arm.title());
                 self.begin(arm.name(), num_steps);
             }

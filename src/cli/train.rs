@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::progress::Progress;
-use super::{print_json, unused, use_threads};
+use super::{print, print_json, unused, use_threads};
 use crate::eval::{Setting, table};
 use crate::train::{Arm, Config, Experiment, Outcome, load_checkpoint, preset, preset_names};
 
@@ -22,9 +22,9 @@ pub struct TrainArgs {
     /// Settings from a TOML file instead of a preset
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Which networks to train
-    #[arg(long, value_enum, default_value_t = ArmChoice::All)]
-    arm: ArmChoice,
+    /// Which networks to train [default: those of the settings; all in most presets]
+    #[arg(long, value_enum)]
+    arm: Option<ArmChoice>,
     /// A trained teacher to learn from, instead of training one: a checkpoint or its folder
     #[arg(long, value_name = "FILE")]
     teacher: Option<PathBuf>,
@@ -34,7 +34,7 @@ pub struct TrainArgs {
     /// Where results go [default: a new folder in runs/]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Replaces the results that are in --out
+    /// Writes into --out although something is there
     #[arg(long, requires = "out")]
     overwrite: bool,
     /// Decides initial weights, batches, masks and margins
@@ -49,7 +49,10 @@ pub struct TrainArgs {
     /// Learning rate, for the batch size that the settings name
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
-    /// Any other setting, such as model.width=0.5; may be repeated
+    /// Behaves as the published code does, with its masks from this RGBA template
+    #[arg(long, value_name = "TEMPLATE")]
+    reference: Option<PathBuf>,
+    /// Any other setting, such as model.width=0.5, or KEY=none for its default; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Threads of the computation [default: all cores]
@@ -81,9 +84,8 @@ enum ArmChoice {
 }
 
 impl ArmChoice {
-    fn arms(self, has_teacher: bool) -> Vec<Arm> {
+    fn arms(self) -> Vec<Arm> {
         match self {
-            Self::All if has_teacher => vec![Arm::Aug, Arm::Lg, Arm::Hg],
             Self::All => Arm::ALL.to_vec(),
             Self::Teacher => vec![Arm::Teacher],
             Self::Aug => vec![Arm::Aug],
@@ -100,13 +102,11 @@ impl TrainArgs {
     /// When a setting, path or file is wrong, or training fails.
     pub fn run(self) -> Result<()> {
         if self.list_presets {
-            preset_names().for_each(|(name, purpose)| println!("{name:16} {purpose}"));
-            return Ok(());
+            return preset_names().try_for_each(|(name, purpose)| print(&format!("{name:16} {purpose}")));
         }
         let config = self.resolve()?;
         if self.show_config {
-            print!("{}", config.to_toml()?);
-            return Ok(());
+            return print(config.to_toml()?.trim_end());
         }
         use_threads(self.threads.map(usize::from))?;
         let out = self.out_folder(config.train.seed)?;
@@ -115,18 +115,17 @@ impl TrainArgs {
             experiment = experiment.with_teacher(load_checkpoint(path).context("--teacher")?);
         }
         if let Some(path) = &self.start {
-            experiment = experiment.with_start(load_checkpoint(path).context("--start")?);
+            experiment = experiment.with_start(load_checkpoint(path).context("--start")?)?;
         }
         let mut progress = Progress::new();
-        let outcome = experiment.run(&self.arm.arms(self.teacher.is_some()), &mut |event| progress.show(event))?;
+        let outcome = experiment.run(&mut |event| progress.show(event))?;
         if self.json {
             return print_json(&outcome);
         }
-        println!("{}, seed {}:\n", outcome.test_set, outcome.config.train.seed);
-        println!("{}\n", table(&outcome.rows()));
-        println!("{}", conclusion(&outcome));
-        println!("Checkpoints, settings and all figures are in {}.", out.display());
-        Ok(())
+        print(&format!("{}, seed {}:\n", outcome.test_set, outcome.config.train.seed))?;
+        print(&format!("{}\n", table(&outcome.rows())))?;
+        print(&conclusion(&outcome))?;
+        print(&format!("Checkpoints, settings and all figures are in {}.", out.display()))
     }
 
     fn resolve(&self) -> Result<Config> {
@@ -152,6 +151,15 @@ impl TrainArgs {
         if let Some(lr) = self.lr {
             config.optim.lr = lr;
         }
+        if let Some(template) = &self.reference {
+            config.use_reference_protocol(template);
+        }
+        if let Some(choice) = self.arm {
+            config.train.arms = choice.arms();
+        }
+        if self.teacher.is_some() {
+            config.train.arms.retain(|&arm| arm != Arm::Teacher);
+        }
         for assignment in &self.set {
             config.set(assignment)?;
         }
@@ -168,37 +176,29 @@ impl TrainArgs {
             };
             return Ok(unused(&Path::new("runs").join(format!("{kind}-seed{seed}"))));
         };
-        if out.join("results.json").exists() && !self.overwrite {
-            bail!("{}: has results; choose another folder or say --overwrite", out.display());
+        let is_used = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+        if is_used && !self.overwrite {
+            bail!("{}: is not empty; choose another folder or say --overwrite", out.display());
         }
         Ok(out.clone())
     }
 }
 
-/// A sentence that says what the table shows.
+/// A sentence or three that say what the table shows, and no more than that.
 fn conclusion(outcome: &Outcome) -> String {
     let eer = |arm: Arm, setting: Setting| Some(100.0 * outcome.arms.get(&arm)?.evaluation.get(setting).metrics.eer);
-    let students = [Arm::Lg, Arm::Hg];
-    let best = |setting| {
-        let of = |arm| eer(arm, setting).map(|e| (arm, e));
-        students.into_iter().filter_map(of).min_by(|a, b| a.1.total_cmp(&b.1))
-    };
-    let (Some(clean), Some(teacher), Some((arm, student))) =
-        (eer(Arm::Teacher, Setting::UU), eer(Arm::Teacher, Setting::UM), best(Setting::UM))
-    else {
-        return "EER: lower is better, 50 % is guessing; FDR: higher is better.".into();
-    };
-    let (both_teacher, both) = (eer(Arm::Teacher, Setting::MM), best(Setting::MM));
-    let both = match (both_teacher, both) {
-        (Some(teacher), Some((arm, e))) => {
-            format!("; with both masked, {} {e:.1} % and the teacher {teacher:.1} %", arm.title())
-        }
-        _ => String::new(),
-    };
-    let verdict = if student < teacher { "undoes part of that" } else { "does not help here" };
-    format!(
-        "A mask on the probe takes the teacher's equal error rate from {clean:.1} % to {teacher:.1} % (50 % is guessing). \
-         Learning from it {verdict}: {} errs {student:.1} % of the time{both}.",
-        arm.title()
-    )
+    let mut sentences = vec!["EER: lower is better, 50 % is guessing.".to_owned()];
+    if let (Some(clean), Some(masked)) = (eer(Arm::Teacher, Setting::UU), eer(Arm::Teacher, Setting::UM)) {
+        sentences.push(format!("A mask on the probe takes the teacher's from {clean:.1} % to {masked:.1} %."));
+    }
+    let best = [Arm::Lg, Arm::Hg].into_iter().filter_map(|arm| Some((arm, eer(arm, Setting::UM)?)));
+    if let Some((arm, student)) = best.min_by(|a, b| a.1.total_cmp(&b.1)) {
+        let compared = match eer(Arm::Aug, Setting::UM) {
+            Some(aug) if student < aug => format!(", with masks in training alone {aug:.1} %"),
+            Some(aug) => format!("; masks in training alone do as well, {aug:.1} %"),
+            None => String::new(),
+        };
+        sentences.push(format!("The student that learned from it, {}, has {student:.1} %{compared}.", arm.title()));
+    }
+    sentences.join(" ")
 }

@@ -31,6 +31,10 @@ impl<D: Dataset> Dataset for Cached<D> {
         self.inner.num_identities()
     }
 
+    fn num_skipped_identities(&self) -> usize {
+        self.inner.num_skipped_identities()
+    }
+
     fn label(&self, index: usize) -> u32 {
         self.samples[index].label
     }

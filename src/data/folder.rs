@@ -104,11 +104,6 @@ impl FaceFolder {
         &self.root
     }
 
-    /// Number of identities left out because they have fewer than [`FolderFilter::min_images`] images.
-    pub fn num_skipped_identities(&self) -> usize {
-        self.num_skipped
-    }
-
     /// The name of the identity with a label, which is its folder's.
     ///
     /// # Panics
@@ -144,6 +139,10 @@ impl Dataset for FaceFolder {
 
     fn num_identities(&self) -> usize {
         self.identities.len()
+    }
+
+    fn num_skipped_identities(&self) -> usize {
+        self.num_skipped
     }
 
     fn label(&self, index: usize) -> u32 {

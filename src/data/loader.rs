@@ -59,8 +59,6 @@ pub struct Batch {
     pub student: Pixels,
     /// Whose faces they are.
     pub labels: Vec<i64>,
-    /// How many of the student's images wear a mask.
-    pub num_masked: usize,
 }
 
 /// Makes the batches of any epoch of a data set.
@@ -164,14 +162,17 @@ impl Worker {
 
     fn make(&self, indices: &[usize]) -> Result<Batch> {
         let pixels = Pixels::new(self.input_size);
-        let mut batch = Batch { teacher: pixels.clone(), student: pixels, labels: Vec::new(), num_masked: 0 };
+        let mut batch = Batch { teacher: pixels.clone(), student: pixels, labels: Vec::new() };
         for &index in indices {
             let sample = self.dataset.get(index)?;
-            let views = self.transform.views(&sample, &mut rng_of(self.seed, self.epoch, index as u64))?;
+            let mut rng = rng_of(self.seed, self.epoch, index as u64);
+            let views = self.transform.views(&sample, &mut rng).map_err(|e| Error::Data {
+                path: self.dataset.name(index).into(),
+                what: format!("cannot be masked: {e}"),
+            })?;
             batch.teacher.push(&views.teacher);
             batch.student.push(&views.student);
             batch.labels.push(i64::from(sample.label));
-            batch.num_masked += usize::from(views.is_masked);
         }
         Ok(batch)
     }

@@ -46,6 +46,11 @@ pub trait Dataset: Send + Sync {
     /// When the image cannot be read or decoded or is not [`FACE_SIZE`] square.
     fn get(&self, index: usize) -> Result<Sample>;
 
+    /// Number of identities that were left out for having too few images.
+    fn num_skipped_identities(&self) -> usize {
+        0
+    }
+
     /// Whether the set holds no image.
     fn is_empty(&self) -> bool {
         self.len() == 0

@@ -1,11 +1,13 @@
 //! From settings to a training set and a test set of other people.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -15,6 +17,10 @@ use crate::error::{Error, Result};
 
 /// Folds of pairs that we draw; they come in a mixed order.
 const DRAWN_PAIRS_FOLDS: usize = 10;
+/// Procedural images are numbered in memory; more than this is a mistake.
+const MAX_PROCEDURAL_IMAGES: usize = 10_000_000;
+/// The most that a cache holds: 11 GB.
+const MAX_CACHED_IMAGES: usize = 300_000;
 
 /// Where faces come from, and who is kept for testing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +31,11 @@ pub struct DataConfig {
     pub root: Option<PathBuf>,
     /// A list of pairs to test on instead, LFW's or MFR2's format, of images in `root`.
     pub pairs: Option<PathBuf>,
+    /// Refuses to run on procedural faces: a recipe for real ones.
+    pub requires_root: bool,
+    /// Decides who is kept for testing and which pairs are drawn, where no list does. Apart from the seed of the
+    /// training, so that all trainings are tested on the same unseen people.
+    pub split_seed: u64,
     /// Identities with fewer images are left out of training.
     pub min_images: usize,
     /// Folds of `people.txt`, from 1, to train on; all that are not tested on if empty.
@@ -64,6 +75,8 @@ impl Default for DataConfig {
         Self {
             root: None,
             pairs: None,
+            requires_root: false,
+            split_seed: 0,
             min_images: 2,
             train_folds: Vec::new(),
             test_folds: vec![6, 7],
@@ -96,6 +109,40 @@ pub struct TestSet {
     pub description: String,
 }
 
+impl TestSet {
+    /// Returns a test set whose figures can be computed: with pairs of both kinds, in at most as many folds as pairs.
+    ///
+    /// # Errors
+    /// When there is no genuine or no impostor pair.
+    pub fn new(images: Arc<dyn Dataset>, pairs: Vec<Pair>, num_folds: usize, description: String) -> Result<Self> {
+        let num_genuine = pairs.iter().filter(|p| p.is_same).count();
+        if num_genuine == 0 || num_genuine == pairs.len() {
+            return Err(Error::Evaluation(format!(
+                "{description}: expected genuine and impostor pairs, found {num_genuine} and {}",
+                pairs.len() - num_genuine
+            )));
+        }
+        let num_folds = num_folds.min(pairs.len());
+        Ok(Self { images, pairs, num_folds, description })
+    }
+
+    /// Returns the images that occur in pairs, each once, in their order.
+    pub fn used_images(&self) -> Vec<usize> {
+        let mut used: Vec<usize> = self.pairs.iter().flat_map(|p| [p.a, p.b]).collect();
+        used.sort_unstable();
+        used.dedup();
+        used
+    }
+
+    /// Decodes every image that occurs in pairs and forgets it again: better before a training than after.
+    ///
+    /// # Errors
+    /// When one cannot be decoded.
+    pub fn check_images(&self) -> Result<()> {
+        self.used_images().into_par_iter().try_for_each(|image| self.images.get(image).map(drop))
+    }
+}
+
 impl DataConfig {
     /// Checks the ranges.
     ///
@@ -106,8 +153,23 @@ impl DataConfig {
         if !(self.test_share > 0.0 && self.test_share < 1.0) {
             return wrong(format!("test_share: expected above 0 and below 1, found {}", self.test_share));
         }
+        if self.requires_root && self.root.is_none() {
+            return wrong("root: this recipe is for real faces; give their folder (--data DIR)".into());
+        }
         if self.pairs.is_some() && self.root.is_none() {
             return wrong("pairs: expected root too, the folder of the images that the list names".into());
+        }
+        let test = ProceduralConfig {
+            num_identities: self.procedural_test.num_identities,
+            images_per_identity: self.procedural_test.images_per_identity,
+            ..self.procedural.clone()
+        };
+        for (name, faces) in [("procedural", &self.procedural), ("procedural_test", &test)] {
+            faces.validate()?;
+            let images = faces.num_identities.saturating_mul(faces.images_per_identity);
+            if images > MAX_PROCEDURAL_IMAGES {
+                return wrong(format!("{name}: expected up to {MAX_PROCEDURAL_IMAGES} images, found {images}"));
+            }
         }
         if self.max_pairs == 0 {
             return wrong("max_pairs: expected at least 1, found 0".into());
@@ -115,32 +177,35 @@ impl DataConfig {
         if self.train_folds.iter().chain(&self.test_folds).any(|&f| f == 0) {
             return wrong("train_folds, test_folds: folds are counted from 1, found 0".into());
         }
-        if let Some(fold) = self.train_folds.iter().find(|f| self.test_folds.contains(f)) {
-            return wrong(format!("train_folds: fold {fold} is in test_folds too"));
+        let mut folds: Vec<usize> = self.train_folds.iter().chain(&self.test_folds).copied().collect();
+        folds.sort_unstable();
+        if let Some(twice) = folds.windows(2).find(|w| w[0] == w[1]) {
+            return wrong(format!("train_folds, test_folds: fold {} is named twice", twice[0]));
         }
         Ok(())
     }
 
-    /// Opens the training set and the test set; `seed` decides what lists do not.
+    /// Opens the training set and the test set.
     ///
     /// # Errors
     /// When a folder, list or image is missing or broken, or nobody is left to train or test on.
-    pub fn open(&self, seed: u64) -> Result<Splits> {
+    pub fn open(&self) -> Result<Splits> {
         self.validate()?;
-        Ok(Splits { train: self.open_train(seed)?, test: self.open_test(seed)? })
+        Ok(Splits { train: self.open_train()?, test: self.open_test()? })
     }
 
     /// Opens the training set only.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_train(&self, seed: u64) -> Result<Arc<dyn Dataset>> {
+    pub fn open_train(&self) -> Result<Arc<dyn Dataset>> {
         let Some(root) = &self.root else {
             return self.cached(ProceduralFaces::new(self.procedural.clone())?);
         };
-        let identities = match LfwLayout::find(root) {
-            Some(lfw) => lfw.train_names(self)?,
-            None => self.split_identities(root, seed)?.0,
+        let identities = match (&self.pairs, LfwLayout::find(root)) {
+            (Some(list), _) => names_outside(root, list)?,
+            (None, Some(lfw)) => lfw.train_names(self)?,
+            (None, None) => self.split_identities(root)?.0,
         };
         let filter = FolderFilter { min_images: self.min_images, identities: Some(identities) };
         self.cached(FaceFolder::open_filtered(images_root(root), &filter)?)
@@ -150,21 +215,21 @@ impl DataConfig {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_test(&self, seed: u64) -> Result<TestSet> {
-        let Some(root) = &self.root else { return self.procedural_test(seed) };
+    pub fn open_test(&self) -> Result<TestSet> {
+        let Some(root) = &self.root else { return self.procedural_test() };
         if let Some(path) = &self.pairs {
-            return listed_test(root, path, seed);
+            return self.listed_test(root, path);
         }
         if let Some(lfw) = LfwLayout::find(root) {
             return lfw.test(self);
         }
-        let filter = FolderFilter { min_images: 2, identities: Some(self.split_identities(root, seed)?.1) };
+        let filter = FolderFilter { min_images: 2, identities: Some(self.split_identities(root)?.1) };
         let images = FaceFolder::open_filtered(root, &filter)?;
         let description = format!("{} unseen identities of {}", images.num_identities(), root.display());
-        self.with_drawn_pairs(Arc::new(images), description, seed)
+        self.with_drawn_pairs(Arc::new(images), description)
     }
 
-    fn procedural_test(&self, seed: u64) -> Result<TestSet> {
+    fn procedural_test(&self) -> Result<TestSet> {
         // The identities that follow the training ones.
         let config = ProceduralConfig {
             first_identity: self.procedural.first_identity + self.procedural.num_identities as u64,
@@ -173,30 +238,49 @@ impl DataConfig {
             ..self.procedural.clone()
         };
         let description = format!("{} unseen procedural identities", config.num_identities);
-        self.with_drawn_pairs(Arc::new(ProceduralFaces::new(config)?), description, seed)
+        self.with_drawn_pairs(Arc::new(ProceduralFaces::new(config)?), description)
     }
 
-    fn with_drawn_pairs(&self, images: Arc<dyn Dataset>, description: String, seed: u64) -> Result<TestSet> {
+    fn with_drawn_pairs(&self, images: Arc<dyn Dataset>, description: String) -> Result<TestSet> {
         let labels: Vec<u32> = (0..images.len()).map(|i| images.label(i)).collect();
-        let pairs = sample_pairs(&labels, self.max_pairs, self.max_pairs, seed);
-        if pairs.iter().all(|p| p.is_same) || !pairs.iter().any(|p| p.is_same) {
-            let found = format!("{} images of {} identities", images.len(), images.num_identities());
-            let what = format!("data: expected two identities to test on and two images of one, found {found}");
-            return Err(Error::Config(what));
-        }
-        Ok(TestSet { images, pairs, num_folds: DRAWN_PAIRS_FOLDS, description })
+        let pairs = sample_pairs(&labels, self.max_pairs, self.max_pairs, self.split_seed);
+        TestSet::new(images, pairs, DRAWN_PAIRS_FOLDS, description)
+    }
+
+    /// The pairs of a list, all folds of it.
+    fn listed_test(&self, root: &Path, path: &Path) -> Result<TestSet> {
+        let list = PairList::read(path)?;
+        let images = FaceFolder::open(images_root(root))?;
+        let mut pairs = list.resolve(&images)?;
+        let num_folds = match list.num_folds() {
+            // MFR2's list names all genuine pairs first: mixed, so that each fold has both kinds.
+            0 | 1 => {
+                pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(self.split_seed));
+                DRAWN_PAIRS_FOLDS
+            }
+            folds => folds,
+        };
+        let description = format!("{} pairs of {}", pairs.len(), path.display());
+        TestSet::new(Arc::new(images), pairs, num_folds, description)
     }
 
     fn cached(&self, dataset: impl Dataset + 'static) -> Result<Arc<dyn Dataset>> {
-        Ok(if self.cache { Arc::new(Cached::new(dataset)?) } else { Arc::new(dataset) })
+        if !self.cache {
+            return Ok(Arc::new(dataset));
+        }
+        if dataset.len() > MAX_CACHED_IMAGES {
+            let what = format!("data.cache: {} images are too many to keep in memory; set it to false", dataset.len());
+            return Err(Error::Config(what));
+        }
+        Ok(Arc::new(Cached::new(dataset)?))
     }
 
     /// Names to train on and names to test on, of a folder without lists.
-    fn split_identities(&self, root: &Path, seed: u64) -> Result<(Vec<String>, Vec<String>)> {
+    fn split_identities(&self, root: &Path) -> Result<(Vec<String>, Vec<String>)> {
         let folder = FaceFolder::open(root)?;
         let mut names: Vec<String> =
             (0..folder.num_identities() as u32).map(|label| folder.identity_name(label).to_owned()).collect();
-        names.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        names.shuffle(&mut ChaCha8Rng::seed_from_u64(self.split_seed));
         let num_test = (names.len() as f64 * self.test_share).round() as usize;
         if num_test == 0 || num_test == names.len() {
             return Err(Error::Data {
@@ -209,21 +293,14 @@ impl DataConfig {
     }
 }
 
-/// The pairs of a list, all folds of it.
-fn listed_test(root: &Path, path: &Path, seed: u64) -> Result<TestSet> {
-    let list = PairList::read(path)?;
-    let images = FaceFolder::open(images_root(root))?;
-    let mut pairs = list.resolve(&images)?;
-    let num_folds = match list.num_folds() {
-        // MFR2's list names all genuine pairs first: mixed, so that each fold has both kinds.
-        0 | 1 => {
-            pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-            DRAWN_PAIRS_FOLDS
-        }
-        folds => folds,
-    };
-    let description = format!("{} pairs of {}", pairs.len(), path.display());
-    Ok(TestSet { images: Arc::new(images), pairs, num_folds, description })
+/// The identities of a folder that a list of pairs does not name.
+fn names_outside(root: &Path, list: &Path) -> Result<Vec<String>> {
+    let list = PairList::read(list)?;
+    let named: BTreeSet<&str> =
+        list.entries().iter().flat_map(|e| [e.a.identity.as_str(), e.b.identity.as_str()]).collect();
+    let folder = FaceFolder::open(images_root(root))?;
+    let all = (0..folder.num_identities() as u32).map(|label| folder.identity_name(label));
+    Ok(all.filter(|name| !named.contains(name)).map(str::to_owned).collect())
 }
 
 /// A folder with LFW's lists.
@@ -261,7 +338,7 @@ impl LfwLayout {
         let mut pairs = list.resolve(&images)?;
         pairs.retain(|p| config.test_folds.contains(&(p.fold + 1)));
         let description = format!("{} pairs of folds {:?} of {}", pairs.len(), config.test_folds, self.root.display());
-        Ok(TestSet { images: Arc::new(images), pairs, num_folds: config.test_folds.len(), description })
+        TestSet::new(Arc::new(images), pairs, config.test_folds.len(), description)
     }
 }
 

@@ -10,4 +10,4 @@ pub use embed::{Embeddings, embed};
 pub use lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2};
 pub use metrics::{Metrics, Scores};
 pub use protocol::{EvalConfig, Evaluation, Setting, SettingResult, evaluate};
-pub use report::table;
+pub use report::{details, table};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::embed::{Embeddings, embed};
 use super::lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2};
 use super::metrics::{Metrics, Scores};
-use crate::data::mask::{MaskConfig, MaskProtocol, Masker};
+use crate::data::mask::{MaskConfig, MaskProtocol, Masker, TemplateShift};
 use crate::data::{Pair, TestSet, mask_landmarks};
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -129,16 +129,12 @@ pub fn evaluate(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Evaluation> {
     config.validate()?;
-    if test.pairs.is_empty() {
-        return Err(Error::Evaluation("no pairs to compare".into()));
-    }
-    // Only the images that occur, in their order; a list may name few of many.
-    let mut used: Vec<usize> = test.pairs.iter().flat_map(|p| [p.a, p.b]).collect();
-    used.sort_unstable();
-    used.dedup();
+    // A list may name few of many images.
+    let used = test.used_images();
     let row_of: BTreeMap<usize, usize> = used.iter().enumerate().map(|(row, &image)| (image, row)).collect();
 
-    let masker = Masker::new(&config.mask)?;
+    // The published evaluation does not shift its template.
+    let masker = Masker::new(&MaskConfig { template_shift: TemplateShift::None, ..config.mask.clone() })?;
     let masked_image = |row: usize| -> Result<RgbImage> {
         let mut sample = test.images.get(used[row])?;
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);

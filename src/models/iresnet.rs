@@ -2,7 +2,7 @@
 
 use candle_core::{ModuleT, Result, Tensor, bail};
 
-use super::{Arch, ModelConfig, scaled};
+use super::{ModelConfig, scaled};
 use crate::nn::{BatchNorm, Conv2d, Dropout, Init, Linear, PRelu, Scope, SqueezeExcitation};
 use crate::ops::conv::ConvConfig;
 
@@ -28,15 +28,9 @@ pub struct IResNetConfig {
     pub squeeze_excitation: bool,
 }
 
-impl From<&ModelConfig> for IResNetConfig {
-    fn from(config: &ModelConfig) -> Self {
-        let layers = match config.arch {
-            Arch::R18 => [2, 2, 2, 2],
-            Arch::R34 => [3, 4, 6, 3],
-            Arch::R50 => [3, 4, 14, 3],
-            Arch::R200 => [6, 26, 60, 6],
-            Arch::R100 | Arch::Mbf | Arch::MbfGdc => [3, 13, 30, 3],
-        };
+impl IResNetConfig {
+    /// The sizes that `config` asks for, with `layers` blocks in the stages.
+    pub(super) fn of(config: &ModelConfig, layers: [usize; 4]) -> Self {
         Self {
             layers,
             planes: [64, 128, 256, 512].map(|c| scaled(c, config.width)),

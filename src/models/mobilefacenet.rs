@@ -34,8 +34,9 @@ pub enum MobileFaceNetHead {
     GlobalDepthwise,
 }
 
-impl From<&ModelConfig> for MobileFaceNetConfig {
-    fn from(config: &ModelConfig) -> Self {
+impl MobileFaceNetConfig {
+    /// The sizes that `config` asks for.
+    pub(super) fn of(config: &ModelConfig) -> Self {
         let head = match config.arch {
             Arch::MbfGdc => MobileFaceNetHead::GlobalDepthwise,
             _ => MobileFaceNetHead::Linear,

@@ -32,6 +32,20 @@ pub enum Arch {
     MbfGdc,
 }
 
+impl Arch {
+    /// Blocks of the four stages of an IResNet; none for a MobileFaceNet.
+    fn layers(self) -> Option<[usize; 4]> {
+        match self {
+            Self::R18 => Some([2, 2, 2, 2]),
+            Self::R34 => Some([3, 4, 6, 3]),
+            Self::R50 => Some([3, 4, 14, 3]),
+            Self::R100 => Some([3, 13, 30, 3]),
+            Self::R200 => Some([6, 26, 60, 6]),
+            Self::Mbf | Self::MbfGdc => None,
+        }
+    }
+}
+
 /// What a backbone is built from; the default is the paper's ResNet-100.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -42,7 +56,7 @@ pub struct ModelConfig {
     pub embedding_size: usize,
     /// What the number of channels is multiplied by, for small machines: 1 is the published network.
     pub width: f64,
-    /// Side of the input in pixels: 112 is the published network; crops are scaled down to smaller ones.
+    /// Side of the input in pixels: 112 is the published network; crops are scaled to it.
     pub input_size: usize,
     /// Share of the features before the last layer that training drops (IResNet only).
     pub dropout: f64,
@@ -70,11 +84,11 @@ impl ModelConfig {
     /// Names the first setting that is out of range.
     pub fn validate(&self) -> crate::Result<()> {
         let wrong = |what: String| Err(crate::Error::Config(format!("model.{what}")));
-        if !(1..=8192).contains(&self.embedding_size) {
-            return wrong(format!("embedding_size: expected 1 to 8192, found {}", self.embedding_size));
+        if !(1..=2048).contains(&self.embedding_size) {
+            return wrong(format!("embedding_size: expected 1 to 2048, found {}", self.embedding_size));
         }
-        if !(self.width > 0.0 && self.width <= 4.0) {
-            return wrong(format!("width: expected above 0 and up to 4, found {}", self.width));
+        if !(self.width > 0.0 && self.width <= 2.0) {
+            return wrong(format!("width: expected above 0 and up to 2, found {}", self.width));
         }
         if !(16..=224).contains(&self.input_size) || !self.input_size.is_multiple_of(16) {
             return wrong(format!("input_size: expected a multiple of 16 from 16 to 224, found {}", self.input_size));
@@ -82,7 +96,7 @@ impl ModelConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             return wrong(format!("dropout: expected 0 <= dropout < 1, found {}", self.dropout));
         }
-        if matches!(self.arch, Arch::Mbf | Arch::MbfGdc) && (self.dropout > 0.0 || self.squeeze_excitation) {
+        if self.arch.layers().is_none() && (self.dropout > 0.0 || self.squeeze_excitation) {
             return wrong("arch: a MobileFaceNet has neither dropout nor squeeze-excitation".into());
         }
         Ok(())
@@ -127,11 +141,9 @@ impl Model {
     pub fn build(config: &ModelConfig, mut params: Params) -> Result<Self> {
         config.validate().map_err(candle_core::Error::wrap)?;
         let p = params.root();
-        let net = match config.arch {
-            Arch::Mbf | Arch::MbfGdc => {
-                Net::MobileFaceNet(Box::new(MobileFaceNet::new(&MobileFaceNetConfig::from(config), p)?))
-            }
-            _ => Net::IResNet(Box::new(IResNet::new(&IResNetConfig::from(config), p)?)),
+        let net = match config.arch.layers() {
+            Some(layers) => Net::IResNet(Box::new(IResNet::new(&IResNetConfig::of(config, layers), p)?)),
+            None => Net::MobileFaceNet(Box::new(MobileFaceNet::new(&MobileFaceNetConfig::of(config), p)?)),
         };
         Ok(Self { net, params, config: config.clone() })
     }

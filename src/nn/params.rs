@@ -45,7 +45,8 @@ impl Params {
         }
     }
 
-    /// Returns an empty set whose parameters receive no gradient: what is computed with them builds no graph.
+    /// Returns an empty set whose parameters receive no gradient: what is computed with them builds no graph. They are
+    /// zeros until they are loaded.
     pub fn frozen(dtype: DType, device: &Device) -> Self {
         Self { frozen: true, ..Self::new(dtype, device, 0) }
     }
@@ -108,6 +109,10 @@ impl Params {
     }
 
     fn create(&mut self, shape: &Shape, init: Init) -> Result<Var> {
+        if self.frozen {
+            // To be loaded: zeros cost no time, and no memory before it is known that a file fits.
+            return Var::zeros(shape, self.dtype, &self.device);
+        }
         let n = shape.elem_count();
         let mut values = vec![0f64; n];
         match init {

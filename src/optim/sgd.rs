@@ -1,7 +1,5 @@
 //! SGD with momentum and weight decay over named parameters.
 
-use std::collections::BTreeMap;
-
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
@@ -106,14 +104,10 @@ impl Sgd {
         }
         Ok(())
     }
-
-    /// Returns the velocities by parameter name, sharing memory with the optimiser.
-    pub fn state(&self) -> BTreeMap<String, Tensor> {
-        self.vars.iter().map(|(name, _, velocity)| (name.clone(), velocity.clone())).collect()
-    }
 }
 
-/// Returns the L2 norm of all gradients taken together (PyTorch's `clip_grad_norm_`), in f64.
+/// Returns the L2 norm of all gradients taken together (PyTorch's `clip_grad_norm_`); tensors
+/// are joined in f64.
 ///
 /// # Errors
 /// When a gradient cannot be read.

@@ -19,6 +19,8 @@ const MODEL_KEY: &str = "maskinv.model";
 /// A trained backbone, frozen, and the class centres of its head.
 #[derive(Debug)]
 pub struct Checkpoint {
+    /// The file it was loaded from, if any.
+    pub path: Option<PathBuf>,
     /// The backbone.
     pub backbone: Model,
     /// The head's parameters; absent if there was no file of them.
@@ -70,7 +72,7 @@ pub fn load_checkpoint(path: &Path) -> Result<Checkpoint> {
     let backbone = load_backbone(path)?;
     let header = backbone_path(path).with_file_name(HEADER);
     let header = if header.exists() { Some(read_safetensors(&header)?.tensors) } else { None };
-    Ok(Checkpoint { backbone, header })
+    Ok(Checkpoint { path: Some(backbone_path(path)), backbone, header })
 }
 
 fn backbone_path(path: &Path) -> PathBuf {

@@ -5,11 +5,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use crate::data::mask::MaskConfig;
+use crate::data::mask::{MaskConfig, MaskProtocol};
 use crate::data::{AugmentConfig, DataConfig, LoaderConfig};
 use crate::error::{Error, Result};
 use crate::eval::EvalConfig;
-use crate::losses::{DistillConfig, DistillKind, MarginConfig};
+use crate::losses::{DistillConfig, DistillKind, MarginConfig, PlusMatching};
 use crate::models::ModelConfig;
 use crate::optim::{ScheduleConfig, SgdConfig};
 
@@ -45,6 +45,8 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
+    /// Which networks to train, in this order.
+    pub arms: Vec<Arm>,
     /// Epochs of the students, and of the teacher if `teacher_epochs` is absent.
     pub epochs: usize,
     /// Epochs of the teacher.
@@ -63,6 +65,7 @@ pub struct TrainConfig {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
+            arms: Arm::ALL.to_vec(),
             epochs: 26,
             teacher_epochs: None,
             seed: 0,
@@ -131,7 +134,8 @@ impl Config {
         toml::from_str(text).map_err(|e| describe(&e, text))
     }
 
-    /// Sets the value at a dotted path, such as `optim.lr=0.05` or `mask.kinds=["cloth"]`; a bare word is a string.
+    /// Sets the value at a dotted path, such as `optim.lr=0.05` or `mask.kinds=["cloth"]`; a bare word is a string, and
+    /// `none` brings back the default.
     ///
     /// # Errors
     /// When there is no `=`, no such setting, or the value is of the wrong type.
@@ -139,11 +143,8 @@ impl Config {
         let wrong = |what: String| Error::Config(format!("--set {assignment}: {what}"));
         let (path, value) = assignment.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE".into()))?;
         let (path, value) = (path.trim(), value.trim());
-        let parsed: toml::Value = format!("x = {value}")
-            .parse::<toml::Table>()
-            .ok()
-            .and_then(|mut t| t.remove("x"))
-            .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+        let parsed = format!("x = {value}").parse::<toml::Table>().ok().filter(|t| t.len() == 1);
+        let parsed = parsed.and_then(|mut t| t.remove("x")).unwrap_or_else(|| toml::Value::String(value.to_owned()));
         let mut all = toml::Value::try_from(&*self).map_err(|e| wrong(e.to_string()))?;
         let mut place = &mut all;
         let keys: Vec<&str> = path.split('.').collect();
@@ -151,12 +152,25 @@ impl Config {
             place = place.get_mut(key).ok_or_else(|| wrong(format!("no section {key}")))?;
         }
         let table = place.as_table_mut().ok_or_else(|| wrong("not a section".into()))?;
-        table.insert(keys[keys.len() - 1].to_owned(), parsed);
+        match value {
+            "none" => table.remove(keys[keys.len() - 1]),
+            _ => table.insert(keys[keys.len() - 1].to_owned(), parsed),
+        };
         *self = all.try_into().map_err(|e: toml::de::Error| wrong(e.message().to_owned()))?;
         Ok(())
     }
 
-    /// Returns the config as TOML, every setting spelled out.
+    /// Switches to the published code's behaviour: its masks, from this RGBA template, drawn into the crops of teacher
+    /// and student alike, independent flips, its evaluation of U-M, its matching of margins in the "+" losses.
+    pub fn use_reference_protocol(&mut self, template: &Path) {
+        for mask in [&mut self.mask, &mut self.eval.mask] {
+            mask.protocol = MaskProtocol::Reference;
+            mask.template = Some(template.to_owned());
+        }
+        self.loss.plus_matching = PlusMatching::Reference;
+    }
+
+    /// Returns the config as TOML; only settings that are absent, and so have their published value, are left out.
     ///
     /// # Errors
     /// When a path is not UTF-8.
@@ -164,16 +178,22 @@ impl Config {
         toml::to_string_pretty(self).map_err(|e| Error::Config(e.to_string()))
     }
 
-    /// Checks every range.
+    /// Checks the ranges of all components.
     ///
     /// # Errors
     /// Names the first setting that is out of range.
     pub fn validate(&self) -> Result<()> {
-        if self.train.epochs == 0 || self.train.teacher_epochs == Some(0) {
-            return Err(Error::Config("train.epochs, train.teacher_epochs: expected at least 1, found 0".into()));
+        for epochs in [Some(self.train.epochs), self.train.teacher_epochs].into_iter().flatten() {
+            if !(1..=100_000).contains(&epochs) {
+                let what = format!("train.epochs, train.teacher_epochs: expected 1 to 100000, found {epochs}");
+                return Err(Error::Config(what));
+            }
         }
-        if self.train.hg_first_epoch >= self.train.epochs {
-            let TrainConfig { epochs, hg_first_epoch, .. } = self.train;
+        if self.train.arms.is_empty() {
+            return Err(Error::Config("train.arms: expected at least one".into()));
+        }
+        let TrainConfig { epochs, hg_first_epoch, .. } = self.train;
+        if self.train.arms.contains(&Arm::Hg) && hg_first_epoch >= epochs {
             let what = format!("train.hg_first_epoch: expected less than the {epochs} epochs, found {hg_first_epoch}");
             return Err(Error::Config(what));
         }

@@ -8,6 +8,6 @@ mod step;
 
 pub use arm::Arm;
 pub use checkpoint::{Checkpoint, load_backbone, load_checkpoint, save_checkpoint};
-pub use config::{Config, Start, TrainConfig, preset, preset_names};
-pub use run::{Event, Experiment, Outcome};
+pub use config::{Config, DistillArms, Start, TrainConfig, preset, preset_names};
+pub use run::{ArmOutcome, Event, Experiment, Outcome};
 pub use step::{StepReport, Trainer};

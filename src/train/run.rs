@@ -15,7 +15,7 @@ use crate::data::{AugmentConfig, Loader, Splits, Transform};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, evaluate};
 use crate::losses::MarginHead;
-use crate::models::Model;
+use crate::models::{Model, ModelConfig};
 use crate::weights::write_atomic;
 
 /// What happens while an experiment runs, for whoever shows it.
@@ -31,9 +31,13 @@ pub enum Event<'a> {
         num_images: usize,
         /// See `num_images`.
         num_left_out: usize,
-        /// Identities in the training set.
+        /// Identities in the training set, and how many it leaves out for having too few images.
         num_identities: usize,
+        /// See `num_identities`.
+        num_skipped_identities: usize,
     },
+    /// Something that the user should know of.
+    Notice(String),
     /// A step was taken.
     Step {
         /// Its number, from 1.
@@ -78,6 +82,10 @@ pub struct Outcome {
     pub test_set: String,
     /// Every setting, the seed among them.
     pub config: Config,
+    /// The teacher that was given instead of trained.
+    pub teacher: Option<PathBuf>,
+    /// The weights that were given to start from.
+    pub start: Option<PathBuf>,
     /// By arm, in the order they ran.
     pub arms: BTreeMap<Arm, ArmOutcome>,
 }
@@ -85,12 +93,12 @@ pub struct Outcome {
 /// The result of one arm.
 #[derive(Clone, Debug, Serialize)]
 pub struct ArmOutcome {
-    /// Steps taken.
+    /// Steps taken; 0 for a given teacher.
     pub num_steps: usize,
     /// Wall-clock seconds of the training, without the evaluation.
     pub seconds: f64,
-    /// The figures of the last step.
-    pub last_loss: f64,
+    /// The loss of the last step.
+    pub last_loss: Option<f64>,
     /// The figures on the test set.
     #[serde(flatten)]
     pub evaluation: Evaluation,
@@ -120,7 +128,8 @@ impl Experiment {
     /// When a setting is out of range, data is missing or broken, or `out` cannot be written to.
     pub fn new(config: Config, out: &Path) -> Result<Self> {
         config.validate()?;
-        let splits = config.data.open(config.train.seed)?;
+        let splits = config.data.open()?;
+        splits.test.check_images()?;
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
         write_atomic(&out.join("config.toml"), config.to_toml()?.as_bytes())?;
         Ok(Self { config, splits, out: out.to_owned(), teacher: None, start: None })
@@ -132,16 +141,26 @@ impl Experiment {
     }
 
     /// Starts every arm that is trained from these weights.
-    pub fn with_start(self, start: Checkpoint) -> Self {
-        Self { start: Some(start), ..self }
+    ///
+    /// # Errors
+    /// When they are of another network than the one that the settings describe.
+    pub fn with_start(self, start: Checkpoint) -> Result<Self> {
+        // Dropout has no weights.
+        let wanted = ModelConfig { dropout: 0.0, ..self.config.model.clone() };
+        let found = ModelConfig { dropout: 0.0, ..start.backbone.config().clone() };
+        if wanted != found {
+            let what = format!("does not fit the model: expected {wanted:?}, found {found:?}");
+            return Err(Error::Checkpoint { path: start.path.unwrap_or_default(), what });
+        }
+        Ok(Self { start: Some(start), ..self })
     }
 
-    /// Trains and evaluates `arms`, each saved under its name in the results folder; then writes `results.json` there.
+    /// Trains and evaluates the arms of the settings, each saved under its name in the results folder; then writes `results.json` there.
     ///
     /// # Errors
     /// When an arm needs another that is neither given nor trained before it, or training, saving or evaluation fails.
-    pub fn run(&self, arms: &[Arm], on: &mut dyn FnMut(Event)) -> Result<Outcome> {
-        self.check(arms)?;
+    pub fn run(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
+        self.check()?;
         let mut outcome = Outcome {
             version: env!("CARGO_PKG_VERSION"),
             commit: env!("MASKINV_COMMIT"),
@@ -149,9 +168,19 @@ impl Experiment {
             threads: rayon::current_num_threads(),
             test_set: self.splits.test.description.clone(),
             config: self.config.clone(),
+            teacher: self.teacher.as_ref().and_then(|t| t.path.clone()),
+            start: self.start.as_ref().and_then(|t| t.path.clone()),
             arms: BTreeMap::new(),
         };
         let mut trained = Trained::default();
+        let arms = &self.config.train.arms;
+        if let Some(teacher) = self.teacher.as_ref().filter(|_| !arms.contains(&Arm::Teacher)) {
+            // The students' table compares them with it.
+            let evaluation = self.evaluate(&teacher.backbone, on)?;
+            on(Event::Finished { arm: Arm::Teacher, evaluation: &evaluation });
+            let result = ArmOutcome { num_steps: 0, seconds: 0.0, last_loss: None, evaluation };
+            outcome.arms.insert(Arm::Teacher, result);
+        }
         for &arm in arms {
             let result = self.run_arm(arm, &mut trained, on)?;
             on(Event::Finished { arm, evaluation: &result.evaluation });
@@ -163,7 +192,8 @@ impl Experiment {
         Ok(outcome)
     }
 
-    fn check(&self, arms: &[Arm]) -> Result<()> {
+    fn check(&self) -> Result<()> {
+        let arms = &self.config.train.arms;
         for (i, &arm) in arms.iter().enumerate() {
             let has = |wanted| arms[..i].contains(&wanted);
             let has_teacher = self.teacher.is_some() || has(Arm::Teacher);
@@ -203,22 +233,32 @@ impl Experiment {
             Start::Teacher => teacher,
             Start::Lg => trained.lg.as_ref(),
         });
-        let mut trainer = self.trainer(arm, teacher.map(|t| &t.backbone), start)?;
+        let mut trainer = self.trainer(arm, teacher.map(|t| &t.backbone), start, on)?;
         let began = Instant::now();
         let (num_steps, last_loss, lg) = self.train(arm, &mut trainer, on)?;
         let seconds = began.elapsed().as_secs_f64();
         let checkpoint = frozen(&trainer)?;
-        let progress = |done, total| on(Event::Embedded { done, total });
-        let evaluation = evaluate(&checkpoint.backbone, &self.splits.test, &self.config.eval, progress)?;
+        let evaluation = self.evaluate(&checkpoint.backbone, on)?;
         match arm {
             Arm::Teacher => trained.teacher = Some(checkpoint),
             Arm::Lg => trained.lg = lg,
             Arm::Aug | Arm::Hg => {}
         }
-        Ok(ArmOutcome { num_steps, seconds, last_loss, evaluation })
+        Ok(ArmOutcome { num_steps, seconds, last_loss: Some(last_loss), evaluation })
     }
 
-    fn trainer<'a>(&self, arm: Arm, teacher: Option<&'a Model>, start: Option<&Checkpoint>) -> Result<Trainer<'a>> {
+    fn evaluate(&self, model: &Model, on: &mut dyn FnMut(Event)) -> Result<Evaluation> {
+        let progress = |done, total| on(Event::Embedded { done, total });
+        evaluate(model, &self.splits.test, &self.config.eval, progress)
+    }
+
+    fn trainer<'a>(
+        &self,
+        arm: Arm,
+        teacher: Option<&'a Model>,
+        start: Option<&Checkpoint>,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<Trainer<'a>> {
         let config = &self.config;
         let seed = config.train.seed;
         let student = Model::new(&config.model, &Device::Cpu, seed)?;
@@ -227,8 +267,12 @@ impl Experiment {
         let head = MarginHead::new(&config.loss, size, classes, &Device::Cpu, seed.wrapping_add(1))?;
         if let Some(start) = start {
             student.params().load(&start.backbone.params().state()?)?;
-            if let Some(header) = start.header.as_ref().filter(|h| fits(h, size, classes)) {
-                head.params().load(header)?;
+            match start.header.as_ref().filter(|h| fits(h, size, classes)) {
+                Some(header) => head.params().load(header)?,
+                None => {
+                    let what = format!("no class centres for {classes} identities to start from: they start anew");
+                    on(Event::Notice(format!("{}: {what}", arm.name())));
+                }
             }
         }
         Trainer::new(student, head, teacher, &config.distill.of(arm), &config.optim, seed)
@@ -256,12 +300,16 @@ impl Experiment {
             num_images: train.len(),
             num_left_out: loader.num_left_out(),
             num_identities: train.num_identities(),
+            num_skipped_identities: train.num_skipped_identities(),
         });
         let base_lr = config.optim.lr * config.loader.batch_size as f64 / config.optim.lr_batch as f64;
         let (began, mut waited, mut step) = (Instant::now(), 0.0, 0);
         let (mut last_loss, mut lg) = (f64::NAN, None);
         for epoch in epochs.clone() {
             if arm == Arm::Lg && config.train.hg_start == Start::Lg && epoch == config.train.hg_first_epoch {
+                // Kept, so that a later run can start HG from it.
+                let folder = self.out.join(arm.name()).join(format!("epoch-{epoch}"));
+                save_checkpoint(&folder, &trainer.student, &trainer.head)?;
                 lg = Some(frozen(trainer)?);
             }
             let mut batches = loader.epoch(epoch as u64);
@@ -295,7 +343,7 @@ struct Trained {
 fn frozen(trainer: &Trainer) -> Result<Checkpoint> {
     let backbone = Model::frozen(trainer.student.config(), &Device::Cpu)?;
     backbone.params().load(&trainer.student.params().state()?)?;
-    Ok(Checkpoint { backbone, header: Some(trainer.head.params().state()?) })
+    Ok(Checkpoint { path: None, backbone, header: Some(trainer.head.params().state()?) })
 }
 
 /// Whether a head's class centres are of this size; those of other identities are of no use.

@@ -42,7 +42,7 @@ impl<'a> Trainer<'a> {
     /// Returns a trainer; `teacher` is used if `distill` has a weight.
     ///
     /// # Errors
-    /// When memory for the optimisers cannot be had, or a teacher is missing or of another embedding size.
+    /// When memory for the optimisers cannot be had, or a teacher is missing or of another embedding or input size.
     pub fn new(
         student: Model,
         head: MarginHead,
@@ -58,6 +58,10 @@ impl<'a> Trainer<'a> {
             if t != s {
                 return wrong(format!("the teacher's embeddings have {t} elements, the student's {s}"));
             }
+            let (t, s) = (teacher.config().input_size, student.config().input_size);
+            if t != s {
+                return wrong(format!("the teacher sees images of {t} pixels, the student of {s}"));
+            }
             Some(teacher)
         } else {
             None
@@ -70,8 +74,8 @@ impl<'a> Trainer<'a> {
     /// Trains on one batch with learning rate `lr`; `step` counts from 0 and decides the margins drawn.
     ///
     /// # Errors
-    /// When the loss is not finite, a trainable parameter receives no gradient, or a tensor operation fails; nothing
-    /// was updated then.
+    /// When the loss is not finite, a trainable parameter receives no gradient, or a tensor operation fails; no
+    /// parameter was updated then, only the running statistics.
     pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<StepReport> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(step);

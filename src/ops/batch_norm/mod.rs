@@ -24,8 +24,8 @@ pub enum StatsOrigin {
     Running,
 }
 
-/// Returns the statistics of `x: (.., C)` over all axes but the last, f32 or f64, accumulated in f64 around the first
-/// value of each channel.
+/// Returns the statistics of `x: (.., C)` over all axes but the last, f32 or f64; blocks of rows are
+/// joined in f64.
 ///
 /// # Errors
 /// When `x` is empty, not on the CPU or of another dtype.

@@ -1,0 +1,164 @@
+//! Who is trained on and who is tested on, and what an evaluation does with them.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::Result;
+use candle_core::Device;
+use image::RgbImage;
+use maskinv::data::mask::{MaskConfig, MaskProtocol, TemplateShift};
+use maskinv::data::{ALIGNED_LANDMARKS, DataConfig, Dataset, ProceduralConfig, ProceduralTest};
+use maskinv::eval::{EvalConfig, Setting, details, evaluate, table};
+use maskinv::models::{Arch, Model, ModelConfig};
+
+/// Writes `people` with `images` crops each.
+fn write_faces(root: &Path, people: &[&str], images: usize) -> Result<()> {
+    for (p, name) in people.iter().enumerate() {
+        std::fs::create_dir_all(root.join(name))?;
+        for i in 1..=images {
+            let image = RgbImage::from_fn(112, 112, |x, y| image::Rgb([(31 * p) as u8, x as u8, (y + i as u32) as u8]));
+            image.save(root.join(format!("{name}/{name}_{i:04}.png")))?;
+        }
+    }
+    Ok(())
+}
+
+/// The people of a set, by the folder in each image's path.
+fn people(dataset: &dyn Dataset) -> BTreeSet<String> {
+    let folder = |i| Path::new(&dataset.name(i)).parent().and_then(|p| p.file_name()).unwrap().to_owned();
+    (0..dataset.len()).map(|i| folder(i).into_string().unwrap()).collect()
+}
+
+fn names(of: &[&str]) -> BTreeSet<String> {
+    of.iter().map(|n| (*n).to_owned()).collect()
+}
+
+#[test]
+fn a_folder_is_split_into_people_to_train_and_others_to_test() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    write_faces(root.path(), &["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"], 2)?;
+    let config = DataConfig { root: Some(root.path().into()), test_share: 0.3, ..DataConfig::default() };
+    let splits = config.open()?;
+    let (train, test) = (people(&*splits.train), people(&*splits.test.images));
+    assert_eq!((train.len(), test.len()), (7, 3));
+    assert!(train.is_disjoint(&test));
+    assert_eq!(people(&*config.open()?.test.images), test);
+    let other = DataConfig { split_seed: 1, ..config };
+    assert_ne!(people(&*other.open()?.test.images), test);
+    Ok(())
+}
+
+#[test]
+fn people_that_a_list_of_pairs_names_are_not_trained_on() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    write_faces(&root.path().join("faces"), &["a", "b", "c", "d", "e"], 2)?;
+    let pairs = root.path().join("pairs.txt");
+    std::fs::write(&pairs, "a 1 2\nb 1 2\na 1 b 2\na 2 d 1\n")?;
+    let config = DataConfig { root: Some(root.path().join("faces")), pairs: Some(pairs), ..DataConfig::default() };
+    let splits = config.open()?;
+    assert_eq!(people(&*splits.train), names(&["c", "e"]));
+    assert_eq!((splits.test.pairs.len(), splits.test.num_folds), (4, 4));
+    assert_eq!(splits.test.used_images().len(), 5);
+    Ok(())
+}
+
+#[test]
+fn folds_of_lfw_lists_decide_who_is_trained_and_tested_on() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    write_faces(&root.path().join("images"), &["a", "b", "c", "d", "e", "f"], 2)?;
+    std::fs::write(root.path().join("people.txt"), "3\n2\na\t2\nb\t2\n2\nc\t2\nd\t2\n2\ne\t2\nf\t2\n")?;
+    let pairs = "3\t1\na\t1\t2\na\t1\tb\t1\nc\t1\t2\nc\t1\td\t1\ne\t1\t2\ne\t1\tf\t2\n";
+    std::fs::write(root.path().join("pairs.txt"), pairs)?;
+    let config = DataConfig { root: Some(root.path().into()), test_folds: vec![2, 3], ..DataConfig::default() };
+    let splits = config.open()?;
+    assert_eq!(people(&*splits.train), names(&["a", "b"]));
+    assert_eq!((splits.test.pairs.len(), splits.test.num_folds), (4, 2));
+    let wrong = |config: DataConfig| config.open().err().unwrap().to_string();
+    let error = wrong(DataConfig { test_folds: vec![2, 4], ..config.clone() });
+    assert!(error.contains("pairs.txt: expected fold 4, found 3 folds"), "{error}");
+    let error = wrong(DataConfig { test_folds: vec![3], ..config.clone() });
+    assert!(error.contains("expected two folds or more"), "{error}");
+    let error = wrong(DataConfig { test_folds: vec![2, 2], ..config.clone() });
+    assert!(error.contains("fold 2 is named twice"), "{error}");
+    let error = wrong(DataConfig { train_folds: vec![2], ..config });
+    assert!(error.contains("fold 2 is named twice"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn test_sets_without_both_kinds_of_pairs_are_refused() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    write_faces(&root.path().join("faces"), &["a", "b", "c"], 2)?;
+    let pairs = root.path().join("pairs.txt");
+    std::fs::write(&pairs, "a 1 2\nb 1 2\n")?;
+    let config = DataConfig { root: Some(root.path().join("faces")), pairs: Some(pairs), ..DataConfig::default() };
+    let error = config.open_test().err().unwrap().to_string();
+    assert!(error.contains("expected genuine and impostor pairs, found 2 and 0"), "{error}");
+    Ok(())
+}
+
+fn procedural() -> DataConfig {
+    DataConfig {
+        procedural: ProceduralConfig { num_identities: 3, images_per_identity: 2, ..ProceduralConfig::default() },
+        procedural_test: ProceduralTest { num_identities: 5, images_per_identity: 3 },
+        ..DataConfig::default()
+    }
+}
+
+fn model() -> Result<Model> {
+    let config =
+        ModelConfig { arch: Arch::R18, width: 0.125, embedding_size: 16, input_size: 32, ..Default::default() };
+    Ok(Model::new(&config, &Device::Cpu, 0)?)
+}
+
+#[test]
+fn tested_procedural_people_follow_the_trained_ones() -> Result<()> {
+    let splits = procedural().open()?;
+    let first = |d: &dyn Dataset, i| d.name(i);
+    assert!(first(&*splits.train, 5).starts_with("id0002"), "{}", first(&*splits.train, 5));
+    assert!(first(&*splits.test.images, 0).starts_with("id0003"), "{}", first(&*splits.test.images, 0));
+    let huge = ProceduralTest { num_identities: 4_000_000_000, images_per_identity: 1_000_000_000 };
+    let error = DataConfig { procedural_test: huge, ..procedural() }.open().err().unwrap().to_string();
+    assert!(error.contains("procedural_test: expected up to 10000000 images"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn an_evaluation_does_not_depend_on_batches_and_masks_change_only_masked_settings() -> Result<()> {
+    let (test, model) = (procedural().open_test()?, model()?);
+    let run = |config: EvalConfig| evaluate(&model, &test, &config, |_, _| {});
+    let base = run(EvalConfig::default())?;
+    let close = |a: f64, b: f64| (a - b).abs() <= 1e-6;
+    let batched = run(EvalConfig { batch_size: 2, ..EvalConfig::default() })?;
+    for setting in Setting::ALL {
+        let (a, b) = (&base.get(setting).metrics, &batched.get(setting).metrics);
+        assert!(close(a.g_mean, b.g_mean) && close(a.i_mean, b.i_mean), "{setting:?}: {a:?} {b:?}");
+    }
+    let other = run(EvalConfig { seed: 1, ..EvalConfig::default() })?;
+    assert_eq!(base.get(Setting::UU), other.get(Setting::UU));
+    assert_ne!(base.get(Setting::UM), other.get(Setting::UM));
+    assert_ne!(base.get(Setting::MM), other.get(Setting::MM));
+    let (short, long) = (table(&[("a model", &base)]), details(&base));
+    assert!(short.contains("a model") && long.contains("FMR1000") && long.contains("TAR at FAR"), "{short}\n{long}");
+    Ok(())
+}
+
+#[test]
+fn the_reference_evaluation_never_shifts_its_template() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let template = root.path().join("template.png");
+    image::RgbaImage::from_pixel(112, 60, image::Rgba([250, 250, 250, 255])).save(&template)?;
+    let (test, model) = (procedural().open_test()?, model()?);
+    let run = |template_shift| {
+        let mask = MaskConfig {
+            protocol: MaskProtocol::Reference,
+            template: Some(template.clone()),
+            template_points: ALIGNED_LANDMARKS.map(|[x, y]| [x, y - 60.0]),
+            template_shift,
+            ..MaskConfig::default()
+        };
+        evaluate(&model, &test, &EvalConfig { mask, ..EvalConfig::default() }, |_, _| {})
+    };
+    assert_eq!(run(TemplateShift::Training)?, run(TemplateShift::None)?);
+    Ok(())
+}
