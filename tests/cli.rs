@@ -100,6 +100,21 @@ fn train_evaluate_and_json_agree_on_a_folder() -> Result<()> {
 }
 
 #[test]
+fn a_training_gives_the_same_bytes_on_one_thread_and_on_three() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let faces = faces(root.path(), 8, 4)?;
+    let train = |threads: &str, loaders: &str| -> Result<Vec<u8>> {
+        let (out, loaders) = (root.path().join(threads), format!("loader.threads={loaders}"));
+        let flags = ["--arm", "aug", "--threads", threads, "--set", &loaders];
+        let output = maskinv(&[&["train", "--data", str(&faces), "--out", str(&out)][..], TINY, &flags].concat())?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(std::fs::read(out.join("aug/backbone.safetensors"))?)
+    };
+    assert!(train("1", "1")? == train("3", "2")?);
+    Ok(())
+}
+
+#[test]
 fn bad_input_is_one_line_that_says_what_and_where() -> Result<()> {
     let root = tempfile::tempdir()?;
     let out = root.path().join("out");
@@ -165,7 +180,7 @@ fn bad_settings_and_checkpoints_are_refused() -> Result<()> {
     assert!(error.contains("no preset nothing; there are procedural"), "{error}");
     let error = refused(&["train", "--preset", "ms1mv2-r100-lg"])?;
     assert!(error.contains("this recipe is for real faces"), "{error}");
-    let error = refused(&["evaluate", "--preset", "procedural", str(&root.path().join("no.safetensors"))])?;
+    let error = refused(&["evaluate", str(&root.path().join("no.safetensors"))])?;
     assert!(error.contains("no.safetensors: No such file or directory"), "{error}");
 
     let (faces, out) = (faces(root.path(), 6, 3)?, root.path().join("out"));

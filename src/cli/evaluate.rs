@@ -52,6 +52,8 @@ impl EvaluateArgs {
     /// When a checkpoint, setting or image is wrong.
     pub fn run(self) -> Result<()> {
         use_threads(self.threads.map(usize::from))?;
+        let models = self.models.iter().map(|path| Ok((path.display().to_string(), load_backbone(path)?)));
+        let models = models.collect::<Result<Vec<_>>>()?;
         let mut config = self.settings()?;
         if let Some(root) = &self.data {
             config.data.root = Some(root.clone());
@@ -69,8 +71,6 @@ impl EvaluateArgs {
             config.set(assignment)?;
         }
         config.validate()?;
-        let models = self.models.iter().map(|path| Ok((path.display().to_string(), load_backbone(path)?)));
-        let models = models.collect::<Result<Vec<_>>>()?;
         let test = config.data.open_test()?;
         let mut progress = Progress::new();
         let mut evaluations = Vec::new();

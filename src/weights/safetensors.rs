@@ -1,6 +1,6 @@
 //! The safetensors format, read whole and written atomically.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -52,10 +52,27 @@ pub fn write_safetensors(
     tensors: &BTreeMap<String, Tensor>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let metadata: HashMap<String, String> = metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let bytes = safetensors::serialize(tensors, Some(metadata))
-        .map_err(|e| Error::Checkpoint { path: path.to_owned(), what: format!("cannot be written: {e}") })?;
+    let wrong = |e: &dyn std::fmt::Display| Error::Checkpoint {
+        path: path.to_owned(),
+        what: format!("cannot be written: {e}"),
+    };
+    let bytes = safetensors::serialize(tensors, None).map_err(|e| wrong(&e))?;
+    let bytes = with_metadata(&bytes, metadata).map_err(|e| wrong(&e))?;
     write_atomic(path, &bytes)
+}
+
+/// The same file with `metadata` in its header, which the `safetensors` crate would write in the random order of a hash
+/// map: the same weights are to give the same bytes.
+fn with_metadata(file: &[u8], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, serde_json::Error> {
+    let (length, rest) = file.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().expect("eight bytes")) as usize;
+    let (header, data) = rest.split_at(length);
+    let mut header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header)?;
+    header.insert("__metadata__".to_owned(), serde_json::to_value(metadata)?);
+    let mut header = serde_json::to_vec(&header)?;
+    // The data starts at a multiple of eight, as the crate writes it.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok([&(header.len() as u64).to_le_bytes()[..], &header, data].concat())
 }
 
 /// Writes `bytes` beside `path`, makes them durable, and renames.
