@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::progress::Progress;
-use super::{print, print_json, use_threads};
+use super::settings::SettingsArgs;
+use super::{print, print_json};
 use crate::eval::{Evaluation, details, evaluate, table};
-use crate::train::{Config, Event, load_backbone, preset};
+use crate::train::{Config, Event, load_backbone};
 
 /// What to measure, and on what.
 #[derive(Args, Debug)]
@@ -16,30 +17,14 @@ pub struct EvaluateArgs {
     /// Checkpoints, or their folders
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
-    /// A folder of identities, or one with LFW's lists beside `images/`; procedural faces without it
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    settings: SettingsArgs,
     /// A list of pairs of images in --data, in LFW's or MFR2's format
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
-    /// Settings to start from [default: those that the first model was trained with]
-    #[arg(long, value_name = "NAME", conflicts_with = "config")]
-    preset: Option<String>,
-    /// Settings from a TOML file, such as the config.toml of a training
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
     /// Decides the masks that test images wear
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Evaluates as the published code does, with its masks from this RGBA template
-    #[arg(long, value_name = "TEMPLATE")]
-    reference: Option<PathBuf>,
-    /// Any other setting, such as eval.mask.kinds=["cloth"]; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Threads of the computation [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
     /// Prints all figures as JSON
     #[arg(long)]
     json: bool,
@@ -51,26 +36,17 @@ impl EvaluateArgs {
     /// # Errors
     /// When a checkpoint, setting or image is wrong.
     pub fn run(self) -> Result<()> {
-        use_threads(self.threads.map(usize::from))?;
+        self.settings.use_threads()?;
         let models = self.models.iter().map(|path| Ok((path.display().to_string(), load_backbone(path)?)));
         let models = models.collect::<Result<Vec<_>>>()?;
-        let mut config = self.settings()?;
-        if let Some(root) = &self.data {
-            config.data.root = Some(root.clone());
-        }
+        let mut config = self.base_settings()?;
         if let Some(pairs) = &self.pairs {
             config.data.pairs = Some(pairs.clone());
         }
         if let Some(seed) = self.seed {
             config.eval.seed = seed;
         }
-        if let Some(template) = &self.reference {
-            config.use_reference_protocol(template);
-        }
-        for assignment in &self.set {
-            config.set(assignment)?;
-        }
-        config.validate()?;
+        self.settings.apply(&mut config)?;
         let test = config.data.open_test()?;
         let mut progress = Progress::new();
         let mut evaluations = Vec::new();
@@ -91,12 +67,9 @@ impl EvaluateArgs {
     }
 
     /// What was asked for, or what the first model was trained with: its people were kept apart from the test's.
-    fn settings(&self) -> Result<Config> {
-        if let Some(path) = &self.config {
-            return Ok(Config::read(path)?);
-        }
-        if let Some(name) = &self.preset {
-            return Ok(preset(name)?);
+    fn base_settings(&self) -> Result<Config> {
+        if let Some(config) = self.settings.chosen()? {
+            return Ok(config);
         }
         // runs/NAME/ARM, or a file in it.
         let beside = self.models.iter().take(1).flat_map(|m| m.ancestors().take(3)).map(|p| p.join("config.toml"));

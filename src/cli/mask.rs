@@ -69,10 +69,11 @@ impl MaskArgs {
         if self.sheet {
             return self.write_sheet(&inputs);
         }
-        let masker = Masker::new(&self.config()?)?;
+        let config = self.config()?;
+        let masker = Masker::new(&config)?;
         for (i, path) in inputs.iter().enumerate() {
             let mut image = read_image(path)?;
-            let landmarks = self.landmarks_of(path, &image)?;
+            let landmarks = self.landmarks_of(path, &image, config.protocol)?;
             let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
             rng.set_stream(i as u64);
             masker.apply(&mut image, &landmarks, &mut rng).with_context(|| path.display().to_string())?;
@@ -108,7 +109,7 @@ impl MaskArgs {
         Ok(config)
     }
 
-    fn landmarks_of(&self, path: &Path, image: &RgbImage) -> Result<Landmarks> {
+    fn landmarks_of(&self, path: &Path, image: &RgbImage, protocol: MaskProtocol) -> Result<Landmarks> {
         if !self.landmarks.is_empty() {
             return parse_points("--landmarks", &self.landmarks);
         }
@@ -117,13 +118,14 @@ impl MaskArgs {
             let path = path.display();
             bail!("{path}: expected a crop aligned to {FACE_SIZE}x{FACE_SIZE}, found {w}x{h}; give its --landmarks");
         }
-        Ok(mask_landmarks(self.config()?.protocol, &ALIGNED_LANDMARKS))
+        Ok(mask_landmarks(protocol, &ALIGNED_LANDMARKS))
     }
 
     fn write_sheet(&self, inputs: &[PathBuf]) -> Result<()> {
         let base = self.config()?;
+        let protocol = base.protocol;
         // One masker per column; the reference protocol has a single kind.
-        let columns: Vec<MaskConfig> = match base.protocol {
+        let columns: Vec<MaskConfig> = match protocol {
             MaskProtocol::Reference => vec![base],
             MaskProtocol::Corrected => {
                 base.kinds.iter().map(|&kind| MaskConfig { kinds: vec![kind], ..base.clone() }).collect()
@@ -137,7 +139,7 @@ impl MaskArgs {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         for (row, path) in rows.iter().enumerate() {
             let image = read_image(path)?;
-            let landmarks = self.landmarks_of(path, &image)?;
+            let landmarks = self.landmarks_of(path, &image, protocol)?;
             let y = i64::from(FACE_SIZE) * row as i64;
             imageops::replace(&mut sheet, &image, 0, y);
             for (column, masker) in maskers.iter().enumerate() {

@@ -4,6 +4,7 @@ mod allocator;
 mod evaluate;
 mod mask;
 mod progress;
+mod settings;
 mod train;
 
 use std::io::{ErrorKind, Write};
@@ -86,14 +87,6 @@ fn one_line(error: &anyhow::Error) -> String {
         }
     }
     parts.join(": ")
-}
-
-/// Limits the computation to `threads`; all cores if absent.
-fn use_threads(threads: Option<usize>) -> Result<()> {
-    if let Some(threads) = threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    }
-    Ok(())
 }
 
 /// Writes a line to stdout; that nobody reads on is no error.

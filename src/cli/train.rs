@@ -6,22 +6,16 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::progress::Progress;
-use super::{print, print_json, unused, use_threads};
+use super::settings::SettingsArgs;
+use super::{print, print_json, unused};
 use crate::eval::{Setting, table};
 use crate::train::{Arm, Config, Experiment, Outcome, load_checkpoint, preset, preset_names};
 
 /// What to train, on what, and how.
 #[derive(Args, Debug)]
 pub struct TrainArgs {
-    /// A folder of identities, or one with LFW's lists beside `images/`; procedural faces without it
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Settings to start from; `--list-presets` shows them [default: procedural, or lfw-small with --data]
-    #[arg(long, value_name = "NAME", conflicts_with = "config")]
-    preset: Option<String>,
-    /// Settings from a TOML file instead of a preset
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: SettingsArgs,
     /// Which networks to train [default: those of the settings; all in most presets]
     #[arg(long, value_enum)]
     arm: Option<ArmChoice>,
@@ -49,15 +43,6 @@ pub struct TrainArgs {
     /// Learning rate, for the batch size that the settings name
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
-    /// Behaves as the published code does, with its masks from this RGBA template
-    #[arg(long, value_name = "TEMPLATE")]
-    reference: Option<PathBuf>,
-    /// Any other setting, such as model.width=0.5, or KEY=none for its default; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Threads of the computation [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
     /// Prints the results as JSON
     #[arg(long)]
     json: bool,
@@ -108,7 +93,7 @@ impl TrainArgs {
         if self.show_config {
             return print(config.to_toml()?.trim_end());
         }
-        use_threads(self.threads.map(usize::from))?;
+        self.settings.use_threads()?;
         let out = self.out_folder(config.train.seed)?;
         let mut experiment = Experiment::new(config, &out)?;
         if let Some(path) = &self.teacher {
@@ -129,15 +114,11 @@ impl TrainArgs {
     }
 
     fn resolve(&self) -> Result<Config> {
-        let mut config = match (&self.config, &self.preset, &self.data) {
-            (Some(path), ..) => Config::read(path)?,
-            (None, Some(name), _) => preset(name)?,
-            (None, None, Some(_)) => preset("lfw-small")?,
-            (None, None, None) => preset("procedural")?,
+        let mut config = match self.settings.chosen()? {
+            Some(config) => config,
+            None if self.settings.data.is_some() => preset("lfw-small")?,
+            None => preset("procedural")?,
         };
-        if let Some(root) = &self.data {
-            config.data.root = Some(root.clone());
-        }
         if let Some(seed) = self.seed {
             config.train.seed = seed;
         }
@@ -151,25 +132,19 @@ impl TrainArgs {
         if let Some(lr) = self.lr {
             config.optim.lr = lr;
         }
-        if let Some(template) = &self.reference {
-            config.use_reference_protocol(template);
-        }
         if let Some(choice) = self.arm {
             config.train.arms = choice.arms();
         }
         if self.teacher.is_some() {
             config.train.arms.retain(|&arm| arm != Arm::Teacher);
         }
-        for assignment in &self.set {
-            config.set(assignment)?;
-        }
-        config.validate()?;
+        self.settings.apply(&mut config)?;
         Ok(config)
     }
 
     fn out_folder(&self, seed: u64) -> Result<PathBuf> {
         let Some(out) = &self.out else {
-            let kind = match (&self.preset, &self.data) {
+            let kind = match (&self.settings.preset, &self.settings.data) {
                 (Some(name), _) => name.as_str(),
                 (None, Some(_)) => "folder",
                 (None, None) => "procedural",

@@ -159,11 +159,7 @@ impl DataConfig {
         if self.pairs.is_some() && self.root.is_none() {
             return wrong("pairs: expected root too, the folder of the images that the list names".into());
         }
-        let test = ProceduralConfig {
-            num_identities: self.procedural_test.num_identities,
-            images_per_identity: self.procedural_test.images_per_identity,
-            ..self.procedural.clone()
-        };
+        let test = self.procedural_test_faces();
         for (name, faces) in [("procedural", &self.procedural), ("procedural_test", &test)] {
             faces.validate()?;
             let images = faces.num_identities.saturating_mul(faces.images_per_identity);
@@ -229,14 +225,18 @@ impl DataConfig {
         self.with_drawn_pairs(Arc::new(images), description)
     }
 
-    fn procedural_test(&self) -> Result<TestSet> {
-        // The identities that follow the training ones.
-        let config = ProceduralConfig {
-            first_identity: self.procedural.first_identity + self.procedural.num_identities as u64,
+    /// The identities that follow the training ones.
+    fn procedural_test_faces(&self) -> ProceduralConfig {
+        ProceduralConfig {
+            first_identity: self.procedural.first_identity.saturating_add(self.procedural.num_identities as u64),
             num_identities: self.procedural_test.num_identities,
             images_per_identity: self.procedural_test.images_per_identity,
             ..self.procedural.clone()
-        };
+        }
+    }
+
+    fn procedural_test(&self) -> Result<TestSet> {
+        let config = self.procedural_test_faces();
         let description = format!("{} unseen procedural identities", config.num_identities);
         self.with_drawn_pairs(Arc::new(ProceduralFaces::new(config)?), description)
     }
@@ -317,9 +317,8 @@ impl LfwLayout {
     fn train_names(&self, config: &DataConfig) -> Result<Vec<String>> {
         let path = self.root.join("people.txt");
         let people = People::read(&path)?;
-        let all = 1..=people.folds.len();
         let wanted: Vec<usize> = match config.train_folds.as_slice() {
-            [] => all.clone().filter(|f| !config.test_folds.contains(f)).collect(),
+            [] => (1..=people.folds.len()).filter(|f| !config.test_folds.contains(f)).collect(),
             folds => folds.to_vec(),
         };
         check_folds(&path, &wanted, people.folds.len())?;

@@ -12,4 +12,5 @@ pub mod prelu;
 pub mod sgd;
 
 mod gemm;
+mod rows;
 mod slice;

@@ -69,10 +69,11 @@ pub fn load_backbone(path: &Path) -> Result<Model> {
 /// # Errors
 /// As [`load_backbone`]; a missing header is none.
 pub fn load_checkpoint(path: &Path) -> Result<Checkpoint> {
-    let backbone = load_backbone(path)?;
-    let header = backbone_path(path).with_file_name(HEADER);
+    let path = backbone_path(path);
+    let backbone = load_backbone(&path)?;
+    let header = path.with_file_name(HEADER);
     let header = if header.exists() { Some(read_safetensors(&header)?.tensors) } else { None };
-    Ok(Checkpoint { path: Some(backbone_path(path)), backbone, header })
+    Ok(Checkpoint { path: Some(path), backbone, header })
 }
 
 fn backbone_path(path: &Path) -> PathBuf {

@@ -155,7 +155,8 @@ impl Experiment {
         Ok(Self { start: Some(start), ..self })
     }
 
-    /// Trains and evaluates the arms of the settings, each saved under its name in the results folder; then writes `results.json` there.
+    /// Trains and evaluates the arms of the settings, each saved under its name in the results folder; writes
+    /// `results.json` there after each.
     ///
     /// # Errors
     /// When an arm needs another that is neither given nor trained before it, or training, saving or evaluation fails.

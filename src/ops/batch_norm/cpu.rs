@@ -5,13 +5,7 @@ use candle_core::WithDType;
 use rayon::prelude::*;
 
 use super::Stats;
-
-/// Elements a worker takes at a time: small enough for a block to be read twice from the cache.
-const BLOCK_ELEMENTS: usize = 16 * 1024;
-
-fn block_len(channels: usize) -> usize {
-    (BLOCK_ELEMENTS / channels).max(1) * channels
-}
+use crate::ops::rows::{block_len, join};
 
 /// Mean and variance: two passes within a block, then the pairwise update of Chan et al. (1979) between blocks.
 pub(super) fn stats<T: WithDType>(x: &[T], channels: usize) -> Stats {
@@ -98,10 +92,7 @@ pub(super) fn grad_sums<T: WithDType>(x: &[T], gy: &[T], mean: &[f64], inv_std: 
             sums
         })
         .collect();
-    let mut total = vec![0.0; 2 * channels];
-    for sums in &blocks {
-        total.iter_mut().zip(sums).for_each(|(a, b)| *a += b.to_f64());
-    }
+    let mut total = join(&blocks, 2 * channels);
     total[channels..].iter_mut().zip(inv_std).for_each(|(sum, s)| *sum *= s);
     total.into_iter().map(T::from_f64).collect()
 }

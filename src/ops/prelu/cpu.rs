@@ -3,12 +3,7 @@
 use candle_core::WithDType;
 use rayon::prelude::*;
 
-/// Elements a worker takes at a time.
-const BLOCK_ELEMENTS: usize = 16 * 1024;
-
-fn block_len(channels: usize) -> usize {
-    (BLOCK_ELEMENTS / channels).max(1) * channels
-}
+use crate::ops::rows::{block_len, join};
 
 pub(super) fn forward<T: WithDType>(x: &[T], slope: &[T]) -> Vec<T> {
     let mut y = vec![T::zero(); x.len()];
@@ -54,9 +49,5 @@ pub(super) fn grad_slope<T: WithDType>(x: &[T], gy: &[T], channels: usize) -> Ve
             sum
         })
         .collect();
-    let mut total = vec![0.0; channels];
-    for sum in &blocks {
-        total.iter_mut().zip(sum).for_each(|(a, b)| *a += b.to_f64());
-    }
-    total.into_iter().map(T::from_f64).collect()
+    join(&blocks, channels).into_iter().map(T::from_f64).collect()
 }

@@ -1,0 +1,65 @@
+//! The flags that `train` and `evaluate` share: where settings come from and what changes them.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::train::{Config, preset};
+
+/// Where settings come from, and what changes them.
+#[derive(Args, Debug)]
+pub(super) struct SettingsArgs {
+    /// A folder of identities, or one with LFW's lists beside `images/`; procedural faces without it
+    #[arg(long, value_name = "DIR")]
+    pub(super) data: Option<PathBuf>,
+    /// Settings to start from; `train --list-presets` shows them [default: in `train` procedural, or lfw-small with
+    /// --data; in `evaluate` those that the first model was trained with]
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub(super) preset: Option<String>,
+    /// Settings from a TOML file, such as the config.toml of a training, instead of a preset
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Behaves as the published code does, with its masks from this RGBA template
+    #[arg(long, value_name = "TEMPLATE")]
+    reference: Option<PathBuf>,
+    /// Any other setting, such as model.width=0.5, or KEY=none for its default; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Threads of the computation [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl SettingsArgs {
+    /// The settings that --config or --preset name, before anything changes them.
+    pub(super) fn chosen(&self) -> Result<Option<Config>> {
+        Ok(match (&self.config, &self.preset) {
+            (Some(path), _) => Some(Config::read(path)?),
+            (None, Some(name)) => Some(preset(name)?),
+            (None, None) => None,
+        })
+    }
+
+    /// Changes `config` as the flags say, `--set` last, and checks the outcome.
+    pub(super) fn apply(&self, config: &mut Config) -> Result<()> {
+        if let Some(root) = &self.data {
+            config.data.root = Some(root.clone());
+        }
+        if let Some(template) = &self.reference {
+            config.use_reference_protocol(template);
+        }
+        for assignment in &self.set {
+            config.set(assignment)?;
+        }
+        Ok(config.validate()?)
+    }
+
+    /// Limits the computation to `--threads`.
+    pub(super) fn use_threads(&self) -> Result<()> {
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
+        }
+        Ok(())
+    }
+}
