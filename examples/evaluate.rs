@@ -10,11 +10,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use maskinv::data::DataConfig;
 use maskinv::eval::{EvalConfig, Setting, evaluate, table};
-use maskinv::train::load_backbone;
+use maskinv::models::load_model;
 
 fn main() -> Result<()> {
     let path = std::env::args().nth(1).context("usage: evaluate CHECKPOINT")?;
-    let model = load_backbone(Path::new(&path))?;
+    let model = load_model(Path::new(&path), None)?.model;
     let test = DataConfig::default().open_test()?;
     let evaluation = evaluate(&model, &test, &EvalConfig::default(), |_, _| {})?;
     println!("{}\n\n{}", test.description, table(&[(&path, &evaluation)]));

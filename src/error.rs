@@ -61,6 +61,14 @@ pub enum Error {
         /// What was expected and found.
         what: String,
     },
+    /// A model reference names nothing, or its file cannot be had from the hub.
+    #[error("{reference}: {what}")]
+    Hub {
+        /// The reference as the user wrote it.
+        reference: String,
+        /// What went wrong, and what helps.
+        what: String,
+    },
     /// A setting is unknown, out of range or contradicts another.
     #[error("config: {0}")]
     Config(String),

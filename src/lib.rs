@@ -17,6 +17,8 @@ pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod optim;
+pub mod pickle;
+pub mod preprocessing;
 pub mod testing;
 pub mod train;
 pub mod weights;

@@ -1,15 +1,24 @@
 //! The integration tests, one binary.
 
 mod cli;
+mod cli_models;
 mod eval_metrics;
 mod fixture;
 mod folder;
+#[cfg(feature = "hub")]
+mod hub;
+#[cfg(feature = "hub")]
+mod hub_server;
 mod layers;
+mod layout;
 mod loader;
 mod losses;
 mod mask;
 mod models;
+mod mxnet;
+mod onnx;
 mod ops;
 mod pairs;
+mod pytorch;
 mod source;
 mod train;

@@ -80,7 +80,7 @@ fn an_epoch_sees_each_image_once_and_says_how_many_it_leaves_out() -> Result<()>
     for batch in loader.epoch(0) {
         let batch = batch?;
         let size = 3 * 28 * 28;
-        seen.extend((0..4).map(|i| ((batch.teacher.values[i * size] * 0.5 + 0.5) * 255.0).round() as i64));
+        seen.extend((0..4).map(|i| i64::from(batch.teacher.values[i * size])));
         assert_eq!(batch.labels, seen[seen.len() - 4..].iter().map(|i| i % 5).collect::<Vec<_>>());
     }
     seen.sort_unstable();
@@ -114,9 +114,11 @@ fn views(config: &MaskConfig, augment: AugmentConfig, seed: u64) -> CrateResult<
 fn corrected_views_are_flipped_alike_and_the_teacher_sees_no_mask() -> Result<()> {
     let mut flips = 0;
     for seed in 0..40 {
-        let clean = views(&MaskConfig::default(), AugmentConfig { flip: 0.5, mask: 0.0 }, seed)?;
+        let clean =
+            views(&MaskConfig::default(), AugmentConfig { flip: 0.5, mask: 0.0, ..AugmentConfig::default() }, seed)?;
         assert_eq!(clean.teacher, clean.student);
-        let masked = views(&MaskConfig::default(), AugmentConfig { flip: 0.5, mask: 1.0 }, seed)?;
+        let masked =
+            views(&MaskConfig::default(), AugmentConfig { flip: 0.5, mask: 1.0, ..AugmentConfig::default() }, seed)?;
         let is_flipped = masked.teacher != face(7);
         let expected = if is_flipped { flip_horizontal(&face(7)) } else { face(7) };
         assert_eq!(masked.teacher, expected, "the teacher's view is clean");
@@ -146,7 +148,7 @@ fn reference_views_are_masked_for_both_and_flipped_independently() -> Result<()>
     let config = template(folder.path())?;
     let (mut alike, mut different) = (0, 0);
     for seed in 0..40 {
-        let views = views(&config, AugmentConfig { flip: 0.5, mask: 1.0 }, seed)?;
+        let views = views(&config, AugmentConfig { flip: 0.5, mask: 1.0, ..AugmentConfig::default() }, seed)?;
         assert!(views.is_masked);
         if views.teacher == views.student {
             alike += 1;
@@ -163,7 +165,7 @@ fn reference_views_are_masked_for_both_and_flipped_independently() -> Result<()>
 #[test]
 fn the_share_of_masked_images_is_that_of_the_settings() -> Result<()> {
     let config = MaskConfig { kinds: vec![MaskKind::Cloth], ..MaskConfig::default() };
-    let augment = AugmentConfig { flip: 0.5, mask: 0.3 };
+    let augment = AugmentConfig { flip: 0.5, mask: 0.3, ..AugmentConfig::default() };
     let masked = (0..400).map(|seed| views(&config, augment.clone(), seed)).collect::<CrateResult<Vec<_>>>()?;
     let masked = masked.iter().filter(|v| v.is_masked).count();
     assert!((80..160).contains(&masked), "{masked} of 400");

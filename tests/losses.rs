@@ -8,7 +8,7 @@ use maskinv::losses::{
 use maskinv::nn::{Init, Params};
 use maskinv::ops::cross_entropy::cross_entropy;
 use maskinv::ops::margin::MarginGradient;
-use maskinv::optim::{Sgd, SgdConfig, grad_norm};
+use maskinv::optim::{OptimConfig, OptimKind, Optimizer, grad_norm};
 use maskinv::testing::{Tol, assert_close, fill};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -93,7 +93,7 @@ fn sgd_and_clipping_match_pytorch() -> Result<()> {
         let mut params = Params::new(DType::F32, &Device::Cpu, 0);
         let p = params.root().param("p", 10, Init::Const(0.0))?;
         params.load(&[("p".to_owned(), fill("p", &[10], -1.0, 1.0)?)].into())?;
-        let mut sgd = Sgd::new(&params, &SgdConfig { lr: 0.1, weight_decay: 5e-4, ..SgdConfig::default() })?;
+        let mut sgd = Optimizer::new(&params, &OptimConfig { lr: 0.1, weight_decay: 5e-4, ..OptimConfig::default() })?;
         for step in 0..3 {
             let g = fill(&format!("g{step}"), &[10], -1.0, 1.0)?.to_dtype(DType::F32)?;
             let store = (&p * g)?.sum_all()?.backward()?;
@@ -110,11 +110,28 @@ fn sgd_and_clipping_match_pytorch() -> Result<()> {
 }
 
 #[test]
+fn adamw_matches_pytorch() -> Result<()> {
+    let f = Fixture::load("adamw")?;
+    let mut params = Params::new(DType::F32, &Device::Cpu, 0);
+    let p = params.root().param("p", 10, Init::Const(0.0))?;
+    params.load(&[("p".to_owned(), fill("p", &[10], -1.0, 1.0)?)].into())?;
+    let config = OptimConfig { kind: OptimKind::AdamW, weight_decay: 0.05, ..OptimConfig::default() };
+    let mut adamw = Optimizer::new(&params, &config)?;
+    for step in 0..4 {
+        let g = fill(&format!("g{step}"), &[10], -1.0, 1.0)?.to_dtype(DType::F32)?;
+        let store = (&p * g)?.sum_all()?.backward()?;
+        adamw.step(&adamw.gradients(&store)?, 0.01, 1.0)?;
+        assert_close(&format!("after step {step}"), &p, &f.tensor("params")?.get(step)?, Tol::F32)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_parameter_without_gradient_is_named() -> Result<()> {
     let mut params = Params::new(DType::F32, &Device::Cpu, 0);
     let used = params.root().param("used", 2, Init::Const(1.0))?;
     params.root().sub("layer1").param("forgotten", 2, Init::Const(1.0))?;
-    let sgd = Sgd::new(&params, &SgdConfig::default())?;
+    let sgd = Optimizer::new(&params, &OptimConfig::default())?;
     let store = used.sum_all()?.backward()?;
     let error = sgd.gradients(&store).unwrap_err().to_string();
     assert!(error.contains("1 trainable parameters received no gradient: layer1.forgotten"), "{error}");

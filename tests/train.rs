@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use anyhow::Result;
+use candle_core::{Device, Tensor};
 use maskinv::data::{Loader, Transform};
 use maskinv::eval::Setting;
 use maskinv::losses::MarginHead;
-use maskinv::models::Model;
+
+use maskinv::models::{Model, load_model};
 use maskinv::train::{
-    Arm, Config, Event, Experiment, Start, Trainer, load_backbone, load_checkpoint, preset, preset_names,
-    save_checkpoint,
+    Arm, Checkpoint, Config, Event, Experiment, Start, Trainer, preset, preset_names, save_checkpoint,
 };
 
 /// Seconds of work: 8 people, an eighth of ResNet-18 at 32 pixels.
@@ -92,7 +93,7 @@ fn the_arms_run_and_leave_checkpoints_that_evaluate_alike() -> Result<()> {
 
     let test = config.data.open_test()?;
     for arm in Arm::ALL {
-        let model = load_backbone(&folder.path().join(arm.name()))?;
+        let model = load_model(&folder.path().join(arm.name()), None)?.model;
         let again = maskinv::eval::evaluate(&model, &test, &config.eval, |_, _| {})?;
         assert_eq!(&again, &outcome.arms[&arm].evaluation, "{arm:?}");
         let eer = again.get(Setting::UM).metrics.eer;
@@ -118,7 +119,7 @@ fn hg_continues_from_lg_at_its_first_epoch() -> Result<()> {
     let outcome = Experiment::new(config, folder.path())?.run(&mut |_| {})?;
     assert_eq!(outcome.arms[&Arm::Hg].num_steps, 4);
     let weights = |arm: &str| -> Result<Vec<f32>> {
-        let model = load_backbone(&folder.path().join(arm))?;
+        let model = load_model(&folder.path().join(arm), None)?.model;
         Ok(model.params().state()?["fc.weight"].flatten_all()?.to_vec1()?)
     };
     let (lg, hg) = (weights("lg")?, weights("hg")?);
@@ -146,7 +147,7 @@ fn a_given_teacher_is_used() -> Result<()> {
     config.train.arms = vec![Arm::Teacher];
     let first = Experiment::new(config.clone(), &folder.path().join("a"))?.run(&mut |_| {})?;
     config.train.arms = vec![Arm::Lg];
-    let teacher = load_checkpoint(&folder.path().join("a/teacher"))?;
+    let teacher = Checkpoint::of(load_model(&folder.path().join("a/teacher"), None)?)?;
     let experiment = Experiment::new(config, &folder.path().join("b"))?.with_teacher(teacher);
     let mut saw_distillation = false;
     let second = experiment.run(&mut |event| {
@@ -167,9 +168,10 @@ fn a_loss_that_is_not_finite_stops_with_the_step_and_updates_nothing() -> Result
     let mut batches = loader.epoch(0);
     trainer.step(batches.next().unwrap()?, 0, 0.05)?;
     let before: Vec<f32> = trainer.student.params().state()?["conv1.weight"].flatten_all()?.to_vec1()?;
-    let mut batch = batches.next().unwrap()?;
-    batch.student.values[5] = f32::NAN;
-    let error = trainer.step(batch, 1, 0.05).unwrap_err().to_string();
+    let mut state = trainer.student.params().state()?;
+    state.insert("features.bias".to_owned(), Tensor::full(f32::NAN, 16, &Device::Cpu)?);
+    trainer.student.params().load(&state)?;
+    let error = trainer.step(batches.next().unwrap()?, 1, 0.05).unwrap_err().to_string();
     assert!(error.contains("step 1: loss NaN"), "{error}");
     let after: Vec<f32> = trainer.student.params().state()?["conv1.weight"].flatten_all()?.to_vec1()?;
     assert_eq!(before, after);
@@ -250,7 +252,7 @@ fn corrupt(path: &Path, change: impl FnOnce(&mut Vec<u8>)) -> Result<String> {
     change(&mut bytes);
     let broken = path.with_file_name("broken.safetensors");
     std::fs::write(&broken, bytes)?;
-    Ok(load_backbone(&broken).unwrap_err().to_string())
+    Ok(load_model(&broken, None).unwrap_err().to_string())
 }
 
 #[test]
@@ -259,23 +261,27 @@ fn broken_checkpoints_are_refused_with_their_path() -> Result<()> {
     let (trainer, _) = trainer(&tiny())?;
     save_checkpoint(folder.path(), &trainer.student, &trainer.head)?;
     let path = folder.path().join("backbone.safetensors");
-    load_backbone(&path)?;
+    load_model(&path, None)?;
     for (what, error) in [
         ("cut off", corrupt(&path, |b| b.truncate(b.len() / 2))?),
-        ("empty", corrupt(&path, Vec::clear)?),
         ("forged length", corrupt(&path, |b| b[..8].copy_from_slice(&u64::MAX.to_le_bytes()))?),
         ("a byte more", corrupt(&path, |b| b.push(0))?),
     ] {
         assert!(error.contains("broken.safetensors") && error.contains("not a valid safetensors"), "{what}: {error}");
     }
-    let error = load_backbone(&folder.path().join("header.safetensors")).unwrap_err().to_string();
-    assert!(error.contains("expected the architecture in the metadata"), "{error}");
+    let error = corrupt(&path, Vec::clear)?;
+    assert!(
+        error.contains("expected a checkpoint (safetensors, PyTorch, ONNX or MXNet params), found bytes []"),
+        "{error}"
+    );
+    let error = load_model(&folder.path().join("header.safetensors"), None).unwrap_err().to_string();
+    assert!(error.contains("the layout of the tensors is not known"), "{error}");
     let error = corrupt(&path, |b| {
         let at = b.windows(3).position(|w| w == b"r18").expect("the architecture's name");
         b[at + 1..at + 3].copy_from_slice(b"50");
     })?;
     assert!(error.contains("tensors do not fit the model: missing layer"), "{error}");
-    let missing = load_backbone(&folder.path().join("nothing.safetensors")).unwrap_err().to_string();
+    let missing = load_model(&folder.path().join("nothing.safetensors"), None).unwrap_err().to_string();
     assert!(missing.contains("nothing.safetensors: No such file"), "{missing}");
     Ok(())
 }

@@ -1,24 +1,27 @@
 //! `maskinv evaluate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 
+use super::model::HubArgs;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
 use super::{print, print_json};
-use crate::eval::{Evaluation, details, evaluate, table};
-use crate::train::{Config, Event, load_backbone};
+use crate::eval::{Evaluation, SettingResult, details, evaluate, evaluate_as_is, table, table_as_is};
+use crate::train::{Config, Event};
 
 /// What to measure, and on what.
 #[derive(Args, Debug)]
 pub struct EvaluateArgs {
-    /// Checkpoints, or their folders
+    /// Checkpoints in any format (see `maskinv info`), folders of trainings, hf://owner/repo/file or short names
     #[arg(required = true, value_name = "MODEL")]
-    models: Vec<PathBuf>,
+    models: Vec<String>,
     #[command(flatten)]
     settings: SettingsArgs,
+    #[command(flatten)]
+    hub: HubArgs,
     /// A list of pairs of images in --data, in LFW's or MFR2's format
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
@@ -37,7 +40,7 @@ impl EvaluateArgs {
     /// When a checkpoint, setting or image is wrong.
     pub fn run(self) -> Result<()> {
         self.settings.use_threads()?;
-        let models = self.models.iter().map(|path| Ok((path.display().to_string(), load_backbone(path)?)));
+        let models = self.models.iter().map(|name| Ok((name.clone(), self.hub.load_with_notes(name)?.model)));
         let models = models.collect::<Result<Vec<_>>>()?;
         let mut config = self.base_settings()?;
         if let Some(pairs) = &self.pairs {
@@ -48,18 +51,27 @@ impl EvaluateArgs {
         }
         self.settings.apply(&mut config)?;
         let test = config.data.open_test()?;
+        let photos = config.data.open_real_masks()?;
         let mut progress = Progress::new();
-        let mut evaluations = Vec::new();
+        let (mut evaluations, mut real_masks) = (Vec::new(), Vec::new());
         for (name, model) in &models {
-            let on = |done, total| progress.show(Event::Embedded { done, total });
-            evaluations.push((name.as_str(), evaluate(model, &test, &config.eval, on).context(name.clone())?));
+            let mut on = |done, total| progress.show(Event::Embedded { done, total });
+            evaluations.push((name.as_str(), evaluate(model, &test, &config.eval, &mut on).context(name.clone())?));
+            if let Some(photos) = &photos {
+                let result = evaluate_as_is(model, photos, config.eval.batch_size, on).context(name.clone())?;
+                real_masks.push((name.as_str(), result));
+            }
         }
         if self.json {
-            return print_json(&record(&config, &test.description, &evaluations));
+            return print_json(&record(&config, &test.description, &evaluations, &real_masks));
         }
         print(&format!("{}:\n", test.description))?;
         let rows: Vec<(&str, &Evaluation)> = evaluations.iter().map(|(name, e)| (*name, e)).collect();
         print(&table(&rows))?;
+        if let Some(photos) = &photos {
+            let rows: Vec<(&str, &SettingResult)> = real_masks.iter().map(|(name, r)| (*name, r)).collect();
+            print(&format!("\n{}:\n\n{}", photos.description, table_as_is("real masks", &rows)))?;
+        }
         for (name, evaluation) in &evaluations {
             print(&format!("\n{name}:\n{}", details(evaluation)))?;
         }
@@ -72,19 +84,28 @@ impl EvaluateArgs {
             return Ok(config);
         }
         // runs/NAME/ARM, or a file in it.
-        let beside = self.models.iter().take(1).flat_map(|m| m.ancestors().take(3)).map(|p| p.join("config.toml"));
+        let beside =
+            self.models.iter().take(1).flat_map(|m| Path::new(m).ancestors().take(3)).map(|p| p.join("config.toml"));
         match beside.into_iter().find(|p| p.is_file()) {
             Some(path) => {
                 eprintln!("settings of {}", path.display());
                 Ok(Config::read(&path)?)
             }
-            None => bail!("{}: no config.toml beside it; say --config or --preset", self.models[0].display()),
+            None => {
+                eprintln!("{}: no config.toml beside it; default settings", self.models[0]);
+                Ok(Config::default())
+            }
         }
     }
 }
 
 /// The figures with what is needed to repeat them.
-fn record(config: &Config, test_set: &str, evaluations: &[(&str, Evaluation)]) -> serde_json::Value {
+fn record(
+    config: &Config,
+    test_set: &str,
+    evaluations: &[(&str, Evaluation)],
+    real_masks: &[(&str, SettingResult)],
+) -> serde_json::Value {
     serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "commit": env!("MASKINV_COMMIT"),
@@ -93,6 +114,8 @@ fn record(config: &Config, test_set: &str, evaluations: &[(&str, Evaluation)]) -
         "test_set": test_set,
         "config": config,
         "models": evaluations.iter().map(|(name, e)| (name.to_string(), serde_json::json!(e)))
+            .collect::<serde_json::Map<_, _>>(),
+        "real_masks": real_masks.iter().map(|(name, r)| (name.to_string(), serde_json::json!(r)))
             .collect::<serde_json::Map<_, _>>(),
     })
 }

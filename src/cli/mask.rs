@@ -9,8 +9,9 @@ use image::{RgbImage, imageops};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::list_images;
 use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
-use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, is_image, mask_landmarks, read_image};
+use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, read_image};
 
 /// Largest number of faces on a contact sheet.
 const SHEET_ROWS: usize = 12;
@@ -158,30 +159,6 @@ fn parse_points(flag: &str, numbers: &[f32]) -> Result<Landmarks> {
         Ok(points) if numbers.len() == 10 => Ok(points),
         _ => bail!("{flag}: expected 10 numbers, found {}", numbers.len()),
     }
-}
-
-/// The images at `path`, a file or a folder with sub-folders, in name order.
-fn list_images(path: &Path) -> Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut found = Vec::new();
-    let mut folders = vec![path.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let entry = entry.with_context(|| folder.display().to_string())?;
-            if entry.path().is_dir() {
-                folders.push(entry.path());
-            } else if is_image(&entry.file_name()) {
-                found.push(entry.path());
-            }
-        }
-    }
-    if found.is_empty() {
-        bail!("{}: expected images, found none", path.display());
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// Writes a new image; the format follows the extension.

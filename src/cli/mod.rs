@@ -1,8 +1,13 @@
 //! The command line: parses flags, shows progress on stderr, prints results on stdout.
 
 mod allocator;
+mod convert;
+mod download;
+mod embed;
 mod evaluate;
+mod info;
 mod mask;
+mod model;
 mod progress;
 mod settings;
 mod train;
@@ -11,12 +16,18 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
+use convert::ConvertArgs;
+use download::DownloadArgs;
+use embed::EmbedArgs;
 use evaluate::EvaluateArgs;
+use info::InfoArgs;
 use mask::MaskArgs;
 use train::TrainArgs;
+
+use crate::data::is_image;
 
 /// Mask-invariant face recognition: train, evaluate and use MaskInv.
 #[derive(Debug, Parser)]
@@ -40,6 +51,14 @@ enum Command {
     Evaluate(EvaluateArgs),
     /// Draws masks onto aligned face crops
     Mask(MaskArgs),
+    /// Turns aligned face crops into embeddings
+    Embed(EmbedArgs),
+    /// Shows what a model is: network, preprocessing, how it was recognised
+    Info(InfoArgs),
+    /// Turns any checkpoint that can be read into safetensors or ONNX
+    Convert(ConvertArgs),
+    /// Downloads a model from the Hugging Face hub, or lists well-known ones
+    Download(DownloadArgs),
 }
 
 /// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage.
@@ -49,6 +68,10 @@ pub fn main() -> ExitCode {
         Command::Train(args) => exit_code(args.run()),
         Command::Evaluate(args) => exit_code(args.run()),
         Command::Mask(args) => exit_code(args.run()),
+        Command::Embed(args) => exit_code(args.run()),
+        Command::Info(args) => exit_code(args.run()),
+        Command::Convert(args) => exit_code(args.run()),
+        Command::Download(args) => exit_code(args.run()),
     }
 }
 
@@ -106,4 +129,28 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 fn unused(base: &Path) -> PathBuf {
     let numbered = |n: usize| PathBuf::from(format!("{}-{n}", base.display()));
     std::iter::once(base.to_owned()).chain((2..).map(numbered)).find(|p| !p.exists()).unwrap_or(base.to_owned())
+}
+
+/// The images at `path`, a file or a folder with sub-folders, in name order.
+fn list_images(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut found = Vec::new();
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let entry = entry.with_context(|| folder.display().to_string())?;
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else if is_image(&entry.file_name()) {
+                found.push(entry.path());
+            }
+        }
+    }
+    if found.is_empty() {
+        bail!("{}: expected images, found none", path.display());
+    }
+    found.sort();
+    Ok(found)
 }

@@ -13,6 +13,9 @@ pub(super) struct SettingsArgs {
     /// A folder of identities, or one with LFW's lists beside `images/`; procedural faces without it
     #[arg(long, value_name = "DIR")]
     pub(super) data: Option<PathBuf>,
+    /// Photos with real masks to measure on as well, as they are: a CSV of two files and `same`, 1 or 0, a row
+    #[arg(long, value_name = "CSV")]
+    real_masks: Option<PathBuf>,
     /// Settings to start from; `train --list-presets` shows them [default: in `train` procedural, or lfw-small with
     /// --data; in `evaluate` those that the first model was trained with]
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
@@ -45,6 +48,9 @@ impl SettingsArgs {
     pub(super) fn apply(&self, config: &mut Config) -> Result<()> {
         if let Some(root) = &self.data {
             config.data.root = Some(root.clone());
+        }
+        if let Some(list) = &self.real_masks {
+            config.data.real_masks = Some(list.clone());
         }
         if let Some(template) = &self.reference {
             config.use_reference_protocol(template);

@@ -5,26 +5,30 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use super::model::HubArgs;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
 use super::{print, print_json, unused};
-use crate::eval::{Setting, table};
-use crate::train::{Arm, Config, Experiment, Outcome, load_checkpoint, preset, preset_names};
+use crate::eval::{Setting, table, table_as_is};
+use crate::train::{Arm, Checkpoint, Config, Experiment, Outcome, preset, preset_names};
 
 /// What to train, on what, and how.
 #[derive(Args, Debug)]
 pub struct TrainArgs {
     #[command(flatten)]
     settings: SettingsArgs,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Which networks to train [default: those of the settings; all in most presets]
     #[arg(long, value_enum)]
     arm: Option<ArmChoice>,
-    /// A trained teacher to learn from, instead of training one: a checkpoint or its folder
-    #[arg(long, value_name = "FILE")]
-    teacher: Option<PathBuf>,
-    /// Weights to start from: a checkpoint or its folder
-    #[arg(long, value_name = "FILE")]
-    start: Option<PathBuf>,
+    /// A trained teacher to learn from, instead of training one: a checkpoint in any format (see `maskinv info`), its
+    /// folder, hf://owner/repo/file or a short name
+    #[arg(long, value_name = "MODEL")]
+    teacher: Option<String>,
+    /// Weights to start from, named as a teacher is
+    #[arg(long, value_name = "MODEL")]
+    start: Option<String>,
     /// Where results go [default: a new folder in runs/]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -96,11 +100,11 @@ impl TrainArgs {
         self.settings.use_threads()?;
         let out = self.out_folder(config.train.seed)?;
         let mut experiment = Experiment::new(config, &out)?;
-        if let Some(path) = &self.teacher {
-            experiment = experiment.with_teacher(load_checkpoint(path).context("--teacher")?);
+        if let Some(name) = &self.teacher {
+            experiment = experiment.with_teacher(self.checkpoint(name).context("--teacher")?);
         }
-        if let Some(path) = &self.start {
-            experiment = experiment.with_start(load_checkpoint(path).context("--start")?)?;
+        if let Some(name) = &self.start {
+            experiment = experiment.with_start(self.checkpoint(name).context("--start")?)?;
         }
         let mut progress = Progress::new();
         let outcome = experiment.run(&mut |event| progress.show(event))?;
@@ -109,8 +113,15 @@ impl TrainArgs {
         }
         print(&format!("{}, seed {}:\n", outcome.test_set, outcome.config.train.seed))?;
         print(&format!("{}\n", table(&outcome.rows())))?;
+        if !outcome.real_mask_rows().is_empty() {
+            print(&format!("{}\n", table_as_is("real masks", &outcome.real_mask_rows())))?;
+        }
         print(&conclusion(&outcome))?;
         print(&format!("Checkpoints, settings and all figures are in {}.", out.display()))
+    }
+
+    fn checkpoint(&self, name: &str) -> Result<Checkpoint> {
+        Ok(Checkpoint::of(self.hub.load_with_notes(name)?)?)
     }
 
     fn resolve(&self) -> Result<Config> {

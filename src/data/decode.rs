@@ -26,7 +26,7 @@ pub fn is_image(name: &OsStr) -> bool {
 ///
 /// # Errors
 /// As [`read_image`], and when the size is another.
-pub(super) fn read_face(path: &Path) -> Result<RgbImage> {
+pub fn read_face(path: &Path) -> Result<RgbImage> {
     read(path, |width, height| {
         if (width, height) == (FACE_SIZE, FACE_SIZE) {
             return Ok(());

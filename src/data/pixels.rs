@@ -1,16 +1,17 @@
-//! From 8-bit images to the numbers that a network sees.
+//! Batches of 8-bit images, and the numbers that a network sees.
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use image::imageops;
 
 use crate::error::Result;
+use crate::preprocessing::{Channels, Preprocessing};
 
-/// Images as a network sees them: `(N, 3, size, size)`, RGB, `(x / 255 - 0.5) / 0.5`, in `[-1, 1]`.
+/// Images of one size, `(N, size, size, 3)`, RGB, 8 bits.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pixels {
     /// The values, row-major.
-    pub values: Vec<f32>,
+    pub values: Vec<u8>,
     /// `N`.
     pub num_images: usize,
     /// Side in pixels.
@@ -27,27 +28,30 @@ impl Pixels {
     pub fn push(&mut self, image: &RgbImage) {
         let size = self.size as u32;
         if image.dimensions() == (size, size) {
-            self.push_exact(image);
+            self.values.extend_from_slice(image.as_raw());
         } else {
-            self.push_exact(&imageops::thumbnail(image, size, size));
-        }
-    }
-
-    /// Returns the images as a tensor `(N, 3, size, size)`, f32.
-    ///
-    /// # Errors
-    /// When it cannot be placed on `device`.
-    pub fn into_tensor(self, device: &Device) -> Result<Tensor> {
-        Ok(Tensor::from_vec(self.values, (self.num_images, 3, self.size, self.size), device)?)
-    }
-
-    fn push_exact(&mut self, image: &RgbImage) {
-        let raw = image.as_raw();
-        for channel in 0..3 {
-            let values = raw.iter().skip(channel).step_by(3);
-            self.values.extend(values.map(|&v| (f32::from(v) / 255.0 - 0.5) / 0.5));
+            self.values.extend(imageops::thumbnail(image, size, size).into_raw());
         }
         self.num_images += 1;
+    }
+
+    /// Returns the images as a network that expects `preprocessing` wants them: `(N, 3, size, size)`, f32.
+    ///
+    /// # Errors
+    /// When they cannot be placed on `device`.
+    pub fn to_tensor(&self, preprocessing: &Preprocessing, device: &Device) -> Result<Tensor> {
+        let table = preprocessing.table();
+        let order = match preprocessing.channels {
+            Channels::Rgb => [0, 1, 2],
+            Channels::Bgr => [2, 1, 0],
+        };
+        let mut values = Vec::with_capacity(self.values.len());
+        for image in self.values.chunks_exact((3 * self.size * self.size).max(1)) {
+            for channel in order {
+                values.extend(image.iter().skip(channel).step_by(3).map(|&v| table[usize::from(v)]));
+            }
+        }
+        Ok(Tensor::from_vec(values, (self.num_images, 3, self.size, self.size), device)?)
     }
 }
 
@@ -56,14 +60,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn planes_are_rgb_and_scaled_to_minus_one_to_one() {
+    fn planes_are_in_the_networks_order_and_range() -> Result<()> {
         let mut image = RgbImage::new(2, 2);
         image.put_pixel(1, 0, image::Rgb([255, 0, 51]));
         let mut pixels = Pixels::new(2);
         pixels.push(&image);
-        assert_eq!(pixels.values[..4], [-1.0, 1.0, -1.0, -1.0]);
-        assert_eq!(pixels.values[4..8], [-1.0; 4]);
-        assert!((pixels.values[9] - -0.6).abs() <= 1e-6);
+        let rgb = Preprocessing::default();
+        let values = pixels.to_tensor(&rgb, &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+        assert_eq!(values[..4], [-1.0, 1.0, -1.0, -1.0]);
+        assert_eq!(values[4..8], [-1.0; 4]);
+        assert!((values[9] - -0.6).abs() <= 1e-6);
+        let bgr = Preprocessing { channels: Channels::Bgr, ..rgb };
+        let swapped = pixels.to_tensor(&bgr, &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+        assert_eq!((&swapped[..4], &swapped[8..]), (&values[8..], &values[..4]));
+        Ok(())
     }
 
     #[test]
@@ -72,8 +82,6 @@ mod tests {
         let mut pixels = Pixels::new(2);
         pixels.push(&image);
         assert_eq!(pixels.num_images, 1);
-        for v in &pixels.values {
-            assert!((v - (100.0 / 127.5 - 1.0)).abs() <= 0.01, "{v}");
-        }
+        assert!(pixels.values.iter().all(|v| v.abs_diff(100) <= 1), "{:?}", pixels.values);
     }
 }

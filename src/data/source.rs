@@ -10,13 +10,14 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::photo_pairs::read_photo_pairs;
 use super::{
     Cached, Dataset, FaceFolder, FolderFilter, Pair, PairList, People, ProceduralConfig, ProceduralFaces, sample_pairs,
 };
 use crate::error::{Error, Result};
 
 /// Folds of pairs that we draw; they come in a mixed order.
-const DRAWN_PAIRS_FOLDS: usize = 10;
+pub(super) const DRAWN_PAIRS_FOLDS: usize = 10;
 /// Procedural images are numbered in memory; more than this is a mistake.
 const MAX_PROCEDURAL_IMAGES: usize = 10_000_000;
 /// The most that a cache holds: 11 GB.
@@ -31,6 +32,9 @@ pub struct DataConfig {
     pub root: Option<PathBuf>,
     /// A list of pairs to test on instead, LFW's or MFR2's format, of images in `root`.
     pub pairs: Option<PathBuf>,
+    /// Photos of people with real masks to test on as well, as they are: a list of pairs
+    /// ([`read_photo_pairs`](super::read_photo_pairs)).
+    pub real_masks: Option<PathBuf>,
     /// Refuses to run on procedural faces: a recipe for real ones.
     pub requires_root: bool,
     /// Decides who is kept for testing and which pairs are drawn, where no list does. Apart from the seed of the
@@ -75,6 +79,7 @@ impl Default for DataConfig {
         Self {
             root: None,
             pairs: None,
+            real_masks: None,
             requires_root: false,
             split_seed: 0,
             min_images: 2,
@@ -95,6 +100,8 @@ pub struct Splits {
     pub train: Arc<dyn Dataset>,
     /// What to test on.
     pub test: TestSet,
+    /// Photos with real masks to test on as well.
+    pub real_masks: Option<TestSet>,
 }
 
 /// Images and the pairs of them to compare.
@@ -187,7 +194,7 @@ impl DataConfig {
     /// When a folder, list or image is missing or broken, or nobody is left to train or test on.
     pub fn open(&self) -> Result<Splits> {
         self.validate()?;
-        Ok(Splits { train: self.open_train()?, test: self.open_test()? })
+        Ok(Splits { train: self.open_train()?, test: self.open_test()?, real_masks: self.open_real_masks()? })
     }
 
     /// Opens the training set only.
@@ -223,6 +230,14 @@ impl DataConfig {
         let images = FaceFolder::open_filtered(root, &filter)?;
         let description = format!("{} unseen identities of {}", images.num_identities(), root.display());
         self.with_drawn_pairs(Arc::new(images), description)
+    }
+
+    /// Opens the photos with real masks, if the settings name some.
+    ///
+    /// # Errors
+    /// When the list or an image that it names is missing or broken.
+    pub fn open_real_masks(&self) -> Result<Option<TestSet>> {
+        self.real_masks.as_deref().map(|path| read_photo_pairs(path, self.split_seed)).transpose()
     }
 
     /// The identities that follow the training ones.

@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::mask::reference::REFERENCE_LANDMARKS;
 use super::mask::{MaskConfig, MaskProtocol, Masker};
-use super::{Landmarks, Sample};
+use super::{Landmarks, Sample, conditions};
 use crate::error::{Error, Result};
 
-/// How often crops are flipped and masked; the defaults are the paper's.
+/// How often crops are flipped, masked and otherwise changed; the defaults are the paper's.
+///
+/// All but flips are for the student only: the teacher sees the face as it is, so that the student learns not to mind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AugmentConfig {
@@ -18,11 +20,19 @@ pub struct AugmentConfig {
     pub flip: f64,
     /// Probability that the student sees a mask.
     pub mask: f64,
+    /// Probability that the face is turned, scaled and shifted a little.
+    pub misalign: f64,
+    /// Probability of a tight frame, black outside, as crops have that were cut before they were aligned.
+    pub frame: f64,
+    /// Probability of a resolution of 20 to 70 %.
+    pub low_resolution: f64,
+    /// Probability of another brightness, contrast and tint.
+    pub light: f64,
 }
 
 impl Default for AugmentConfig {
     fn default() -> Self {
-        Self { flip: 0.5, mask: 0.5 }
+        Self { flip: 0.5, mask: 0.5, misalign: 0.0, frame: 0.0, low_resolution: 0.0, light: 0.0 }
     }
 }
 
@@ -32,7 +42,15 @@ impl AugmentConfig {
     /// # Errors
     /// Names the first setting that is out of range.
     pub fn validate(&self) -> Result<()> {
-        for (name, p) in [("flip", self.flip), ("mask", self.mask)] {
+        let probabilities = [
+            ("flip", self.flip),
+            ("mask", self.mask),
+            ("misalign", self.misalign),
+            ("frame", self.frame),
+            ("low_resolution", self.low_resolution),
+            ("light", self.light),
+        ];
+        for (name, p) in probabilities {
             if !(0.0..=1.0).contains(&p) {
                 return Err(Error::Config(format!("augment.{name}: expected a probability, found {p}")));
             }
@@ -89,6 +107,7 @@ impl Transform {
             MaskProtocol::Corrected => (sample.image.clone(), flips[0]),
             MaskProtocol::Reference => (student.clone(), flips[1]),
         };
+        conditions::apply(&mut student, &self.augment, rng);
         let flipped = |image, flip| if flip { flip_horizontal(&image) } else { image };
         Ok(Views { teacher: flipped(teacher, flip_teacher), student: flipped(student, flips[0]), is_masked })
     }

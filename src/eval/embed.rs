@@ -18,6 +18,16 @@ pub struct Embeddings {
 }
 
 impl Embeddings {
+    /// All values, row after row.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Length of an embedding.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
     /// Returns embedding `i`, of length 1.
     ///
     /// # Panics
@@ -35,7 +45,22 @@ impl Embeddings {
     }
 }
 
-/// Returns `normalize(f(x) + f(flip x))` of `num_images` images, the protocol of METHOD's models.
+/// How images become embeddings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmbedConfig {
+    /// Images that go through the network together.
+    pub batch_size: usize,
+    /// Whether the embedding of the mirrored image is added, as the field evaluates.
+    pub flip: bool,
+}
+
+impl Default for EmbedConfig {
+    fn default() -> Self {
+        Self { batch_size: 32, flip: true }
+    }
+}
+
+/// Returns `normalize(f(x) + f(flip x))` of `num_images` images, or `normalize(f(x))` without the flip.
 ///
 /// `image(i)` gives the aligned crop `i`; `progress(n)` is called after each batch with the images done so far.
 ///
@@ -45,21 +70,26 @@ pub fn embed(
     model: &Model,
     num_images: usize,
     image: impl Fn(usize) -> Result<RgbImage> + Sync,
-    batch_size: usize,
+    config: EmbedConfig,
     mut progress: impl FnMut(usize),
 ) -> Result<Embeddings> {
     let (size, dim) = (model.config().input_size, model.config().embedding_size);
     let mut values = Vec::with_capacity(num_images * dim);
     let mut first = 0;
     while first < num_images {
-        let last = (first + batch_size.max(1)).min(num_images);
+        let last = (first + config.batch_size.max(1)).min(num_images);
         let images = (first..last).into_par_iter().map(&image).collect::<Result<Vec<_>>>()?;
         let mut pixels = Pixels::new(size);
         images.iter().for_each(|image| pixels.push(image));
-        images.iter().for_each(|image| pixels.push(&flip_horizontal(image)));
+        if config.flip {
+            images.iter().for_each(|image| pixels.push(&flip_horizontal(image)));
+        }
         let n = last - first;
-        let y = model.forward_t(&pixels.into_tensor(&Device::Cpu)?, false)?;
-        let y = l2_normalize(&(y.narrow(0, 0, n)? + y.narrow(0, n, n)?)?, 1)?;
+        let mut y = model.forward_t(&pixels.to_tensor(model.preprocessing(), &Device::Cpu)?, false)?;
+        if config.flip {
+            y = (y.narrow(0, 0, n)? + y.narrow(0, n, n)?)?;
+        }
+        let y = l2_normalize(&y, 1)?;
         values.extend(y.flatten_all()?.to_vec1::<f32>()?);
         first = last;
         progress(last);

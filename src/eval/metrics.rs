@@ -30,10 +30,11 @@ pub struct Metrics {
     /// A threshold at `eer`: the middle of the interval of thresholds that give the operating point on the diagonal;
     /// without one, the point between the two neighbouring scores that divides them as `eer` divides the line.
     pub eer_threshold: f64,
-    /// Lowest FNMR at FMR <= 1 %; `None` with fewer than 100 impostor scores.
-    pub fmr100: Option<f64>,
-    /// Lowest FNMR at FMR <= 0.1 %; `None` with fewer than 1000 impostor scores.
-    pub fmr1000: Option<f64>,
+    /// Lowest FNMR at FMR <= 1 %. With fewer than 100 impostor scores that is at no false match at all, and says little
+    /// about a rate of 1 %.
+    pub fmr100: f64,
+    /// Lowest FNMR at FMR <= 0.1 %; with fewer than 1000 impostor scores, at no false match at all.
+    pub fmr1000: f64,
     /// Fisher discriminant ratio `(g_mean - i_mean)^2 / (var_G + var_I)` with population variances; `None` when both
     /// variances are zero.
     pub fdr: Option<f64>,
@@ -110,6 +111,12 @@ impl Scores {
             let what = format!("FMR {fmr} cannot be measured on {total} impostor scores: one of them is {smallest}");
             return Err(Error::Evaluation(what));
         }
+        Ok(self.lowest_threshold(fmr))
+    }
+
+    /// The lowest threshold whose FMR is at most `fmr`, in (0, 1), however few the impostor scores.
+    fn lowest_threshold(&self, fmr: f64) -> f64 {
+        let total = self.impostor.len();
         // The product can be off by one where fmr * total is a whole number; the quotient, rounded once, cannot.
         let mut accepted = (fmr * total as f64) as usize;
         while ratio(accepted, total) > fmr {
@@ -118,7 +125,7 @@ impl Scores {
         while ratio(accepted + 1, total) <= fmr {
             accepted += 1;
         }
-        Ok(self.impostor[total - 1 - accepted].next_up())
+        self.impostor[total - 1 - accepted].next_up()
     }
 
     /// The lowest FNMR at an FMR of at most `fmr`, in `[0, 1]`.
@@ -137,8 +144,8 @@ impl Scores {
         Metrics {
             eer,
             eer_threshold,
-            fmr100: self.fnmr_at_fmr(0.01).ok(),
-            fmr1000: self.fnmr_at_fmr(0.001).ok(),
+            fmr100: self.fnmr_at_threshold(self.lowest_threshold(0.01)),
+            fmr1000: self.fnmr_at_threshold(self.lowest_threshold(0.001)),
             fdr: (variance > 0.0).then(|| (g_mean - i_mean).powi(2) / variance),
             g_mean,
             i_mean,

@@ -6,8 +6,8 @@ mod metrics;
 mod protocol;
 mod report;
 
-pub use embed::{Embeddings, embed};
+pub use embed::{EmbedConfig, Embeddings, embed};
 pub use lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2};
 pub use metrics::{Metrics, Scores};
-pub use protocol::{EvalConfig, Evaluation, Setting, SettingResult, evaluate};
-pub use report::{details, table};
+pub use protocol::{EvalConfig, Evaluation, Setting, SettingResult, evaluate, evaluate_as_is};
+pub use report::{details, table, table_as_is};

@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::embed::{Embeddings, embed};
+use super::embed::{EmbedConfig, Embeddings, embed};
 use super::lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2};
 use super::metrics::{Metrics, Scores};
 use crate::data::mask::{MaskConfig, MaskProtocol, Masker, TemplateShift};
@@ -98,7 +98,7 @@ pub struct SettingResult {
     /// LFW's k-fold TAR at FAR 1e-3; absent where a fold has not both kinds of pairs.
     pub tar_at_far: Option<FoldTar>,
     /// FNMR at the threshold that gives an FMR of 1 % in U-U, as in NIST's mask reports; absent with fewer than 100
-    /// impostor pairs.
+    /// impostor pairs and where there is no U-U.
     pub fnmr_at_unmasked_fmr100: Option<f64>,
     /// FMR at that threshold.
     pub fmr_at_unmasked_fmr100: Option<f64>,
@@ -145,8 +145,9 @@ pub fn evaluate(
     };
     let total = 2 * used.len();
     let clean_image = |row: usize| -> Result<RgbImage> { Ok(test.images.get(used[row])?.image) };
-    let clean = embed(model, used.len(), clean_image, config.batch_size, |n| progress(n, total))?;
-    let masked = embed(model, used.len(), masked_image, config.batch_size, |n| progress(used.len() + n, total))?;
+    let embedding = EmbedConfig { batch_size: config.batch_size, flip: true };
+    let clean = embed(model, used.len(), clean_image, embedding, |n| progress(n, total))?;
+    let masked = embed(model, used.len(), masked_image, embedding, |n| progress(used.len() + n, total))?;
 
     let scores = |setting: Setting| -> Vec<f64> {
         let score = |(i, pair): (usize, &Pair)| {
@@ -159,20 +160,43 @@ pub fn evaluate(
     let is_same: Vec<bool> = test.pairs.iter().map(|p| p.is_same).collect();
     let unmasked = Scores::from_labelled(&scores(Setting::UU), &is_same)?;
     let threshold = unmasked.threshold_at_fmr(0.01).ok();
-    let result = |setting: Setting| -> Result<SettingResult> {
-        let cosines = scores(setting);
-        let distances: Vec<f64> = cosines.iter().map(|&c| squared_l2(c)).collect();
-        let scores = Scores::from_labelled(&cosines, &is_same)?;
-        Ok(SettingResult {
-            metrics: scores.metrics(),
-            accuracy: fold_accuracy(&distances, &is_same, test.num_folds)?,
-            tar_at_far: fold_tar_at_far(&distances, &is_same, test.num_folds, 1e-3).ok(),
-            fnmr_at_unmasked_fmr100: threshold.map(|t| scores.fnmr_at_threshold(t)),
-            fmr_at_unmasked_fmr100: threshold.map(|t| scores.fmr_at_threshold(t)),
-        })
-    };
+    let result = |setting: Setting| result(&scores(setting), test, threshold);
     let settings = Setting::ALL.into_iter().map(|s| Ok((s, result(s)?))).collect::<Result<_>>()?;
     Ok(Evaluation { settings })
+}
+
+/// Evaluates `model` on the pairs of `test` as the images are, such as photos with real masks;
+/// `progress(done, total)` counts embedded images.
+///
+/// # Errors
+/// When an image cannot be read, the network fails, or the pairs are too few for the figures.
+pub fn evaluate_as_is(
+    model: &Model,
+    test: &TestSet,
+    batch_size: usize,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<SettingResult> {
+    let used = test.used_images();
+    let row_of: BTreeMap<usize, usize> = used.iter().enumerate().map(|(row, &image)| (image, row)).collect();
+    let image = |row: usize| -> Result<RgbImage> { Ok(test.images.get(used[row])?.image) };
+    let embeddings =
+        embed(model, used.len(), image, EmbedConfig { batch_size, flip: true }, |n| progress(n, used.len()))?;
+    let cosine = |p: &Pair| embeddings.cosine(row_of[&p.a], &embeddings, row_of[&p.b]);
+    result(&test.pairs.iter().map(cosine).collect::<Vec<_>>(), test, None)
+}
+
+/// The figures of one cosine per pair of `test`, also at the threshold of another setting.
+fn result(cosines: &[f64], test: &TestSet, threshold: Option<f64>) -> Result<SettingResult> {
+    let is_same: Vec<bool> = test.pairs.iter().map(|p| p.is_same).collect();
+    let distances: Vec<f64> = cosines.iter().map(|&c| squared_l2(c)).collect();
+    let scores = Scores::from_labelled(cosines, &is_same)?;
+    Ok(SettingResult {
+        metrics: scores.metrics(),
+        accuracy: fold_accuracy(&distances, &is_same, test.num_folds)?,
+        tar_at_far: fold_tar_at_far(&distances, &is_same, test.num_folds, 1e-3).ok(),
+        fnmr_at_unmasked_fmr100: threshold.map(|t| scores.fnmr_at_threshold(t)),
+        fmr_at_unmasked_fmr100: threshold.map(|t| scores.fmr_at_threshold(t)),
+    })
 }
 
 #[cfg(test)]

@@ -21,13 +21,21 @@ pub enum DistillKind {
 }
 
 /// Distillation settings; the default is the teacher's own training: none.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistillConfig {
     /// Which distance.
     pub kind: DistillKind,
     /// Its weight in the objective: 100 for MaskInv-LG, 3000 for MaskInv-HG, 0 for none.
     pub lambda: f64,
+    /// Weight of the margin loss beside it: 1 in the paper; with 0 the class centres are not trained.
+    pub margin_weight: f64,
+}
+
+impl Default for DistillConfig {
+    fn default() -> Self {
+        Self { kind: DistillKind::Mse, lambda: 0.0, margin_weight: 1.0 }
+    }
 }
 
 impl DistillConfig {
@@ -39,6 +47,13 @@ impl DistillConfig {
         if !(self.lambda.is_finite() && self.lambda >= 0.0) {
             let what = format!("distill.lambda: expected 0 or more, found {}", self.lambda);
             return Err(crate::Error::Config(what));
+        }
+        if !(self.margin_weight.is_finite() && self.margin_weight >= 0.0) {
+            let what = format!("distill.margin_weight: expected 0 or more, found {}", self.margin_weight);
+            return Err(crate::Error::Config(what));
+        }
+        if self.lambda == 0.0 && self.margin_weight == 0.0 {
+            return Err(crate::Error::Config("distill: lambda and margin_weight are both 0: nothing to learn".into()));
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use candle_core::{ModuleT, Result, Tensor, bail};
 
 use super::{ModelConfig, scaled};
-use crate::nn::{BatchNorm, Conv2d, Dropout, Init, Linear, PRelu, Scope, SqueezeExcitation};
+use crate::nn::{BatchNorm, Conv2d, Dropout, Graph, Init, Linear, NodeId, Op, PRelu, Scope, SqueezeExcitation, Trace};
 use crate::ops::conv::ConvConfig;
 
 /// Standard deviation of the initial convolution weights.
@@ -92,6 +92,16 @@ impl IResNet {
     }
 }
 
+impl Trace for IResNet {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        let x = graph.chain(x, &[&self.conv1, &self.bn1, &self.prelu]);
+        let x = self.layers.iter().fold(x, |x, block| block.trace(graph, x));
+        let x = self.bn2.trace(graph, x);
+        let x = graph.push(Op::Flatten, "", &[x]);
+        graph.chain(x, &[&self.fc, &self.features])
+    }
+}
+
 impl ModuleT for IResNet {
     /// `(N, 3, S, S)` to `(N, embedding_size)`.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
@@ -151,6 +161,20 @@ impl IBasicBlock {
             },
             downsample,
         })
+    }
+}
+
+impl Trace for IBasicBlock {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        let mut y = graph.chain(x, &[&self.bn1, &self.conv1, &self.bn2, &self.prelu, &self.conv2, &self.bn3]);
+        if let Some(se) = &self.se_block {
+            y = se.trace(graph, y);
+        }
+        let shortcut = match &self.downsample {
+            Some((conv, bn)) => graph.chain(x, &[conv, bn]),
+            None => x,
+        };
+        graph.push(Op::Add, "", &[y, shortcut])
     }
 }
 

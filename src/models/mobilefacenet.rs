@@ -4,7 +4,7 @@ use candle_core::{ModuleT, Result, Tensor};
 
 use super::iresnet::channels_last;
 use super::{Arch, ModelConfig, scaled};
-use crate::nn::{BatchNorm, Conv2d, Init, Linear, PRelu, Scope};
+use crate::nn::{BatchNorm, Conv2d, Graph, Init, Linear, NodeId, Op, PRelu, Scope, Trace};
 use crate::ops::conv::ConvConfig;
 
 /// Sizes of a MobileFaceNet.
@@ -124,6 +124,20 @@ impl MobileFaceNet {
     }
 }
 
+impl Trace for MobileFaceNet {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        let x = graph.chain(x, &[&self.stem, &self.second]);
+        let x = self.stages.iter().fold(x, |x, stage| stage.trace(graph, x));
+        let x = self.conv_sep.trace(graph, x);
+        let (x, last): (_, [&dyn Trace; 2]) = match &self.head {
+            Head::Linear { conv_reduce, fc, features } => (conv_reduce.trace(graph, x), [fc, features]),
+            Head::GlobalDepthwise { depthwise, fc, bn } => (depthwise.trace(graph, x), [fc, bn]),
+        };
+        let x = graph.push(Op::Flatten, "", &[x]);
+        graph.chain(x, &last)
+    }
+}
+
 impl ModuleT for MobileFaceNet {
     /// `(N, 3, S, S)` to `(N, embedding_size)`.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
@@ -148,6 +162,19 @@ impl Stage {
     fn residual(channels: usize, hidden: usize, num_blocks: usize, mut p: Scope) -> Result<Self> {
         let block = |i| DepthWise::new(channels, channels, hidden, 1, p.sub(format!("layers.{i}")));
         Ok(Self::Residual((0..num_blocks).map(block).collect::<Result<_>>()?))
+    }
+}
+
+impl Trace for Stage {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        match self {
+            Self::Conv(block) => block.trace(graph, x),
+            Self::Down(block) => block.trace(graph, x),
+            Self::Residual(blocks) => blocks.iter().fold(x, |x, block| {
+                let y = block.trace(graph, x);
+                graph.push(Op::Add, "", &[x, y])
+            }),
+        }
     }
 }
 
@@ -180,6 +207,12 @@ impl ConvBlock {
     }
 }
 
+impl Trace for ConvBlock {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        graph.chain(x, &[&self.linear, &self.prelu])
+    }
+}
+
 impl ModuleT for ConvBlock {
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         x.apply_t(&self.linear, train)?.apply(&self.prelu)
@@ -200,6 +233,12 @@ impl LinearBlock {
             conv: Conv2d::new(c_in, c_out, kernel, config, init, p.sub("layers.0"))?,
             bn: BatchNorm::new(c_out, p.sub("layers.1"))?,
         })
+    }
+}
+
+impl Trace for LinearBlock {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        graph.chain(x, &[&self.conv, &self.bn])
     }
 }
 
@@ -226,6 +265,12 @@ impl DepthWise {
             depthwise: ConvBlock::new(hidden, hidden, 3, depthwise, p.sub(1))?,
             project: LinearBlock::new(hidden, c_out, 1, ConvConfig::default(), p.sub(2))?,
         })
+    }
+}
+
+impl Trace for DepthWise {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        graph.chain(x, &[&self.expand, &self.depthwise, &self.project])
     }
 }
 

@@ -1,15 +1,25 @@
 //! Face-recognition backbones: an aligned face in, an embedding out.
 
+mod checkpoint;
 mod iresnet;
+mod layout;
 mod mobilefacenet;
+mod onnx;
+
+use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, ModuleT, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
+pub use checkpoint::{BACKBONE_FILE, Format, Loaded, export_onnx, load_model, save_model};
 pub use iresnet::{IResNet, IResNetConfig};
+pub use layout::{Layout, recognise};
 pub use mobilefacenet::{MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead};
 
-use crate::nn::Params;
+pub use onnx::{from_onnx, to_onnx};
+
+use crate::nn::{Graph, NodeId, Params, Trace};
+use crate::preprocessing::Preprocessing;
 
 /// The architectures that can be built by name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +43,32 @@ pub enum Arch {
 }
 
 impl Arch {
+    /// Returns the name in configs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::R18 => "r18",
+            Self::R34 => "r34",
+            Self::R50 => "r50",
+            Self::R100 => "r100",
+            Self::R200 => "r200",
+            Self::Mbf => "mbf",
+            Self::MbfGdc => "mbf-gdc",
+        }
+    }
+
+    /// Returns the name for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::R18 => "IResNet-18",
+            Self::R34 => "IResNet-34",
+            Self::R50 => "IResNet-50",
+            Self::R100 => "IResNet-100",
+            Self::R200 => "IResNet-200",
+            Self::Mbf => "MobileFaceNet (linear head)",
+            Self::MbfGdc => "MobileFaceNet (global depthwise head)",
+        }
+    }
+
     /// Blocks of the four stages of an IResNet; none for a MobileFaceNet.
     fn layers(self) -> Option<[usize; 4]> {
         match self {
@@ -103,12 +139,42 @@ impl ModelConfig {
     }
 }
 
+/// A network of ours that was found in somebody's file.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// By what it was recognised.
+    pub layout: Layout,
+    /// The architecture; dropout is 0, it leaves no trace in a checkpoint.
+    pub config: ModelConfig,
+    /// Its parameters and buffers under our names, and whatever else the file holds: [`Params::load`] takes exactly
+    /// that network's.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// What the network expects of its input, where the file says so.
+    pub preprocessing: Option<Preprocessing>,
+    /// What was recognised, changed or left out, a sentence each, to be shown to the user.
+    pub notes: Vec<String>,
+}
+
+impl Found {
+    /// Returns the network with its parameters, created in `params`.
+    ///
+    /// # Errors
+    /// When the names and shapes are not exactly that network's: one error that lists up to 20 of them and their count.
+    pub fn build(&self, params: Params) -> Result<Model> {
+        let model = Model::build(&self.config, params)?;
+        model.params().load(&self.tensors)?;
+        let preprocessing = self.preprocessing.clone().unwrap_or_default();
+        Ok(model.with_preprocessing(preprocessing))
+    }
+}
+
 /// A backbone with its parameters.
 #[derive(Debug)]
 pub struct Model {
     net: Net,
     params: Params,
     config: ModelConfig,
+    preprocessing: Preprocessing,
 }
 
 #[derive(Debug)]
@@ -145,7 +211,17 @@ impl Model {
             Some(layers) => Net::IResNet(Box::new(IResNet::new(&IResNetConfig::of(config, layers), p)?)),
             None => Net::MobileFaceNet(Box::new(MobileFaceNet::new(&MobileFaceNetConfig::of(config), p)?)),
         };
-        Ok(Self { net, params, config: config.clone() })
+        Ok(Self { net, params, config: config.clone(), preprocessing: Preprocessing::default() })
+    }
+
+    /// Returns the network with another expectation of its input.
+    pub fn with_preprocessing(self, preprocessing: Preprocessing) -> Self {
+        Self { preprocessing, ..self }
+    }
+
+    /// What it expects of its input.
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
     }
 
     /// The parameters.
@@ -159,8 +235,18 @@ impl Model {
     }
 }
 
+impl Trace for Model {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        match &self.net {
+            Net::IResNet(net) => net.trace(graph, x),
+            Net::MobileFaceNet(net) => net.trace(graph, x),
+        }
+    }
+}
+
 impl ModuleT for Model {
-    /// Images `(N, 3, S, S)`, RGB, `(x / 255 - 0.5) / 0.5`, to embeddings `(N, embedding_size)`, not normalised.
+    /// Images `(N, 3, S, S)`, preprocessed as [`Self::preprocessing`] says, to embeddings `(N, embedding_size)`, not
+    /// normalised.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         match &self.net {
             Net::IResNet(net) => net.forward_t(x, train),

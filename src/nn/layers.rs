@@ -1,11 +1,13 @@
 //! Convolution, batch norm, PReLU, linear, dropout and squeeze-excitation layers with PyTorch's parameter names and layouts.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Module, ModuleT, Result, Tensor, Var};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
+use super::graph::{Graph, NodeId, Op, Trace};
 use super::params::{Init, Scope};
 use crate::ops::batch_norm::{Stats, StatsOrigin, batch_norm, batch_stats};
 use crate::ops::conv::{ConvConfig, conv2d};
@@ -14,6 +16,7 @@ use crate::ops::prelu::prelu;
 /// Convolution without bias.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
+    path: String,
     weight: Tensor,
     config: ConvConfig,
 }
@@ -25,7 +28,13 @@ impl Conv2d {
     /// When the name is taken.
     pub fn new(c_in: usize, c_out: usize, kernel: usize, config: ConvConfig, init: Init, mut p: Scope) -> Result<Self> {
         let weight = p.param("weight", (c_out, c_in / config.groups, kernel, kernel), init)?;
-        Ok(Self { weight, config })
+        Ok(Self { path: p.prefix().to_owned(), weight, config })
+    }
+}
+
+impl Trace for Conv2d {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        graph.push(Op::Conv2d(self.config), &self.path, &[x])
     }
 }
 
@@ -39,16 +48,20 @@ impl Module for Conv2d {
 /// Batch normalisation over the last axis, with PyTorch's running statistics (momentum 0.1, unbiased variance).
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
+    path: String,
     weight: Tensor,
     bias: Tensor,
     running_mean: Var,
     running_var: Var,
     num_batches_tracked: Var,
+    frozen: Arc<AtomicBool>,
 }
 
 impl BatchNorm {
     /// Added to the variance; PyTorch's default.
     pub const EPS: f64 = 1e-5;
+    /// A running variance in f32 with which a batch norm of mean 0, weight 1 and bias 0 changes no bit of its input.
+    pub const IDENTITY_VAR: f32 = (1.0 - Self::EPS) as f32;
     /// Weight of the newest batch in the running statistics; PyTorch's default.
     pub const MOMENTUM: f64 = 0.1;
 
@@ -72,11 +85,13 @@ impl BatchNorm {
 
     fn with_weight(weight: Tensor, channels: usize, mut p: Scope) -> Result<Self> {
         Ok(Self {
+            path: p.prefix().to_owned(),
             weight,
             bias: p.param("bias", channels, Init::Const(0.0))?,
             running_mean: p.buffer("running_mean", channels, Init::Const(0.0))?,
             running_var: p.buffer("running_var", channels, Init::Const(1.0))?,
             num_batches_tracked: p.counter("num_batches_tracked")?,
+            frozen: p.statistics_switch(),
         })
     }
 
@@ -100,10 +115,17 @@ impl BatchNorm {
     }
 }
 
+impl Trace for BatchNorm {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        graph.push(Op::BatchNorm, &self.path, &[x])
+    }
+}
+
 impl ModuleT for BatchNorm {
-    /// `(.., C)` to the same shape; in training by the batch's statistics, which also enter the running ones.
+    /// `(.., C)` to the same shape; in training by the batch's statistics, which also enter the running ones, unless
+    /// those are frozen ([`Params::freeze_statistics`](super::Params::freeze_statistics)).
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        if !train {
+        if !train || self.frozen.load(Ordering::Relaxed) {
             return batch_norm(x, &self.weight, &self.bias, &self.running()?, StatsOrigin::Running, Self::EPS);
         }
         let stats = batch_stats(x)?;
@@ -115,6 +137,7 @@ impl ModuleT for BatchNorm {
 /// PReLU with a slope per channel.
 #[derive(Clone, Debug)]
 pub struct PRelu {
+    path: String,
     weight: Tensor,
 }
 
@@ -124,7 +147,14 @@ impl PRelu {
     /// # Errors
     /// When the name is taken.
     pub fn new(channels: usize, mut p: Scope) -> Result<Self> {
-        Ok(Self { weight: p.param("weight", channels, Init::Const(0.25))? })
+        let weight = p.param("weight", channels, Init::Const(0.25))?;
+        Ok(Self { path: p.prefix().to_owned(), weight })
+    }
+}
+
+impl Trace for PRelu {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        graph.push(Op::PRelu, &self.path, &[x])
     }
 }
 
@@ -138,6 +168,7 @@ impl Module for PRelu {
 /// Fully connected layer.
 #[derive(Clone, Debug)]
 pub struct Linear {
+    path: String,
     weight: Tensor,
     bias: Option<Tensor>,
 }
@@ -149,7 +180,9 @@ impl Linear {
     /// When a name is taken.
     pub fn new(c_in: usize, c_out: usize, mut p: Scope) -> Result<Self> {
         let init = Init::Uniform(1.0 / (c_in as f64).sqrt());
-        Ok(Self { weight: p.param("weight", (c_out, c_in), init)?, bias: Some(p.param("bias", c_out, init)?) })
+        let weight = p.param("weight", (c_out, c_in), init)?;
+        let bias = Some(p.param("bias", c_out, init)?);
+        Ok(Self { path: p.prefix().to_owned(), weight, bias })
     }
 
     /// Creates `weight: (c_out, c_in)` only.
@@ -157,7 +190,14 @@ impl Linear {
     /// # Errors
     /// When the name is taken.
     pub fn without_bias(c_in: usize, c_out: usize, init: Init, mut p: Scope) -> Result<Self> {
-        Ok(Self { weight: p.param("weight", (c_out, c_in), init)?, bias: None })
+        let weight = p.param("weight", (c_out, c_in), init)?;
+        Ok(Self { path: p.prefix().to_owned(), weight, bias: None })
+    }
+}
+
+impl Trace for Linear {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        graph.push(Op::Linear { has_bias: self.bias.is_some() }, &self.path, &[x])
     }
 }
 
@@ -175,6 +215,7 @@ impl Module for Linear {
 /// Squeeze-excitation (Hu et al., CVPR 2018) with two bias-free 1x1 convolutions, as in ElasticFace's IResNet.
 #[derive(Clone, Debug)]
 pub struct SqueezeExcitation {
+    path: String,
     fc1: Tensor,
     fc2: Tensor,
 }
@@ -188,9 +229,22 @@ impl SqueezeExcitation {
         let hidden = channels / reduction;
         let init = Init::Normal(0.1);
         Ok(Self {
+            path: p.prefix().to_owned(),
             fc1: p.sub("fc1").param("weight", (hidden, channels, 1, 1), init)?,
             fc2: p.sub("fc2").param("weight", (channels, hidden, 1, 1), init)?,
         })
+    }
+}
+
+impl Trace for SqueezeExcitation {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        let conv = Op::Conv2d(ConvConfig::default());
+        let mean = graph.push(Op::GlobalAveragePool, "", &[x]);
+        let hidden = graph.push(conv.clone(), &format!("{}.fc1", self.path), &[mean]);
+        let hidden = graph.push(Op::Relu, "", &[hidden]);
+        let scale = graph.push(conv, &format!("{}.fc2", self.path), &[hidden]);
+        let scale = graph.push(Op::Sigmoid, "", &[scale]);
+        graph.push(Op::Mul, "", &[x, scale])
     }
 }
 

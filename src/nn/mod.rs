@@ -1,8 +1,10 @@
 //! Layers: named parameters and the ops that use them. Activations are channels-last.
 
+mod graph;
 mod layers;
 mod params;
 
+pub use graph::{Graph, Node, NodeId, Op, Trace};
 pub use layers::{BatchNorm, Conv2d, Dropout, Linear, PRelu, SqueezeExcitation};
 pub(crate) use params::standard_normal;
 pub use params::{Init, Params, Scope};

@@ -1,11 +1,14 @@
 //! Named parameters, in name order, with buffers apart.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use rand::SeedableRng;
 use rand::distr::{Distribution, Uniform};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 /// The parameters (trained) and buffers (saved, not trained) of a model, under PyTorch's names.
 ///
@@ -19,6 +22,7 @@ pub struct Params {
     dtype: DType,
     device: Device,
     frozen: bool,
+    freeze_statistics: Arc<AtomicBool>,
 }
 
 /// How a parameter starts.
@@ -42,6 +46,7 @@ impl Params {
             dtype,
             device: device.clone(),
             frozen: false,
+            freeze_statistics: Arc::default(),
         }
     }
 
@@ -49,6 +54,11 @@ impl Params {
     /// zeros until they are loaded.
     pub fn frozen(dtype: DType, device: &Device) -> Self {
         Self { frozen: true, ..Self::new(dtype, device, 0) }
+    }
+
+    /// Lets batch norm normalise by its running statistics in training too, and leave them as they are.
+    pub fn freeze_statistics(&self, freeze: bool) {
+        self.freeze_statistics.store(freeze, Ordering::Relaxed);
     }
 
     /// Returns the scope of the whole model.
@@ -65,6 +75,11 @@ impl Params {
     /// Number of elements of all parameters and buffers.
     pub fn num_elements(&self) -> usize {
         self.variables().map(|(_, var)| var.elem_count()).sum()
+    }
+
+    /// Returns the shape of every parameter and buffer by name.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.variables().map(|(name, var)| (name.to_owned(), var.dims().to_vec())).collect()
     }
 
     /// Returns a copy of every parameter and buffer by name.
@@ -98,10 +113,11 @@ impl Params {
             let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
             bail!("{} tensors do not fit the model: {listed}{rest}", problems.len());
         }
-        for (name, var) in self.variables() {
-            var.set(&state[name].to_dtype(var.dtype())?.to_device(&self.device)?.contiguous()?)?;
-        }
-        Ok(())
+        let variables: Vec<(&str, &Var)> = self.variables().collect();
+        // Most of the time goes into the first touch of the memory of a new model.
+        variables.into_par_iter().try_for_each(|(name, var)| {
+            var.set(&state[name].to_dtype(var.dtype())?.to_device(&self.device)?.contiguous()?)
+        })
     }
 
     fn variables(&self) -> impl Iterator<Item = (&str, &Var)> {
@@ -146,6 +162,16 @@ impl Scope<'_> {
     pub fn sub(&mut self, name: impl std::fmt::Display) -> Scope<'_> {
         let prefix = self.path(&name.to_string());
         Scope { params: self.params, prefix }
+    }
+
+    /// Whether batch norm leaves its running statistics as they are, now and later.
+    pub(super) fn statistics_switch(&self) -> Arc<AtomicBool> {
+        self.params.freeze_statistics.clone()
+    }
+
+    /// The names' prefix, without a dot at its end.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// Returns a new parameter; it takes part in the graph unless the set is frozen.

@@ -3,6 +3,7 @@
 //!
 //! An op is a documented function, a CPU kernel, and a `reference` made of candle's tensor ops for the tests.
 
+pub mod adamw;
 pub mod batch_norm;
 pub mod conv;
 pub mod cross_entropy;
@@ -13,4 +14,5 @@ pub mod sgd;
 
 mod gemm;
 mod rows;
+mod simd;
 mod slice;

@@ -1,7 +1,7 @@
 //! The optimiser and the learning-rate schedules.
 
+mod optimizer;
 mod schedule;
-mod sgd;
 
+pub use optimizer::{OptimConfig, OptimKind, Optimizer, clip_scale, grad_norm};
 pub use schedule::{ScheduleConfig, ScheduleKind};
-pub use sgd::{Sgd, SgdConfig, clip_scale, grad_norm};

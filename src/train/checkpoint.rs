@@ -1,20 +1,17 @@
-//! Checkpoints: a backbone and its head, each a safetensors file with PyTorch's names.
+//! Checkpoints of a training: a backbone and its head, each a safetensors file with PyTorch's names.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use crate::error::{Error, Result};
 use crate::losses::MarginHead;
-use crate::models::{Model, ModelConfig};
+use crate::models::{BACKBONE_FILE, Loaded, Model, save_model};
 use crate::weights::{read_safetensors, write_safetensors};
 
-/// File names in an arm's folder; the published code calls the pair backbone and header.
-const BACKBONE: &str = "backbone.safetensors";
-const HEADER: &str = "header.safetensors";
-/// Metadata key of the architecture, JSON of [`ModelConfig`].
-const MODEL_KEY: &str = "maskinv.model";
+/// File name of the head beside the backbone; the published code calls it header.
+const HEADER_FILE: &str = "header.safetensors";
 
 /// A trained backbone, frozen, and the class centres of its head.
 #[derive(Debug)]
@@ -27,55 +24,26 @@ pub struct Checkpoint {
     pub header: Option<BTreeMap<String, Tensor>>,
 }
 
+impl Checkpoint {
+    /// Returns a loaded backbone with the head that a training saved beside it, if there is one.
+    ///
+    /// # Errors
+    /// When the head's file is broken.
+    pub fn of(loaded: Loaded) -> Result<Self> {
+        let header = loaded.path.with_file_name(HEADER_FILE);
+        let is_ours = loaded.path.file_name().is_some_and(|name| name == BACKBONE_FILE);
+        let header = if is_ours && header.exists() { Some(read_safetensors(&header)?.tensors) } else { None };
+        Ok(Self { path: Some(loaded.path), backbone: loaded.model, header })
+    }
+}
+
 /// Writes `backbone.safetensors` and `header.safetensors` to `folder`, which is made if need be.
 ///
 /// # Errors
 /// When the folder cannot be made or written to; older files stay whole.
 pub fn save_checkpoint(folder: &Path, backbone: &Model, head: &MarginHead) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let model = serde_json::to_string(backbone.config()).map_err(|e| Error::Config(e.to_string()))?;
-    let preprocessing = "112x112 crops aligned to the ArcFace template, RGB, (x / 255 - 0.5) / 0.5, NCHW";
-    let metadata = BTreeMap::from([
-        ("format".to_owned(), "pt".to_owned()),
-        (MODEL_KEY.to_owned(), model),
-        ("maskinv.preprocessing".to_owned(), preprocessing.to_owned()),
-    ]);
-    write_safetensors(&folder.join(BACKBONE), &backbone.params().state()?, &metadata)?;
+    save_model(&folder.join(BACKBONE_FILE), backbone, DType::F32)?;
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_safetensors(&folder.join(HEADER), &head.params().state()?, &metadata)
-}
-
-/// Loads a frozen backbone: a file that [`save_checkpoint`] wrote, or the folder it is in.
-///
-/// # Errors
-/// When the file cannot be read, does not say its architecture, or does not fit it.
-pub fn load_backbone(path: &Path) -> Result<Model> {
-    let path = backbone_path(path);
-    let file = read_safetensors(&path)?;
-    let wrong = |what: String| Error::Checkpoint { path: path.clone(), what };
-    let Some(config) = file.metadata.get(MODEL_KEY) else {
-        return Err(wrong(format!("expected the architecture in the metadata under {MODEL_KEY}, found none")));
-    };
-    let config: ModelConfig =
-        serde_json::from_str(config).map_err(|e| wrong(format!("{MODEL_KEY} in the metadata: {e}")))?;
-    config.validate().map_err(|e| wrong(format!("{MODEL_KEY} in the metadata: {e}")))?;
-    let model = Model::frozen(&config, &Device::Cpu)?;
-    model.params().load(&file.tensors).map_err(|e| wrong(e.to_string()))?;
-    Ok(model)
-}
-
-/// Loads a backbone as [`load_backbone`], and the header beside it.
-///
-/// # Errors
-/// As [`load_backbone`]; a missing header is none.
-pub fn load_checkpoint(path: &Path) -> Result<Checkpoint> {
-    let path = backbone_path(path);
-    let backbone = load_backbone(&path)?;
-    let header = path.with_file_name(HEADER);
-    let header = if header.exists() { Some(read_safetensors(&header)?.tensors) } else { None };
-    Ok(Checkpoint { path: Some(path), backbone, header })
-}
-
-fn backbone_path(path: &Path) -> PathBuf {
-    if path.is_dir() { path.join(BACKBONE) } else { path.to_owned() }
+    write_safetensors(&folder.join(HEADER_FILE), &head.params().state()?, &metadata)
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::eval::EvalConfig;
 use crate::losses::{DistillConfig, DistillKind, MarginConfig, PlusMatching};
 use crate::models::ModelConfig;
-use crate::optim::{ScheduleConfig, SgdConfig};
+use crate::optim::{OptimConfig, ScheduleConfig};
 
 /// An experiment; the default is the published recipe on MS1MV2 (METHOD: Huber et al., FG 2021, section IV).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct Config {
     /// The backbone.
     pub model: ModelConfig,
     /// The optimiser.
-    pub optim: SgdConfig,
+    pub optim: OptimConfig,
     /// The learning rate over time.
     pub schedule: ScheduleConfig,
     /// Flips and share of masks.
@@ -60,6 +60,10 @@ pub struct TrainConfig {
     /// First epoch of `hg`, from 0: the published one continues an LG student, and its schedule, at epoch 20. If it
     /// starts from `lg`, from what that was at the start of this epoch.
     pub hg_first_epoch: usize,
+    /// How batch norm normalises in training.
+    pub batch_norm: BatchNormMode,
+    /// Where class centres start that no checkpoint brings along.
+    pub head_start: HeadStart,
 }
 
 impl Default for TrainConfig {
@@ -72,6 +76,8 @@ impl Default for TrainConfig {
             start: Start::Scratch,
             hg_start: Start::Lg,
             hg_first_epoch: 20,
+            batch_norm: BatchNormMode::default(),
+            head_start: HeadStart::default(),
         }
     }
 }
@@ -89,6 +95,29 @@ pub enum Start {
     Lg,
 }
 
+/// What batch norm normalises by in training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BatchNormMode {
+    /// The statistics of the batch, which enter the running ones.
+    #[default]
+    Batch,
+    /// The running statistics of the weights that the arm starts from, which stay as they are. Needed where they were
+    /// folded into the convolutions, and good for small batches.
+    Frozen,
+}
+
+/// The class centres that training starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadStart {
+    /// `N(0, 0.01)`, as published.
+    #[default]
+    Random,
+    /// The mean embedding of each identity's training images under the weights that the arm starts from.
+    MeanEmbedding,
+}
+
 /// Distillation in the two arms that have it; the defaults are the paper's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -99,23 +128,25 @@ pub struct DistillArms {
     pub lambda_lg: f64,
     /// Its weight in MaskInv-HG.
     pub lambda_hg: f64,
+    /// Weight of the margin loss beside it in both; 0 leaves distillation alone.
+    pub margin_weight: f64,
 }
 
 impl Default for DistillArms {
     fn default() -> Self {
-        Self { kind: DistillKind::Mse, lambda_lg: 100.0, lambda_hg: 3000.0 }
+        Self { kind: DistillKind::Mse, lambda_lg: 100.0, lambda_hg: 3000.0, margin_weight: 1.0 }
     }
 }
 
 impl DistillArms {
     /// Returns what `arm` distils with; a weight of 0 for those without a teacher.
     pub fn of(&self, arm: Arm) -> DistillConfig {
-        let lambda = match arm {
-            Arm::Teacher | Arm::Aug => 0.0,
-            Arm::Lg => self.lambda_lg,
-            Arm::Hg => self.lambda_hg,
+        let (lambda, margin_weight) = match arm {
+            Arm::Teacher | Arm::Aug => (0.0, 1.0),
+            Arm::Lg => (self.lambda_lg, self.margin_weight),
+            Arm::Hg => (self.lambda_hg, self.margin_weight),
         };
-        DistillConfig { kind: self.kind, lambda }
+        DistillConfig { kind: self.kind, lambda, margin_weight }
     }
 }
 

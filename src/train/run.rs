@@ -8,12 +8,13 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 
 use super::arm::Arm;
+use super::centres::mean_embeddings;
 use super::checkpoint::{Checkpoint, save_checkpoint};
-use super::config::{Config, Start};
+use super::config::{BatchNormMode, Config, HeadStart, Start};
 use super::step::{StepReport, Trainer};
-use crate::data::{AugmentConfig, Loader, Splits, Transform};
+use crate::data::{AugmentConfig, Loader, Splits, TestSet, Transform};
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, evaluate};
+use crate::eval::{Evaluation, SettingResult, evaluate, evaluate_as_is};
 use crate::losses::MarginHead;
 use crate::models::{Model, ModelConfig};
 use crate::weights::write_atomic;
@@ -102,12 +103,23 @@ pub struct ArmOutcome {
     /// The figures on the test set.
     #[serde(flatten)]
     pub evaluation: Evaluation,
+    /// The figures on photos with real masks, if the settings name some.
+    pub real_masks: Option<SettingResult>,
 }
 
 impl Outcome {
     /// Returns the arms' names and figures as the table wants them.
     pub fn rows(&self) -> Vec<(&str, &Evaluation)> {
         self.arms.iter().map(|(arm, outcome)| (arm.title(), &outcome.evaluation)).collect()
+    }
+
+    /// Returns the arms' names and figures on real masks, if there are.
+    pub fn real_mask_rows(&self) -> Vec<(&str, &SettingResult)> {
+        let row = |(arm, outcome)| -> Option<(&str, &SettingResult)> {
+            let (arm, outcome): (&Arm, &ArmOutcome) = (arm, outcome);
+            Some((arm.title(), outcome.real_masks.as_ref()?))
+        };
+        self.arms.iter().filter_map(row).collect()
     }
 }
 
@@ -130,6 +142,7 @@ impl Experiment {
         config.validate()?;
         let splits = config.data.open()?;
         splits.test.check_images()?;
+        splits.real_masks.iter().try_for_each(TestSet::check_images)?;
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
         write_atomic(&out.join("config.toml"), config.to_toml()?.as_bytes())?;
         Ok(Self { config, splits, out: out.to_owned(), teacher: None, start: None })
@@ -177,9 +190,9 @@ impl Experiment {
         let arms = &self.config.train.arms;
         if let Some(teacher) = self.teacher.as_ref().filter(|_| !arms.contains(&Arm::Teacher)) {
             // The students' table compares them with it.
-            let evaluation = self.evaluate(&teacher.backbone, on)?;
+            let (evaluation, real_masks) = self.evaluate(&teacher.backbone, on)?;
             on(Event::Finished { arm: Arm::Teacher, evaluation: &evaluation });
-            let result = ArmOutcome { num_steps: 0, seconds: 0.0, last_loss: None, evaluation };
+            let result = ArmOutcome { num_steps: 0, seconds: 0.0, last_loss: None, evaluation, real_masks };
             outcome.arms.insert(Arm::Teacher, result);
         }
         for &arm in arms {
@@ -239,18 +252,21 @@ impl Experiment {
         let (num_steps, last_loss, lg) = self.train(arm, &mut trainer, on)?;
         let seconds = began.elapsed().as_secs_f64();
         let checkpoint = frozen(&trainer)?;
-        let evaluation = self.evaluate(&checkpoint.backbone, on)?;
+        let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, on)?;
         match arm {
             Arm::Teacher => trained.teacher = Some(checkpoint),
             Arm::Lg => trained.lg = lg,
             Arm::Aug | Arm::Hg => {}
         }
-        Ok(ArmOutcome { num_steps, seconds, last_loss: Some(last_loss), evaluation })
+        Ok(ArmOutcome { num_steps, seconds, last_loss: Some(last_loss), evaluation, real_masks })
     }
 
-    fn evaluate(&self, model: &Model, on: &mut dyn FnMut(Event)) -> Result<Evaluation> {
-        let progress = |done, total| on(Event::Embedded { done, total });
-        evaluate(model, &self.splits.test, &self.config.eval, progress)
+    fn evaluate(&self, model: &Model, on: &mut dyn FnMut(Event)) -> Result<(Evaluation, Option<SettingResult>)> {
+        let mut progress = |done, total| on(Event::Embedded { done, total });
+        let evaluation = evaluate(model, &self.splits.test, &self.config.eval, &mut progress)?;
+        let real_masks = self.splits.real_masks.as_ref();
+        let real_masks = real_masks.map(|test| evaluate_as_is(model, test, self.config.eval.batch_size, progress));
+        Ok((evaluation, real_masks.transpose()?))
     }
 
     fn trainer<'a>(
@@ -262,14 +278,23 @@ impl Experiment {
     ) -> Result<Trainer<'a>> {
         let config = &self.config;
         let seed = config.train.seed;
-        let student = Model::new(&config.model, &Device::Cpu, seed)?;
+        let mut student = Model::new(&config.model, &Device::Cpu, seed)?;
+        student.params().freeze_statistics(config.train.batch_norm == BatchNormMode::Frozen);
         let classes = self.splits.train.num_identities();
         let size = config.model.embedding_size;
         let head = MarginHead::new(&config.loss, size, classes, &Device::Cpu, seed.wrapping_add(1))?;
         if let Some(start) = start {
+            student = student.with_preprocessing(start.backbone.preprocessing().clone());
             student.params().load(&start.backbone.params().state()?)?;
             match start.header.as_ref().filter(|h| fits(h, size, classes)) {
                 Some(header) => head.params().load(header)?,
+                // Without the margin loss nobody asks for them.
+                None if config.distill.of(arm).margin_weight == 0.0 => {}
+                None if config.train.head_start == HeadStart::MeanEmbedding => {
+                    let progress = |done, total| on(Event::Embedded { done, total });
+                    let kernel = mean_embeddings(&start.backbone, self.splits.train.as_ref(), progress)?;
+                    head.params().load(&BTreeMap::from([("kernel".to_owned(), kernel)]))?;
+                }
                 None => {
                     let what = format!("no class centres for {classes} identities to start from: they start anew");
                     on(Event::Notice(format!("{}: {what}", arm.name())));
@@ -288,7 +313,7 @@ impl Experiment {
     ) -> Result<(usize, f64, Option<Checkpoint>)> {
         let config = &self.config;
         let augment = match arm {
-            Arm::Teacher => AugmentConfig { mask: 0.0, ..config.augment.clone() },
+            Arm::Teacher => AugmentConfig { flip: config.augment.flip, mask: 0.0, ..AugmentConfig::default() },
             _ => config.augment.clone(),
         };
         let transform = Transform::new(&augment, &config.mask)?;
@@ -342,7 +367,8 @@ struct Trained {
 
 /// The trained weights in a network that builds no graph.
 fn frozen(trainer: &Trainer) -> Result<Checkpoint> {
-    let backbone = Model::frozen(trainer.student.config(), &Device::Cpu)?;
+    let student = &trainer.student;
+    let backbone = Model::frozen(student.config(), &Device::Cpu)?.with_preprocessing(student.preprocessing().clone());
     backbone.params().load(&trainer.student.params().state()?)?;
     Ok(Checkpoint { path: None, backbone, header: Some(trainer.head.params().state()?) })
 }

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::data::Batch;
 use crate::losses::{DistillConfig, MarginHead, distillation_loss};
 use crate::models::Model;
-use crate::optim::{Sgd, SgdConfig, clip_scale, grad_norm};
+use crate::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
 
 /// A student with its head and optimisers, and the teacher it learns from.
 pub struct Trainer<'a> {
@@ -17,8 +17,8 @@ pub struct Trainer<'a> {
     pub head: MarginHead,
     teacher: Option<&'a Model>,
     distill: DistillConfig,
-    sgd_student: Sgd,
-    sgd_head: Sgd,
+    student_optim: Optimizer,
+    head_optim: Optimizer,
     clip_norm: f64,
     seed: u64,
 }
@@ -28,7 +28,7 @@ pub struct Trainer<'a> {
 pub struct StepReport {
     /// The objective: `margin_loss + lambda * distill_loss`.
     pub loss: f64,
-    /// Cross-entropy under the margin.
+    /// Cross-entropy under the margin, with its weight; 0 if that is 0.
     pub margin_loss: f64,
     /// Distance to the teacher's embeddings before its weight; 0 without a teacher.
     pub distill_loss: f64,
@@ -48,7 +48,7 @@ impl<'a> Trainer<'a> {
         head: MarginHead,
         teacher: Option<&'a Model>,
         distill: &DistillConfig,
-        optim: &SgdConfig,
+        optim: &OptimConfig,
         seed: u64,
     ) -> crate::Result<Self> {
         let teacher = if distill.lambda > 0.0 {
@@ -66,9 +66,10 @@ impl<'a> Trainer<'a> {
         } else {
             None
         };
-        let (sgd_student, sgd_head) = (Sgd::new(student.params(), optim)?, Sgd::new(head.params(), optim)?);
+        let student_optim = Optimizer::new(student.params(), optim)?;
+        let head_optim = Optimizer::new(head.params(), optim)?;
         let (distill, clip_norm) = (distill.clone(), optim.clip_norm);
-        Ok(Self { student, head, teacher, distill, sgd_student, sgd_head, clip_norm, seed })
+        Ok(Self { student, head, teacher, distill, student_optim, head_optim, clip_norm, seed })
     }
 
     /// Trains on one batch with learning rate `lr`; `step` counts from 0 and decides the margins drawn.
@@ -77,30 +78,54 @@ impl<'a> Trainer<'a> {
     /// When the loss is not finite, a trainable parameter receives no gradient, or a tensor operation fails; no
     /// parameter was updated then, only the running statistics.
     pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<StepReport> {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream(step);
-        let embedding = self.student.forward_t(&batch.student.into_tensor(&Device::Cpu)?, true)?;
-        let margin_loss = self.head.forward(&embedding, &batch.labels, &mut rng)?;
-        let (loss, distill_loss) = match self.teacher {
-            Some(teacher) => {
-                let target = teacher.forward_t(&batch.teacher.into_tensor(&Device::Cpu)?, false)?;
-                let distance = distillation_loss(&embedding, &target, self.distill.kind)?;
-                ((&margin_loss + (&distance * self.distill.lambda)?)?, scalar(&distance)?)
+        let embedding =
+            self.student.forward_t(&batch.student.to_tensor(self.student.preprocessing(), &Device::Cpu)?, true)?;
+        let margin_loss = match self.distill.margin_weight {
+            0.0 => None,
+            weight => {
+                let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+                rng.set_stream(step);
+                let loss = self.head.forward(&embedding, &batch.labels, &mut rng)?;
+                // The paper's weight changes no bit.
+                Some(if weight == 1.0 { loss } else { (loss * weight)? })
             }
-            None => (margin_loss.clone(), 0.0),
         };
-        let mut report =
-            StepReport { loss: scalar(&loss)?, margin_loss: scalar(&margin_loss)?, distill_loss, grad_norm: 0.0, lr };
+        let distance = match self.teacher {
+            Some(teacher) => {
+                let target =
+                    teacher.forward_t(&batch.teacher.to_tensor(teacher.preprocessing(), &Device::Cpu)?, false)?;
+                Some(distillation_loss(&embedding, &target, self.distill.kind)?)
+            }
+            None => None,
+        };
+        let weighted = distance.as_ref().map(|d| d * self.distill.lambda).transpose()?;
+        let loss = match (&margin_loss, weighted) {
+            (Some(margin_loss), Some(distance)) => (margin_loss + distance)?,
+            (Some(only), None) => only.clone(),
+            (None, Some(only)) => only,
+            (None, None) => return Err(crate::Error::Training("no loss has a weight".into())),
+        };
+        let or_zero = |loss: &Option<Tensor>| loss.as_ref().map_or(Ok(0.0), scalar);
+        let mut report = StepReport {
+            loss: scalar(&loss)?,
+            margin_loss: or_zero(&margin_loss)?,
+            distill_loss: or_zero(&distance)?,
+            grad_norm: 0.0,
+            lr,
+        };
         let grads = loss.backward()?;
-        let (of_student, of_head) = (self.sgd_student.gradients(&grads)?, self.sgd_head.gradients(&grads)?);
+        let of_student = self.student_optim.gradients(&grads)?;
+        let of_head = if margin_loss.is_some() { self.head_optim.gradients(&grads)? } else { Vec::new() };
         report.grad_norm = grad_norm(&of_student)?;
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
             let what =
                 format!("step {step}: loss {}, gradient norm {}; try a lower rate", report.loss, report.grad_norm);
             return Err(crate::Error::Training(what));
         }
-        self.sgd_student.step(&of_student, lr, clip_scale(report.grad_norm, self.clip_norm))?;
-        self.sgd_head.step(&of_head, lr, 1.0)?;
+        self.student_optim.step(&of_student, lr, clip_scale(report.grad_norm, self.clip_norm))?;
+        if margin_loss.is_some() {
+            self.head_optim.step(&of_head, lr, 1.0)?;
+        }
         Ok(report)
     }
 }

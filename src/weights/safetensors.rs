@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
+use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 
 use crate::error::{Error, Result};
 
@@ -16,6 +19,8 @@ pub struct TensorFile {
     pub tensors: BTreeMap<String, Tensor>,
     /// The free strings of the header.
     pub metadata: BTreeMap<String, String>,
+    /// What was noticed while reading, a sentence each, to be shown to the user.
+    pub notes: Vec<String>,
 }
 
 /// Reads a safetensors file to the CPU.
@@ -24,8 +29,11 @@ pub struct TensorFile {
 /// When the file cannot be read, or its header or lengths are not what the format promises. No allocation is made from
 /// a length that the file only claims.
 pub fn read_safetensors(path: &Path) -> Result<TensorFile> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let wrong = |e: &dyn std::fmt::Display| Error::Format {
+    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    // SAFETY: the map is only read, and dropped before this function returns; a file that another program changes
+    // meanwhile gives wrong numbers or a bus error, as with every reader of safetensors that maps files.
+    let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path))?;
+    let wrong = |e: &(dyn std::fmt::Display + Sync)| Error::Format {
         path: path.to_owned(),
         offset: 0,
         what: format!("not a valid safetensors file of {} bytes: {e}", bytes.len()),
@@ -34,13 +42,13 @@ pub fn read_safetensors(path: &Path) -> Result<TensorFile> {
     let views = SafeTensors::deserialize(&bytes).map_err(|e| wrong(&e))?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| wrong(&e))?;
     let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let mut tensors = BTreeMap::new();
-    for (name, view) in views.tensors() {
-        use candle_core::safetensors::Load;
-        let tensor = view.load(&Device::Cpu).map_err(|e| wrong(&format!("tensor {name}: {e}")))?;
-        tensors.insert(name, tensor);
-    }
-    Ok(TensorFile { tensors, metadata })
+    let load = |(name, view): (String, TensorView)| match view.load(&Device::Cpu) {
+        Ok(tensor) => Ok((name, tensor)),
+        Err(e) => Err(wrong(&format!("tensor {name}: {e}"))),
+    };
+    // The time goes into page faults: they are spread over the cores.
+    let tensors = views.tensors().into_par_iter().map(load).collect::<Result<_>>()?;
+    Ok(TensorFile { tensors, metadata, notes: Vec::new() })
 }
 
 /// Writes a safetensors file beside `path` and renames it: whoever reads sees the old file or the new one, whole.

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::Stats;
 use crate::ops::rows::{block_len, join};
+use crate::ops::simd::simd;
 
 /// Mean and variance: two passes within a block, then the pairwise update of Chan et al. (1979) between blocks.
 pub(super) fn stats<T: WithDType>(x: &[T], channels: usize) -> Stats {
@@ -14,16 +15,20 @@ pub(super) fn stats<T: WithDType>(x: &[T], channels: usize) -> Stats {
         .map(|x| {
             let count = T::from_f64((x.len() / channels) as f64);
             let mut mean = vec![T::zero(); channels];
-            for row in x.chunks_exact(channels) {
-                mean.iter_mut().zip(row).for_each(|(m, &x)| *m += x);
-            }
+            simd(|| {
+                for row in x.chunks_exact(channels) {
+                    mean.iter_mut().zip(row).for_each(|(m, &x)| *m += x);
+                }
+            });
             mean.iter_mut().for_each(|m| *m /= count);
             let mut m2 = vec![T::zero(); channels];
-            for row in x.chunks_exact(channels) {
-                for ((m2, &x), &m) in m2.iter_mut().zip(row).zip(&mean) {
-                    *m2 += (x - m) * (x - m);
+            simd(|| {
+                for row in x.chunks_exact(channels) {
+                    for ((m2, &x), &m) in m2.iter_mut().zip(row).zip(&mean) {
+                        *m2 += (x - m) * (x - m);
+                    }
                 }
-            }
+            });
             (mean, m2)
         })
         .collect();
@@ -60,12 +65,14 @@ impl<T: WithDType> Affine<T> {
         let mut y = vec![T::zero(); x.len()];
         let len = block_len(channels);
         y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                let constants = self.mean.iter().zip(&self.scale).zip(&self.bias);
-                for ((y, &x), ((&mean, &scale), &bias)) in y.iter_mut().zip(x).zip(constants) {
-                    *y = (x - mean) * scale + bias;
+            simd(|| {
+                for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                    let constants = self.mean.iter().zip(&self.scale).zip(&self.bias);
+                    for ((y, &x), ((&mean, &scale), &bias)) in y.iter_mut().zip(x).zip(constants) {
+                        *y = (x - mean) * scale + bias;
+                    }
                 }
-            }
+            });
         });
         y
     }
@@ -82,13 +89,15 @@ pub(super) fn grad_sums<T: WithDType>(x: &[T], gy: &[T], mean: &[f64], inv_std: 
         .map(|(x, gy)| {
             let mut sums = vec![T::zero(); 2 * channels];
             let (sum, sum_x) = sums.split_at_mut(channels);
-            for (x, gy) in x.chunks_exact(channels).zip(gy.chunks_exact(channels)) {
-                let row = x.iter().zip(gy).zip(&mean);
-                for ((sum, sum_x), ((&x, &gy), &mean)) in sum.iter_mut().zip(sum_x.iter_mut()).zip(row) {
-                    *sum += gy;
-                    *sum_x += gy * (x - mean);
+            simd(|| {
+                for (x, gy) in x.chunks_exact(channels).zip(gy.chunks_exact(channels)) {
+                    let row = x.iter().zip(gy).zip(&mean);
+                    for ((sum, sum_x), ((&x, &gy), &mean)) in sum.iter_mut().zip(sum_x.iter_mut()).zip(row) {
+                        *sum += gy;
+                        *sum_x += gy * (x - mean);
+                    }
                 }
-            }
+            });
             sums
         })
         .collect();
@@ -136,11 +145,15 @@ impl GradTerms {
         let len = block_len(channels);
         gx.par_chunks_mut(len).zip(x.par_chunks(len).zip(gy.par_chunks(len))).for_each(|(gx, (x, gy))| {
             let rows = gx.chunks_exact_mut(channels).zip(x.chunks_exact(channels).zip(gy.chunks_exact(channels)));
-            for (gx, (x, gy)) in rows {
-                for c in 0..channels {
-                    gx[c] = gy[c] * scale[c] + (x[c] - mean[c]) * slope[c] + shift[c];
+            let (mean, scale) = (&mean[..channels], &scale[..channels]);
+            let (slope, shift) = (&slope[..channels], &shift[..channels]);
+            simd(|| {
+                for (gx, (x, gy)) in rows {
+                    for c in 0..channels {
+                        gx[c] = gy[c] * scale[c] + (x[c] - mean[c]) * slope[c] + shift[c];
+                    }
                 }
-            }
+            });
         });
         gx
     }

@@ -4,83 +4,98 @@
 //! several channels (MobileFaceNet has some of two) go through the same loops once per channel of the group, on a copy
 //! of the input whose channels are laid out as the outputs want them.
 
+use std::borrow::Cow;
+
 use candle_core::WithDType;
 use rayon::prelude::*;
 
 use super::Dims;
+use crate::ops::simd::simd;
 
 pub(super) fn forward<T: WithDType>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
     let w = tap_major(w, d);
     let mut y = vec![T::zero(); d.pixels() * d.co];
-    y.par_chunks_mut(d.wo * d.co).enumerate().for_each_init(Vec::new, |gathered, (row, y)| {
-        let (image, oy) = (row / d.ho, row % d.ho);
-        for_taps(oy, d, |ky, kx, iy, columns| {
-            for lane in 0..d.c / d.groups {
-                let w = &w[((ky * d.kw + kx) * (d.c / d.groups) + lane) * d.co..][..d.co];
-                for ox in columns.clone() {
-                    let x = input_lane(x, pixel(image, iy, ox * d.stride + kx - d.padding, d), lane, d, gathered);
-                    let y = &mut y[ox * d.co..][..d.co];
-                    for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
-                        *y += x * w;
+    for lane in 0..d.lanes() {
+        let x = d.spread(x, lane);
+        y.par_chunks_mut(d.wo * d.co).enumerate().for_each(|(row, y)| {
+            let (image, oy) = (row / d.ho, row % d.ho);
+            for_taps(oy, d, |ky, kx, iy, columns| {
+                let w = &w[d.tap(ky, kx, lane)..][..d.co];
+                simd(|| {
+                    for ox in columns {
+                        let x = &x[d.pixel(image, iy, ox * d.stride + kx - d.padding)..][..d.co];
+                        let y = &mut y[ox * d.co..][..d.co];
+                        for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
+                            *y += x * w;
+                        }
                     }
-                }
-            }
+                });
+            });
         });
-    });
+    }
     y
 }
 
 pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
     let w = tap_major(w, d);
-    let (lanes, per_group) = (d.c / d.groups, d.co / d.groups);
     let mut gx = vec![T::zero(); d.n * d.h * d.w * d.c];
-    let images = gx.par_chunks_mut(d.h * d.w * d.c).zip(gy.par_chunks(d.ho * d.wo * d.co));
-    images.for_each(|(gx, gy)| {
-        for oy in 0..d.ho {
-            for_taps(oy, d, |ky, kx, iy, columns| {
-                for ox in columns {
-                    let gx = &mut gx[pixel(0, iy, ox * d.stride + kx - d.padding, d)..][..d.c];
-                    let gy = &gy[(oy * d.wo + ox) * d.co..][..d.co];
-                    for lane in 0..lanes {
-                        let w = &w[((ky * d.kw + kx) * lanes + lane) * d.co..][..d.co];
-                        if lanes == 1 && per_group == 1 {
+    for lane in 0..d.lanes() {
+        // Per output channel, then summed over the channels of a group.
+        let mut spread = vec![T::zero(); d.n * d.h * d.w * d.co];
+        let images = spread.par_chunks_mut(d.h * d.w * d.co).zip(gy.par_chunks(d.ho * d.wo * d.co));
+        images.for_each(|(gx, gy)| {
+            for oy in 0..d.ho {
+                for_taps(oy, d, |ky, kx, iy, columns| {
+                    let w = &w[d.tap(ky, kx, lane)..][..d.co];
+                    simd(|| {
+                        for ox in columns {
+                            let gx = &mut gx[d.pixel(0, iy, ox * d.stride + kx - d.padding)..][..d.co];
+                            let gy = &gy[(oy * d.wo + ox) * d.co..][..d.co];
                             for ((gx, &gy), &w) in gx.iter_mut().zip(gy).zip(w) {
                                 *gx += gy * w;
                             }
-                        } else {
-                            for (o, (&gy, &w)) in gy.iter().zip(w).enumerate() {
-                                gx[o / per_group * lanes + lane] += gy * w;
-                            }
                         }
-                    }
-                }
-            });
+                    });
+                });
+            }
+        });
+        if d.is_depthwise() {
+            return spread;
         }
-    });
+        let per_group = d.co / d.groups;
+        gx.par_chunks_mut(d.c).zip(spread.par_chunks(d.co)).for_each(|(gx, spread)| {
+            for (gx, group) in gx.chunks_exact_mut(d.lanes()).zip(spread.chunks_exact(per_group)) {
+                gx[lane] = group.iter().fold(T::zero(), |sum, &v| sum + v);
+            }
+        });
+    }
     gx
 }
 
 pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
-    let lanes = d.c / d.groups;
+    let lanes = d.lanes();
     let size = d.kh * d.kw * lanes * d.co;
     // One sum per image, added in their order: the same bits for any number of threads.
     let mut partial = vec![T::zero(); d.n * size];
-    partial.par_chunks_mut(size).enumerate().for_each_init(Vec::new, |gathered, (image, sum)| {
-        for oy in 0..d.ho {
-            for_taps(oy, d, |ky, kx, iy, columns| {
-                for lane in 0..lanes {
-                    let sum = &mut sum[((ky * d.kw + kx) * lanes + lane) * d.co..][..d.co];
-                    for ox in columns.clone() {
-                        let x = input_lane(x, pixel(image, iy, ox * d.stride + kx - d.padding, d), lane, d, gathered);
-                        let gy = &gy[((image * d.ho + oy) * d.wo + ox) * d.co..][..d.co];
-                        for ((sum, &x), &gy) in sum.iter_mut().zip(x).zip(gy) {
-                            *sum += x * gy;
+    for lane in 0..lanes {
+        let x = d.spread(x, lane);
+        partial.par_chunks_mut(size).enumerate().for_each(|(image, sum)| {
+            for oy in 0..d.ho {
+                for_taps(oy, d, |ky, kx, iy, columns| {
+                    let sum = &mut sum[d.tap(ky, kx, lane)..][..d.co];
+                    simd(|| {
+                        for ox in columns {
+                            let x = &x[d.pixel(image, iy, ox * d.stride + kx - d.padding)..][..d.co];
+                            let gy = &gy[((image * d.ho + oy) * d.wo + ox) * d.co..][..d.co];
+                            for ((sum, &x), &gy) in sum.iter_mut().zip(x).zip(gy) {
+                                *sum += x * gy;
+                            }
                         }
-                    }
-                }
-            });
-        }
-    });
+                    });
+                });
+            }
+        });
+    }
     let mut taps = vec![T::zero(); size];
     for sum in partial.chunks_exact(size) {
         taps.iter_mut().zip(sum).for_each(|(a, &b)| *a += b);
@@ -95,6 +110,42 @@ pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
     gw
 }
 
+impl Dims {
+    /// Input channels that an output channel sees.
+    fn lanes(&self) -> usize {
+        self.c / self.groups
+    }
+
+    fn is_depthwise(&self) -> bool {
+        self.c == self.groups && self.co == self.groups
+    }
+
+    /// Index of the first channel of a pixel of a spread input.
+    fn pixel(&self, image: usize, y: usize, x: usize) -> usize {
+        ((image * self.h + y) * self.w + x) * self.co
+    }
+
+    /// Index of the first channel of a tap's weights.
+    fn tap(&self, ky: usize, kx: usize, lane: usize) -> usize {
+        ((ky * self.kw + kx) * self.lanes() + lane) * self.co
+    }
+
+    /// The input with, for each output channel, the `lane`-th input channel of its group.
+    fn spread<'a, T: WithDType>(&self, x: &'a [T], lane: usize) -> Cow<'a, [T]> {
+        if self.is_depthwise() {
+            return Cow::Borrowed(x);
+        }
+        let (lanes, per_group) = (self.lanes(), self.co / self.groups);
+        let mut y = vec![T::zero(); x.len() / self.c * self.co];
+        y.par_chunks_mut(self.co).zip(x.par_chunks(self.c)).for_each(|(y, x)| {
+            for (y, x) in y.chunks_exact_mut(per_group).zip(x.chunks_exact(lanes)) {
+                y.fill(x[lane]);
+            }
+        });
+        Cow::Owned(y)
+    }
+}
+
 /// Calls `f(ky, kx, input row, output columns)` for every kernel tap that touches the image from output row `oy`.
 fn for_taps(oy: usize, d: Dims, mut f: impl FnMut(usize, usize, usize, std::ops::Range<usize>)) {
     for ky in 0..d.kh {
@@ -107,23 +158,6 @@ fn for_taps(oy: usize, d: Dims, mut f: impl FnMut(usize, usize, usize, std::ops:
             }
         }
     }
-}
-
-/// Index of the first channel of an input pixel.
-fn pixel(image: usize, y: usize, x: usize, d: Dims) -> usize {
-    ((image * d.h + y) * d.w + x) * d.c
-}
-
-/// Per output channel, the value of the `lane`-th input channel of its group.
-fn input_lane<'a, T: WithDType>(x: &'a [T], start: usize, lane: usize, d: Dims, gathered: &'a mut Vec<T>) -> &'a [T] {
-    let (lanes, per_group) = (d.c / d.groups, d.co / d.groups);
-    let x = &x[start..start + d.c];
-    if lanes == 1 && per_group == 1 {
-        return x;
-    }
-    gathered.clear();
-    gathered.extend((0..d.co).map(|o| x[o / per_group * lanes + lane]));
-    gathered
 }
 
 /// `(C_out, C / groups, KH, KW)` to `(KH, KW, C / groups, C_out)`.

@@ -4,16 +4,19 @@ use candle_core::WithDType;
 use rayon::prelude::*;
 
 use crate::ops::rows::{block_len, join};
+use crate::ops::simd::simd;
 
 pub(super) fn forward<T: WithDType>(x: &[T], slope: &[T]) -> Vec<T> {
     let mut y = vec![T::zero(); x.len()];
     let len = block_len(slope.len());
     y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| {
-        for (y, x) in y.chunks_exact_mut(slope.len()).zip(x.chunks_exact(slope.len())) {
-            for ((y, &x), &a) in y.iter_mut().zip(x).zip(slope) {
-                *y = if x > T::zero() { x } else { a * x };
+        simd(|| {
+            for (y, x) in y.chunks_exact_mut(slope.len()).zip(x.chunks_exact(slope.len())) {
+                for ((y, &x), &a) in y.iter_mut().zip(x).zip(slope) {
+                    *y = if x > T::zero() { x } else { a * x };
+                }
             }
-        }
+        });
     });
     y
 }
@@ -24,11 +27,13 @@ pub(super) fn grad_x<T: WithDType>(x: &[T], slope: &[T], gy: &[T]) -> Vec<T> {
     let len = block_len(channels);
     gx.par_chunks_mut(len).zip(x.par_chunks(len).zip(gy.par_chunks(len))).for_each(|(gx, (x, gy))| {
         let rows = gx.chunks_exact_mut(channels).zip(x.chunks_exact(channels).zip(gy.chunks_exact(channels)));
-        for (gx, (x, gy)) in rows {
-            for c in 0..channels {
-                gx[c] = if x[c] > T::zero() { gy[c] } else { slope[c] * gy[c] };
+        simd(|| {
+            for (gx, (x, gy)) in rows {
+                for (((gx, &x), &gy), &a) in gx.iter_mut().zip(x).zip(gy).zip(slope) {
+                    *gx = if x > T::zero() { gy } else { a * gy };
+                }
             }
-        }
+        });
     });
     gx
 }
@@ -41,11 +46,13 @@ pub(super) fn grad_slope<T: WithDType>(x: &[T], gy: &[T], channels: usize) -> Ve
         .zip(gy.par_chunks(len))
         .map(|(x, gy)| {
             let mut sum = vec![T::zero(); channels];
-            for (x, gy) in x.chunks_exact(channels).zip(gy.chunks_exact(channels)) {
-                for ((sum, &x), &gy) in sum.iter_mut().zip(x).zip(gy) {
-                    *sum += if x > T::zero() { T::zero() } else { gy * x };
+            simd(|| {
+                for (x, gy) in x.chunks_exact(channels).zip(gy.chunks_exact(channels)) {
+                    for ((sum, &x), &gy) in sum.iter_mut().zip(x).zip(gy) {
+                        *sum += if x > T::zero() { T::zero() } else { gy * x };
+                    }
                 }
-            }
+            });
             sum
         })
         .collect();

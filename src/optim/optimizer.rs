@@ -1,36 +1,60 @@
-//! SGD with momentum and weight decay over named parameters.
+//! SGD with momentum, and AdamW, over named parameters.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::nn::Params;
+use crate::ops::adamw::{AdamWStep, adamw_step};
 use crate::ops::sgd::{SgdStep, sgd_step};
 
-/// SGD settings; the defaults are those of METHOD's recipe (fdbtrs/ElasticFace and fdbtrs/Masked-Face-Recognition-KD,
+/// The rule by which parameters are updated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimKind {
+    /// Stochastic gradient descent with momentum; weight decay is part of the gradient.
+    #[default]
+    Sgd,
+    /// Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019, algorithm 2).
+    AdamW,
+}
+
+/// Optimiser settings; the defaults are those of METHOD's recipe (fdbtrs/ElasticFace and fdbtrs/Masked-Face-Recognition-KD,
 /// `config/config.py`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct SgdConfig {
+pub struct OptimConfig {
+    /// Which rule.
+    pub kind: OptimKind,
     /// Learning rate before any decay, for a batch of `lr_batch`.
     pub lr: f64,
     /// Batch size that `lr` is meant for; the rate is scaled by `batch / lr_batch` (Goyal et al., 2017).
     pub lr_batch: usize,
-    /// Share of the previous update that is kept.
+    /// Share of the previous update that is kept, for [`OptimKind::Sgd`].
     pub momentum: f64,
+    /// Decay rates of the mean gradient and the mean squared gradient, for [`OptimKind::AdamW`].
+    pub betas: [f64; 2],
     /// L2 penalty on every trained parameter, backbone and head.
     pub weight_decay: f64,
     /// Largest norm of the backbone's gradient; a longer one is scaled down to it. 0 turns clipping off.
     pub clip_norm: f64,
 }
 
-impl Default for SgdConfig {
+impl Default for OptimConfig {
     fn default() -> Self {
-        Self { lr: 0.1, lr_batch: 512, momentum: 0.9, weight_decay: 5e-4, clip_norm: 5.0 }
+        Self {
+            kind: OptimKind::Sgd,
+            lr: 0.1,
+            lr_batch: 512,
+            momentum: 0.9,
+            betas: [0.9, 0.999],
+            weight_decay: 5e-4,
+            clip_norm: 5.0,
+        }
     }
 }
 
-impl SgdConfig {
+impl OptimConfig {
     /// Checks the ranges.
     ///
     /// # Errors
@@ -46,6 +70,9 @@ impl SgdConfig {
         if !(0.0..1.0).contains(&self.momentum) {
             return wrong(format!("momentum: expected 0 <= momentum < 1, found {}", self.momentum));
         }
+        if self.betas.iter().any(|beta| !(0.0..1.0).contains(beta)) {
+            return wrong(format!("betas: expected two from 0 to below 1, found {:?}", self.betas));
+        }
         if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
             return wrong(format!("weight_decay: expected 0 or more, found {}", self.weight_decay));
         }
@@ -56,24 +83,28 @@ impl SgdConfig {
     }
 }
 
-/// The optimiser: parameters with their velocities, in name order.
+/// The optimiser: parameters with their moments, in name order.
 #[derive(Debug)]
-pub struct Sgd {
-    vars: Vec<(String, Var, Tensor)>,
-    config: SgdConfig,
+pub struct Optimizer {
+    /// Name, parameter, and its velocity, or its mean gradient and mean squared gradient.
+    vars: Vec<(String, Var, Vec<Tensor>)>,
+    config: OptimConfig,
+    num_steps: u64,
 }
 
-impl Sgd {
+impl Optimizer {
     /// Returns an optimiser of all trainable parameters of `params`.
     ///
     /// # Errors
-    /// When memory for the velocities cannot be had.
-    pub fn new(params: &Params, config: &SgdConfig) -> Result<Self> {
-        let vars = params
-            .trainable()
-            .map(|(name, var)| Ok((name.to_owned(), var.clone(), var.zeros_like()?)))
-            .collect::<Result<_>>()?;
-        Ok(Self { vars, config: config.clone() })
+    /// When memory for the moments cannot be had.
+    pub fn new(params: &Params, config: &OptimConfig) -> Result<Self> {
+        let num_moments = match config.kind {
+            OptimKind::Sgd => 1,
+            OptimKind::AdamW => 2,
+        };
+        let moments = |var: &Var| (0..num_moments).map(|_| var.zeros_like()).collect::<Result<Vec<_>>>();
+        let vars = params.trainable().map(|(name, var)| Ok((name.to_owned(), var.clone(), moments(var)?)));
+        Ok(Self { vars: vars.collect::<Result<_>>()?, config: config.clone(), num_steps: 0 })
     }
 
     /// Returns the gradients of all parameters, in name order.
@@ -96,11 +127,21 @@ impl Sgd {
     /// When `gradients` are not those of [`Self::gradients`].
     pub fn step(&mut self, gradients: &[&Tensor], lr: f64, grad_scale: f64) -> Result<()> {
         if gradients.len() != self.vars.len() {
-            bail!("sgd: {} parameters, but {} gradients", self.vars.len(), gradients.len());
+            bail!("optimizer: {} parameters, but {} gradients", self.vars.len(), gradients.len());
         }
-        let (momentum, weight_decay) = (self.config.momentum, self.config.weight_decay);
-        for ((_, var, velocity), grad) in self.vars.iter().zip(gradients) {
-            sgd_step(var, velocity, grad, SgdStep { lr, momentum, weight_decay, grad_scale })?;
+        self.num_steps += 1;
+        let OptimConfig { momentum, weight_decay, betas, .. } = self.config;
+        for ((_, var, moments), grad) in self.vars.iter().zip(gradients) {
+            match moments.as_slice() {
+                [mean, square] => {
+                    let step = AdamWStep { lr, betas, weight_decay, grad_scale, num_steps: self.num_steps };
+                    adamw_step(var, mean, square, grad, step)?;
+                }
+                moments => {
+                    let step = SgdStep { lr, momentum, weight_decay, grad_scale };
+                    moments.iter().try_for_each(|velocity| sgd_step(var, velocity, grad, step))?;
+                }
+            }
         }
         Ok(())
     }

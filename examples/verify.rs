@@ -1,0 +1,34 @@
+//! Compares two aligned 112x112 crops and decides whether they show one person, through the library.
+//!
+//! ```text
+//! cargo run --release --example verify -- model.safetensors a.jpg b.jpg 0.3
+//! ```
+//!
+//! The threshold is the lowest cosine that counts as a match. Which one is right depends on the model, on how wrong
+//! matches and missed ones weigh, and on the faces: `maskinv evaluate` measures error rates, and only a threshold from
+//! faces like yours means anything. Without one only the score is printed.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use maskinv::data::read_face;
+use maskinv::eval::{EmbedConfig, embed};
+use maskinv::models::load_model;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [model, a, b, threshold @ ..] = args.as_slice() else {
+        anyhow::bail!("usage: verify MODEL IMAGE IMAGE [THRESHOLD]")
+    };
+    let model = load_model(Path::new(model), None)?.model;
+    let images = [a, b];
+    let image = |i: usize| read_face(Path::new(images[i]));
+    let embeddings = embed(&model, images.len(), image, EmbedConfig::default(), |_| {})?;
+    let score = embeddings.cosine(0, &embeddings, 1);
+    println!("cosine {score:.4}");
+    if let Some(threshold) = threshold.first() {
+        let threshold: f64 = threshold.parse().context("THRESHOLD: expected a number from -1 to 1")?;
+        println!("{}", if score >= threshold { "the same person" } else { "different people" });
+    }
+    Ok(())
+}

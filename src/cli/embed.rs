@@ -1,0 +1,105 @@
+//! `maskinv embed`.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::model::HubArgs;
+use super::progress::Progress;
+use super::{list_images, print};
+use crate::data::read_face;
+use crate::eval::{EmbedConfig, Embeddings, embed};
+use crate::train::Event;
+use crate::weights::write_atomic;
+
+/// Which model, which images, and where the embeddings go.
+#[derive(Args, Debug)]
+pub struct EmbedArgs {
+    /// A checkpoint (safetensors, .pth, ONNX, MXNet .params), a folder of a training, hf://owner/repo/file or a short name
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Aligned 112x112 crops, or folders of them with any sub-folders
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+    /// A new .npy file, f32 (images, elements), with the images' names in a .txt beside it, or a .csv; CSV on stdout
+    /// without it
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Leaves out the mirrored image, whose embedding is otherwise added before normalisation
+    #[arg(long)]
+    no_flip: bool,
+    /// Images that go through the network together
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    batch_size: u16,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+impl EmbedArgs {
+    /// Embeds the images and writes the embeddings, each of length 1.
+    ///
+    /// # Errors
+    /// When the model or an image cannot be read, or the output exists or cannot be written.
+    pub fn run(self) -> Result<()> {
+        let write = self.writer()?;
+        let loaded = self.hub.load_with_notes(&self.model)?;
+        let mut paths = Vec::new();
+        for image in &self.images {
+            paths.extend(list_images(image)?);
+        }
+        let config = EmbedConfig { batch_size: self.batch_size.into(), flip: !self.no_flip };
+        let mut progress = Progress::new();
+        let on = |done| progress.show(Event::Embedded { done, total: paths.len() });
+        let embeddings = embed(&loaded.model, paths.len(), |i| read_face(&paths[i]), config, on)?;
+        let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        write(&names, &embeddings)
+    }
+
+    /// What `--out` asks for, checked before the work.
+    fn writer(&self) -> Result<Box<dyn Fn(&[String], &Embeddings) -> Result<()>>> {
+        let Some(out) = self.out.clone() else { return Ok(Box::new(|names, e| print(csv(names, e)?.trim_end()))) };
+        let exists = |path: &Path| if path.exists() { bail!("{}: exists", path.display()) } else { Ok(()) };
+        exists(&out)?;
+        match out.extension().and_then(|e| e.to_str()) {
+            Some("csv") => Ok(Box::new(move |names, e| Ok(write_atomic(&out, csv(names, e)?.as_bytes())?))),
+            Some("npy") => {
+                let list = out.with_extension("txt");
+                exists(&list)?;
+                Ok(Box::new(move |names, e| {
+                    write_atomic(&list, (names.join("\n") + "\n").as_bytes())?;
+                    Ok(write_atomic(&out, &npy(e))?)
+                }))
+            }
+            _ => bail!("{}: expected .npy or .csv", out.display()),
+        }
+    }
+}
+
+/// A row an image: its name and the elements, which read back to the same f32.
+fn csv(names: &[String], embeddings: &Embeddings) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let head = (0..embeddings.dim()).map(|i| format!("e{i}"));
+    writer.write_record(std::iter::once("image".to_owned()).chain(head))?;
+    for (i, name) in names.iter().enumerate() {
+        let elements = embeddings.row(i).iter().map(f32::to_string);
+        writer.write_record(std::iter::once(name.clone()).chain(elements))?;
+    }
+    Ok(String::from_utf8(writer.into_inner()?)?)
+}
+
+/// NumPy's format, version 1.0 (numpy.lib.format).
+fn npy(embeddings: &Embeddings) -> Vec<u8> {
+    let (rows, columns) = (embeddings.values().len() / embeddings.dim().max(1), embeddings.dim());
+    let mut header = String::new();
+    // Writing to a string cannot fail.
+    let _ = write!(header, "{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
+    // Magic, version and length take ten bytes; the data starts at a multiple of 64, after a line feed.
+    let padded = (10 + header.len() + 1).next_multiple_of(64) - 10;
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((padded as u16).to_le_bytes());
+    bytes.extend(format!("{header:<width$}\n", width = padded - 1).bytes());
+    bytes.extend(embeddings.values().iter().flat_map(|v| v.to_le_bytes()));
+    bytes
+}

@@ -1,0 +1,83 @@
+//! `maskinv info`.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::model::HubArgs;
+use super::{print, print_json};
+use crate::models::Loaded;
+
+/// Which models.
+#[derive(Args, Debug)]
+pub struct InfoArgs {
+    /// Checkpoints (safetensors, .pth, ONNX, MXNet .params), folders of trainings, hf://owner/repo/file or short names
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl InfoArgs {
+    /// Loads each model and prints what it is.
+    ///
+    /// # Errors
+    /// When one cannot be loaded: it says what is missing, unexpected or misshapen.
+    pub fn run(self) -> Result<()> {
+        let loaded = self.models.iter().map(|name| self.hub.load(name)).collect::<Result<Vec<_>>>()?;
+        if self.json {
+            return print_json(&loaded.iter().map(record).collect::<Result<Vec<_>>>()?);
+        }
+        for (name, loaded) in self.models.iter().zip(&loaded) {
+            print(&describe(name, loaded)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn record(loaded: &Loaded) -> Result<serde_json::Value> {
+    let model = &loaded.model;
+    Ok(serde_json::json!({
+        "file": loaded.path,
+        "bytes": std::fs::metadata(&loaded.path)?.len(),
+        "format": loaded.format.name(),
+        "recognised_by": loaded.layout.to_string(),
+        "model": model.config(),
+        "num_parameters": num_parameters(loaded),
+        "preprocessing": model.preprocessing(),
+        "notes": loaded.notes,
+    }))
+}
+
+fn describe(name: &str, loaded: &Loaded) -> Result<String> {
+    let config = loaded.model.config();
+    let mut network = config.arch.title().to_owned();
+    if config.width != 1.0 {
+        network += &format!(", width {}", config.width);
+    }
+    if config.squeeze_excitation {
+        network += ", squeeze-excitation";
+    }
+    let size = config.input_size;
+    let megabytes = std::fs::metadata(&loaded.path)?.len() as f64 / 1e6;
+    let mut lines = vec![
+        format!("{name}:"),
+        format!("  file           {} ({megabytes:.1} MB, {})", loaded.path.display(), loaded.format.name()),
+        format!("  recognised by  {}", loaded.layout),
+        format!("  network        {network}, {:.2} M parameters", num_parameters(loaded) as f64 / 1e6),
+        format!("  input          {size}x{size} pixels, {}", loaded.model.preprocessing()),
+        format!("  embedding      {} elements", config.embedding_size),
+    ];
+    lines.extend(loaded.notes.iter().map(|note| format!("  note           {note}")));
+    Ok(lines.join("\n"))
+}
+
+/// Trained elements: buffers are not counted, as papers count.
+fn num_parameters(loaded: &Loaded) -> usize {
+    let is_buffer =
+        |name: &str| ["running_mean", "running_var", "num_batches_tracked"].iter().any(|b| name.ends_with(b));
+    let shapes = loaded.model.params().shapes();
+    shapes.iter().filter(|(name, _)| !is_buffer(name)).map(|(_, shape)| shape.iter().product::<usize>()).sum()
+}

@@ -1,0 +1,139 @@
+//! Conditions under which a face is seen, put onto a crop: misalignment, a tight frame, low resolution, other light.
+
+use image::imageops::{self, FilterType};
+use image::{Rgb, RgbImage};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use super::AugmentConfig;
+
+/// Largest turn of a misaligned face, radians.
+const MAX_TURN_RAD: f32 = 0.12;
+/// Largest relative change of its size.
+const MAX_SCALING: f32 = 0.1;
+/// Largest shift, as a share of the side.
+const MAX_SHIFT: f32 = 0.05;
+/// Largest turn of a frame against the face, radians.
+const MAX_FRAME_TURN_RAD: f32 = 0.35;
+/// Shares of the side that a frame may take from left and right, top, bottom.
+const FRAME: [f32; 3] = [0.3, 0.3, 0.15];
+/// Least side that a face is scaled down to, as a share.
+const MIN_RESOLUTION: f32 = 0.2;
+
+/// Puts conditions onto `image`, each with its probability in `config`.
+pub(super) fn apply(image: &mut RgbImage, config: &AugmentConfig, rng: &mut ChaCha8Rng) {
+    if rng.random_bool(config.misalign) {
+        *image = misaligned(image, rng);
+    }
+    if rng.random_bool(config.frame) {
+        frame(image, rng);
+    }
+    if rng.random_bool(config.low_resolution) {
+        let (width, height) = image.dimensions();
+        let share = rng.random_range(MIN_RESOLUTION..0.7);
+        let scaled = |side: u32| ((side as f32 * share) as u32).max(1);
+        let small = imageops::resize(image, scaled(width), scaled(height), FilterType::Triangle);
+        *image = imageops::resize(&small, width, height, FilterType::CatmullRom);
+    }
+    if rng.random_bool(config.light) {
+        light(image, rng);
+    }
+}
+
+/// The image turned, scaled and shifted a little, black where nothing is known.
+fn misaligned(image: &RgbImage, rng: &mut ChaCha8Rng) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let centre = [width as f32 / 2.0, height as f32 / 2.0];
+    let (sin, cos) = rng.random_range(-MAX_TURN_RAD..MAX_TURN_RAD).sin_cos();
+    let scale = 1.0 + rng.random_range(-MAX_SCALING..MAX_SCALING);
+    let shift = [width, height].map(|side| side as f32 * rng.random_range(-MAX_SHIFT..MAX_SHIFT));
+    RgbImage::from_fn(width, height, |x, y| {
+        let (x, y) = ((x as f32 - centre[0] - shift[0]) / scale, (y as f32 - centre[1] - shift[1]) / scale);
+        bilinear(image, cos * x + sin * y + centre[0], cos * y - sin * x + centre[1])
+    })
+}
+
+/// Blackens what is outside a rectangle that is turned against the face: tight crops look like this once they are
+/// aligned.
+fn frame(image: &mut RgbImage, rng: &mut ChaCha8Rng) {
+    let (width, height) = (image.width() as f32, image.height() as f32);
+    let (sin, cos) = rng.random_range(-MAX_FRAME_TURN_RAD..MAX_FRAME_TURN_RAD).sin_cos();
+    let [side, top, bottom] = FRAME;
+    let left = width * rng.random_range(-0.1..side);
+    let right = width * (1.0 - rng.random_range(-0.1..side));
+    let (top, bottom) = (height * rng.random_range(-0.1..top), height * (1.0 - rng.random_range(-0.1..bottom)));
+    for (x, y, pixel) in image.enumerate_pixels_mut() {
+        let (x, y) = (x as f32 - width / 2.0, y as f32 - height / 2.0);
+        let (u, v) = (cos * x + sin * y + width / 2.0, cos * y - sin * x + height / 2.0);
+        if !(left..right).contains(&u) || !(top..bottom).contains(&v) {
+            *pixel = Rgb([0; 3]);
+        }
+    }
+}
+
+/// Another brightness, contrast and tint.
+fn light(image: &mut RgbImage, rng: &mut ChaCha8Rng) {
+    let contrast = rng.random_range(0.6..1.3);
+    let brightness = rng.random_range(-50.0..50.0);
+    let gain: [f32; 3] = std::array::from_fn(|_| contrast * rng.random_range(0.85..1.15));
+    for pixel in image.pixels_mut() {
+        for (value, gain) in pixel.0.iter_mut().zip(gain) {
+            // The cast saturates.
+            *value = ((f32::from(*value) - 127.5) * gain + 127.5 + brightness).round() as u8;
+        }
+    }
+}
+
+/// The value between four pixels; black outside.
+fn bilinear(image: &RgbImage, x: f32, y: f32) -> Rgb<u8> {
+    let (left, top) = (x.floor(), y.floor());
+    let (fx, fy) = (x - left, y - top);
+    let mut sum = [0f32; 3];
+    let corners = [(0, 0, (1.0 - fx) * (1.0 - fy)), (1, 0, fx * (1.0 - fy)), (0, 1, (1.0 - fx) * fy), (1, 1, fx * fy)];
+    for (dx, dy, weight) in corners {
+        let (Ok(column), Ok(row)) = (u32::try_from(left as i64 + dx), u32::try_from(top as i64 + dy)) else { continue };
+        if let Some(pixel) = image.get_pixel_checked(column, row) {
+            sum.iter_mut().zip(pixel.0).for_each(|(sum, v)| *sum += weight * f32::from(v));
+        }
+    }
+    Rgb(sum.map(|v| v.round() as u8))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    fn only(set: fn(&mut AugmentConfig)) -> AugmentConfig {
+        let mut config = AugmentConfig::default();
+        set(&mut config);
+        config
+    }
+
+    #[test]
+    fn each_condition_changes_what_it_says_and_the_seed_decides() {
+        let original = RgbImage::from_fn(112, 112, |x, y| Rgb([60 + x as u8, 60 + y as u8, 120]));
+        let applied = |config: &AugmentConfig, seed: u64| {
+            let mut image = original.clone();
+            apply(&mut image, config, &mut ChaCha8Rng::seed_from_u64(seed));
+            image
+        };
+        assert_eq!(applied(&AugmentConfig::default(), 0), original, "none by default");
+        let black = |image: &RgbImage| image.pixels().filter(|p| p.0 == [0; 3]).count();
+        let framed = only(|c| c.frame = 1.0);
+        for seed in 0..50 {
+            let image = applied(&framed, seed);
+            assert!(black(&image) < 112 * 112 * 7 / 10, "seed {seed}: {} black", black(&image));
+            let kept = image.pixels().zip(original.pixels()).filter(|(a, b)| a == b).count();
+            assert_eq!(kept + black(&image), 112 * 112, "what is not black is as it was");
+            assert_eq!(image, applied(&framed, seed));
+        }
+        assert!((0..50).any(|seed| black(&applied(&framed, seed)) > 2000));
+        let moved = applied(&only(|c| c.misalign = 1.0), 3);
+        assert!(moved != original && moved.get_pixel(56, 56).0[0].abs_diff(116) < 12);
+        let coarse = applied(&only(|c| c.low_resolution = 1.0), 3);
+        assert!(coarse != original && coarse.get_pixel(56, 56).0[0].abs_diff(116) < 8);
+        assert_ne!(applied(&only(|c| c.light = 1.0), 3), original);
+    }
+}

@@ -1,0 +1,92 @@
+//! Pairs of image files named in a CSV, to be compared as they are: photos with real masks.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::decode::read_face;
+use super::source::DRAWN_PAIRS_FOLDS;
+use super::{ALIGNED_LANDMARKS, Dataset, Pair, Sample, TestSet};
+use crate::error::{Error, Result};
+
+/// Reads a list of pairs: a CSV whose first row names three columns, two with image files and one, `same` or
+/// `is_same`, that says 1 or 0 (or true or false). Files are looked for in `images/` beside the list, else beside it.
+///
+/// Pairs are mixed by a seed, so that every fold of LFW's accuracy has both kinds.
+///
+/// # Errors
+/// When the list cannot be read, a row is not what the first promises, a file is not there, or a kind of pair is
+/// missing.
+pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
+    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(std::io::BufReader::new(file));
+    let wrong = |line: u64, what: String| Error::Line { path: path.to_owned(), line: line as usize, what };
+    let header = reader.headers().map_err(|e| wrong(1, e.to_string()))?.clone();
+    if header.len() != 3 || !matches!(&header[2], "same" | "is_same") {
+        let found: Vec<&str> = header.iter().collect();
+        return Err(wrong(1, format!("expected two columns of files and one named same, found {found:?}")));
+    }
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let root = [folder.join("images"), folder.to_owned()].into_iter().find(|p| p.is_dir()).unwrap_or_default();
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut index_of = BTreeMap::new();
+    let mut pairs = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|e| wrong(e.position().map_or(0, csv::Position::line), e.to_string()))?;
+        let line = record.position().map_or(0, csv::Position::line);
+        let mut index = |name: &str| {
+            if let Some(&index) = index_of.get(name) {
+                return Ok(index);
+            }
+            let file = root.join(name);
+            if !file.is_file() {
+                return Err(wrong(line, format!("expected an image {}, found none", file.display())));
+            }
+            index_of.insert(name.to_owned(), files.len());
+            files.push(file);
+            Ok(files.len() - 1)
+        };
+        let is_same = match &record[2] {
+            "1" | "true" => true,
+            "0" | "false" => false,
+            other => return Err(wrong(line, format!("{}: expected 1 or 0, found {other:?}", &header[2]))),
+        };
+        pairs.push(Pair { a: index(&record[0])?, b: index(&record[1])?, is_same, fold: 0 });
+    }
+    pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    let description = format!("{} pairs of {}, as they are", pairs.len(), path.display());
+    TestSet::new(Arc::new(Photos { files }), pairs, DRAWN_PAIRS_FOLDS, description)
+}
+
+/// Image files of unknown people.
+struct Photos {
+    files: Vec<PathBuf>,
+}
+
+impl Dataset for Photos {
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Each file is taken for a person of its own: the pairs say more.
+    fn num_identities(&self) -> usize {
+        self.files.len()
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        index as u32
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.files[index].display().to_string()
+    }
+
+    fn get(&self, index: usize) -> Result<Sample> {
+        let image = read_face(&self.files[index])?;
+        Ok(Sample { image, label: self.label(index), landmarks: ALIGNED_LANDMARKS })
+    }
+}

@@ -1,0 +1,184 @@
+//! Backbones in files: whatever format they come in, and our own out.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::layout::{Layout, recognise};
+use super::onnx::{from_onnx, to_onnx};
+use super::{Found, Model, ModelConfig};
+use crate::error::{Error, Result};
+use crate::nn::Params;
+use crate::preprocessing::Preprocessing;
+use crate::weights::{
+    OnnxModel, looks_like_onnx, read_mxnet_params, read_onnx, read_pytorch, read_safetensors, write_onnx,
+    write_safetensors,
+};
+
+/// Name of the backbone in the folder of a training.
+pub const BACKBONE_FILE: &str = "backbone.safetensors";
+/// Metadata key of the architecture, JSON of [`ModelConfig`].
+const MODEL_KEY: &str = "maskinv.model";
+/// Metadata key of what the network expects of its input, JSON of [`Preprocessing`].
+const PREPROCESSING_KEY: &str = "maskinv.preprocessing";
+
+/// A frozen backbone and what was found while it was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The backbone.
+    pub model: Model,
+    /// The file.
+    pub path: PathBuf,
+    /// The file's format.
+    pub format: Format,
+    /// By what the network was recognised.
+    pub layout: Layout,
+    /// What was recognised, assumed or left out, for people.
+    pub notes: Vec<String>,
+}
+
+/// A file format of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Named tensors and metadata.
+    Safetensors,
+    /// What `torch.save` writes, zip or legacy.
+    PyTorch,
+    /// MXNet's list of named arrays, `.params`.
+    MxNet,
+    /// A graph with weights.
+    Onnx,
+}
+
+impl Format {
+    /// Returns the name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::PyTorch => "PyTorch",
+            Self::MxNet => "MXNet params",
+            Self::Onnx => "ONNX",
+        }
+    }
+
+    /// Returns the format that a file's first bytes show.
+    fn of(path: &Path) -> Result<Self> {
+        let mut head = Vec::new();
+        let file = std::fs::File::open(path).map_err(Error::io(path))?;
+        file.take(16).read_to_end(&mut head).map_err(Error::io(path))?;
+        match head.as_slice() {
+            // A zip archive, or the pickled magic number of torch before 1.6.
+            [b'P', b'K', ..] | [0x80, _, 0x8a, 0x0a, ..] => Ok(Self::PyTorch),
+            [0x12, 0x01, 0, 0, 0, 0, 0, 0, ..] => Ok(Self::MxNet),
+            [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Self::Safetensors),
+            head if looks_like_onnx(head) => Ok(Self::Onnx),
+            head => Err(Error::Format {
+                path: path.to_owned(),
+                offset: 0,
+                what: format!(
+                    "expected a checkpoint (safetensors, PyTorch, ONNX or MXNet params), found bytes {:02x?}",
+                    &head[..head.len().min(8)]
+                ),
+            }),
+        }
+    }
+}
+
+/// Loads a backbone, frozen, from a file in any [`Format`], or from the folder of a training.
+///
+/// What the file says of its preprocessing is taken, else `preprocessing`, else insightface's is assumed.
+///
+/// # Errors
+/// When the file cannot be read or is broken, when none of our networks is recognised in it, and when a weight is
+/// missing, unexpected or of another shape.
+pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<Loaded> {
+    let path = if path.is_dir() { path.join(BACKBONE_FILE) } else { path.to_owned() };
+    let wrong = |what: String| Error::Checkpoint { path: path.clone(), what };
+    let format = Format::of(&path)?;
+    let (mut found, metadata) = match format {
+        Format::Onnx => {
+            let onnx = read_onnx(&path)?;
+            (from_onnx(&onnx).map_err(wrong)?, onnx.metadata)
+        }
+        named => {
+            let file = match named {
+                Format::PyTorch => read_pytorch(&path)?,
+                Format::MxNet => read_mxnet_params(&path)?,
+                _ => read_safetensors(&path)?,
+            };
+            (recognise_named(file.tensors, &file.metadata, file.notes).map_err(wrong)?, file.metadata)
+        }
+    };
+    if let Some(text) = metadata.get(PREPROCESSING_KEY) {
+        found.preprocessing = Some(from_json(PREPROCESSING_KEY, text).map_err(wrong)?);
+    }
+    if found.preprocessing.is_none() {
+        found.preprocessing = preprocessing.cloned();
+    }
+    match &found.preprocessing {
+        Some(stated) => stated.validate().map_err(|e| wrong(format!("preprocessing: {e}")))?,
+        None => {
+            let assumed = Preprocessing::default();
+            found.notes.push(format!("the file does not say its preprocessing: {assumed} is assumed"));
+        }
+    }
+    let model = found.build(Params::frozen(DType::F32, &Device::Cpu));
+    let model = model.map_err(|e| wrong(format!("{} by {}: {e}", found.config.arch.name(), found.layout)))?;
+    Ok(Loaded { model, path, format, layout: found.layout, notes: found.notes })
+}
+
+/// What is in a file of named tensors: the network that its metadata names, or the one that the names show.
+fn recognise_named(
+    tensors: BTreeMap<String, Tensor>,
+    metadata: &BTreeMap<String, String>,
+    mut notes: Vec<String>,
+) -> std::result::Result<Found, String> {
+    if let Some(text) = metadata.get(MODEL_KEY) {
+        let config = from_json::<ModelConfig>(MODEL_KEY, text)?;
+        config.validate().map_err(|e| format!("{MODEL_KEY} in the metadata: {e}"))?;
+        return Ok(Found { layout: Layout::Metadata, config, tensors, preprocessing: None, notes });
+    }
+    let mut found = recognise(tensors).map_err(|e| e.to_string())?;
+    notes.push(format!("recognised by the names of {}", found.layout));
+    notes.append(&mut found.notes);
+    Ok(Found { notes, ..found })
+}
+
+/// Writes a backbone as safetensors under PyTorch's names, its floats as `dtype` (f32, f16 or bf16), with its
+/// architecture and preprocessing in the metadata.
+///
+/// # Errors
+/// When the folder cannot be written to; an older file stays whole.
+pub fn save_model(path: &Path, model: &Model, dtype: DType) -> Result<()> {
+    let convert = |(name, tensor): (String, Tensor)| {
+        let tensor = if tensor.dtype().is_float() { tensor.to_dtype(dtype)? } else { tensor };
+        Ok((name, tensor))
+    };
+    let tensors = model.params().state()?.into_iter().map(convert).collect::<Result<_>>()?;
+    let mut metadata = metadata(model)?;
+    // Hugging Face's libraries ask for it.
+    metadata.insert("format".to_owned(), "pt".to_owned());
+    write_safetensors(path, &tensors, &metadata)
+}
+
+/// Writes a backbone as an ONNX graph, f32, for any batch size, with the metadata of [`save_model`].
+///
+/// # Errors
+/// As [`save_model`].
+pub fn export_onnx(path: &Path, model: &Model) -> Result<()> {
+    write_onnx(path, &OnnxModel { metadata: metadata(model)?, ..to_onnx(model)? })
+}
+
+fn metadata(model: &Model) -> Result<BTreeMap<String, String>> {
+    let json = |e: serde_json::Error| Error::Config(e.to_string());
+    Ok(BTreeMap::from([
+        (MODEL_KEY.to_owned(), serde_json::to_string(model.config()).map_err(json)?),
+        (PREPROCESSING_KEY.to_owned(), serde_json::to_string(model.preprocessing()).map_err(json)?),
+    ]))
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(key: &str, text: &str) -> std::result::Result<T, String> {
+    serde_json::from_str(text).map_err(|e| format!("{key} in the metadata: {e}"))
+}

@@ -1,0 +1,102 @@
+//! A network of ours to an ONNX graph.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Result, Tensor};
+
+use crate::models::Model;
+use crate::nn::{BatchNorm, Graph, Node, Op};
+use crate::weights::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
+
+/// Batch norm has its final form since 15; older runtimes know 17 too.
+const OPSET: i64 = 17;
+/// Names of the graph's input and output.
+const INPUT: &str = "input";
+const OUTPUT: &str = "embedding";
+
+/// Returns the network as an ONNX graph from `input`, `(batch, 3, S, S)`, to `embedding`, `(batch, E)`, for any batch
+/// size; the input is what [`Model`] takes, the embedding is not normalised.
+///
+/// Weights keep their names and values. The counters of batch norm, which only training uses, are left out.
+///
+/// # Errors
+/// When memory for the copies cannot be had.
+pub fn to_onnx(model: &Model) -> Result<OnnxModel> {
+    let state = model.params().state()?;
+    let graph = Graph::of(model);
+    let nodes = graph.nodes();
+    let name = |id: usize| match id {
+        0 => INPUT.to_owned(),
+        id if id + 1 == nodes.len() => OUTPUT.to_owned(),
+        id => format!("x{id}"),
+    };
+    let mut initializers = BTreeMap::new();
+    let mut written = Vec::new();
+    for (id, node) in nodes.iter().enumerate().skip(1) {
+        let mut inputs: Vec<String> = node.inputs.iter().map(|&i| name(i)).collect();
+        for (param, tensor) in weights(node, &state)? {
+            inputs.push(param.clone());
+            initializers.insert(param, tensor);
+        }
+        let (op_type, attributes) = operator(node, &state);
+        let attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        written.push(OnnxNode { op_type: op_type.into(), inputs, outputs: vec![name(id)], attributes });
+    }
+    let (size, dim) = (model.config().input_size as i64, model.config().embedding_size as i64);
+    Ok(OnnxModel {
+        opset: OPSET,
+        nodes: written,
+        initializers,
+        inputs: vec![OnnxValue { name: INPUT.into(), dims: vec![None, Some(3), Some(size), Some(size)] }],
+        outputs: vec![OnnxValue { name: OUTPUT.into(), dims: vec![None, Some(dim)] }],
+        ..OnnxModel::default()
+    })
+}
+
+/// The node's weights, in the order of the operator's inputs and in its shapes.
+fn weights(node: &Node, state: &BTreeMap<String, Tensor>) -> Result<Vec<(String, Tensor)>> {
+    let names: &[&str] = match node.op {
+        Op::Conv2d(_) | Op::PRelu | Op::Linear { has_bias: false } => &["weight"],
+        Op::Linear { has_bias: true } => &["weight", "bias"],
+        Op::BatchNorm => &["weight", "bias", "running_mean", "running_var"],
+        _ => &[],
+    };
+    let weight = |name: &&str| {
+        let name = node.param(name);
+        let tensor = state[&name].clone();
+        // Slopes are broadcast against (N, C, H, W) from the right.
+        let tensor = if node.op == Op::PRelu { tensor.reshape(((), 1, 1))? } else { tensor };
+        Ok((name, tensor))
+    };
+    names.iter().map(weight).collect()
+}
+
+type Attributes = Vec<(&'static str, OnnxAttribute)>;
+
+fn operator(node: &Node, state: &BTreeMap<String, Tensor>) -> (&'static str, Attributes) {
+    use OnnxAttribute::{Float, Int, Ints};
+    match &node.op {
+        Op::Input => unreachable!("the input is no operation"),
+        Op::Conv2d(config) => {
+            let kernel = state[&node.param("weight")].dims()[2..].iter().map(|&k| k as i64).collect();
+            let (stride, padding) = (config.stride as i64, config.padding as i64);
+            let attributes = vec![
+                ("kernel_shape", Ints(kernel)),
+                ("strides", Ints(vec![stride; 2])),
+                ("pads", Ints(vec![padding; 4])),
+                ("dilations", Ints(vec![1; 2])),
+                ("group", Int(config.groups as i64)),
+            ];
+            ("Conv", attributes)
+        }
+        Op::BatchNorm => ("BatchNormalization", vec![("epsilon", Float(BatchNorm::EPS as f32))]),
+        Op::PRelu => ("PRelu", vec![]),
+        Op::Linear { .. } => ("Gemm", vec![("transB", Int(1))]),
+        Op::Flatten => ("Flatten", vec![("axis", Int(1))]),
+        Op::Add => ("Add", vec![]),
+        Op::Mul => ("Mul", vec![]),
+        Op::GlobalAveragePool => ("GlobalAveragePool", vec![]),
+        Op::Relu => ("Relu", vec![]),
+        Op::Sigmoid => ("Sigmoid", vec![]),
+    }
+}

@@ -1,0 +1,228 @@
+//! Python pickles, protocols 0 to 5, read as data: nothing named in a pickle is ever looked up, imported or called.
+//!
+//! [`Pickle::read`] gives the values in one flat list and an [`Id`] for each. Lists and dicts hold ids, so a value that
+//! the pickle uses twice is stored once, a value may contain itself, and neither nesting nor sharing can exhaust the
+//! stack or the memory: one opcode makes at most three values. Whoever walks the values bounds the walk.
+//!
+//! The format is that of Python's `pickletools`; strings of Python 2 are [`Value::Bytes`].
+
+mod machine;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use crate::error::Error;
+
+/// The values of one pickle.
+#[derive(Debug)]
+pub struct Pickle<'a> {
+    values: Vec<Value<'a>>,
+    root: Id,
+    num_bytes: usize,
+}
+
+/// Which value of a [`Pickle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Id(u32);
+
+/// One value; what it contains is named by [`Id`].
+#[derive(Debug)]
+pub enum Value<'a> {
+    /// `None`.
+    None,
+    /// `True` or `False`.
+    Bool(bool),
+    /// An integer that fits 64 bits.
+    Int(i64),
+    /// An integer that does not: little-endian, two's complement.
+    Long(&'a [u8]),
+    /// A float.
+    Float(f64),
+    /// Bytes, a bytearray, or a string of Python 2.
+    Bytes(Cow<'a, [u8]>),
+    /// A string.
+    Str(Cow<'a, str>),
+    /// A tuple.
+    Tuple(Vec<Id>),
+    /// A list.
+    List(Vec<Id>),
+    /// A set or frozen set, in the order of the pickle.
+    Set(Vec<Id>),
+    /// Keys and values in the order of the pickle; a key may come twice.
+    Dict(Vec<(Id, Id)>),
+    /// A class or function, by name only.
+    Global(Box<Global<'a>>),
+    /// What calling something would have given.
+    Object(Box<Object>),
+    /// A reference to something outside the pickle.
+    PersistentId(Id),
+}
+
+/// The name of a class or function.
+#[derive(Debug)]
+pub struct Global<'a> {
+    /// The module, such as `collections`.
+    pub module: Cow<'a, str>,
+    /// The name in it, such as `OrderedDict`.
+    pub name: Cow<'a, str>,
+}
+
+/// A call that was not made, and what would have been done to its result.
+#[derive(Debug)]
+pub struct Object {
+    /// What would have been called, a [`Value::Global`] unless the pickle is odd.
+    pub callable: Id,
+    /// The arguments, a [`Value::Tuple`]. Keyword arguments (`NEWOBJ_EX`) are not kept.
+    pub args: Id,
+    /// The argument of `__setstate__`, or the attributes.
+    pub state: Option<Id>,
+    /// Elements that would have been appended or added.
+    pub elements: Vec<Id>,
+    /// Items that would have been set, in the order of the pickle.
+    pub items: Vec<(Id, Id)>,
+}
+
+/// Why bytes are not a pickle.
+#[derive(Debug)]
+pub struct PickleError {
+    /// Where: bytes from the start of the pickle.
+    pub offset: usize,
+    /// The opcode, what was expected and what was found.
+    pub what: String,
+}
+
+impl PickleError {
+    /// Returns the error of a pickle that starts at byte `start` of the file at `path`.
+    pub fn in_file(self, path: &Path, start: usize) -> Error {
+        let offset = start as u64 + self.offset as u64;
+        Error::Format { path: path.to_owned(), offset, what: format!("pickle: {}", self.what) }
+    }
+}
+
+impl<'a> Pickle<'a> {
+    /// Reads the pickle that `bytes` starts with; what follows it is not looked at.
+    ///
+    /// # Errors
+    /// When the bytes end early, an opcode is unknown, finds something it cannot work on, or stands for something that
+    /// only a running Python has (an extension code, a buffer kept elsewhere); when there are more than four million
+    /// values. Memory stays within a constant times the bytes read.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, PickleError> {
+        machine::Machine::new(bytes).run()
+    }
+
+    /// Returns the value that the pickle is of.
+    pub fn root(&self) -> Id {
+        self.root
+    }
+
+    /// Returns how many bytes the pickle has, its `STOP` included.
+    pub fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+
+    /// Returns the value with this id.
+    pub fn get(&self, id: Id) -> &Value<'a> {
+        &self.values[id.0 as usize]
+    }
+
+    /// Returns every value the pickle ever makes, in the order in which it starts to.
+    pub fn values(&self) -> &[Value<'a>] {
+        &self.values
+    }
+
+    /// Returns the text of a string; of a string of Python 2 if it is UTF-8.
+    pub fn text(&self, id: Id) -> Option<&str> {
+        match self.get(id) {
+            Value::Str(text) => Some(text),
+            Value::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+            _ => None,
+        }
+    }
+
+    /// Returns the bytes of a bytes object or a string of Python 2, or of what protocols below 3 write for bytes: a call of
+    /// `_codecs.encode` with a string of Latin-1 characters.
+    pub fn bytes(&self, id: Id) -> Option<Cow<'_, [u8]>> {
+        match self.get(id) {
+            Value::Bytes(bytes) => Some(Cow::Borrowed(bytes)),
+            Value::Object(object) => match (self.global(object.callable)?, self.elements(object.args)?) {
+                (("_codecs", "encode"), &[text, codec]) if self.text(codec)? == "latin1" => {
+                    let bytes = self.text(text)?.chars().map(|c| u8::try_from(u32::from(c)).ok());
+                    bytes.collect::<Option<Vec<u8>>>().map(Cow::Owned)
+                }
+                (("__builtin__" | "builtins", "bytes"), []) => Some(Cow::Borrowed(&[])),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Returns an integer of at most 64 bits.
+    pub fn int(&self, id: Id) -> Option<i64> {
+        match self.get(id) {
+            Value::Int(int) => Some(*int),
+            _ => None,
+        }
+    }
+
+    /// Returns what a tuple, list or set holds, a set of protocols below 4 (a call of `set` with a list) included.
+    pub fn elements(&self, id: Id) -> Option<&[Id]> {
+        match self.get(id) {
+            Value::Tuple(ids) | Value::List(ids) | Value::Set(ids) => Some(ids),
+            Value::Object(object) => match (self.global(object.callable)?, self.get(object.args)) {
+                (("__builtin__" | "builtins", "set" | "frozenset"), Value::Tuple(args)) => match args[..] {
+                    [list] => match self.get(list) {
+                        Value::List(ids) => Some(ids),
+                        _ => None,
+                    },
+                    _ => None,
+                },
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Returns module and name of a class or function.
+    pub fn global(&self, id: Id) -> Option<(&str, &str)> {
+        match self.get(id) {
+            Value::Global(global) => Some((&global.module, &global.name)),
+            _ => None,
+        }
+    }
+
+    /// Returns what a value is in a few words, for messages.
+    pub fn kind(&self, id: Id) -> String {
+        let name = |id| match self.global(id) {
+            Some((module, name)) => shown(&format!("{module}.{name}")),
+            None => "something without a name".to_owned(),
+        };
+        match self.get(id) {
+            Value::None => "None".to_owned(),
+            Value::Bool(_) => "a bool".to_owned(),
+            Value::Int(_) | Value::Long(_) => "an integer".to_owned(),
+            Value::Float(_) => "a float".to_owned(),
+            Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
+            Value::Str(_) => "a string".to_owned(),
+            Value::Tuple(ids) => format!("a tuple of {}", ids.len()),
+            Value::List(ids) => format!("a list of {}", ids.len()),
+            Value::Set(ids) => format!("a set of {}", ids.len()),
+            Value::Dict(items) => format!("a dict of {}", items.len()),
+            Value::Global(_) => format!("the name {}", name(id)),
+            Value::Object(object) => format!("a {}", name(object.callable)),
+            Value::PersistentId(_) => "a persistent id".to_owned(),
+        }
+    }
+}
+
+/// Text of a file for a message: without control characters, at most 60 characters.
+pub fn shown(text: &str) -> String {
+    let escaped = |text: &str| text.escape_debug().to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}...", escaped(&text[..end])),
+        None => escaped(text),
+    }
+}

@@ -1,0 +1,65 @@
+//! Elements as other formats store them, little-endian, and the tensors they become.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+/// The type of the elements of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum ElementType {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U8,
+    Bool,
+}
+
+impl ElementType {
+    /// Bytes of one element.
+    pub(super) fn size(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 => 8,
+            Self::F32 | Self::I32 => 4,
+            Self::F16 | Self::Bf16 | Self::I16 => 2,
+            Self::I8 | Self::U8 | Self::Bool => 1,
+        }
+    }
+}
+
+/// Returns the tensor of shape `dims` whose elements, last dimension fastest, are `bytes`. Every type keeps its own but
+/// for two that candle does not have: `I8` becomes `i16`, `Bool` becomes `u8` of 0 and 1.
+///
+/// The caller has checked that `bytes` holds exactly these elements.
+pub(super) fn tensor(element: ElementType, bytes: &[u8], dims: &[usize]) -> Result<Tensor> {
+    let raw = |dtype| Tensor::from_raw_buffer(bytes, dtype, dims, &Device::Cpu);
+    match element {
+        ElementType::F64 => raw(DType::F64),
+        ElementType::F32 => raw(DType::F32),
+        ElementType::F16 => raw(DType::F16),
+        ElementType::Bf16 => raw(DType::BF16),
+        ElementType::I64 => raw(DType::I64),
+        ElementType::I32 => raw(DType::I32),
+        ElementType::I16 => raw(DType::I16),
+        ElementType::U8 => raw(DType::U8),
+        ElementType::I8 => {
+            let values = bytes.iter().map(|b| i16::from(b.cast_signed())).collect();
+            Tensor::from_vec::<_, i16>(values, dims, &Device::Cpu)
+        }
+        ElementType::Bool => {
+            let values = bytes.iter().map(|b| u8::from(*b != 0)).collect();
+            Tensor::from_vec::<_, u8>(values, dims, &Device::Cpu)
+        }
+    }
+}
+
+/// Returns how many elements a tensor of shape `dims` has, or none if that, or the product of the sizes that are not 0,
+/// does not fit: strides are computed from it even when the tensor is empty.
+pub(super) fn num_elements(dims: &[usize]) -> Option<usize> {
+    let product = dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim.max(1)))?;
+    // A tensor of so many bytes cannot exist.
+    isize::try_from(product.checked_mul(8)?).ok()?;
+    Some(if dims.contains(&0) { 0 } else { product })
+}

@@ -1,0 +1,118 @@
+//! The cache of Python's `huggingface_hub`, for one repository: contents in `blobs/`, named by ETag; `snapshots/` of
+//! commits with links to them; in `refs/` the commit that a branch was last seen at.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::weights::reference::HubFile;
+use crate::weights::write_atomic;
+
+/// Whether a revision is a full commit, which never moves.
+pub(super) fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Where the cache keeps one file of a repository.
+pub(super) struct Cache<'a> {
+    root: PathBuf,
+    folder: String,
+    file: &'a HubFile,
+}
+
+impl<'a> Cache<'a> {
+    pub fn new(root: PathBuf, file: &'a HubFile) -> Self {
+        Self { root, folder: format!("models--{}--{}", file.owner(), file.repo()), file }
+    }
+
+    fn repo(&self) -> PathBuf {
+        self.root.join(&self.folder)
+    }
+
+    /// The path of the file, if it is here.
+    pub fn lookup(&self) -> Option<PathBuf> {
+        let revision = self.file.revision();
+        let commit = if is_commit(revision) {
+            revision.to_owned()
+        } else {
+            fs::read_to_string(self.repo().join("refs").join(revision)).ok()?.trim().to_owned()
+        };
+        if !is_commit(&commit) {
+            return None;
+        }
+        Some(self.pointer(&commit)).filter(|p| p.is_file())
+    }
+
+    fn pointer(&self, commit: &str) -> PathBuf {
+        self.repo().join("snapshots").join(commit).join(self.file.file())
+    }
+
+    /// Where the contents with this ETag belong; their folder exists.
+    pub fn blob(&self, etag: &str) -> Result<PathBuf> {
+        let folder = self.repo().join("blobs");
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        Ok(folder.join(etag))
+    }
+
+    /// Waits until nobody else, here or in Python, fetches the contents with this ETag; free when the file is dropped.
+    pub fn lock(&self, etag: &str) -> Result<File> {
+        let folder = self.root.join(".locks").join(&self.folder);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let path = folder.join(format!("{etag}.lock"));
+        let file = File::create(&path).map_err(Error::io(&path))?;
+        file.lock().map_err(Error::io(&path))?;
+        Ok(file)
+    }
+
+    /// Makes the contents with this ETag, locked, the file at `commit`, remembers that the revision is there, and returns the path.
+    pub fn link(&self, commit: &str, etag: &str) -> Result<PathBuf> {
+        let pointer = self.pointer(commit);
+        if let Some(folder) = pointer.parent() {
+            fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        let blob = self.blob(etag)?;
+        // Made elsewhere and moved: whoever reads sees the old link or the new one. The lock keeps the name ours.
+        let made = blob.with_file_name(format!("{etag}.link"));
+        if made.symlink_metadata().is_ok() {
+            fs::remove_file(&made).map_err(Error::io(&made))?;
+        }
+        point(&made, self.file, &blob).map_err(Error::io(&made))?;
+        fs::rename(&made, &pointer).map_err(Error::io(&pointer))?;
+        if !is_commit(self.file.revision()) {
+            let folder = self.repo().join("refs");
+            fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+            let path = folder.join(self.file.revision());
+            write_atomic(&path, commit.as_bytes())?;
+        }
+        Ok(pointer)
+    }
+
+    /// Takes a file out of the cache, contents and all, so that the next fetch starts anew.
+    pub fn discard(&self, pointer: &Path) -> Result<()> {
+        let contents = pointer.canonicalize().map_err(Error::io(pointer))?;
+        fs::remove_file(pointer).map_err(Error::io(pointer))?;
+        // A link that a user made to somewhere else is not ours to delete behind.
+        let is_blob = self.repo().join("blobs").canonicalize().is_ok_and(|blobs| contents.starts_with(blobs));
+        if is_blob && contents.exists() {
+            fs::remove_file(&contents).map_err(Error::io(&contents))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes what will be the pointer: a relative link, so that the cache can be moved.
+#[cfg(unix)]
+fn point(made: &Path, file: &HubFile, blob: &Path) -> std::io::Result<()> {
+    // Out of snapshots/<commit>/ and of each folder in the file's own path.
+    let mut target = PathBuf::from("../..");
+    target.extend(std::iter::repeat_n("..", file.file().matches('/').count()));
+    target.push("blobs");
+    target.extend(blob.file_name());
+    std::os::unix::fs::symlink(target, made)
+}
+
+/// Copies: links need rights there that users do not have.
+#[cfg(not(unix))]
+fn point(made: &Path, _file: &HubFile, blob: &Path) -> std::io::Result<()> {
+    fs::copy(blob, made).map(|_| ())
+}

@@ -1,0 +1,271 @@
+//! What the hub is asked: what a file is, and its bytes from some point on; and what its refusals mean.
+
+use std::io::Write;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use hf_hub::{HFClient, HFError};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, LOCATION};
+use reqwest::{Client, Url, redirect};
+
+use super::HubConfig;
+use super::cache::is_commit;
+use crate::error::{Error, Result};
+use crate::weights::manifest::is_sha256;
+use crate::weights::reference::HubFile;
+
+const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// The longest wait for the next bytes; a whole transfer may take as long as it moves.
+const READ_LIMIT: Duration = Duration::from_secs(30);
+/// Tries after the first, by hf-hub and by us.
+pub(super) const RETRIES: u32 = 3;
+/// The wait before the first of them; it doubles.
+pub(super) const RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_REDIRECTS: usize = 5;
+/// hf-hub looks for a token in the environment and in the user's folder unless it is given one, and sends none that cannot
+/// stand in a header: this one says that there is none.
+const NO_TOKEN: &str = "\n";
+
+/// What the hub says of a file.
+#[derive(Debug)]
+pub(super) struct Remote {
+    /// The commit that the revision is at.
+    pub commit: String,
+    /// The name of the contents; their SHA-256 for large files.
+    pub etag: String,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+impl Remote {
+    /// The SHA-256 of the contents, where the hub gives it.
+    pub fn sha256(&self) -> Option<&str> {
+        Some(self.etag.as_str()).filter(|etag| is_sha256(etag))
+    }
+}
+
+/// Why bytes stopped coming.
+pub(super) enum Stop {
+    /// Trying again may help.
+    Broken(String),
+    /// The server does not go on from the middle.
+    NoRange,
+    /// Nothing helps.
+    Final(Error),
+}
+
+/// A connection to the hub for one file.
+pub(super) struct HubClient<'a> {
+    config: &'a HubConfig,
+    file: &'a HubFile,
+    endpoint: Url,
+    hub: HFClient,
+    /// Does not follow redirects.
+    direct: Client,
+}
+
+impl<'a> HubClient<'a> {
+    pub fn new(config: &'a HubConfig, file: &'a HubFile) -> Result<Self> {
+        let wrong = |what: String| Error::Hub { reference: file.to_string(), what };
+        let text = config.endpoint.as_deref().unwrap_or(DEFAULT_ENDPOINT);
+        let endpoint = Url::parse(text).map_err(|e| wrong(format!("endpoint {text:?} (HF_ENDPOINT): {e}")))?;
+        if !matches!(endpoint.scheme(), "http" | "https") || endpoint.cannot_be_a_base() {
+            return Err(wrong(format!("endpoint {text:?} (HF_ENDPOINT): expected http:// or https://")));
+        }
+        let http = |policy| {
+            let mut builder = Client::builder()
+                .user_agent(concat!("maskinv/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(CONNECT_LIMIT)
+                .read_timeout(READ_LIMIT)
+                .redirect(policy);
+            // A server on this machine is never behind the proxy of the environment.
+            if matches!(endpoint.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
+                builder = builder.no_proxy();
+            }
+            builder.build().map_err(|e| {
+                wrong(format!("no HTTPS client (are the system's CA certificates installed?): {}", root_cause(&e)))
+            })
+        };
+        let hub = HFClient::builder()
+            .endpoint(text)
+            .token(config.token.as_deref().unwrap_or(NO_TOKEN))
+            .cache_enabled(false)
+            .client(http(redirect::Policy::limited(MAX_REDIRECTS))?)
+            .retry_max_attempts(RETRIES as usize)
+            .retry_base_delay(RETRY_DELAY)
+            .build()
+            .map_err(|e| wrong(format!("no HTTPS client: {e}")))?;
+        Ok(Self { config, file, hub, direct: http(redirect::Policy::none())?, endpoint })
+    }
+
+    /// Asks what the file is. hf-hub has no call for it: it follows the redirect to the storage, whose answer has no commit.
+    pub async fn head(&self) -> Result<Remote> {
+        let mut url = self.endpoint.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            let file = self.file;
+            path.pop_if_empty().extend([file.owner(), file.repo(), "resolve", file.revision()]);
+            path.extend(file.file().split('/'));
+        }
+        let mut redirects = 0;
+        let mut tries = 0;
+        loop {
+            let mut request = self.direct.head(url.clone());
+            if let Some(token) = &self.config.token {
+                request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+            }
+            let response = match request.send().await {
+                Ok(r) if r.status().is_server_error() && tries < RETRIES => None,
+                Ok(response) => Some(response),
+                Err(e) if (e.is_connect() || e.is_timeout() || e.is_request()) && tries < RETRIES => None,
+                Err(e) => return Err(self.unreachable(&e)),
+            };
+            let Some(response) = response else {
+                tokio::time::sleep(RETRY_DELAY * 2u32.pow(tries)).await;
+                tries += 1;
+                continue;
+            };
+            let (status, headers) = (response.status(), response.headers());
+            // A renamed repository redirects within the hub; a large file to the storage, and then all is said here.
+            let location = header(headers, LOCATION.as_str()).filter(|l| l.starts_with('/') && !l.starts_with("//"));
+            match location.map(|l| url.join(l)) {
+                Some(Ok(next)) if status.is_redirection() && redirects < MAX_REDIRECTS => {
+                    url = next;
+                    redirects += 1;
+                }
+                _ if status.is_success() || status.is_redirection() => {
+                    return self.remote(headers, status.is_success());
+                }
+                _ => {
+                    let (code, message) = (header(headers, "x-error-code"), header(headers, "x-error-message"));
+                    return Err(self.refused(status.as_u16(), code, message));
+                }
+            }
+        }
+    }
+
+    fn remote(&self, headers: &HeaderMap, has_contents: bool) -> Result<Remote> {
+        let etag = header(headers, "x-linked-etag").or_else(|| header(headers, ETAG.as_str())).unwrap_or_default();
+        let etag = etag.trim_start_matches("W/").trim_matches('"');
+        let commit = header(headers, "x-repo-commit").unwrap_or_default();
+        let length = header(headers, CONTENT_LENGTH.as_str()).filter(|_| has_contents);
+        let size = header(headers, "x-linked-size").or(length).and_then(|s| s.parse().ok());
+        // Both become names of files.
+        let is_etag = (1..=128).contains(&etag.len())
+            && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        match size {
+            Some(size) if is_etag && is_commit(commit) => Ok(Remote { commit: commit.into(), etag: etag.into(), size }),
+            _ => Err(self.error(format!(
+                "{} is no model hub: expected a commit, an ETag and a size, found {commit:?}, {etag:?} and {size:?}",
+                self.endpoint
+            ))),
+        }
+    }
+
+    /// Appends to `out` the bytes from `done` on, and counts them.
+    pub async fn read(
+        &self,
+        remote: &Remote,
+        done: &mut u64,
+        out: &mut impl Write,
+        progress: &mut impl FnMut(u64),
+    ) -> Result<(), Stop> {
+        let remaining = remote.size - *done;
+        let repo = self.hub.model(self.file.owner(), self.file.repo());
+        let (length, mut pieces) = repo
+            .download_file_stream()
+            .filename(self.file.file())
+            .revision(remote.commit.as_str())
+            .maybe_range((*done > 0).then_some(*done..remote.size))
+            .send()
+            .await
+            .map_err(|e| self.stop(&e))?;
+        // hf-hub does not say whether the answer was 206 or 200; the length does.
+        if *done > 0 && length != Some(remaining) {
+            return Err(Stop::NoRange);
+        }
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|e| self.stop(&e))?;
+            *done += piece.len() as u64;
+            if *done > remote.size {
+                return Err(Stop::Final(self.error(format!("more than the {} bytes that were promised", remote.size))));
+            }
+            out.write_all(&piece)
+                .map_err(|e| Stop::Final(self.error(format!("cannot be written to the cache: {e}"))))?;
+            progress(*done);
+        }
+        if *done < remote.size { Err(Stop::Broken("the connection was closed early".into())) } else { Ok(()) }
+    }
+
+    fn stop(&self, error: &HFError) -> Stop {
+        Stop::Final(match error {
+            HFError::Request { source, .. } if !source.is_redirect() => return Stop::Broken(root_cause(source)),
+            HFError::Xet { source, .. } => return Stop::Broken(root_cause(source.as_ref())),
+            HFError::AuthRequired { context }
+            | HFError::Forbidden { context }
+            | HFError::RateLimited { context, .. }
+            | HFError::Http { context }
+            | HFError::RepoNotFound { context: Some(context), .. }
+            | HFError::RevisionNotFound { context: Some(context), .. }
+            | HFError::EntryNotFound { context: Some(context), .. } => {
+                self.refused(context.status.as_u16(), context.error_code.as_deref(), context.server_message.as_deref())
+            }
+            other => self.error(other.to_string()),
+        })
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Error {
+        self.error(format!(
+            "{} cannot be reached ({}): check the network or HF_ENDPOINT; --offline uses only what is in the cache",
+            self.endpoint,
+            root_cause(error)
+        ))
+    }
+
+    /// What an answer that is no success means.
+    fn refused(&self, status: u16, code: Option<&str>, message: Option<&str>) -> Error {
+        let (repo, revision) = (format!("{}/{}", self.file.owner(), self.file.repo()), self.file.revision());
+        let mut what = match (status, code) {
+            (401, _) if self.config.token.is_none() => {
+                format!("{repo} is private or gated, or does not exist: set HF_TOKEN to a token that may read it")
+            }
+            (401, _) => format!("the token in HF_TOKEN was refused, or {repo} does not exist"),
+            (403, _) if self.config.token.is_none() => {
+                format!("{repo} is gated: ask for access at {}{repo}, then set HF_TOKEN", self.endpoint)
+            }
+            (403, _) => format!("HF_TOKEN may not read {repo}: ask for access at {}{repo}", self.endpoint),
+            (404, Some("RepoNotFound")) => {
+                format!("there is no repository {repo}, or it is private and needs HF_TOKEN")
+            }
+            (404, Some("RevisionNotFound")) => format!("{repo} has no revision {revision}"),
+            (404, Some("EntryNotFound")) => format!("{repo} has no file {} at {revision}", self.file.file()),
+            (404, _) => "the repository, the revision or the file was not found".into(),
+            (429, _) => "too many requests: wait a little, or set HF_TOKEN".into(),
+            _ => format!("{} does not give it", self.endpoint),
+        };
+        what.push_str(&format!(" (HTTP {status}"));
+        if let Some(message) = message {
+            what.push_str(": ");
+            what.extend(message.chars().filter(|c| !c.is_control()).take(200));
+        }
+        what.push(')');
+        self.error(what)
+    }
+
+    pub fn error(&self, what: String) -> Error {
+        Error::Hub { reference: self.file.to_string(), what }
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// The innermost error: the outer ones only repeat the URL.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}

@@ -1,0 +1,337 @@
+//! ONNX files in.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+
+use super::wire::{Field, Reader, Result, Value, WireError};
+use super::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
+use crate::error::Error;
+
+/// The most operations, weights, settings and names of one kind that are read: a forged file could hold a hundred
+/// million empty ones, each far larger in memory than in the file. The largest network of ours has 900 operations.
+const MAX_ITEMS: usize = 100_000;
+
+/// Whether `head`, the first bytes of a file, may be those of an ONNX model: its IR version, which exporters write first.
+pub fn looks_like_onnx(head: &[u8]) -> bool {
+    matches!(head, [0x08, version, 0x12 | 0x3a | 0x42, ..] if (1..32).contains(version))
+}
+
+/// Reads an ONNX model with its weights.
+///
+/// # Errors
+/// When the file cannot be read, is no ONNX model or a broken one, or keeps weights in other files. Memory stays within
+/// a small multiple of the file's size.
+pub fn read_onnx(path: &Path) -> crate::Result<OnnxModel> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let wrong = |e: WireError| Error::Format {
+        path: path.to_owned(),
+        offset: e.offset as u64,
+        what: format!("not a valid ONNX model: {}", e.what),
+    };
+    let model = parse(&bytes).map_err(wrong)?;
+    if model.nodes.is_empty() {
+        return Err(wrong(WireError {
+            offset: bytes.len(),
+            what: "expected a graph with operations, found none".into(),
+        }));
+    }
+    Ok(model)
+}
+
+/// ModelProto.
+fn parse(bytes: &[u8]) -> Result<OnnxModel> {
+    let mut model = OnnxModel::default();
+    let mut reader = Reader::new(bytes, 0);
+    let mut version = String::new();
+    while let Some(field) = reader.next()? {
+        match field.number {
+            2 => model.producer = text(field)?,
+            3 => version = text(field)?,
+            7 => graph(message(field)?, &mut model)?,
+            8 => {
+                let (domain, version) = operator_set(message(field)?)?;
+                if domain.is_empty() || domain == "ai.onnx" {
+                    model.opset = version;
+                }
+            }
+            14 => {
+                let (key, value) = string_pair(message(field)?)?;
+                bounded(model.metadata.len(), "metadata entries", field.offset)?;
+                model.metadata.insert(key, value);
+            }
+            _ => {}
+        }
+    }
+    if !version.is_empty() {
+        model.producer = format!("{} {version}", model.producer);
+    }
+    Ok(model)
+}
+
+/// GraphProto.
+fn graph(mut reader: Reader, model: &mut OnnxModel) -> Result<()> {
+    while let Some(field) = reader.next()? {
+        match field.number {
+            1 => {
+                bounded(model.nodes.len(), "operations", field.offset)?;
+                let node = node(message(field)?, model)?;
+                model.nodes.extend(node);
+            }
+            5 => {
+                bounded(model.initializers.len(), "weights", field.offset)?;
+                let (name, tensor) = tensor(message(field)?, field.offset)?;
+                if model.initializers.contains_key(&name) {
+                    return Err(wrong(field.offset, format!("two weights are named {name}")));
+                }
+                model.initializers.insert(name, tensor);
+            }
+            11 | 12 => {
+                let values = if field.number == 11 { &mut model.inputs } else { &mut model.outputs };
+                bounded(values.len(), "inputs and outputs", field.offset)?;
+                values.push(value_info(message(field)?)?);
+            }
+            15 => return Err(wrong(field.offset, "sparse weights are not supported".into())),
+            _ => {}
+        }
+    }
+    // Old exporters list the weights among the inputs.
+    model.inputs.retain(|input| !model.initializers.contains_key(&input.name));
+    Ok(())
+}
+
+/// NodeProto; a `Constant` becomes a weight and no operation.
+fn node(mut reader: Reader, model: &mut OnnxModel) -> Result<Option<OnnxNode>> {
+    let mut node = OnnxNode::default();
+    let mut constant = None;
+    while let Some(field) = reader.next()? {
+        match field.number {
+            1 | 2 => {
+                let names = if field.number == 1 { &mut node.inputs } else { &mut node.outputs };
+                bounded(names.len(), "inputs or outputs of an operation", field.offset)?;
+                names.push(text(field)?);
+            }
+            4 => node.op_type = text(field)?,
+            5 => {
+                bounded(node.attributes.len(), "settings of an operation", field.offset)?;
+                let (name, value, tensor) = attribute(message(field)?)?;
+                constant = constant.or(tensor);
+                node.attributes.insert(name, value);
+            }
+            7 => {
+                let domain = text(field)?;
+                if !domain.is_empty() && domain != "ai.onnx" {
+                    return Err(wrong(field.offset, format!("operators of {domain} are not supported")));
+                }
+            }
+            _ => {}
+        }
+    }
+    match (node.op_type.as_str(), constant, node.outputs.first()) {
+        ("Constant", Some(tensor), Some(name)) => {
+            bounded(model.initializers.len(), "weights", 0)?;
+            model.initializers.insert(name.clone(), tensor);
+            Ok(None)
+        }
+        _ => Ok(Some(node)),
+    }
+}
+
+/// AttributeProto: name, value, and the tensor if that is what it holds.
+fn attribute(mut reader: Reader) -> Result<(String, OnnxAttribute, Option<Tensor>)> {
+    let (mut name, mut value, mut constant) = (String::new(), OnnxAttribute::Other, None);
+    let mut ints = Vec::new();
+    while let Some(field) = reader.next()? {
+        match (field.number, field.value) {
+            (1, _) => name = text(field)?,
+            (2, Value::Fixed32(bytes)) => value = OnnxAttribute::Float(f32::from_le_bytes(bytes)),
+            (3, Value::Varint(v)) => value = OnnxAttribute::Int(v as i64),
+            (5, _) => constant = Some(tensor(message(field)?, field.offset)?.1),
+            (8, _) => varints(field, &mut ints)?,
+            _ => {}
+        }
+    }
+    if !ints.is_empty() {
+        value = OnnxAttribute::Ints(ints);
+    }
+    Ok((name, value, constant))
+}
+
+/// TensorProto.
+fn tensor(mut reader: Reader, start: usize) -> Result<(String, Tensor)> {
+    let (mut name, mut dims, mut data_type, mut raw) = (String::new(), Vec::new(), 0, None);
+    let (mut floats, mut ints, mut doubles): (Vec<f32>, Vec<i64>, Vec<f64>) = (Vec::new(), Vec::new(), Vec::new());
+    while let Some(field) = reader.next()? {
+        match (field.number, field.value) {
+            (1, _) => varints(field, &mut dims)?,
+            (2, Value::Varint(v)) => data_type = v,
+            (4, Value::Bytes { bytes, .. }) => {
+                floats.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))));
+            }
+            (4, Value::Fixed32(bytes)) => floats.push(f32::from_le_bytes(bytes)),
+            // int32_data also holds 16-bit floats.
+            (5 | 7, _) => varints(field, &mut ints)?,
+            (8, _) => name = text(field)?,
+            (9, Value::Bytes { bytes, .. }) => raw = Some(bytes),
+            (10, Value::Bytes { bytes, .. }) => {
+                doubles.extend(bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))));
+            }
+            (10, Value::Fixed64(bytes)) => doubles.push(f64::from_le_bytes(bytes)),
+            (13, _) | (14, Value::Varint(1)) => {
+                return Err(wrong(
+                    field.offset,
+                    format!("weight {name} is kept in another file, which is not supported"),
+                ));
+            }
+            _ => {}
+        }
+    }
+    let shape = dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>();
+    let count = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |a, &b| a.checked_mul(b)));
+    let (Some(shape), Some(count)) = (shape, count) else {
+        return Err(wrong(start, format!("weight {name}: shape {dims:?} is out of range")));
+    };
+    let dtype = match data_type {
+        1 => DType::F32,
+        6 => DType::I32,
+        7 => DType::I64,
+        10 => DType::F16,
+        11 => DType::F64,
+        16 => DType::BF16,
+        other => return Err(wrong(start, format!("weight {name}: elements of ONNX type {other} are not supported"))),
+    };
+    let found = match (raw, dtype) {
+        (Some(raw), _) => raw.len() / dtype.size_in_bytes(),
+        (None, DType::F32) => floats.len(),
+        (None, DType::F64) => doubles.len(),
+        (None, _) => ints.len(),
+    };
+    if found != count || raw.is_some_and(|raw| raw.len() % dtype.size_in_bytes() != 0) {
+        return Err(wrong(
+            start,
+            format!("weight {name}: expected {count} elements for shape {shape:?}, found {found}"),
+        ));
+    }
+    let tensor = match (raw, dtype) {
+        (Some(raw), _) => Tensor::from_raw_buffer(raw, dtype, &shape, &Device::Cpu),
+        (None, DType::F32) => Tensor::from_vec(floats, shape, &Device::Cpu),
+        (None, DType::F64) => Tensor::from_vec(doubles, shape, &Device::Cpu),
+        (None, DType::F16) => {
+            Tensor::from_vec(ints.iter().map(|&v| f16::from_bits(v as u16)).collect(), shape, &Device::Cpu)
+        }
+        (None, DType::BF16) => {
+            Tensor::from_vec(ints.iter().map(|&v| bf16::from_bits(v as u16)).collect(), shape, &Device::Cpu)
+        }
+        (None, DType::I32) => Tensor::from_vec(ints.iter().map(|&v| v as i32).collect(), shape, &Device::Cpu),
+        (None, _) => Tensor::from_vec(ints, shape, &Device::Cpu),
+    };
+    Ok((name.clone(), tensor.map_err(|e| wrong(start, format!("weight {name}: {e}")))?))
+}
+
+/// ValueInfoProto, TypeProto, TypeProto.Tensor, TensorShapeProto, Dimension.
+fn value_info(mut reader: Reader) -> Result<OnnxValue> {
+    let mut value = OnnxValue { name: String::new(), dims: Vec::new() };
+    while let Some(field) = reader.next()? {
+        match field.number {
+            1 => value.name = text(field)?,
+            2 => {
+                let Some(tensor) = only(message(field)?, 1)? else { continue };
+                let Some(shape) = only(message(tensor)?, 2)? else { continue };
+                let mut axes = message(shape)?;
+                while let Some(axis) = axes.next()? {
+                    bounded(value.dims.len(), "axes", axis.offset)?;
+                    value.dims.push(match only(message(axis)?, 1)?.map(|f| f.value) {
+                        Some(Value::Varint(v)) => i64::try_from(v).ok().filter(|&v| v > 0),
+                        _ => None,
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(value)
+}
+
+/// OperatorSetIdProto: domain and version.
+fn operator_set(mut reader: Reader) -> Result<(String, i64)> {
+    let (mut domain, mut version) = (String::new(), 0);
+    while let Some(field) = reader.next()? {
+        match (field.number, field.value) {
+            (1, _) => domain = text(field)?,
+            (2, Value::Varint(v)) => version = v as i64,
+            _ => {}
+        }
+    }
+    Ok((domain, version))
+}
+
+/// StringStringEntryProto.
+fn string_pair(mut reader: Reader) -> Result<(String, String)> {
+    let (mut key, mut value) = (String::new(), String::new());
+    while let Some(field) = reader.next()? {
+        match field.number {
+            1 => key = text(field)?,
+            2 => value = text(field)?,
+            _ => {}
+        }
+    }
+    Ok((key, value))
+}
+
+/// The last field of this number.
+fn only<'a>(mut reader: Reader<'a>, number: u32) -> Result<Option<Field<'a>>> {
+    let mut found = None;
+    while let Some(field) = reader.next()? {
+        if field.number == number {
+            found = Some(field);
+        }
+    }
+    Ok(found)
+}
+
+fn message<'a>(field: Field<'a>) -> Result<Reader<'a>> {
+    match field.value {
+        Value::Bytes { bytes, offset } => Ok(Reader::new(bytes, offset)),
+        other => Err(wrong(field.offset, format!("field {}: expected a message, found {other:?}", field.number))),
+    }
+}
+
+fn text(field: Field) -> Result<String> {
+    match field.value {
+        Value::Bytes { bytes, offset } => match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(e) => Err(wrong(offset + e.valid_up_to(), "expected UTF-8 text".into())),
+        },
+        other => Err(wrong(field.offset, format!("field {}: expected text, found {other:?}", field.number))),
+    }
+}
+
+/// Integers, packed or one a field. A byte of the file is at most eight in memory.
+fn varints(field: Field, into: &mut Vec<i64>) -> Result<()> {
+    match field.value {
+        Value::Varint(v) => into.push(v as i64),
+        Value::Bytes { bytes, offset } => {
+            let mut reader = Reader::new(bytes, offset);
+            while let Some(v) = reader.next_varint()? {
+                into.push(v as i64);
+            }
+        }
+        other => {
+            return Err(wrong(field.offset, format!("field {}: expected integers, found {other:?}", field.number)));
+        }
+    }
+    Ok(())
+}
+
+fn bounded(count: usize, what: &str, offset: usize) -> Result<()> {
+    if count < MAX_ITEMS {
+        Ok(())
+    } else {
+        Err(wrong(offset, format!("expected up to {MAX_ITEMS} {what}, found more")))
+    }
+}
+
+fn wrong(offset: usize, what: String) -> WireError {
+    WireError { offset, what }
+}

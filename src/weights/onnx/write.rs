@@ -1,0 +1,101 @@
+//! ONNX files out.
+
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+
+use super::wire::Writer;
+use super::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
+use crate::error::{Error, Result};
+use crate::weights::write_atomic;
+
+/// IR version 8 came with opset 15, and every runtime of the last years reads it.
+const IR_VERSION: i64 = 8;
+/// ONNX's number of f32 elements.
+const FLOAT: i64 = 1;
+/// Protocol buffers end here.
+const MAX_BYTES: usize = i32::MAX as usize;
+
+/// Writes a model with f32 weights, beside `path` first.
+///
+/// # Errors
+/// When a weight is not f32, the model is larger than protocol buffers allow (2 GiB), or the folder cannot be written to.
+pub fn write_onnx(path: &Path, model: &OnnxModel) -> Result<()> {
+    let wrong = |what: String| Error::Checkpoint { path: path.to_owned(), what };
+    let mut graph = Writer::default();
+    for node in &model.nodes {
+        graph = graph.message(1, node_proto(node));
+    }
+    graph = graph.bytes(2, b"maskinv");
+    for (name, tensor) in &model.initializers {
+        let weight = tensor_proto(name, tensor).map_err(|e| wrong(format!("weight {name}: {e}")))?;
+        graph = graph.message(5, weight);
+    }
+    for input in &model.inputs {
+        graph = graph.message(11, value_info(input));
+    }
+    for output in &model.outputs {
+        graph = graph.message(12, value_info(output));
+    }
+    // Without our version: the same weights give the same bytes.
+    let mut file = Writer::default()
+        .int(1, IR_VERSION)
+        .bytes(2, b"maskinv")
+        .message(7, graph)
+        .message(8, Writer::default().bytes(1, b"").int(2, model.opset));
+    for (key, value) in &model.metadata {
+        file = file.message(14, Writer::default().bytes(1, key.as_bytes()).bytes(2, value.as_bytes()));
+    }
+    let bytes = file.finish();
+    if bytes.len() > MAX_BYTES {
+        return Err(wrong(format!("{} bytes are more than an ONNX file can hold", bytes.len())));
+    }
+    write_atomic(path, &bytes)
+}
+
+fn node_proto(node: &OnnxNode) -> Writer {
+    let mut proto = Writer::default();
+    for input in &node.inputs {
+        proto = proto.bytes(1, input.as_bytes());
+    }
+    for output in &node.outputs {
+        proto = proto.bytes(2, output.as_bytes());
+    }
+    proto = proto.bytes(4, node.op_type.as_bytes());
+    for (name, value) in &node.attributes {
+        let attribute = Writer::default().bytes(1, name.as_bytes());
+        // The last field of each is the type's number.
+        let attribute = match value {
+            OnnxAttribute::Float(v) => attribute.float(2, *v).int(20, 1),
+            OnnxAttribute::Int(v) => attribute.int(3, *v).int(20, 2),
+            OnnxAttribute::Ints(vs) => vs.iter().fold(attribute, |a, &v| a.int(8, v)).int(20, 7),
+            OnnxAttribute::Other => continue,
+        };
+        proto = proto.message(5, attribute);
+    }
+    proto
+}
+
+fn tensor_proto(name: &str, tensor: &Tensor) -> candle_core::Result<Writer> {
+    if tensor.dtype() != DType::F32 {
+        candle_core::bail!("expected f32, found {:?}", tensor.dtype());
+    }
+    let raw: Vec<u8> = tensor.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let proto = tensor.dims().iter().fold(Writer::default(), |p, &d| p.int(1, d as i64));
+    Ok(proto.int(2, FLOAT).bytes(8, name.as_bytes()).bytes(9, &raw))
+}
+
+fn value_info(value: &OnnxValue) -> Writer {
+    let mut shape = Writer::default();
+    for dim in &value.dims {
+        shape = shape.message(
+            1,
+            match dim {
+                Some(size) => Writer::default().int(1, *size),
+                None => Writer::default().bytes(2, b"batch"),
+            },
+        );
+    }
+    let tensor = Writer::default().int(1, FLOAT).message(2, shape);
+    Writer::default().bytes(1, value.name.as_bytes()).message(2, Writer::default().message(1, tensor))
+}

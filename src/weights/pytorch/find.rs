@@ -1,0 +1,205 @@
+//! Which of the values of a checkpoint are the tensors of the model.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::Tensor;
+
+use super::rebuild::Rebuilder;
+use super::walk::{self, module};
+use crate::pickle::{Id, Pickle, Value, shown};
+
+/// Keys that lead to a model, the first that has tensors wins.
+const MODEL_KEYS: [&str; 14] = [
+    "state_dict",
+    "model_state_dict",
+    "net_state_dict",
+    "state_dict_backbone",
+    "backbone_state_dict",
+    "student_state_dict",
+    "model",
+    "net",
+    "network",
+    "backbone",
+    "student",
+    "module",
+    "params",
+    "weights",
+];
+/// `{'model': {'state_dict': ...}}` and the like.
+const MAX_NESTING: usize = 4;
+pub(super) const MAX_NAME_LENGTH: usize = 1024;
+/// How many things one message lists.
+const MAX_LISTED: usize = 20;
+
+/// The tensors of the model and what the log should say.
+pub(super) struct Found {
+    pub(super) tensors: BTreeMap<String, Tensor>,
+    pub(super) notes: Vec<String>,
+}
+
+/// Returns the tensors, or what was found instead of them.
+pub(super) fn find<'a>(pickle: &Pickle<'a>, rebuilder: &mut Rebuilder<'_, 'a>) -> Result<Found, String> {
+    let mut search = Search { pickle, rebuilder, seen: BTreeSet::new(), notes: Vec::new() };
+    let mut keys = Vec::new();
+    let place = search.locate(pickle.root(), &mut keys);
+    let mut notes = search.notes;
+    let mut found = match place {
+        Some(place) => match module(pickle, place) {
+            Some(module) => {
+                notes.push(format!("tensors taken from a pickled module, {}", class_name(pickle, place)));
+                Found { tensors: walk::tensors(pickle, rebuilder, module)?, notes: Vec::new() }
+            }
+            None => take_dict(pickle, rebuilder, &entries(pickle, place).unwrap_or_default())?,
+        },
+        None => return Err(format!("no tensors found: {}", outermost(pickle, rebuilder))),
+    };
+    if found.tensors.is_empty() {
+        return Err(format!("no tensors found: {} has no parameters", class_name(pickle, pickle.root())));
+    }
+    if !keys.is_empty() {
+        notes.push(format!("tensors taken from {}", keys.join(" / ")));
+    }
+    notes.append(&mut found.notes);
+    Ok(Found { tensors: found.tensors, notes })
+}
+
+/// Looks for a dict of tensors or a module, each value once.
+struct Search<'s, 'p, 'a> {
+    pickle: &'s Pickle<'a>,
+    rebuilder: &'s Rebuilder<'p, 'a>,
+    seen: BTreeSet<Id>,
+    notes: Vec<String>,
+}
+
+impl Search<'_, '_, '_> {
+    /// The first place with tensors at or below `value`, and through which keys it is reached.
+    fn locate(&mut self, value: Id, keys: &mut Vec<&'static str>) -> Option<Id> {
+        if keys.len() > MAX_NESTING || !self.seen.insert(value) {
+            return None;
+        }
+        if module(self.pickle, value).is_some() {
+            return Some(value);
+        }
+        let entries = entries(self.pickle, value)?;
+        if entries.iter().any(|(_, value)| self.rebuilder.is_tensor(*value)) {
+            return Some(value);
+        }
+        let mut found = None;
+        for key in MODEL_KEYS {
+            let inner = entries.iter().find(|(k, _)| self.pickle.text(*k) == Some(key)).map(|(_, inner)| *inner);
+            let Some(inner) = inner else { continue };
+            let mut path = [&keys[..], &[key]].concat();
+            match (&found, self.locate(inner, &mut path)) {
+                (_, None) => {}
+                (None, Some(place)) => found = Some((place, path)),
+                (Some((_, taken)), Some(_)) => {
+                    let (taken, other) = (taken.join(" / "), path.join(" / "));
+                    self.notes.push(format!("there are tensors in {other} too; {taken} comes first"));
+                }
+            }
+        }
+        let (place, path) = found?;
+        *keys = path;
+        Some(place)
+    }
+}
+
+/// The name of a class; files of the legacy format wrap it as `('module', class, file, source)`.
+fn class_name(pickle: &Pickle<'_>, id: Id) -> String {
+    if let Value::Object(object) = pickle.get(id)
+        && let Value::PersistentId(reference) = pickle.get(object.callable)
+        && let Some([_, class, ..]) = pickle.elements(*reference)
+        && let Some((module, name)) = pickle.global(*class)
+    {
+        return format!("a {}", shown(&format!("{module}.{name}")));
+    }
+    pickle.kind(id)
+}
+
+/// What the outermost value is, for the error.
+fn outermost(pickle: &Pickle<'_>, rebuilder: &Rebuilder<'_, '_>) -> String {
+    let root = pickle.root();
+    if rebuilder.is_tensor(root) {
+        return "the file is one tensor without a name, expected a dict of tensors".to_owned();
+    }
+    let Some(entries) = entries(pickle, root) else {
+        return format!(
+            "the file is {}, expected a dict of tensors or one with a key such as state_dict",
+            pickle.kind(root)
+        );
+    };
+    let kinds: Vec<String> =
+        entries.iter().map(|(key, value)| format!("{}: {}", key_shown(pickle, *key), pickle.kind(*value))).collect();
+    format!("expected a dict of tensors or one with a key such as state_dict, found the keys {{{}}}", listed(&kinds))
+}
+
+fn key_shown(pickle: &Pickle<'_>, key: Id) -> String {
+    pickle.text(key).map_or_else(|| format!("({})", pickle.kind(key)), shown)
+}
+
+/// The first of `all`, and how many more there are.
+fn listed(all: &[String]) -> String {
+    let first = all.iter().take(MAX_LISTED).cloned().collect::<Vec<_>>().join(", ");
+    if all.len() > MAX_LISTED { format!("{first} and {} more", all.len() - MAX_LISTED) } else { first }
+}
+
+/// The items of a dict or of an object that is one, such as an `OrderedDict`.
+pub(super) fn entries<'p>(pickle: &'p Pickle<'_>, id: Id) -> Option<Cow<'p, [(Id, Id)]>> {
+    match pickle.get(id) {
+        Value::Dict(items) => Some(Cow::Borrowed(items)),
+        Value::Object(object) if !object.items.is_empty() => Some(Cow::Borrowed(&object.items)),
+        Value::Object(object) if pickle.global(object.callable) == Some(("collections", "OrderedDict")) => {
+            // Python 2 writes a list of lists of key and value.
+            let pairs = match pickle.elements(object.args)? {
+                [] => &[],
+                [list] => pickle.elements(*list)?,
+                _ => return None,
+            };
+            let pair = |id: &Id| match pickle.elements(*id)? {
+                [key, value] => Some((*key, *value)),
+                _ => None,
+            };
+            pairs.iter().map(pair).collect()
+        }
+        _ => None,
+    }
+}
+
+/// The tensors of a dict; everything else in it goes into a note.
+fn take_dict(pickle: &Pickle<'_>, rebuilder: &mut Rebuilder<'_, '_>, entries: &[(Id, Id)]) -> Result<Found, String> {
+    let mut tensors = BTreeMap::new();
+    let mut others = Vec::new();
+    for (key, value) in entries {
+        if !rebuilder.is_tensor(*value) {
+            others.push(format!("{} ({})", key_shown(pickle, *key), pickle.kind(*value)));
+            continue;
+        }
+        let name = pickle
+            .text(*key)
+            .ok_or_else(|| format!("a tensor has {} for a name, expected a string", pickle.kind(*key)))?;
+        let tensor = rebuilder.tensor(*value).map_err(|e| format!("tensor {}: {e}", shown(name)))?;
+        insert(&mut tensors, name.to_owned(), tensor)?;
+    }
+    let mut notes = Vec::new();
+    if !others.is_empty() {
+        notes.push(format!("left out {} values that are no tensors: {}", others.len(), listed(&others)));
+    }
+    Ok(Found { tensors, notes })
+}
+
+/// Adds a tensor, whose name must be new and of a sane length.
+pub(super) fn insert(tensors: &mut BTreeMap<String, Tensor>, name: String, tensor: Tensor) -> Result<(), String> {
+    if name.len() > MAX_NAME_LENGTH {
+        return Err(format!(
+            "tensor {}: a name of {} bytes, expected at most {MAX_NAME_LENGTH}",
+            shown(&name),
+            name.len()
+        ));
+    }
+    if tensors.contains_key(&name) {
+        return Err(format!("tensor {} comes twice", shown(&name)));
+    }
+    tensors.insert(name, tensor);
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! What a user may write where a model is expected: a path, `hf://owner/repo[@revision]/file`, or a short name.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::manifest::{self, Entry};
+use crate::error::{Error, Result};
+
+/// How a reference to the Hugging Face hub begins.
+const SCHEME: &str = "hf://";
+
+/// The branch that is meant when no revision is named.
+const DEFAULT_REVISION: &str = "main";
+
+/// A file in a model repository of the Hugging Face hub; its parts are valid, see [`Self::new`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubFile {
+    owner: String,
+    repo: String,
+    revision: String,
+    file: String,
+}
+
+impl HubFile {
+    /// Returns the file `file` of `owner/repo` at `revision`, a branch, a tag or a commit.
+    ///
+    /// # Errors
+    /// When a part is not what the hub allows: names of letters, digits, `-`, `_` and `.` that neither begin nor end with
+    /// `-` or `.` and have no `--` or `..`; a file path of parts between slashes, none of them empty, `.` or `..`.
+    pub fn new(owner: &str, repo: &str, revision: &str, file: &str) -> Result<Self> {
+        let this = Self { owner: owner.into(), repo: repo.into(), revision: revision.into(), file: file.into() };
+        let wrong = |what: String| Err(Error::Hub { reference: this.to_string(), what });
+        for (part, name) in [("owner", owner), ("repository", repo), ("revision", revision)] {
+            if !is_name(name) {
+                return wrong(format!("{part} {name:?}: expected up to 96 letters, digits, '-', '_' and '.'"));
+            }
+        }
+        let is_part =
+            |p: &str| !matches!(p, "" | "." | "..") && !p.contains(|c: char| c.is_control() || "\\:".contains(c));
+        if !file.split('/').all(is_part) {
+            return wrong(format!("file {file:?}: expected a path in the repository, such as model.safetensors"));
+        }
+        Ok(this)
+    }
+
+    /// The user or organisation.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// The repository's name without its owner.
+    pub fn repo(&self) -> &str {
+        &self.repo
+    }
+
+    /// A branch, a tag or a commit.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// The path in the repository, with slashes.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Parses what follows `hf://`.
+    fn parse(rest: &str) -> Result<Self> {
+        let wrong = || Error::Hub {
+            reference: format!("{SCHEME}{rest}"),
+            what: "expected hf://owner/repo/file or hf://owner/repo@revision/file".into(),
+        };
+        let (owner, rest) = rest.split_once('/').ok_or_else(wrong)?;
+        let (repo, file) = rest.split_once('/').ok_or_else(wrong)?;
+        let (repo, revision) = repo.split_once('@').unwrap_or((repo, DEFAULT_REVISION));
+        Self::new(owner, repo, revision, file)
+    }
+}
+
+impl fmt::Display for HubFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{SCHEME}{}/{}", self.owner, self.repo)?;
+        if self.revision != DEFAULT_REVISION {
+            write!(f, "@{}", self.revision)?;
+        }
+        write!(f, "/{}", self.file)
+    }
+}
+
+/// The hub's rule for names; it also keeps them apart in the cache's folder names, where `--` stands between them.
+fn is_name(name: &str) -> bool {
+    let is_edge = |c: char| c == '-' || c == '.';
+    (1..=96).contains(&name.len())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && !name.starts_with(is_edge)
+        && !name.ends_with(is_edge)
+        && !name.contains("--")
+        && !name.contains("..")
+}
+
+/// Where a model's file is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelRef {
+    /// A file of this machine.
+    Path(PathBuf),
+    /// A file on the Hugging Face hub.
+    Hub(HubFile),
+    /// A published model of the [`manifest`].
+    Named(&'static Entry),
+}
+
+impl ModelRef {
+    /// Returns what `text` means: a path that exists wins over everything else, then `hf://...`, then a short name.
+    ///
+    /// # Errors
+    /// When it is neither, with the short names there are, or when an `hf://` reference is malformed.
+    pub fn parse(text: &str) -> Result<Self> {
+        let path = Path::new(text);
+        if path.exists() {
+            return Ok(Self::Path(path.to_owned()));
+        }
+        if let Some(rest) = text.strip_prefix(SCHEME) {
+            return HubFile::parse(rest).map(Self::Hub);
+        }
+        if let Some(entry) = manifest::find(text) {
+            return Ok(Self::Named(entry));
+        }
+        if text.contains(['/', '\\', '.']) {
+            // A path, and no short name: the system says what is wrong with it.
+            return std::fs::metadata(path).map(|_| Self::Path(path.to_owned())).map_err(Error::io(path));
+        }
+        let names: Vec<&str> = manifest::entries().iter().map(|e| e.name.as_str()).collect();
+        let what = format!("no such file, and no published model of that name; there are {}", names.join(", "));
+        Err(Error::Hub { reference: text.to_owned(), what })
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Hub(file) => write!(f, "{file}"),
+            Self::Named(entry) => f.write_str(&entry.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hub_references_are_printed_as_they_were_written() -> Result<()> {
+        for text in ["hf://a/b/model.safetensors", "hf://a-1/b_2.c@v1.0/sub folder/m.onnx", "hf://A/b@0ff1751/m"] {
+            assert!(matches!(ModelRef::parse(text)?, ModelRef::Hub(_)), "{text}");
+            assert_eq!(ModelRef::parse(text)?.to_string(), text);
+        }
+        let ModelRef::Hub(file) = ModelRef::parse("hf://owner/repo@v2/recognition/model.onnx")? else {
+            panic!("no hub file")
+        };
+        let parts = [file.owner(), file.repo(), file.revision(), file.file()];
+        assert_eq!(parts, ["owner", "repo", "v2", "recognition/model.onnx"]);
+        assert_eq!(ModelRef::parse("hf://o/r@main/f")?.to_string(), "hf://o/r/f");
+        Ok(())
+    }
+
+    #[test]
+    fn malformed_hub_references_are_refused() {
+        for rest in [
+            "",
+            "/",
+            "a",
+            "a/b",
+            "a/b/",
+            "/b/f",
+            "a//f",
+            "a/b@/f",
+            "a/b@v/",
+            "../b/f",
+            "a/../f",
+            "a/b/..",
+            "a/b/../f",
+            "a/b/x/../f",
+            "a/b//f",
+            "a/b/./f",
+            "a/b/f/",
+            "a/b@../f",
+            "a/b/c\\..\\f",
+            "a/b/c:d",
+            "a/b/\n",
+            "-a/b/f",
+            "a/b--c/f",
+            "a/b./f",
+            "a b/c/f",
+            "a/b@x@y/f",
+            "ä/b/f",
+        ] {
+            let text = format!("hf://{rest}");
+            assert!(matches!(ModelRef::parse(&text), Err(Error::Hub { .. })), "{text:?} was taken");
+        }
+        assert!(HubFile::new("a", &"b".repeat(97), "main", "f").is_err());
+    }
+
+    #[test]
+    fn an_existing_path_wins_and_an_unknown_name_lists_the_known() -> Result<()> {
+        let file = tempfile::NamedTempFile::new().map_err(Error::io(Path::new("temporary file")))?;
+        let text = file.path().to_string_lossy().into_owned();
+        assert_eq!(ModelRef::parse(&text)?, ModelRef::Path(file.path().to_owned()));
+        assert_eq!(ModelRef::parse(&text)?.to_string(), text);
+        let named = ModelRef::parse("w600k-mbf")?;
+        assert!(matches!(&named, ModelRef::Named(e) if e.arch == "mbf"));
+        assert_eq!(named.to_string(), "w600k-mbf");
+        let refused = |text: &str| ModelRef::parse(text).map_err(|e| e.to_string()).expect_err("it does not exist");
+        assert!(refused("no/such/model.onnx").starts_with("no/such/model.onnx: No such file"));
+        let text = refused("w601k-mbf");
+        for part in ["w601k-mbf: no such file", "w600k-mbf", "auraface-v1"] {
+            assert!(text.contains(part), "{text}");
+        }
+        Ok(())
+    }
+}

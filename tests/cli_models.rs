@@ -1,0 +1,116 @@
+//! The commands for models: `info`, `convert`, `embed`, `download`.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::Result;
+use maskinv::models::load_model;
+
+use crate::cli::{faces, maskinv, refused, stdout, str};
+
+/// The committed MobileFaceNet of 8 elements, as PyTorch exports it.
+const MBF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/onnx/torch_mbf.onnx");
+
+#[test]
+fn info_says_what_a_model_is() -> Result<()> {
+    let shown = stdout(&maskinv(&["info", MBF])?);
+    for part in [
+        "network        MobileFaceNet (linear head), width 0.0625, 0.01 M parameters",
+        "recognised by  the graph",
+        "input          112x112 pixels, RGB, (x - 127.5) / 127.5, aligned to the 112-pixel ArcFace template",
+        "embedding      8 elements",
+        "note           49 batch norms are folded into the layers before them",
+        "note           the file does not say its preprocessing",
+    ] {
+        assert!(shown.contains(part), "{part} in: {shown}");
+    }
+    let json: serde_json::Value = serde_json::from_slice(&maskinv(&["info", MBF, "--json"])?.stdout)?;
+    assert_eq!((&json[0]["model"]["arch"], &json[0]["format"]), (&"mbf".into(), &"ONNX".into()));
+    assert_eq!(json[0]["preprocessing"]["channels"], "rgb");
+    Ok(())
+}
+
+#[test]
+fn convert_goes_there_and_back_without_loss() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name);
+    let (first, onnx, second) = (path("a.safetensors"), path("b.onnx"), path("c.safetensors"));
+    for (from, to) in [(Path::new(MBF), &first), (&first, &onnx), (&onnx, &second)] {
+        let output = maskinv(&["convert", str(from), str(to)])?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(std::fs::read(&first)? == std::fs::read(&second)?, "the same bytes after a detour through ONNX");
+    let half = path("half.safetensors");
+    assert!(maskinv(&["convert", str(&first), str(&half), "--dtype", "f16"])?.status.success());
+    assert!(load_model(&half, None)?.notes.is_empty());
+
+    assert!(refused(&["convert", MBF, str(&first)])?.ends_with("a.safetensors: exists"));
+    assert!(refused(&["convert", MBF, str(&path("x.pth"))])?.contains("expected .safetensors or .onnx, found \"pth\""));
+    assert!(refused(&["convert", MBF, str(&path("x.onnx")), "--dtype", "f16"])?.contains("--dtype is for .safetensors"));
+    assert!(refused(&["convert", MBF, str(&path("no/folder/x.onnx"))])?.contains("no/folder/x.onnx: No such file"));
+    let broken = path("broken.onnx");
+    std::fs::write(&broken, &std::fs::read(MBF)?[..5000])?;
+    assert!(refused(&["info", str(&broken)])?.contains("broken.onnx: at byte"), "a truncated file");
+    Ok(())
+}
+
+#[test]
+fn embed_writes_one_row_per_image() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let faces = faces(folder.path(), 2, 2)?;
+    let csv = stdout(&maskinv(&["embed", MBF, str(&faces)])?);
+    let rows: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!((rows.len(), rows[0].len(), rows[0][0], rows[0][8]), (5, 9, "image", "e7"));
+    assert!(rows[1][0].ends_with("p0_0001.jpg") && rows[4][0].ends_with("p1_0002.jpg"), "in name order");
+    let norm: f64 = rows[2][1..].iter().map(|v| v.parse::<f64>().map(|v| v * v)).sum::<Result<f64, _>>()?;
+    assert!((norm - 1.0).abs() < 1e-5, "{norm}");
+
+    let npy = folder.path().join("e.npy");
+    assert!(maskinv(&["embed", MBF, str(&faces), "--out", str(&npy)])?.status.success());
+    let bytes = std::fs::read(&npy)?;
+    let header = String::from_utf8_lossy(&bytes[10..128]).into_owned();
+    assert_eq!((&bytes[..8], bytes.len()), (&b"\x93NUMPY\x01\x00"[..], 128 + 4 * 4 * 8));
+    assert!(header.contains("'descr': '<f4'") && header.contains("'shape': (4, 8)") && header.ends_with('\n'));
+    let element = f32::from_le_bytes(bytes[128 + 4 * 8..][..4].try_into()?);
+    assert_eq!(element.to_string(), rows[2][1], "both forms hold the same f32");
+    assert_eq!(std::fs::read_to_string(npy.with_extension("txt"))?.lines().count(), 4);
+
+    let flipless = stdout(&maskinv(&["embed", MBF, str(&faces), "--no-flip"])?);
+    assert_ne!(flipless, csv);
+    assert!(refused(&["embed", MBF, str(&faces), "--out", str(&npy)])?.contains("e.npy: exists"));
+    assert!(refused(&["embed", MBF, str(&faces), "--out", "e.json"])?.contains("e.json: expected .npy or .csv"));
+    assert!(refused(&["embed", MBF, "nobody.jpg"])?.contains("nobody.jpg: No such file"));
+    Ok(())
+}
+
+#[test]
+fn well_known_models_are_listed_and_unknown_ones_refused() -> Result<()> {
+    let list = stdout(&maskinv(&["download", "--list"])?);
+    assert!(list.contains("w600k-mbf") && list.contains("licence: insightface: non-commercial research only"), "{list}");
+    let error = refused(&["info", "w601k-mbf"])?;
+    assert!(error.contains("w601k-mbf: no such file, and no published model of that name; there are w600k-mbf"), "{error}");
+    let error = refused(&["info", "hf://owner"])?;
+    assert!(error.contains("expected hf://owner/repo/file"), "{error}");
+    Ok(())
+}
+
+#[cfg(feature = "hub")]
+#[test]
+fn offline_takes_the_cache_only() -> Result<()> {
+    let cache = tempfile::tempdir()?;
+    let run = |args: &[&str], offline: &str| -> Result<Output> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_maskinv"));
+        // An endpoint at which nobody listens: a request would be another error.
+        command.args(args).env("HF_HUB_CACHE", cache.path()).env("HF_ENDPOINT", "http://127.0.0.1:9");
+        Ok(command.env("HF_HUB_OFFLINE", offline).output()?)
+    };
+    for (args, offline) in [(&["download", "w600k-mbf", "--offline"][..], ""), (&["download", "w600k-mbf"], "1")] {
+        let output = run(args, offline)?;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(error.contains("and offline: fetch it once without --offline"), "{error}");
+    }
+    let error = String::from_utf8_lossy(&run(&["download", "w600k-mbf"], "0")?.stderr).into_owned();
+    assert!(error.contains("127.0.0.1"), "{error}");
+    Ok(())
+}
