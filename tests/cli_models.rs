@@ -46,7 +46,9 @@ fn convert_goes_there_and_back_without_loss() -> Result<()> {
 
     assert!(refused(&["convert", MBF, str(&first)])?.ends_with("a.safetensors: exists"));
     assert!(refused(&["convert", MBF, str(&path("x.pth"))])?.contains("expected .safetensors or .onnx, found \"pth\""));
-    assert!(refused(&["convert", MBF, str(&path("x.onnx")), "--dtype", "f16"])?.contains("--dtype is for .safetensors"));
+    assert!(
+        refused(&["convert", MBF, str(&path("x.onnx")), "--dtype", "f16"])?.contains("--dtype is for .safetensors")
+    );
     assert!(refused(&["convert", MBF, str(&path("no/folder/x.onnx"))])?.contains("no/folder/x.onnx: No such file"));
     let broken = path("broken.onnx");
     std::fs::write(&broken, &std::fs::read(MBF)?[..5000])?;
@@ -86,9 +88,15 @@ fn embed_writes_one_row_per_image() -> Result<()> {
 #[test]
 fn well_known_models_are_listed_and_unknown_ones_refused() -> Result<()> {
     let list = stdout(&maskinv(&["download", "--list"])?);
-    assert!(list.contains("w600k-mbf") && list.contains("licence: insightface: non-commercial research only"), "{list}");
+    assert!(
+        list.contains("w600k-mbf") && list.contains("licence: insightface: non-commercial research only"),
+        "{list}"
+    );
     let error = refused(&["info", "w601k-mbf"])?;
-    assert!(error.contains("w601k-mbf: no such file, and no published model of that name; there are w600k-mbf"), "{error}");
+    assert!(
+        error.contains("w601k-mbf: no such file, and no published model of that name; there are w600k-mbf"),
+        "{error}"
+    );
     let error = refused(&["info", "hf://owner"])?;
     assert!(error.contains("expected hf://owner/repo/file"), "{error}");
     Ok(())
