@@ -63,7 +63,7 @@ impl Preprocessing {
     /// # Errors
     /// Names the setting that is out of range.
     pub fn validate(&self) -> Result<()> {
-        if !(self.mean.abs() <= 1e6) {
+        if !(-1e6..=1e6).contains(&self.mean) {
             return Err(Error::Config(format!("mean: expected a number from -1e6 to 1e6, found {}", self.mean)));
         }
         if !(1e-6..=1e6).contains(&self.std) {

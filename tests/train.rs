@@ -162,6 +162,83 @@ fn a_given_teacher_is_used() -> Result<()> {
     Ok(())
 }
 
+/// The weights of `name` in the backbone that an arm saved.
+fn saved(folder: &Path, arm: &str, name: &str) -> Result<Vec<f32>> {
+    let model = load_model(&folder.join(arm), None)?.model;
+    Ok(model.params().state()?[name].flatten_all()?.to_vec1()?)
+}
+
+#[test]
+fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut config = tiny();
+    config.train.arms = vec![Arm::Teacher];
+    let teacher_folder = folder.path().join("a");
+    Experiment::new(config.clone(), &teacher_folder)?.run(&mut |_| {})?;
+    let teacher = || Checkpoint::of(load_model(&teacher_folder.join("teacher"), None)?);
+
+    config.train.arms = vec![Arm::Hg];
+    config.train.hg_start = Start::Teacher;
+    for set in ["train.batch_norm=frozen", "distill.margin_weight=0", "optim.kind=adamw", "optim.lr=0.001"] {
+        config.set(set)?;
+    }
+    let tune = |name: &str, share: f64| -> Result<std::path::PathBuf> {
+        let mut config = config.clone();
+        config.train.start_share = share;
+        let out = folder.path().join(name);
+        Experiment::new(config, &out)?.with_teacher(teacher()?).run(&mut |event| {
+            if let Event::Step { report, .. } = event {
+                assert!(report.margin_loss == 0.0 && report.distill_loss > 0.0);
+            }
+        })?;
+        Ok(out)
+    };
+    let (all, half) = (tune("all", 0.0)?, tune("half", 0.5)?);
+    let (start, end) = (saved(&teacher_folder, "teacher", "fc.weight")?, saved(&all, "hg", "fc.weight")?);
+    assert_ne!(start, end);
+    for ((start, end), mean) in start.iter().zip(&end).zip(saved(&half, "hg", "fc.weight")?) {
+        assert!((0.5 * (start + end) - mean).abs() <= 1e-6, "{start} {end} {mean}");
+    }
+    let statistics = "layer1.0.bn1.running_mean";
+    assert_eq!(saved(&teacher_folder, "teacher", statistics)?, saved(&all, "hg", statistics)?);
+    let header = |folder: &Path, arm: &str| std::fs::read(folder.join(arm).join("header.safetensors"));
+    assert!(header(&teacher_folder, "teacher")? == header(&all, "hg")?, "nobody trained the class centres");
+
+    config.train.start_share = 0.5;
+    config.train.hg_start = Start::Scratch;
+    let experiment = Experiment::new(config, &folder.path().join("c"))?.with_teacher(teacher()?);
+    let error = experiment.run(&mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("hg starts from no weights that could have a share"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn class_centres_from_embeddings_fit_before_the_first_step() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut config = tiny();
+    config.train.arms = vec![Arm::Teacher];
+    Experiment::new(config.clone(), &folder.path().join("a"))?.run(&mut |_| {})?;
+    let backbone = folder.path().join("a/teacher/backbone.safetensors");
+    std::fs::remove_file(backbone.with_file_name("header.safetensors"))?;
+    config.train.arms = vec![Arm::Aug];
+    config.set("train.batch_norm=frozen")?;
+    let mut first_loss = |name: &str, start: &str| -> Result<f64> {
+        config.set(&format!("train.head_start={start}"))?;
+        let start = Checkpoint::of(load_model(&backbone, None)?)?;
+        let experiment = Experiment::new(config.clone(), &folder.path().join(name))?.with_start(start)?;
+        let mut first = None;
+        experiment.run(&mut |event| {
+            if let Event::Step { report, .. } = event {
+                first.get_or_insert(report.margin_loss);
+            }
+        })?;
+        first.ok_or_else(|| anyhow::anyhow!("no step"))
+    };
+    let (random, fitting) = (first_loss("b", "random")?, first_loss("c", "mean-embedding")?);
+    assert!(fitting < 0.8 * random, "random centres {random}, mean embeddings {fitting}");
+    Ok(())
+}
+
 #[test]
 fn a_loss_that_is_not_finite_stops_with_the_step_and_updates_nothing() -> Result<()> {
     let (mut trainer, loader) = trainer(&tiny())?;

@@ -43,7 +43,7 @@ impl EmbedArgs {
     /// # Errors
     /// When the model or an image cannot be read, or the output exists or cannot be written.
     pub fn run(self) -> Result<()> {
-        let write = self.writer()?;
+        let destination = self.destination()?;
         let loaded = self.hub.load_with_notes(&self.model)?;
         let mut paths = Vec::new();
         for image in &self.images {
@@ -54,25 +54,41 @@ impl EmbedArgs {
         let on = |done| progress.show(Event::Embedded { done, total: paths.len() });
         let embeddings = embed(&loaded.model, paths.len(), |i| read_face(&paths[i]), config, on)?;
         let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-        write(&names, &embeddings)
+        destination.write(&names, &embeddings)
     }
 
-    /// What `--out` asks for, checked before the work.
-    fn writer(&self) -> Result<Box<dyn Fn(&[String], &Embeddings) -> Result<()>>> {
-        let Some(out) = self.out.clone() else { return Ok(Box::new(|names, e| print(csv(names, e)?.trim_end()))) };
+    /// Where the embeddings go, checked before the work.
+    fn destination(&self) -> Result<Destination> {
+        let Some(out) = self.out.clone() else { return Ok(Destination::Stdout) };
         let exists = |path: &Path| if path.exists() { bail!("{}: exists", path.display()) } else { Ok(()) };
         exists(&out)?;
         match out.extension().and_then(|e| e.to_str()) {
-            Some("csv") => Ok(Box::new(move |names, e| Ok(write_atomic(&out, csv(names, e)?.as_bytes())?))),
+            Some("csv") => Ok(Destination::Csv(out)),
             Some("npy") => {
                 let list = out.with_extension("txt");
                 exists(&list)?;
-                Ok(Box::new(move |names, e| {
-                    write_atomic(&list, (names.join("\n") + "\n").as_bytes())?;
-                    Ok(write_atomic(&out, &npy(e))?)
-                }))
+                Ok(Destination::Npy { out, list })
             }
             _ => bail!("{}: expected .npy or .csv", out.display()),
+        }
+    }
+}
+
+enum Destination {
+    Stdout,
+    Csv(PathBuf),
+    Npy { out: PathBuf, list: PathBuf },
+}
+
+impl Destination {
+    fn write(&self, names: &[String], embeddings: &Embeddings) -> Result<()> {
+        match self {
+            Self::Stdout => print(csv(names, embeddings)?.trim_end()),
+            Self::Csv(out) => Ok(write_atomic(out, csv(names, embeddings)?.as_bytes())?),
+            Self::Npy { out, list } => {
+                write_atomic(list, (names.join("\n") + "\n").as_bytes())?;
+                Ok(write_atomic(out, &npy(embeddings))?)
+            }
         }
     }
 }

@@ -72,7 +72,7 @@ enum Head {
 #[derive(Debug)]
 enum Stage {
     Conv(ConvBlock),
-    Down(DepthWise),
+    Down(Box<DepthWise>),
     Residual(Vec<DepthWise>),
 }
 
@@ -93,11 +93,11 @@ impl MobileFaceNet {
             Stage::residual(narrow, 2 * base, config.blocks[0], p.sub("layers.1"))?
         };
         let stages = vec![
-            Stage::Down(DepthWise::new(narrow, narrow, 2 * base, 2, p.sub("layers.2"))?),
+            Stage::Down(Box::new(DepthWise::new(narrow, narrow, 2 * base, 2, p.sub("layers.2"))?)),
             Stage::residual(narrow, 2 * base, config.blocks[1], p.sub("layers.3"))?,
-            Stage::Down(DepthWise::new(narrow, wide, 4 * base, 2, p.sub("layers.4"))?),
+            Stage::Down(Box::new(DepthWise::new(narrow, wide, 4 * base, 2, p.sub("layers.4"))?)),
             Stage::residual(wide, 4 * base, config.blocks[2], p.sub("layers.5"))?,
-            Stage::Down(DepthWise::new(wide, wide, 8 * base, 2, p.sub("layers.6"))?),
+            Stage::Down(Box::new(DepthWise::new(wide, wide, 8 * base, 2, p.sub("layers.6"))?)),
             Stage::residual(wide, 4 * base, config.blocks[3], p.sub("layers.7"))?,
         ];
         let last = 8 * base;

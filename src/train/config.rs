@@ -64,6 +64,10 @@ pub struct TrainConfig {
     pub batch_norm: BatchNormMode,
     /// Where class centres start that no checkpoint brings along.
     pub head_start: HeadStart,
+    /// Share of the weights that an arm starts from in those it ends with, below 1. Averaging the two keeps more of
+    /// what the start knew of faces unlike the training's (WiSE-FT, Wortsman et al., CVPR 2022, eq. 1 with
+    /// `alpha = 1 - start_share`).
+    pub start_share: f64,
 }
 
 impl Default for TrainConfig {
@@ -78,6 +82,7 @@ impl Default for TrainConfig {
             hg_first_epoch: 20,
             batch_norm: BatchNormMode::default(),
             head_start: HeadStart::default(),
+            start_share: 0.0,
         }
     }
 }
@@ -226,6 +231,10 @@ impl Config {
         let TrainConfig { epochs, hg_first_epoch, .. } = self.train;
         if self.train.arms.contains(&Arm::Hg) && hg_first_epoch >= epochs {
             let what = format!("train.hg_first_epoch: expected less than the {epochs} epochs, found {hg_first_epoch}");
+            return Err(Error::Config(what));
+        }
+        if !(0.0..1.0).contains(&self.train.start_share) {
+            let what = format!("train.start_share: expected 0 to below 1, found {}", self.train.start_share);
             return Err(Error::Config(what));
         }
         if self.train.start == Start::Lg {

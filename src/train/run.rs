@@ -228,6 +228,11 @@ impl Experiment {
                 }
                 _ => {}
             }
+            let has_start = self.start.is_some() || start != Start::Scratch;
+            if self.config.train.start_share > 0.0 && arm != Arm::Teacher && !has_start {
+                let what = format!("train.start_share: {} starts from no weights that could have a share", arm.name());
+                return Err(Error::Training(what));
+            }
         }
         Ok(())
     }
@@ -251,6 +256,10 @@ impl Experiment {
         let began = Instant::now();
         let (num_steps, last_loss, lg) = self.train(arm, &mut trainer, on)?;
         let seconds = began.elapsed().as_secs_f64();
+        if let Some(start) = start.filter(|_| self.config.train.start_share > 0.0) {
+            average(&trainer.student, &start.backbone, self.config.train.start_share)?;
+            save_checkpoint(&self.out.join(arm.name()), &trainer.student, &trainer.head)?;
+        }
         let checkpoint = frozen(&trainer)?;
         let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, on)?;
         match arm {
@@ -371,6 +380,15 @@ fn frozen(trainer: &Trainer) -> Result<Checkpoint> {
     let backbone = Model::frozen(student.config(), &Device::Cpu)?.with_preprocessing(student.preprocessing().clone());
     backbone.params().load(&trainer.student.params().state()?)?;
     Ok(Checkpoint { path: None, backbone, header: Some(trainer.head.params().state()?) })
+}
+
+/// Moves the weights of `model` towards those of `start`, of which they become `share`; counters stay.
+fn average(model: &Model, start: &Model, share: f64) -> Result<()> {
+    let (mut state, start) = (model.params().state()?, start.params().state()?);
+    for (name, weights) in state.iter_mut().filter(|(_, t)| t.dtype().is_float()) {
+        *weights = ((&*weights * (1.0 - share))? + (&start[name] * share)?)?;
+    }
+    Ok(model.params().load(&state)?)
 }
 
 /// Whether a head's class centres are of this size; those of other identities are of no use.
