@@ -14,13 +14,10 @@ use maskinv::weights::{Hub, HubConfig, ModelRef};
 fn main() -> Result<()> {
     let name = std::env::args().nth(1).context("usage: download MODEL")?;
     let reference = ModelRef::parse(&name)?;
-    let config = HubConfig { token: std::env::var("HF_TOKEN").ok(), ..HubConfig::default() };
+    let token = std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty());
+    let config = HubConfig { token, ..HubConfig::default() };
     let path = Hub::new(config).resolve(&reference, &mut |done, total| eprint!("\r{done} of {total} bytes"))?;
-    let preprocessing = match &reference {
-        ModelRef::Named(entry) => Some(&entry.preprocessing),
-        _ => None,
-    };
-    let loaded = load_model(&path, preprocessing)?;
+    let loaded = load_model(&path, reference.entry().map(|entry| &entry.preprocessing))?;
     println!("{}: {}", path.display(), loaded.model.config().arch.title());
     println!("input: {}", loaded.model.preprocessing());
     loaded.notes.iter().for_each(|note| println!("note: {note}"));

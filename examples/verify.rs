@@ -20,10 +20,11 @@ fn main() -> Result<()> {
     let [model, a, b, threshold @ ..] = args.as_slice() else {
         anyhow::bail!("usage: verify MODEL IMAGE IMAGE [THRESHOLD]")
     };
-    let model = load_model(Path::new(model), None)?.model;
+    let loaded = load_model(Path::new(model), None)?;
+    loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     let images = [a, b];
     let image = |i: usize| read_face(Path::new(images[i]));
-    let embeddings = embed(&model, images.len(), image, EmbedConfig::default(), |_| {})?;
+    let embeddings = embed(&loaded.model, images.len(), image, EmbedConfig::default(), |_| {})?;
     let score = embeddings.cosine(0, &embeddings, 1);
     println!("cosine {score:.4}");
     if let Some(threshold) = threshold.first() {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 /// Module, and what it may use of this crate besides `error`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["train", "eval", "models", "data", "weights"]),
+    ("cli", &["train", "eval", "models", "data", "weights", "preprocessing"]),
     ("train", &["losses", "optim", "eval", "models", "data", "weights", "nn", "ops"]),
     ("eval", &["models", "data", "ops"]),
     ("losses", &["nn", "ops"]),

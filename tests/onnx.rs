@@ -210,6 +210,25 @@ fn a_graph_that_computes_something_else_is_refused_where_it_does() {
     }
 }
 
+#[test]
+fn hostile_graphs_are_refused_at_once() {
+    let scalar = changed(|m| {
+        let name = nth(m, "Gemm", 0).inputs[1].clone();
+        m.initializers.insert(name, Tensor::new(1f32, &Device::Cpu).expect("a scalar"));
+        m.nodes.retain(|n| n.op_type != "BatchNormalization" || n.outputs[0] != m.outputs[0].name);
+    });
+    assert!(scalar.is_err());
+    // Every sum adds a value to itself, and the input is missing: without a memory of what failed, 2 to the power of the
+    // number of blocks tries.
+    let error = changed(|m| {
+        for node in m.nodes.iter_mut().filter(|n| n.op_type == "Add") {
+            node.inputs[1] = node.inputs[0].clone();
+        }
+        m.inputs[0].name = "nothing".into();
+    });
+    assert!(error.is_err());
+}
+
 trait Set {
     fn set(&mut self, name: &str, value: OnnxAttribute);
 }

@@ -206,8 +206,14 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
 
     config.train.start_share = 0.5;
     config.train.hg_start = Start::Scratch;
-    let experiment = Experiment::new(config, &folder.path().join("c"))?.with_teacher(teacher()?);
-    let error = experiment.run(&mut |_| {}).unwrap_err().to_string();
+    let mut refused = |set: &str| -> Result<String> {
+        config.set(set)?;
+        let experiment = Experiment::new(config.clone(), &folder.path().join("c"))?.with_teacher(teacher()?);
+        Ok(experiment.run(&mut |_| {}).unwrap_err().to_string())
+    };
+    let error = refused("train.batch_norm=frozen")?;
+    assert!(error.contains("need weights to start from: hg has none"), "{error}");
+    let error = refused("train.batch_norm=batch")?;
     assert!(error.contains("hg starts from no weights that could have a share"), "{error}");
     Ok(())
 }

@@ -2,19 +2,29 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::models::{Loaded, load_model};
+use crate::preprocessing::Channels;
 use crate::weights::{Hub, HubConfig, ModelRef};
 
-/// How models are found that are not files.
+/// How models are found that are not files, and what is known of them that no file says.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct HubArgs {
     /// Takes models of the Hugging Face hub from the cache only; also HF_HUB_OFFLINE=1
     #[arg(long)]
     offline: bool,
+    /// Gives the model BGR images, whatever its file says; for the original AdaFace files
+    #[arg(long)]
+    bgr: bool,
+    /// What is taken from each pixel value, 0 to 255, whatever the model's file says
+    #[arg(long, value_name = "X")]
+    mean: Option<f64>,
+    /// What the difference is divided by, whatever the model's file says
+    #[arg(long, value_name = "X")]
+    std: Option<f64>,
 }
 
 impl HubArgs {
@@ -38,16 +48,33 @@ impl HubArgs {
     /// Returns a model with what was found while it was loaded.
     pub(super) fn load(&self, name: &str) -> Result<Loaded> {
         let reference = ModelRef::parse(name)?;
-        let stated = match &reference {
-            ModelRef::Named(entry) => Some(&entry.preprocessing),
-            _ => None,
-        };
-        let loaded = load_model(&self.fetch(&reference)?, stated);
-        match reference {
+        let entry = reference.entry();
+        let loaded = load_model(&self.fetch(&reference)?, entry.map(|e| &e.preprocessing));
+        let mut loaded = match reference {
             // The error names the file.
-            ModelRef::Path(_) => Ok(loaded?),
-            _ => loaded.with_context(|| name.to_owned()),
+            ModelRef::Path(_) => loaded?,
+            _ => loaded.with_context(|| name.to_owned())?,
+        };
+        if let Some(entry) = entry {
+            let config = loaded.model.config();
+            let expected = (entry.arch.as_str(), entry.embedding_size, entry.input_size);
+            let found = (config.arch.name(), config.embedding_size, config.input_size);
+            if expected != found {
+                bail!("{name}: expected (network, embedding, input) {expected:?} as in the manifest, found {found:?}");
+            }
         }
+        if self.bgr || self.mean.is_some() || self.std.is_some() {
+            let mut preprocessing = loaded.model.preprocessing().clone();
+            if self.bgr {
+                preprocessing.channels = Channels::Bgr;
+            }
+            preprocessing.mean = self.mean.unwrap_or(preprocessing.mean);
+            preprocessing.std = self.std.unwrap_or(preprocessing.std);
+            preprocessing.validate()?;
+            loaded.notes.push(format!("preprocessing as the flags say: {preprocessing}"));
+            loaded.model = loaded.model.with_preprocessing(preprocessing);
+        }
+        Ok(loaded)
     }
 
     /// As [`Self::load`], and prints the notes on stderr.

@@ -70,7 +70,7 @@ impl Format {
         file.take(16).read_to_end(&mut head).map_err(Error::io(path))?;
         match head.as_slice() {
             // A zip archive, or the pickled magic number of torch before 1.6.
-            [b'P', b'K', ..] | [0x80, _, 0x8a, 0x0a, ..] => Ok(Self::PyTorch),
+            [b'P', b'K', ..] | [0x80, 0..=5, ..] => Ok(Self::PyTorch),
             [0x12, 0x01, 0, 0, 0, 0, 0, 0, ..] => Ok(Self::MxNet),
             [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Self::Safetensors),
             head if looks_like_onnx(head) => Ok(Self::Onnx),
@@ -122,6 +122,9 @@ pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<
         None => {
             let assumed = Preprocessing::default();
             found.notes.push(format!("the file does not say its preprocessing: {assumed} is assumed"));
+            if found.layout == Layout::CvlFace {
+                found.notes.push("the original AdaFace files have the same names and take BGR".to_owned());
+            }
         }
     }
     let model = found.build(Params::frozen(DType::F32, &Device::Cpu));
@@ -153,8 +156,16 @@ fn recognise_named(
 /// When the folder cannot be written to; an older file stays whole.
 pub fn save_model(path: &Path, model: &Model, dtype: DType) -> Result<()> {
     let convert = |(name, tensor): (String, Tensor)| {
-        let tensor = if tensor.dtype().is_float() { tensor.to_dtype(dtype)? } else { tensor };
-        Ok((name, tensor))
+        if !tensor.dtype().is_float() {
+            return Ok((name, tensor));
+        }
+        let largest = |t: &Tensor| t.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+        let narrow = tensor.to_dtype(dtype)?;
+        if dtype != DType::F32 && largest(&tensor)?.is_finite() && !largest(&narrow)?.is_finite() {
+            let what = format!("{name}: {} is too large for {}; bf16 has room", largest(&tensor)?, dtype.as_str());
+            return Err(Error::Checkpoint { path: path.to_owned(), what });
+        }
+        Ok((name, narrow))
     };
     let tensors = model.params().state()?.into_iter().map(convert).collect::<Result<_>>()?;
     let mut metadata = metadata(model)?;

@@ -34,7 +34,7 @@ pub struct OptimConfig {
     pub momentum: f64,
     /// Decay rates of the mean gradient and the mean squared gradient, for [`OptimKind::AdamW`].
     pub betas: [f64; 2],
-    /// L2 penalty on every trained parameter, backbone and head.
+    /// L2 penalty on every trained parameter, backbone and head; AdamW takes this share, times the rate, off each step.
     pub weight_decay: f64,
     /// Largest norm of the backbone's gradient; a longer one is scaled down to it. 0 turns clipping off.
     pub clip_norm: f64,

@@ -273,9 +273,10 @@ fn describe(error: &toml::de::Error, text: &str) -> String {
 }
 
 /// Presets by name: what each is for is the first line of its file.
-const PRESETS: [(&str, &str); 5] = [
+const PRESETS: [(&str, &str); 6] = [
     ("procedural", include_str!("presets/procedural.toml")),
     ("lfw-small", include_str!("presets/lfw-small.toml")),
+    ("lfw-w600k", include_str!("presets/lfw-w600k.toml")),
     ("casia-r50", include_str!("presets/casia-r50.toml")),
     ("ms1mv2-r100-lg", include_str!("presets/ms1mv2-r100-lg.toml")),
     ("ms1mv2-r100-hg", include_str!("presets/ms1mv2-r100-hg.toml")),

@@ -229,6 +229,12 @@ impl Experiment {
                 _ => {}
             }
             let has_start = self.start.is_some() || start != Start::Scratch;
+            let needs_start = self.config.train.batch_norm == BatchNormMode::Frozen
+                || self.config.train.head_start == HeadStart::MeanEmbedding;
+            if needs_start && !has_start {
+                let what = "train.batch_norm = frozen and train.head_start = mean-embedding need weights to start from";
+                return Err(Error::Training(format!("{what}: {} has none", arm.name())));
+            }
             if self.config.train.start_share > 0.0 && arm != Arm::Teacher && !has_start {
                 let what = format!("train.start_share: {} starts from no weights that could have a share", arm.name());
                 return Err(Error::Training(what));

@@ -134,6 +134,17 @@ impl ModelRef {
     }
 }
 
+impl ModelRef {
+    /// Returns what the manifest knows of the model, also where its file on the hub is named instead of it.
+    pub fn entry(&self) -> Option<&'static Entry> {
+        match self {
+            Self::Path(_) => None,
+            Self::Named(entry) => Some(entry),
+            Self::Hub(file) => manifest::entries().iter().find(|e| e.hub_file().is_ok_and(|f| f == *file)),
+        }
+    }
+}
+
 impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -89,17 +89,16 @@ fn with_metadata(file: &[u8], metadata: &BTreeMap<String, String>) -> Result<Vec
 /// As [`write_safetensors`].
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(path))?;
-    file.write_all(bytes).map_err(Error::io(path))?;
-    file.as_file().sync_all().map_err(Error::io(path))?;
-    let persisted = file.persist(path).map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
+    let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // Temporary files are private; a result is as readable as any other file.
-        let mode = std::fs::Permissions::from_mode(0o644);
-        persisted.set_permissions(mode).map_err(Error::io(path))?;
+        // Temporary files are private; a result is as readable as the user's umask lets every new file be.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    drop(persisted);
+    let mut file = builder.tempfile_in(folder).map_err(Error::io(path))?;
+    file.write_all(bytes).map_err(Error::io(path))?;
+    file.as_file().sync_all().map_err(Error::io(path))?;
+    file.persist(path).map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
     Ok(())
 }

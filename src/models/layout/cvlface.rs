@@ -124,13 +124,12 @@ fn identity_conv(channels: usize) -> Result<Tensor> {
 
 /// A batch norm that returns its input unchanged in evaluation.
 fn identity_norm(channels: usize) -> Result<[(&'static str, Tensor); 5]> {
-    let all = |value: f64| Tensor::full(value as f32, channels, &Device::Cpu);
+    let all = |value: f32| Tensor::full(value, channels, &Device::Cpu);
     Ok([
         ("weight", all(1.0)?),
         ("bias", all(0.0)?),
         ("running_mean", all(0.0)?),
-        // The nearest f32 is so close that 1 / sqrt(var + eps) rounds to exactly 1.
-        ("running_var", all(1.0 - BatchNorm::EPS)?),
+        ("running_var", all(BatchNorm::IDENTITY_VAR)?),
         (COUNTER, Tensor::new(0i64, &Device::Cpu)?),
     ])
 }

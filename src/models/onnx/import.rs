@@ -1,6 +1,6 @@
 //! An ONNX graph to a network of ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -21,17 +21,18 @@ type Result<T> = std::result::Result<T, String>;
 /// # Errors
 /// Says in which place the graph computes something else than the network it is most like.
 pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
-    let config = guess(onnx)?;
+    let file = File::new(onnx)?;
+    let config = guess(&file)?;
     let params = Params::frozen(DType::F32, &Device::Cpu);
     let model = Model::build(&config, params).map_err(|e| e.to_string())?;
     let graph = Graph::of(&model);
-    let file = File::new(onnx)?;
     let mut matcher = Matcher {
         file: &file,
         graph: &graph,
         shapes: model.params().shapes(),
         found: Taken::default(),
         matched: BTreeMap::new(),
+        failed: BTreeSet::new(),
         furthest: 0,
     };
     let [output] = onnx.outputs.as_slice() else {
@@ -53,13 +54,15 @@ pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
 }
 
 /// The network that the graph can only be, by its number of convolutions and its sizes.
-fn guess(onnx: &OnnxModel) -> Result<ModelConfig> {
-    let convs: Vec<&Tensor> = onnx
+fn guess(file: &File) -> Result<ModelConfig> {
+    let onnx = file.onnx;
+    let weight = |node: &'_ OnnxNode| node.inputs.get(1).and_then(|name| file.weight(name).ok().cloned());
+    let convs: Vec<Vec<usize>> = onnx
         .nodes
         .iter()
         .filter(|n| n.op_type == "Conv")
-        .filter_map(|n| onnx.initializers.get(n.inputs.get(1)?))
-        .filter(|w| w.rank() == 4)
+        .filter_map(|n| Some(weight(n)?.dims().to_vec()))
+        .filter(|dims| dims.len() == 4)
         .collect();
     let Some(first) = convs.first() else { return Err("expected convolutions, found none".into()) };
     let input = onnx.inputs.first().map(|i| i.dims.as_slice()).unwrap_or_default();
@@ -69,18 +72,18 @@ fn guess(onnx: &OnnxModel) -> Result<ModelConfig> {
         other => return Err(format!("expected square images (N, 3, S, S) as input, found {other:?}")),
     };
     let last = onnx.nodes.iter().rev().find(|n| matches!(n.op_type.as_str(), "Gemm" | "MatMul" | "BatchNormalization"));
-    let embedding_size = last.and_then(|n| onnx.initializers.get(n.inputs.get(1)?)).map(|w| {
-        let is_transposed = last.is_some_and(|n| n.int("transB", 0) == 1) || w.rank() == 1;
-        if is_transposed { w.dims()[0] } else { w.dims().last().copied().unwrap_or_default() }
+    let embedding_size = last.and_then(|n| match (weight(n)?.dims(), n.int("transB", 0)) {
+        ([size], _) | ([size, _], 1) | ([_, size], _) => Some(*size),
+        _ => None,
     });
     let Some(embedding_size) = embedding_size else {
         return Err("expected a linear layer or batch norm at the end, found none".into());
     };
-    let is_mobile = convs.iter().any(|w| w.dims()[1] == 1 && w.dims()[2] > 1);
+    let is_mobile = convs.iter().any(|dims| dims[1] == 1 && dims[2] > 1);
     let squeeze_excitation = onnx.nodes.iter().any(|n| n.op_type == "Sigmoid");
     let arch = if is_mobile {
         // The last convolution is the global depthwise one, or the one that reduces the channels.
-        match convs.last().is_some_and(|w| w.dims()[1] == 1) {
+        match convs.last().is_some_and(|dims| dims[1] == 1) {
             true => Arch::MbfGdc,
             false => Arch::Mbf,
         }
@@ -99,7 +102,7 @@ fn guess(onnx: &OnnxModel) -> Result<ModelConfig> {
         }
     };
     let base = if is_mobile { 128.0 } else { 64.0 };
-    let width = first.dims()[0] as f64 / base;
+    let width = first[0] as f64 / base;
     let config = ModelConfig { arch, embedding_size, width, input_size, dropout: 0.0, squeeze_excitation };
     config.validate().map_err(|e| e.to_string())?;
     Ok(config)
@@ -173,6 +176,9 @@ struct Matcher<'a> {
     found: Taken,
     /// The file's value that is the same as our node.
     matched: BTreeMap<NodeId, &'a str>,
+    /// Pairs that do not compute the same, whatever else does: without them a graph could be tried in as many ways as
+    /// there are orders of its sums.
+    failed: BTreeSet<(NodeId, &'a str)>,
     /// The most nodes that were matched when something failed.
     furthest: usize,
 }
@@ -184,8 +190,12 @@ impl<'a> Matcher<'a> {
         if let Some(other) = self.matched.insert(id, value) {
             return if other == value { Ok(()) } else { Err(format!("expected {other} and {value} to be the same")) };
         }
+        if self.failed.contains(&(id, value)) {
+            return Err(format!("{value} does not compute {}", describe(&self.graph.nodes()[id].op)));
+        }
         let matched = self.operation(id, value);
         if matched.is_err() {
+            self.failed.insert((id, value));
             self.furthest = self.furthest.max(self.matched.len());
         }
         matched
@@ -201,7 +211,7 @@ impl<'a> Matcher<'a> {
         };
         let mismatch = || format!("{value}: expected {}, found {}", describe(&node.op), theirs.op_type);
         match (&node.op, theirs.op_type.as_str()) {
-            (Op::BatchNorm, "BatchNormalization") => {
+            (Op::BatchNorm, "BatchNormalization") if theirs.int("training_mode", 0) == 0 => {
                 self.batch_norm(id, theirs)?;
                 self.node(node.inputs[0], theirs.input(0)?)
             }
@@ -229,7 +239,12 @@ impl<'a> Matcher<'a> {
                 self.node(node.inputs[0], theirs.input(0)?)
             }
             (Op::PRelu, "PRelu") => {
-                self.take(node.param("weight"), self.file.weight(theirs.input(1)?)?)?;
+                let slope = self.file.weight(theirs.input(1)?)?;
+                // Along the last axis it would be a slope per column.
+                if slope.dims().len() > 1 && slope.dims().last() != Some(&1) {
+                    return Err(format!("{value}: expected a slope per channel, found shape {:?}", slope.dims()));
+                }
+                self.take(node.param("weight"), slope)?;
                 self.node(node.inputs[0], theirs.input(0)?)
             }
             (Op::Flatten, "Flatten") if theirs.int("axis", 1) == 1 => self.node(node.inputs[0], theirs.input(0)?),
@@ -306,6 +321,9 @@ impl<'a> Matcher<'a> {
             if found != ours {
                 return Err(format!("{name}: expected {key} {ours:?}, found {found:?}"));
             }
+        }
+        if theirs.attributes.contains_key("auto_pad") && !theirs.attributes.contains_key("pads") {
+            return Err(format!("{name}: expected pads, found auto_pad"));
         }
         let groups = theirs.int("group", 1);
         if groups != config.groups as i64 {

@@ -127,9 +127,10 @@ impl<'a> HubClient<'a> {
             };
             let (status, headers) = (response.status(), response.headers());
             // A renamed repository redirects within the hub; a large file to the storage, and then all is said here.
-            let location = header(headers, LOCATION.as_str()).filter(|l| l.starts_with('/') && !l.starts_with("//"));
-            match location.map(|l| url.join(l)) {
-                Some(Ok(next)) if status.is_redirection() && redirects < MAX_REDIRECTS => {
+            let location = header(headers, LOCATION.as_str()).and_then(|l| url.join(l).ok());
+            // Only there may the token go.
+            match location.filter(|next| next.origin() == self.endpoint.origin()) {
+                Some(next) if status.is_redirection() && redirects < MAX_REDIRECTS => {
                     url = next;
                     redirects += 1;
                 }

@@ -27,6 +27,11 @@ pub(super) fn fetch(
         if let Some(expected) = expected_sha256
             && let Some(found) = other_sha256(&path, expected)?
         {
+            // Contents that are what the cache names them are the hub's: another program may want them.
+            let is_intact = path.canonicalize().is_ok_and(|blob| blob.file_name().is_some_and(|name| *name == *found));
+            if is_intact || config.offline {
+                return Err(error(format!("SHA-256: expected {expected}, found {found} in the cache")));
+            }
             cache.discard(&path)?;
             return Err(error(format!(
                 "SHA-256: expected {expected}, found {found}; removed from the cache, try again"

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use super::reference::{HubFile, ModelRef};
 use crate::error::Result;
 
-/// How to reach the hub. Nothing here is read from the environment.
+/// How to reach the hub. Only a cache that is not named is looked for in the environment.
 #[derive(Clone, Default)]
 pub struct HubConfig {
     /// Base URL of the hub or of a mirror; `https://huggingface.co` if `None`.
@@ -59,10 +59,11 @@ impl Hub {
     /// # Errors
     /// As [`Self::fetch`].
     pub fn resolve(&self, reference: &ModelRef, progress: &mut dyn FnMut(u64, u64)) -> Result<PathBuf> {
+        let sha256 = reference.entry().and_then(|entry| entry.sha256.as_deref());
         match reference {
             ModelRef::Path(path) => Ok(path.clone()),
-            ModelRef::Hub(file) => self.fetch(file, None, progress),
-            ModelRef::Named(entry) => self.fetch(&entry.hub_file()?, entry.sha256.as_deref(), progress),
+            ModelRef::Hub(file) => self.fetch(file, sha256, progress),
+            ModelRef::Named(entry) => self.fetch(&entry.hub_file()?, sha256, progress),
         }
     }
 

@@ -76,16 +76,12 @@ fn graph(mut reader: Reader, model: &mut OnnxModel) -> Result<()> {
         match field.number {
             1 => {
                 bounded(model.nodes.len(), "operations", field.offset)?;
-                let node = node(message(field)?, model)?;
+                let node = node(message(field)?, model, field.offset)?;
                 model.nodes.extend(node);
             }
             5 => {
-                bounded(model.initializers.len(), "weights", field.offset)?;
                 let (name, tensor) = tensor(message(field)?, field.offset)?;
-                if model.initializers.contains_key(&name) {
-                    return Err(wrong(field.offset, format!("two weights are named {name}")));
-                }
-                model.initializers.insert(name, tensor);
+                insert(model, name, tensor, field.offset)?;
             }
             11 | 12 => {
                 let values = if field.number == 11 { &mut model.inputs } else { &mut model.outputs };
@@ -101,8 +97,17 @@ fn graph(mut reader: Reader, model: &mut OnnxModel) -> Result<()> {
     Ok(())
 }
 
+fn insert(model: &mut OnnxModel, name: String, tensor: Tensor, offset: usize) -> Result<()> {
+    bounded(model.initializers.len(), "weights", offset)?;
+    if model.initializers.contains_key(&name) {
+        return Err(wrong(offset, format!("two weights are named {name}")));
+    }
+    model.initializers.insert(name, tensor);
+    Ok(())
+}
+
 /// NodeProto; a `Constant` becomes a weight and no operation.
-fn node(mut reader: Reader, model: &mut OnnxModel) -> Result<Option<OnnxNode>> {
+fn node(mut reader: Reader, model: &mut OnnxModel, start: usize) -> Result<Option<OnnxNode>> {
     let mut node = OnnxNode::default();
     let mut constant = None;
     while let Some(field) = reader.next()? {
@@ -130,8 +135,7 @@ fn node(mut reader: Reader, model: &mut OnnxModel) -> Result<Option<OnnxNode>> {
     }
     match (node.op_type.as_str(), constant, node.outputs.first()) {
         ("Constant", Some(tensor), Some(name)) => {
-            bounded(model.initializers.len(), "weights", 0)?;
-            model.initializers.insert(name.clone(), tensor);
+            insert(model, name.clone(), tensor, start)?;
             Ok(None)
         }
         _ => Ok(Some(node)),
