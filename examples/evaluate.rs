@@ -5,19 +5,18 @@
 //! cargo run --release --example evaluate -- runs/teacher/teacher
 //! ```
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use maskinv::data::DataConfig;
 use maskinv::eval::{EvalConfig, Setting, evaluate, table};
-use maskinv::models::load_model;
+use maskinv::models::open_model;
+use maskinv::weights::{Hub, HubConfig};
 
 fn main() -> Result<()> {
-    let path = std::env::args().nth(1).context("usage: evaluate CHECKPOINT")?;
-    let model = load_model(Path::new(&path), None)?.model;
+    let name = std::env::args().nth(1).context("usage: evaluate MODEL")?;
+    let model = open_model(&name, &Hub::new(HubConfig::from_env()), &mut |_, _| ())?.model;
     let test = DataConfig::default().open_test()?;
     let evaluation = evaluate(&model, &test, &EvalConfig::default(), |_, _| {})?;
-    println!("{}\n\n{}", test.description, table(&[(&path, &evaluation)]));
+    println!("{}\n\n{}", test.description, table(&[(&name, &evaluation)]));
     let masked = &evaluation.get(Setting::UM).metrics;
     println!("\n{} genuine and {} impostor pairs", masked.num_genuine, masked.num_impostor);
     Ok(())

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --release --example verify -- model.safetensors a.jpg b.jpg 0.3
+//! cargo run --release --example verify -- w600k-mbf a.jpg b.jpg 0.3
 //! ```
 //!
 //! The threshold is the lowest cosine that counts as a match. Which one is right depends on the model, on how wrong
@@ -13,14 +14,15 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use maskinv::data::read_face;
 use maskinv::eval::{EmbedConfig, embed};
-use maskinv::models::load_model;
+use maskinv::models::open_model;
+use maskinv::weights::{Hub, HubConfig};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [model, a, b, threshold @ ..] = args.as_slice() else {
         anyhow::bail!("usage: verify MODEL IMAGE IMAGE [THRESHOLD]")
     };
-    let loaded = load_model(Path::new(model), None)?;
+    let loaded = open_model(model, &Hub::new(HubConfig::from_env()), &mut |_, _| ())?;
     loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     let images = [a, b];
     let image = |i: usize| read_face(Path::new(images[i]));

@@ -5,6 +5,7 @@ mod cli_models;
 mod eval_metrics;
 mod fixture;
 mod folder;
+mod hostility;
 #[cfg(feature = "hub")]
 mod hub;
 #[cfg(feature = "hub")]
@@ -19,6 +20,7 @@ mod mxnet;
 mod onnx;
 mod ops;
 mod pairs;
+mod photo_pairs;
 mod pytorch;
 mod source;
 mod train;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use image::RgbImage;
 
 /// A tiny training run: 6 people, an eighth of ResNet-18 at 32 pixels.
-const TINY: &[&str] = &[
+pub const TINY: &[&str] = &[
     "--set",
     "train.epochs=1",
     "--set",

@@ -136,6 +136,19 @@ fn a_renamed_repository_is_followed() -> Result<()> {
 }
 
 #[test]
+fn a_hub_that_sends_to_another_server_does_not_take_the_token_there() -> Result<()> {
+    let other = Server::start(site())?;
+    let server = Server::start(Site { moved_to: Some(other.url()), ..site() })?;
+    let mut client = Client::of(&server.url())?;
+    client.config.token = Some("hf_x".into());
+    let error = client.error(None)?;
+    assert!(error.contains("is no model hub: expected a commit"), "{error}");
+    assert!(other.take_requests().is_empty(), "nothing was asked there");
+    assert!(client.blobs().is_empty());
+    Ok(())
+}
+
+#[test]
 fn a_broken_transfer_goes_on_where_it_stopped() -> Result<()> {
     for storage in [false, true] {
         let behind = Server::start(Site { cuts: vec![70_000, 50_000], ..site() })?;

@@ -41,6 +41,8 @@ pub struct Site {
     pub spoils_ranges: bool,
     /// The folder that the repository was renamed from.
     pub renamed_from: Option<&'static str>,
+    /// The base URL of the server that everything is said to have moved to.
+    pub moved_to: Option<String>,
 }
 
 struct Shared {
@@ -151,6 +153,9 @@ fn reply(site: &mut Site, request: &Request) -> (String, Vec<u8>) {
     }
     if site.token.is_some() && request.authorization != site.token.as_ref().map(|t| format!("Bearer {t}")) {
         return empty(401, "X-Error-Code: RepoNotFound\r\nX-Error-Message: Invalid username or password.\r\n");
+    }
+    if let Some(other) = &site.moved_to {
+        return empty(307, &format!("Location: {other}{}\r\n", request.path));
     }
     if let Some(old) = site.renamed_from
         && let Some(rest) = request.path.strip_prefix(old)

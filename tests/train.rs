@@ -186,6 +186,8 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
         let mut config = config.clone();
         config.train.start_share = share;
         let out = folder.path().join(name);
+        std::fs::create_dir_all(out.join("hg"))?;
+        std::fs::write(out.join("hg/header.safetensors"), "of an older run")?;
         Experiment::new(config, &out)?.with_teacher(teacher()?).run(&mut |event| {
             if let Event::Step { report, .. } = event {
                 assert!(report.margin_loss == 0.0 && report.distill_loss > 0.0);
@@ -201,8 +203,9 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
     }
     let statistics = "layer1.0.bn1.running_mean";
     assert_eq!(saved(&teacher_folder, "teacher", statistics)?, saved(&all, "hg", statistics)?);
-    let header = |folder: &Path, arm: &str| std::fs::read(folder.join(arm).join("header.safetensors"));
-    assert!(header(&teacher_folder, "teacher")? == header(&all, "hg")?, "nobody trained the class centres");
+    let header = |folder: &Path, arm: &str| folder.join(arm).join("header.safetensors");
+    assert!(header(&teacher_folder, "teacher").is_file());
+    assert!(!header(&all, "hg").exists(), "nobody trained the class centres, and those of an older run are gone");
 
     config.train.start_share = 0.5;
     config.train.hg_start = Start::Scratch;
@@ -342,7 +345,7 @@ fn corrupt(path: &Path, change: impl FnOnce(&mut Vec<u8>)) -> Result<String> {
 fn broken_checkpoints_are_refused_with_their_path() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (trainer, _) = trainer(&tiny())?;
-    save_checkpoint(folder.path(), &trainer.student, &trainer.head)?;
+    save_checkpoint(folder.path(), &trainer.student, trainer.head())?;
     let path = folder.path().join("backbone.safetensors");
     load_model(&path, None)?;
     for (what, error) in [

@@ -45,7 +45,7 @@ fn record(loaded: &Loaded) -> Result<serde_json::Value> {
         "format": loaded.format.name(),
         "recognised_by": loaded.layout.to_string(),
         "model": model.config(),
-        "num_parameters": num_parameters(loaded),
+        "num_parameters": model.params().num_parameters(),
         "preprocessing": model.preprocessing(),
         "notes": loaded.notes,
     }))
@@ -66,18 +66,10 @@ fn describe(name: &str, loaded: &Loaded) -> Result<String> {
         format!("{name}:"),
         format!("  file           {} ({megabytes:.1} MB, {})", loaded.path.display(), loaded.format.name()),
         format!("  recognised by  {}", loaded.layout),
-        format!("  network        {network}, {:.2} M parameters", num_parameters(loaded) as f64 / 1e6),
+        format!("  network        {network}, {:.2} M parameters", loaded.model.params().num_parameters() as f64 / 1e6),
         format!("  input          {size}x{size} pixels, {}", loaded.model.preprocessing()),
         format!("  embedding      {} elements", config.embedding_size),
     ];
     lines.extend(loaded.notes.iter().map(|note| format!("  note           {note}")));
     Ok(lines.join("\n"))
-}
-
-/// Trained elements: buffers are not counted, as papers count.
-fn num_parameters(loaded: &Loaded) -> usize {
-    let is_buffer =
-        |name: &str| ["running_mean", "running_var", "num_batches_tracked"].iter().any(|b| name.ends_with(b));
-    let shapes = loaded.model.params().shapes();
-    shapes.iter().filter(|(name, _)| !is_buffer(name)).map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }

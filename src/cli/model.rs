@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::models::{Loaded, load_model};
+use crate::models::{Loaded, open_model};
 use crate::preprocessing::Channels;
 use crate::weights::{Hub, HubConfig, ModelRef};
 
@@ -30,39 +30,18 @@ pub(super) struct HubArgs {
 impl HubArgs {
     /// Returns the file of a model, downloaded if need be.
     pub(super) fn fetch(&self, reference: &ModelRef) -> Result<PathBuf> {
-        let bar = ProgressBar::new(0);
-        if let Ok(style) =
-            ProgressStyle::with_template("{prefix} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-        {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_prefix(reference.to_string());
-        let path = Hub::new(self.config()).resolve(reference, &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        });
+        let bar = bar(&reference.to_string());
+        let path = self.hub().resolve(reference, &mut |done, total| show(&bar, done, total));
         bar.finish_and_clear();
         Ok(path?)
     }
 
     /// Returns a model with what was found while it was loaded.
     pub(super) fn load(&self, name: &str) -> Result<Loaded> {
-        let reference = ModelRef::parse(name)?;
-        let entry = reference.entry();
-        let loaded = load_model(&self.fetch(&reference)?, entry.map(|e| &e.preprocessing));
-        let mut loaded = match reference {
-            // The error names the file.
-            ModelRef::Path(_) => loaded?,
-            _ => loaded.with_context(|| name.to_owned())?,
-        };
-        if let Some(entry) = entry {
-            let config = loaded.model.config();
-            let expected = (entry.arch.as_str(), entry.embedding_size, entry.input_size);
-            let found = (config.arch.name(), config.embedding_size, config.input_size);
-            if expected != found {
-                bail!("{name}: expected (network, embedding, input) {expected:?} as in the manifest, found {found:?}");
-            }
-        }
+        let bar = bar(name);
+        let loaded = open_model(name, &self.hub(), &mut |done, total| show(&bar, done, total));
+        bar.finish_and_clear();
+        let mut loaded = loaded?;
         if self.bgr || self.mean.is_some() || self.std.is_some() {
             let mut preprocessing = loaded.model.preprocessing().clone();
             if self.bgr {
@@ -84,15 +63,23 @@ impl HubArgs {
         Ok(loaded)
     }
 
-    /// The settings of the hub's clients, from the variables that Python's client reads too.
-    fn config(&self) -> HubConfig {
-        let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let is_true = |value: &String| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
-        HubConfig {
-            endpoint: var("HF_ENDPOINT"),
-            token: var("HF_TOKEN"),
-            offline: self.offline || var("HF_HUB_OFFLINE").as_ref().is_some_and(is_true),
-            ..HubConfig::default()
-        }
+    fn hub(&self) -> Hub {
+        let config = HubConfig::from_env();
+        Hub::new(HubConfig { offline: self.offline || config.offline, ..config })
     }
+}
+
+/// A bar in bytes, not drawn before there are some.
+fn bar(name: &str) -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(name.to_owned());
+    bar
+}
+
+fn show(bar: &ProgressBar, done: u64, total: u64) {
+    bar.set_length(total);
+    bar.set_position(done);
 }

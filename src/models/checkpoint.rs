@@ -67,10 +67,13 @@ impl Format {
     fn of(path: &Path) -> Result<Self> {
         let mut head = Vec::new();
         let file = std::fs::File::open(path).map_err(Error::io(path))?;
-        file.take(16).read_to_end(&mut head).map_err(Error::io(path))?;
+        // Up to where a tar file says that it is one.
+        file.take(262).read_to_end(&mut head).map_err(Error::io(path))?;
         match head.as_slice() {
             // A zip archive, or the pickled magic number of torch before 1.6.
             [b'P', b'K', ..] | [0x80, 0..=5, ..] => Ok(Self::PyTorch),
+            // PyTorch's reader says what to do with the oldest form.
+            [.., b'u', b's', b't', b'a', b'r'] => Ok(Self::PyTorch),
             [0x12, 0x01, 0, 0, 0, 0, 0, 0, ..] => Ok(Self::MxNet),
             [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Self::Safetensors),
             head if looks_like_onnx(head) => Ok(Self::Onnx),
@@ -111,6 +114,10 @@ pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<
             (recognise_named(file.tensors, &file.metadata, file.notes).map_err(wrong)?, file.metadata)
         }
     };
+    let doubles = found.tensors.values().filter(|t| t.dtype() == DType::F64).count();
+    if doubles > 0 {
+        found.notes.push(format!("{doubles} tensors in double precision: rounded to f32"));
+    }
     if let Some(text) = metadata.get(PREPROCESSING_KEY) {
         found.preprocessing = Some(from_json(PREPROCESSING_KEY, text).map_err(wrong)?);
     }

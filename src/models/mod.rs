@@ -5,6 +5,7 @@ mod iresnet;
 mod layout;
 mod mobilefacenet;
 mod onnx;
+mod open;
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,8 @@ pub use checkpoint::{BACKBONE_FILE, Format, Loaded, export_onnx, load_model, sav
 pub use iresnet::{IResNet, IResNetConfig};
 pub use layout::{Layout, recognise};
 pub use mobilefacenet::{MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead};
-
 pub use onnx::{from_onnx, to_onnx};
+pub use open::open_model;
 
 use crate::nn::{Graph, NodeId, Params, Trace};
 use crate::preprocessing::Preprocessing;
@@ -159,9 +160,11 @@ impl Found {
     /// Returns the network with its parameters, created in `params`.
     ///
     /// # Errors
-    /// When the names and shapes are not exactly that network's: one error that lists up to 20 of them and their count.
+    /// When the names and shapes are not exactly that network's: one error that lists up to 20 of them and their count;
+    /// when the network is far larger than the tensors.
     pub fn build(&self, params: Params) -> Result<Model> {
-        let model = Model::build(&self.config, params)?;
+        let found = self.tensors.values().map(Tensor::elem_count).sum();
+        let model = Model::build(&self.config, params.with_room_for(found))?;
         model.params().load(&self.tensors)?;
         let preprocessing = self.preprocessing.clone().unwrap_or_default();
         Ok(model.with_preprocessing(preprocessing))

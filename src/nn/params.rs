@@ -23,6 +23,8 @@ pub struct Params {
     device: Device,
     frozen: bool,
     freeze_statistics: Arc<AtomicBool>,
+    max_elements: usize,
+    num_elements: usize,
 }
 
 /// How a parameter starts.
@@ -47,6 +49,8 @@ impl Params {
             device: device.clone(),
             frozen: false,
             freeze_statistics: Arc::default(),
+            max_elements: usize::MAX,
+            num_elements: 0,
         }
     }
 
@@ -54,6 +58,13 @@ impl Params {
     /// zeros until they are loaded.
     pub fn frozen(dtype: DType, device: &Device) -> Self {
         Self { frozen: true, ..Self::new(dtype, device, 0) }
+    }
+
+    /// Refuses to grow much beyond `elements`: a file that claims to be a larger network than it has weights for ends in
+    /// an error before memory is taken, and one that lacks some still in a list of them.
+    pub fn with_room_for(self, elements: usize) -> Self {
+        const SLACK: usize = 1 << 24;
+        Self { max_elements: elements.saturating_mul(2).saturating_add(SLACK), ..self }
     }
 
     /// Lets batch norm normalise by its running statistics in training too, and leave them as they are.
@@ -72,9 +83,9 @@ impl Params {
         trainable.into_iter().flatten().map(|(name, var)| (name.as_str(), var))
     }
 
-    /// Number of elements of all parameters and buffers.
-    pub fn num_elements(&self) -> usize {
-        self.variables().map(|(_, var)| var.elem_count()).sum()
+    /// Number of elements of all parameters, frozen or not, without buffers: as papers count.
+    pub fn num_parameters(&self) -> usize {
+        self.trainable.values().map(|var| var.elem_count()).sum()
     }
 
     /// Returns the shape of every parameter and buffer by name.
@@ -93,7 +104,7 @@ impl Params {
     /// Copies `state` into the parameters and buffers, all or nothing.
     ///
     /// # Errors
-    /// When a name is missing, unexpected or has another shape: one error that lists up to 20 of them and their count.
+    /// When a name is missing, unexpected or has another shape or kind of number: one error that lists up to 20 of them and their count.
     pub fn load(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let mut problems = Vec::new();
         for (name, var) in self.variables() {
@@ -101,6 +112,9 @@ impl Params {
                 None => problems.push(format!("missing {name} {:?}", var.shape())),
                 Some(t) if t.shape() != var.shape() => {
                     problems.push(format!("{name}: expected {:?}, found {:?}", var.shape(), t.shape()));
+                }
+                Some(t) if t.dtype().is_float() != var.dtype().is_float() => {
+                    problems.push(format!("{name}: expected {}, found {}", var.dtype().as_str(), t.dtype().as_str()));
                 }
                 Some(_) => {}
             }
@@ -125,6 +139,10 @@ impl Params {
     }
 
     fn create(&mut self, shape: &Shape, init: Init) -> Result<Var> {
+        self.num_elements = self.num_elements.saturating_add(shape.elem_count());
+        if self.num_elements > self.max_elements {
+            bail!("the network has more than {} weights, there is no room for them", self.max_elements);
+        }
         if self.frozen {
             // To be loaded: zeros cost no time, and no memory before it is known that a file fits.
             return Var::zeros(shape, self.dtype, &self.device);

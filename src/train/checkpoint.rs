@@ -37,13 +37,19 @@ impl Checkpoint {
     }
 }
 
-/// Writes `backbone.safetensors` and `header.safetensors` to `folder`, which is made if need be.
+/// Writes `backbone.safetensors` and, where class centres were trained, `header.safetensors` to `folder`, which is made
+/// if need be. Without centres an older file of them is removed: it is another backbone's.
 ///
 /// # Errors
 /// When the folder cannot be made or written to; older files stay whole.
-pub fn save_checkpoint(folder: &Path, backbone: &Model, head: &MarginHead) -> Result<()> {
+pub fn save_checkpoint(folder: &Path, backbone: &Model, head: Option<&MarginHead>) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let header = folder.join(HEADER_FILE);
+    if head.is_none() && header.exists() {
+        std::fs::remove_file(&header).map_err(Error::io(&header))?;
+    }
     save_model(&folder.join(BACKBONE_FILE), backbone, DType::F32)?;
+    let Some(head) = head else { return Ok(()) };
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_safetensors(&folder.join(HEADER_FILE), &head.params().state()?, &metadata)
+    write_safetensors(&header, &head.params().state()?, &metadata)
 }

@@ -1,6 +1,7 @@
 //! The loop over arms and epochs, and the record of what came out.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -215,27 +216,26 @@ impl Experiment {
                 let what = format!("{} learns from a teacher: give one, or train the teacher arm first", arm.name());
                 return Err(Error::Training(what));
             }
-            let start = if self.start.is_some() { Start::Scratch } else { self.start_of(arm) };
-            match start {
-                Start::Teacher if !has_teacher => {
+            let origin = self.origin(arm);
+            match origin {
+                Some(Origin::Teacher) if !has_teacher => {
                     let what = format!("{} starts from the teacher: give one, or train it first", arm.name());
                     return Err(Error::Training(what));
                 }
-                Start::Lg if !has(Arm::Lg) => {
+                Some(Origin::Lg) if !has(Arm::Lg) => {
                     let what =
                         format!("{} starts from the LG student: give its checkpoint, or train it first", arm.name());
                     return Err(Error::Training(what));
                 }
                 _ => {}
             }
-            let has_start = self.start.is_some() || start != Start::Scratch;
             let needs_start = self.config.train.batch_norm == BatchNormMode::Frozen
                 || self.config.train.head_start == HeadStart::MeanEmbedding;
-            if needs_start && !has_start {
+            if needs_start && origin.is_none() {
                 let what = "train.batch_norm = frozen and train.head_start = mean-embedding need weights to start from";
                 return Err(Error::Training(format!("{what}: {} has none", arm.name())));
             }
-            if self.config.train.start_share > 0.0 && arm != Arm::Teacher && !has_start {
+            if self.config.train.start_share > 0.0 && arm != Arm::Teacher && origin.is_none() {
                 let what = format!("train.start_share: {} starts from no weights that could have a share", arm.name());
                 return Err(Error::Training(what));
             }
@@ -243,29 +243,38 @@ impl Experiment {
         Ok(())
     }
 
-    fn start_of(&self, arm: Arm) -> Start {
-        match arm {
+    /// Whose weights an arm starts from, if any.
+    fn origin(&self, arm: Arm) -> Option<Origin> {
+        if self.start.is_some() {
+            return Some(Origin::Given);
+        }
+        let start = match arm {
             Arm::Teacher => Start::Scratch,
             Arm::Aug | Arm::Lg => self.config.train.start,
             Arm::Hg => self.config.train.hg_start,
+        };
+        match start {
+            Start::Scratch => None,
+            Start::Teacher => Some(Origin::Teacher),
+            Start::Lg => Some(Origin::Lg),
         }
     }
 
     fn run_arm(&self, arm: Arm, trained: &mut Trained, on: &mut dyn FnMut(Event)) -> Result<ArmOutcome> {
         let teacher = self.teacher.as_ref().or(trained.teacher.as_ref());
-        let start = self.start.as_ref().or_else(|| match self.start_of(arm) {
-            Start::Scratch => None,
-            Start::Teacher => teacher,
-            Start::Lg => trained.lg.as_ref(),
+        let start = self.origin(arm).and_then(|origin| {
+            let weights = match origin {
+                Origin::Given => self.start.as_ref(),
+                Origin::Teacher => teacher,
+                Origin::Lg => trained.lg.as_ref(),
+            };
+            Some((origin, weights?))
         });
-        let mut trainer = self.trainer(arm, teacher.map(|t| &t.backbone), start, on)?;
+        let mut trainer = self.trainer(arm, teacher.map(|t| &t.backbone), start, &mut trained.centres, on)?;
+        let start = start.map(|(_, weights)| weights);
         let began = Instant::now();
-        let (num_steps, last_loss, lg) = self.train(arm, &mut trainer, on)?;
+        let (num_steps, last_loss, lg) = self.train(arm, &mut trainer, start, on)?;
         let seconds = began.elapsed().as_secs_f64();
-        if let Some(start) = start.filter(|_| self.config.train.start_share > 0.0) {
-            average(&trainer.student, &start.backbone, self.config.train.start_share)?;
-            save_checkpoint(&self.out.join(arm.name()), &trainer.student, &trainer.head)?;
-        }
         let checkpoint = frozen(&trainer)?;
         let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, on)?;
         match arm {
@@ -288,7 +297,8 @@ impl Experiment {
         &self,
         arm: Arm,
         teacher: Option<&'a Model>,
-        start: Option<&Checkpoint>,
+        start: Option<(Origin, &Checkpoint)>,
+        centres: &mut BTreeMap<Origin, Tensor>,
         on: &mut dyn FnMut(Event),
     ) -> Result<Trainer<'a>> {
         let config = &self.config;
@@ -298,7 +308,7 @@ impl Experiment {
         let classes = self.splits.train.num_identities();
         let size = config.model.embedding_size;
         let head = MarginHead::new(&config.loss, size, classes, &Device::Cpu, seed.wrapping_add(1))?;
-        if let Some(start) = start {
+        if let Some((origin, start)) = start {
             student = student.with_preprocessing(start.backbone.preprocessing().clone());
             student.params().load(&start.backbone.params().state()?)?;
             match start.header.as_ref().filter(|h| fits(h, size, classes)) {
@@ -306,9 +316,14 @@ impl Experiment {
                 // Without the margin loss nobody asks for them.
                 None if config.distill.of(arm).margin_weight == 0.0 => {}
                 None if config.train.head_start == HeadStart::MeanEmbedding => {
-                    let progress = |done, total| on(Event::Embedded { done, total });
-                    let kernel = mean_embeddings(&start.backbone, self.splits.train.as_ref(), progress)?;
-                    head.params().load(&BTreeMap::from([("kernel".to_owned(), kernel)]))?;
+                    let kernel = match centres.entry(origin) {
+                        Entry::Occupied(known) => known.into_mut(),
+                        Entry::Vacant(unknown) => {
+                            let progress = |done, total| on(Event::Embedded { done, total });
+                            unknown.insert(mean_embeddings(&start.backbone, self.splits.train.as_ref(), progress)?)
+                        }
+                    };
+                    head.params().load(&BTreeMap::from([("kernel".to_owned(), kernel.clone())]))?;
                 }
                 None => {
                     let what = format!("no class centres for {classes} identities to start from: they start anew");
@@ -324,6 +339,7 @@ impl Experiment {
         &self,
         arm: Arm,
         trainer: &mut Trainer,
+        start: Option<&Checkpoint>,
         on: &mut dyn FnMut(Event),
     ) -> Result<(usize, f64, Option<Checkpoint>)> {
         let config = &self.config;
@@ -350,7 +366,7 @@ impl Experiment {
             if arm == Arm::Lg && config.train.hg_start == Start::Lg && epoch == config.train.hg_first_epoch {
                 // Kept, so that a later run can start HG from it.
                 let folder = self.out.join(arm.name()).join(format!("epoch-{epoch}"));
-                save_checkpoint(&folder, &trainer.student, &trainer.head)?;
+                save_checkpoint(&folder, &trainer.student, trainer.head())?;
                 lg = Some(frozen(trainer)?);
             }
             let mut batches = loader.epoch(epoch as u64);
@@ -367,7 +383,10 @@ impl Experiment {
                 let images_per_s = (step * config.loader.batch_size) as f64 / elapsed;
                 on(Event::Step { step, epoch, report: &report, images_per_s, wait_share: waited / elapsed });
             }
-            save_checkpoint(&self.out.join(arm.name()), &trainer.student, &trainer.head)?;
+            if let Some(start) = start.filter(|_| config.train.start_share > 0.0 && epoch + 1 == epochs.end) {
+                average(&trainer.student, &start.backbone, config.train.start_share)?;
+            }
+            save_checkpoint(&self.out.join(arm.name()), &trainer.student, trainer.head())?;
         }
         Ok((step, last_loss, lg))
     }
@@ -378,6 +397,17 @@ impl Experiment {
 struct Trained {
     teacher: Option<Checkpoint>,
     lg: Option<Checkpoint>,
+    /// Mean embeddings as class centres, by the weights that made them.
+    centres: BTreeMap<Origin, Tensor>,
+}
+
+/// Whose weights an arm starts from.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    /// Those of [`Experiment::with_start`].
+    Given,
+    Teacher,
+    Lg,
 }
 
 /// The trained weights in a network that builds no graph.
@@ -385,7 +415,8 @@ fn frozen(trainer: &Trainer) -> Result<Checkpoint> {
     let student = &trainer.student;
     let backbone = Model::frozen(student.config(), &Device::Cpu)?.with_preprocessing(student.preprocessing().clone());
     backbone.params().load(&trainer.student.params().state()?)?;
-    Ok(Checkpoint { path: None, backbone, header: Some(trainer.head.params().state()?) })
+    let header = trainer.head().map(|head| head.params().state()).transpose()?;
+    Ok(Checkpoint { path: None, backbone, header })
 }
 
 /// Moves the weights of `model` towards those of `start`, of which they become `share`; counters stay.

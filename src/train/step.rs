@@ -13,8 +13,7 @@ use crate::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
 pub struct Trainer<'a> {
     /// The backbone in training.
     pub student: Model,
-    /// The classification head in training.
-    pub head: MarginHead,
+    head: MarginHead,
     teacher: Option<&'a Model>,
     distill: DistillConfig,
     student_optim: Optimizer,
@@ -70,6 +69,11 @@ impl<'a> Trainer<'a> {
         let head_optim = Optimizer::new(head.params(), optim)?;
         let (distill, clip_norm) = (distill.clone(), optim.clip_norm);
         Ok(Self { student, head, teacher, distill, student_optim, head_optim, clip_norm, seed })
+    }
+
+    /// The classification head in training; none where the margin loss has no weight.
+    pub fn head(&self) -> Option<&MarginHead> {
+        (self.distill.margin_weight > 0.0).then_some(&self.head)
     }
 
     /// Trains on one batch with learning rate `lr`; `step` counts from 0 and decides the margins drawn.

@@ -11,7 +11,8 @@ mod safetensors;
 
 pub use self::hub::{Hub, HubConfig};
 pub use self::mxnet::read_mxnet_params;
-pub use self::onnx::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue, looks_like_onnx, read_onnx, write_onnx};
+pub(crate) use self::onnx::looks_like_onnx;
+pub use self::onnx::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue, read_onnx, write_onnx};
 pub use self::pytorch::read_pytorch;
 pub use self::reference::{HubFile, ModelRef};
 pub use self::safetensors::{TensorFile, read_safetensors, write_atomic, write_safetensors};

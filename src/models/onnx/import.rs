@@ -23,7 +23,8 @@ type Result<T> = std::result::Result<T, String>;
 pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
     let file = File::new(onnx)?;
     let config = guess(&file)?;
-    let params = Params::frozen(DType::F32, &Device::Cpu);
+    let found = onnx.initializers.values().map(Tensor::elem_count).sum();
+    let params = Params::frozen(DType::F32, &Device::Cpu).with_room_for(found);
     let model = Model::build(&config, params).map_err(|e| e.to_string())?;
     let graph = Graph::of(&model);
     let mut matcher = Matcher {
@@ -142,16 +143,23 @@ impl<'a> File<'a> {
 
     /// The weight `name`, before it is given other axes of length 1.
     fn weight(&self, name: &'a str) -> Result<&'a Tensor> {
-        let mut source = name;
+        Ok(self.weight_with_axes(name)?.0)
+    }
+
+    /// As [`Self::weight`], and whether it is given other axes.
+    fn weight_with_axes(&self, name: &'a str) -> Result<(&'a Tensor, bool)> {
+        let (mut source, mut is_reshaped) = (name, false);
         for _ in 0..=self.onnx.nodes.len() {
             match self.producers.get(source) {
                 Some(node) if matches!(node.op_type.as_str(), "Identity" | "Unsqueeze" | "Squeeze" | "Reshape") => {
+                    is_reshaped |= node.op_type != "Identity";
                     source = node.input(0)?;
                 }
                 _ => break,
             }
         }
-        self.onnx.initializers.get(source).ok_or_else(|| format!("expected {name} to be a weight, found none"))
+        let weight = self.onnx.initializers.get(source);
+        weight.map(|w| (w, is_reshaped)).ok_or_else(|| format!("expected {name} to be a weight, found none"))
     }
 
     /// The one number that a constant holds.
@@ -239,9 +247,13 @@ impl<'a> Matcher<'a> {
                 self.node(node.inputs[0], theirs.input(0)?)
             }
             (Op::PRelu, "PRelu") => {
-                let slope = self.file.weight(theirs.input(1)?)?;
-                // Along the last axis it would be a slope per column.
-                if slope.dims().len() > 1 && slope.dims().last() != Some(&1) {
+                let (slope, is_reshaped) = self.file.weight_with_axes(theirs.input(1)?)?;
+                // Along the last axis it would be a slope per column; before operator set 7 a single axis is the channels'.
+                let is_per_channel = match slope.dims() {
+                    [_] => is_reshaped || self.file.onnx.opset < 7,
+                    dims => dims.last() == Some(&1),
+                };
+                if !is_per_channel && slope.elem_count() > 1 {
                     return Err(format!("{value}: expected a slope per channel, found shape {:?}", slope.dims()));
                 }
                 self.take(node.param("weight"), slope)?;
@@ -391,6 +403,9 @@ impl<'a> Matcher<'a> {
         let without_ones = |dims: &[usize]| dims.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>();
         if without_ones(tensor.dims()) != without_ones(expected) {
             return Err(format!("{name}: expected shape {expected:?}, found {:?}", tensor.dims()));
+        }
+        if !tensor.dtype().is_float() {
+            return Err(format!("{name}: expected floating-point numbers, found {:?}", tensor.dtype()));
         }
         let tensor = tensor.to_dtype(DType::F32).and_then(|t| t.reshape(expected.as_slice()));
         self.found.tensors.insert(name, tensor.map_err(|e| e.to_string())?);

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-pub use read::{looks_like_onnx, read_onnx};
+pub(crate) use read::looks_like_onnx;
+pub use read::read_onnx;
 pub use write::write_onnx;
 
 /// A graph with its weights.

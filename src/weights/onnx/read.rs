@@ -14,7 +14,7 @@ use crate::error::Error;
 const MAX_ITEMS: usize = 100_000;
 
 /// Whether `head`, the first bytes of a file, may be those of an ONNX model: its IR version, which exporters write first.
-pub fn looks_like_onnx(head: &[u8]) -> bool {
+pub(crate) fn looks_like_onnx(head: &[u8]) -> bool {
     matches!(head, [0x08, version, 0x12 | 0x3a | 0x42, ..] if (1..32).contains(version))
 }
 
