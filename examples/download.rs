@@ -5,7 +5,7 @@
 //! cargo run --release --example download -- hf://owner/repo@revision/model.safetensors
 //! ```
 //!
-//! `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are respected. A path works too.
+//! `HF_TOKEN` is sent for gated models. A path works too.
 
 use anyhow::{Context, Result};
 use maskinv::models::open_model;
@@ -13,7 +13,8 @@ use maskinv::weights::{Hub, HubConfig};
 
 fn main() -> Result<()> {
     let name = std::env::args().nth(1).context("usage: download MODEL")?;
-    let hub = Hub::new(HubConfig::from_env());
+    let token = std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty());
+    let hub = Hub::new(HubConfig { token, ..HubConfig::default() });
     let loaded = open_model(&name, &hub, &mut |done, total| eprint!("\r{done} of {total} bytes"))?;
     println!("{}: {}", loaded.path.display(), loaded.model.config().arch.title());
     println!("input: {}", loaded.model.preprocessing());

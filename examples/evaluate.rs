@@ -9,11 +9,11 @@ use anyhow::{Context, Result};
 use maskinv::data::DataConfig;
 use maskinv::eval::{EvalConfig, Setting, evaluate, table};
 use maskinv::models::open_model;
-use maskinv::weights::{Hub, HubConfig};
+use maskinv::weights::Hub;
 
 fn main() -> Result<()> {
     let name = std::env::args().nth(1).context("usage: evaluate MODEL")?;
-    let model = open_model(&name, &Hub::new(HubConfig::from_env()), &mut |_, _| ())?.model;
+    let model = open_model(&name, &Hub::default(), &mut |_, _| ())?.model;
     let test = DataConfig::default().open_test()?;
     let evaluation = evaluate(&model, &test, &EvalConfig::default(), |_, _| {})?;
     println!("{}\n\n{}", test.description, table(&[(&name, &evaluation)]));

@@ -15,14 +15,14 @@ use anyhow::{Context, Result};
 use maskinv::data::read_face;
 use maskinv::eval::{EmbedConfig, embed};
 use maskinv::models::open_model;
-use maskinv::weights::{Hub, HubConfig};
+use maskinv::weights::Hub;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [model, a, b, threshold @ ..] = args.as_slice() else {
         anyhow::bail!("usage: verify MODEL IMAGE IMAGE [THRESHOLD]")
     };
-    let loaded = open_model(model, &Hub::new(HubConfig::from_env()), &mut |_, _| ())?;
+    let loaded = open_model(model, &Hub::default(), &mut |_, _| ())?;
     loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     let images = [a, b];
     let image = |i: usize| read_face(Path::new(images[i]));

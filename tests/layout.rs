@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use candle_core::{DType, Device, ModuleT, Tensor};
 use maskinv::models::{Arch, Found, Layout, Model, ModelConfig, recognise};
-use maskinv::nn::Params;
 use maskinv::preprocessing::Preprocessing;
 use maskinv::testing::{Tol, assert_close, fill};
 
@@ -48,7 +47,7 @@ fn prefixed(tensors: &Tensors, prefix: &str) -> Tensors {
 }
 
 fn embed(recognised: &Found, x: &Tensor, dtype: DType) -> Result<Tensor> {
-    let model = recognised.build(Params::frozen(dtype, &Device::Cpu))?;
+    let model = recognised.clone().build(dtype, &Device::Cpu)?;
     Ok(model.forward_t(&x.to_dtype(dtype)?, false)?)
 }
 
@@ -108,7 +107,7 @@ fn argument_marks_of_mxnet_files_are_understood() -> Result<()> {
     let marked = plain.iter().map(|(name, t)| (format!("{}{name}", mark(name)), t.clone())).collect();
     let (plain, marked) = (recognise(plain)?, recognise(marked)?);
     assert!(plain.tensors.keys().eq(marked.tensors.keys()));
-    marked.build(Params::frozen(DType::F32, &Device::Cpu))?;
+    marked.build(DType::F32, &Device::Cpu)?;
     Ok(())
 }
 
@@ -137,7 +136,7 @@ fn what_lies_beside_a_wrapped_network_is_refused_but_for_the_head_of_adaface() -
     let found = recognise(tensors.clone())?;
     let note = "the classifier beside the network is left out: head.batch_mean, head.batch_std, head.kernel, head.t";
     assert!(found.notes.iter().any(|n| n == note), "{:?}", found.notes);
-    found.build(Params::frozen(DType::F32, &Device::Cpu))?;
+    found.build(DType::F32, &Device::Cpu)?;
 
     let count = tensors.len() - 4;
     tensors.insert("teacher.conv1.weight".into(), Tensor::zeros(1, DType::F32, &Device::Cpu)?);
@@ -157,7 +156,7 @@ fn missing_unexpected_and_misshapen_tensors_are_one_error() -> Result<()> {
     tensors.insert("body.3.res_layer.3.weight".into(), zeros(9)?);
     tensors.insert("body.3.res_layer.6.weight".into(), zeros(8)?);
     tensors.insert("output_layer.5.weight".into(), zeros(8)?);
-    let error = recognise(tensors)?.build(Params::frozen(DType::F32, &Device::Cpu)).unwrap_err().to_string();
+    let error = recognise(tensors)?.build(DType::F32, &Device::Cpu).unwrap_err().to_string();
     assert!(error.starts_with("5 tensors do not fit"), "{error}");
     for part in [
         "missing layer2.1.bn2.bias",
@@ -186,7 +185,7 @@ fn counters_that_are_missing_everywhere_are_zero() -> Result<()> {
     tensors.retain(|name, _| !name.ends_with("num_batches_tracked"));
     let found = recognise(tensors)?;
     assert!(found.notes.iter().any(|n| n.contains("num_batches_tracked")), "{:?}", found.notes);
-    let model = found.build(Params::frozen(DType::F32, &Device::Cpu))?;
+    let model = found.build(DType::F32, &Device::Cpu)?;
     assert_eq!(model.params().state()?["layer4.1.bn3.num_batches_tracked"].to_scalar::<i64>()?, 0);
     Ok(())
 }
@@ -219,11 +218,11 @@ fn our_own_names_give_back_the_config() -> Result<()> {
     for arch in [Arch::R18, Arch::R34, Arch::R50, Arch::R100, Arch::R200, Arch::Mbf, Arch::MbfGdc] {
         let is_mbf = matches!(arch, Arch::Mbf | Arch::MbfGdc);
         let config = ModelConfig { squeeze_excitation: arch == Arch::R34, ..narrow(arch, 3.0 / 64.0, 48) };
-        let tensors = Model::frozen(&config, &Device::Cpu)?.params().state()?;
+        let tensors = Model::outline(&config)?.params().state()?;
         let found = recognise(prefixed(&tensors, "module."))?;
         assert_eq!(found.config, config);
         assert_eq!(found.layout, if is_mbf { Layout::MobileFaceNet } else { Layout::IResNet });
-        found.build(Params::frozen(DType::F32, &Device::Cpu))?;
+        found.clone().build(DType::F32, &Device::Cpu)?;
         assert!(found.tensors.keys().eq(tensors.keys()));
     }
     Ok(())
@@ -276,7 +275,7 @@ fn the_published_ir101_is_r100_name_by_name_and_shape_by_shape() -> Result<()> {
     let found = recognise(prefixed(&ir([3, 13, 30, 3], 64, 512 * 7 * 7, 512)?, "model.net."))?;
     assert_eq!(found.config, ModelConfig::default());
     let config = narrow(Arch::R100, 1.0 / 64.0, 112);
-    let names = Model::frozen(&config, &Device::Cpu)?.params().state()?;
+    let names = Model::outline(&config)?.params().state()?;
     assert!(found.tensors.keys().eq(names.keys()));
     // The published pretrained_model/model.pt (minchul/cvlface_adaface_ir101_webface12m) has 261,111,273 bytes: f32,
     // counters of 8 bytes, and some hundred bytes of zip and pickle for each tensor.
@@ -318,7 +317,7 @@ fn sizes_that_no_network_has_are_refused_with_what_was_found() -> Result<()> {
 
 #[test]
 fn the_large_mobilefacenet_is_refused_with_its_sizes() -> Result<()> {
-    let tensors = Model::frozen(&narrow(Arch::MbfGdc, 0.125, 48), &Device::Cpu)?.params().state()?;
+    let tensors = Model::outline(&narrow(Arch::MbfGdc, 0.125, 48))?.params().state()?;
     let mut more = tensors.clone();
     for (name, tensor) in &tensors {
         if let Some(rest) = name.strip_prefix("layers.5.layers.0.") {

@@ -11,7 +11,7 @@ use maskinv::eval::{EmbedConfig, embed, evaluate_as_is};
 use maskinv::models::{
     Arch, Format, Loaded, Model, ModelConfig, export_onnx, from_onnx, load_model, save_model, to_onnx,
 };
-use maskinv::nn::{BatchNorm, Params};
+use maskinv::nn::BatchNorm;
 use maskinv::ops::batch_norm::{Stats, StatsOrigin, batch_norm};
 use maskinv::preprocessing::{Channels, Preprocessing};
 use maskinv::testing::{Tol, assert_close, fill};
@@ -192,7 +192,7 @@ fn another_epsilon_goes_into_the_variance() -> Result<()> {
                 }
             }
         });
-        Ok(found.map_err(anyhow::Error::msg)?.build(Params::frozen(DType::F32, &Device::Cpu))?)
+        Ok(found.map_err(anyhow::Error::msg)?.build(DType::F32, &Device::Cpu)?)
     };
     let (ours, theirs) = (model(None)?, model(Some(1e-2))?);
     let var = |model: &Model| -> Result<Tensor> { Ok(model.params().state()?["bn1.running_var"].clone()) };

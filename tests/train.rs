@@ -47,21 +47,21 @@ fn trainer(config: &Config) -> Result<(Trainer<'static>, Loader)> {
 fn losses(steps: usize) -> Result<Vec<f64>> {
     let (mut trainer, loader) = trainer(&tiny())?;
     let batches = (0..).flat_map(|epoch| loader.epoch(epoch)).take(steps);
-    batches.enumerate().map(|(i, batch)| Ok(trainer.step(batch?, i as u64, 0.001)?.loss)).collect()
+    batches.enumerate().map(|(i, batch)| Ok(trainer.step(batch?, i as u64, 0.0003)?.loss)).collect()
 }
 
 #[test]
 fn twenty_steps_give_the_golden_losses() -> Result<()> {
-    // Of this code at its first commit. The low rate keeps the last bits, in which processors differ, from growing:
-    // inputs changed by one part in a million give the same digits.
+    // Of convolutions by their definition. The low rate keeps the last bits, in which methods and processors differ, from
+    // growing: with a rate changed by one part in ten thousand the losses differ by one in ten thousand.
     const GOLDEN: [f64; 20] = [
-        21.6196, 16.6390, 15.1777, 15.9740, 11.2375, 14.6702, 12.3411, 13.1699, 10.4591, 11.9036, 10.3723, 8.5727,
-        9.0965, 6.8092, 11.2609, 4.6874, 7.4249, 6.9416, 7.5252, 6.3553,
+        21.6196, 17.2423, 14.4327, 15.1341, 10.3750, 14.7189, 12.6275, 11.4693, 10.0340, 11.1442, 12.4869, 8.7169,
+        11.5279, 7.2013, 12.5880, 4.0891, 9.1712, 7.0270, 8.8957, 9.2818,
     ];
     let found = losses(20)?;
     assert_eq!(found.len(), GOLDEN.len());
     for (i, (found, golden)) in found.iter().zip(GOLDEN).enumerate() {
-        assert!((found - golden).abs() <= 1e-3 * golden, "step {i}: expected {golden}, found {found}");
+        assert!((found - golden).abs() <= 3e-4 * golden, "step {i}: expected {golden}, found {found}");
     }
     Ok(())
 }

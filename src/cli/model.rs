@@ -64,8 +64,15 @@ impl HubArgs {
     }
 
     fn hub(&self) -> Hub {
-        let config = HubConfig::from_env();
-        Hub::new(HubConfig { offline: self.offline || config.offline, ..config })
+        // The variables that Python's huggingface_hub reads too.
+        let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let is_true = |value: String| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
+        Hub::new(HubConfig {
+            endpoint: var("HF_ENDPOINT"),
+            token: var("HF_TOKEN"),
+            offline: self.offline || var("HF_HUB_OFFLINE").is_some_and(is_true),
+            cache: None,
+        })
     }
 }
 

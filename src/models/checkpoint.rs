@@ -10,7 +10,6 @@ use super::layout::{Layout, recognise};
 use super::onnx::{from_onnx, to_onnx};
 use super::{Found, Model, ModelConfig};
 use crate::error::{Error, Result};
-use crate::nn::Params;
 use crate::preprocessing::Preprocessing;
 use crate::weights::{
     OnnxModel, looks_like_onnx, read_mxnet_params, read_onnx, read_pytorch, read_safetensors, write_onnx,
@@ -134,9 +133,10 @@ pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<
             }
         }
     }
-    let model = found.build(Params::frozen(DType::F32, &Device::Cpu));
-    let model = model.map_err(|e| wrong(format!("{} by {}: {e}", found.config.arch.name(), found.layout)))?;
-    Ok(Loaded { model, path, format, layout: found.layout, notes: found.notes })
+    let (layout, arch, notes) = (found.layout, found.config.arch, std::mem::take(&mut found.notes));
+    let model = found.build(DType::F32, &Device::Cpu);
+    let model = model.map_err(|e| wrong(format!("{} by {layout}: {e}", arch.name())))?;
+    Ok(Loaded { model, path, format, layout, notes })
 }
 
 /// What is in a file of named tensors: the network that its metadata names, or the one that the names show.

@@ -147,7 +147,7 @@ pub struct Found {
     pub layout: Layout,
     /// The architecture; dropout is 0, it leaves no trace in a checkpoint.
     pub config: ModelConfig,
-    /// Its parameters and buffers under our names, and whatever else the file holds: [`Params::load`] takes exactly
+    /// Its parameters and buffers under our names, and whatever else the file holds: [`Self::build`] takes exactly
     /// that network's.
     pub tensors: BTreeMap<String, Tensor>,
     /// What the network expects of its input, where the file says so.
@@ -157,17 +157,13 @@ pub struct Found {
 }
 
 impl Found {
-    /// Returns the network with its parameters, created in `params`.
+    /// Returns the network, frozen, in `dtype`; in f32, f32 tensors are not copied.
     ///
     /// # Errors
-    /// When the names and shapes are not exactly that network's: one error that lists up to 20 of them and their count;
-    /// when the network is far larger than the tensors.
-    pub fn build(&self, params: Params) -> Result<Model> {
-        let found = self.tensors.values().map(Tensor::elem_count).sum();
-        let model = Model::build(&self.config, params.with_room_for(found))?;
-        model.params().load(&self.tensors)?;
-        let preprocessing = self.preprocessing.clone().unwrap_or_default();
-        Ok(model.with_preprocessing(preprocessing))
+    /// When the names and shapes are not exactly that network's: one error that lists up to 20 of them and their count.
+    pub fn build(self, dtype: DType, device: &Device) -> Result<Model> {
+        let model = Model::build(&self.config, Params::given(self.tensors, dtype, device))?;
+        Ok(model.with_preprocessing(self.preprocessing.unwrap_or_default()))
     }
 }
 
@@ -195,12 +191,20 @@ impl Model {
         Self::build(config, Params::new(DType::F32, device, seed))
     }
 
-    /// Returns a network that never receives gradients, such as a teacher; load its parameters next.
+    /// Returns a network of these parameters and buffers, f32, that never receives gradients, such as a teacher.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and when the names and shapes are not exactly this network's.
+    pub fn frozen(config: &ModelConfig, state: BTreeMap<String, Tensor>, device: &Device) -> Result<Self> {
+        Self::build(config, Params::given(state, DType::F32, device))
+    }
+
+    /// Returns a network of zeros that take no memory: what is computed, and the names and shapes of its parameters.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn frozen(config: &ModelConfig, device: &Device) -> Result<Self> {
-        Self::build(config, Params::frozen(DType::F32, device))
+    pub fn outline(config: &ModelConfig) -> Result<Self> {
+        Self::build(config, Params::outline(DType::F32, &Device::Cpu))
     }
 
     /// Returns a network whose parameters are created in `params`.
@@ -214,6 +218,7 @@ impl Model {
             Some(layers) => Net::IResNet(Box::new(IResNet::new(&IResNetConfig::of(config, layers), p)?)),
             None => Net::MobileFaceNet(Box::new(MobileFaceNet::new(&MobileFaceNetConfig::of(config), p)?)),
         };
+        params.finish()?;
         Ok(Self { net, params, config: config.clone(), preprocessing: Preprocessing::default() })
     }
 

@@ -17,14 +17,25 @@ use rayon::prelude::*;
 #[derive(Debug)]
 pub struct Params {
     trainable: BTreeMap<String, Var>,
+    /// Those that are given: they never change.
+    frozen: BTreeMap<String, Tensor>,
     buffers: BTreeMap<String, Var>,
+    source: Source,
     rng: ChaCha8Rng,
     dtype: DType,
     device: Device,
-    frozen: bool,
     freeze_statistics: Arc<AtomicBool>,
-    max_elements: usize,
-    num_elements: usize,
+}
+
+/// Where new parameters come from.
+#[derive(Debug)]
+enum Source {
+    /// Their [`Init`].
+    Init,
+    /// Tensors by name, of which each is taken once, and what did not fit.
+    Given { tensors: BTreeMap<String, Tensor>, problems: Vec<String> },
+    /// Nowhere: all are one zero.
+    Outline,
 }
 
 /// How a parameter starts.
@@ -41,30 +52,46 @@ pub enum Init {
 impl Params {
     /// Returns an empty set whose parameters will start from `seed`; the names do not enter, the order of creation does.
     pub fn new(dtype: DType, device: &Device, seed: u64) -> Self {
+        Self::with_source(Source::Init, dtype, device, seed)
+    }
+
+    /// Returns an empty set whose parameters will be `tensors`, where they can without a copy, and receive no gradient:
+    /// what is computed with them builds no graph. [`Self::finish`] says what did not fit; no memory is taken for it.
+    pub fn given(tensors: BTreeMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
+        Self::with_source(Source::Given { tensors, problems: Vec::new() }, dtype, device, 0)
+    }
+
+    /// Returns an empty set whose parameters have names and shapes and take no memory; all are zeros.
+    pub fn outline(dtype: DType, device: &Device) -> Self {
+        Self::with_source(Source::Outline, dtype, device, 0)
+    }
+
+    fn with_source(source: Source, dtype: DType, device: &Device, seed: u64) -> Self {
         Self {
             trainable: BTreeMap::new(),
+            frozen: BTreeMap::new(),
             buffers: BTreeMap::new(),
+            source,
             rng: ChaCha8Rng::seed_from_u64(seed),
             dtype,
             device: device.clone(),
-            frozen: false,
             freeze_statistics: Arc::default(),
-            max_elements: usize::MAX,
-            num_elements: 0,
         }
     }
 
-    /// Returns an empty set whose parameters receive no gradient: what is computed with them builds no graph. They are
-    /// zeros until they are loaded.
-    pub fn frozen(dtype: DType, device: &Device) -> Self {
-        Self { frozen: true, ..Self::new(dtype, device, 0) }
-    }
-
-    /// Refuses to grow much beyond `elements`: a file that claims to be a larger network than it has weights for ends in
-    /// an error before memory is taken, and one that lacks some still in a list of them.
-    pub fn with_room_for(self, elements: usize) -> Self {
-        const SLACK: usize = 1 << 24;
-        Self { max_elements: elements.saturating_mul(2).saturating_add(SLACK), ..self }
+    /// Checks that the given tensors were exactly those that were asked for.
+    ///
+    /// # Errors
+    /// When a name was missing, unexpected or had another shape or kind of number: one error that lists up to 20 of them
+    /// and their count.
+    pub fn finish(&mut self) -> Result<()> {
+        match &mut self.source {
+            Source::Given { tensors, problems } => {
+                problems.extend(tensors.keys().map(|name| format!("unexpected {name}")));
+                misfit(problems)
+            }
+            Source::Init | Source::Outline => Ok(()),
+        }
     }
 
     /// Lets batch norm normalise by its running statistics in training too, and leave them as they are.
@@ -77,56 +104,51 @@ impl Params {
         Scope { params: self, prefix: String::new() }
     }
 
-    /// The trained parameters in name order; none if frozen.
+    /// The trained parameters in name order; none if they were given.
     pub fn trainable(&self) -> impl Iterator<Item = (&str, &Var)> {
-        let trainable = if self.frozen { None } else { Some(&self.trainable) };
-        trainable.into_iter().flatten().map(|(name, var)| (name.as_str(), var))
+        self.trainable.iter().map(|(name, var)| (name.as_str(), var))
     }
 
-    /// Number of elements of all parameters, frozen or not, without buffers: as papers count.
+    /// Number of elements of all parameters, trained or given, without buffers: as papers count.
     pub fn num_parameters(&self) -> usize {
-        self.trainable.values().map(|var| var.elem_count()).sum()
+        let trainable = self.trainable.values().map(|var| var.as_tensor());
+        trainable.chain(self.frozen.values()).map(Tensor::elem_count).sum()
     }
 
     /// Returns the shape of every parameter and buffer by name.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        self.variables().map(|(name, var)| (name.to_owned(), var.dims().to_vec())).collect()
+        let vars = self.variables().map(|(name, var)| (name, var.as_tensor()));
+        let all = vars.chain(self.frozen.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+        all.map(|(name, tensor)| (name.to_owned(), tensor.dims().to_vec())).collect()
     }
 
-    /// Returns a copy of every parameter and buffer by name.
+    /// Returns every parameter and buffer by name, as they are now.
     ///
     /// # Errors
     /// When memory for the copies cannot be had.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.variables().map(|(name, var)| Ok((name.to_owned(), var.as_detached_tensor().copy()?))).collect()
+        let copy = |(name, var): (&str, &Var)| Ok((name.to_owned(), var.as_detached_tensor().copy()?));
+        let mut state = self.variables().map(copy).collect::<Result<BTreeMap<_, _>>>()?;
+        state.extend(self.frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
+        Ok(state)
     }
 
-    /// Copies `state` into the parameters and buffers, all or nothing.
+    /// Copies `state` into the trained parameters and buffers, all or nothing.
     ///
     /// # Errors
-    /// When a name is missing, unexpected or has another shape or kind of number: one error that lists up to 20 of them and their count.
+    /// When a name is missing, unexpected or has another shape or kind of number: one error that lists up to 20 of them
+    /// and their count. When the parameters are not trained.
     pub fn load(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        if !matches!(self.source, Source::Init) {
+            bail!("given parameters stay as they are");
+        }
         let mut problems = Vec::new();
         for (name, var) in self.variables() {
-            match state.get(name) {
-                None => problems.push(format!("missing {name} {:?}", var.shape())),
-                Some(t) if t.shape() != var.shape() => {
-                    problems.push(format!("{name}: expected {:?}, found {:?}", var.shape(), t.shape()));
-                }
-                Some(t) if t.dtype().is_float() != var.dtype().is_float() => {
-                    problems.push(format!("{name}: expected {}, found {}", var.dtype().as_str(), t.dtype().as_str()));
-                }
-                Some(_) => {}
-            }
+            problems.extend(problem(name, state.get(name), var.shape(), var.dtype()));
         }
         let known = |name: &String| self.trainable.contains_key(name) || self.buffers.contains_key(name);
         problems.extend(state.keys().filter(|name| !known(name)).map(|name| format!("unexpected {name}")));
-        if !problems.is_empty() {
-            let more = problems.len().saturating_sub(20);
-            let listed = problems[..problems.len() - more].join("; ");
-            let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
-            bail!("{} tensors do not fit the model: {listed}{rest}", problems.len());
-        }
+        misfit(&problems)?;
         let variables: Vec<(&str, &Var)> = self.variables().collect();
         // Most of the time goes into the first touch of the memory of a new model.
         variables.into_par_iter().try_for_each(|(name, var)| {
@@ -138,17 +160,24 @@ impl Params {
         self.trainable.iter().chain(&self.buffers).map(|(name, var)| (name.as_str(), var))
     }
 
-    fn create(&mut self, shape: &Shape, init: Init) -> Result<Var> {
-        self.num_elements = self.num_elements.saturating_add(shape.elem_count());
-        if self.num_elements > self.max_elements {
-            bail!("the network has more than {} weights, there is no room for them", self.max_elements);
+    /// What `path` starts from.
+    fn start(&mut self, path: &str, shape: &Shape, dtype: DType, init: Init) -> Result<Tensor> {
+        let zero = || Tensor::zeros((), dtype, &self.device)?.broadcast_as(shape);
+        match &mut self.source {
+            Source::Init => {}
+            Source::Outline => return zero(),
+            Source::Given { tensors, problems } => {
+                let tensor = tensors.remove(path);
+                return match (problem(path, tensor.as_ref(), shape, dtype), tensor) {
+                    (None, Some(tensor)) => tensor.to_dtype(dtype)?.to_device(&self.device)?.contiguous(),
+                    (problem, _) => {
+                        problems.extend(problem);
+                        zero()
+                    }
+                };
+            }
         }
-        if self.frozen {
-            // To be loaded: zeros cost no time, and no memory before it is known that a file fits.
-            return Var::zeros(shape, self.dtype, &self.device);
-        }
-        let n = shape.elem_count();
-        let mut values = vec![0f64; n];
+        let mut values = vec![0f64; shape.elem_count()];
         match init {
             Init::Const(c) => values.fill(c),
             Init::Uniform(bound) => {
@@ -157,8 +186,31 @@ impl Params {
             }
             Init::Normal(std) => values.fill_with(|| std * standard_normal(&mut self.rng)),
         }
-        Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)?)
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(&self.device)
     }
+}
+
+/// Why a tensor cannot be the parameter `name`, if so.
+fn problem(name: &str, found: Option<&Tensor>, shape: &Shape, dtype: DType) -> Option<String> {
+    match found {
+        None => Some(format!("missing {name} {shape:?}")),
+        Some(t) if t.shape() != shape => Some(format!("{name}: expected {shape:?}, found {:?}", t.shape())),
+        Some(t) if t.dtype().is_float() != dtype.is_float() => {
+            Some(format!("{name}: expected {}, found {}", dtype.as_str(), t.dtype().as_str()))
+        }
+        Some(_) => None,
+    }
+}
+
+/// One error for all problems, if there are any.
+fn misfit(problems: &[String]) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let more = problems.len().saturating_sub(20);
+    let listed = problems[..problems.len() - more].join("; ");
+    let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
+    bail!("{} tensors do not fit the model: {listed}{rest}", problems.len());
 }
 
 /// One draw by Box and Muller's transform (1958).
@@ -192,13 +244,20 @@ impl Scope<'_> {
         &self.prefix
     }
 
-    /// Returns a new parameter; it takes part in the graph unless the set is frozen.
+    /// Returns a new parameter; it takes part in the graph unless it was given.
     ///
     /// # Errors
     /// When the name is taken or memory for it cannot be had.
     pub fn param(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
-        let var = self.insert(name, shape.into(), init, true)?;
-        Ok(if self.params.frozen { var.as_detached_tensor() } else { var.as_tensor().clone() })
+        let (path, dtype) = (self.new_path(name)?, self.params.dtype);
+        let start = self.params.start(&path, &shape.into(), dtype, init)?;
+        if !matches!(self.params.source, Source::Init) {
+            self.params.frozen.insert(path, start.clone());
+            return Ok(start);
+        }
+        let var = Var::from_tensor(&start)?;
+        self.params.trainable.insert(path, var.clone());
+        Ok(var.as_tensor().clone())
     }
 
     /// Returns a new buffer: saved and loaded with the model, never trained.
@@ -206,7 +265,7 @@ impl Scope<'_> {
     /// # Errors
     /// As [`Self::param`].
     pub fn buffer(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Var> {
-        self.insert(name, shape.into(), init, false)
+        self.insert_buffer(name, &shape.into(), self.params.dtype, init)
     }
 
     /// Returns a new 64-bit counter, starting at 0: a buffer.
@@ -214,8 +273,7 @@ impl Scope<'_> {
     /// # Errors
     /// As [`Self::param`].
     pub fn counter(&mut self, name: &str) -> Result<Var> {
-        let var = Var::from_tensor(&Tensor::new(0i64, &self.params.device)?)?;
-        self.register(name, var, false)
+        self.insert_buffer(name, &Shape::from(()), DType::I64, Init::Const(0.0))
     }
 
     /// Returns a generator that depends on the seed and on what was created before.
@@ -223,19 +281,20 @@ impl Scope<'_> {
         ChaCha8Rng::from_rng(&mut self.params.rng)
     }
 
-    fn insert(&mut self, name: &str, shape: Shape, init: Init, trainable: bool) -> Result<Var> {
-        let var = self.params.create(&shape, init)?;
-        self.register(name, var, trainable)
+    fn insert_buffer(&mut self, name: &str, shape: &Shape, dtype: DType, init: Init) -> Result<Var> {
+        let path = self.new_path(name)?;
+        let var = Var::from_tensor(&self.params.start(&path, shape, dtype, init)?)?;
+        self.params.buffers.insert(path, var.clone());
+        Ok(var)
     }
 
-    fn register(&mut self, name: &str, var: Var, trainable: bool) -> Result<Var> {
+    fn new_path(&self, name: &str) -> Result<String> {
         let path = self.path(name);
-        if self.params.trainable.contains_key(&path) || self.params.buffers.contains_key(&path) {
+        let Params { trainable, frozen, buffers, .. } = &*self.params;
+        if trainable.contains_key(&path) || frozen.contains_key(&path) || buffers.contains_key(&path) {
             bail!("two parameters are named {path}");
         }
-        let set = if trainable { &mut self.params.trainable } else { &mut self.params.buffers };
-        set.insert(path, var.clone());
-        Ok(var)
+        Ok(path)
     }
 
     fn path(&self, name: &str) -> String {

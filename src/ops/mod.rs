@@ -14,5 +14,6 @@ pub mod sgd;
 
 mod gemm;
 mod rows;
+mod scratch;
 mod simd;
 mod slice;

@@ -413,8 +413,8 @@ enum Origin {
 /// The trained weights in a network that builds no graph.
 fn frozen(trainer: &Trainer) -> Result<Checkpoint> {
     let student = &trainer.student;
-    let backbone = Model::frozen(student.config(), &Device::Cpu)?.with_preprocessing(student.preprocessing().clone());
-    backbone.params().load(&trainer.student.params().state()?)?;
+    let backbone = Model::frozen(student.config(), student.params().state()?, &Device::Cpu)?;
+    let backbone = backbone.with_preprocessing(student.preprocessing().clone());
     let header = trainer.head().map(|head| head.params().state()).transpose()?;
     Ok(Checkpoint { path: None, backbone, header })
 }

@@ -144,13 +144,13 @@ mod tests {
 
     #[test]
     fn the_filled_shortcut_takes_every_second_value_bit_for_bit() -> Result<()> {
-        let mut params = Params::frozen(DType::F32, &Device::Cpu);
+        let mut state = Tensors::from([("conv.weight".into(), identity_conv(6)?)]);
+        state.extend(identity_norm(6)?.map(|(leaf, tensor)| (format!("norm.{leaf}"), tensor)));
+        let mut params = Params::given(state, DType::F32, &Device::Cpu);
         let config = ConvConfig { stride: 2, ..Default::default() };
         let conv = Conv2d::new(6, 6, 1, config, Init::Const(0.0), params.root().sub("conv"))?;
         let norm = BatchNorm::new(6, params.root().sub("norm"))?;
-        let mut state = Tensors::from([("conv.weight".into(), identity_conv(6)?)]);
-        state.extend(identity_norm(6)?.map(|(leaf, tensor)| (format!("norm.{leaf}"), tensor)));
-        params.load(&state)?;
+        params.finish()?;
 
         // Seven decades: a factor that is not exactly 1 shows in one of them.
         let value = |i: i32| (i as f32).sin() * 10f32.powi(i % 7 - 3);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{DType, Device, Tensor};
 
 use crate::models::{Arch, Found, Layout, Model, ModelConfig};
-use crate::nn::{BatchNorm, Graph, NodeId, Op, Params};
+use crate::nn::{BatchNorm, Graph, NodeId, Op};
 use crate::ops::conv::ConvConfig;
 use crate::preprocessing::Preprocessing;
 use crate::weights::{OnnxAttribute, OnnxModel, OnnxNode};
@@ -23,9 +23,7 @@ type Result<T> = std::result::Result<T, String>;
 pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
     let file = File::new(onnx)?;
     let config = guess(&file)?;
-    let found = onnx.initializers.values().map(Tensor::elem_count).sum();
-    let params = Params::frozen(DType::F32, &Device::Cpu).with_room_for(found);
-    let model = Model::build(&config, params).map_err(|e| e.to_string())?;
+    let model = Model::outline(&config).map_err(|e| e.to_string())?;
     let graph = Graph::of(&model);
     let mut matcher = Matcher {
         file: &file,

@@ -5,7 +5,15 @@
 //! gathered patches (im2col), and the grouped case, depthwise included, is direct.
 
 mod dense;
+mod depthwise;
 mod grouped;
+mod kernel;
+mod patches;
+mod single;
+mod winograd;
+
+#[cfg(test)]
+mod tests;
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
@@ -39,6 +47,26 @@ impl Default for ConvConfig {
 /// When shapes, groups or dtypes do not fit each other.
 pub fn conv2d(x: &Tensor, w: &Tensor, config: ConvConfig) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&w.contiguous()?, Conv2d(config))
+}
+
+/// Returns the gradient of [`conv2d`] with respect to `x`, whose shape is `x_shape`, from that of its result.
+///
+/// # Errors
+/// When shapes, groups or dtypes do not fit each other.
+pub fn conv2d_grad_x(gy: &Tensor, w: &Tensor, x_shape: &Shape, config: ConvConfig) -> Result<Tensor> {
+    let d = Dims::new(x_shape, w.shape(), config)?;
+    d.check_output(gy)?;
+    gy.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &GradX(d))
+}
+
+/// Returns the gradient of [`conv2d`] with respect to `w`, whose shape is `w_shape`, from that of its result.
+///
+/// # Errors
+/// When shapes, groups or dtypes do not fit each other.
+pub fn conv2d_grad_w(x: &Tensor, gy: &Tensor, w_shape: &Shape, config: ConvConfig) -> Result<Tensor> {
+    let d = Dims::new(x.shape(), w_shape, config)?;
+    d.check_output(gy)?;
+    x.contiguous()?.apply_op2_no_bwd(&gy.contiguous()?, &GradW(d))
 }
 
 /// The same by candle's own convolution, for tests.
@@ -86,6 +114,13 @@ impl Dims {
         Ok(Self { n, h, w: width, c, ho, wo, co, kh, kw, stride, padding, groups })
     }
 
+    fn check_output(&self, gy: &Tensor) -> Result<()> {
+        if gy.shape() != &self.y_shape() {
+            bail!("conv2d: expected a gradient of shape {:?}, found {:?}", self.y_shape(), gy.shape());
+        }
+        Ok(())
+    }
+
     fn x_shape(&self) -> Shape {
         Shape::from((self.n, self.h, self.w, self.c))
     }
@@ -118,6 +153,12 @@ impl CustomOp2 for Conv2d {
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let d = Dims::new(xl.shape(), wl.shape(), self.0)?;
+        if let CpuStorage::F32(_) = x {
+            let (x, w) = (slice::cpu("conv2d", x, xl)?, slice::cpu("conv2d", w, wl)?);
+            if let Some(result) = single::forward(x, w, d) {
+                return Ok((CpuStorage::F32(result), d.y_shape()));
+            }
+        }
         let y = for_float!("conv2d", x, T => {
             let (x, w) = (slice::cpu::<T>("conv2d", x, xl)?, slice::cpu::<T>("conv2d", w, wl)?);
             let y = if d.groups == 1 { dense::forward(x, w, d) } else { grouped::forward(x, w, d) };
@@ -127,12 +168,9 @@ impl CustomOp2 for Conv2d {
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let d = Dims::new(x.shape(), w.shape(), self.0)?;
-        let gy = gy.contiguous()?;
         // The input image needs no gradient, and its convolution is the widest of the network.
-        let gx = if x.track_op() { Some(gy.apply_op2_no_bwd(w, &GradX(d))?) } else { None };
-        let gw = x.apply_op2_no_bwd(&gy, &GradW(d))?;
-        Ok((gx, Some(gw)))
+        let gx = if x.track_op() { Some(conv2d_grad_x(gy, w, x.shape(), self.0)?) } else { None };
+        Ok((gx, Some(conv2d_grad_w(x, gy, w.shape(), self.0)?)))
     }
 }
 
@@ -146,6 +184,12 @@ impl CustomOp2 for GradX {
 
     fn cpu_fwd(&self, gy: &CpuStorage, gyl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let d = self.0;
+        if let CpuStorage::F32(_) = gy {
+            let (gy, w) = (slice::cpu("conv2d_grad_x", gy, gyl)?, slice::cpu("conv2d_grad_x", w, wl)?);
+            if let Some(result) = single::grad_x(gy, w, d) {
+                return Ok((CpuStorage::F32(result), d.x_shape()));
+            }
+        }
         let gx = for_float!("conv2d_grad_x", gy, T => {
             let (gy, w) = (slice::cpu::<T>("conv2d_grad_x", gy, gyl)?, slice::cpu::<T>("conv2d_grad_x", w, wl)?);
             let gx = if d.groups == 1 { dense::grad_x(gy, w, d) } else { grouped::grad_x(gy, w, d) };
@@ -165,6 +209,12 @@ impl CustomOp2 for GradW {
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, gy: &CpuStorage, gyl: &Layout) -> Result<(CpuStorage, Shape)> {
         let d = self.0;
+        if let CpuStorage::F32(_) = x {
+            let (x, gy) = (slice::cpu("conv2d_grad_w", x, xl)?, slice::cpu("conv2d_grad_w", gy, gyl)?);
+            if let Some(result) = single::grad_w(x, gy, d) {
+                return Ok((CpuStorage::F32(result), d.w_shape()));
+            }
+        }
         let gw = for_float!("conv2d_grad_w", x, T => {
             let (x, gy) = (slice::cpu::<T>("conv2d_grad_w", x, xl)?, slice::cpu::<T>("conv2d_grad_w", gy, gyl)?);
             let gw = if d.groups == 1 { dense::grad_w(x, gy, d) } else { grouped::grad_w(x, gy, d) };

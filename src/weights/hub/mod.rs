@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use super::reference::{HubFile, ModelRef};
 use crate::error::Result;
 
-/// How to reach the hub; the default asks nobody's environment but for a cache that is not named.
+/// How to reach the hub. Only a cache that is not named is looked for in the environment.
 #[derive(Clone, Default)]
 pub struct HubConfig {
     /// Base URL of the hub or of a mirror; `https://huggingface.co` if `None`.
@@ -25,21 +25,6 @@ pub struct HubConfig {
     pub cache: Option<PathBuf>,
     /// Whether only the cache may be used.
     pub offline: bool,
-}
-
-impl HubConfig {
-    /// Returns the settings in the variables that Python's `huggingface_hub` reads too: `HF_ENDPOINT`, `HF_TOKEN`,
-    /// `HF_HUB_OFFLINE` (1, ON, YES or TRUE).
-    pub fn from_env() -> Self {
-        let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let is_true = |value: String| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
-        Self {
-            endpoint: var("HF_ENDPOINT"),
-            token: var("HF_TOKEN"),
-            cache: None,
-            offline: var("HF_HUB_OFFLINE").is_some_and(is_true),
-        }
-    }
 }
 
 impl fmt::Debug for HubConfig {

@@ -1,0 +1,64 @@
+//! Times the convolutions of an IResNet and a MobileFaceNet: `cargo bench --bench conv -- [BATCH] [ROUNDS]` prints, for each
+//! shape, medians in milliseconds and the billions of multiplications and additions of the definition per second.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use maskinv::ops::conv::{ConvConfig, conv2d, conv2d_grad_w, conv2d_grad_x};
+
+/// Input side, input and output channels, kernel, stride, whether every channel is a group of its own.
+const SHAPES: &[(usize, usize, usize, usize, usize, bool)] = &[
+    (112, 3, 64, 3, 1, false),
+    (112, 64, 64, 3, 1, false),
+    (112, 64, 64, 3, 2, false),
+    (112, 64, 64, 1, 2, false),
+    (56, 64, 64, 3, 1, false),
+    (56, 64, 128, 3, 1, false),
+    (56, 128, 128, 3, 2, false),
+    (28, 128, 128, 3, 1, false),
+    (28, 256, 256, 3, 2, false),
+    (14, 256, 256, 3, 1, false),
+    (14, 512, 512, 3, 2, false),
+    (7, 512, 512, 3, 1, false),
+    (28, 128, 256, 1, 1, false),
+    (28, 256, 256, 3, 1, true),
+    (56, 128, 128, 3, 2, true),
+];
+
+fn main() -> Result<()> {
+    // Cargo adds `--bench`.
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let number = |i: usize, default: usize| args.get(i).map_or(Ok(default), |n| n.parse()).context("expected a number");
+    let (batch, rounds) = (number(0, 16)?, number(1, 5)?);
+    println!("batch {batch}, {} threads: ms (GF/s)", rayon::current_num_threads());
+    println!("{:30} {:>16} {:>16} {:>16}", "", "forward", "grad of input", "grad of weight");
+    for &(side, c, co, kernel, stride, depthwise) in SHAPES {
+        let config = ConvConfig { stride, padding: kernel / 2, groups: if depthwise { c } else { 1 } };
+        let x = Tensor::randn(0f32, 1.0, (batch, side, side, c), &Device::Cpu)?;
+        let w = Tensor::randn(0f32, 1.0, (co, c / config.groups, kernel, kernel), &Device::Cpu)?;
+        let gy = conv2d(&x, &w, config)?.randn_like(0.0, 1.0)?;
+        let forward = median(rounds, || conv2d(&x, &w, config).map(drop))?;
+        let of_x = median(rounds, || conv2d_grad_x(&gy, &w, x.shape(), config).map(drop))?;
+        let of_w = median(rounds, || conv2d_grad_w(&x, &gy, w.shape(), config).map(drop))?;
+        let side = (side + 2 * (kernel / 2) - kernel) / stride + 1;
+        let flops = 2.0 * (batch * side * side * co * c / config.groups * kernel * kernel) as f64;
+        let shown = |s: f64| format!("{:8.2} ({:4.0})", 1e3 * s, flops / s / 1e9);
+        let name =
+            format!("{c} -> {co}, {kernel}x{kernel}/{stride} to {side}{}", if depthwise { " depthwise" } else { "" });
+        println!("{name:30} {:>16} {:>16} {:>16}", shown(forward), shown(of_x), shown(of_w));
+    }
+    Ok(())
+}
+
+fn median(rounds: usize, mut f: impl FnMut() -> candle_core::Result<()>) -> Result<f64> {
+    f()?;
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let began = Instant::now();
+        f()?;
+        times.push(began.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[rounds / 2])
+}

@@ -1,0 +1,71 @@
+//! What the f32 convolutions share: vectors of channels, small matrix products in registers, and what happens to values
+//! on their way in and out.
+
+pub(super) mod lanes;
+pub(super) mod product;
+
+use pulp::Simd;
+
+/// Vectors of channels are whole on every machine if the channels are a multiple of this.
+pub(super) const CHANNELS: usize = 16;
+
+/// What becomes of each value of the input before it is used; the zeros around the image stay zeros.
+#[derive(Clone, Copy, Default)]
+pub(in crate::ops) struct Prologue<'a> {
+    /// Scale and shift per channel.
+    pub affine: Option<[&'a [f32]; 2]>,
+}
+
+/// What becomes of each value of the output before it is stored, in this order.
+#[derive(Clone, Copy, Default)]
+pub(in crate::ops) struct Epilogue<'a> {
+    /// Added per channel.
+    pub bias: Option<&'a [f32]>,
+    /// Slope per channel below zero.
+    pub slope: Option<&'a [f32]>,
+    /// Added, of the shape of the output.
+    pub residual: Option<&'a [f32]>,
+}
+
+impl Epilogue<'_> {
+    /// Whether the constants are those of `channels` channels and the residual has `elements`.
+    pub fn fits(&self, channels: usize, elements: usize) -> bool {
+        [self.bias, self.slope].iter().flatten().all(|constants| constants.len() == channels)
+            && self.residual.is_none_or(|residual| residual.len() == elements)
+    }
+
+    /// What becomes of the values of the channels from `channel` on, at `at` in the output.
+    ///
+    /// # Safety
+    /// [`Self::fits`], and a vector of values from `channel` and from `at` on is inside.
+    #[inline(always)]
+    pub unsafe fn apply<S: Simd>(&self, simd: S, mut value: S::f32s, channel: usize, at: usize) -> S::f32s {
+        // SAFETY: by the contract.
+        unsafe {
+            if let Some(bias) = self.bias {
+                value = simd.add_f32s(value, lanes::load::<S>(bias, channel));
+            }
+            if let Some(slope) = self.slope {
+                let zero = simd.splat_f32s(0.0);
+                let (below, above) = (simd.min_f32s(value, zero), simd.max_f32s(value, zero));
+                value = simd.mul_add_e_f32s(below, lanes::load::<S>(slope, channel), above);
+            }
+            if let Some(residual) = self.residual {
+                value = simd.add_f32s(value, lanes::load::<S>(residual, at));
+            }
+            value
+        }
+    }
+}
+
+/// A closure that is compiled for the vectors of the machine with everything that is inlined into it.
+pub(super) struct Inlined<F>(pub F);
+
+impl<F: FnOnce()> pulp::NullaryFnOnce for Inlined<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        (self.0)();
+    }
+}

@@ -1,0 +1,162 @@
+//! Small matrix products, on blocks that stay in the cache.
+
+use pulp::Simd;
+
+use super::lanes::{load, store};
+
+/// Columns of a block of the first matrix: the distance of its rows, known when the kernels are compiled.
+pub(in crate::ops::conv) const BLOCK: usize = 64;
+/// Rows that a product may compute beyond those asked for.
+pub(in crate::ops::conv) const SPARE_ROWS: usize = 4;
+
+/// Output channels of a packed block: two vectors.
+pub(in crate::ops::conv) fn width<S: Simd>() -> usize {
+    2 * S::F32_LANES
+}
+
+/// Writes `y = a * b`.
+///
+/// - `a`: `rows x k`; row `r` of the `i`-th [`BLOCK`] columns is at `a[i * a_stride + r * BLOCK..]`
+/// - `b`: `(k, width)`
+/// - `y`: `(rows + SPARE_ROWS, width)`; spare rows are overwritten by what is in the spare rows of `a`
+#[inline(always)]
+pub(in crate::ops::conv) fn product<S: Simd>(
+    simd: S,
+    rows: usize,
+    k: usize,
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    y: &mut [f32],
+) {
+    let padded = rows.next_multiple_of(SPARE_ROWS);
+    assert!(k > 0 && rows > 0, "an empty product");
+    assert!(a.len() >= (k - 1) / BLOCK * a_stride + padded * BLOCK, "{rows} rows of {k} columns in {}", a.len());
+    assert!(b.len() >= k * width::<S>() && y.len() >= padded * width::<S>(), "{rows}x{k} times {}", b.len());
+    let mut row = 0;
+    // SAFETY: `row + R <= padded` in every call, and the assertions above hold for all rows up to there.
+    unsafe {
+        if S::F32_LANES >= 16 {
+            while row + 12 <= padded {
+                rows_of::<S, 12>(simd, row, k, a, a_stride, b, y);
+                row += 12;
+            }
+        } else {
+            while row + 6 <= padded {
+                rows_of::<S, 6>(simd, row, k, a, a_stride, b, y);
+                row += 6;
+            }
+        }
+        while row < padded {
+            // With six at a time the last four may begin at an odd place: they overlap.
+            rows_of::<S, 4>(simd, row.min(padded - 4), k, a, a_stride, b, y);
+            row += 4;
+        }
+    }
+}
+
+/// `R` rows of [`product`] from `row` on, kept in registers while `k` runs.
+///
+/// # Safety
+/// The assertions of [`product`] hold with `padded >= row + R`.
+#[inline(always)]
+unsafe fn rows_of<S: Simd, const R: usize>(
+    simd: S,
+    row: usize,
+    k: usize,
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    y: &mut [f32],
+) {
+    let width = width::<S>();
+    let mut sums = [[simd.splat_f32s(0.0); 2]; R];
+    for first in (0..k).step_by(BLOCK) {
+        let a = &a[first / BLOCK * a_stride + row * BLOCK..][..R * BLOCK];
+        for column in 0..BLOCK.min(k - first) {
+            let at = (first + column) * width;
+            // SAFETY: `at + width <= k * width <= b.len()`; `r * BLOCK + column < R * BLOCK = a.len()`.
+            unsafe {
+                let b = [load::<S>(b, at), load::<S>(b, at + S::F32_LANES)];
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let a = simd.splat_f32s(*a.get_unchecked(r * BLOCK + column));
+                    sum[0] = simd.mul_add_e_f32s(a, b[0], sum[0]);
+                    sum[1] = simd.mul_add_e_f32s(a, b[1], sum[1]);
+                }
+            }
+        }
+    }
+    for (r, sum) in sums.iter().enumerate() {
+        let at = (row + r) * width;
+        // SAFETY: `at + width <= (row + R) * width <= y.len()`.
+        unsafe {
+            store::<S>(y, at, sum[0]);
+            store::<S>(y, at + S::F32_LANES, sum[1]);
+        }
+    }
+}
+
+/// Adds `a^T * b` to `y`.
+///
+/// - `a`: `(rows, BLOCK)`
+/// - `b`: `(rows, width)`
+/// - `y`: `(BLOCK, width)`
+#[inline(always)]
+pub(in crate::ops::conv) fn transposed_product<S: Simd>(simd: S, rows: usize, a: &[f32], b: &[f32], y: &mut [f32]) {
+    assert!(
+        a.len() >= rows * BLOCK && b.len() >= rows * width::<S>() && y.len() >= BLOCK * width::<S>(),
+        "{rows} rows"
+    );
+    // SAFETY: `column + C <= BLOCK` in every call: both numbers divide it.
+    unsafe {
+        let mut column = 0;
+        while column < BLOCK {
+            // A loop, not a closure: what is not inlined here loses the vectors of the machine.
+            if S::F32_LANES >= 16 {
+                columns_of::<S, 8>(simd, column, rows, a, b, y);
+                column += 8;
+            } else {
+                columns_of::<S, 4>(simd, column, rows, a, b, y);
+                column += 4;
+            }
+        }
+    }
+}
+
+/// `C` rows of the result of [`transposed_product`], kept in registers.
+///
+/// # Safety
+/// The assertion of [`transposed_product`] holds, and `column + C <= BLOCK`.
+#[inline(always)]
+unsafe fn columns_of<S: Simd, const C: usize>(
+    simd: S,
+    column: usize,
+    rows: usize,
+    a: &[f32],
+    b: &[f32],
+    y: &mut [f32],
+) {
+    let width = width::<S>();
+    // SAFETY: `(column + c + 1) * width <= BLOCK * width <= y.len()`, `(row + 1) * width <= b.len()`,
+    // `row * BLOCK + column + c < rows * BLOCK <= a.len()`.
+    unsafe {
+        let mut sums = [[simd.splat_f32s(0.0); 2]; C];
+        for (c, sum) in sums.iter_mut().enumerate() {
+            let at = (column + c) * width;
+            *sum = [load::<S>(y, at), load::<S>(y, at + S::F32_LANES)];
+        }
+        for row in 0..rows {
+            let b = [load::<S>(b, row * width), load::<S>(b, row * width + S::F32_LANES)];
+            for (c, sum) in sums.iter_mut().enumerate() {
+                let a = simd.splat_f32s(*a.get_unchecked(row * BLOCK + column + c));
+                sum[0] = simd.mul_add_e_f32s(a, b[0], sum[0]);
+                sum[1] = simd.mul_add_e_f32s(a, b[1], sum[1]);
+            }
+        }
+        for (c, sum) in sums.iter().enumerate() {
+            let at = (column + c) * width;
+            store::<S>(y, at, sum[0]);
+            store::<S>(y, at + S::F32_LANES, sum[1]);
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! Convolutions of any stride and kernel in f32, as products of gathered patches: forward and for both gradients.
+//!
+//! A worker gathers the patches of some places into blocks of columns that stay in its cache. The gradient of the input
+//! is gathered too: its pixels fall into classes by their place within a stride, and every pixel of a class sees the same
+//! taps. Sums run in an order that depends on the sizes only.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::Dims;
+use super::kernel::lanes::{load, store};
+use super::kernel::product::{BLOCK, SPARE_ROWS, product, transposed_product, width};
+use super::kernel::{CHANNELS, Epilogue, Inlined};
+use crate::ops::scratch::with_scratch;
+
+/// Elements of the patches that a worker gathers at once.
+const PIECE_ELEMENTS: usize = 96 * 1024;
+/// Largest filter whose gradient is summed up by each of some workers, in elements, and their number.
+const MAX_SUM_ELEMENTS: usize = 1 << 19;
+const NUM_SUMS: usize = 8;
+/// Elements of the patches that the gradient of a larger filter gathers at once.
+const GROUP_ELEMENTS: usize = 4 << 20;
+
+/// Whether the forward pass and the gradient of the weight can be computed this way.
+pub(super) fn fits(d: Dims) -> bool {
+    d.groups == 1 && d.co.is_multiple_of(CHANNELS)
+}
+
+/// Whether the gradient of the input can.
+pub(super) fn fits_grad_x(d: Dims) -> bool {
+    fits(d) && d.c.is_multiple_of(CHANNELS)
+}
+
+/// A filter in the order in which it is read.
+pub(in crate::ops) struct Filter {
+    /// `(blocks of outputs, columns, width)`.
+    packed: Vec<f32>,
+    columns: usize,
+    arch: Arch,
+}
+
+impl Filter {
+    /// Packs `w: (co, c, kh, kw)` for the forward pass.
+    pub(in crate::ops) fn new(w: &[f32], d: Dims, arch: Arch) -> Self {
+        let taps = d.kh * d.kw;
+        // Columns are taps of channels.
+        Self::pack(taps * d.c, d.co, |o, column| w[(o * d.c + column % d.c) * taps + column / d.c], arch)
+    }
+
+    /// Packs `taps` of `w` for the gradient of the input.
+    fn backward(w: &[f32], d: Dims, taps: &[usize], arch: Arch) -> Self {
+        let at = |i, column: usize| w[(column % d.co * d.c + i) * d.kh * d.kw + taps[column / d.co]];
+        Self::pack(taps.len() * d.co, d.c, at, arch)
+    }
+
+    fn pack(columns: usize, outputs: usize, at: impl Fn(usize, usize) -> f32 + Sync, arch: Arch) -> Self {
+        let width = arch.dispatch(Width);
+        let mut packed = vec![0.0; outputs.div_ceil(width) * columns * width];
+        if columns > 0 {
+            packed.par_chunks_mut(columns * width).enumerate().for_each(|(block, packed)| {
+                for (lane, o) in (block * width..outputs).take(width).enumerate() {
+                    for column in 0..columns {
+                        packed[column * width + lane] = at(o, column);
+                    }
+                }
+            });
+        }
+        Self { packed, columns, arch }
+    }
+}
+
+struct Width;
+
+impl WithSimd for Width {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        width::<S>()
+    }
+}
+
+/// Images `(n, h, w, c)`, and for each place of a grid over them the pixels of its patch.
+struct Patches<'a> {
+    x: &'a [f32],
+    size: [usize; 4],
+    /// Rows and columns of places of an image.
+    grid: [usize; 2],
+    /// Pixels between neighbouring places.
+    step: usize,
+    /// Row and column of each pixel, from the place on.
+    taps: Vec<[isize; 2]>,
+}
+
+impl<'a> Patches<'a> {
+    /// Those of the forward pass.
+    fn forward(x: &'a [f32], d: Dims) -> Self {
+        let offset = |k: usize| k as isize - d.padding as isize;
+        let taps = (0..d.kh * d.kw).map(|tap| [offset(tap / d.kw), offset(tap % d.kw)]).collect();
+        Self { x, size: [d.n, d.h, d.w, d.c], grid: [d.ho, d.wo], step: d.stride, taps }
+    }
+
+    fn columns(&self) -> usize {
+        self.taps.len() * self.size[3]
+    }
+
+    fn blocks(&self) -> usize {
+        self.columns().div_ceil(BLOCK)
+    }
+
+    /// Places whose patches a worker gathers at once.
+    fn piece(&self) -> usize {
+        (PIECE_ELEMENTS / self.columns().max(1)).clamp(24, 240).next_multiple_of(12)
+    }
+
+    /// Gathers the patches of `count` places from `first` on: `a` is `(blocks, rows, BLOCK)`, and what is beyond the last
+    /// column may be anything.
+    #[inline(always)]
+    fn gather<S: Simd>(&self, simd: S, first: usize, count: usize, rows: usize, a: &mut [f32]) {
+        let [n, h, w, c] = self.size;
+        let [grid_rows, grid_cols] = self.grid;
+        assert!(self.x.len() >= n * h * w * c && first + count <= n * grid_rows * grid_cols, "{:?}", self.size);
+        assert!(count <= rows && a.len() >= self.blocks() * rows * BLOCK, "{count} places in {rows} rows");
+        for place in 0..count {
+            let (row, column) = ((first + place) / grid_cols, (first + place) % grid_cols);
+            let (image, row) = (row / grid_rows, row % grid_rows);
+            for (tap, [dy, dx]) in self.taps.iter().enumerate() {
+                let inside = |at: usize, offset: isize, end: usize| {
+                    (at * self.step).checked_add_signed(offset).filter(|&at| at < end)
+                };
+                let pixel = inside(row, *dy, h).and_then(|y| Some(((image * h + y) * w + inside(column, *dx, w)?) * c));
+                if c.is_multiple_of(CHANNELS) {
+                    for lane in (0..c).step_by(S::F32_LANES) {
+                        let column = tap * c + lane;
+                        let at = (column / BLOCK * rows + place) * BLOCK + column % BLOCK;
+                        // SAFETY: the pixel and its channels are in `x`; the block, the place and the column in `a`, whose
+                        // blocks hold whole vectors.
+                        unsafe {
+                            let value = match pixel {
+                                Some(pixel) => load::<S>(self.x, pixel + lane),
+                                None => simd.splat_f32s(0.0),
+                            };
+                            store::<S>(a, at, value);
+                        }
+                    }
+                } else {
+                    for channel in 0..c {
+                        let column = tap * c + channel;
+                        let value = pixel.map_or(0.0, |pixel| self.x[pixel + channel]);
+                        a[(column / BLOCK * rows + place) * BLOCK + column % BLOCK] = value;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The convolution of `x`.
+pub(super) fn forward(x: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
+    let mut y = vec![0.0; d.pixels() * d.co];
+    convolve(x, &Filter::new(w, d, arch), d, Epilogue::default(), &mut y);
+    y
+}
+
+/// Writes `epilogue` of the convolution of `x` to `y`.
+pub(in crate::ops) fn convolve(x: &[f32], filter: &Filter, d: Dims, epilogue: Epilogue, y: &mut [f32]) {
+    assert!(epilogue.fits(d.co, y.len()) && y.len() == d.pixels() * d.co, "an output of {} for {d:?}", y.len());
+    filter.arch.dispatch(Convolve { patches: Patches::forward(x, d), filter, epilogue, co: d.co, y });
+}
+
+struct Convolve<'a> {
+    patches: Patches<'a>,
+    filter: &'a Filter,
+    epilogue: Epilogue<'a>,
+    co: usize,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for Convolve<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { patches, filter, epilogue, co, y } = self;
+        let piece = patches.piece();
+        let blocks = co.div_ceil(width::<S>());
+        let places = y.len() / co;
+        if places.div_ceil(piece) >= 2 * rayon::current_num_threads() {
+            y.par_chunks_mut(piece * co).enumerate().for_each(|(i, y)| {
+                let count = y.len() / co;
+                with_rows(&patches, blocks * width::<S>(), count, |rows, a, m| {
+                    simd.vectorize(Inlined(|| {
+                        patches.gather(simd, i * piece, count, rows, a);
+                        for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
+                            multiply(simd, filter, block, count, rows, a, m);
+                            place(simd, m, block, epilogue, i * piece, co, y);
+                        }
+                    }));
+                });
+            });
+        } else {
+            // Few places: the channels are shared out instead.
+            with_rows(&patches, blocks * width::<S>(), places, |rows, a, m| {
+                simd.vectorize(Inlined(|| patches.gather(simd, 0, places, rows, a)));
+                let a = &*a;
+                m.par_chunks_exact_mut(rows * width::<S>()).enumerate().for_each(|(block, m)| {
+                    simd.vectorize(Inlined(|| multiply(simd, filter, block, places, rows, a, m)));
+                });
+                simd.vectorize(Inlined(|| {
+                    for (block, m) in m.chunks_exact(rows * width::<S>()).enumerate() {
+                        place(simd, m, block, epilogue, 0, co, y);
+                    }
+                }));
+            });
+        }
+    }
+}
+
+/// Calls `f(rows, a, m)` with room for the patches of `count` places and for as many rows of `outputs`.
+fn with_rows(patches: &Patches, outputs: usize, count: usize, f: impl FnOnce(usize, &mut [f32], &mut [f32])) {
+    let rows = count.next_multiple_of(SPARE_ROWS);
+    let a = patches.blocks() * rows * BLOCK;
+    with_scratch(a + rows * outputs, |scratch| {
+        let (a, m) = scratch.split_at_mut(a);
+        f(rows, a, m);
+    });
+}
+
+/// The products of `count` gathered patches with one block of a filter.
+#[inline(always)]
+fn multiply<S: Simd>(simd: S, filter: &Filter, block: usize, count: usize, rows: usize, a: &[f32], m: &mut [f32]) {
+    let size = filter.columns * width::<S>();
+    product(simd, count, filter.columns, a, rows * BLOCK, &filter.packed[block * size..][..size], m);
+}
+
+/// Moves a block of output channels of the places from `first` on to their places in `y`.
+#[inline(always)]
+fn place<S: Simd>(simd: S, m: &[f32], block: usize, epilogue: Epilogue, first: usize, co: usize, y: &mut [f32]) {
+    let channels = width::<S>().min(co - block * width::<S>());
+    assert!(m.len() >= y.len() / co * width::<S>() && channels.is_multiple_of(S::F32_LANES), "{co} channels");
+    for place in 0..y.len() / co {
+        for lane in (0..channels).step_by(S::F32_LANES) {
+            let (channel, at) = (block * width::<S>() + lane, place * co + block * width::<S>() + lane);
+            // SAFETY: the place and the lane are in `m`, the place and the channel in `y`; `convolve` checked the epilogue.
+            unsafe {
+                let value = load::<S>(m, place * width::<S>() + lane);
+                store::<S>(y, at, epilogue.apply(simd, value, channel, first * co + at));
+            }
+        }
+    }
+}
+
+/// The gradient of the input, from that of the output.
+pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
+    let mut gx = vec![0.0; d.n * d.h * d.w * d.c];
+    let s = d.stride;
+    for class in 0..s * s {
+        let [a, b] = [class / s, class % s];
+        // Tap (ky, kx) reaches pixel (y, x) from output ((y + padding - ky) / stride, ..), if that is whole.
+        let offset = |at: usize, k: usize| {
+            let distance = (at + d.padding) as isize - k as isize;
+            (distance % s as isize == 0).then_some(distance / s as isize)
+        };
+        let seen = |tap: &usize| Some([offset(a, tap / d.kw)?, offset(b, tap % d.kw)?]);
+        let taps: Vec<usize> = (0..d.kh * d.kw).filter(|tap| seen(tap).is_some()).collect();
+        let grid = [d.h.saturating_sub(a).div_ceil(s), d.w.saturating_sub(b).div_ceil(s)];
+        if taps.is_empty() || grid.contains(&0) {
+            continue;
+        }
+        let filter = Filter::backward(w, d, &taps, arch);
+        let offsets = taps.iter().filter_map(seen).collect();
+        let patches = Patches { x: gy, size: [d.n, d.ho, d.wo, d.co], grid, step: 1, taps: offsets };
+        arch.dispatch(GradX { patches, filter: &filter, d, class: [a, b], gx: &mut gx });
+    }
+    gx
+}
+
+/// The pixels of one class.
+struct GradX<'a> {
+    patches: Patches<'a>,
+    filter: &'a Filter,
+    d: Dims,
+    class: [usize; 2],
+    gx: &'a mut [f32],
+}
+
+impl WithSimd for GradX<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { patches, filter, d, class: [a, b], gx } = self;
+        let [grid_rows, grid_cols] = patches.grid;
+        let blocks = d.c.div_ceil(width::<S>());
+        // Some rows of places at a time, which are as many rows of pixels.
+        let per_piece = (patches.piece() / grid_cols).clamp(1, grid_rows);
+        let pieces: Vec<_> = gx
+            .chunks_mut(d.h * d.w * d.c)
+            .enumerate()
+            .flat_map(|(image, gx)| {
+                let rows = gx.chunks_mut(per_piece * d.stride * d.w * d.c).enumerate();
+                rows.map(move |(i, gx)| (image, i * per_piece, gx))
+            })
+            .collect();
+        pieces.into_par_iter().for_each(|(image, row, gx)| {
+            let count = per_piece.min(grid_rows.saturating_sub(row)) * grid_cols;
+            if count == 0 {
+                return;
+            }
+            with_rows(&patches, blocks * width::<S>(), count, |rows, buffer, m| {
+                simd.vectorize(Inlined(|| {
+                    patches.gather(simd, (image * grid_rows + row) * grid_cols, count, rows, buffer);
+                    for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
+                        multiply(simd, filter, block, count, rows, buffer, m);
+                        let channels = width::<S>().min(d.c - block * width::<S>());
+                        for place in 0..count {
+                            let (y, x) = (place / grid_cols * d.stride + a, place % grid_cols * d.stride + b);
+                            let pixel = &mut gx[(y * d.w + x) * d.c + block * width::<S>()..][..channels];
+                            pixel.copy_from_slice(&m[place * width::<S>()..][..channels]);
+                        }
+                    }
+                }));
+            });
+        });
+    }
+}
+
+/// The gradient of the weight, `(co, c, kh, kw)`.
+pub(super) fn grad_w(x: &[f32], gy: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
+    arch.dispatch(GradW { patches: Patches::forward(x, d), gy, d })
+}
+
+struct GradW<'a> {
+    patches: Patches<'a>,
+    gy: &'a [f32],
+    d: Dims,
+}
+
+impl WithSimd for GradW<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let d = self.d;
+        let (blocks, o_blocks) = (self.patches.blocks(), d.co.div_ceil(width::<S>()));
+        // (sums, blocks of outputs, blocks of columns, BLOCK, width)
+        let size = BLOCK * width::<S>();
+        let few = blocks * o_blocks * size <= MAX_SUM_ELEMENTS;
+        let num_sums = if few { NUM_SUMS } else { 1 };
+        let mut sums = vec![0.0; num_sums * o_blocks * blocks * size];
+        if few {
+            self.by_sums(simd, &mut sums)
+        } else {
+            self.by_blocks(simd, &mut sums)
+        }
+        let taps = d.kh * d.kw;
+        let mut gw = vec![0.0; d.co * d.c * taps];
+        gw.par_chunks_mut(d.c * taps).enumerate().for_each(|(o, gw)| {
+            for (i, gw) in gw.iter_mut().enumerate() {
+                let column = i % taps * d.c + i / taps;
+                let at = (o / width::<S>() * blocks + column / BLOCK) * size
+                    + column % BLOCK * width::<S>()
+                    + o % width::<S>();
+                *gw = (0..num_sums).map(|sum| sums[sum * o_blocks * blocks * size + at]).sum();
+            }
+        });
+        gw
+    }
+}
+
+impl GradW<'_> {
+    /// A small filter: each sum takes its share of the places, some at a time.
+    #[inline(always)]
+    fn by_sums<S: Simd>(self, simd: S, sums: &mut [f32]) {
+        let Self { patches, gy, d } = self;
+        let (piece, share) = (patches.piece(), d.pixels().div_ceil(NUM_SUMS));
+        let o_blocks = d.co.div_ceil(width::<S>());
+        sums.par_chunks_mut(sums.len() / NUM_SUMS).enumerate().for_each(|(i, sums)| {
+            let last = ((i + 1) * share).min(d.pixels());
+            for first in (i * share..last).step_by(piece) {
+                let count = piece.min(last - first);
+                with_rows(&patches, o_blocks * width::<S>(), count, |rows, a, m| {
+                    simd.vectorize(Inlined(|| {
+                        patches.gather(simd, first, count, rows, a);
+                        let mut sums = sums.chunks_exact_mut(BLOCK * width::<S>());
+                        for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
+                            split(simd, gy, d.co, block, first, count, m);
+                            for (a, sum) in a.chunks_exact(rows * BLOCK).zip(&mut sums) {
+                                transposed_product(simd, count, a, m, sum);
+                            }
+                        }
+                    }));
+                });
+            }
+        });
+    }
+
+    /// A large one: workers share out its blocks.
+    #[inline(always)]
+    fn by_blocks<S: Simd>(self, simd: S, sums: &mut [f32]) {
+        let Self { patches, gy, d } = self;
+        let (blocks, o_blocks) = (patches.blocks(), d.co.div_ceil(width::<S>()));
+        let group = (GROUP_ELEMENTS / patches.columns()).max(64);
+        for first in (0..d.pixels()).step_by(group) {
+            let count = group.min(d.pixels() - first);
+            with_rows(&patches, o_blocks * width::<S>(), count, |rows, a, m| {
+                rayon::join(
+                    || simd.vectorize(Inlined(|| patches.gather(simd, first, count, rows, a))),
+                    || {
+                        m.par_chunks_exact_mut(rows * width::<S>()).enumerate().for_each(|(block, m)| {
+                            simd.vectorize(Inlined(|| split(simd, gy, d.co, block, first, count, m)));
+                        });
+                    },
+                );
+                let (a, m) = (&*a, &*m);
+                sums.par_chunks_exact_mut(BLOCK * width::<S>()).enumerate().for_each(|(i, sum)| {
+                    let a = &a[i % blocks * rows * BLOCK..][..rows * BLOCK];
+                    let m = &m[i / blocks * rows * width::<S>()..][..rows * width::<S>()];
+                    simd.vectorize(Inlined(|| transposed_product(simd, count, a, m, sum)));
+                });
+            });
+        }
+    }
+}
+
+/// Copies a block of the channels of `count` pixels from `first` on; channels beyond the last become zeros.
+#[inline(always)]
+fn split<S: Simd>(simd: S, gy: &[f32], co: usize, block: usize, first: usize, count: usize, m: &mut [f32]) {
+    let channels = width::<S>().min(co - block * width::<S>());
+    assert!(gy.len() >= (first + count) * co && m.len() >= count * width::<S>(), "{count} pixels from {first} on");
+    assert!(channels.is_multiple_of(S::F32_LANES), "{co} channels");
+    for pixel in 0..count {
+        for lane in (0..width::<S>()).step_by(S::F32_LANES) {
+            // SAFETY: the pixel and its channels are in `gy`, the pixel and the lane in `m`.
+            unsafe {
+                let value = match lane < channels {
+                    true => load::<S>(gy, (first + pixel) * co + block * width::<S>() + lane),
+                    false => simd.splat_f32s(0.0),
+                };
+                store::<S>(m, pixel * width::<S>() + lane, value);
+            }
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! 3x3 convolution of stride 1 by Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, CVPR 2016): 36 products
+//! where the definition has 144, forward and for both gradients.
+//!
+//! A worker transforms some rows of tiles, multiplies them with the transformed filter position by position, and
+//! transforms back: everything between the two images stays in its cache. Where there are fewer rows than workers, the
+//! three phases are shared out one after the other. Sums run in an order that depends on the sizes only.
+
+mod tiles;
+mod transform;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use self::tiles::{POSITIONS, Planes, Tiling, gather, gather_gradient, scatter};
+use super::Dims;
+use super::kernel::lanes::{load, store};
+use super::kernel::product::{BLOCK, product, transposed_product, width};
+use super::kernel::{CHANNELS, Epilogue, Inlined, Prologue};
+use crate::ops::scratch::with_scratch;
+
+/// Tiles of the weight gradient that are multiplied at once.
+const GRADIENT_TILES: usize = 48;
+/// Largest product of channels at which the weight gradient is summed up in the transformed domain by each of some
+/// workers, and their number.
+const MAX_SUM_CHANNELS: usize = 128 * 128;
+const NUM_SUMS: usize = 8;
+/// Most tiles that the weight gradient of more channels transforms at once.
+const MAX_GROUP_TILES: usize = 512;
+
+/// Whether a convolution can be computed this way, and better than by its definition.
+pub(super) fn fits(d: Dims) -> bool {
+    (d.kh, d.kw, d.stride, d.groups) == (3, 3, 1, 1)
+        && d.padding <= 2
+        && d.c.is_multiple_of(CHANNELS)
+        && d.co.is_multiple_of(CHANNELS)
+        && d.ho >= 3
+        && d.wo >= 3
+}
+
+/// A filter in the transformed domain, in the order in which it is read.
+pub(in crate::ops) struct Filter {
+    /// `(blocks of output channels, 36, c, width)`.
+    packed: Vec<f32>,
+    arch: Arch,
+}
+
+impl Filter {
+    /// Transforms `w: (co, c, 3, 3)`.
+    pub(in crate::ops) fn new(w: &[f32], d: Dims, arch: Arch) -> Self {
+        let at = |o: usize, i: usize, tap: usize| w[(o * d.c + i) * 9 + tap];
+        Self { packed: arch.dispatch(Pack { c: d.c, co: d.co, at }), arch }
+    }
+
+    /// Transforms the filter of the input's gradient: `w: (co, c, 3, 3)` from back to front, with inputs and outputs
+    /// exchanged.
+    fn flipped(w: &[f32], d: Dims, arch: Arch) -> Self {
+        let at = |o: usize, i: usize, tap: usize| w[(i * d.c + o) * 9 + 8 - tap];
+        Self { packed: arch.dispatch(Pack { c: d.co, co: d.c, at }), arch }
+    }
+}
+
+struct Pack<F> {
+    c: usize,
+    co: usize,
+    at: F,
+}
+
+impl<F: Fn(usize, usize, usize) -> f32 + Sync> WithSimd for Pack<F> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let Self { c, co, at } = self;
+        let width = width::<S>();
+        let mut packed = vec![0.0; co.div_ceil(width) * POSITIONS * c * width];
+        packed.par_chunks_mut(POSITIONS * c * width).enumerate().for_each(|(block, packed)| {
+            simd.vectorize(PackBlock { simd, c, co, block, at: &at, packed });
+        });
+        packed
+    }
+}
+
+struct PackBlock<'a, S, F> {
+    simd: S,
+    c: usize,
+    co: usize,
+    block: usize,
+    at: &'a F,
+    packed: &'a mut [f32],
+}
+
+impl<S: Simd, F: Fn(usize, usize, usize) -> f32> pulp::NullaryFnOnce for PackBlock<'_, S, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { simd, c, co, block, at, packed } = self;
+        let width = width::<S>();
+        let mut taps = [[0.0; 64]; 9];
+        assert!(width <= 64, "vectors of at most 32 values");
+        for i in 0..c {
+            for lane in 0..width {
+                let o = block * width + lane;
+                for (tap, taps) in taps.iter_mut().enumerate() {
+                    taps[lane] = if o < co { at(o, i, tap) } else { 0.0 };
+                }
+            }
+            for lane in (0..width).step_by(S::F32_LANES) {
+                let mut half = [[simd.splat_f32s(0.0); 3]; 6];
+                for k in 0..3 {
+                    // SAFETY: `lane + F32_LANES <= width <= 64`.
+                    let g = std::array::from_fn(|j| unsafe { load::<S>(&taps[3 * j + k], lane) });
+                    for (half, value) in half.iter_mut().zip(transform::filter(simd, g)) {
+                        half[k] = value;
+                    }
+                }
+                for (j, half) in half.into_iter().enumerate() {
+                    for (k, value) in transform::filter(simd, half).into_iter().enumerate() {
+                        // SAFETY: the position is below 36, `i` below `c` and the lane below the width.
+                        unsafe { store::<S>(packed, ((6 * j + k) * c + i) * width + lane, value) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The convolution of `x`.
+pub(super) fn forward(x: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
+    let mut y = vec![0.0; d.pixels() * d.co];
+    convolve(x, &Filter::new(w, d, arch), d, Prologue::default(), Epilogue::default(), &mut y);
+    y
+}
+
+/// The gradient of the input: itself a convolution, of the output's gradient.
+pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
+    let back = Dims { h: d.ho, w: d.wo, c: d.co, ho: d.h, wo: d.w, co: d.c, padding: 2 - d.padding, ..d };
+    let mut gx = vec![0.0; d.n * d.h * d.w * d.c];
+    convolve(gy, &Filter::flipped(w, d, arch), back, Prologue::default(), Epilogue::default(), &mut gx);
+    gx
+}
+
+/// Writes the convolution of `prologue(x)`, and `epilogue` of it, to `y`.
+pub(in crate::ops) fn convolve(
+    x: &[f32],
+    filter: &Filter,
+    d: Dims,
+    prologue: Prologue,
+    epilogue: Epilogue,
+    y: &mut [f32],
+) {
+    filter.arch.dispatch(Convolve { x, filter: &filter.packed, d, prologue, epilogue, y });
+}
+
+struct Convolve<'a> {
+    x: &'a [f32],
+    filter: &'a [f32],
+    d: Dims,
+    prologue: Prologue<'a>,
+    epilogue: Epilogue<'a>,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for Convolve<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, filter, d, prologue, epilogue, y } = self;
+        let tiling = Tiling::new(d);
+        let job = Job { simd, x, filter, d, tiling, prologue, epilogue };
+        let wanted = if d.c.max(d.co) <= 64 { 28 } else { 48 };
+        let pieces = tiling.num_rows().div_ceil((wanted / tiling.cols).max(1));
+        if pieces < 2 * rayon::current_num_threads() {
+            job.phases(y)
+        } else {
+            job.pieces(y, (wanted / tiling.cols).max(1))
+        }
+    }
+}
+
+/// A convolution.
+#[derive(Clone, Copy)]
+struct Job<'a, S> {
+    simd: S,
+    x: &'a [f32],
+    filter: &'a [f32],
+    d: Dims,
+    tiling: Tiling,
+    prologue: Prologue<'a>,
+    epilogue: Epilogue<'a>,
+}
+
+impl<S: Simd> Job<'_, S> {
+    /// Each worker takes `rows` rows of tiles from image to image.
+    #[inline(always)]
+    fn pieces(self, y: &mut [f32], rows: usize) {
+        let (tiling, d) = (self.tiling, self.d);
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        pieces(&tiling, y, rows, d.co).into_par_iter().for_each(|(row, rows, y)| {
+            let tiles = [row * tiling.cols, rows * tiling.cols];
+            let (planes_v, planes_m) = (Planes::new(tiles[1], BLOCK), Planes::new(tiles[1], width::<S>()));
+            with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
+                let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
+                self.simd.vectorize(Inlined(|| {
+                    for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
+                        gather(self.simd, &tiling, self.x, self.prologue, block, tiles, (planes_v, v));
+                    }
+                    for position in 0..POSITIONS {
+                        for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
+                            self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
+                        }
+                    }
+                    for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
+                        let y = (tiling.first_pixel(row), &mut *y);
+                        scatter(self.simd, &tiling, (planes_m, 0, m), self.epilogue, block, tiles, y);
+                    }
+                }));
+            });
+        });
+    }
+
+    /// All workers transform, then multiply, then transform back.
+    #[inline(always)]
+    fn phases(self, y: &mut [f32]) {
+        let (tiling, d) = (self.tiling, self.d);
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        let tiles = [0, tiling.num_tiles()];
+        let (planes_v, planes_m) = (Planes::new(tiles[1], BLOCK), Planes::new(tiles[1], width::<S>()));
+        with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
+            let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
+            v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
+                self.simd.vectorize(Inlined(|| {
+                    gather(self.simd, &tiling, self.x, self.prologue, block, tiles, (planes_v, v));
+                }));
+            });
+            m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {
+                self.simd.vectorize(Inlined(|| {
+                    for position in 0..POSITIONS {
+                        self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
+                    }
+                }));
+            });
+            pieces(&tiling, y, 1, d.co).into_par_iter().for_each(|(row, rows, y)| {
+                self.simd.vectorize(Inlined(|| {
+                    for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
+                        let tiles = [row * tiling.cols, rows * tiling.cols];
+                        let y = (tiling.first_pixel(row), &mut *y);
+                        scatter(self.simd, &tiling, (planes_m, tiles[0], m), self.epilogue, block, tiles, y);
+                    }
+                }));
+            });
+        });
+    }
+
+    /// The product of one position for one block of output channels.
+    #[inline(always)]
+    fn multiply(
+        self,
+        position: usize,
+        block: usize,
+        tiles: usize,
+        (planes_v, v): (Planes, &[f32]),
+        (planes_m, m): (Planes, &mut [f32]),
+    ) {
+        let size = self.d.c * width::<S>();
+        let filter = &self.filter[(block * POSITIONS + position) * size..][..size];
+        let v = &v[planes_v.at(position, 0)..];
+        product(self.simd, tiles, self.d.c, v, planes_v.len(), filter, &mut m[planes_m.at(position, 0)..]);
+    }
+}
+
+/// Parts of `y`, each with its first row of tiles and how many of them it has.
+fn pieces<'a>(tiling: &Tiling, mut y: &'a mut [f32], rows: usize, co: usize) -> Vec<(usize, usize, &'a mut [f32])> {
+    let mut pieces = Vec::new();
+    for first in (0..tiling.num_rows()).step_by(rows) {
+        let last = (first + rows).min(tiling.num_rows());
+        let (piece, rest) = y.split_at_mut((tiling.first_pixel(last) - tiling.first_pixel(first)) * co);
+        pieces.push((first, last - first, piece));
+        y = rest;
+    }
+    pieces
+}
+
+/// The gradient of the weight, `(co, c, 3, 3)`.
+pub(super) fn grad_w(x: &[f32], gy: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
+    arch.dispatch(GradW { x, gy, d })
+}
+
+struct GradW<'a> {
+    x: &'a [f32],
+    gy: &'a [f32],
+    d: Dims,
+}
+
+impl WithSimd for GradW<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let d = self.d;
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        // In the transformed domain: (sums, blocks of outputs, blocks of inputs, 36, BLOCK, width).
+        let size = POSITIONS * BLOCK * width::<S>();
+        let few = d.c * d.co <= MAX_SUM_CHANNELS;
+        let num_sums = if few { NUM_SUMS } else { 1 };
+        let mut sums = vec![0.0; num_sums * o_blocks * c_blocks * size];
+        if few {
+            self.by_sums(simd, &mut sums)
+        } else {
+            self.by_blocks(simd, &mut sums)
+        }
+        let mut gw = vec![0.0; d.co * d.c * 9];
+        gw.par_chunks_mut(width::<S>() * d.c * 9).enumerate().for_each(|(o_block, gw)| {
+            simd.vectorize(Inlined(|| {
+                for i in 0..d.c {
+                    for lane in (0..gw.len() / (d.c * 9)).step_by(S::F32_LANES) {
+                        let mut half = [[simd.splat_f32s(0.0); 6]; 3];
+                        for k in 0..6 {
+                            let mut u = [simd.splat_f32s(0.0); 6];
+                            for (j, u) in u.iter_mut().enumerate() {
+                                let place = ((6 * j + k) * BLOCK + i % BLOCK) * width::<S>() + lane;
+                                for sum in 0..num_sums {
+                                    let at = ((sum * o_blocks + o_block) * c_blocks + i / BLOCK) * size + place;
+                                    // SAFETY: the sum, blocks, position, row and lane are below their numbers in `sums`.
+                                    *u = simd.add_f32s(*u, unsafe { load::<S>(&sums, at) });
+                                }
+                            }
+                            for (half, value) in half.iter_mut().zip(transform::filter_adjoint(simd, u)) {
+                                half[k] = value;
+                            }
+                        }
+                        for (j, half) in half.into_iter().enumerate() {
+                            for (k, value) in transform::filter_adjoint(simd, half).into_iter().enumerate() {
+                                let mut lanes = [0.0; 64];
+                                // SAFETY: a vector has at most 32 values.
+                                unsafe { store::<S>(&mut lanes, 0, value) };
+                                for (o, value) in lanes[..S::F32_LANES].iter().enumerate() {
+                                    gw[((lane + o) * d.c + i) * 9 + 3 * j + k] = *value;
+                                }
+                            }
+                        }
+                    }
+                }
+            }));
+        });
+        gw
+    }
+}
+
+impl GradW<'_> {
+    /// Few channels, many tiles: each sum takes its share of the tiles, some at a time.
+    #[inline(always)]
+    fn by_sums<S: Simd>(self, simd: S, sums: &mut [f32]) {
+        let d = self.d;
+        let tiling = Tiling::new(d);
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        let share = tiling.num_tiles().div_ceil(NUM_SUMS);
+        sums.par_chunks_mut(sums.len() / NUM_SUMS).enumerate().for_each(|(i, sums)| {
+            let last = ((i + 1) * share).min(tiling.num_tiles());
+            for first in (i * share..last).step_by(GRADIENT_TILES) {
+                let tiles = [first, GRADIENT_TILES.min(last - first)];
+                let (planes_v, planes_m) = (Planes::new(tiles[1], BLOCK), Planes::new(tiles[1], width::<S>()));
+                with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
+                    let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
+                    simd.vectorize(Inlined(|| {
+                        for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
+                            gather(simd, &tiling, self.x, Prologue::default(), block, tiles, (planes_v, v));
+                        }
+                        for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
+                            gather_gradient(simd, &tiling, self.gy, block, tiles, (planes_m, m));
+                        }
+                        let mut sums = sums.chunks_exact_mut(POSITIONS * BLOCK * width::<S>());
+                        for m in m.chunks_exact(planes_m.len()) {
+                            for (v, sum) in v.chunks_exact(planes_v.len()).zip(&mut sums) {
+                                multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum);
+                            }
+                        }
+                    }));
+                });
+            }
+        });
+    }
+
+    /// Many channels, few tiles: workers share out the blocks of the filter.
+    #[inline(always)]
+    fn by_blocks<S: Simd>(self, simd: S, sums: &mut [f32]) {
+        let d = self.d;
+        let tiling = Tiling::new(d);
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        for first in (0..tiling.num_tiles()).step_by(MAX_GROUP_TILES) {
+            let tiles = [first, MAX_GROUP_TILES.min(tiling.num_tiles() - first)];
+            let (planes_v, planes_m) = (Planes::new(tiles[1], BLOCK), Planes::new(tiles[1], width::<S>()));
+            with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
+                let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
+                v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
+                    simd.vectorize(Inlined(|| {
+                        gather(simd, &tiling, self.x, Prologue::default(), block, tiles, (planes_v, v));
+                    }));
+                });
+                m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {
+                    simd.vectorize(Inlined(|| gather_gradient(simd, &tiling, self.gy, block, tiles, (planes_m, m))));
+                });
+                let (v, m) = (&*v, &*m);
+                sums.par_chunks_exact_mut(POSITIONS * BLOCK * width::<S>()).enumerate().for_each(|(i, sum)| {
+                    let v = &v[i % c_blocks * planes_v.len()..][..planes_v.len()];
+                    let m = &m[i / c_blocks * planes_m.len()..][..planes_m.len()];
+                    simd.vectorize(Inlined(|| multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum)));
+                });
+            });
+        }
+    }
+}
+
+/// Adds the products of all positions for one block of inputs and one of outputs.
+#[inline(always)]
+fn multiply_gradient<S: Simd>(
+    simd: S,
+    tiles: usize,
+    planes_v: Planes,
+    v: &[f32],
+    planes_m: Planes,
+    m: &[f32],
+    sum: &mut [f32],
+) {
+    for (position, sum) in sum.chunks_exact_mut(BLOCK * width::<S>()).enumerate() {
+        let (v, m) = (&v[planes_v.at(position, 0)..], &m[planes_m.at(position, 0)..]);
+        transposed_product(simd, tiles, v, m, sum);
+    }
+}
