@@ -1,4 +1,5 @@
-//! Convolution of every channel with a filter of its own, in f32.
+//! Convolution of every channel with a filter of its own, in f32. Groups of several channels go through the same loops
+//! once per channel of the group, on a copy of the input whose channels are laid out as the outputs want them.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -12,20 +13,26 @@ const MAX_TAPS: usize = 64;
 
 /// Whether a convolution can be computed this way.
 pub(super) fn fits(d: Dims) -> bool {
-    d.c == d.groups && d.co == d.groups && d.c.is_multiple_of(CHANNELS) && d.kh <= 8 && d.kw <= 8
+    d.groups > 1 && d.lanes() <= 4 && d.co.is_multiple_of(CHANNELS) && d.kh <= 8 && d.kw <= 8
 }
 
-/// `(c, 1, kh, kw)` to `(kh * kw, c)`.
-pub(in crate::ops) struct Filter {
+/// One channel of every group's filters: of `(co, lanes, kh, kw)` to `(kh * kw, co)`.
+struct Filter {
     taps: Vec<f32>,
     arch: Arch,
 }
 
 impl Filter {
-    pub(in crate::ops) fn new(w: &[f32], d: Dims, arch: Arch) -> Self {
+    fn new(w: &[f32], d: Dims, lane: usize, arch: Arch) -> Self {
         let num = d.kh * d.kw;
-        Self { taps: (0..num * d.c).map(|i| w[i % d.c * num + i / d.c]).collect(), arch }
+        let tap = |i: usize| w[(i % d.co * d.lanes() + lane) * num + i / d.co];
+        Self { taps: (0..num * d.co).map(tap).collect(), arch }
     }
+}
+
+/// The sizes with a group for each output channel.
+fn spread(d: Dims) -> Dims {
+    Dims { c: d.co, groups: d.co, ..d }
 }
 
 /// From which taps and pixels each pixel along one axis is computed.
@@ -48,13 +55,18 @@ fn axis_backward(inputs: usize, outputs: usize, taps: usize, d: Dims) -> Axis {
 
 /// The convolution of `x`.
 pub(super) fn forward(x: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
-    let mut y = vec![0.0; d.pixels() * d.co];
-    convolve(x, &Filter::new(w, d, arch), d, Epilogue::default(), &mut y);
-    y
+    let mut sum: Option<Vec<f32>> = None;
+    for lane in 0..d.lanes() {
+        let mut y = vec![0.0; d.pixels() * d.co];
+        let epilogue = Epilogue { residual: sum.as_deref(), ..Epilogue::default() };
+        convolve(&d.spread(x, lane), &Filter::new(w, d, lane, arch), spread(d), epilogue, &mut y);
+        sum = Some(y);
+    }
+    sum.unwrap_or_default()
 }
 
-/// Writes `epilogue` of the convolution of `x` to `y`.
-pub(in crate::ops) fn convolve(x: &[f32], filter: &Filter, d: Dims, epilogue: Epilogue, y: &mut [f32]) {
+/// Writes `epilogue` of the depthwise convolution of `x` to `y`.
+fn convolve(x: &[f32], filter: &Filter, d: Dims, epilogue: Epilogue, y: &mut [f32]) {
     let rows = axis_forward(d.ho, d.h, d.kh, d);
     let cols = axis_forward(d.wo, d.w, d.kw, d);
     assert!(epilogue.fits(d.co, y.len()) && y.len() == d.pixels() * d.co, "an output of {} for {d:?}", y.len());
@@ -65,10 +77,23 @@ pub(in crate::ops) fn convolve(x: &[f32], filter: &Filter, d: Dims, epilogue: Ep
 pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
     let rows = axis_backward(d.h, d.ho, d.kh, d);
     let cols = axis_backward(d.w, d.wo, d.kw, d);
-    let mut gx = vec![0.0; d.n * d.h * d.w * d.c];
-    let filter = &Filter::new(w, d, arch);
-    let epilogue = Epilogue::default();
-    arch.dispatch(Stencil { x: gy, size: [d.ho, d.wo], rows, cols, filter, d, epilogue, y: &mut gx });
+    let mut gx = Vec::new();
+    for lane in 0..d.lanes() {
+        // Per output channel, then summed over the outputs of a group.
+        let mut of_outputs = vec![0.0; d.n * d.h * d.w * d.co];
+        let (filter, epilogue) = (&Filter::new(w, d, lane, arch), Epilogue::default());
+        let (rows, cols, y) = (rows.clone(), cols.clone(), &mut of_outputs[..]);
+        arch.dispatch(Stencil { x: gy, size: [d.ho, d.wo], rows, cols, filter, d: spread(d), epilogue, y });
+        if d.c == d.co && d.lanes() == 1 {
+            return of_outputs;
+        }
+        gx.resize(d.n * d.h * d.w * d.c, 0.0);
+        gx.par_chunks_mut(d.c).zip(of_outputs.par_chunks(d.co)).for_each(|(gx, of_outputs)| {
+            for (gx, group) in gx.chunks_exact_mut(d.lanes()).zip(of_outputs.chunks_exact(d.co / d.groups)) {
+                gx[lane] = group.iter().sum();
+            }
+        });
+    }
     gx
 }
 
@@ -147,17 +172,19 @@ unsafe fn pixel<S: Simd>(
     }
 }
 
-/// The gradient of the weight, `(c, 1, kh, kw)`.
+/// The gradient of the weight, `(co, lanes, kh, kw)`.
 pub(super) fn grad_w(x: &[f32], gy: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
     let num = d.kh * d.kw;
-    // One sum per image, added in their order: the same bits for any number of threads.
-    let mut sums = vec![0.0; d.n * num * d.c];
-    arch.dispatch(GradW { x, gy, d, sums: &mut sums });
-    let mut gw = vec![0.0; num * d.c];
-    for sum in sums.chunks_exact(num * d.c) {
-        for (tap, sum) in sum.chunks_exact(d.c).enumerate() {
-            for (channel, sum) in sum.iter().enumerate() {
-                gw[channel * num + tap] += sum;
+    let mut gw = vec![0.0; d.co * d.lanes() * num];
+    for lane in 0..d.lanes() {
+        // One sum per image, added in their order: the same bits for any number of threads.
+        let mut sums = vec![0.0; d.n * num * d.co];
+        arch.dispatch(GradW { x: &d.spread(x, lane), gy, d: spread(d), sums: &mut sums });
+        for sum in sums.chunks_exact(num * d.co) {
+            for (tap, sum) in sum.chunks_exact(d.co).enumerate() {
+                for (channel, sum) in sum.iter().enumerate() {
+                    gw[(channel * d.lanes() + lane) * num + tap] += sum;
+                }
             }
         }
     }

@@ -112,7 +112,7 @@ pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
 
 impl Dims {
     /// Input channels that an output channel sees.
-    fn lanes(&self) -> usize {
+    pub(super) fn lanes(&self) -> usize {
         self.c / self.groups
     }
 
@@ -131,7 +131,7 @@ impl Dims {
     }
 
     /// The input with, for each output channel, the `lane`-th input channel of its group.
-    fn spread<'a, T: WithDType>(&self, x: &'a [T], lane: usize) -> Cow<'a, [T]> {
+    pub(super) fn spread<'a, T: WithDType>(&self, x: &'a [T], lane: usize) -> Cow<'a, [T]> {
         if self.is_depthwise() {
             return Cow::Borrowed(x);
         }

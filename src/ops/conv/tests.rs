@@ -121,9 +121,12 @@ fn the_depthwise_passes_equal_the_definition() {
         ([5, 14, 14, 112], [3, 1, 1]),
     ] {
         let [n, h, w, c] = size;
-        let d = Dims { groups: c, ..dims([n, h, w, c, c], kernel) };
-        assert!(depthwise::fits(d));
-        check(d, [Some(depthwise::forward), Some(depthwise::grad_x), Some(depthwise::grad_w)]);
+        // Depthwise, groups of two in and out, one in and two out.
+        for (groups, co) in [(c, c), (c / 2, c), (c, 2 * c)] {
+            let d = Dims { groups, ..dims([n, h, w, c, co], kernel) };
+            assert!(depthwise::fits(d));
+            check(d, [Some(depthwise::forward), Some(depthwise::grad_x), Some(depthwise::grad_w)]);
+        }
     }
 }
 
