@@ -9,7 +9,8 @@ pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Inlined(f))
 }
 
-struct Inlined<F>(F);
+/// A closure that is compiled for the vectors of the machine with everything that is inlined into it.
+pub(super) struct Inlined<F>(pub F);
 
 impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Inlined<F> {
     type Output = R;

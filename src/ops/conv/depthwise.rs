@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use super::Dims;
 use super::kernel::lanes::{load, store};
-use super::kernel::{CHANNELS, Epilogue, Inlined};
+use super::kernel::{CHANNELS, Epilogue};
+use crate::ops::simd::Inlined;
 
 /// Most pixels of a filter.
 const MAX_TAPS: usize = 64;
@@ -84,7 +85,7 @@ pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
         let (filter, epilogue) = (&Filter::new(w, d, lane, arch), Epilogue::default());
         let (rows, cols, y) = (rows.clone(), cols.clone(), &mut of_outputs[..]);
         arch.dispatch(Stencil { x: gy, size: [d.ho, d.wo], rows, cols, filter, d: spread(d), epilogue, y });
-        if d.c == d.co && d.lanes() == 1 {
+        if d.is_depthwise() {
             return of_outputs;
         }
         gx.resize(d.n * d.h * d.w * d.c, 0.0);

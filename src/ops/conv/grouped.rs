@@ -116,7 +116,7 @@ impl Dims {
         self.c / self.groups
     }
 
-    fn is_depthwise(&self) -> bool {
+    pub(super) fn is_depthwise(&self) -> bool {
         self.c == self.groups && self.co == self.groups
     }
 

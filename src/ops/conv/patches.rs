@@ -10,8 +10,9 @@ use rayon::prelude::*;
 use super::Dims;
 use super::kernel::lanes::{load, store};
 use super::kernel::product::{BLOCK, SPARE_ROWS, product, transposed_product, width};
-use super::kernel::{CHANNELS, Epilogue, Inlined};
+use super::kernel::{CHANNELS, Epilogue};
 use crate::ops::scratch::with_scratch;
+use crate::ops::simd::Inlined;
 
 /// Elements of the patches that a worker gathers at once.
 const PIECE_ELEMENTS: usize = 96 * 1024;

@@ -57,15 +57,3 @@ impl Epilogue<'_> {
         }
     }
 }
-
-/// A closure that is compiled for the vectors of the machine with everything that is inlined into it.
-pub(super) struct Inlined<F>(pub F);
-
-impl<F: FnOnce()> pulp::NullaryFnOnce for Inlined<F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        (self.0)();
-    }
-}

@@ -15,8 +15,9 @@ use self::tiles::{POSITIONS, Planes, Tiling, gather, gather_gradient, scatter};
 use super::Dims;
 use super::kernel::lanes::{load, store};
 use super::kernel::product::{BLOCK, product, transposed_product, width};
-use super::kernel::{CHANNELS, Epilogue, Inlined, Prologue};
+use super::kernel::{CHANNELS, Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
+use crate::ops::simd::Inlined;
 
 /// Tiles of the weight gradient that are multiplied at once.
 const GRADIENT_TILES: usize = 48;
