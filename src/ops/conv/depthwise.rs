@@ -1,39 +1,46 @@
-//! Convolution of every channel with a filter of its own, in f32. Groups of several channels go through the same loops
-//! once per channel of the group, on a copy of the input whose channels are laid out as the outputs want them.
+//! Convolution of every channel with a filter of its own, in f32. Groups of several channels go through the same loops,
+//! on a copy of the input whose channels are laid out as the outputs want them.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Dims;
 use super::kernel::lanes::{load, store};
-use super::kernel::{CHANNELS, Epilogue};
+use super::kernel::{CHANNELS, Epilogue, Prologue};
+use crate::ops::scratch::with_scratch;
 use crate::ops::simd::Inlined;
 
-/// Most pixels of a filter.
-const MAX_TAPS: usize = 64;
+/// Most pixels that an output is a sum over, channels of a group counted apart.
+const MAX_PLACES: usize = 64;
+/// Rows of an output that a worker takes at once.
+const BAND: usize = 8;
+/// Pixels that a worker takes at once.
+const PIXELS: usize = 256;
+/// Most channels of an input whose groups have several channels.
+const MAX_SPREAD: usize = 1024;
 
 /// Whether a convolution can be computed this way.
 pub(super) fn fits(d: Dims) -> bool {
-    d.groups > 1 && d.lanes() <= 4 && d.co.is_multiple_of(CHANNELS) && d.kh <= 8 && d.kw <= 8
+    d.groups > 1
+        && d.lanes() <= 4
+        && d.c.is_multiple_of(CHANNELS)
+        && d.co.is_multiple_of(CHANNELS)
+        && d.kw <= 8
+        && if d.lanes() == 1 { d.c == d.co } else { d.c <= MAX_SPREAD }
+        && d.lanes() * d.kh * d.kw <= MAX_PLACES
 }
 
-/// One channel of every group's filters: of `(co, lanes, kh, kw)` to `(kh * kw, co)`.
-struct Filter {
-    taps: Vec<f32>,
-    arch: Arch,
+/// Elements of a packed filter.
+pub(super) fn filter_len(d: Dims) -> usize {
+    d.lanes() * d.kh * d.kw * d.co
 }
 
-impl Filter {
-    fn new(w: &[f32], d: Dims, lane: usize, arch: Arch) -> Self {
-        let num = d.kh * d.kw;
-        let tap = |i: usize| w[(i % d.co * d.lanes() + lane) * num + i / d.co];
-        Self { taps: (0..num * d.co).map(tap).collect(), arch }
+/// Packs `w: (co, lanes, kh, kw)` to `(lanes, kh * kw, co)`, the order in which it is read.
+pub(super) fn pack(w: &[f32], d: Dims, packed: &mut [f32]) {
+    let num = d.kh * d.kw;
+    for (i, tap) in packed.iter_mut().enumerate() {
+        *tap = w[i % d.co * d.lanes() * num + i / d.co];
     }
-}
-
-/// The sizes with a group for each output channel.
-fn spread(d: Dims) -> Dims {
-    Dims { c: d.co, groups: d.co, ..d }
 }
 
 /// From which taps and pixels each pixel along one axis is computed.
@@ -54,58 +61,104 @@ fn axis_backward(inputs: usize, outputs: usize, taps: usize, d: Dims) -> Axis {
     (0..inputs).map(|i| (0..taps).filter_map(|k| pair(i, k)).collect()).collect()
 }
 
-/// The convolution of `x`.
-pub(super) fn forward(x: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
-    let mut sum: Option<Vec<f32>> = None;
-    for lane in 0..d.lanes() {
-        let mut y = vec![0.0; d.pixels() * d.co];
-        let epilogue = Epilogue { residual: sum.as_deref(), ..Epilogue::default() };
-        convolve(&d.spread(x, lane), &Filter::new(w, d, lane, arch), spread(d), epilogue, &mut y);
-        sum = Some(y);
-    }
-    sum.unwrap_or_default()
+/// Writes the convolution of `prologue(x)` with what [`pack`] made, and `epilogue` of it, to `y`.
+pub(super) fn convolve(
+    x: &[f32],
+    filter: &[f32],
+    d: Dims,
+    arch: Arch,
+    (prologue, epilogue): (Prologue, Epilogue),
+    y: &mut [f32],
+) {
+    let (rows, cols) = (&axis_forward(d.ho, d.h, d.kh, d), &axis_forward(d.wo, d.w, d.kw, d));
+    let lanes = d.lanes();
+    arch.dispatch(Stencil { x, prologue, c: d.c, size: [d.h, d.w], rows, cols, lanes, filter, d, epilogue, y });
 }
 
-/// Writes `epilogue` of the depthwise convolution of `x` to `y`.
-fn convolve(x: &[f32], filter: &Filter, d: Dims, epilogue: Epilogue, y: &mut [f32]) {
-    let rows = axis_forward(d.ho, d.h, d.kh, d);
-    let cols = axis_forward(d.wo, d.w, d.kw, d);
-    assert!(epilogue.fits(d.co, y.len()) && y.len() == d.pixels() * d.co, "an output of {} for {d:?}", y.len());
-    filter.arch.dispatch(Stencil { x, size: [d.h, d.w], rows, cols, filter, d, epilogue, y });
-}
-
-/// The gradient of the input.
-pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
-    let rows = axis_backward(d.h, d.ho, d.kh, d);
-    let cols = axis_backward(d.w, d.wo, d.kw, d);
-    let mut gx = Vec::new();
-    for lane in 0..d.lanes() {
-        // Per output channel, then summed over the outputs of a group.
-        let mut of_outputs = vec![0.0; d.n * d.h * d.w * d.co];
-        let (filter, epilogue) = (&Filter::new(w, d, lane, arch), Epilogue::default());
-        let (rows, cols, y) = (rows.clone(), cols.clone(), &mut of_outputs[..]);
-        arch.dispatch(Stencil { x: gy, size: [d.ho, d.wo], rows, cols, filter, d: spread(d), epilogue, y });
+/// Writes the gradient of the input, and `epilogue` of it, to `gx`.
+pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilogue, gx: &mut [f32]) {
+    assert!(gx.len() == d.n * d.h * d.w * d.c && epilogue.fits(d.c, gx.len()), "{d:?}");
+    let (rows, cols) = (&axis_backward(d.h, d.ho, d.kh, d), &axis_backward(d.w, d.wo, d.kw, d));
+    let (prologue, size, c) = (Prologue::default(), [d.ho, d.wo], d.co);
+    with_scratch(filter_len(d), |filter| {
+        pack(w, d, filter);
         if d.is_depthwise() {
-            return of_outputs;
+            return arch.dispatch(Stencil {
+                x: gy,
+                prologue,
+                c,
+                size,
+                rows,
+                cols,
+                lanes: 1,
+                filter,
+                d,
+                epilogue,
+                y: gx,
+            });
         }
-        gx.resize(d.n * d.h * d.w * d.c, 0.0);
-        gx.par_chunks_mut(d.c).zip(of_outputs.par_chunks(d.co)).for_each(|(gx, of_outputs)| {
-            for (gx, group) in gx.chunks_exact_mut(d.lanes()).zip(of_outputs.chunks_exact(d.co / d.groups)) {
-                gx[lane] = group.iter().sum();
+        with_scratch(d.n * d.h * d.w * d.co, |of_outputs| {
+            for (lane, filter) in filter.chunks_exact(d.kh * d.kw * d.co).enumerate() {
+                // Per output channel, then summed over the outputs of a group.
+                let (epilogue, y) = (Epilogue::default(), &mut *of_outputs);
+                arch.dispatch(Stencil { x: gy, prologue, c, size, rows, cols, lanes: 1, filter, d, epilogue, y });
+                let pieces = gx.par_chunks_mut(PIXELS * d.c).zip(of_outputs.par_chunks(PIXELS * d.co));
+                pieces.for_each(|(gx, of_outputs)| {
+                    let groups = of_outputs.chunks_exact(d.co / d.groups);
+                    for (gx, group) in gx.chunks_exact_mut(d.lanes()).zip(groups) {
+                        gx[lane] = group.iter().sum();
+                    }
+                });
             }
         });
-    }
-    gx
+        arch.dispatch(Finish { epilogue, channels: d.c, y: gx });
+    });
 }
 
-/// A sum over taps for every pixel of `y`.
+/// Lets the values of `y` become what the epilogue makes of them.
+struct Finish<'a> {
+    epilogue: Epilogue<'a>,
+    channels: usize,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { epilogue, channels, y } = self;
+        if epilogue.is_identity() {
+            return;
+        }
+        y.par_chunks_mut(PIXELS * channels).enumerate().for_each(|(piece, y)| {
+            simd.vectorize(Inlined(|| {
+                for lane in (0..y.len()).step_by(S::F32_LANES) {
+                    let at = piece * PIXELS * channels + lane;
+                    // SAFETY: the caller checked that the epilogue has every channel and element of `y`, whole vectors.
+                    unsafe {
+                        let value = epilogue.apply(simd, load::<S>(y, lane), lane % channels, at);
+                        store::<S>(y, lane, value);
+                    }
+                }
+            }));
+        });
+    }
+}
+
+/// A sum over taps, of each channel of a group, for every pixel of `y`.
 struct Stencil<'a> {
     x: &'a [f32],
-    /// Rows and columns of an image of `x`.
+    prologue: Prologue<'a>,
+    /// Channels, rows and columns of an image of `x`.
+    c: usize,
     size: [usize; 2],
-    rows: Axis,
-    cols: Axis,
-    filter: &'a Filter,
+    rows: &'a Axis,
+    cols: &'a Axis,
+    /// Channels of `x` that a channel of `y` sees: with one, the same channel; with more, those of its group.
+    lanes: usize,
+    /// `(lanes, kh * kw, co)`.
+    filter: &'a [f32],
     d: Dims,
     epilogue: Epilogue<'a>,
     y: &'a mut [f32],
@@ -116,34 +169,130 @@ impl WithSimd for Stencil<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, size: [h, w], rows, cols, filter, d, epilogue, y } = self;
-        let c = d.c;
-        assert!(x.len() >= d.n * h * w * c && y.len() == d.n * rows.len() * cols.len() * c, "{d:?}");
-        y.par_chunks_mut(cols.len() * c).enumerate().for_each(|(row, y)| {
-            let (image, first) = (row / rows.len(), row * cols.len() * c);
-            simd.vectorize(Inlined(|| {
-                for (column, (y, cols)) in y.chunks_exact_mut(c).zip(&cols).enumerate() {
-                    // Where each tap's pixel and weights begin.
-                    let mut places = [[0; 2]; MAX_TAPS];
-                    let mut num = 0;
-                    for [ky, sy] in &rows[row % rows.len()] {
-                        for [kx, sx] in cols {
-                            places[num] = [((image * h + sy) * w + sx) * c, (ky * d.kw + kx) * c];
+        let Self { x, prologue, c, size: [h, w], rows, cols, lanes, filter, d, epilogue, y } = self;
+        let row_len = cols.len() * d.co;
+        assert!(x.len() == d.n * h * w * c && y.len() == d.n * rows.len() * row_len, "{d:?}");
+        assert!(filter.len() == lanes * d.kh * d.kw * d.co && d.co.is_multiple_of(S::F32_LANES), "{d:?}");
+        assert!(prologue.fits(c) && epilogue.fits(d.co, y.len()) && (lanes > 1 || c == d.co), "{d:?}");
+        y.par_chunks_mut(rows.len() * row_len).enumerate().for_each(|(image, y)| {
+            y.par_chunks_mut(BAND * row_len).enumerate().for_each(|(band, y)| {
+                let at = (image * rows.len() + band * BAND) * row_len;
+                let rows = &rows[band * BAND..][..y.len() / row_len];
+                let seen = || rows.iter().flatten().map(|[_, row]| *row);
+                let (top, bottom) = seen().min().zip(seen().max().map(|row| row + 1)).unwrap_or((0, 0));
+                let band = Band { simd, rows, cols, top, size: [bottom - top, w], lanes, filter, d, epilogue, at };
+                let x = &x[(image * h + top) * w * c..][..(bottom - top) * w * c];
+                if lanes == 1 && prologue.is_identity() {
+                    return simd.vectorize(Inlined(|| band.run(x, y)));
+                }
+                with_scratch(lanes * (bottom - top) * w * d.co, |seen| {
+                    simd.vectorize(Inlined(|| {
+                        for (lane, seen) in seen.chunks_exact_mut((bottom - top) * w * d.co).enumerate() {
+                            spread(simd, x, prologue, d, [lane, lanes], seen);
+                        }
+                        band.run(seen, y);
+                    }));
+                });
+            });
+        });
+    }
+}
+
+/// Writes, for each output channel of each pixel, `prologue` of the channel of its group that is `lane`-th of `lanes`.
+#[inline(always)]
+fn spread<S: Simd>(simd: S, x: &[f32], prologue: Prologue, d: Dims, [lane, lanes]: [usize; 2], y: &mut [f32]) {
+    if lanes == 1 {
+        assert!(x.len() == y.len() && d.co.is_multiple_of(S::F32_LANES) && prologue.fits(d.co), "{d:?}");
+        for pixel in (0..x.len()).step_by(d.co) {
+            for channel in (0..d.co).step_by(S::F32_LANES) {
+                // SAFETY: the pixel's channels are in `x` and `y`, whole vectors, and in the constants.
+                unsafe {
+                    let value = prologue.apply(simd, load::<S>(x, pixel + channel), channel);
+                    store::<S>(y, pixel + channel, value);
+                }
+            }
+        }
+        return;
+    }
+    let per_group = d.co / d.groups;
+    assert!(x.len() / d.c == y.len() / d.co && d.c.is_multiple_of(S::F32_LANES) && prologue.fits(d.c), "{d:?}");
+    let mut pixel = [0.0; MAX_SPREAD];
+    for (x, y) in x.chunks_exact(d.c).zip(y.chunks_exact_mut(d.co)) {
+        let x = if prologue.is_identity() {
+            x
+        } else {
+            for channel in (0..d.c).step_by(S::F32_LANES) {
+                // SAFETY: the channel's vector is in the pixel, the buffer and the constants.
+                unsafe { store::<S>(&mut pixel, channel, prologue.apply(simd, load::<S>(x, channel), channel)) };
+            }
+            &pixel[..d.c]
+        };
+        match (lanes, per_group) {
+            // MobileFaceNet's; a loop of known sizes becomes shuffles.
+            (2, 2) => {
+                for (y, x) in y.chunks_exact_mut(2).zip(x.chunks_exact(2)) {
+                    y.fill(x[lane]);
+                }
+            }
+            _ => {
+                for (y, x) in y.chunks_exact_mut(per_group).zip(x.chunks_exact(lanes)) {
+                    y.fill(x[lane]);
+                }
+            }
+        }
+    }
+}
+
+/// Some rows of an output.
+#[derive(Clone, Copy)]
+struct Band<'a, S> {
+    simd: S,
+    rows: &'a [Vec<[usize; 2]>],
+    cols: &'a Axis,
+    /// First row of the image that is there.
+    top: usize,
+    /// Rows and columns that are there.
+    size: [usize; 2],
+    lanes: usize,
+    filter: &'a [f32],
+    d: Dims,
+    epilogue: Epilogue<'a>,
+    /// Where the band begins in the output.
+    at: usize,
+}
+
+impl<S: Simd> Band<'_, S> {
+    /// From `x: (lanes, rows, columns, co)`.
+    #[inline(always)]
+    fn run(self, x: &[f32], y: &mut [f32]) {
+        let Self { simd, rows, cols, top, size: [h, w], lanes, filter, d, epilogue, at } = self;
+        let c = d.co;
+        assert!(x.len() == lanes * h * w * c && filter.len() == lanes * d.kh * d.kw * c, "{d:?}");
+        let mut places = [[0; 2]; MAX_PLACES];
+        for (row, (y, rows)) in y.chunks_exact_mut(cols.len() * c).zip(rows).enumerate() {
+            for (column, (y, from)) in y.chunks_exact_mut(c).zip(cols).enumerate() {
+                // Where each tap's pixel and weights begin.
+                let mut num = 0;
+                for lane in 0..lanes {
+                    for [ky, sy] in rows {
+                        for [kx, sx] in from {
+                            let pixel = ((lane * h + sy - top) * w + sx) * c;
+                            places[num] = [pixel, ((lane * d.kh + ky) * d.kw + kx) * c];
                             num += 1;
                         }
                     }
-                    let at = first + column * c;
-                    // SAFETY: pixels and taps begin inside `x` and the filter, which hold all their channels; the caller
-                    // checked the epilogue for `y`.
-                    unsafe {
-                        match places[..num].first_chunk::<9>().filter(|_| num == 9) {
-                            Some(places) => pixel(simd, x, &filter.taps, places, epilogue, at, y),
-                            None => pixel(simd, x, &filter.taps, &places[..num], epilogue, at, y),
-                        }
+                }
+                let at = at + (row * cols.len() + column) * c;
+                // SAFETY: pixels and taps begin inside `x` and the filter, which hold all their channels; `Stencil` checked
+                // the epilogue.
+                unsafe {
+                    match places[..num].first_chunk::<9>().filter(|_| num == 9) {
+                        Some(places) => pixel(simd, x, filter, places, epilogue, at, y),
+                        None => pixel(simd, x, filter, &places[..num], epilogue, at, y),
                     }
                 }
-            }));
-        });
+            }
+        }
     }
 }
 
@@ -173,30 +322,28 @@ unsafe fn pixel<S: Simd>(
     }
 }
 
-/// The gradient of the weight, `(co, lanes, kh, kw)`.
-pub(super) fn grad_w(x: &[f32], gy: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
+/// Writes the gradient of the weight, `(co, lanes, kh, kw)`, for the convolution of `prologue(x)`.
+pub(super) fn grad_w(x: &[f32], prologue: Prologue, gy: &[f32], d: Dims, arch: Arch, gw: &mut [f32]) {
     let num = d.kh * d.kw;
-    let mut gw = vec![0.0; d.co * d.lanes() * num];
-    for lane in 0..d.lanes() {
-        // One sum per image, added in their order: the same bits for any number of threads.
-        let mut sums = vec![0.0; d.n * num * d.co];
-        arch.dispatch(GradW { x: &d.spread(x, lane), gy, d: spread(d), sums: &mut sums });
-        for sum in sums.chunks_exact(num * d.co) {
-            for (tap, sum) in sum.chunks_exact(d.co).enumerate() {
-                for (channel, sum) in sum.iter().enumerate() {
-                    gw[(channel * d.lanes() + lane) * num + tap] += sum;
-                }
-            }
+    let size = d.lanes() * num * d.co;
+    assert!(gw.len() == size, "{d:?}");
+    // One sum per image, added in their order: the same bits for any number of threads.
+    with_scratch(d.n * size, |sums| {
+        sums.fill(0.0);
+        arch.dispatch(GradW { x, prologue, gy, d, sums });
+        for (i, gw) in gw.iter_mut().enumerate() {
+            let [channel, rest] = [i / (d.lanes() * num), i % (d.lanes() * num)];
+            *gw = sums.chunks_exact(size).map(|sums| sums[rest * d.co + channel]).sum();
         }
-    }
-    gw
+    });
 }
 
 struct GradW<'a> {
     x: &'a [f32],
+    prologue: Prologue<'a>,
     gy: &'a [f32],
     d: Dims,
-    /// `(n, kh * kw, c)`.
+    /// `(n, lanes, kh * kw, co)`.
     sums: &'a mut [f32],
 }
 
@@ -205,38 +352,56 @@ impl WithSimd for GradW<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, gy, d, sums } = self;
-        let c = d.c;
-        assert!(x.len() >= d.n * d.h * d.w * c && gy.len() >= d.pixels() * c, "{d:?}");
-        let rows = axis_forward(d.ho, d.h, d.kh, d);
-        let cols = axis_forward(d.wo, d.w, d.kw, d);
-        sums.par_chunks_mut(d.kh * d.kw * c).enumerate().for_each(|(image, sums)| {
-            simd.vectorize(Inlined(|| {
-                for lane in (0..c).step_by(S::F32_LANES) {
-                    for (oy, rows) in rows.iter().enumerate() {
-                        for [ky, sy] in rows {
-                            // A row of taps stays in registers along a row of pixels.
-                            let mut row = [simd.splat_f32s(0.0); 8];
-                            assert!(d.kw <= row.len(), "a filter of {} columns", d.kw);
-                            for (ox, cols) in cols.iter().enumerate() {
-                                // SAFETY: the pixels are in `gy` and `x`, with all their channels.
-                                unsafe {
-                                    let gy = load::<S>(gy, ((image * d.ho + oy) * d.wo + ox) * c + lane);
-                                    for [kx, sx] in cols {
-                                        let x = load::<S>(x, ((image * d.h + sy) * d.w + sx) * c + lane);
-                                        row[*kx] = simd.mul_add_e_f32s(x, gy, row[*kx]);
-                                    }
-                                }
-                            }
-                            for (kx, value) in row.into_iter().enumerate().take(d.kw) {
-                                let at = (ky * d.kw + kx) * c + lane;
-                                // SAFETY: the tap and the lane are in the sums of this image.
-                                unsafe { store::<S>(sums, at, simd.add_f32s(load::<S>(sums, at), value)) };
-                            }
+        let Self { x, prologue, gy, d, sums } = self;
+        let (c, lanes) = (d.co, d.lanes());
+        assert!(x.len() == d.n * d.h * d.w * d.c && gy.len() == d.pixels() * c && prologue.fits(d.c), "{d:?}");
+        let (rows, cols) = (axis_forward(d.ho, d.h, d.kh, d), axis_forward(d.wo, d.w, d.kw, d));
+        sums.par_chunks_mut(lanes * d.kh * d.kw * c).enumerate().for_each(|(image, sums)| {
+            let x = &x[image * d.h * d.w * d.c..][..d.h * d.w * d.c];
+            let gy = &gy[image * d.ho * d.wo * c..][..d.ho * d.wo * c];
+            let run = |x: &[f32], sums: &mut [f32]| {
+                simd.vectorize(Inlined(|| image_grad_w(simd, x, gy, d, &rows, &cols, sums)));
+            };
+            if lanes == 1 && prologue.is_identity() {
+                return run(x, sums);
+            }
+            with_scratch(d.h * d.w * c, |seen| {
+                for (lane, sums) in sums.chunks_exact_mut(d.kh * d.kw * c).enumerate() {
+                    simd.vectorize(Inlined(|| spread(simd, x, prologue, d, [lane, lanes], seen)));
+                    run(seen, sums);
+                }
+            });
+        });
+    }
+}
+
+/// Adds what one image gives to `sums: (kh * kw, co)`.
+#[inline(always)]
+fn image_grad_w<S: Simd>(simd: S, x: &[f32], gy: &[f32], d: Dims, rows: &Axis, cols: &Axis, sums: &mut [f32]) {
+    let c = d.co;
+    assert!(x.len() == d.h * d.w * c && gy.len() == d.ho * d.wo * c && sums.len() == d.kh * d.kw * c, "{d:?}");
+    for lane in (0..c).step_by(S::F32_LANES) {
+        for (oy, rows) in rows.iter().enumerate() {
+            for [ky, sy] in rows {
+                // A row of taps stays in registers along a row of pixels.
+                let mut row = [simd.splat_f32s(0.0); 8];
+                assert!(d.kw <= row.len(), "a filter of {} columns", d.kw);
+                for (ox, cols) in cols.iter().enumerate() {
+                    // SAFETY: the pixels are in `gy` and `x`, with all their channels.
+                    unsafe {
+                        let gy = load::<S>(gy, (oy * d.wo + ox) * c + lane);
+                        for [kx, sx] in cols {
+                            let x = load::<S>(x, (sy * d.w + sx) * c + lane);
+                            row[*kx] = simd.mul_add_e_f32s(x, gy, row[*kx]);
                         }
                     }
                 }
-            }));
-        });
+                for (kx, value) in row.into_iter().enumerate().take(d.kw) {
+                    let at = (ky * d.kw + kx) * c + lane;
+                    // SAFETY: the tap and the lane are in the sums of this image.
+                    unsafe { store::<S>(sums, at, simd.add_f32s(load::<S>(sums, at), value)) };
+                }
+            }
+        }
     }
 }

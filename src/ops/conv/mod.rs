@@ -17,6 +17,8 @@ mod tests;
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
+pub(crate) use self::kernel::{Epilogue, Prologue};
+pub(crate) use self::single::Conv;
 use super::slice::{self, for_float};
 
 /// Stride, zero padding and number of groups of a convolution, the same for both directions.
@@ -155,8 +157,10 @@ impl CustomOp2 for Conv2d {
         let d = Dims::new(xl.shape(), wl.shape(), self.0)?;
         if let CpuStorage::F32(_) = x {
             let (x, w) = (slice::cpu("conv2d", x, xl)?, slice::cpu("conv2d", w, wl)?);
-            if let Some(result) = single::forward(x, w, d) {
-                return Ok((CpuStorage::F32(result), d.y_shape()));
+            if let Some(conv) = Conv::of(d) {
+                let mut y = vec![0.0; d.pixels() * d.co];
+                conv.forward(x, Prologue::default(), w, Epilogue::default(), &mut y);
+                return Ok((CpuStorage::F32(y), d.y_shape()));
             }
         }
         let y = for_float!("conv2d", x, T => {
@@ -186,8 +190,10 @@ impl CustomOp2 for GradX {
         let d = self.0;
         if let CpuStorage::F32(_) = gy {
             let (gy, w) = (slice::cpu("conv2d_grad_x", gy, gyl)?, slice::cpu("conv2d_grad_x", w, wl)?);
-            if let Some(result) = single::grad_x(gy, w, d) {
-                return Ok((CpuStorage::F32(result), d.x_shape()));
+            if let Some(conv) = Conv::of(d).filter(Conv::has_whole_channels) {
+                let mut gx = vec![0.0; d.x_shape().elem_count()];
+                conv.grad_x(gy, w, Epilogue::default(), &mut gx);
+                return Ok((CpuStorage::F32(gx), d.x_shape()));
             }
         }
         let gx = for_float!("conv2d_grad_x", gy, T => {
@@ -211,8 +217,10 @@ impl CustomOp2 for GradW {
         let d = self.0;
         if let CpuStorage::F32(_) = x {
             let (x, gy) = (slice::cpu("conv2d_grad_w", x, xl)?, slice::cpu("conv2d_grad_w", gy, gyl)?);
-            if let Some(result) = single::grad_w(x, gy, d) {
-                return Ok((CpuStorage::F32(result), d.w_shape()));
+            if let Some(conv) = Conv::of(d) {
+                let mut gw = vec![0.0; d.w_shape().elem_count()];
+                conv.grad_w(x, Prologue::default(), gy, &mut gw);
+                return Ok((CpuStorage::F32(gw), d.w_shape()));
             }
         }
         let gw = for_float!("conv2d_grad_w", x, T => {

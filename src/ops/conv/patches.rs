@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::Dims;
 use super::kernel::lanes::{load, store};
 use super::kernel::product::{BLOCK, SPARE_ROWS, product, transposed_product, width};
-use super::kernel::{CHANNELS, Epilogue};
+use super::kernel::{CHANNELS, Epilogue, Prologue, Width};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::Inlined;
 
@@ -22,68 +22,51 @@ const NUM_SUMS: usize = 8;
 /// Elements of the patches that the gradient of a larger filter gathers at once.
 const GROUP_ELEMENTS: usize = 4 << 20;
 
-/// Whether the forward pass and the gradient of the weight can be computed this way.
+/// Whether a convolution can be computed this way; the gradient of the input only with whole vectors of it.
 pub(super) fn fits(d: Dims) -> bool {
     d.groups == 1 && d.co.is_multiple_of(CHANNELS)
 }
 
-/// Whether the gradient of the input can.
-pub(super) fn fits_grad_x(d: Dims) -> bool {
-    fits(d) && d.c.is_multiple_of(CHANNELS)
+/// Elements of a packed filter of `columns` for each of `outputs`.
+fn packed_len(columns: usize, outputs: usize, arch: Arch) -> usize {
+    outputs.next_multiple_of(arch.dispatch(Width)) * columns
 }
 
-/// A filter in the order in which it is read.
-pub(in crate::ops) struct Filter {
-    /// `(blocks of outputs, columns, width)`.
-    packed: Vec<f32>,
+/// Elements of the filter of the forward pass.
+pub(super) fn filter_len(d: Dims, arch: Arch) -> usize {
+    packed_len(d.patch(), d.co, arch)
+}
+
+/// Packs `w: (co, c, kh, kw)` for the forward pass.
+pub(super) fn pack(w: &[f32], d: Dims, arch: Arch, packed: &mut [f32]) {
+    let taps = d.kh * d.kw;
+    // Columns are taps of channels.
+    pack_columns(d.patch(), d.co, |o, column| w[(o * d.c + column % d.c) * taps + column / d.c], arch, packed);
+}
+
+/// Packs `columns` of each output to `(blocks of outputs, columns, width)`, the order in which they are read.
+fn pack_columns(
     columns: usize,
+    outputs: usize,
+    at: impl Fn(usize, usize) -> f32 + Sync,
     arch: Arch,
-}
-
-impl Filter {
-    /// Packs `w: (co, c, kh, kw)` for the forward pass.
-    pub(in crate::ops) fn new(w: &[f32], d: Dims, arch: Arch) -> Self {
-        let taps = d.kh * d.kw;
-        // Columns are taps of channels.
-        Self::pack(taps * d.c, d.co, |o, column| w[(o * d.c + column % d.c) * taps + column / d.c], arch)
-    }
-
-    /// Packs `taps` of `w` for the gradient of the input.
-    fn backward(w: &[f32], d: Dims, taps: &[usize], arch: Arch) -> Self {
-        let at = |i, column: usize| w[(column % d.co * d.c + i) * d.kh * d.kw + taps[column / d.co]];
-        Self::pack(taps.len() * d.co, d.c, at, arch)
-    }
-
-    fn pack(columns: usize, outputs: usize, at: impl Fn(usize, usize) -> f32 + Sync, arch: Arch) -> Self {
-        let width = arch.dispatch(Width);
-        let mut packed = vec![0.0; outputs.div_ceil(width) * columns * width];
-        if columns > 0 {
-            packed.par_chunks_mut(columns * width).enumerate().for_each(|(block, packed)| {
-                for (lane, o) in (block * width..outputs).take(width).enumerate() {
-                    for column in 0..columns {
-                        packed[column * width + lane] = at(o, column);
-                    }
-                }
-            });
+    packed: &mut [f32],
+) {
+    let width = arch.dispatch(Width);
+    packed.par_chunks_mut((columns * width).max(1)).enumerate().for_each(|(block, packed)| {
+        for lane in 0..width {
+            let o = block * width + lane;
+            for column in 0..columns {
+                packed[column * width + lane] = if o < outputs { at(o, column) } else { 0.0 };
+            }
         }
-        Self { packed, columns, arch }
-    }
-}
-
-struct Width;
-
-impl WithSimd for Width {
-    type Output = usize;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        width::<S>()
-    }
+    });
 }
 
 /// Images `(n, h, w, c)`, and for each place of a grid over them the pixels of its patch.
 struct Patches<'a> {
     x: &'a [f32],
+    prologue: Prologue<'a>,
     size: [usize; 4],
     /// Rows and columns of places of an image.
     grid: [usize; 2],
@@ -91,14 +74,16 @@ struct Patches<'a> {
     step: usize,
     /// Row and column of each pixel, from the place on.
     taps: Vec<[isize; 2]>,
+    /// So many taps at a time are neighbours in a row of the image.
+    run: usize,
 }
 
 impl<'a> Patches<'a> {
     /// Those of the forward pass.
-    fn forward(x: &'a [f32], d: Dims) -> Self {
+    fn forward(x: &'a [f32], prologue: Prologue<'a>, d: Dims) -> Self {
         let offset = |k: usize| k as isize - d.padding as isize;
         let taps = (0..d.kh * d.kw).map(|tap| [offset(tap / d.kw), offset(tap % d.kw)]).collect();
-        Self { x, size: [d.n, d.h, d.w, d.c], grid: [d.ho, d.wo], step: d.stride, taps }
+        Self { x, prologue, size: [d.n, d.h, d.w, d.c], grid: [d.ho, d.wo], step: d.stride, taps, run: d.kw }
     }
 
     fn columns(&self) -> usize {
@@ -122,33 +107,49 @@ impl<'a> Patches<'a> {
         let [grid_rows, grid_cols] = self.grid;
         assert!(self.x.len() >= n * h * w * c && first + count <= n * grid_rows * grid_cols, "{:?}", self.size);
         assert!(count <= rows && a.len() >= self.blocks() * rows * BLOCK, "{count} places in {rows} rows");
+        let whole = c.is_multiple_of(CHANNELS);
+        assert!(self.prologue.fits(c) && (whole || self.prologue.is_identity()), "constants of {c} channels");
         for place in 0..count {
             let (row, column) = ((first + place) / grid_cols, (first + place) % grid_cols);
             let (image, row) = (row / grid_rows, row % grid_rows);
-            for (tap, [dy, dx]) in self.taps.iter().enumerate() {
-                let inside = |at: usize, offset: isize, end: usize| {
-                    (at * self.step).checked_add_signed(offset).filter(|&at| at < end)
-                };
-                let pixel = inside(row, *dy, h).and_then(|y| Some(((image * h + y) * w + inside(column, *dx, w)?) * c));
-                if c.is_multiple_of(CHANNELS) {
+            let inside = |at: usize, offset: isize, end: usize| {
+                (at * self.step).checked_add_signed(offset).filter(|&at| at < end)
+            };
+            let pixel =
+                |[dy, dx]: [isize; 2]| Some(((image * h + inside(row, dy, h)?) * w + inside(column, dx, w)?) * c);
+            if whole {
+                for (tap, offset) in self.taps.iter().enumerate() {
+                    let pixel = pixel(*offset);
                     for lane in (0..c).step_by(S::F32_LANES) {
                         let column = tap * c + lane;
                         let at = (column / BLOCK * rows + place) * BLOCK + column % BLOCK;
-                        // SAFETY: the pixel and its channels are in `x`; the block, the place and the column in `a`, whose
-                        // blocks hold whole vectors.
+                        // SAFETY: the pixel and its channels are in `x`, the channels in the constants; the block, the
+                        // place and the column in `a`, whose blocks hold whole vectors.
                         unsafe {
                             let value = match pixel {
-                                Some(pixel) => load::<S>(self.x, pixel + lane),
+                                Some(pixel) => self.prologue.apply(simd, load::<S>(self.x, pixel + lane), lane),
                                 None => simd.splat_f32s(0.0),
                             };
                             store::<S>(a, at, value);
                         }
                     }
-                } else {
-                    for channel in 0..c {
-                        let column = tap * c + channel;
-                        let value = pixel.map_or(0.0, |pixel| self.x[pixel + channel]);
-                        a[(column / BLOCK * rows + place) * BLOCK + column % BLOCK] = value;
+                }
+                continue;
+            }
+            // Few channels: taps that are neighbours in the image are copied together.
+            for (run, taps) in self.taps.chunks(self.run).enumerate() {
+                let (column, len) = (run * self.run * c, taps.len() * c);
+                let (start, end) = (pixel(taps[0]), pixel(taps[taps.len() - 1]));
+                let at = |column: usize| (column / BLOCK * rows + place) * BLOCK + column % BLOCK;
+                match (start, end) {
+                    (Some(start), Some(_)) if column / BLOCK == (column + len - 1) / BLOCK => {
+                        a[at(column)..][..len].copy_from_slice(&self.x[start..][..len]);
+                    }
+                    _ => {
+                        for i in 0..len {
+                            let value = pixel(taps[i / c]).map_or(0.0, |pixel| self.x[pixel + i % c]);
+                            a[at(column + i)] = value;
+                        }
                     }
                 }
             }
@@ -156,22 +157,22 @@ impl<'a> Patches<'a> {
     }
 }
 
-/// The convolution of `x`.
-pub(super) fn forward(x: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
-    let mut y = vec![0.0; d.pixels() * d.co];
-    convolve(x, &Filter::new(w, d, arch), d, Epilogue::default(), &mut y);
-    y
-}
-
-/// Writes `epilogue` of the convolution of `x` to `y`.
-pub(in crate::ops) fn convolve(x: &[f32], filter: &Filter, d: Dims, epilogue: Epilogue, y: &mut [f32]) {
+/// Writes the convolution of `prologue(x)` with what [`pack`] made, and `epilogue` of it, to `y`.
+pub(super) fn convolve(
+    x: &[f32],
+    filter: &[f32],
+    d: Dims,
+    arch: Arch,
+    (prologue, epilogue): (Prologue, Epilogue),
+    y: &mut [f32],
+) {
     assert!(epilogue.fits(d.co, y.len()) && y.len() == d.pixels() * d.co, "an output of {} for {d:?}", y.len());
-    filter.arch.dispatch(Convolve { patches: Patches::forward(x, d), filter, epilogue, co: d.co, y });
+    arch.dispatch(Convolve { patches: Patches::forward(x, prologue, d), filter, epilogue, co: d.co, y });
 }
 
 struct Convolve<'a> {
     patches: Patches<'a>,
-    filter: &'a Filter,
+    filter: &'a [f32],
     epilogue: Epilogue<'a>,
     co: usize,
     y: &'a mut [f32],
@@ -193,7 +194,7 @@ impl WithSimd for Convolve<'_> {
                     simd.vectorize(Inlined(|| {
                         patches.gather(simd, i * piece, count, rows, a);
                         for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
-                            multiply(simd, filter, block, count, rows, a, m);
+                            multiply(simd, (filter, patches.columns()), block, count, rows, a, m);
                             place(simd, m, block, epilogue, i * piece, co, y);
                         }
                     }));
@@ -205,7 +206,7 @@ impl WithSimd for Convolve<'_> {
                 simd.vectorize(Inlined(|| patches.gather(simd, 0, places, rows, a)));
                 let a = &*a;
                 m.par_chunks_exact_mut(rows * width::<S>()).enumerate().for_each(|(block, m)| {
-                    simd.vectorize(Inlined(|| multiply(simd, filter, block, places, rows, a, m)));
+                    simd.vectorize(Inlined(|| multiply(simd, (filter, patches.columns()), block, places, rows, a, m)));
                 });
                 simd.vectorize(Inlined(|| {
                     for (block, m) in m.chunks_exact(rows * width::<S>()).enumerate() {
@@ -229,9 +230,17 @@ fn with_rows(patches: &Patches, outputs: usize, count: usize, f: impl FnOnce(usi
 
 /// The products of `count` gathered patches with one block of a filter.
 #[inline(always)]
-fn multiply<S: Simd>(simd: S, filter: &Filter, block: usize, count: usize, rows: usize, a: &[f32], m: &mut [f32]) {
-    let size = filter.columns * width::<S>();
-    product(simd, count, filter.columns, a, rows * BLOCK, &filter.packed[block * size..][..size], m);
+fn multiply<S: Simd>(
+    simd: S,
+    (filter, columns): (&[f32], usize),
+    block: usize,
+    count: usize,
+    rows: usize,
+    a: &[f32],
+    m: &mut [f32],
+) {
+    let size = columns * width::<S>();
+    product(simd, count, columns, a, rows * BLOCK, &filter[block * size..][..size], m);
 }
 
 /// Moves a block of output channels of the places from `first` on to their places in `y`.
@@ -251,9 +260,9 @@ fn place<S: Simd>(simd: S, m: &[f32], block: usize, epilogue: Epilogue, first: u
     }
 }
 
-/// The gradient of the input, from that of the output.
-pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
-    let mut gx = vec![0.0; d.n * d.h * d.w * d.c];
+/// Writes the gradient of the input, from that of the output, and `epilogue` of it to `gx`.
+pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilogue, gx: &mut [f32]) {
+    assert!(epilogue.fits(d.c, gx.len()) && gx.len() == d.n * d.h * d.w * d.c, "a gradient of {}", gx.len());
     let s = d.stride;
     for class in 0..s * s {
         let [a, b] = [class / s, class % s];
@@ -265,23 +274,28 @@ pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
         let seen = |tap: &usize| Some([offset(a, tap / d.kw)?, offset(b, tap % d.kw)?]);
         let taps: Vec<usize> = (0..d.kh * d.kw).filter(|tap| seen(tap).is_some()).collect();
         let grid = [d.h.saturating_sub(a).div_ceil(s), d.w.saturating_sub(b).div_ceil(s)];
-        if taps.is_empty() || grid.contains(&0) {
+        if grid.contains(&0) {
             continue;
         }
-        let filter = Filter::backward(w, d, &taps, arch);
-        let offsets = taps.iter().filter_map(seen).collect();
-        let patches = Patches { x: gy, size: [d.n, d.ho, d.wo, d.co], grid, step: 1, taps: offsets };
-        arch.dispatch(GradX { patches, filter: &filter, d, class: [a, b], gx: &mut gx });
+        let columns = taps.len() * d.co;
+        with_scratch(packed_len(columns, d.c, arch), |filter| {
+            let at = |i, column: usize| w[(column % d.co * d.c + i) * d.kh * d.kw + taps[column / d.co]];
+            pack_columns(columns, d.c, at, arch, filter);
+            let offsets = taps.iter().filter_map(seen).collect();
+            let (size, prologue) = ([d.n, d.ho, d.wo, d.co], Prologue::default());
+            let patches = Patches { x: gy, prologue, size, grid, step: 1, taps: offsets, run: 1 };
+            arch.dispatch(GradX { patches, filter, d, class: [a, b], epilogue, gx });
+        });
     }
-    gx
 }
 
 /// The pixels of one class.
 struct GradX<'a> {
     patches: Patches<'a>,
-    filter: &'a Filter,
+    filter: &'a [f32],
     d: Dims,
     class: [usize; 2],
+    epilogue: Epilogue<'a>,
     gx: &'a mut [f32],
 }
 
@@ -290,16 +304,17 @@ impl WithSimd for GradX<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { patches, filter, d, class: [a, b], gx } = self;
+        let Self { patches, filter, d, class: [a, b], epilogue, gx } = self;
         let [grid_rows, grid_cols] = patches.grid;
         let blocks = d.c.div_ceil(width::<S>());
         // Some rows of places at a time, which are as many rows of pixels.
         let per_piece = (patches.piece() / grid_cols).clamp(1, grid_rows);
+        let piece_rows = per_piece * d.stride;
         let pieces: Vec<_> = gx
             .chunks_mut(d.h * d.w * d.c)
             .enumerate()
             .flat_map(|(image, gx)| {
-                let rows = gx.chunks_mut(per_piece * d.stride * d.w * d.c).enumerate();
+                let rows = gx.chunks_mut(piece_rows * d.w * d.c).enumerate();
                 rows.map(move |(i, gx)| (image, i * per_piece, gx))
             })
             .collect();
@@ -308,16 +323,33 @@ impl WithSimd for GradX<'_> {
             if count == 0 {
                 return;
             }
+            let first_pixel = (image * d.h + row * d.stride) * d.w;
             with_rows(&patches, blocks * width::<S>(), count, |rows, buffer, m| {
                 simd.vectorize(Inlined(|| {
                     patches.gather(simd, (image * grid_rows + row) * grid_cols, count, rows, buffer);
                     for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
-                        multiply(simd, filter, block, count, rows, buffer, m);
+                        if patches.taps.is_empty() {
+                            // No output saw these pixels.
+                            m.fill(0.0);
+                        } else {
+                            multiply(simd, (filter, patches.columns()), block, count, rows, buffer, m);
+                        }
                         let channels = width::<S>().min(d.c - block * width::<S>());
+                        assert!(channels.is_multiple_of(S::F32_LANES), "{} channels", d.c);
                         for place in 0..count {
                             let (y, x) = (place / grid_cols * d.stride + a, place % grid_cols * d.stride + b);
-                            let pixel = &mut gx[(y * d.w + x) * d.c + block * width::<S>()..][..channels];
-                            pixel.copy_from_slice(&m[place * width::<S>()..][..channels]);
+                            let first = (y * d.w + x) * d.c + block * width::<S>();
+                            let gx = &mut gx[first..][..channels];
+                            for lane in (0..channels).step_by(S::F32_LANES) {
+                                let channel = block * width::<S>() + lane;
+                                // SAFETY: the place and the lane are in `m`, the lane in this pixel; `grad_x` checked the
+                                // epilogue for all pixels and channels.
+                                unsafe {
+                                    let value = load::<S>(m, place * width::<S>() + lane);
+                                    let at = first_pixel * d.c + first + lane;
+                                    store::<S>(gx, lane, epilogue.apply(simd, value, channel, at));
+                                }
+                            }
                         }
                     }
                 }));
@@ -326,61 +358,63 @@ impl WithSimd for GradX<'_> {
     }
 }
 
-/// The gradient of the weight, `(co, c, kh, kw)`.
-pub(super) fn grad_w(x: &[f32], gy: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
-    arch.dispatch(GradW { patches: Patches::forward(x, d), gy, d })
+/// Writes the gradient of the weight, `(co, c, kh, kw)`, for the convolution of `prologue(x)`.
+pub(super) fn grad_w(x: &[f32], prologue: Prologue, gy: &[f32], d: Dims, arch: Arch, gw: &mut [f32]) {
+    assert!(gw.len() == d.co * d.patch() && gy.len() == d.pixels() * d.co, "{d:?}");
+    arch.dispatch(GradW { patches: Patches::forward(x, prologue, d), gy, d, gw });
 }
 
 struct GradW<'a> {
     patches: Patches<'a>,
     gy: &'a [f32],
     d: Dims,
+    gw: &'a mut [f32],
 }
 
 impl WithSimd for GradW<'_> {
-    type Output = Vec<f32>;
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+    fn with_simd<S: Simd>(self, simd: S) {
         let d = self.d;
         let (blocks, o_blocks) = (self.patches.blocks(), d.co.div_ceil(width::<S>()));
         // (sums, blocks of outputs, blocks of columns, BLOCK, width)
         let size = BLOCK * width::<S>();
         let few = blocks * o_blocks * size <= MAX_SUM_ELEMENTS;
         let num_sums = if few { NUM_SUMS } else { 1 };
-        let mut sums = vec![0.0; num_sums * o_blocks * blocks * size];
-        if few {
-            self.by_sums(simd, &mut sums)
-        } else {
-            self.by_blocks(simd, &mut sums)
-        }
-        let taps = d.kh * d.kw;
-        let mut gw = vec![0.0; d.co * d.c * taps];
-        gw.par_chunks_mut(d.c * taps).enumerate().for_each(|(o, gw)| {
-            for (i, gw) in gw.iter_mut().enumerate() {
-                let column = i % taps * d.c + i / taps;
-                let at = (o / width::<S>() * blocks + column / BLOCK) * size
-                    + column % BLOCK * width::<S>()
-                    + o % width::<S>();
-                *gw = (0..num_sums).map(|sum| sums[sum * o_blocks * blocks * size + at]).sum();
+        with_scratch(num_sums * o_blocks * blocks * size, |sums| {
+            sums.par_chunks_mut(size).for_each(|sums| sums.fill(0.0));
+            if few {
+                self.by_sums(simd, sums)
+            } else {
+                self.by_blocks(simd, sums)
             }
+            let taps = d.kh * d.kw;
+            self.gw.par_chunks_mut(d.c * taps).enumerate().for_each(|(o, gw)| {
+                for (i, gw) in gw.iter_mut().enumerate() {
+                    let column = i % taps * d.c + i / taps;
+                    let at = (o / width::<S>() * blocks + column / BLOCK) * size
+                        + column % BLOCK * width::<S>()
+                        + o % width::<S>();
+                    *gw = (0..num_sums).map(|sum| sums[sum * o_blocks * blocks * size + at]).sum();
+                }
+            });
         });
-        gw
     }
 }
 
 impl GradW<'_> {
     /// A small filter: each sum takes its share of the places, some at a time.
     #[inline(always)]
-    fn by_sums<S: Simd>(self, simd: S, sums: &mut [f32]) {
-        let Self { patches, gy, d } = self;
+    fn by_sums<S: Simd>(&self, simd: S, sums: &mut [f32]) {
+        let Self { patches, gy, d, .. } = self;
         let (piece, share) = (patches.piece(), d.pixels().div_ceil(NUM_SUMS));
         let o_blocks = d.co.div_ceil(width::<S>());
         sums.par_chunks_mut(sums.len() / NUM_SUMS).enumerate().for_each(|(i, sums)| {
             let last = ((i + 1) * share).min(d.pixels());
             for first in (i * share..last).step_by(piece) {
                 let count = piece.min(last - first);
-                with_rows(&patches, o_blocks * width::<S>(), count, |rows, a, m| {
+                with_rows(patches, o_blocks * width::<S>(), count, |rows, a, m| {
                     simd.vectorize(Inlined(|| {
                         patches.gather(simd, first, count, rows, a);
                         let mut sums = sums.chunks_exact_mut(BLOCK * width::<S>());
@@ -398,13 +432,13 @@ impl GradW<'_> {
 
     /// A large one: workers share out its blocks.
     #[inline(always)]
-    fn by_blocks<S: Simd>(self, simd: S, sums: &mut [f32]) {
-        let Self { patches, gy, d } = self;
+    fn by_blocks<S: Simd>(&self, simd: S, sums: &mut [f32]) {
+        let Self { patches, gy, d, .. } = self;
         let (blocks, o_blocks) = (patches.blocks(), d.co.div_ceil(width::<S>()));
         let group = (GROUP_ELEMENTS / patches.columns()).max(64);
         for first in (0..d.pixels()).step_by(group) {
             let count = group.min(d.pixels() - first);
-            with_rows(&patches, o_blocks * width::<S>(), count, |rows, a, m| {
+            with_rows(patches, o_blocks * width::<S>(), count, |rows, a, m| {
                 rayon::join(
                     || simd.vectorize(Inlined(|| patches.gather(simd, first, count, rows, a))),
                     || {

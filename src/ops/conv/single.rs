@@ -1,44 +1,150 @@
-//! f32 convolutions, each by the method that fits it; none where the definition has to do.
+//! f32 convolutions, each by the method that fits it, with what comes before and after.
 
+use candle_core::Shape;
 use pulp::Arch;
 
-use super::{Dims, depthwise, patches, winograd};
+use super::kernel::{CHANNELS, Epilogue, Prologue};
+use super::{ConvConfig, Dims, depthwise, patches, winograd};
+use crate::ops::scratch::with_scratch;
 
-type Pass = fn(&[f32], &[f32], Dims, Arch) -> Vec<f32>;
-
-/// The passes of a method.
-struct Method {
-    forward: Pass,
-    grad_x: Option<Pass>,
-    grad_w: Pass,
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    Winograd,
+    Patches,
+    Depthwise,
 }
 
-impl Method {
-    fn of(d: Dims) -> Option<Self> {
-        if winograd::fits(d) {
-            Some(Self { forward: winograd::forward, grad_x: Some(winograd::grad_x), grad_w: winograd::grad_w })
+/// An f32 convolution of given sizes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Conv {
+    d: Dims,
+    method: Method,
+    arch: Arch,
+}
+
+/// A filter in the order in which it is read.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    packed: Vec<f32>,
+    method: Method,
+}
+
+impl Conv {
+    /// Returns the convolution of `x: (n, h, w, c)` with `w: (co, c / groups, kh, kw)`; none where sizes do not fit each
+    /// other, or no method is better than the definition.
+    pub fn new(x: [usize; 4], w: [usize; 4], config: ConvConfig) -> Option<Self> {
+        Self::of(Dims::new(&Shape::from(&x), &Shape::from(&w), config).ok()?)
+    }
+
+    pub(super) fn of(d: Dims) -> Option<Self> {
+        let method = if winograd::fits(d) {
+            Method::Winograd
         } else if depthwise::fits(d) {
-            Some(Self { forward: depthwise::forward, grad_x: Some(depthwise::grad_x), grad_w: depthwise::grad_w })
+            Method::Depthwise
         } else if patches::fits(d) {
-            let grad_x = patches::fits_grad_x(d).then_some(patches::grad_x as Pass);
-            Some(Self { forward: patches::forward, grad_x, grad_w: patches::grad_w })
+            Method::Patches
         } else {
-            None
+            return None;
+        };
+        Some(Self { d, method, arch: Arch::new() })
+    }
+
+    /// `(n, ho, wo, co)`.
+    pub fn output(&self) -> [usize; 4] {
+        [self.d.n, self.d.ho, self.d.wo, self.d.co]
+    }
+
+    /// Whether [`Self::grad_x`] and a prologue can be computed: not for three channels.
+    pub fn has_whole_channels(&self) -> bool {
+        self.d.c.is_multiple_of(CHANNELS)
+    }
+
+    /// Packs `w` once for many calls.
+    pub fn pack(&self, w: &[f32]) -> Filter {
+        let mut packed = vec![0.0; self.filter_len()];
+        self.pack_into(w, &mut packed);
+        Filter { packed, method: self.method }
+    }
+
+    /// Writes `epilogue` of the convolution of `prologue(x)` to `y`.
+    pub fn forward(&self, x: &[f32], prologue: Prologue, w: &[f32], epilogue: Epilogue, y: &mut [f32]) {
+        with_scratch(self.filter_len(), |packed| {
+            self.pack_into(w, packed);
+            self.convolve(x, prologue, packed, epilogue, y);
+        });
+    }
+
+    /// As [`Self::forward`], with a packed filter.
+    ///
+    /// # Panics
+    /// When the filter was packed for another method or other channels.
+    pub fn forward_packed(&self, x: &[f32], prologue: Prologue, filter: &Filter, epilogue: Epilogue, y: &mut [f32]) {
+        assert!(filter.method == self.method && filter.packed.len() == self.filter_len(), "another filter");
+        self.convolve(x, prologue, &filter.packed, epilogue, y);
+    }
+
+    /// Writes the gradient of the input (after its prologue), and `epilogue` of it, to `gx`.
+    pub fn grad_x(&self, gy: &[f32], w: &[f32], epilogue: Epilogue, gx: &mut [f32]) {
+        let grad_x = match self.method {
+            Method::Winograd => winograd::grad_x,
+            Method::Patches => patches::grad_x,
+            Method::Depthwise => depthwise::grad_x,
+        };
+        grad_x(gy, w, self.d, self.arch, epilogue, gx);
+    }
+
+    /// Writes the gradient of the weight.
+    pub fn grad_w(&self, x: &[f32], prologue: Prologue, gy: &[f32], gw: &mut [f32]) {
+        let grad_w = match self.method {
+            Method::Winograd => winograd::grad_w,
+            Method::Patches => patches::grad_w,
+            Method::Depthwise => depthwise::grad_w,
+        };
+        grad_w(x, prologue, gy, self.d, self.arch, gw);
+    }
+
+    fn filter_len(&self) -> usize {
+        match self.method {
+            Method::Winograd => winograd::filter_len(self.d, self.arch),
+            Method::Patches => patches::filter_len(self.d, self.arch),
+            Method::Depthwise => depthwise::filter_len(self.d),
         }
     }
-}
 
-/// The convolution of `x`.
-pub(super) fn forward(x: &[f32], w: &[f32], d: Dims) -> Option<Vec<f32>> {
-    Some((Method::of(d)?.forward)(x, w, d, Arch::new()))
-}
+    fn pack_into(&self, w: &[f32], packed: &mut [f32]) {
+        assert_eq!(w.len(), self.d.w_shape().elem_count(), "a weight for {:?}", self.d);
+        match self.method {
+            Method::Winograd => winograd::pack(w, self.d, self.arch, packed),
+            Method::Patches => patches::pack(w, self.d, self.arch, packed),
+            Method::Depthwise => depthwise::pack(w, self.d, packed),
+        }
+    }
 
-/// The gradient of the input.
-pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims) -> Option<Vec<f32>> {
-    Some((Method::of(d)?.grad_x?)(gy, w, d, Arch::new()))
-}
+    fn convolve(&self, x: &[f32], prologue: Prologue, packed: &[f32], epilogue: Epilogue, y: &mut [f32]) {
+        let convolve = match self.method {
+            Method::Winograd => winograd::convolve,
+            Method::Patches => patches::convolve,
+            Method::Depthwise => depthwise::convolve,
+        };
+        convolve(x, packed, self.d, self.arch, (prologue, epilogue), y);
+    }
 
-/// The gradient of the weight.
-pub(super) fn grad_w(x: &[f32], gy: &[f32], d: Dims) -> Option<Vec<f32>> {
-    Some((Method::of(d)?.grad_w)(x, gy, d, Arch::new()))
+    /// The same with the vectors of another machine.
+    #[cfg(test)]
+    pub(super) fn on(self, arch: Arch) -> Self {
+        Self { arch, ..self }
+    }
+
+    /// The same by patches.
+    #[cfg(test)]
+    pub(super) fn by_patches(self) -> Self {
+        assert!(patches::fits(self.d));
+        Self { method: Method::Patches, ..self }
+    }
+
+    #[cfg(test)]
+    pub(super) fn method(&self) -> String {
+        format!("{:?}", self.method)
+    }
 }

@@ -3,7 +3,7 @@
 use pulp::Arch;
 
 use super::kernel::{Epilogue, Prologue};
-use super::{Dims, dense, depthwise, grouped, patches, winograd};
+use super::{Conv, Dims, dense, grouped};
 
 fn archs() -> Vec<Arch> {
     #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "nothing to add"))]
@@ -43,29 +43,78 @@ fn assert_close(what: &str, found: &[f32], expected: &[f64]) {
     assert!(rms < 6e-6 && largest < 1e-4, "{what}: rms {rms:e}, largest {largest:e}");
 }
 
-type Forward = fn(&[f32], &[f32], Dims, Arch) -> Vec<f32>;
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&v| f64::from(v)).collect()
+}
 
-/// Compares forward, the gradient of the input and the gradient of the weight.
-fn check(d: Dims, [forward, grad_x, grad_w]: [Option<Forward>; 3]) {
+/// `slope * z` below zero.
+fn prelu(z: f64, slope: f32) -> f64 {
+    if z > 0.0 { z } else { z * f64::from(slope) }
+}
+
+/// Compares forward, the gradient of the input and the gradient of the weight with the definition, alone and with what
+/// comes before and after.
+fn check(conv: Conv, d: Dims) {
     let x = values(d.n * d.h * d.w * d.c, 1);
     let w = values(d.co * d.c / d.groups * d.kh * d.kw, 2);
     let gy = values(d.pixels() * d.co, 3);
-    let wide = |x: &[f32]| x.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
-    let (x64, w64, gy64) = (wide(&x), wide(&w), wide(&gy));
-    let expected = match d.groups {
-        1 => (dense::forward(&x64, &w64, d), dense::grad_x(&gy64, &w64, d), dense::grad_w(&x64, &gy64, d)),
-        _ => (grouped::forward(&x64, &w64, d), grouped::grad_x(&gy64, &w64, d), grouped::grad_w(&x64, &gy64, d)),
+    let [scale, shift, before] = [4, 5, 6].map(|seed| values(d.c, seed));
+    let [bias, after] = [7, 8].map(|seed| values(d.co, seed));
+    let (residual, residual_x) = (values(gy.len(), 9), values(x.len(), 10));
+    let prologues = [
+        Prologue::default(),
+        Prologue { affine: Some([&scale, &shift]), slope: None },
+        Prologue { affine: Some([&scale, &shift]), slope: Some(&before) },
+    ];
+    let whole = &Epilogue { bias: Some(&bias), slope: Some(&after), residual: Some(&residual) };
+    for prologue in prologues {
+        if !prologue.is_identity() && !conv.has_whole_channels() {
+            continue;
+        }
+        let seen: Vec<f64> = (0..x.len())
+            .map(|i| {
+                let affine = |[scale, shift]: [&[f32]; 2]| x[i].mul_add(scale[i % d.c], shift[i % d.c]);
+                let z = f64::from(prologue.affine.map_or(x[i], affine));
+                prologue.slope.map_or(z, |slope| prelu(z, slope[i % d.c]))
+            })
+            .collect();
+        let (y, gw) = match d.groups {
+            1 => (dense::forward(&seen, &wide(&w), d), dense::grad_w(&seen, &wide(&gy), d)),
+            _ => (grouped::forward(&seen, &wide(&w), d), grouped::grad_w(&seen, &wide(&gy), d)),
+        };
+        let finished: Vec<f64> = (0..y.len())
+            .map(|i| prelu(y[i] + f64::from(bias[i % d.co]), after[i % d.co]) + f64::from(residual[i]))
+            .collect();
+        for arch in archs() {
+            let conv = conv.on(arch);
+            let name = |pass: &str| format!("{pass} of {d:?}, {}, {arch:?}, {prologue:?}", conv.method());
+            for (epilogue, expected) in [(&Epilogue::default(), &y), (whole, &finished)] {
+                let mut found = vec![f32::NAN; y.len()];
+                conv.forward(&x, prologue, &w, *epilogue, &mut found);
+                assert_close(&name("forward"), &found, expected);
+                let mut packed = vec![f32::NAN; y.len()];
+                conv.forward_packed(&x, prologue, &conv.pack(&w), *epilogue, &mut packed);
+                assert_eq!(found, packed);
+            }
+            let mut found = vec![f32::NAN; gw.len()];
+            conv.grad_w(&x, prologue, &gy, &mut found);
+            assert_close(&name("grad_w"), &found, &gw);
+        }
+    }
+    if !conv.has_whole_channels() {
+        return;
+    }
+    let gx = match d.groups {
+        1 => dense::grad_x(&wide(&gy), &wide(&w), d),
+        _ => grouped::grad_x(&wide(&gy), &wide(&w), d),
     };
+    let added: Vec<f64> = gx.iter().zip(&residual_x).map(|(gx, &r)| gx + f64::from(r)).collect();
+    let residual = Epilogue { residual: Some(&residual_x), ..Epilogue::default() };
     for arch in archs() {
-        let name = |pass: &str| format!("{pass} of {d:?}, {arch:?}");
-        if let Some(forward) = forward {
-            assert_close(&name("forward"), &forward(&x, &w, d, arch), &expected.0);
-        }
-        if let Some(grad_x) = grad_x {
-            assert_close(&name("grad_x"), &grad_x(&gy, &w, d, arch), &expected.1);
-        }
-        if let Some(grad_w) = grad_w {
-            assert_close(&name("grad_w"), &grad_w(&x, &gy, d, arch), &expected.2);
+        for (epilogue, expected) in [(Epilogue::default(), &gx), (residual, &added)] {
+            let mut found = vec![f32::NAN; gx.len()];
+            conv.on(arch).grad_x(&gy, &w, epilogue, &mut found);
+            assert_close(&format!("grad_x of {d:?}, {}, {arch:?}", conv.method()), &found, expected);
         }
     }
 }
@@ -83,8 +132,9 @@ fn winograds_passes_equal_the_definition() {
         ([40, 9, 9, 144, 128], 1),
     ] {
         let d = dims(size, [3, 1, padding]);
-        assert!(winograd::fits(d));
-        check(d, [Some(winograd::forward), Some(winograd::grad_x), Some(winograd::grad_w)]);
+        let conv = Conv::of(d).expect("a method");
+        assert_eq!(conv.method(), "Winograd");
+        check(conv, d);
     }
 }
 
@@ -99,14 +149,14 @@ fn the_passes_by_patches_equal_the_definition() {
         ([2, 8, 6, 80, 16], [1, 1, 0]),
         ([5, 7, 7, 32, 16], [7, 1, 0]),
         ([1, 6, 5, 16, 32], [2, 3, 1]),
+        ([2, 6, 7, 32, 48], [3, 1, 1]),
         ([7, 28, 28, 64, 128], [3, 2, 1]),
         ([3, 14, 14, 256, 272], [3, 2, 1]),
         ([9, 56, 56, 3, 64], [3, 1, 1]),
+        ([2, 9, 8, 7, 32], [5, 2, 2]),
     ] {
         let d = dims(size, kernel);
-        assert!(patches::fits(d));
-        let grad_x = patches::fits_grad_x(d).then_some(patches::grad_x as Forward);
-        check(d, [Some(patches::forward), grad_x, Some(patches::grad_w)]);
+        check(Conv::of(d).expect("a method").by_patches(), d);
     }
 }
 
@@ -118,63 +168,39 @@ fn the_depthwise_passes_equal_the_definition() {
         ([2, 9, 8, 48], [3, 2, 1]),
         ([3, 7, 7, 64], [7, 1, 0]),
         ([1, 6, 5, 16], [2, 3, 1]),
+        ([2, 19, 21, 16], [3, 1, 1]),
         ([5, 14, 14, 112], [3, 1, 1]),
     ] {
         let [n, h, w, c] = size;
-        // Depthwise, groups of two in and out, one in and two out.
-        for (groups, co) in [(c, c), (c / 2, c), (c, 2 * c)] {
-            let d = Dims { groups, ..dims([n, h, w, c, co], kernel) };
-            assert!(depthwise::fits(d));
-            check(d, [Some(depthwise::forward), Some(depthwise::grad_x), Some(depthwise::grad_w)]);
+        // Depthwise, groups of two in and out.
+        for groups in [c, c / 2] {
+            let d = Dims { groups, ..dims([n, h, w, c, c], kernel) };
+            let Some(conv) = Conv::of(d) else {
+                assert_eq!((kernel, groups), ([7, 1, 0], c / 2), "too many taps");
+                continue;
+            };
+            assert_eq!(conv.method(), "Depthwise");
+            check(conv, d);
         }
     }
 }
 
 #[test]
-fn prologue_and_epilogue_are_applied_and_the_border_stays_zero() {
-    let d = dims([2, 6, 7, 32, 48], [3, 1, 1]);
-    let (x, w) = (values(d.n * d.h * d.w * d.c, 1), values(d.co * d.c * 9, 2));
-    let (scale, shift) = (values(d.c, 3), values(d.c, 4));
-    let (bias, slope, residual) = (values(d.co, 5), values(d.co, 6), values(d.pixels() * d.co, 7));
-    let moved: Vec<f32> = x.iter().enumerate().map(|(i, &x)| x * scale[i % d.c] + shift[i % d.c]).collect();
-    let wide = |x: &[f32]| x.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
-    let mut expected = dense::forward(&wide(&moved), &wide(&w), d);
-    for (i, y) in expected.iter_mut().enumerate() {
-        *y += f64::from(bias[i % d.co]);
-        *y = if *y > 0.0 { *y } else { *y * f64::from(slope[i % d.co]) } + f64::from(residual[i]);
-    }
-    let epilogue = Epilogue { bias: Some(&bias), slope: Some(&slope), residual: Some(&residual) };
-    for arch in archs() {
-        let mut y = vec![f32::NAN; d.pixels() * d.co];
-        let prologue = Prologue { affine: Some([&scale, &shift]) };
-        winograd::convolve(&x, &winograd::Filter::new(&w, d, arch), d, prologue, epilogue, &mut y);
-        assert_close(&format!("winograd, {arch:?}"), &y, &expected);
-        y.fill(f32::NAN);
-        patches::convolve(&moved, &patches::Filter::new(&w, d, arch), d, epilogue, &mut y);
-        assert_close(&format!("patches, {arch:?}"), &y, &expected);
-    }
-}
-
-#[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    let arch = Arch::new();
-    for kernel in [[3, 1, 1], [3, 2, 1]] {
-        let d = dims([5, 14, 14, 64, 64], kernel);
-        let (x, w, gy) = (values(d.n * d.h * d.w * d.c, 1), values(d.co * d.c * 9, 2), values(d.pixels() * d.co, 3));
+    for (kernel, groups) in [([3, 1, 1], 1), ([3, 2, 1], 1), ([3, 1, 1], 64), ([3, 2, 1], 32)] {
+        let d = Dims { groups, ..dims([5, 14, 14, 64, 64], kernel) };
+        let conv = Conv::of(d).expect("a method");
+        let w = values(d.co * d.c / groups * 9, 2);
+        let (x, gy) = (values(d.n * d.h * d.w * d.c, 1), values(d.pixels() * d.co, 3));
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-            pool.install(|| match kernel {
-                [_, 1, _] => [
-                    winograd::forward(&x, &w, d, arch),
-                    winograd::grad_x(&gy, &w, d, arch),
-                    winograd::grad_w(&x, &gy, d, arch),
-                ],
-                _ => [
-                    patches::forward(&x, &w, d, arch),
-                    patches::grad_x(&gy, &w, d, arch),
-                    patches::grad_w(&x, &gy, d, arch),
-                ],
-            })
+            let (mut y, mut gx, mut gw) = (gy.clone(), x.clone(), w.clone());
+            pool.install(|| {
+                conv.forward(&x, Prologue::default(), &w, Epilogue::default(), &mut y);
+                conv.grad_x(&gy, &w, Epilogue::default(), &mut gx);
+                conv.grad_w(&x, Prologue::default(), &gy, &mut gw);
+            });
+            [y, gx, gw]
         };
         // One thread takes pieces, twenty go by phases.
         assert_eq!(run(1), run(20));

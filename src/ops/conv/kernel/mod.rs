@@ -4,21 +4,73 @@
 pub(super) mod lanes;
 pub(super) mod product;
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
 /// Vectors of channels are whole on every machine if the channels are a multiple of this.
 pub(super) const CHANNELS: usize = 16;
 
-/// What becomes of each value of the input before it is used; the zeros around the image stay zeros.
-#[derive(Clone, Copy, Default)]
-pub(in crate::ops) struct Prologue<'a> {
+/// What becomes of each value of the input before it is used, in this order; the zeros around the image stay zeros.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Prologue<'a> {
     /// Scale and shift per channel.
     pub affine: Option<[&'a [f32]; 2]>,
+    /// Slope per channel below zero.
+    pub slope: Option<&'a [f32]>,
+}
+
+impl Prologue<'_> {
+    /// Whether there is nothing to do.
+    pub fn is_identity(&self) -> bool {
+        self.affine.is_none() && self.slope.is_none()
+    }
+
+    /// Whether the constants are those of `channels` channels.
+    pub fn fits(&self, channels: usize) -> bool {
+        self.affine.iter().flatten().chain(&self.slope).all(|constants| constants.len() == channels)
+    }
+
+    /// What becomes of the values of the channels from `channel` on.
+    ///
+    /// # Safety
+    /// [`Self::fits`], and a vector of values from `channel` on is inside.
+    #[inline(always)]
+    pub unsafe fn apply<S: Simd>(&self, simd: S, mut value: S::f32s, channel: usize) -> S::f32s {
+        // SAFETY: by the contract.
+        unsafe {
+            if let Some([scale, shift]) = self.affine {
+                value = simd.mul_add_e_f32s(value, lanes::load::<S>(scale, channel), lanes::load::<S>(shift, channel));
+            }
+            if let Some(slope) = self.slope {
+                value = prelu(simd, value, lanes::load::<S>(slope, channel));
+            }
+            value
+        }
+    }
+}
+
+/// The output channels of a packed block.
+pub(super) struct Width;
+
+impl WithSimd for Width {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        product::width::<S>()
+    }
+}
+
+/// `value` above zero, `slope * value` below.
+#[inline(always)]
+fn prelu<S: Simd>(simd: S, value: S::f32s, slope: S::f32s) -> S::f32s {
+    let zero = simd.splat_f32s(0.0);
+    let (below, above) = (simd.min_f32s(value, zero), simd.max_f32s(value, zero));
+    simd.mul_add_e_f32s(below, slope, above)
 }
 
 /// What becomes of each value of the output before it is stored, in this order.
-#[derive(Clone, Copy, Default)]
-pub(in crate::ops) struct Epilogue<'a> {
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Epilogue<'a> {
     /// Added per channel.
     pub bias: Option<&'a [f32]>,
     /// Slope per channel below zero.
@@ -28,6 +80,11 @@ pub(in crate::ops) struct Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
+    /// Whether there is nothing to do.
+    pub fn is_identity(&self) -> bool {
+        self.bias.is_none() && self.slope.is_none() && self.residual.is_none()
+    }
+
     /// Whether the constants are those of `channels` channels and the residual has `elements`.
     pub fn fits(&self, channels: usize, elements: usize) -> bool {
         [self.bias, self.slope].iter().flatten().all(|constants| constants.len() == channels)
@@ -46,9 +103,7 @@ impl Epilogue<'_> {
                 value = simd.add_f32s(value, lanes::load::<S>(bias, channel));
             }
             if let Some(slope) = self.slope {
-                let zero = simd.splat_f32s(0.0);
-                let (below, above) = (simd.min_f32s(value, zero), simd.max_f32s(value, zero));
-                value = simd.mul_add_e_f32s(below, lanes::load::<S>(slope, channel), above);
+                value = prelu(simd, value, lanes::load::<S>(slope, channel));
             }
             if let Some(residual) = self.residual {
                 value = simd.add_f32s(value, lanes::load::<S>(residual, at));

@@ -15,7 +15,7 @@ use self::tiles::{POSITIONS, Planes, Tiling, gather, gather_gradient, scatter};
 use super::Dims;
 use super::kernel::lanes::{load, store};
 use super::kernel::product::{BLOCK, product, transposed_product, width};
-use super::kernel::{CHANNELS, Epilogue, Prologue};
+use super::kernel::{CHANNELS, Epilogue, Prologue, Width};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::Inlined;
 
@@ -38,46 +38,45 @@ pub(super) fn fits(d: Dims) -> bool {
         && d.wo >= 3
 }
 
-/// A filter in the transformed domain, in the order in which it is read.
-pub(in crate::ops) struct Filter {
-    /// `(blocks of output channels, 36, c, width)`.
-    packed: Vec<f32>,
-    arch: Arch,
+/// Elements of a filter of `co` and `c` channels in the transformed domain.
+fn packed_len(c: usize, co: usize, arch: Arch) -> usize {
+    co.next_multiple_of(arch.dispatch(Width)) * POSITIONS * c
 }
 
-impl Filter {
-    /// Transforms `w: (co, c, 3, 3)`.
-    pub(in crate::ops) fn new(w: &[f32], d: Dims, arch: Arch) -> Self {
-        let at = |o: usize, i: usize, tap: usize| w[(o * d.c + i) * 9 + tap];
-        Self { packed: arch.dispatch(Pack { c: d.c, co: d.co, at }), arch }
-    }
-
-    /// Transforms the filter of the input's gradient: `w: (co, c, 3, 3)` from back to front, with inputs and outputs
-    /// exchanged.
-    fn flipped(w: &[f32], d: Dims, arch: Arch) -> Self {
-        let at = |o: usize, i: usize, tap: usize| w[(i * d.c + o) * 9 + 8 - tap];
-        Self { packed: arch.dispatch(Pack { c: d.co, co: d.c, at }), arch }
-    }
+/// Elements of the filter of the forward pass.
+pub(super) fn filter_len(d: Dims, arch: Arch) -> usize {
+    packed_len(d.c, d.co, arch)
 }
 
-struct Pack<F> {
+/// Transforms `w: (co, c, 3, 3)` to `(blocks of output channels, 36, c, width)`, the order in which it is read.
+pub(super) fn pack(w: &[f32], d: Dims, arch: Arch, packed: &mut [f32]) {
+    let at = |o: usize, i: usize, tap: usize| w[(o * d.c + i) * 9 + tap];
+    arch.dispatch(Pack { c: d.c, co: d.co, at, packed });
+}
+
+/// Transforms the filter of the input's gradient: `w: (co, c, 3, 3)` from back to front, with inputs and outputs
+/// exchanged.
+fn pack_flipped(w: &[f32], d: Dims, arch: Arch, packed: &mut [f32]) {
+    let at = |o: usize, i: usize, tap: usize| w[(i * d.c + o) * 9 + 8 - tap];
+    arch.dispatch(Pack { c: d.co, co: d.c, at, packed });
+}
+
+struct Pack<'a, F> {
     c: usize,
     co: usize,
     at: F,
+    packed: &'a mut [f32],
 }
 
-impl<F: Fn(usize, usize, usize) -> f32 + Sync> WithSimd for Pack<F> {
-    type Output = Vec<f32>;
+impl<F: Fn(usize, usize, usize) -> f32 + Sync> WithSimd for Pack<'_, F> {
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Self { c, co, at } = self;
-        let width = width::<S>();
-        let mut packed = vec![0.0; co.div_ceil(width) * POSITIONS * c * width];
-        packed.par_chunks_mut(POSITIONS * c * width).enumerate().for_each(|(block, packed)| {
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { c, co, at, packed } = self;
+        packed.par_chunks_mut(POSITIONS * c * width::<S>()).enumerate().for_each(|(block, packed)| {
             simd.vectorize(PackBlock { simd, c, co, block, at: &at, packed });
         });
-        packed
     }
 }
 
@@ -126,31 +125,25 @@ impl<S: Simd, F: Fn(usize, usize, usize) -> f32> pulp::NullaryFnOnce for PackBlo
     }
 }
 
-/// The convolution of `x`.
-pub(super) fn forward(x: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
-    let mut y = vec![0.0; d.pixels() * d.co];
-    convolve(x, &Filter::new(w, d, arch), d, Prologue::default(), Epilogue::default(), &mut y);
-    y
-}
-
-/// The gradient of the input: itself a convolution, of the output's gradient.
-pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
+/// Writes the gradient of the input, itself a convolution of the output's gradient, and `epilogue` of it to `gx`.
+pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilogue, gx: &mut [f32]) {
     let back = Dims { h: d.ho, w: d.wo, c: d.co, ho: d.h, wo: d.w, co: d.c, padding: 2 - d.padding, ..d };
-    let mut gx = vec![0.0; d.n * d.h * d.w * d.c];
-    convolve(gy, &Filter::flipped(w, d, arch), back, Prologue::default(), Epilogue::default(), &mut gx);
-    gx
+    with_scratch(packed_len(back.c, back.co, arch), |packed| {
+        pack_flipped(w, d, arch, packed);
+        convolve(gy, packed, back, arch, (Prologue::default(), epilogue), gx);
+    });
 }
 
-/// Writes the convolution of `prologue(x)`, and `epilogue` of it, to `y`.
-pub(in crate::ops) fn convolve(
+/// Writes the convolution of `prologue(x)` with what [`pack`] made, and `epilogue` of it, to `y`.
+pub(super) fn convolve(
     x: &[f32],
-    filter: &Filter,
+    filter: &[f32],
     d: Dims,
-    prologue: Prologue,
-    epilogue: Epilogue,
+    arch: Arch,
+    (prologue, epilogue): (Prologue, Epilogue),
     y: &mut [f32],
 ) {
-    filter.arch.dispatch(Convolve { x, filter: &filter.packed, d, prologue, epilogue, y });
+    arch.dispatch(Convolve { x, filter, d, prologue, epilogue, y });
 }
 
 struct Convolve<'a> {
@@ -283,35 +276,49 @@ fn pieces<'a>(tiling: &Tiling, mut y: &'a mut [f32], rows: usize, co: usize) -> 
     pieces
 }
 
-/// The gradient of the weight, `(co, c, 3, 3)`.
-pub(super) fn grad_w(x: &[f32], gy: &[f32], d: Dims, arch: Arch) -> Vec<f32> {
-    arch.dispatch(GradW { x, gy, d })
+/// Writes the gradient of the weight, `(co, c, 3, 3)`, for the convolution of `prologue(x)`.
+pub(super) fn grad_w(x: &[f32], prologue: Prologue, gy: &[f32], d: Dims, arch: Arch, gw: &mut [f32]) {
+    arch.dispatch(GradW { x, prologue, gy, d, gw });
 }
 
 struct GradW<'a> {
     x: &'a [f32],
+    prologue: Prologue<'a>,
     gy: &'a [f32],
     d: Dims,
+    gw: &'a mut [f32],
 }
 
 impl WithSimd for GradW<'_> {
-    type Output = Vec<f32>;
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+    fn with_simd<S: Simd>(self, simd: S) {
         let d = self.d;
         let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
         // In the transformed domain: (sums, blocks of outputs, blocks of inputs, 36, BLOCK, width).
         let size = POSITIONS * BLOCK * width::<S>();
         let few = d.c * d.co <= MAX_SUM_CHANNELS;
         let num_sums = if few { NUM_SUMS } else { 1 };
-        let mut sums = vec![0.0; num_sums * o_blocks * c_blocks * size];
-        if few {
-            self.by_sums(simd, &mut sums)
-        } else {
-            self.by_blocks(simd, &mut sums)
-        }
-        let mut gw = vec![0.0; d.co * d.c * 9];
+        with_scratch(num_sums * o_blocks * c_blocks * size, |sums| {
+            sums.par_chunks_mut(size).for_each(|sums| sums.fill(0.0));
+            if few {
+                self.by_sums(simd, sums)
+            } else {
+                self.by_blocks(simd, sums)
+            }
+            self.fold(simd, sums, num_sums);
+        });
+    }
+}
+
+impl GradW<'_> {
+    /// Adds up the sums and transforms them back.
+    #[inline(always)]
+    fn fold<S: Simd>(self, simd: S, sums: &[f32], num_sums: usize) {
+        let Self { d, gw, .. } = self;
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        let size = POSITIONS * BLOCK * width::<S>();
         gw.par_chunks_mut(width::<S>() * d.c * 9).enumerate().for_each(|(o_block, gw)| {
             simd.vectorize(Inlined(|| {
                 for i in 0..d.c {
@@ -324,7 +331,7 @@ impl WithSimd for GradW<'_> {
                                 for sum in 0..num_sums {
                                     let at = ((sum * o_blocks + o_block) * c_blocks + i / BLOCK) * size + place;
                                     // SAFETY: the sum, blocks, position, row and lane are below their numbers in `sums`.
-                                    *u = simd.add_f32s(*u, unsafe { load::<S>(&sums, at) });
+                                    *u = simd.add_f32s(*u, unsafe { load::<S>(sums, at) });
                                 }
                             }
                             for (half, value) in half.iter_mut().zip(transform::filter_adjoint(simd, u)) {
@@ -345,14 +352,11 @@ impl WithSimd for GradW<'_> {
                 }
             }));
         });
-        gw
     }
-}
 
-impl GradW<'_> {
     /// Few channels, many tiles: each sum takes its share of the tiles, some at a time.
     #[inline(always)]
-    fn by_sums<S: Simd>(self, simd: S, sums: &mut [f32]) {
+    fn by_sums<S: Simd>(&self, simd: S, sums: &mut [f32]) {
         let d = self.d;
         let tiling = Tiling::new(d);
         let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
@@ -366,7 +370,7 @@ impl GradW<'_> {
                     let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                     simd.vectorize(Inlined(|| {
                         for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
-                            gather(simd, &tiling, self.x, Prologue::default(), block, tiles, (planes_v, v));
+                            gather(simd, &tiling, self.x, self.prologue, block, tiles, (planes_v, v));
                         }
                         for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
                             gather_gradient(simd, &tiling, self.gy, block, tiles, (planes_m, m));
@@ -385,7 +389,7 @@ impl GradW<'_> {
 
     /// Many channels, few tiles: workers share out the blocks of the filter.
     #[inline(always)]
-    fn by_blocks<S: Simd>(self, simd: S, sums: &mut [f32]) {
+    fn by_blocks<S: Simd>(&self, simd: S, sums: &mut [f32]) {
         let d = self.d;
         let tiling = Tiling::new(d);
         let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
@@ -396,7 +400,7 @@ impl GradW<'_> {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                 v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
                     simd.vectorize(Inlined(|| {
-                        gather(simd, &tiling, self.x, Prologue::default(), block, tiles, (planes_v, v));
+                        gather(simd, &tiling, self.x, self.prologue, block, tiles, (planes_v, v));
                     }));
                 });
                 m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {

@@ -92,7 +92,7 @@ pub(super) fn gather<S: Simd>(
     assert!(count <= planes.rows && first + count <= tiling.num_tiles(), "tiles {first} and {count} more");
     assert!(planes.columns == BLOCK && v.len() >= planes.len(), "{planes:?} in {} elements", v.len());
     assert!(x.len() >= d.n * d.h * d.w * d.c && channels.is_multiple_of(S::F32_LANES), "{d:?}");
-    assert!(prologue.affine.is_none_or(|a| a.iter().all(|a| a.len() == d.c)), "scale and shift per channel");
+    assert!(prologue.fits(d.c), "constants per channel");
     for tile in 0..count {
         let [image, oy, ox] = tiling.place(first + tile);
         // Where each of the 6x6 pixels starts; outside the image there is none.
@@ -104,15 +104,10 @@ pub(super) fn gather<S: Simd>(
             let zero = simd.splat_f32s(0.0);
             let mut half = [[zero; 6]; 6];
             for (j, pixels) in pixels.iter().enumerate() {
-                let value = |pixel: &Option<usize>| match (pixel, prologue.affine) {
-                    (None, _) => zero,
-                    // SAFETY: pixels start inside `x`, which holds all their channels.
-                    (Some(at), None) => unsafe { load::<S>(x, at + channel) },
-                    // SAFETY: as above; the constants have an element per channel.
-                    (Some(at), Some([scale, shift])) => unsafe {
-                        let (scale, shift) = (load::<S>(scale, channel), load::<S>(shift, channel));
-                        simd.mul_add_e_f32s(load::<S>(x, at + channel), scale, shift)
-                    },
+                let value = |pixel: &Option<usize>| match pixel {
+                    None => zero,
+                    // SAFETY: pixels start inside `x`, which holds all their channels; so do the constants.
+                    Some(at) => unsafe { prologue.apply(simd, load::<S>(x, at + channel), channel) },
                 };
                 let column = transform::input(simd, std::array::from_fn(|i| value(&pixels[i])));
                 for (half, value) in half.iter_mut().zip(column) {
