@@ -2,6 +2,7 @@
 
 mod cli;
 mod cli_models;
+mod engine;
 mod eval_metrics;
 mod fixture;
 mod folder;

@@ -1,6 +1,6 @@
 //! From images to embeddings.
 
-use candle_core::{Device, ModuleT};
+use candle_core::Device;
 use image::RgbImage;
 use image::imageops::flip_horizontal;
 use rayon::prelude::*;
@@ -75,6 +75,7 @@ pub fn embed(
 ) -> Result<Embeddings> {
     let (size, dim) = (model.config().input_size, model.config().embedding_size);
     let mut values = Vec::with_capacity(num_images * dim);
+    let network = model.inference()?;
     let mut first = 0;
     while first < num_images {
         let last = (first + config.batch_size.max(1)).min(num_images);
@@ -85,7 +86,7 @@ pub fn embed(
             images.iter().for_each(|image| pixels.push(&flip_horizontal(image)));
         }
         let n = last - first;
-        let mut y = model.forward_t(&pixels.to_tensor(model.preprocessing(), &Device::Cpu)?, false)?;
+        let mut y = network.run(&pixels.to_tensor(model.preprocessing(), &Device::Cpu)?)?;
         if config.flip {
             y = (y.narrow(0, 0, n)? + y.narrow(0, n, n)?)?;
         }

@@ -90,6 +90,11 @@ impl IResNet {
             input_size: config.input_size,
         })
     }
+
+    /// What acts on the features before `fc` in training.
+    pub(super) fn dropout(&self) -> &Dropout {
+        &self.dropout
+    }
 }
 
 impl Trace for IResNet {

@@ -1,6 +1,7 @@
 //! Face-recognition backbones: an aligned face in, an embedding out.
 
 mod checkpoint;
+mod execution;
 mod iresnet;
 mod layout;
 mod mobilefacenet;
@@ -13,6 +14,7 @@ use candle_core::{DType, Device, ModuleT, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{BACKBONE_FILE, Format, Loaded, export_onnx, load_model, save_model};
+pub use execution::{Inference, Kept, Recorded, Training};
 pub use iresnet::{IResNet, IResNetConfig};
 pub use layout::{Layout, recognise};
 pub use mobilefacenet::{MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead};

@@ -8,7 +8,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::graph::{Graph, NodeId, Op, Trace};
-use super::params::{Init, Scope};
+use super::params::{Init, Params, Scope};
 use crate::ops::batch_norm::{Stats, StatsOrigin, batch_norm, batch_stats};
 use crate::ops::conv::{ConvConfig, conv2d};
 use crate::ops::prelu::prelu;
@@ -45,15 +45,65 @@ impl Module for Conv2d {
     }
 }
 
+/// Running statistics of a batch norm, as PyTorch keeps them (momentum 0.1, unbiased variance).
+#[derive(Clone, Debug)]
+pub(super) struct RunningStats {
+    mean: Var,
+    var: Var,
+    num_batches_tracked: Var,
+}
+
+impl RunningStats {
+    fn new(channels: usize, p: &mut Scope) -> Result<Self> {
+        Ok(Self {
+            mean: p.buffer("running_mean", channels, Init::Const(0.0))?,
+            var: p.buffer("running_var", channels, Init::Const(1.0))?,
+            num_batches_tracked: p.counter("num_batches_tracked")?,
+        })
+    }
+
+    /// Those of the batch norm under `path`.
+    pub fn of(params: &Params, path: &str) -> Result<Self> {
+        let buffer = |name: &str| match params.buffer(&format!("{path}.{name}")) {
+            Some(var) => Ok(var.clone()),
+            None => candle_core::bail!("no buffer {path}.{name}"),
+        };
+        Ok(Self {
+            mean: buffer("running_mean")?,
+            var: buffer("running_var")?,
+            num_batches_tracked: buffer("num_batches_tracked")?,
+        })
+    }
+
+    /// Lets the statistics of a batch of `count` values per channel enter.
+    pub fn track(&self, stats: &Stats, count: usize) -> Result<()> {
+        if count < 2 {
+            candle_core::bail!("batch_norm: training needs more than one value per channel");
+        }
+        let unbiased = count as f64 / (count - 1) as f64;
+        let var: Vec<f64> = stats.var.iter().map(|v| v * unbiased).collect();
+        for (running, new) in [(&self.mean, &stats.mean), (&self.var, &var)] {
+            let new = Tensor::new(new.as_slice(), running.device())?.to_dtype(running.dtype())?;
+            let kept = (running.as_detached_tensor() * (1.0 - BatchNorm::MOMENTUM))?;
+            running.set(&(kept + (new * BatchNorm::MOMENTUM)?)?)?;
+        }
+        self.num_batches_tracked.set(&(self.num_batches_tracked.as_detached_tensor() + 1.0)?)
+    }
+
+    /// As they are now.
+    pub fn read(&self) -> Result<Stats> {
+        let to_f64 = |v: &Var| v.as_detached_tensor().to_dtype(candle_core::DType::F64)?.to_vec1();
+        Ok(Stats { mean: to_f64(&self.mean)?, var: to_f64(&self.var)? })
+    }
+}
+
 /// Batch normalisation over the last axis, with PyTorch's running statistics (momentum 0.1, unbiased variance).
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
     path: String,
     weight: Tensor,
     bias: Tensor,
-    running_mean: Var,
-    running_var: Var,
-    num_batches_tracked: Var,
+    running: RunningStats,
     frozen: Arc<AtomicBool>,
 }
 
@@ -88,30 +138,9 @@ impl BatchNorm {
             path: p.prefix().to_owned(),
             weight,
             bias: p.param("bias", channels, Init::Const(0.0))?,
-            running_mean: p.buffer("running_mean", channels, Init::Const(0.0))?,
-            running_var: p.buffer("running_var", channels, Init::Const(1.0))?,
-            num_batches_tracked: p.counter("num_batches_tracked")?,
+            running: RunningStats::new(channels, &mut p)?,
             frozen: p.statistics_switch(),
         })
-    }
-
-    /// Lets the statistics of a batch of `count` values per channel enter the running ones.
-    fn track(&self, stats: &Stats, count: usize) -> Result<()> {
-        if count < 2 {
-            candle_core::bail!("batch_norm: training needs more than one value per channel");
-        }
-        let unbiased = count as f64 / (count - 1) as f64;
-        let var: Vec<f64> = stats.var.iter().map(|v| v * unbiased).collect();
-        for (running, new) in [(&self.running_mean, &stats.mean), (&self.running_var, &var)] {
-            let new = Tensor::new(new.as_slice(), running.device())?.to_dtype(running.dtype())?;
-            running.set(&((running.as_tensor() * (1.0 - Self::MOMENTUM))? + (new * Self::MOMENTUM)?)?)?;
-        }
-        self.num_batches_tracked.set(&(self.num_batches_tracked.as_tensor() + 1.0)?)
-    }
-
-    fn running(&self) -> Result<Stats> {
-        let to_f64 = |v: &Var| v.as_detached_tensor().to_dtype(candle_core::DType::F64)?.to_vec1();
-        Ok(Stats { mean: to_f64(&self.running_mean)?, var: to_f64(&self.running_var)? })
     }
 }
 
@@ -126,10 +155,10 @@ impl ModuleT for BatchNorm {
     /// those are frozen ([`Params::freeze_statistics`](super::Params::freeze_statistics)).
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         if !train || self.frozen.load(Ordering::Relaxed) {
-            return batch_norm(x, &self.weight, &self.bias, &self.running()?, StatsOrigin::Running, Self::EPS);
+            return batch_norm(x, &self.weight, &self.bias, &self.running.read()?, StatsOrigin::Running, Self::EPS);
         }
         let stats = batch_stats(x)?;
-        self.track(&stats, x.elem_count() / stats.mean.len())?;
+        self.running.track(&stats, x.elem_count() / stats.mean.len())?;
         batch_norm(x, &self.weight, &self.bias, &stats, StatsOrigin::Batch, Self::EPS)
     }
 }
@@ -273,18 +302,24 @@ impl Dropout {
     pub fn new(probability: f64, p: &mut Scope) -> Self {
         Self { probability, rng: Arc::new(Mutex::new(p.fork_rng())) }
     }
+
+    /// Returns what the next `len` elements are multiplied by in training; none if nothing is dropped.
+    pub(super) fn mask(&self, len: usize) -> Option<Vec<f32>> {
+        if self.probability == 0.0 {
+            return None;
+        }
+        let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = (1.0 / (1.0 - self.probability)) as f32;
+        Some((0..len).map(|_| if rng.random_bool(self.probability) { 0.0 } else { kept }).collect())
+    }
 }
 
 impl ModuleT for Dropout {
     /// Any shape to the same; in evaluation, the input.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        if !train || self.probability == 0.0 {
-            return Ok(x.clone());
+        match train.then(|| self.mask(x.elem_count())).flatten() {
+            Some(mask) => x * Tensor::from_vec(mask, x.shape(), x.device())?.to_dtype(x.dtype())?,
+            None => Ok(x.clone()),
         }
-        let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = (1.0 / (1.0 - self.probability)) as f32;
-        let mask: Vec<f32> =
-            (0..x.elem_count()).map(|_| if rng.random_bool(self.probability) { 0.0 } else { kept }).collect();
-        x * Tensor::from_vec(mask, x.shape(), x.device())?.to_dtype(x.dtype())?
     }
 }

@@ -1,9 +1,12 @@
 //! Layers: named parameters and the ops that use them. Activations are channels-last.
 
+pub mod engine;
+mod gradients;
 mod graph;
 mod layers;
 mod params;
 
+pub use gradients::Gradients;
 pub use graph::{Graph, Node, NodeId, Op, Trace};
 pub use layers::{BatchNorm, Conv2d, Dropout, Linear, PRelu, SqueezeExcitation};
 pub(crate) use params::standard_normal;

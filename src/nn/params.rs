@@ -109,6 +109,22 @@ impl Params {
         self.trainable.iter().map(|(name, var)| (name.as_str(), var))
     }
 
+    /// The parameter or buffer of this name, as it is now and as it will be; outside any graph.
+    pub fn get(&self, name: &str) -> Option<Tensor> {
+        let var = self.trainable.get(name).or_else(|| self.buffers.get(name)).map(Var::as_detached_tensor);
+        var.or_else(|| self.frozen.get(name).cloned())
+    }
+
+    /// The buffer of this name.
+    pub(super) fn buffer(&self, name: &str) -> Option<&Var> {
+        self.buffers.get(name)
+    }
+
+    /// Whether batch norm leaves its running statistics as they are.
+    pub(super) fn has_frozen_statistics(&self) -> bool {
+        self.freeze_statistics.load(Ordering::Relaxed)
+    }
+
     /// Number of elements of all parameters, trained or given, without buffers: as papers count.
     pub fn num_parameters(&self) -> usize {
         let trainable = self.trainable.values().map(|var| var.as_tensor());

@@ -1,12 +1,9 @@
-//! The parameter update of AdamW, in place.
+//! The parameter update of AdamW: one pass over parameter, gradient and the two means.
 
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
-use rayon::prelude::*;
+use candle_core::{Result, Tensor};
 
-use super::slice;
+use super::update::{Moments, update};
 
-/// Elements a worker takes at a time.
-const BLOCK: usize = 64 * 1024;
 /// Added to the root of the mean squared gradient; PyTorch's default.
 const EPS: f64 = 1e-8;
 
@@ -26,79 +23,24 @@ pub struct AdamWStep {
 }
 
 /// Updates the two means and the parameter by algorithm 2 of Loshchilov and Hutter (ICLR 2019) with PyTorch's order of
-/// operations; all of one shape, f32, the means zero before the first step.
+/// operations; all of one size, the means zero before the first step.
 ///
 /// # Errors
-/// When a tensor is not contiguous, not f32 or of another size.
-pub fn adamw_step(param: &Tensor, mean: &Tensor, square: &Tensor, grad: &Tensor, step: AdamWStep) -> Result<()> {
-    let grad = grad.contiguous()?;
+/// When the parameter is not contiguous, not f32 or of another size than the others.
+pub fn adamw_step(param: &Tensor, means: [&mut [f32]; 2], grad: &[f32], step: AdamWStep) -> Result<()> {
     let [beta1, beta2] = step.betas;
-    mean.inplace_op2(&grad, &UpdateMean { beta: beta1, grad_scale: step.grad_scale, power: 1 })?;
-    square.inplace_op2(&grad, &UpdateMean { beta: beta2, grad_scale: step.grad_scale, power: 2 })?;
-    param.inplace_op3(mean, square, &UpdateParam(step))
-}
-
-/// `m = beta * m + (1 - beta) * (grad_scale * grad) ^ power`.
-struct UpdateMean {
-    beta: f64,
-    grad_scale: f64,
-    power: i32,
-}
-
-impl InplaceOp2 for UpdateMean {
-    fn name(&self) -> &'static str {
-        "adamw_mean"
-    }
-
-    fn cpu_fwd(&self, m: &mut CpuStorage, ml: &Layout, g: &CpuStorage, gl: &Layout) -> Result<()> {
-        let m = slice::cpu_f32_mut("adamw_step", m, ml)?;
-        let g = slice::cpu::<f32>("adamw_step", g, gl)?;
-        if m.len() != g.len() {
-            candle_core::bail!("adamw_step: {} parameters, {} gradients", m.len(), g.len());
+    let [keep_mean, keep_square] = [beta1 as f32, beta2 as f32];
+    let [new_mean, new_square] = [(1.0 - beta1) as f32, (1.0 - beta2) as f32];
+    let (scale, num_steps) = (step.grad_scale as f32, step.num_steps as f64);
+    let keep = (1.0 - step.lr * step.weight_decay) as f32;
+    let rate = (step.lr / (1.0 - beta1.powf(num_steps))) as f32;
+    let (root, eps) = ((1.0 - beta2.powf(num_steps)).sqrt() as f32, EPS as f32);
+    update("adamw_step", param, grad, Moments(means), |param, grad, [mean, square]| {
+        for (((p, g), m), s) in param.iter_mut().zip(grad).zip(mean).zip(square) {
+            let g = scale * g;
+            *m = keep_mean * *m + new_mean * g;
+            *s = keep_square * *s + new_square * (g * g);
+            *p = keep * *p - rate * *m / (s.sqrt() / root + eps);
         }
-        let (beta, rest, scale) = (self.beta as f32, (1.0 - self.beta) as f32, self.grad_scale as f32);
-        m.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK)).for_each(|(m, g)| {
-            for (m, &g) in m.iter_mut().zip(g) {
-                *m = beta * *m + rest * (scale * g).powi(self.power);
-            }
-        });
-        Ok(())
-    }
-}
-
-/// `p -= lr * weight_decay * p`, then `p -= lr * mean / (sqrt(square) + eps)` with both means corrected.
-struct UpdateParam(AdamWStep);
-
-impl InplaceOp3 for UpdateParam {
-    fn name(&self) -> &'static str {
-        "adamw_param"
-    }
-
-    fn cpu_fwd(
-        &self,
-        p: &mut CpuStorage,
-        pl: &Layout,
-        mean: &CpuStorage,
-        ml: &Layout,
-        square: &CpuStorage,
-        sl: &Layout,
-    ) -> Result<()> {
-        let p = slice::cpu_f32_mut("adamw_step", p, pl)?;
-        let (m, s) = (slice::cpu::<f32>("adamw_step", mean, ml)?, slice::cpu::<f32>("adamw_step", square, sl)?);
-        if p.len() != m.len() || p.len() != s.len() {
-            candle_core::bail!("adamw_step: {} parameters, {} and {} means", p.len(), m.len(), s.len());
-        }
-        let AdamWStep { lr, betas: [beta1, beta2], weight_decay, num_steps, .. } = self.0;
-        let num_steps = num_steps as f64;
-        let keep = (1.0 - lr * weight_decay) as f32;
-        let rate = (lr / (1.0 - beta1.powf(num_steps))) as f32;
-        let (root, eps) = ((1.0 - beta2.powf(num_steps)).sqrt() as f32, EPS as f32);
-        let means = m.par_chunks(BLOCK).zip(s.par_chunks(BLOCK));
-        p.par_chunks_mut(BLOCK).zip(means).for_each(|(p, (m, s))| {
-            for ((p, &m), &s) in p.iter_mut().zip(m).zip(s) {
-                *p = keep * *p - rate * m / (s.sqrt() / root + eps);
-            }
-        });
-        Ok(())
-    }
+    })
 }

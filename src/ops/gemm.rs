@@ -19,6 +19,12 @@ impl<'a, T> Mat<'a, T> {
         Self { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
+    /// Some columns of a row-major matrix with `stride` of them.
+    pub(super) fn columns(data: &'a [T], rows: usize, stride: usize, first: usize, cols: usize) -> Self {
+        assert!(first + cols <= stride && data.len() >= rows * stride, "columns {first} and {cols} more of {stride}");
+        Self { data: &data[first..], rows, cols, row_stride: stride, col_stride: 1 }
+    }
+
     /// The transpose, without moving anything.
     pub(super) fn t(self) -> Self {
         Self {

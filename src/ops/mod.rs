@@ -12,8 +12,12 @@ pub mod normalize;
 pub mod prelu;
 pub mod sgd;
 
+pub(crate) mod channels;
+pub(crate) mod linear;
+pub(crate) mod slice;
+pub(crate) mod update;
+
 mod gemm;
 mod rows;
 mod scratch;
 mod simd;
-mod slice;

@@ -20,3 +20,38 @@ impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Inlined<F> {
         (self.0)()
     }
 }
+
+/// Defines a function that is compiled for the vectors of the machine with everything in it that is inlined always. The
+/// lifetime `'a` is that of all it borrows.
+///
+/// A closure given to `vectorize` is inlined or not as the compiler likes, and what is not is compiled without the
+/// machine's vectors, forty times slower. The method of a trait can be inlined always; hence a type for each kernel.
+macro_rules! kernel {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident<$S:ident>(
+        $simd:ident, $($argument:ident: $type:ty),* $(,)?
+    ) $body:block) => {
+        $(#[$attribute])*
+        #[allow(clippy::too_many_arguments, reason = "sizes and slices, which every kernel names")]
+        #[inline(always)]
+        $visibility fn $name<'a, $S: pulp::Simd>($simd: $S, $($argument: $type),*) {
+            struct Kernel<'a, $S> {
+                $simd: $S,
+                $($argument: $type,)*
+                borrowed: std::marker::PhantomData<&'a ()>,
+            }
+
+            impl<'a, $S: pulp::Simd> pulp::NullaryFnOnce for Kernel<'a, $S> {
+                type Output = ();
+
+                #[inline(always)]
+                fn call(self) {
+                    let Self { $simd, $($argument,)* borrowed: _ } = self;
+                    $body
+                }
+            }
+
+            $simd.vectorize(Kernel { $simd, $($argument,)* borrowed: std::marker::PhantomData });
+        }
+    };
+}
+pub(super) use kernel;

@@ -1,12 +1,12 @@
 //! SGD with momentum, and AdamW, over named parameters.
 
-use candle_core::backprop::GradStore;
-use candle_core::{DType, Result, Tensor, Var, bail};
+use candle_core::{Result, Var, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::nn::Params;
+use crate::nn::{Gradients, Params};
 use crate::ops::adamw::{AdamWStep, adamw_step};
 use crate::ops::sgd::{SgdStep, sgd_step};
+use crate::ops::update::sum_of_squares;
 
 /// The rule by which parameters are updated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,77 +87,56 @@ impl OptimConfig {
 #[derive(Debug)]
 pub struct Optimizer {
     /// Name, parameter, and its velocity, or its mean gradient and mean squared gradient.
-    vars: Vec<(String, Var, Vec<Tensor>)>,
+    vars: Vec<(String, Var, Vec<Vec<f32>>)>,
     config: OptimConfig,
     num_steps: u64,
 }
 
 impl Optimizer {
     /// Returns an optimiser of all trainable parameters of `params`.
-    ///
-    /// # Errors
-    /// When memory for the moments cannot be had.
-    pub fn new(params: &Params, config: &OptimConfig) -> Result<Self> {
+    pub fn new(params: &Params, config: &OptimConfig) -> Self {
         let num_moments = match config.kind {
             OptimKind::Sgd => 1,
             OptimKind::AdamW => 2,
         };
-        let moments = |var: &Var| (0..num_moments).map(|_| var.zeros_like()).collect::<Result<Vec<_>>>();
-        let vars = params.trainable().map(|(name, var)| Ok((name.to_owned(), var.clone(), moments(var)?)));
-        Ok(Self { vars: vars.collect::<Result<_>>()?, config: config.clone(), num_steps: 0 })
-    }
-
-    /// Returns the gradients of all parameters, in name order.
-    ///
-    /// # Errors
-    /// When a parameter received none: one error that names it. A silently skipped parameter would never train.
-    pub fn gradients<'a>(&self, grads: &'a GradStore) -> Result<Vec<&'a Tensor>> {
-        let missing: Vec<_> =
-            self.vars.iter().filter(|(_, var, _)| grads.get(var).is_none()).map(|(name, ..)| name.as_str()).collect();
-        if !missing.is_empty() {
-            let shown = missing.iter().take(20).copied().collect::<Vec<_>>().join(", ");
-            bail!("{} trainable parameters received no gradient: {shown}", missing.len());
-        }
-        Ok(self.vars.iter().filter_map(|(_, var, _)| grads.get(var)).collect())
+        let moments = |var: &Var| (0..num_moments).map(|_| vec![0.0; var.elem_count()]).collect();
+        let vars = params.trainable().map(|(name, var)| (name.to_owned(), var.clone(), moments(var))).collect();
+        Self { vars, config: config.clone(), num_steps: 0 }
     }
 
     /// Updates every parameter with learning rate `lr` and its gradient times `grad_scale`.
     ///
     /// # Errors
-    /// When `gradients` are not those of [`Self::gradients`].
-    pub fn step(&mut self, gradients: &[&Tensor], lr: f64, grad_scale: f64) -> Result<()> {
-        if gradients.len() != self.vars.len() {
-            bail!("optimizer: {} parameters, but {} gradients", self.vars.len(), gradients.len());
+    /// When `gradients` are not those of the very parameters, before any is updated.
+    pub fn step(&mut self, gradients: &Gradients, lr: f64, grad_scale: f64) -> Result<()> {
+        if !gradients.names().eq(self.vars.iter().map(|(name, ..)| name.as_str())) {
+            bail!("optimizer: {} parameters, but the gradients of others", self.vars.len());
         }
         self.num_steps += 1;
         let OptimConfig { momentum, weight_decay, betas, .. } = self.config;
-        for ((_, var, moments), grad) in self.vars.iter().zip(gradients) {
-            match moments.as_slice() {
+        for (name, var, moments) in &mut self.vars {
+            gradients.read(name, |grad| match moments.as_mut_slice() {
                 [mean, square] => {
                     let step = AdamWStep { lr, betas, weight_decay, grad_scale, num_steps: self.num_steps };
-                    adamw_step(var, mean, square, grad, step)?;
+                    adamw_step(var, [mean, square], grad, step)
                 }
                 moments => {
                     let step = SgdStep { lr, momentum, weight_decay, grad_scale };
-                    moments.iter().try_for_each(|velocity| sgd_step(var, velocity, grad, step))?;
+                    moments.iter_mut().try_for_each(|velocity| sgd_step(var, velocity, grad, step))
                 }
-            }
+            })??;
         }
         Ok(())
     }
 }
 
-/// Returns the L2 norm of all gradients taken together (PyTorch's `clip_grad_norm_`); tensors
-/// are joined in f64.
+/// Returns the L2 norm of all gradients taken together (PyTorch's `clip_grad_norm_`); blocks are joined in f64.
 ///
 /// # Errors
 /// When a gradient cannot be read.
-pub fn grad_norm(gradients: &[&Tensor]) -> Result<f64> {
-    let mut sum = 0.0;
-    for g in gradients {
-        sum += g.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-    }
-    Ok(sum.sqrt())
+pub fn grad_norm(gradients: &Gradients) -> Result<f64> {
+    let sums = gradients.names().map(|name| gradients.read(name, sum_of_squares)).collect::<Result<Vec<_>>>()?;
+    Ok(sums.iter().sum::<f64>().sqrt())
 }
 
 /// Returns what gradients of norm `norm` are multiplied by so that it is at most `max_norm`: PyTorch's

@@ -1,12 +1,13 @@
 //! One training step: both networks forward, the objective, the gradients, the update.
 
-use candle_core::{Device, ModuleT, Result, Tensor};
+use candle_core::{Device, Result, Tensor, Var};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::data::Batch;
 use crate::losses::{DistillConfig, MarginHead, distillation_loss};
-use crate::models::Model;
+use crate::models::{Inference, Model, Training};
+use crate::nn::Gradients;
 use crate::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
 
 /// A student with its head and optimisers, and the teacher it learns from.
@@ -14,7 +15,8 @@ pub struct Trainer<'a> {
     /// The backbone in training.
     pub student: Model,
     head: MarginHead,
-    teacher: Option<&'a Model>,
+    training: Training,
+    teacher: Option<(&'a Model, Inference<'a>)>,
     distill: DistillConfig,
     student_optim: Optimizer,
     head_optim: Optimizer,
@@ -61,14 +63,14 @@ impl<'a> Trainer<'a> {
             if t != s {
                 return wrong(format!("the teacher sees images of {t} pixels, the student of {s}"));
             }
-            Some(teacher)
+            Some((teacher, teacher.inference()?))
         } else {
             None
         };
-        let student_optim = Optimizer::new(student.params(), optim)?;
-        let head_optim = Optimizer::new(head.params(), optim)?;
-        let (distill, clip_norm) = (distill.clone(), optim.clip_norm);
-        Ok(Self { student, head, teacher, distill, student_optim, head_optim, clip_norm, seed })
+        let student_optim = Optimizer::new(student.params(), optim);
+        let head_optim = Optimizer::new(head.params(), optim);
+        let (distill, clip_norm, training) = (distill.clone(), optim.clip_norm, student.training());
+        Ok(Self { student, head, training, teacher, distill, student_optim, head_optim, clip_norm, seed })
     }
 
     /// The classification head in training; none where the margin loss has no weight.
@@ -82,8 +84,10 @@ impl<'a> Trainer<'a> {
     /// When the loss is not finite, a trainable parameter receives no gradient, or a tensor operation fails; no
     /// parameter was updated then, only the running statistics.
     pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<StepReport> {
-        let embedding =
-            self.student.forward_t(&batch.student.to_tensor(self.student.preprocessing(), &Device::Cpu)?, true)?;
+        let images = batch.student.to_tensor(self.student.preprocessing(), &Device::Cpu)?;
+        let (embedding, recorded) = self.training.record(&self.student, &images)?;
+        // The losses build a graph of their own; the network's backward begins where it ends.
+        let embedding = Var::from_tensor(&embedding)?;
         let margin_loss = match self.distill.margin_weight {
             0.0 => None,
             weight => {
@@ -94,10 +98,9 @@ impl<'a> Trainer<'a> {
                 Some(if weight == 1.0 { loss } else { (loss * weight)? })
             }
         };
-        let distance = match self.teacher {
-            Some(teacher) => {
-                let target =
-                    teacher.forward_t(&batch.teacher.to_tensor(teacher.preprocessing(), &Device::Cpu)?, false)?;
+        let distance = match &self.teacher {
+            Some((teacher, network)) => {
+                let target = network.run(&batch.teacher.to_tensor(teacher.preprocessing(), &Device::Cpu)?)?;
                 Some(distillation_loss(&embedding, &target, self.distill.kind)?)
             }
             None => None,
@@ -118,8 +121,11 @@ impl<'a> Trainer<'a> {
             lr,
         };
         let grads = loss.backward()?;
-        let of_student = self.student_optim.gradients(&grads)?;
-        let of_head = if margin_loss.is_some() { self.head_optim.gradients(&grads)? } else { Vec::new() };
+        let Some(of_embedding) = grads.get(&embedding) else {
+            return Err(crate::Error::Training("the embeddings received no gradient".into()));
+        };
+        let of_student = recorded.backward(of_embedding)?;
+        let of_head = margin_loss.is_some().then(|| Gradients::of(self.head.params(), &grads)).transpose()?;
         report.grad_norm = grad_norm(&of_student)?;
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
             let what =
@@ -127,7 +133,7 @@ impl<'a> Trainer<'a> {
             return Err(crate::Error::Training(what));
         }
         self.student_optim.step(&of_student, lr, clip_scale(report.grad_norm, self.clip_norm))?;
-        if margin_loss.is_some() {
+        if let Some(of_head) = of_head {
             self.head_optim.step(&of_head, lr, 1.0)?;
         }
         Ok(report)

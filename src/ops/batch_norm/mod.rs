@@ -1,6 +1,6 @@
 //! Batch normalisation over the last axis (Ioffe and Szegedy, 2015, algorithm 1), with its backward.
 
-mod cpu;
+pub(super) mod cpu;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 

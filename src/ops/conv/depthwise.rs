@@ -8,7 +8,7 @@ use super::Dims;
 use super::kernel::lanes::{load, store};
 use super::kernel::{CHANNELS, Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
-use crate::ops::simd::Inlined;
+use crate::ops::simd::kernel;
 
 /// Most pixels that an output is a sum over, channels of a group counted apart.
 const MAX_PLACES: usize = 64;
@@ -132,17 +132,21 @@ impl WithSimd for Finish<'_> {
             return;
         }
         y.par_chunks_mut(PIXELS * channels).enumerate().for_each(|(piece, y)| {
-            simd.vectorize(Inlined(|| {
-                for lane in (0..y.len()).step_by(S::F32_LANES) {
-                    let at = piece * PIXELS * channels + lane;
-                    // SAFETY: the caller checked that the epilogue has every channel and element of `y`, whole vectors.
-                    unsafe {
-                        let value = epilogue.apply(simd, load::<S>(y, lane), lane % channels, at);
-                        store::<S>(y, lane, value);
-                    }
-                }
-            }));
+            finish(simd, epilogue, channels, piece * PIXELS * channels, y);
         });
+    }
+}
+
+kernel! {
+    /// As [`Finish`], for whole pixels from `at` on.
+    fn finish<S>(simd, epilogue: Epilogue<'a>, channels: usize, at: usize, y: &'a mut [f32]) {
+        for lane in (0..y.len()).step_by(S::F32_LANES) {
+            // SAFETY: the caller checked that the epilogue has every channel and element of `y`, whole vectors.
+            unsafe {
+                let value = epilogue.apply(simd, load::<S>(y, lane), lane % channels, at + lane);
+                store::<S>(y, lane, value);
+            }
+        }
     }
 }
 
@@ -183,60 +187,60 @@ impl WithSimd for Stencil<'_> {
                 let band = Band { simd, rows, cols, top, size: [bottom - top, w], lanes, filter, d, epilogue, at };
                 let x = &x[(image * h + top) * w * c..][..(bottom - top) * w * c];
                 if lanes == 1 && prologue.is_identity() {
-                    return simd.vectorize(Inlined(|| band.run(x, y)));
+                    return band.run(x, y);
                 }
                 with_scratch(lanes * (bottom - top) * w * d.co, |seen| {
-                    simd.vectorize(Inlined(|| {
-                        for (lane, seen) in seen.chunks_exact_mut((bottom - top) * w * d.co).enumerate() {
-                            spread(simd, x, prologue, d, [lane, lanes], seen);
-                        }
-                        band.run(seen, y);
-                    }));
+                    for (lane, seen) in seen.chunks_exact_mut((bottom - top) * w * d.co).enumerate() {
+                        spread(simd, x, prologue, d, [lane, lanes], seen);
+                    }
+                    band.run(seen, y);
                 });
             });
         });
     }
 }
 
-/// Writes, for each output channel of each pixel, `prologue` of the channel of its group that is `lane`-th of `lanes`.
-#[inline(always)]
-fn spread<S: Simd>(simd: S, x: &[f32], prologue: Prologue, d: Dims, [lane, lanes]: [usize; 2], y: &mut [f32]) {
-    if lanes == 1 {
-        assert!(x.len() == y.len() && d.co.is_multiple_of(S::F32_LANES) && prologue.fits(d.co), "{d:?}");
-        for pixel in (0..x.len()).step_by(d.co) {
-            for channel in (0..d.co).step_by(S::F32_LANES) {
-                // SAFETY: the pixel's channels are in `x` and `y`, whole vectors, and in the constants.
-                unsafe {
-                    let value = prologue.apply(simd, load::<S>(x, pixel + channel), channel);
-                    store::<S>(y, pixel + channel, value);
+kernel! {
+    /// Writes, for each output channel of each pixel, `prologue` of the channel of its group that is `lane`-th of `lanes`.
+    fn spread<S>(simd, x: &'a [f32], prologue: Prologue<'a>, d: Dims, lanes: [usize; 2], y: &'a mut [f32]) {
+        let [lane, lanes] = lanes;
+        if lanes == 1 {
+            assert!(x.len() == y.len() && d.co.is_multiple_of(S::F32_LANES) && prologue.fits(d.co), "{d:?}");
+            for pixel in (0..x.len()).step_by(d.co) {
+                for channel in (0..d.co).step_by(S::F32_LANES) {
+                    // SAFETY: the pixel's channels are in `x` and `y`, whole vectors, and in the constants.
+                    unsafe {
+                        let value = prologue.apply(simd, load::<S>(x, pixel + channel), channel);
+                        store::<S>(y, pixel + channel, value);
+                    }
                 }
             }
+            return;
         }
-        return;
-    }
-    let per_group = d.co / d.groups;
-    assert!(x.len() / d.c == y.len() / d.co && d.c.is_multiple_of(S::F32_LANES) && prologue.fits(d.c), "{d:?}");
-    let mut pixel = [0.0; MAX_SPREAD];
-    for (x, y) in x.chunks_exact(d.c).zip(y.chunks_exact_mut(d.co)) {
-        let x = if prologue.is_identity() {
-            x
-        } else {
-            for channel in (0..d.c).step_by(S::F32_LANES) {
-                // SAFETY: the channel's vector is in the pixel, the buffer and the constants.
-                unsafe { store::<S>(&mut pixel, channel, prologue.apply(simd, load::<S>(x, channel), channel)) };
-            }
-            &pixel[..d.c]
-        };
-        match (lanes, per_group) {
-            // MobileFaceNet's; a loop of known sizes becomes shuffles.
-            (2, 2) => {
-                for (y, x) in y.chunks_exact_mut(2).zip(x.chunks_exact(2)) {
-                    y.fill(x[lane]);
+        let per_group = d.co / d.groups;
+        assert!(x.len() / d.c == y.len() / d.co && d.c.is_multiple_of(S::F32_LANES) && prologue.fits(d.c), "{d:?}");
+        let mut pixel = [0.0; MAX_SPREAD];
+        for (x, y) in x.chunks_exact(d.c).zip(y.chunks_exact_mut(d.co)) {
+            let x = if prologue.is_identity() {
+                x
+            } else {
+                for channel in (0..d.c).step_by(S::F32_LANES) {
+                    // SAFETY: the channel's vector is in the pixel, the buffer and the constants.
+                    unsafe { store::<S>(&mut pixel, channel, prologue.apply(simd, load::<S>(x, channel), channel)) };
                 }
-            }
-            _ => {
-                for (y, x) in y.chunks_exact_mut(per_group).zip(x.chunks_exact(lanes)) {
-                    y.fill(x[lane]);
+                &pixel[..d.c]
+            };
+            match (lanes, per_group) {
+                // MobileFaceNet's; a loop of known sizes becomes shuffles.
+                (2, 2) => {
+                    for (y, x) in y.chunks_exact_mut(2).zip(x.chunks_exact(2)) {
+                        y.fill(x[lane]);
+                    }
+                }
+                _ => {
+                    for (y, x) in y.chunks_exact_mut(per_group).zip(x.chunks_exact(lanes)) {
+                        y.fill(x[lane]);
+                    }
                 }
             }
         }
@@ -265,59 +269,108 @@ impl<S: Simd> Band<'_, S> {
     /// From `x: (lanes, rows, columns, co)`.
     #[inline(always)]
     fn run(self, x: &[f32], y: &mut [f32]) {
-        let Self { simd, rows, cols, top, size: [h, w], lanes, filter, d, epilogue, at } = self;
+        let Self { rows, cols, top, size: [h, w], lanes, filter, d, .. } = self;
         let c = d.co;
         assert!(x.len() == lanes * h * w * c && filter.len() == lanes * d.kh * d.kw * c, "{d:?}");
-        let mut places = [[0; 2]; MAX_PLACES];
         for (row, (y, rows)) in y.chunks_exact_mut(cols.len() * c).zip(rows).enumerate() {
-            for (column, (y, from)) in y.chunks_exact_mut(c).zip(cols).enumerate() {
-                // Where each tap's pixel and weights begin.
-                let mut num = 0;
-                for lane in 0..lanes {
-                    for [ky, sy] in rows {
-                        for [kx, sx] in from {
-                            let pixel = ((lane * h + sy - top) * w + sx) * c;
-                            places[num] = [pixel, ((lane * d.kh + ky) * d.kw + kx) * c];
-                            num += 1;
+            // Where each row of pixels and of taps begins.
+            let mut starts = [[0; 2]; MAX_PLACES];
+            let mut num = 0;
+            for lane in 0..lanes {
+                for [ky, sy] in rows {
+                    starts[num] = [(lane * h + sy - top) * w * c, (lane * d.kh + ky) * d.kw * c];
+                    num += 1;
+                }
+            }
+            let at = self.at + row * cols.len() * c;
+            band_row(self.simd, self, x, &starts[..num], at, y);
+        }
+    }
+
+    /// A row of pixels, from `R` rows of three taps.
+    ///
+    /// # Safety
+    /// Pixels of all columns begin after each row's start in `x`, three taps after its start in the filter.
+    #[inline(always)]
+    unsafe fn row<const R: usize>(self, x: &[f32], starts: &[[usize; 2]; R], at: usize, y: &mut [f32]) {
+        let Self { simd, cols, filter, d, epilogue, .. } = self;
+        let c = d.co;
+        for lane in (0..c).step_by(S::F32_LANES) {
+            let mut taps = [[simd.splat_f32s(0.0); 3]; R];
+            for (taps, [_, start]) in taps.iter_mut().zip(starts) {
+                for (k, tap) in taps.iter_mut().enumerate() {
+                    // SAFETY: by the contract, and the lane's vector is in the channels.
+                    *tap = unsafe { load::<S>(filter, start + k * c + lane) };
+                }
+            }
+            for (column, from) in cols.iter().enumerate() {
+                let mut sum = simd.splat_f32s(0.0);
+                // SAFETY: by the contract; `Stencil` checked the epilogue and `y`.
+                unsafe {
+                    if let [[_, a], [_, b], [_, e]] = from.as_slice() {
+                        // All three taps, in their order.
+                        for (taps, [start, _]) in taps.iter().zip(starts) {
+                            let start = start + lane;
+                            sum = simd.mul_add_e_f32s(load::<S>(x, start + a * c), taps[0], sum);
+                            sum = simd.mul_add_e_f32s(load::<S>(x, start + b * c), taps[1], sum);
+                            sum = simd.mul_add_e_f32s(load::<S>(x, start + e * c), taps[2], sum);
+                        }
+                    } else {
+                        for [k, column] in from {
+                            for [start, of_filter] in starts {
+                                let tap = load::<S>(filter, of_filter + k * c + lane);
+                                sum = simd.mul_add_e_f32s(load::<S>(x, start + column * c + lane), tap, sum);
+                            }
                         }
                     }
+                    let place = column * c + lane;
+                    store::<S>(y, place, epilogue.apply(simd, sum, lane, at + place));
                 }
-                let at = at + (row * cols.len() + column) * c;
-                // SAFETY: pixels and taps begin inside `x` and the filter, which hold all their channels; `Stencil` checked
-                // the epilogue.
+            }
+        }
+    }
+
+    /// As [`Self::row`], for any number of rows and taps.
+    ///
+    /// # Safety
+    /// As there, with as many taps as the filter has.
+    #[inline(always)]
+    unsafe fn any_row(self, x: &[f32], starts: &[[usize; 2]], at: usize, y: &mut [f32]) {
+        let Self { simd, cols, filter, d, epilogue, .. } = self;
+        let c = d.co;
+        for (column, from) in cols.iter().enumerate() {
+            for lane in (0..c).step_by(S::F32_LANES) {
+                let mut sum = simd.splat_f32s(0.0);
+                // SAFETY: by the contract; `Stencil` checked the epilogue and `y`.
                 unsafe {
-                    match places[..num].first_chunk::<9>().filter(|_| num == 9) {
-                        Some(places) => pixel(simd, x, filter, places, epilogue, at, y),
-                        None => pixel(simd, x, filter, &places[..num], epilogue, at, y),
+                    for [start, of_filter] in starts {
+                        for [k, column] in from {
+                            let tap = load::<S>(filter, of_filter + k * c + lane);
+                            sum = simd.mul_add_e_f32s(load::<S>(x, start + column * c + lane), tap, sum);
+                        }
                     }
+                    let place = column * c + lane;
+                    store::<S>(y, place, epilogue.apply(simd, sum, lane, at + place));
                 }
             }
         }
     }
 }
 
-/// One pixel, which begins at `at` in the output.
-///
-/// # Safety
-/// At each of `places` there are as many elements of `x` and of `taps` as of `y`, whole vectors; the epilogue has them too.
-#[inline(always)]
-unsafe fn pixel<S: Simd>(
-    simd: S,
-    x: &[f32],
-    taps: &[f32],
-    places: &(impl AsRef<[[usize; 2]]> + ?Sized),
-    epilogue: Epilogue,
-    at: usize,
-    y: &mut [f32],
-) {
-    for lane in (0..y.len()).step_by(S::F32_LANES) {
-        let mut sum = simd.splat_f32s(0.0);
-        // SAFETY: by the contract.
+kernel! {
+    /// A row of pixels from some rows of taps.
+    fn band_row<S>(simd, band: Band<'a, S>, x: &'a [f32], starts: &'a [[usize; 2]], at: usize, y: &'a mut [f32]) {
+        let _ = simd;
+        // SAFETY: `Band::run` saw to it that rows of pixels and taps begin inside `x` and the filter, with all their columns
+        // and channels.
         unsafe {
-            for [pixel, tap] in places.as_ref() {
-                sum = simd.mul_add_e_f32s(load::<S>(x, pixel + lane), load::<S>(taps, tap + lane), sum);
+            match (band.d.kw, starts) {
+                (3, [a, b]) => band.row(x, &[*a, *b], at, y),
+                (3, [a, b, c]) => band.row(x, &[*a, *b, *c], at, y),
+                (3, [a, b, c, d]) => band.row(x, &[*a, *b, *c, *d], at, y),
+                (3, [a, b, c, d, e, f]) => band.row(x, &[*a, *b, *c, *d, *e, *f], at, y),
+                (_, starts) => band.any_row(x, starts, at, y),
             }
-            store::<S>(y, lane, epilogue.apply(simd, sum, lane, at + lane));
         }
     }
 }
@@ -360,14 +413,14 @@ impl WithSimd for GradW<'_> {
             let x = &x[image * d.h * d.w * d.c..][..d.h * d.w * d.c];
             let gy = &gy[image * d.ho * d.wo * c..][..d.ho * d.wo * c];
             let run = |x: &[f32], sums: &mut [f32]| {
-                simd.vectorize(Inlined(|| image_grad_w(simd, x, gy, d, &rows, &cols, sums)));
+                image_grad_w(simd, x, gy, d, &rows, &cols, sums);
             };
             if lanes == 1 && prologue.is_identity() {
                 return run(x, sums);
             }
             with_scratch(d.h * d.w * c, |seen| {
                 for (lane, sums) in sums.chunks_exact_mut(d.kh * d.kw * c).enumerate() {
-                    simd.vectorize(Inlined(|| spread(simd, x, prologue, d, [lane, lanes], seen)));
+                    spread(simd, x, prologue, d, [lane, lanes], seen);
                     run(seen, sums);
                 }
             });
@@ -375,31 +428,32 @@ impl WithSimd for GradW<'_> {
     }
 }
 
-/// Adds what one image gives to `sums: (kh * kw, co)`.
-#[inline(always)]
-fn image_grad_w<S: Simd>(simd: S, x: &[f32], gy: &[f32], d: Dims, rows: &Axis, cols: &Axis, sums: &mut [f32]) {
-    let c = d.co;
-    assert!(x.len() == d.h * d.w * c && gy.len() == d.ho * d.wo * c && sums.len() == d.kh * d.kw * c, "{d:?}");
-    for lane in (0..c).step_by(S::F32_LANES) {
-        for (oy, rows) in rows.iter().enumerate() {
-            for [ky, sy] in rows {
-                // A row of taps stays in registers along a row of pixels.
-                let mut row = [simd.splat_f32s(0.0); 8];
-                assert!(d.kw <= row.len(), "a filter of {} columns", d.kw);
-                for (ox, cols) in cols.iter().enumerate() {
-                    // SAFETY: the pixels are in `gy` and `x`, with all their channels.
-                    unsafe {
-                        let gy = load::<S>(gy, (oy * d.wo + ox) * c + lane);
-                        for [kx, sx] in cols {
-                            let x = load::<S>(x, (sy * d.w + sx) * c + lane);
-                            row[*kx] = simd.mul_add_e_f32s(x, gy, row[*kx]);
+kernel! {
+    /// Adds what one image gives to `sums: (kh * kw, co)`.
+    fn image_grad_w<S>(simd, x: &'a [f32], gy: &'a [f32], d: Dims, rows: &'a Axis, cols: &'a Axis, sums: &'a mut [f32]) {
+        let c = d.co;
+        assert!(x.len() == d.h * d.w * c && gy.len() == d.ho * d.wo * c && sums.len() == d.kh * d.kw * c, "{d:?}");
+        for lane in (0..c).step_by(S::F32_LANES) {
+            for (oy, rows) in rows.iter().enumerate() {
+                for [ky, sy] in rows {
+                    // A row of taps stays in registers along a row of pixels.
+                    let mut row = [simd.splat_f32s(0.0); 8];
+                    assert!(d.kw <= row.len(), "a filter of {} columns", d.kw);
+                    for (ox, cols) in cols.iter().enumerate() {
+                        // SAFETY: the pixels are in `gy` and `x`, with all their channels.
+                        unsafe {
+                            let gy = load::<S>(gy, (oy * d.wo + ox) * c + lane);
+                            for [kx, sx] in cols {
+                                let x = load::<S>(x, (sy * d.w + sx) * c + lane);
+                                row[*kx] = simd.mul_add_e_f32s(x, gy, row[*kx]);
+                            }
                         }
                     }
-                }
-                for (kx, value) in row.into_iter().enumerate().take(d.kw) {
-                    let at = (ky * d.kw + kx) * c + lane;
-                    // SAFETY: the tap and the lane are in the sums of this image.
-                    unsafe { store::<S>(sums, at, simd.add_f32s(load::<S>(sums, at), value)) };
+                    for (kx, value) in row.into_iter().enumerate().take(d.kw) {
+                        let at = (ky * d.kw + kx) * c + lane;
+                        // SAFETY: the tap and the lane are in the sums of this image.
+                        unsafe { store::<S>(sums, at, simd.add_f32s(load::<S>(sums, at), value)) };
+                    }
                 }
             }
         }

@@ -18,7 +18,7 @@ mod tests;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 pub(crate) use self::kernel::{Epilogue, Prologue};
-pub(crate) use self::single::Conv;
+pub(crate) use self::single::{Conv, Filter};
 use super::slice::{self, for_float};
 
 /// Stride, zero padding and number of groups of a convolution, the same for both directions.

@@ -12,7 +12,7 @@ use super::kernel::lanes::{load, store};
 use super::kernel::product::{BLOCK, SPARE_ROWS, product, transposed_product, width};
 use super::kernel::{CHANNELS, Epilogue, Prologue, Width};
 use crate::ops::scratch::with_scratch;
-use crate::ops::simd::Inlined;
+use crate::ops::simd::kernel;
 
 /// Elements of the patches that a worker gathers at once.
 const PIECE_ELEMENTS: usize = 96 * 1024;
@@ -21,6 +21,8 @@ const MAX_SUM_ELEMENTS: usize = 1 << 19;
 const NUM_SUMS: usize = 8;
 /// Elements of the patches that the gradient of a larger filter gathers at once.
 const GROUP_ELEMENTS: usize = 4 << 20;
+/// Places whose results a worker moves to the output at once, where there are few.
+const PLACES: usize = 48;
 
 /// Whether a convolution can be computed this way; the gradient of the input only with whole vectors of it.
 pub(super) fn fits(d: Dims) -> bool {
@@ -103,56 +105,90 @@ impl<'a> Patches<'a> {
     /// column may be anything.
     #[inline(always)]
     fn gather<S: Simd>(&self, simd: S, first: usize, count: usize, rows: usize, a: &mut [f32]) {
-        let [n, h, w, c] = self.size;
-        let [grid_rows, grid_cols] = self.grid;
-        assert!(self.x.len() >= n * h * w * c && first + count <= n * grid_rows * grid_cols, "{:?}", self.size);
-        assert!(count <= rows && a.len() >= self.blocks() * rows * BLOCK, "{count} places in {rows} rows");
-        let whole = c.is_multiple_of(CHANNELS);
-        assert!(self.prologue.fits(c) && (whole || self.prologue.is_identity()), "constants of {c} channels");
-        for place in 0..count {
-            let (row, column) = ((first + place) / grid_cols, (first + place) % grid_cols);
-            let (image, row) = (row / grid_rows, row % grid_rows);
-            let inside = |at: usize, offset: isize, end: usize| {
-                (at * self.step).checked_add_signed(offset).filter(|&at| at < end)
-            };
-            let pixel =
-                |[dy, dx]: [isize; 2]| Some(((image * h + inside(row, dy, h)?) * w + inside(column, dx, w)?) * c);
-            if whole {
-                for (tap, offset) in self.taps.iter().enumerate() {
-                    let pixel = pixel(*offset);
-                    for lane in (0..c).step_by(S::F32_LANES) {
-                        let column = tap * c + lane;
-                        let at = (column / BLOCK * rows + place) * BLOCK + column % BLOCK;
-                        // SAFETY: the pixel and its channels are in `x`, the channels in the constants; the block, the
-                        // place and the column in `a`, whose blocks hold whole vectors.
-                        unsafe {
-                            let value = match pixel {
-                                Some(pixel) => self.prologue.apply(simd, load::<S>(self.x, pixel + lane), lane),
-                                None => simd.splat_f32s(0.0),
-                            };
-                            store::<S>(a, at, value);
-                        }
-                    }
-                }
-                continue;
+        if self.size[3].is_multiple_of(CHANNELS) {
+            for (block, a) in a.chunks_exact_mut(rows * BLOCK).enumerate() {
+                gather_block(simd, self, block, first, count, a);
             }
-            // Few channels: taps that are neighbours in the image are copied together.
+        } else {
+            self.gather_few(first, count, rows, a);
+        }
+    }
+
+    /// As [`Self::gather`], the blocks shared out.
+    #[inline(always)]
+    fn gather_in_parallel<S: Simd>(&self, simd: S, first: usize, count: usize, rows: usize, a: &mut [f32]) {
+        if self.size[3].is_multiple_of(CHANNELS) {
+            a.par_chunks_exact_mut(rows * BLOCK).enumerate().for_each(|(block, a)| {
+                gather_block(simd, self, block, first, count, a);
+            });
+        } else {
+            self.gather_few(first, count, rows, a);
+        }
+    }
+
+    /// Where the pixel at an offset from a place begins, if it is inside.
+    #[inline(always)]
+    fn pixel(&self, place: usize, [dy, dx]: [isize; 2]) -> Option<usize> {
+        let ([_, h, w, c], [grid_rows, grid_cols]) = (self.size, self.grid);
+        let (row, column) = (place / grid_cols, place % grid_cols);
+        let (image, row) = (row / grid_rows, row % grid_rows);
+        let y = (row * self.step).checked_add_signed(dy).filter(|&y| y < h)?;
+        let x = (column * self.step).checked_add_signed(dx).filter(|&x| x < w)?;
+        Some(((image * h + y) * w + x) * c)
+    }
+
+    /// As [`Self::gather`] for any number of channels: taps that are neighbours in the image are copied together.
+    fn gather_few(&self, first: usize, count: usize, rows: usize, a: &mut [f32]) {
+        let c = self.size[3];
+        assert!(self.prologue.is_identity(), "a prologue of {c} channels");
+        for place in 0..count {
+            let at = |column: usize| (column / BLOCK * rows + place) * BLOCK + column % BLOCK;
             for (run, taps) in self.taps.chunks(self.run).enumerate() {
                 let (column, len) = (run * self.run * c, taps.len() * c);
-                let (start, end) = (pixel(taps[0]), pixel(taps[taps.len() - 1]));
-                let at = |column: usize| (column / BLOCK * rows + place) * BLOCK + column % BLOCK;
-                match (start, end) {
-                    (Some(start), Some(_)) if column / BLOCK == (column + len - 1) / BLOCK => {
-                        a[at(column)..][..len].copy_from_slice(&self.x[start..][..len]);
-                    }
-                    _ => {
-                        for i in 0..len {
-                            let value = pixel(taps[i / c]).map_or(0.0, |pixel| self.x[pixel + i % c]);
-                            a[at(column + i)] = value;
-                        }
+                let ends = [taps[0], taps[taps.len() - 1]].map(|tap| self.pixel(first + place, tap));
+                if let ([Some(start), Some(_)], true) = (ends, column / BLOCK == (column + len - 1) / BLOCK) {
+                    a[at(column)..][..len].copy_from_slice(&self.x[start..][..len]);
+                    continue;
+                }
+                for (k, tap) in taps.iter().enumerate() {
+                    let pixel = self.pixel(first + place, *tap);
+                    for channel in 0..c {
+                        a[at(column + k * c + channel)] = pixel.map_or(0.0, |pixel| self.x[pixel + channel]);
                     }
                 }
             }
+        }
+    }
+}
+
+kernel! {
+    /// Gathers one block of columns of `count` places from `first` on, for whole vectors of channels.
+    fn gather_block<S>(simd, patches: &'a Patches<'a>, block: usize, first: usize, count: usize, a: &'a mut [f32]) {
+        let ([n, h, w, c], [grid_rows, grid_cols]) = (patches.size, patches.grid);
+        let (x, prologue) = (patches.x, patches.prologue);
+        assert!(x.len() >= n * h * w * c && first + count <= n * grid_rows * grid_cols, "{:?}", patches.size);
+        assert!(a.len() >= count * BLOCK && prologue.fits(c) && c.is_multiple_of(S::F32_LANES), "{c} channels");
+        let last = ((block + 1) * BLOCK).min(patches.columns());
+        let mut column = block * BLOCK;
+        while column < last {
+            // The channels of one tap that are in this block.
+            let (tap, channel) = (column / c, column % c);
+            let len = (c - channel).min(last - column);
+            for place in 0..count {
+                let pixel = patches.pixel(first + place, patches.taps[tap]);
+                for lane in (0..len).step_by(S::F32_LANES) {
+                    // SAFETY: the pixel and its channels are in `x`, the channels in the constants; the place and the column
+                    // in `a`, whose rows are whole vectors.
+                    unsafe {
+                        let value = match pixel {
+                            Some(at) => prologue.apply(simd, load::<S>(x, at + channel + lane), channel + lane),
+                            None => simd.splat_f32s(0.0),
+                        };
+                        store::<S>(a, place * BLOCK + column % BLOCK + lane, value);
+                    }
+                }
+            }
+            column += len;
         }
     }
 }
@@ -191,28 +227,27 @@ impl WithSimd for Convolve<'_> {
             y.par_chunks_mut(piece * co).enumerate().for_each(|(i, y)| {
                 let count = y.len() / co;
                 with_rows(&patches, blocks * width::<S>(), count, |rows, a, m| {
-                    simd.vectorize(Inlined(|| {
-                        patches.gather(simd, i * piece, count, rows, a);
-                        for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
-                            multiply(simd, (filter, patches.columns()), block, count, rows, a, m);
-                            place(simd, m, block, epilogue, i * piece, co, y);
-                        }
-                    }));
+                    patches.gather(simd, i * piece, count, rows, a);
+                    for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
+                        multiply(simd, (filter, patches.columns()), block, count, rows, a, m);
+                        place(simd, m, block, epilogue, i * piece, co, y);
+                    }
                 });
             });
         } else {
             // Few places: the channels are shared out instead.
             with_rows(&patches, blocks * width::<S>(), places, |rows, a, m| {
-                simd.vectorize(Inlined(|| patches.gather(simd, 0, places, rows, a)));
+                patches.gather_in_parallel(simd, 0, places, rows, a);
                 let a = &*a;
                 m.par_chunks_exact_mut(rows * width::<S>()).enumerate().for_each(|(block, m)| {
-                    simd.vectorize(Inlined(|| multiply(simd, (filter, patches.columns()), block, places, rows, a, m)));
+                    multiply(simd, (filter, patches.columns()), block, places, rows, a, m);
                 });
-                simd.vectorize(Inlined(|| {
+                let m = &*m;
+                y.par_chunks_mut(PLACES * co).enumerate().for_each(|(i, y)| {
                     for (block, m) in m.chunks_exact(rows * width::<S>()).enumerate() {
-                        place(simd, m, block, epilogue, 0, co, y);
+                        place(simd, &m[i * PLACES * width::<S>()..], block, epilogue, i * PLACES, co, y);
                     }
-                }));
+                });
             });
         }
     }
@@ -243,18 +278,19 @@ fn multiply<S: Simd>(
     product(simd, count, columns, a, rows * BLOCK, &filter[block * size..][..size], m);
 }
 
-/// Moves a block of output channels of the places from `first` on to their places in `y`.
-#[inline(always)]
-fn place<S: Simd>(simd: S, m: &[f32], block: usize, epilogue: Epilogue, first: usize, co: usize, y: &mut [f32]) {
-    let channels = width::<S>().min(co - block * width::<S>());
-    assert!(m.len() >= y.len() / co * width::<S>() && channels.is_multiple_of(S::F32_LANES), "{co} channels");
-    for place in 0..y.len() / co {
-        for lane in (0..channels).step_by(S::F32_LANES) {
-            let (channel, at) = (block * width::<S>() + lane, place * co + block * width::<S>() + lane);
-            // SAFETY: the place and the lane are in `m`, the place and the channel in `y`; `convolve` checked the epilogue.
-            unsafe {
-                let value = load::<S>(m, place * width::<S>() + lane);
-                store::<S>(y, at, epilogue.apply(simd, value, channel, first * co + at));
+kernel! {
+    /// Moves a block of output channels of the places from `first` on to their places in `y`.
+    fn place<S>(simd, m: &'a [f32], block: usize, epilogue: Epilogue<'a>, first: usize, co: usize, y: &'a mut [f32]) {
+        let channels = width::<S>().min(co - block * width::<S>());
+        assert!(m.len() >= y.len() / co * width::<S>() && channels.is_multiple_of(S::F32_LANES), "{co} channels");
+        for place in 0..y.len() / co {
+            for lane in (0..channels).step_by(S::F32_LANES) {
+                let (channel, at) = (block * width::<S>() + lane, place * co + block * width::<S>() + lane);
+                // SAFETY: the place and the lane are in `m`, the place and the channel in `y`; `convolve` checked the epilogue.
+                unsafe {
+                    let value = load::<S>(m, place * width::<S>() + lane);
+                    store::<S>(y, at, epilogue.apply(simd, value, channel, first * co + at));
+                }
             }
         }
     }
@@ -325,36 +361,52 @@ impl WithSimd for GradX<'_> {
             }
             let first_pixel = (image * d.h + row * d.stride) * d.w;
             with_rows(&patches, blocks * width::<S>(), count, |rows, buffer, m| {
-                simd.vectorize(Inlined(|| {
-                    patches.gather(simd, (image * grid_rows + row) * grid_cols, count, rows, buffer);
-                    for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
-                        if patches.taps.is_empty() {
-                            // No output saw these pixels.
-                            m.fill(0.0);
-                        } else {
-                            multiply(simd, (filter, patches.columns()), block, count, rows, buffer, m);
-                        }
-                        let channels = width::<S>().min(d.c - block * width::<S>());
-                        assert!(channels.is_multiple_of(S::F32_LANES), "{} channels", d.c);
-                        for place in 0..count {
-                            let (y, x) = (place / grid_cols * d.stride + a, place % grid_cols * d.stride + b);
-                            let first = (y * d.w + x) * d.c + block * width::<S>();
-                            let gx = &mut gx[first..][..channels];
-                            for lane in (0..channels).step_by(S::F32_LANES) {
-                                let channel = block * width::<S>() + lane;
-                                // SAFETY: the place and the lane are in `m`, the lane in this pixel; `grad_x` checked the
-                                // epilogue for all pixels and channels.
-                                unsafe {
-                                    let value = load::<S>(m, place * width::<S>() + lane);
-                                    let at = first_pixel * d.c + first + lane;
-                                    store::<S>(gx, lane, epilogue.apply(simd, value, channel, at));
-                                }
-                            }
-                        }
+                patches.gather(simd, (image * grid_rows + row) * grid_cols, count, rows, buffer);
+                for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
+                    if patches.taps.is_empty() {
+                        // No output saw these pixels.
+                        m.fill(0.0);
+                    } else {
+                        multiply(simd, (filter, patches.columns()), block, count, rows, buffer, m);
                     }
-                }));
+                    place_class(simd, m, block, epilogue, d, [a, b], grid_cols, count, first_pixel, gx);
+                }
             });
         });
+    }
+}
+
+kernel! {
+    /// Moves a block of channels of `count` places of a class to their pixels, the first of which is `first_pixel`.
+    fn place_class<S>(
+        simd,
+        m: &'a [f32],
+        block: usize,
+        epilogue: Epilogue<'a>,
+        d: Dims,
+        class: [usize; 2],
+        grid_cols: usize,
+        count: usize,
+        first_pixel: usize,
+        gx: &'a mut [f32],
+    ) {
+        let channels = width::<S>().min(d.c - block * width::<S>());
+        assert!(channels.is_multiple_of(S::F32_LANES) && m.len() >= count * width::<S>(), "{} channels", d.c);
+        for place in 0..count {
+            let (y, x) = (place / grid_cols * d.stride + class[0], place % grid_cols * d.stride + class[1]);
+            let first = (y * d.w + x) * d.c + block * width::<S>();
+            let gx = &mut gx[first..][..channels];
+            for lane in (0..channels).step_by(S::F32_LANES) {
+                let channel = block * width::<S>() + lane;
+                // SAFETY: the place and the lane are in `m`, the lane in this pixel; `grad_x` checked the epilogue for all
+                // pixels and channels.
+                unsafe {
+                    let value = load::<S>(m, place * width::<S>() + lane);
+                    let at = first_pixel * d.c + first + lane;
+                    store::<S>(gx, lane, epilogue.apply(simd, value, channel, at));
+                }
+            }
+        }
     }
 }
 
@@ -415,16 +467,14 @@ impl GradW<'_> {
             for first in (i * share..last).step_by(piece) {
                 let count = piece.min(last - first);
                 with_rows(patches, o_blocks * width::<S>(), count, |rows, a, m| {
-                    simd.vectorize(Inlined(|| {
-                        patches.gather(simd, first, count, rows, a);
-                        let mut sums = sums.chunks_exact_mut(BLOCK * width::<S>());
-                        for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
-                            split(simd, gy, d.co, block, first, count, m);
-                            for (a, sum) in a.chunks_exact(rows * BLOCK).zip(&mut sums) {
-                                transposed_product(simd, count, a, m, sum);
-                            }
+                    patches.gather(simd, first, count, rows, a);
+                    let mut sums = sums.chunks_exact_mut(BLOCK * width::<S>());
+                    for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
+                        split(simd, gy, d.co, block, first, count, m);
+                        for (a, sum) in a.chunks_exact(rows * BLOCK).zip(&mut sums) {
+                            transposed_product(simd, count, a, m, sum);
                         }
-                    }));
+                    }
                 });
             }
         });
@@ -439,40 +489,37 @@ impl GradW<'_> {
         for first in (0..d.pixels()).step_by(group) {
             let count = group.min(d.pixels() - first);
             with_rows(patches, o_blocks * width::<S>(), count, |rows, a, m| {
-                rayon::join(
-                    || simd.vectorize(Inlined(|| patches.gather(simd, first, count, rows, a))),
-                    || {
-                        m.par_chunks_exact_mut(rows * width::<S>()).enumerate().for_each(|(block, m)| {
-                            simd.vectorize(Inlined(|| split(simd, gy, d.co, block, first, count, m)));
-                        });
-                    },
-                );
+                patches.gather_in_parallel(simd, first, count, rows, a);
+                m.par_chunks_exact_mut(rows * width::<S>()).enumerate().for_each(|(block, m)| {
+                    split(simd, gy, d.co, block, first, count, m);
+                });
                 let (a, m) = (&*a, &*m);
                 sums.par_chunks_exact_mut(BLOCK * width::<S>()).enumerate().for_each(|(i, sum)| {
                     let a = &a[i % blocks * rows * BLOCK..][..rows * BLOCK];
                     let m = &m[i / blocks * rows * width::<S>()..][..rows * width::<S>()];
-                    simd.vectorize(Inlined(|| transposed_product(simd, count, a, m, sum)));
+                    transposed_product(simd, count, a, m, sum);
                 });
             });
         }
     }
 }
 
-/// Copies a block of the channels of `count` pixels from `first` on; channels beyond the last become zeros.
-#[inline(always)]
-fn split<S: Simd>(simd: S, gy: &[f32], co: usize, block: usize, first: usize, count: usize, m: &mut [f32]) {
-    let channels = width::<S>().min(co - block * width::<S>());
-    assert!(gy.len() >= (first + count) * co && m.len() >= count * width::<S>(), "{count} pixels from {first} on");
-    assert!(channels.is_multiple_of(S::F32_LANES), "{co} channels");
-    for pixel in 0..count {
-        for lane in (0..width::<S>()).step_by(S::F32_LANES) {
-            // SAFETY: the pixel and its channels are in `gy`, the pixel and the lane in `m`.
-            unsafe {
-                let value = match lane < channels {
-                    true => load::<S>(gy, (first + pixel) * co + block * width::<S>() + lane),
-                    false => simd.splat_f32s(0.0),
-                };
-                store::<S>(m, pixel * width::<S>() + lane, value);
+kernel! {
+    /// Copies a block of the channels of `count` pixels from `first` on; channels beyond the last become zeros.
+    fn split<S>(simd, gy: &'a [f32], co: usize, block: usize, first: usize, count: usize, m: &'a mut [f32]) {
+        let channels = width::<S>().min(co - block * width::<S>());
+        assert!(gy.len() >= (first + count) * co && m.len() >= count * width::<S>(), "{count} pixels from {first} on");
+        assert!(channels.is_multiple_of(S::F32_LANES), "{co} channels");
+        for pixel in 0..count {
+            for lane in (0..width::<S>()).step_by(S::F32_LANES) {
+                // SAFETY: the pixel and its channels are in `gy`, the pixel and the lane in `m`.
+                unsafe {
+                    let value = match lane < channels {
+                        true => load::<S>(gy, (first + pixel) * co + block * width::<S>() + lane),
+                        false => simd.splat_f32s(0.0),
+                    };
+                    store::<S>(m, pixel * width::<S>() + lane, value);
+                }
             }
         }
     }

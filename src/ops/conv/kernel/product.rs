@@ -3,6 +3,7 @@
 use pulp::Simd;
 
 use super::lanes::{load, store};
+use crate::ops::simd::kernel;
 
 /// Columns of a block of the first matrix: the distance of its rows, known when the kernels are compiled.
 pub(in crate::ops::conv) const BLOCK: usize = 64;
@@ -14,43 +15,36 @@ pub(in crate::ops::conv) fn width<S: Simd>() -> usize {
     2 * S::F32_LANES
 }
 
-/// Writes `y = a * b`.
-///
-/// - `a`: `rows x k`; row `r` of the `i`-th [`BLOCK`] columns is at `a[i * a_stride + r * BLOCK..]`
-/// - `b`: `(k, width)`
-/// - `y`: `(rows + SPARE_ROWS, width)`; spare rows are overwritten by what is in the spare rows of `a`
-#[inline(always)]
-pub(in crate::ops::conv) fn product<S: Simd>(
-    simd: S,
-    rows: usize,
-    k: usize,
-    a: &[f32],
-    a_stride: usize,
-    b: &[f32],
-    y: &mut [f32],
-) {
-    let padded = rows.next_multiple_of(SPARE_ROWS);
-    assert!(k > 0 && rows > 0, "an empty product");
-    assert!(a.len() >= (k - 1) / BLOCK * a_stride + padded * BLOCK, "{rows} rows of {k} columns in {}", a.len());
-    assert!(b.len() >= k * width::<S>() && y.len() >= padded * width::<S>(), "{rows}x{k} times {}", b.len());
-    let mut row = 0;
-    // SAFETY: `row + R <= padded` in every call, and the assertions above hold for all rows up to there.
-    unsafe {
-        if S::F32_LANES >= 16 {
-            while row + 12 <= padded {
-                rows_of::<S, 12>(simd, row, k, a, a_stride, b, y);
-                row += 12;
+kernel! {
+    /// Writes `y = a * b`.
+    ///
+    /// - `a`: `rows x k`; row `r` of the `i`-th [`BLOCK`] columns is at `a[i * a_stride + r * BLOCK..]`
+    /// - `b`: `(k, width)`
+    /// - `y`: `(rows + SPARE_ROWS, width)`; spare rows are overwritten by what is in the spare rows of `a`
+    pub(in crate::ops::conv) fn product<S>(simd, rows: usize, k: usize, a: &'a [f32], a_stride: usize, b: &'a [f32], y: &'a mut [f32]) {
+        let padded = rows.next_multiple_of(SPARE_ROWS);
+        assert!(k > 0 && rows > 0, "an empty product");
+        assert!(a.len() >= (k - 1) / BLOCK * a_stride + padded * BLOCK, "{rows} rows of {k} columns in {}", a.len());
+        assert!(b.len() >= k * width::<S>() && y.len() >= padded * width::<S>(), "{rows}x{k} times {}", b.len());
+        let mut row = 0;
+        // SAFETY: `row + R <= padded` in every call, and the assertions above hold for all rows up to there.
+        unsafe {
+            if S::F32_LANES >= 16 {
+                while row + 12 <= padded {
+                    rows_of::<S, 12>(simd, row, k, a, a_stride, b, y);
+                    row += 12;
+                }
+            } else {
+                while row + 6 <= padded {
+                    rows_of::<S, 6>(simd, row, k, a, a_stride, b, y);
+                    row += 6;
+                }
             }
-        } else {
-            while row + 6 <= padded {
-                rows_of::<S, 6>(simd, row, k, a, a_stride, b, y);
-                row += 6;
+            while row < padded {
+                // With six at a time the last four may begin at an odd place: they overlap.
+                rows_of::<S, 4>(simd, row.min(padded - 4), k, a, a_stride, b, y);
+                row += 4;
             }
-        }
-        while row < padded {
-            // With six at a time the last four may begin at an odd place: they overlap.
-            rows_of::<S, 4>(simd, row.min(padded - 4), k, a, a_stride, b, y);
-            row += 4;
         }
     }
 }
@@ -71,19 +65,33 @@ unsafe fn rows_of<S: Simd, const R: usize>(
 ) {
     let width = width::<S>();
     let mut sums = [[simd.splat_f32s(0.0); 2]; R];
-    for first in (0..k).step_by(BLOCK) {
-        let a = &a[first / BLOCK * a_stride + row * BLOCK..][..R * BLOCK];
-        for column in 0..BLOCK.min(k - first) {
-            let at = (first + column) * width;
-            // SAFETY: `at + width <= k * width <= b.len()`; `r * BLOCK + column < R * BLOCK = a.len()`.
+    // Loops that end after their body, and pointers: only so do all sums stay in registers.
+    let (mut first, mut b) = (0, b.as_ptr());
+    loop {
+        let columns = BLOCK.min(k - first);
+        // SAFETY: rows `row..row + R` of this block of columns are in `a`.
+        let mut a = unsafe { a.as_ptr().add(first / BLOCK * a_stride + row * BLOCK) };
+        // SAFETY: `columns` of the `k` rows of `b` begin here, one after the other.
+        let end = unsafe { a.add(columns) };
+        loop {
+            // SAFETY: `b` is at one of the `k` rows of `width` values, `a` at one of the columns of `R` rows of BLOCK values.
             unsafe {
-                let b = [load::<S>(b, at), load::<S>(b, at + S::F32_LANES)];
+                let values = [b.cast::<S::f32s>().read_unaligned(), b.add(S::F32_LANES).cast::<S::f32s>().read_unaligned()];
                 for (r, sum) in sums.iter_mut().enumerate() {
-                    let a = simd.splat_f32s(*a.get_unchecked(r * BLOCK + column));
-                    sum[0] = simd.mul_add_e_f32s(a, b[0], sum[0]);
-                    sum[1] = simd.mul_add_e_f32s(a, b[1], sum[1]);
+                    let a = simd.splat_f32s(*a.add(r * BLOCK));
+                    sum[0] = simd.mul_add_e_f32s(a, values[0], sum[0]);
+                    sum[1] = simd.mul_add_e_f32s(a, values[1], sum[1]);
                 }
+                a = a.add(1);
+                b = b.add(width);
             }
+            if a == end {
+                break;
+            }
+        }
+        first += columns;
+        if first == k {
+            break;
         }
     }
     for (r, sum) in sums.iter().enumerate() {
@@ -96,28 +104,29 @@ unsafe fn rows_of<S: Simd, const R: usize>(
     }
 }
 
-/// Adds `a^T * b` to `y`.
-///
-/// - `a`: `(rows, BLOCK)`
-/// - `b`: `(rows, width)`
-/// - `y`: `(BLOCK, width)`
-#[inline(always)]
-pub(in crate::ops::conv) fn transposed_product<S: Simd>(simd: S, rows: usize, a: &[f32], b: &[f32], y: &mut [f32]) {
-    assert!(
-        a.len() >= rows * BLOCK && b.len() >= rows * width::<S>() && y.len() >= BLOCK * width::<S>(),
-        "{rows} rows"
-    );
-    // SAFETY: `column + C <= BLOCK` in every call: both numbers divide it.
-    unsafe {
-        let mut column = 0;
-        while column < BLOCK {
-            // A loop, not a closure: what is not inlined here loses the vectors of the machine.
-            if S::F32_LANES >= 16 {
-                columns_of::<S, 8>(simd, column, rows, a, b, y);
-                column += 8;
-            } else {
-                columns_of::<S, 4>(simd, column, rows, a, b, y);
-                column += 4;
+kernel! {
+    /// Adds `a^T * b` to `y`.
+    ///
+    /// - `a`: `(rows, BLOCK)`
+    /// - `b`: `(rows, width)`
+    /// - `y`: `(BLOCK, width)`
+    pub(in crate::ops::conv) fn transposed_product<S>(simd, rows: usize, a: &'a [f32], b: &'a [f32], y: &'a mut [f32]) {
+        assert!(
+            a.len() >= rows * BLOCK && b.len() >= rows * width::<S>() && y.len() >= BLOCK * width::<S>(),
+            "{rows} rows"
+        );
+        // SAFETY: `column + C <= BLOCK` in every call: both numbers divide it.
+        unsafe {
+            let mut column = 0;
+            while column < BLOCK {
+                // A loop, not a closure: what is not inlined here loses the vectors of the machine.
+                if S::F32_LANES >= 16 {
+                    columns_of::<S, 8>(simd, column, rows, a, b, y);
+                    column += 8;
+                } else {
+                    columns_of::<S, 4>(simd, column, rows, a, b, y);
+                    column += 4;
+                }
             }
         }
     }

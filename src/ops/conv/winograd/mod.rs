@@ -17,7 +17,7 @@ use super::kernel::lanes::{load, store};
 use super::kernel::product::{BLOCK, product, transposed_product, width};
 use super::kernel::{CHANNELS, Epilogue, Prologue, Width};
 use crate::ops::scratch::with_scratch;
-use crate::ops::simd::Inlined;
+use crate::ops::simd::kernel;
 
 /// Tiles of the weight gradient that are multiplied at once.
 const GRADIENT_TILES: usize = 48;
@@ -108,8 +108,11 @@ impl<S: Simd, F: Fn(usize, usize, usize) -> f32> pulp::NullaryFnOnce for PackBlo
             for lane in (0..width).step_by(S::F32_LANES) {
                 let mut half = [[simd.splat_f32s(0.0); 3]; 6];
                 for k in 0..3 {
-                    // SAFETY: `lane + F32_LANES <= width <= 64`.
-                    let g = std::array::from_fn(|j| unsafe { load::<S>(&taps[3 * j + k], lane) });
+                    let mut g = [simd.splat_f32s(0.0); 3];
+                    for (j, g) in g.iter_mut().enumerate() {
+                        // SAFETY: `lane + F32_LANES <= width <= 64`.
+                        *g = unsafe { load::<S>(&taps[3 * j + k], lane) };
+                    }
                     for (half, value) in half.iter_mut().zip(transform::filter(simd, g)) {
                         half[k] = value;
                     }
@@ -196,20 +199,18 @@ impl<S: Simd> Job<'_, S> {
             let (planes_v, planes_m) = (Planes::new(tiles[1], BLOCK), Planes::new(tiles[1], width::<S>()));
             with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
-                self.simd.vectorize(Inlined(|| {
-                    for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
-                        gather(self.simd, &tiling, self.x, self.prologue, block, tiles, (planes_v, v));
+                for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
+                    gather(self.simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+                }
+                for position in 0..POSITIONS {
+                    for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
+                        self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
                     }
-                    for position in 0..POSITIONS {
-                        for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
-                            self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
-                        }
-                    }
-                    for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
-                        let y = (tiling.first_pixel(row), &mut *y);
-                        scatter(self.simd, &tiling, (planes_m, 0, m), self.epilogue, block, tiles, y);
-                    }
-                }));
+                }
+                for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
+                    let start = tiling.first_pixel(row);
+                    scatter(self.simd, &tiling, planes_m, 0, m, self.epilogue, block, tiles, start, y);
+                }
             });
         });
     }
@@ -224,25 +225,18 @@ impl<S: Simd> Job<'_, S> {
         with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
             let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
             v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
-                self.simd.vectorize(Inlined(|| {
-                    gather(self.simd, &tiling, self.x, self.prologue, block, tiles, (planes_v, v));
-                }));
+                gather(self.simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
             });
             m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {
-                self.simd.vectorize(Inlined(|| {
-                    for position in 0..POSITIONS {
-                        self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
-                    }
-                }));
+                for position in 0..POSITIONS {
+                    self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
+                }
             });
             pieces(&tiling, y, 1, d.co).into_par_iter().for_each(|(row, rows, y)| {
-                self.simd.vectorize(Inlined(|| {
-                    for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
-                        let tiles = [row * tiling.cols, rows * tiling.cols];
-                        let y = (tiling.first_pixel(row), &mut *y);
-                        scatter(self.simd, &tiling, (planes_m, tiles[0], m), self.epilogue, block, tiles, y);
-                    }
-                }));
+                for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
+                    let (tiles, start) = ([row * tiling.cols, rows * tiling.cols], tiling.first_pixel(row));
+                    scatter(self.simd, &tiling, planes_m, tiles[0], m, self.epilogue, block, tiles, start, y);
+                }
             });
         });
     }
@@ -307,7 +301,7 @@ impl WithSimd for GradW<'_> {
             } else {
                 self.by_blocks(simd, sums)
             }
-            self.fold(simd, sums, num_sums);
+            self.fold(simd, sums);
         });
     }
 }
@@ -315,42 +309,14 @@ impl WithSimd for GradW<'_> {
 impl GradW<'_> {
     /// Adds up the sums and transforms them back.
     #[inline(always)]
-    fn fold<S: Simd>(self, simd: S, sums: &[f32], num_sums: usize) {
+    fn fold<S: Simd>(self, simd: S, sums: &[f32]) {
         let Self { d, gw, .. } = self;
         let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
         let size = POSITIONS * BLOCK * width::<S>();
         gw.par_chunks_mut(width::<S>() * d.c * 9).enumerate().for_each(|(o_block, gw)| {
-            simd.vectorize(Inlined(|| {
-                for i in 0..d.c {
-                    for lane in (0..gw.len() / (d.c * 9)).step_by(S::F32_LANES) {
-                        let mut half = [[simd.splat_f32s(0.0); 6]; 3];
-                        for k in 0..6 {
-                            let mut u = [simd.splat_f32s(0.0); 6];
-                            for (j, u) in u.iter_mut().enumerate() {
-                                let place = ((6 * j + k) * BLOCK + i % BLOCK) * width::<S>() + lane;
-                                for sum in 0..num_sums {
-                                    let at = ((sum * o_blocks + o_block) * c_blocks + i / BLOCK) * size + place;
-                                    // SAFETY: the sum, blocks, position, row and lane are below their numbers in `sums`.
-                                    *u = simd.add_f32s(*u, unsafe { load::<S>(sums, at) });
-                                }
-                            }
-                            for (half, value) in half.iter_mut().zip(transform::filter_adjoint(simd, u)) {
-                                half[k] = value;
-                            }
-                        }
-                        for (j, half) in half.into_iter().enumerate() {
-                            for (k, value) in transform::filter_adjoint(simd, half).into_iter().enumerate() {
-                                let mut lanes = [0.0; 64];
-                                // SAFETY: a vector has at most 32 values.
-                                unsafe { store::<S>(&mut lanes, 0, value) };
-                                for (o, value) in lanes[..S::F32_LANES].iter().enumerate() {
-                                    gw[((lane + o) * d.c + i) * 9 + 3 * j + k] = *value;
-                                }
-                            }
-                        }
-                    }
-                }
-            }));
+            let sums = sums.chunks_exact(o_blocks * c_blocks * size);
+            let sums: Vec<&[f32]> = sums.map(|sum| &sum[o_block * c_blocks * size..][..c_blocks * size]).collect();
+            fold(simd, &sums, d.c, gw);
         });
     }
 
@@ -368,20 +334,18 @@ impl GradW<'_> {
                 let (planes_v, planes_m) = (Planes::new(tiles[1], BLOCK), Planes::new(tiles[1], width::<S>()));
                 with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                     let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
-                    simd.vectorize(Inlined(|| {
-                        for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
-                            gather(simd, &tiling, self.x, self.prologue, block, tiles, (planes_v, v));
+                    for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
+                        gather(simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+                    }
+                    for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
+                        gather_gradient(simd, &tiling, self.gy, block, tiles, planes_m, m);
+                    }
+                    let mut sums = sums.chunks_exact_mut(POSITIONS * BLOCK * width::<S>());
+                    for m in m.chunks_exact(planes_m.len()) {
+                        for (v, sum) in v.chunks_exact(planes_v.len()).zip(&mut sums) {
+                            multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum);
                         }
-                        for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
-                            gather_gradient(simd, &tiling, self.gy, block, tiles, (planes_m, m));
-                        }
-                        let mut sums = sums.chunks_exact_mut(POSITIONS * BLOCK * width::<S>());
-                        for m in m.chunks_exact(planes_m.len()) {
-                            for (v, sum) in v.chunks_exact(planes_v.len()).zip(&mut sums) {
-                                multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum);
-                            }
-                        }
-                    }));
+                    }
                 });
             }
         });
@@ -399,37 +363,64 @@ impl GradW<'_> {
             with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                 v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
-                    simd.vectorize(Inlined(|| {
-                        gather(simd, &tiling, self.x, self.prologue, block, tiles, (planes_v, v));
-                    }));
+                    gather(simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
                 });
                 m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {
-                    simd.vectorize(Inlined(|| gather_gradient(simd, &tiling, self.gy, block, tiles, (planes_m, m))));
+                    gather_gradient(simd, &tiling, self.gy, block, tiles, planes_m, m);
                 });
                 let (v, m) = (&*v, &*m);
                 sums.par_chunks_exact_mut(POSITIONS * BLOCK * width::<S>()).enumerate().for_each(|(i, sum)| {
                     let v = &v[i % c_blocks * planes_v.len()..][..planes_v.len()];
                     let m = &m[i / c_blocks * planes_m.len()..][..planes_m.len()];
-                    simd.vectorize(Inlined(|| multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum)));
+                    multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum);
                 });
             });
         }
     }
 }
 
-/// Adds the products of all positions for one block of inputs and one of outputs.
-#[inline(always)]
-fn multiply_gradient<S: Simd>(
-    simd: S,
-    tiles: usize,
-    planes_v: Planes,
-    v: &[f32],
-    planes_m: Planes,
-    m: &[f32],
-    sum: &mut [f32],
-) {
-    for (position, sum) in sum.chunks_exact_mut(BLOCK * width::<S>()).enumerate() {
-        let (v, m) = (&v[planes_v.at(position, 0)..], &m[planes_m.at(position, 0)..]);
-        transposed_product(simd, tiles, v, m, sum);
+kernel! {
+    /// Adds the products of all positions for one block of inputs and one of outputs.
+    fn multiply_gradient<S>(simd, tiles: usize, planes_v: Planes, v: &'a [f32], planes_m: Planes, m: &'a [f32], sum: &'a mut [f32]) {
+        for (position, sum) in sum.chunks_exact_mut(BLOCK * width::<S>()).enumerate() {
+            let (v, m) = (&v[planes_v.at(position, 0)..], &m[planes_m.at(position, 0)..]);
+            transposed_product(simd, tiles, v, m, sum);
+        }
+    }
+}
+
+kernel! {
+    /// Adds up some sums `(blocks of inputs, 36, BLOCK, width)` and transforms them back to `(outputs, c, 3, 3)`.
+    fn fold<S>(simd, sums: &'a [&'a [f32]], c: usize, gw: &'a mut [f32]) {
+        let size = POSITIONS * BLOCK * width::<S>();
+        assert!(sums.iter().all(|sum| sum.len() >= c.div_ceil(BLOCK) * size), "{c} channels");
+        for i in 0..c {
+            for lane in (0..gw.len() / (c * 9)).step_by(S::F32_LANES) {
+                let mut half = [[simd.splat_f32s(0.0); 6]; 3];
+                for k in 0..6 {
+                    let mut u = [simd.splat_f32s(0.0); 6];
+                    for (j, u) in u.iter_mut().enumerate() {
+                        let place = ((6 * j + k) * BLOCK + i % BLOCK) * width::<S>() + lane;
+                        for sum in sums {
+                            // SAFETY: the block, position, row and lane are below their numbers in the sum.
+                            *u = simd.add_f32s(*u, unsafe { load::<S>(sum, i / BLOCK * size + place) });
+                        }
+                    }
+                    for (half, value) in half.iter_mut().zip(transform::filter_adjoint(simd, u)) {
+                        half[k] = value;
+                    }
+                }
+                for (j, half) in half.into_iter().enumerate() {
+                    for (k, value) in transform::filter_adjoint(simd, half).into_iter().enumerate() {
+                        let mut lanes = [0.0; 64];
+                        // SAFETY: a vector has at most 32 values.
+                        unsafe { store::<S>(&mut lanes, 0, value) };
+                        for (o, value) in lanes[..S::F32_LANES].iter().enumerate() {
+                            gw[((lane + o) * c + i) * 9 + 3 * j + k] = *value;
+                        }
+                    }
+                }
+            }
+        }
     }
 }

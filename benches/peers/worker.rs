@@ -1,0 +1,138 @@
+//! Our side of `benches/peers/cpu.py`: `worker infer ARCH BATCH | train ARCH BATCH CLASSES | margin N CLASSES D
+//! [--threads N]`. Prints `ready`, then for each line on stdin wall and CPU seconds of an iteration, at the end its peak of
+//! memory. With `--profile ROUNDS` it times that many iterations instead and leaves.
+
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use candle_core::{Device, Tensor, Var};
+use maskinv::losses::{MarginConfig, MarginHead};
+use maskinv::models::{Arch, Model, ModelConfig};
+use maskinv::nn::Gradients;
+use maskinv::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+/// Seconds that a sample lasts at least.
+const SAMPLE_S: f64 = 0.1;
+
+fn main() -> Result<()> {
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let threads = option(&mut args, "--threads")?.unwrap_or(2);
+    let rounds = option(&mut args, "--profile")?;
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    let number = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
+    let mut step: Box<dyn FnMut() -> Result<()>> = match args.first().map(String::as_str) {
+        Some("infer") => infer(arch(&args[1])?, number(2)?)?,
+        Some("train") => train(arch(&args[1])?, number(2)?, number(3)?)?,
+        Some("margin") => margin(number(1)?, number(2)?, number(3)?)?,
+        _ => bail!("expected infer, train or margin"),
+    };
+    for _ in 0..3 {
+        step()?;
+    }
+    if let Some(rounds) = rounds {
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            let began = Instant::now();
+            step()?;
+            times.push(1e3 * began.elapsed().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        println!("median {:.2} ms, least {:.2} ms, peak {:.0} MB", times[rounds / 2], times[0], peak()? as f64 / 1e6);
+        return Ok(());
+    }
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        let (began, cpu, mut num) = (Instant::now(), cpu_s()?, 0);
+        while num == 0 || began.elapsed().as_secs_f64() < SAMPLE_S {
+            step()?;
+            num += 1;
+        }
+        println!("{} {}", began.elapsed().as_secs_f64() / f64::from(num), (cpu_s()? - cpu) / f64::from(num));
+        std::io::stdout().flush()?;
+    }
+    println!("peak {}", peak()?);
+    Ok(())
+}
+
+/// Takes `NAME NUMBER` out of the arguments.
+fn option(args: &mut Vec<String>, name: &str) -> Result<Option<usize>> {
+    let Some(at) = args.iter().position(|arg| arg == name) else { return Ok(None) };
+    let value = args.get(at + 1).with_context(|| format!("{name} needs a number"))?.parse()?;
+    args.drain(at..at + 2);
+    Ok(Some(value))
+}
+
+fn arch(name: &str) -> Result<Arch> {
+    let all = [Arch::R18, Arch::R34, Arch::R50, Arch::R100, Arch::Mbf];
+    all.into_iter().find(|arch| arch.name() == name).with_context(|| format!("no network {name}"))
+}
+
+fn images(batch: usize) -> Result<Tensor> {
+    Ok(Tensor::rand(-1f32, 1.0, (batch, 3, 112, 112), &Device::Cpu)?)
+}
+
+fn infer(arch: Arch, batch: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
+    let network = {
+        let model = Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, 0)?;
+        Model::frozen(model.config(), model.params().state()?, &Device::Cpu)?.into_inference()?
+    };
+    let x = images(batch)?;
+    Ok(Box::new(move || {
+        network.run(&x)?;
+        Ok(())
+    }))
+}
+
+fn train(arch: Arch, batch: usize, classes: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
+    let model = Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, 0)?;
+    let head = MarginHead::new(&MarginConfig::default(), 512, classes, &Device::Cpu, 1)?;
+    let config = OptimConfig::default();
+    let mut optims = [Optimizer::new(model.params(), &config), Optimizer::new(head.params(), &config)];
+    let (training, x) = (model.training(), images(batch)?);
+    let labels: Vec<i64> = (0..batch as i64).map(|i| i * 37 % classes as i64).collect();
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    Ok(Box::new(move || {
+        let (embedding, recorded) = training.record(&model, &x)?;
+        let embedding = Var::from_tensor(&embedding)?;
+        let loss = head.forward(&embedding, &labels, &mut rng)?;
+        let grads = loss.backward()?;
+        let of_model = recorded.backward(grads.get(&embedding).context("no gradient")?)?;
+        let of_head = Gradients::of(head.params(), &grads)?;
+        let scale = clip_scale(grad_norm(&of_model)?, config.clip_norm);
+        optims[0].step(&of_model, 0.01, scale)?;
+        optims[1].step(&of_head, 0.01, 1.0)?;
+        anyhow::ensure!(loss.to_scalar::<f32>()?.is_finite(), "the loss is not finite");
+        Ok(())
+    }))
+}
+
+fn margin(n: usize, classes: usize, d: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
+    let head = MarginHead::new(&MarginConfig::default(), d, classes, &Device::Cpu, 1)?;
+    let embedding = Var::from_tensor(&Tensor::randn(0f32, 1.0, (n, d), &Device::Cpu)?)?;
+    let labels: Vec<i64> = (0..n as i64).map(|i| i * 37 % classes as i64).collect();
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    Ok(Box::new(move || {
+        head.forward(&embedding, &labels, &mut rng)?.backward()?;
+        Ok(())
+    }))
+}
+
+/// CPU time of all threads.
+fn cpu_s() -> Result<f64> {
+    let mut total_ns = 0.0;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        total_ns += text.split_whitespace().next().context("an empty schedstat")?.parse::<f64>()?;
+    }
+    Ok(1e-9 * total_ns)
+}
+
+fn peak() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)
+}

@@ -1,0 +1,141 @@
+//! How a network is carried out: by the fused engine where that can, else layer by layer.
+
+use std::ops::Deref;
+
+use candle_core::{ModuleT, Result, Tensor, bail};
+
+use super::{Model, Net};
+use crate::nn::engine::{Engine, Plan, Recording};
+use crate::nn::{Gradients, Graph, Params};
+
+/// A network for inference, with the weights that it had when this was made.
+#[derive(Debug)]
+pub enum Inference<'a> {
+    /// Norms folded, filters packed.
+    Plan(Box<Plan>),
+    /// Layer by layer, for what the engine lacks.
+    Layers(Kept<'a>),
+}
+
+/// A network that is somebody else's, or not.
+#[derive(Debug)]
+pub enum Kept<'a> {
+    /// Somebody else's.
+    Borrowed(&'a Model),
+    /// Nobody else's.
+    Owned(Box<Model>),
+}
+
+impl Deref for Kept<'_> {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        match self {
+            Self::Borrowed(model) => model,
+            Self::Owned(model) => model,
+        }
+    }
+}
+
+impl Inference<'_> {
+    /// Returns the embeddings `(N, embedding_size)`, not normalised, of images `(N, 3, S, S)`, preprocessed as
+    /// [`Model::preprocessing`] says.
+    ///
+    /// # Errors
+    /// When the images are of another size or type.
+    pub fn run(&self, images: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Plan(plan) => plan.run(images),
+            Self::Layers(model) => model.forward_t(images, false),
+        }
+    }
+}
+
+/// What the training of one network keeps from step to step.
+#[derive(Debug)]
+pub struct Training {
+    engine: Option<Engine>,
+}
+
+/// A forward pass in training that knows its backward.
+#[derive(Debug)]
+pub enum Recorded<'a> {
+    /// By the fused engine.
+    Fused(Box<Recording<'a>>),
+    /// Layer by layer: the embeddings, with candle's graph.
+    Layers(Tensor, &'a Params),
+}
+
+impl Training {
+    /// Returns the embeddings `(N, embedding_size)`, outside any graph, of images `(N, 3, S, S)` in training mode: batch
+    /// statistics, which enter the running ones, and dropout. `model` is that of [`Model::training`].
+    ///
+    /// # Errors
+    /// When the images are of another size or type, or a batch has one value per channel.
+    pub fn record<'a>(&'a self, model: &'a Model, images: &Tensor) -> Result<(Tensor, Recorded<'a>)> {
+        let side = model.config.input_size;
+        match &self.engine {
+            Some(engine) => {
+                if images.dims().get(1..) != Some(&[3, side, side]) || images.elem_count() == 0 {
+                    bail!("expected images (N, 3, {side}, {side}), found {:?}", images.shape());
+                }
+                let dropout = match &model.net {
+                    Net::IResNet(net) => Some(net.dropout()),
+                    Net::MobileFaceNet(_) => None,
+                };
+                let (embedding, recording) = engine.record(&model.params, images, dropout)?;
+                Ok((embedding, Recorded::Fused(Box::new(recording))))
+            }
+            None => {
+                let embedding = model.forward_t(images, true)?;
+                Ok((embedding.detach(), Recorded::Layers(embedding, &model.params)))
+            }
+        }
+    }
+}
+
+impl Recorded<'_> {
+    /// Returns the gradients of all trained parameters from that of the embeddings.
+    ///
+    /// # Errors
+    /// When the gradient's shape is not that of the embeddings, or a parameter receives none.
+    pub fn backward(self, grad: &Tensor) -> Result<Gradients> {
+        match self {
+            Self::Fused(recording) => recording.backward(grad),
+            Self::Layers(embedding, params) => {
+                Gradients::of(params, &(embedding * grad.detach())?.sum_all()?.backward()?)
+            }
+        }
+    }
+}
+
+impl Model {
+    /// Returns the network for inference.
+    ///
+    /// # Errors
+    /// When a parameter cannot be read.
+    pub fn inference(&self) -> Result<Inference<'_>> {
+        let layers = || Inference::Layers(Kept::Borrowed(self));
+        Ok(self.plan()?.map_or_else(layers, |plan| Inference::Plan(Box::new(plan))))
+    }
+
+    /// As [`Self::inference`], without keeping the weights a second time.
+    ///
+    /// # Errors
+    /// When a parameter cannot be read.
+    pub fn into_inference(self) -> Result<Inference<'static>> {
+        Ok(match self.plan()? {
+            Some(plan) => Inference::Plan(Box::new(plan)),
+            None => Inference::Layers(Kept::Owned(Box::new(self))),
+        })
+    }
+
+    fn plan(&self) -> Result<Option<Plan>> {
+        Plan::of(&Graph::of(self), &self.params, self.config.input_size)
+    }
+
+    /// Returns what the training of this network keeps from step to step.
+    pub fn training(&self) -> Training {
+        Training { engine: Engine::of(&Graph::of(self), &self.params, self.config.input_size) }
+    }
+}

@@ -1,0 +1,16 @@
+//! The fused engine: a whole network in f32 on the CPU as a few steps over activations.
+//!
+//! Batch norm and PReLU are never steps of their own. They are a view of an activation: a scale, a shift and a slope per
+//! channel that the next convolution applies while it loads. So an activation is stored once, before its norm, and an
+//! IResNet's block keeps three of them for the backward pass: its input and the results of its two convolutions.
+//! [`Plan`] is for inference, with norms folded into the convolutions before them; [`Recording`] is a forward pass in
+//! training that knows its backward.
+
+mod plan;
+mod pool;
+mod program;
+mod recording;
+
+pub use plan::Plan;
+pub(super) use pool::Pool;
+pub use recording::{Engine, Recording};

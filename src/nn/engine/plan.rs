@@ -1,0 +1,332 @@
+//! Inference: norms folded, filters packed once, activations freed after their last use.
+
+use std::collections::HashSet;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::pool::Pool;
+use super::program::{Program, Step, View, ViewId};
+use super::recording::normalised;
+use crate::nn::graph::Graph;
+use crate::nn::layers::RunningStats;
+use crate::nn::params::Params;
+use crate::ops::channels::{self, Constants, Seen};
+use crate::ops::conv::{Conv, ConvConfig, Epilogue, Filter};
+use crate::ops::linear;
+use crate::ops::slice::Values;
+
+/// A network for inference, of the weights that it had when the plan was made.
+#[derive(Debug)]
+pub struct Plan {
+    stages: Vec<Stage>,
+    num_values: usize,
+    output: Source,
+    side: usize,
+    pool: Pool,
+}
+
+/// A value, and what becomes of it when it is read.
+#[derive(Clone, Debug)]
+struct Source {
+    value: usize,
+    constants: Option<Constants>,
+}
+
+/// One step, and the values that nobody reads later.
+#[derive(Debug)]
+struct Stage {
+    work: Work,
+    result: usize,
+    last_uses: Vec<usize>,
+}
+
+#[derive(Debug)]
+enum Work {
+    Conv {
+        x: Source,
+        filter: Filter,
+        weight: [usize; 4],
+        config: ConvConfig,
+        bias: Option<Vec<f32>>,
+        slope: Option<Vec<f32>>,
+        residual: Option<usize>,
+    },
+    Add {
+        a: Source,
+        b: Source,
+    },
+    Write {
+        x: Source,
+    },
+    Linear {
+        x: Source,
+        weight: Tensor,
+        bias: Option<Vec<f32>>,
+    },
+}
+
+impl Work {
+    fn inputs(&self) -> Vec<usize> {
+        match self {
+            Self::Conv { x, residual, .. } => [Some(x.value), *residual].into_iter().flatten().collect(),
+            Self::Add { a, b } => vec![a.value, b.value],
+            Self::Write { x } | Self::Linear { x, .. } => vec![x.value],
+        }
+    }
+}
+
+impl Plan {
+    /// Returns the plan of the network of `graph` for images `(3, side, side)`; none if it has an operation, a number of
+    /// channels or a type that the engine lacks.
+    ///
+    /// # Errors
+    /// When a parameter cannot be read.
+    pub fn of(graph: &Graph, params: &Params, side: usize) -> Result<Option<Self>> {
+        let Some(program) = Program::of(graph) else { return Ok(None) };
+        let on_cpu = |t: &Tensor| t.dtype() == DType::F32 && matches!(t.device(), Device::Cpu);
+        let builder = Builder { params, uses: program.num_uses(), program: &program };
+        let needed = program.steps.iter().filter_map(|step| builder.weight(step));
+        if !needed.into_iter().all(|weight| on_cpu(&weight)) {
+            return Ok(None);
+        }
+        builder.build(side)
+    }
+
+    /// Side of the images in pixels.
+    pub fn side(&self) -> usize {
+        self.side
+    }
+
+    /// Returns the embeddings `(N, embedding_size)`, f32, of images `(N, 3, S, S)`; the networks' evaluation mode.
+    ///
+    /// # Errors
+    /// When the images are of another size or type.
+    pub fn run(&self, images: &Tensor) -> Result<Tensor> {
+        let (n, side) = (images.dims().first().copied().unwrap_or(0), self.side);
+        if images.dims() != [n, 3, side, side] {
+            bail!("expected images (N, 3, {side}, {side}), found {:?}", images.shape());
+        }
+        if n == 0 {
+            bail!("expected at least one image");
+        }
+        let mut values: Vec<Option<([usize; 4], Vec<f32>)>> = (0..self.num_values).map(|_| None).collect();
+        let mut first = self.pool.take(images.elem_count());
+        let images = images.contiguous()?;
+        channels::to_channels_last(&Values::of("images", &images)?, 3, side * side, &mut first);
+        values[0] = Some(([n, side, side, 3], first));
+        for stage in &self.stages {
+            let result = self.carry_out(&stage.work, &values)?;
+            values[stage.result] = Some(result);
+            for value in &stage.last_uses {
+                if let Some((_, memory)) = values[*value].take() {
+                    self.pool.give(memory);
+                }
+            }
+        }
+        let Some(([_, h, w, c], last)) = values[self.output.value].take() else { bail!("the plan has no result") };
+        let mut y = vec![0.0; last.len()];
+        channels::write(Seen { x: &last, constants: self.output.constants.as_ref() }, c, &mut y);
+        self.pool.give(last);
+        Tensor::from_vec(y, (n, h * w * c), &Device::Cpu)
+    }
+
+    fn carry_out(&self, work: &Work, values: &[Option<([usize; 4], Vec<f32>)>]) -> Result<([usize; 4], Vec<f32>)> {
+        let value = |value: usize| match &values[value] {
+            Some((shape, data)) => Ok((*shape, data.as_slice())),
+            None => bail!("value {value} is not there"),
+        };
+        let seen = |source: &'_ Source| Ok::<_, candle_core::Error>(value(source.value)?);
+        match work {
+            Work::Conv { x, filter, weight, config, bias, slope, residual } => {
+                let (shape, data) = seen(x)?;
+                let Some(conv) = Conv::new(shape, *weight, *config) else { bail!("conv2d: {shape:?} and {weight:?}") };
+                let residual = residual.map(|residual| Ok::<_, candle_core::Error>(value(residual)?.1)).transpose()?;
+                let mut y = self.pool.take(conv.output().iter().product());
+                let prologue = x.constants.as_ref().map(Constants::prologue).unwrap_or_default();
+                let epilogue = Epilogue { bias: bias.as_deref(), slope: slope.as_deref(), residual };
+                conv.forward_packed(data, prologue, filter, epilogue, &mut y);
+                Ok((conv.output(), y))
+            }
+            Work::Add { a, b } => {
+                let ((shape, of_a), (_, of_b)) = (seen(a)?, seen(b)?);
+                let mut y = self.pool.take(of_a.len());
+                let [a, b] = [(of_a, a), (of_b, b)].map(|(x, source)| Seen { x, constants: source.constants.as_ref() });
+                channels::add(a, b, shape[3], &mut y);
+                Ok((shape, y))
+            }
+            Work::Write { x } => {
+                let (shape, data) = seen(x)?;
+                let mut y = self.pool.take(data.len());
+                channels::write(Seen { x: data, constants: x.constants.as_ref() }, shape[3], &mut y);
+                Ok((shape, y))
+            }
+            Work::Linear { x, weight, bias } => {
+                let ([n, h, w, c], data) = seen(x)?;
+                let (outputs, inputs) = weight.dims2()?;
+                let mut flat = self.pool.take(data.len());
+                let seen = Seen { x: data, constants: x.constants.as_ref() };
+                channels::to_channels_first(seen, c, h * w, &mut flat);
+                let mut y = self.pool.take(n * outputs);
+                linear::forward(&flat, &Values::of("linear", weight)?, [n, inputs, outputs], &mut y);
+                if let Some(bias) = bias {
+                    y.chunks_exact_mut(outputs).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+                }
+                self.pool.give(flat);
+                Ok(([n, 1, 1, outputs], y))
+            }
+        }
+    }
+}
+
+/// Turns steps into stages.
+struct Builder<'a> {
+    params: &'a Params,
+    program: &'a Program,
+    uses: Vec<usize>,
+}
+
+impl Builder<'_> {
+    fn weight(&self, step: &Step) -> Option<Tensor> {
+        match step {
+            Step::Conv { path, .. } | Step::Linear { path, .. } => self.params.get(&format!("{path}.weight")),
+            Step::Add { .. } | Step::Write { .. } => None,
+        }
+    }
+
+    /// Whether the norm of a step's result becomes a part of the step: nobody sees the result without it.
+    fn is_folded(&self, value: usize) -> bool {
+        let is_seen = self.program.raw_of(value).is_some_and(|view| self.uses[view] > 0);
+        let step = value.checked_sub(1).map(|step| &self.program.steps[step]);
+        matches!(step, Some(Step::Conv { .. })) && !is_seen && self.program.norm_of(value).is_some()
+    }
+
+    fn constants(&self, view: &View) -> Result<Option<Constants>> {
+        let Some(norm) = &view.norm else { return Ok(None) };
+        let stats = RunningStats::of(self.params, &norm.bn)?.read()?;
+        let normalised = normalised(self.params, (&norm.bn, norm.prelu.as_deref()), &stats, false)?;
+        Ok(Some(normalised.constants().clone()))
+    }
+
+    fn source(&self, view: ViewId) -> Result<Source> {
+        let view = &self.program.views[view];
+        let constants = if self.is_folded(view.value) { None } else { self.constants(view)? };
+        Ok(Source { value: view.value, constants })
+    }
+
+    /// The convolution that only this sum reads: it can add the other side itself, at the place of the sum.
+    fn sole_conv(&self, view: ViewId) -> Option<usize> {
+        let value = self.program.views[view].value;
+        let step = value.checked_sub(1)?;
+        let is_bare = self.is_folded(value) || self.program.views[view].norm.is_none();
+        let is_conv = matches!(self.program.steps[step], Step::Conv { .. });
+        (is_conv && is_bare && self.uses[view] == 1).then_some(step)
+    }
+
+    fn build(self, side: usize) -> Result<Option<Plan>> {
+        let program = self.program;
+        // Sums that a convolution takes over: the convolution's step, by that of the sum, and the other side.
+        let mut merged = Vec::new();
+        let mut moved = HashSet::new();
+        for (i, step) in program.steps.iter().enumerate() {
+            let Step::Add { a, b } = step else { continue };
+            for (conv, other) in [(*a, *b), (*b, *a)] {
+                let other = self.source(other)?;
+                if let Some(conv) = self.sole_conv(conv).filter(|conv| *conv + 1 != other.value && !moved.contains(conv))
+                    && other.constants.is_none()
+                {
+                    moved.insert(conv);
+                    merged.push((i, conv, other.value));
+                    break;
+                }
+            }
+        }
+        let mut shapes = vec![[1, side, side, 3]];
+        let mut stages = Vec::new();
+        for (i, step) in program.steps.iter().enumerate() {
+            let of = |view: ViewId| shapes[program.views[view].value];
+            let merge = merged.iter().find(|(sum, ..)| *sum == i);
+            let shape = match step {
+                Step::Conv { x, config, .. } => {
+                    let Some(weight) = self.weight(step).and_then(|w| <[usize; 4]>::try_from(w.dims()).ok()) else {
+                        return Ok(None);
+                    };
+                    let Some(conv) = Conv::new(of(*x), weight, *config) else { return Ok(None) };
+                    if !conv.has_whole_channels() && self.source(*x)?.constants.is_some() {
+                        return Ok(None);
+                    }
+                    if !moved.contains(&i) {
+                        let work = self.conv(step, conv, weight, None)?;
+                        stages.push(Stage { work, result: i + 1, last_uses: Vec::new() });
+                    }
+                    conv.output()
+                }
+                Step::Add { a, b } => {
+                    if of(*a) != of(*b) {
+                        return Ok(None);
+                    }
+                    let work = match merge {
+                        Some((_, conv, other)) => {
+                            let Step::Conv { x, config, .. } = &program.steps[*conv] else { return Ok(None) };
+                            let weight = self.weight(&program.steps[*conv]);
+                            let Some(weight) = weight.and_then(|w| <[usize; 4]>::try_from(w.dims()).ok()) else {
+                                return Ok(None);
+                            };
+                            let Some(sized) = Conv::new(of(*x), weight, *config) else { return Ok(None) };
+                            self.conv(&program.steps[*conv], sized, weight, Some(*other))?
+                        }
+                        None => Work::Add { a: self.source(*a)?, b: self.source(*b)? },
+                    };
+                    stages.push(Stage { work, result: i + 1, last_uses: Vec::new() });
+                    of(*a)
+                }
+                Step::Write { x } => {
+                    let work = Work::Write { x: self.source(*x)? };
+                    stages.push(Stage { work, result: i + 1, last_uses: Vec::new() });
+                    of(*x)
+                }
+                Step::Linear { x, path, has_bias } => {
+                    let Some(weight) = self.weight(step) else { return Ok(None) };
+                    let (outputs, inputs) = weight.dims2()?;
+                    let [n, rest @ ..] = of(*x);
+                    if rest.iter().product::<usize>() != inputs {
+                        return Ok(None);
+                    }
+                    let bias = has_bias.then(|| self.params.get(&format!("{path}.bias"))).flatten();
+                    let bias = bias.map(|bias| bias.to_vec1()).transpose()?;
+                    let work = Work::Linear { x: self.source(*x)?, weight: weight.contiguous()?, bias };
+                    stages.push(Stage { work, result: i + 1, last_uses: Vec::new() });
+                    [n, 1, 1, outputs]
+                }
+            };
+            shapes.push(shape);
+        }
+        let output = self.source(program.output)?;
+        let mut seen = HashSet::from([output.value]);
+        for stage in stages.iter_mut().rev() {
+            stage.last_uses = stage.work.inputs().into_iter().filter(|value| seen.insert(*value)).collect();
+        }
+        Ok(Some(Plan { stages, num_values: shapes.len(), output, side, pool: Pool::default() }))
+    }
+
+    /// The convolution with its norm folded into filter, bias and slope.
+    fn conv(&self, step: &Step, conv: Conv, weight: [usize; 4], residual: Option<usize>) -> Result<Work> {
+        let Step::Conv { x, config, .. } = step else { bail!("{step:?} is no convolution") };
+        let Some(tensor) = self.weight(step) else { bail!("{step:?} has no weight") };
+        let value = self.program.steps.iter().position(|s| s == step).map_or(0, |i| i + 1);
+        let constants = match self.program.norm_of(value).filter(|_| self.is_folded(value)) {
+            Some(view) => self.constants(&self.program.views[view])?,
+            None => None,
+        };
+        let tensor = tensor.contiguous()?;
+        let values = Values::of("conv2d", &tensor)?;
+        let (filter, bias, slope) = match constants {
+            None => (conv.pack(&values), None, None),
+            Some(Constants { scale, shift, slope }) => {
+                let per_output = values.len() / weight[0];
+                let scaled: Vec<f32> = values.iter().enumerate().map(|(i, w)| w * scale[i / per_output]).collect();
+                (conv.pack(&scaled), Some(shift), slope)
+            }
+        };
+        Ok(Work::Conv { x: self.source(*x)?, filter, weight, config: *config, bias, slope, residual })
+    }
+}

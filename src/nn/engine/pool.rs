@@ -1,0 +1,30 @@
+//! Memory for activations that goes round from step to step: fresh pages cost as much as a pass over old ones.
+
+use std::sync::{Mutex, PoisonError};
+
+/// Free memory.
+#[derive(Debug, Default)]
+pub(in crate::nn) struct Pool {
+    free: Mutex<Vec<Vec<f32>>>,
+}
+
+impl Pool {
+    /// Returns `len` elements of any value.
+    pub fn take(&self, len: usize) -> Vec<f32> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        // The least that will do, if it isn't far too large.
+        let fits = |memory: &Vec<f32>| memory.capacity() >= len && memory.capacity() / 2 <= len;
+        let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].capacity());
+        let mut memory = best.map(|i| free.swap_remove(i)).unwrap_or_default();
+        drop(free);
+        memory.resize(len, 0.0);
+        memory
+    }
+
+    /// Takes memory back.
+    pub fn give(&self, memory: Vec<f32>) {
+        if memory.capacity() > 0 {
+            self.free.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+        }
+    }
+}

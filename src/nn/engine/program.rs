@@ -1,0 +1,202 @@
+//! What a network computes, as steps over activations and views of them.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::nn::graph::{Graph, NodeId, Op};
+use crate::ops::conv::ConvConfig;
+
+/// Number of a [`View`].
+pub(super) type ViewId = usize;
+
+/// The steps of a network. Value 0 is the images, value `i + 1` the result of step `i`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Program {
+    pub steps: Vec<Step>,
+    pub views: Vec<View>,
+    pub output: ViewId,
+}
+
+/// What is computed from views.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Step {
+    /// Parameter `weight` under the path.
+    Conv { x: ViewId, path: String, config: ConvConfig },
+    /// The sum of two.
+    Add { a: ViewId, b: ViewId },
+    /// What is seen, as it is seen.
+    Write { x: ViewId },
+    /// Parameters `weight` and maybe `bias`; the input in the order channels, rows, columns.
+    Linear { x: ViewId, path: String, has_bias: bool },
+}
+
+impl Step {
+    /// The views that are read.
+    pub fn inputs(&self) -> Vec<ViewId> {
+        match self {
+            Self::Conv { x, .. } | Self::Write { x } | Self::Linear { x, .. } => vec![*x],
+            Self::Add { a, b } => vec![*a, *b],
+        }
+    }
+}
+
+/// A value as it is, or after its norm.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct View {
+    pub value: usize,
+    pub norm: Option<Norm>,
+}
+
+/// Batch norm, and PReLU if there is one.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Norm {
+    /// Path of the batch norm's parameters and statistics.
+    pub bn: String,
+    /// Path of the PReLU's slopes.
+    pub prelu: Option<String>,
+}
+
+impl Program {
+    /// Returns the steps of a network; none if it has an operation that the engine lacks.
+    pub fn of(graph: &Graph) -> Option<Self> {
+        let mut uses: HashMap<NodeId, usize> = HashMap::new();
+        for node in graph.nodes() {
+            node.inputs.iter().for_each(|input| *uses.entry(*input).or_default() += 1);
+        }
+        let mut program = Self::default();
+        // The view that shows each node's result.
+        let mut shown: Vec<ViewId> = Vec::new();
+        for node in graph.nodes() {
+            let input = |i: usize| node.inputs.get(i).map(|node| shown[*node]);
+            let path = node.path.clone();
+            let view = match &node.op {
+                Op::Input => program.view(0, None),
+                Op::Conv2d(config) => {
+                    let (x, config) = (input(0)?, *config);
+                    program.push(Step::Conv { x, path, config })
+                }
+                Op::Linear { has_bias } => {
+                    let (x, has_bias) = (input(0)?, *has_bias);
+                    program.push(Step::Linear { x, path, has_bias })
+                }
+                Op::Add => program.push(Step::Add { a: input(0)?, b: input(1)? }),
+                Op::BatchNorm => {
+                    let mut x = input(0)?;
+                    if program.views[x].norm.is_some() {
+                        // A norm of a norm: the first is carried out, and what comes later sees the result.
+                        let written = program.push(Step::Write { x });
+                        shown[node.inputs[0]] = written;
+                        x = written;
+                    }
+                    let value = program.views[x].value;
+                    if value == 0 || program.norm_of(value).is_some() {
+                        return None;
+                    }
+                    program.view(value, Some(Norm { bn: path, prelu: None }))
+                }
+                Op::PRelu => {
+                    let x = input(0)?;
+                    let norm = program.views[x].norm.as_mut()?;
+                    if norm.prelu.is_some() || uses[&node.inputs[0]] > 1 {
+                        return None;
+                    }
+                    norm.prelu = Some(path);
+                    x
+                }
+                Op::Flatten => input(0)?,
+                Op::Mul | Op::GlobalAveragePool | Op::Relu | Op::Sigmoid => return None,
+            };
+            shown.push(view);
+        }
+        program.output = *shown.last()?;
+        Some(program)
+    }
+
+    fn view(&mut self, value: usize, norm: Option<Norm>) -> ViewId {
+        self.views.push(View { value, norm });
+        self.views.len() - 1
+    }
+
+    /// Appends a step; returns the view of its result as it is.
+    fn push(&mut self, step: Step) -> ViewId {
+        self.steps.push(step);
+        self.view(self.steps.len(), None)
+    }
+
+    /// The view of a value as it is.
+    pub fn raw_of(&self, value: usize) -> Option<ViewId> {
+        self.views.iter().position(|view| view.value == value && view.norm.is_none())
+    }
+
+    /// The view of a value after its norm, if it has one.
+    pub fn norm_of(&self, value: usize) -> Option<ViewId> {
+        self.views.iter().position(|view| view.value == value && view.norm.is_some())
+    }
+
+    /// The names of all parameters.
+    pub fn param_names(&self) -> HashSet<String> {
+        let of_steps = self.steps.iter().flat_map(|step| match step {
+            Step::Conv { path, .. } => vec![format!("{path}.weight")],
+            Step::Linear { path, has_bias: true, .. } => vec![format!("{path}.weight"), format!("{path}.bias")],
+            Step::Linear { path, .. } => vec![format!("{path}.weight")],
+            Step::Add { .. } | Step::Write { .. } => Vec::new(),
+        });
+        let of_norms = self.views.iter().filter_map(|view| view.norm.as_ref()).flat_map(|norm| {
+            let slope = norm.prelu.as_ref().map(|prelu| format!("{prelu}.weight"));
+            [format!("{}.weight", norm.bn), format!("{}.bias", norm.bn)].into_iter().chain(slope)
+        });
+        of_steps.chain(of_norms).collect()
+    }
+
+    /// How often each view is read, the output once.
+    pub fn num_uses(&self) -> Vec<usize> {
+        let mut uses = vec![0; self.views.len()];
+        self.steps.iter().flat_map(Step::inputs).chain([self.output]).for_each(|view| uses[view] += 1);
+        uses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::graph::Trace;
+
+    /// conv, norm, PReLU; then norm, conv, norm, plus the input of the second norm.
+    struct Net;
+
+    impl Trace for Net {
+        fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+            let conv = Op::Conv2d(ConvConfig::default());
+            let x = graph.push(conv.clone(), "a", &[x]);
+            let x = graph.push(Op::BatchNorm, "b", &[x]);
+            let x = graph.push(Op::PRelu, "c", &[x]);
+            let y = graph.push(Op::BatchNorm, "d", &[x]);
+            let y = graph.push(conv, "e", &[y]);
+            let y = graph.push(Op::BatchNorm, "f", &[y]);
+            graph.push(Op::Add, "", &[y, x])
+        }
+    }
+
+    #[test]
+    fn norms_are_views_and_a_norm_of_a_norm_is_written_once() {
+        let program = Program::of(&Graph::of(&Net)).expect("all operations are known");
+        let is_conv = |step: &Step, name: &str| matches!(step, Step::Conv { path, .. } if path == name);
+        assert!(is_conv(&program.steps[0], "a") && is_conv(&program.steps[2], "e"));
+        let Step::Write { x } = program.steps[1] else { panic!("{:?}", program.steps) };
+        assert_eq!(program.views[x].norm, Some(Norm { bn: "b".into(), prelu: Some("c".into()) }));
+        let Step::Add { a, b } = program.steps[3] else { panic!("{:?}", program.steps) };
+        assert_eq!(program.views[a], View { value: 3, norm: Some(Norm { bn: "f".into(), prelu: None }) });
+        assert_eq!(program.views[b], View { value: 2, norm: None }, "the written value, not the norm again");
+        assert_eq!((program.steps.len(), program.raw_of(2), program.norm_of(4)), (4, Some(b), None));
+    }
+
+    #[test]
+    fn operations_that_the_engine_lacks_leave_no_program() {
+        struct Squeeze;
+        impl Trace for Squeeze {
+            fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+                graph.push(Op::Sigmoid, "", &[x])
+            }
+        }
+        assert!(Program::of(&Graph::of(&Squeeze)).is_none());
+    }
+}

@@ -1,0 +1,83 @@
+//! The gradients of all trained parameters, wherever they come from.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Result, Tensor, bail};
+
+use super::engine::Pool;
+use super::params::Params;
+use crate::ops::slice::Values;
+
+/// A gradient for each trained parameter, in the order of the names; f32.
+#[derive(Debug)]
+pub struct Gradients {
+    parts: BTreeMap<String, Part>,
+    /// What slices are slices of.
+    flat: Vec<f32>,
+    pool: Option<Arc<Pool>>,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Slice(Range<usize>),
+    Tensor(Tensor),
+}
+
+impl Gradients {
+    /// Returns those that candle's backward pass found for the trained parameters of `params`.
+    ///
+    /// # Errors
+    /// When a parameter received none: one error that names it. A silently skipped parameter would never train.
+    pub fn of(params: &Params, store: &GradStore) -> Result<Self> {
+        let missing: Vec<_> = params.trainable().filter(|(_, var)| store.get(var).is_none()).map(|(n, _)| n).collect();
+        if !missing.is_empty() {
+            let shown = missing.iter().take(20).copied().collect::<Vec<_>>().join(", ");
+            bail!("{} trainable parameters received no gradient: {shown}", missing.len());
+        }
+        let part = |(name, grad): (&str, &Tensor)| Ok((name.to_owned(), Part::Tensor(grad.contiguous()?)));
+        let grads = params.trainable().filter_map(|(name, var)| Some((name, store.get(var)?)));
+        Ok(Self { parts: grads.map(part).collect::<Result<_>>()?, flat: Vec::new(), pool: None })
+    }
+
+    /// Returns room for one after the other in `places`, with any values.
+    pub(super) fn flat(places: &BTreeMap<String, Range<usize>>, pool: &Arc<Pool>) -> Self {
+        let len = places.values().map(Range::len).sum();
+        let parts = places.iter().map(|(name, place)| (name.clone(), Part::Slice(place.clone()))).collect();
+        Self { parts, flat: pool.take(len), pool: Some(pool.clone()) }
+    }
+
+    /// The names of the parameters, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.parts.keys().map(String::as_str)
+    }
+
+    /// Calls `f` with the elements of a parameter's gradient, in the parameter's order.
+    ///
+    /// # Errors
+    /// When there is no such gradient, or it is not f32 on the CPU.
+    pub fn read<R>(&self, name: &str, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        match self.parts.get(name) {
+            Some(Part::Slice(place)) => Ok(f(&self.flat[place.clone()])),
+            Some(Part::Tensor(grad)) => Ok(f(&Values::of(name, grad)?)),
+            None => bail!("no gradient of {name}"),
+        }
+    }
+
+    /// Lets `f` write the gradient of `path.name` if that is trained.
+    pub(super) fn write(&mut self, path: &str, name: &str, f: impl FnOnce(&mut [f32])) {
+        if let Some(Part::Slice(place)) = self.parts.get(&format!("{path}.{name}")) {
+            f(&mut self.flat[place.clone()]);
+        }
+    }
+}
+
+impl Drop for Gradients {
+    fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.give(std::mem::take(&mut self.flat));
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The fused engine against the layers in f64, composed of candle's ops where they have a gradient.
+
+use anyhow::Result;
+use candle_core::{DType, Device, ModuleT, Tensor};
+use maskinv::models::{Arch, Inference, Model, ModelConfig, Recorded};
+use maskinv::nn::Params;
+use maskinv::testing::fill;
+
+/// How far a gradient in f32 may be off, relative to its norm: PReLUs turn between one rounding and another, and the norm
+/// of a handful of embeddings magnifies. The layers themselves are as far off in f32.
+const GRADIENT: f64 = 1e-3;
+
+/// Small networks whose channels the engine takes.
+fn configs() -> Vec<ModelConfig> {
+    let base = ModelConfig { embedding_size: 32, width: 0.25, input_size: 32, ..ModelConfig::default() };
+    let of = |arch| ModelConfig { arch, ..base.clone() };
+    vec![
+        of(Arch::R18),
+        ModelConfig { input_size: 48, width: 0.5, ..of(Arch::R34) },
+        ModelConfig { input_size: 112, ..of(Arch::Mbf) },
+        ModelConfig { input_size: 64, ..of(Arch::MbfGdc) },
+    ]
+}
+
+/// The network in f32 and in f64, with weights in which no norm is trivial.
+fn models(config: &ModelConfig) -> Result<[Model; 2]> {
+    let single = Model::new(config, &Device::Cpu, 7)?;
+    let mut state = single.params().state()?;
+    for (name, tensor) in &mut state {
+        let bounds = match name.rsplit('.').next().unwrap_or_default() {
+            "running_mean" => (-0.2, 0.2),
+            "running_var" => (0.5, 1.5),
+            "weight" if tensor.rank() == 1 && name.contains("prelu") => (0.1, 0.4),
+            "weight" if tensor.rank() == 1 && name != "features.weight" => (0.5, 1.5),
+            "bias" => (-0.3, 0.3),
+            _ => continue,
+        };
+        *tensor = fill(name, tensor.dims(), bounds.0, bounds.1)?.to_dtype(DType::F32)?;
+    }
+    single.params().load(&state)?;
+    let double = Model::build(config, Params::new(DType::F64, &Device::Cpu, 7))?;
+    double.params().load(&state)?;
+    Ok([single, double])
+}
+
+fn images(n: usize, side: usize) -> Result<[Tensor; 2]> {
+    let x = fill("x", &[n, 3, side, side], -1.0, 1.0)?.to_dtype(DType::F32)?;
+    Ok([x.clone(), x.to_dtype(DType::F64)?])
+}
+
+fn flat(x: &Tensor) -> Result<Vec<f64>> {
+    Ok(x.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
+}
+
+/// The norm of the difference, relative to that of `expected` or, if larger, to `scale`.
+fn error(found: &[f64], expected: &[f64], scale: f64) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+    difference / norm(&mut expected.iter().copied()).max(scale)
+}
+
+#[test]
+fn inference_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
+    for config in configs() {
+        let [single, double] = models(&config)?;
+        let network = single.inference()?;
+        assert!(matches!(network, Inference::Plan(_)), "{config:?}");
+        for n in [1, 2, 5] {
+            let [x, wide] = images(n, config.input_size)?;
+            let (found, expected) = (flat(&network.run(&x)?)?, flat(&double.forward_t(&wide, false)?)?);
+            let error = error(&found, &expected, 0.0);
+            assert!(error <= 3e-5, "{config:?}, {n} images: {error:e}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn training_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
+    for config in configs() {
+        let [single, double] = models(&config)?;
+        let (n, training) = (6, single.training());
+        let [x, wide] = images(n, config.input_size)?;
+        let expected = double.forward_t(&wide, true)?;
+        let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
+        let expected_grads = (&expected * &weights)?.sum_all()?.backward()?;
+
+        let (found, recorded) = training.record(&single, &x)?;
+        assert!(matches!(recorded, Recorded::Fused(_)), "{config:?}");
+        let off = error(&flat(&found)?, &flat(&expected)?, 0.0);
+        assert!(off <= 1e-5, "{config:?}: {off:e}");
+        let grads = recorded.backward(&weights.to_dtype(DType::F32)?)?;
+
+        let largest = double.params().trainable().map(|(_, var)| Ok(flat(expected_grads.get(var).unwrap())?));
+        let largest = largest.collect::<Result<Vec<_>>>()?;
+        let largest = largest.iter().map(|g| g.iter().map(|v| v * v).sum::<f64>().sqrt()).fold(0.0, f64::max);
+        assert_eq!(grads.names().count(), double.params().trainable().count());
+        for (name, var) in double.params().trainable() {
+            let found = grads.read(name, |g| g.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())?;
+            // A bias before a batch norm has no gradient but rounding: compared to the others' size.
+            let off = error(&found, &flat(expected_grads.get(var).unwrap())?, 1e-3 * largest);
+            assert!(off <= GRADIENT, "{config:?}: gradient of {name}: {off:e}");
+        }
+        // Running statistics of both.
+        let (a, b) = (single.params().state()?, double.params().state()?);
+        for (name, tensor) in a.iter().filter(|(name, _)| name.contains("running") || name.contains("num_batches")) {
+            let off = error(&flat(tensor)?, &flat(&b[name])?, 0.0);
+            assert!(off <= 1e-5, "{config:?}: {name}: {off:e}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn training_with_frozen_statistics_equals_the_layers_in_f64() -> Result<()> {
+    for config in [&configs()[0], &configs()[2]] {
+        let [single, double] = models(config)?;
+        for model in [&single, &double] {
+            model.params().freeze_statistics(true);
+        }
+        let before = single.params().state()?;
+        let [x, wide] = images(3, config.input_size)?;
+        let expected = double.forward_t(&wide, true)?;
+        let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
+        let expected_grads = (&expected * &weights)?.sum_all()?.backward()?;
+        let training = single.training();
+        let (found, recorded) = training.record(&single, &x)?;
+        let off = error(&flat(&found)?, &flat(&expected)?, 0.0);
+        assert!(off <= 1e-5, "{config:?}: {off:e}");
+        let grads = recorded.backward(&weights.to_dtype(DType::F32)?)?;
+        for (name, var) in double.params().trainable() {
+            let found = grads.read(name, |g| g.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())?;
+            let off = error(&found, &flat(expected_grads.get(var).unwrap())?, 1e-6);
+            assert!(off <= GRADIENT, "{config:?}: gradient of {name}: {off:e}");
+        }
+        let after = single.params().state()?;
+        for (name, tensor) in &before {
+            assert_eq!(flat(tensor)?, flat(&after[name])?, "{name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn networks_that_the_engine_lacks_are_carried_out_by_layers() -> Result<()> {
+    let odd = ModelConfig { arch: Arch::R18, width: 0.125, embedding_size: 16, input_size: 32, ..Default::default() };
+    let squeezed = ModelConfig { squeeze_excitation: true, width: 0.25, ..odd.clone() };
+    for config in [odd, squeezed] {
+        let [single, double] = models(&config)?;
+        assert!(matches!(single.inference()?, Inference::Layers(_)), "{config:?}");
+        let [x, wide] = images(3, 32)?;
+        let expected = double.forward_t(&wide, true)?;
+        let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
+        let expected_grads = (&expected * &weights)?.sum_all()?.backward()?;
+        let training = single.training();
+        let (found, recorded) = training.record(&single, &x)?;
+        assert!(!found.track_op() && matches!(recorded, Recorded::Layers(..)));
+        let grads = recorded.backward(&weights.to_dtype(DType::F32)?)?;
+        for (name, var) in double.params().trainable() {
+            let found = grads.read(name, |g| g.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())?;
+            let off = error(&found, &flat(expected_grads.get(var).unwrap())?, 1e-3);
+            assert!(off <= 5.0 * GRADIENT, "{config:?}: gradient of {name}: {off:e}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_engine_gives_the_same_bits_on_any_number_of_threads() -> Result<()> {
+    for config in [&configs()[0], &configs()[2]] {
+        let run = |threads: usize| -> Result<(Vec<f64>, Vec<Vec<f32>>)> {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build()?.install(|| {
+                let [single, _] = models(config)?;
+                let [x, _] = images(4, config.input_size)?;
+                let mut all = flat(&single.inference()?.run(&x)?)?;
+                let training = single.training();
+                let (found, recorded) = training.record(&single, &x)?;
+                all.extend(flat(&found)?);
+                let grads = recorded.backward(&fill("gy", found.dims(), -1.0, 1.0)?.to_dtype(DType::F32)?)?;
+                let read = |name| Ok(grads.read(name, <[f32]>::to_vec)?);
+                let grads = grads.names().map(read).collect::<Result<_>>()?;
+                Ok((all, grads))
+            })
+        };
+        let one = run(1)?;
+        assert!(one == run(2)? && one == run(5)?, "{config:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn images_of_another_size_are_refused() -> Result<()> {
+    let config = &configs()[0];
+    let [single, _] = models(config)?;
+    let (network, training) = (single.inference()?, single.training());
+    for dims in [&[1, 3, 31, 32][..], &[1, 1, 32, 32], &[3, 32, 32], &[0, 3, 32, 32]] {
+        let x = Tensor::zeros(dims, DType::F32, &Device::Cpu)?;
+        assert!(network.run(&x).is_err(), "{dims:?}");
+        assert!(training.record(&single, &x).is_err(), "{dims:?}");
+    }
+    let x = Tensor::zeros((1, 3, 32, 32), DType::F64, &Device::Cpu)?;
+    let error = network.run(&x).unwrap_err().to_string();
+    assert!(error.contains("expected f32 on the CPU"), "{error}");
+    let (_, recorded) = training.record(&single, &images(2, 32)?[0])?;
+    let error = recorded.backward(&Tensor::zeros((2, 31), DType::F32, &Device::Cpu)?).unwrap_err().to_string();
+    assert!(error.contains("a gradient of 62 elements for 64"), "{error}");
+    Ok(())
+}
