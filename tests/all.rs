@@ -15,6 +15,7 @@ mod layers;
 mod layout;
 mod loader;
 mod losses;
+mod margin_loss;
 mod mask;
 mod models;
 mod mxnet;

@@ -60,11 +60,12 @@ fn margin_losses_match_pytorch() -> Result<()> {
             if let Ok(expected) = f.tensor(&key("logits_open")) {
                 assert_close(&key("logits_open"), &config.logits(&cosine, &open, &margins)?, expected, Tol::F64)?;
             }
-            let loss = cross_entropy(&logits, &labels)?;
-            assert_close(&key("loss"), &loss, f.tensor(&key("loss"))?, Tol::F64)?;
-            let grads = loss.backward()?;
-            assert_close(&key("grad_e"), grads.get(&e).unwrap(), f.tensor(&key("grad_e"))?, Tol::F64)?;
-            assert_close(&key("grad_w"), grads.get(&w).unwrap(), f.tensor(&key("grad_w"))?, Tol::F64)?;
+            for loss in [cross_entropy(&logits, &labels)?, config.loss(&e, &w, &labels, &margins)?] {
+                assert_close(&key("loss"), &loss, f.tensor(&key("loss"))?, Tol::F64)?;
+                let grads = loss.backward()?;
+                assert_close(&key("grad_e"), grads.get(&e).unwrap(), f.tensor(&key("grad_e"))?, Tol::F64)?;
+                assert_close(&key("grad_w"), grads.get(&w).unwrap(), f.tensor(&key("grad_w"))?, Tol::F64)?;
+            }
         }
     }
     Ok(())

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::elastic::{PlusMatching, match_margins};
 use crate::nn::{Init, Params, standard_normal};
-use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::margin::{MarginForm, MarginGradient, add_margin};
+use crate::ops::margin_loss::{MarginLossConfig, margin_loss};
 use crate::ops::normalize::l2_normalize;
 
 /// The published margin losses.
@@ -124,7 +124,32 @@ impl MarginConfig {
         (0..n).map(|_| if std > 0.0 { mean + std * standard_normal(rng) } else { mean }).collect()
     }
 
-    /// Returns the scaled logits `(N, K)` of `cosine: (N, K)` for one margin per row.
+    /// Returns the mean cross-entropy, a scalar, of the rows with a label; 0 if none has one.
+    ///
+    /// - `embedding`: `(N, d)`; `kernel`: `(d, K)`, the class centres; both f32 or f64, normalised here
+    /// - `labels`: `N` targets below `K`, or -1 for a row that does not count
+    /// - `margins`: `N`; the "+" forms reorder them by the target cosines
+    ///
+    /// # Errors
+    /// When the shapes or lengths differ or a label is out of range.
+    pub fn loss(&self, embedding: &Tensor, kernel: &Tensor, labels: &[i64], margins: &[f64]) -> Result<Tensor> {
+        if margins.len() != labels.len() {
+            bail!("margin: {} labels, but {} margins", labels.len(), margins.len());
+        }
+        let config = MarginLossConfig {
+            labels: labels.to_vec(),
+            form: self.kind.form(),
+            gradient: self.gradient,
+            scale: self.scale,
+        };
+        let (margins, is_plus, matching) = (margins.to_vec(), self.kind.is_plus(), self.plus_matching);
+        margin_loss(embedding, kernel, &config, move |cosines| {
+            if is_plus { match_margins(cosines, &margins, matching) } else { margins.clone() }
+        })
+    }
+
+    /// Returns the scaled logits `(N, K)` of `cosine: (N, K)` for one margin per row: what [`Self::loss`] takes
+    /// the cross-entropy of.
     ///
     /// - `labels`: `N` targets below `K`, or -1 for a row without a margin
     /// - `margins`: `N`; the "+" forms reorder them by the target cosines
@@ -193,9 +218,8 @@ impl MarginHead {
     /// # Errors
     /// When the number of labels is not `N` or a label is out of range.
     pub fn forward(&self, embedding: &Tensor, labels: &[i64], rng: &mut ChaCha8Rng) -> Result<Tensor> {
-        let cosine = cosines(embedding, &self.kernel)?;
         let margins = self.config.draw(labels.len(), rng);
-        cross_entropy(&self.config.logits(&cosine, labels, &margins)?, labels)
+        self.config.loss(embedding, &self.kernel, labels, &margins)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod batch_norm;
 pub mod conv;
 pub mod cross_entropy;
 pub mod margin;
+pub mod margin_loss;
 pub mod normalize;
 pub mod prelu;
 pub mod sgd;

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 /// Added to the squared norm, so that a zero vector stays zero and its gradient stays finite. It changes no norm
 /// above 1e-8 in f32.
-const EPS: f64 = 1e-24;
+pub(super) const EPS: f64 = 1e-24;
 
 /// Returns `x / ||x||` with norms along axis `dim`, of the shape and dtype of `x`; zero vectors stay zero.
 ///

@@ -73,24 +73,22 @@ struct Margin {
     gradient: MarginGradient,
 }
 
-impl Margin {
-    /// Target logit from the clamped cosine.
-    fn value(&self, cos: f64, margin: f64) -> f64 {
-        match self.form {
-            MarginForm::Angular => (cos.acos() + margin).cos(),
-            MarginForm::Cosine => cos - margin,
-        }
+/// Target logit before scaling, from the clamped cosine.
+pub(super) fn margin_value(form: MarginForm, cos: f64, margin: f64) -> f64 {
+    match form {
+        MarginForm::Angular => (cos.acos() + margin).cos(),
+        MarginForm::Cosine => cos - margin,
     }
+}
 
-    /// Derivative of [`Self::value`].
-    fn slope(&self, cos: f64, margin: f64) -> f64 {
-        match (self.form, self.gradient) {
-            (MarginForm::Angular, MarginGradient::True) => {
-                let sin = (1.0 - cos * cos).max(0.0).sqrt().max(MIN_SIN);
-                margin.cos() + cos / sin * margin.sin()
-            }
-            _ => 1.0,
+/// Derivative of [`margin_value`] by `cos`.
+pub(super) fn margin_slope(form: MarginForm, gradient: MarginGradient, cos: f64, margin: f64) -> f64 {
+    match (form, gradient) {
+        (MarginForm::Angular, MarginGradient::True) => {
+            let sin = (1.0 - cos * cos).max(0.0).sqrt().max(MIN_SIN);
+            margin.cos() + cos / sin * margin.sin()
         }
+        _ => 1.0,
     }
 }
 
@@ -102,7 +100,7 @@ impl CustomOp1 for Margin {
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
         let y = for_float!("add_margin", x, T => {
             let y = cpu::forward(slice::cpu::<T>("add_margin", x, xl)?, &self.labels, |cos, row| {
-                self.value(cos, self.margins[row])
+                margin_value(self.form, cos, self.margins[row])
             });
             <T as candle_core::WithDType>::to_cpu_storage_owned(y)
         });
@@ -125,7 +123,9 @@ impl CustomOp2 for GradCosine {
         let margin = &self.0;
         let gx = for_float!("add_margin_grad", x, T => {
             let (x, gy) = (slice::cpu::<T>("add_margin_grad", x, xl)?, slice::cpu::<T>("add_margin_grad", gy, gyl)?);
-            let gx = cpu::backward(x, gy, &margin.labels, |cos, row| margin.slope(cos, margin.margins[row]));
+            let gx = cpu::backward(x, gy, &margin.labels, |cos, row| {
+                margin_slope(margin.form, margin.gradient, cos, margin.margins[row])
+            });
             <T as candle_core::WithDType>::to_cpu_storage_owned(gx)
         });
         Ok((gx, xl.shape().clone()))

@@ -1,0 +1,292 @@
+//! Blocks of class centres, one after the other; some parts of them at once. What a part sums up is joined in the parts'
+//! order, and their number depends on the classes only, so no result depends on the number of threads.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::kernel::{BLOCK, ROWS, Real, STRIP, add_grad_embedding, grad_kernel, product};
+use super::softmax::{Gradient, RowSum};
+use crate::ops::normalize::EPS;
+
+/// Most parts that blocks are divided into: each has a gradient of the embeddings of its own.
+const MAX_PARTS: usize = 32;
+
+#[derive(Clone, Copy)]
+pub(super) struct Dims {
+    pub n: usize,
+    pub d: usize,
+    pub k: usize,
+}
+
+impl Dims {
+    /// Rows of cosines, of which those beyond `n` mean nothing.
+    fn rows(self) -> usize {
+        self.n.max(1).next_multiple_of(ROWS)
+    }
+
+    /// Distance of the rows of what is transposed.
+    fn stride(self) -> usize {
+        self.n.max(1).next_multiple_of(STRIP)
+    }
+
+    /// Elements of an embedding, with zeros at the end.
+    fn depth(self) -> usize {
+        self.d.next_multiple_of(ROWS)
+    }
+
+    fn blocks(self) -> usize {
+        self.k.div_ceil(BLOCK)
+    }
+
+    fn blocks_per_part(self) -> usize {
+        self.blocks().div_ceil(MAX_PARTS)
+    }
+}
+
+/// Normalised embeddings.
+struct Embedding<T> {
+    /// `(n, depth)`.
+    rows: Vec<T>,
+    /// `(depth, stride)`.
+    transposed: Vec<T>,
+    norms: Vec<f64>,
+}
+
+impl<T: Real> Embedding<T> {
+    fn new(e: &[T], dims: Dims) -> Self {
+        let (depth, stride) = (dims.depth(), dims.stride());
+        let (mut rows, mut transposed) = (vec![T::zero(); dims.n * depth], vec![T::zero(); depth * stride]);
+        let mut norms = Vec::with_capacity(dims.n);
+        for (n, e) in e.chunks_exact(dims.d).enumerate() {
+            let norm = (e.iter().map(|e| e.to_f64() * e.to_f64()).sum::<f64>() + EPS).sqrt();
+            for (i, e) in e.iter().enumerate() {
+                let e = T::from_f64(e.to_f64() / norm);
+                rows[n * depth + i] = e;
+                transposed[i * stride + n] = e;
+            }
+            norms.push(norm);
+        }
+        Self { rows, transposed, norms }
+    }
+}
+
+/// What backward needs of forward.
+pub(super) struct Cosines<T> {
+    /// `(blocks, rows, BLOCK)`, not clamped.
+    cosine: Vec<T>,
+    /// One over the norm of each centre, `(blocks, BLOCK)`.
+    inv_norm: Vec<T>,
+}
+
+/// Returns the cosines, and the sums over all classes but the target of each row.
+pub(super) fn forward<T: Real>(
+    e: &[T],
+    w: &[T],
+    dims: Dims,
+    labels: &[i64],
+    scale: f64,
+) -> (Cosines<T>, Vec<RowSum<T>>) {
+    let e = Embedding::new(e, dims);
+    let block_len = dims.rows() * BLOCK;
+    let mut cosine = vec![T::zero(); dims.blocks() * block_len];
+    let mut inv_norm = vec![T::zero(); dims.blocks() * BLOCK];
+    let per_part = dims.blocks_per_part();
+    let parts: Vec<Vec<RowSum<T>>> = cosine
+        .par_chunks_mut(per_part * block_len)
+        .zip(inv_norm.par_chunks_mut(per_part * BLOCK))
+        .enumerate()
+        .map(|(part, (cosine, inv_norm))| {
+            let (first, scale) = (part * per_part, T::from_f64(scale));
+            T::with_scratch(dims.depth() * BLOCK, |panel| {
+                Arch::new().dispatch(Forward { e: &e, w, dims, labels, scale, first, cosine, inv_norm, panel })
+            })
+        })
+        .collect();
+    let mut sums = vec![RowSum::default(); dims.n];
+    for part in &parts {
+        sums.iter_mut().zip(part).for_each(|(sum, part)| sum.join(part));
+    }
+    (Cosines { cosine, inv_norm }, sums)
+}
+
+struct Forward<'a, T> {
+    e: &'a Embedding<T>,
+    w: &'a [T],
+    dims: Dims,
+    labels: &'a [i64],
+    scale: T,
+    first: usize,
+    cosine: &'a mut [T],
+    inv_norm: &'a mut [T],
+    panel: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for Forward<'_, T> {
+    type Output = Vec<RowSum<T>>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+        let Self { e, w, dims, labels, scale, first, cosine, inv_norm, panel } = self;
+        let mut sums = vec![RowSum::default(); dims.n];
+        let blocks = cosine.chunks_exact_mut(dims.rows() * BLOCK).zip(inv_norm.as_chunks_mut::<BLOCK>().0);
+        for (i, (cosine, inv_norm)) in blocks.enumerate() {
+            let column = (first + i) * BLOCK;
+            let valid = BLOCK.min(dims.k - column);
+            pack(w, dims, column, panel);
+            inverse_norms(panel, dims.depth(), inv_norm);
+            product(simd, dims.depth(), (&e.transposed, dims.stride()), panel, cosine);
+            for (row, cosine) in cosine.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate().take(dims.n) {
+                cosine.iter_mut().zip(&*inv_norm).for_each(|(c, inv)| *c *= *inv);
+                let target = usize::try_from(labels[row]).ok().and_then(|label| label.checked_sub(column));
+                sums[row].add(cosine, valid, target.filter(|&t| t < valid), scale);
+            }
+        }
+        sums
+    }
+}
+
+/// Copies the centres from `column` on to a panel, with zeros behind the last and under each.
+#[inline(always)]
+fn pack<T: Real>(w: &[T], dims: Dims, column: usize, panel: &mut [T]) {
+    let depth = dims.depth();
+    for i in 0..depth {
+        let row = if i < dims.d { &w[i * dims.k + column..(i + 1) * dims.k] } else { &[] };
+        for strip in 0..BLOCK / STRIP {
+            let panel = &mut panel[(strip * depth + i) * STRIP..][..STRIP];
+            match row.get(strip * STRIP..(strip + 1) * STRIP) {
+                Some(row) => panel.copy_from_slice(row),
+                None => {
+                    let row = row.get(strip * STRIP..).unwrap_or_default();
+                    panel[..row.len()].copy_from_slice(row);
+                    panel[row.len()..].fill(T::zero());
+                }
+            }
+        }
+    }
+}
+
+/// Writes one over the norms of a panel's columns.
+#[inline(always)]
+fn inverse_norms<T: Real>(panel: &[T], depth: usize, inv_norm: &mut [T; BLOCK]) {
+    /// Rows whose squares are summed up before they are added in f64.
+    const RUN: usize = 64;
+    for (strip, inv_norm) in panel.chunks_exact(depth * STRIP).zip(inv_norm.as_chunks_mut::<STRIP>().0) {
+        let mut total = [EPS; STRIP];
+        for rows in strip.chunks(RUN * STRIP) {
+            let mut squares = [T::zero(); STRIP];
+            for row in rows.as_chunks::<STRIP>().0 {
+                squares.iter_mut().zip(row).for_each(|(s, w)| *s += *w * *w);
+            }
+            total.iter_mut().zip(squares).for_each(|(t, s)| *t += s.to_f64());
+        }
+        inv_norm.iter_mut().zip(total).for_each(|(inv, t)| *inv = T::from_f64(1.0 / t.sqrt()));
+    }
+}
+
+/// Returns the gradients of the embeddings `(n, d)` and of the kernel `(d, k)`.
+pub(super) fn backward<T: Real>(
+    e: &[T],
+    w: &[T],
+    dims: Dims,
+    cosines: &Cosines<T>,
+    rows: &[Gradient<T>],
+) -> (Vec<T>, Vec<T>) {
+    let e = Embedding::new(e, dims);
+    let per_part = dims.blocks_per_part();
+    let mut gw = vec![T::zero(); w.len()];
+    let mut parts: Vec<Vec<&mut [T]>> =
+        (0..dims.blocks().div_ceil(per_part)).map(|_| Vec::with_capacity(dims.d)).collect();
+    for row in gw.chunks_mut(dims.k) {
+        parts.iter_mut().zip(row.chunks_mut(per_part * BLOCK)).for_each(|(part, row)| part.push(row));
+    }
+    let (depth, stride) = (dims.depth(), dims.stride());
+    let partial: Vec<Vec<T>> = parts
+        .into_par_iter()
+        .enumerate()
+        .map(|(part, gw)| {
+            T::with_scratch((depth + dims.n + stride) * BLOCK, |memory| {
+                let first = part * per_part;
+                Arch::new().dispatch(Backward { e: &e, w, dims, cosines, rows, first, gw, memory })
+            })
+        })
+        .collect();
+    let ge = grad_embedding(&e, dims, &partial);
+    (ge, gw)
+}
+
+struct Backward<'a, T> {
+    e: &'a Embedding<T>,
+    w: &'a [T],
+    dims: Dims,
+    cosines: &'a Cosines<T>,
+    rows: &'a [Gradient<T>],
+    first: usize,
+    gw: Vec<&'a mut [T]>,
+    memory: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for Backward<'_, T> {
+    /// The part of the gradient of the normalised embeddings, `(depth, stride)`.
+    type Output = Vec<T>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<T> {
+        let Self { e, w, dims, cosines, rows, first, mut gw, memory } = self;
+        let (depth, stride, block_len) = (dims.depth(), dims.stride(), dims.rows() * BLOCK);
+        let mut ge = vec![T::zero(); depth * stride];
+        let (panel, memory) = memory.split_at_mut(depth * BLOCK);
+        let (g, transposed) = memory.split_at_mut(dims.n * BLOCK);
+        transposed.fill(T::zero());
+        for i in 0..gw[0].len().div_ceil(BLOCK) {
+            let block = first + i;
+            let column = block * BLOCK;
+            let valid = BLOCK.min(dims.k - column);
+            pack(w, dims, column, panel);
+            let cosine = &cosines.cosine[block * block_len..][..block_len];
+            let inv_norm = &cosines.inv_norm.as_chunks::<BLOCK>().0[block];
+            let mut t = [T::zero(); BLOCK];
+            let of_rows = g.as_chunks_mut::<BLOCK>().0.iter_mut().zip(cosine.as_chunks::<BLOCK>().0).zip(rows);
+            for ((g, cosine), row) in of_rows {
+                row.of_cosines(cosine, valid, column, g);
+                for j in 0..BLOCK {
+                    t[j] += g[j] * cosine[j];
+                    g[j] *= inv_norm[j];
+                }
+            }
+            // What the normalisation takes away: the share along the centre.
+            t.iter_mut().zip(inv_norm).for_each(|(t, inv)| *t *= *inv * *inv);
+            transpose(g, transposed, stride);
+            add_grad_embedding(simd, depth, panel, transposed, &mut ge);
+            grad_kernel(simd, depth, &e.rows, (g, &t), panel, |row, y| {
+                if let Some(gw) = gw.get_mut(row) {
+                    gw[i * BLOCK..][..valid].copy_from_slice(&y[..valid]);
+                }
+            });
+        }
+        ge
+    }
+}
+
+/// Writes `g: (n, BLOCK)` to `(BLOCK, stride)`.
+#[inline(always)]
+fn transpose<T: Real>(g: &[T], transposed: &mut [T], stride: usize) {
+    for (n, g) in g.as_chunks::<BLOCK>().0.iter().enumerate() {
+        transposed.iter_mut().skip(n).step_by(stride).zip(g).for_each(|(t, g)| *t = *g);
+    }
+}
+
+/// Joins the parts, and passes the normalisation.
+fn grad_embedding<T: Real>(e: &Embedding<T>, dims: Dims, partial: &[Vec<T>]) -> Vec<T> {
+    let (depth, stride) = (dims.depth(), dims.stride());
+    let mut ge = vec![T::zero(); dims.n * dims.d];
+    ge.par_chunks_mut(dims.d).enumerate().for_each(|(n, ge)| {
+        let sum = |i: usize| partial.iter().map(|part| part[i * stride + n].to_f64()).sum::<f64>();
+        let sums: Vec<f64> = (0..dims.d).map(sum).collect();
+        let e_hat = &e.rows[n * depth..][..dims.d];
+        let along: f64 = sums.iter().zip(e_hat).map(|(g, e)| g * e.to_f64()).sum();
+        for ((ge, g), e_hat) in ge.iter_mut().zip(sums).zip(e_hat) {
+            *ge = T::from_f64((g - e_hat.to_f64() * along) / e.norms[n]);
+        }
+    });
+    ge
+}

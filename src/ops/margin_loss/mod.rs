@@ -1,0 +1,176 @@
+//! The margin softmax in one op: cosines, margin and cross-entropy, without a matrix of rows by classes more than once.
+//!
+//! The class centres are read once forward and once backward, in blocks that stay in the cache. With
+//! `c_j = e_hat . w_j / ||w_j||` and `g_j` the gradient of `c_j`, that of a centre is
+//! `(sum_n g_nj e_hat_n - w_hat_j sum_n g_nj c_nj) / ||w_j||`: the share along the centre needs the saved cosines only.
+
+mod cpu;
+mod kernel;
+mod softmax;
+
+use std::any::Any;
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
+
+use super::margin::{MarginForm, MarginGradient, check_labels, margin_slope, margin_value};
+use super::slice::{self, for_float};
+use cpu::{Cosines, Dims};
+use kernel::Real;
+use softmax::{Gradient, RowSum};
+
+const NAME: &str = "margin_loss";
+
+/// What [`margin_loss`] computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MarginLossConfig {
+    /// `N` targets below `K`, or -1 for a row that has no margin and does not count.
+    pub labels: Vec<i64>,
+    /// Where the margin is added.
+    pub form: MarginForm,
+    /// How the gradient passes it.
+    pub gradient: MarginGradient,
+    /// What the cosines are multiplied by before the softmax.
+    pub scale: f64,
+}
+
+/// Returns the scalar mean of `-log softmax(scale * cosines with margin)[label]` over the rows with a label (ArcFace,
+/// Deng et al., CVPR 2019, eq. 3; CosFace, Wang et al., CVPR 2018, eq. 4); 0 if none has one.
+///
+/// - `embedding`: `(N, d)`, f32 or f64, normalised here
+/// - `kernel`: `(d, K)`, class centres of the same dtype, normalised here
+/// - `margins`: from each row's target cosine in `[-1, 1]` (none without a label) to `N` margins, radians for
+///   [`MarginForm::Angular`]
+///
+/// Both tensors receive a gradient: none through a cosine that was clamped to `[-1, 1]`, and finite everywhere. It is
+/// [`super::normalize::l2_normalize`], a product, [`super::margin::add_margin`] and [`super::cross_entropy`] in one.
+///
+/// # Errors
+/// When the shapes or dtypes do not fit each other or are empty, the labels or margins are not `N`, or a label is below
+/// -1 or not below `K`.
+pub fn margin_loss(
+    embedding: &Tensor,
+    kernel: &Tensor,
+    config: &MarginLossConfig,
+    margins: impl Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let ((n, d), (rows, k)) = (embedding.dims2()?, kernel.dims2()?);
+    if d != rows || d == 0 || k == 0 {
+        bail!("{NAME}: embeddings {:?} do not fit class centres {:?}", embedding.shape(), kernel.shape());
+    }
+    if config.labels.len() != n {
+        bail!("{NAME}: {n} rows, but {} labels", config.labels.len());
+    }
+    check_labels(NAME, &config.labels, k)?;
+    let op = MarginLoss {
+        config: config.clone(),
+        margins: Box::new(margins),
+        dims: Dims { n, d, k },
+        saved: OnceLock::new(),
+    };
+    embedding.contiguous()?.apply_op2(&kernel.contiguous()?, op)
+}
+
+type Margins = Box<dyn Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync>;
+
+struct MarginLoss {
+    config: MarginLossConfig,
+    margins: Margins,
+    dims: Dims,
+    /// [`Saved`] of the dtype.
+    saved: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+/// What backward needs of forward.
+struct Saved<T> {
+    cosines: Cosines<T>,
+    rows: Vec<Row>,
+}
+
+/// A row's softmax, and the gradient of its loss by the target's cosine; none for a row without a label.
+type Row = Option<RowSoftmax>;
+
+struct RowSoftmax {
+    max: f64,
+    sum: f64,
+    loss: f64,
+    target: f64,
+}
+
+impl MarginLoss {
+    fn forward<T: Real>(&self, e: &[T], w: &[T]) -> Result<(f64, Saved<T>)> {
+        let (cosines, sums) = cpu::forward(e, w, self.dims, &self.config.labels, self.config.scale);
+        let targets: Vec<Option<f64>> = sums.iter().map(RowSum::target_cosine).collect();
+        let margins = (self.margins)(&targets);
+        if margins.len() != self.dims.n {
+            bail!("{NAME}: {} rows, but {} margins", self.dims.n, margins.len());
+        }
+        let rows: Vec<Row> = sums.into_iter().zip(margins).map(|(sum, margin)| self.row(sum, margin)).collect();
+        let counted = rows.iter().flatten().count();
+        let loss = rows.iter().flatten().map(|row| row.loss).sum::<f64>() / counted.max(1) as f64;
+        Ok((loss, Saved { cosines, rows }))
+    }
+
+    /// A row's softmax from its sum without the target.
+    fn row<T: Real>(&self, mut sum: RowSum<T>, margin: f64) -> Row {
+        let MarginLossConfig { form, gradient, scale, .. } = self.config;
+        let cosine = sum.target_cosine()?;
+        // Rounded as the other logits are.
+        let logit = T::from_f64(margin_value(form, cosine, margin) * scale).to_f64();
+        sum.add_logit(logit);
+        let slope = if sum.is_target_inside() { margin_slope(form, gradient, cosine, margin) } else { 0.0 };
+        let p = (logit - sum.max).exp() / sum.sum;
+        let loss = sum.max + sum.sum.ln() - logit;
+        Some(RowSoftmax { max: sum.max, sum: sum.sum, loss, target: (p - 1.0) * slope })
+    }
+
+    fn backward<T: Real>(&self, e: &[T], w: &[T], saved: &Saved<T>, gy: f64) -> (Vec<T>, Vec<T>) {
+        let scale = self.config.scale;
+        let factor = gy * scale / saved.rows.iter().flatten().count().max(1) as f64;
+        let gradient = |(row, &label): (&Row, &i64)| match row {
+            Some(row) => Gradient {
+                label: usize::try_from(label).ok(),
+                target: T::from_f64(row.target * factor),
+                max: T::from_f64(row.max),
+                factor: T::from_f64(factor / row.sum),
+                scale: T::from_f64(scale),
+            },
+            None => Gradient { label: None, target: T::zero(), max: T::zero(), factor: T::zero(), scale: T::zero() },
+        };
+        let rows: Vec<Gradient<T>> = saved.rows.iter().zip(&self.config.labels).map(gradient).collect();
+        cpu::backward(e, w, self.dims, &saved.cosines, &rows)
+    }
+}
+
+impl CustomOp2 for MarginLoss {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, e: &CpuStorage, el: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let loss = for_float!(NAME, e, T => {
+            let (loss, saved) = self.forward(slice::cpu::<T>(NAME, e, el)?, slice::cpu::<T>(NAME, w, wl)?)?;
+            if self.saved.set(Box::new(saved)).is_err() {
+                bail!("{NAME}: one forward pass per op");
+            }
+            <T as candle_core::WithDType>::to_cpu_storage_owned(vec![<T as candle_core::WithDType>::from_f64(loss)])
+        });
+        Ok((loss, Shape::from(())))
+    }
+
+    fn bwd(&self, e: &Tensor, w: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gy = gy.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        let ((e_storage, el), (w_storage, wl)) = (e.storage_and_layout(), w.storage_and_layout());
+        let (Storage::Cpu(e_storage), Storage::Cpu(w_storage)) = (&*e_storage, &*w_storage) else {
+            bail!("{NAME}: expected tensors on the CPU");
+        };
+        for_float!(NAME, e_storage, T => {
+            let Some(saved) = self.saved.get().and_then(|saved| saved.downcast_ref::<Saved<T>>()) else {
+                bail!("{NAME}: backward without the forward pass");
+            };
+            let (e_slice, w_slice) = (slice::cpu::<T>(NAME, e_storage, el)?, slice::cpu::<T>(NAME, w_storage, wl)?);
+            let (ge, gw) = self.backward(e_slice, w_slice, saved, gy);
+            Ok((Some(Tensor::from_vec(ge, el.shape(), e.device())?), Some(Tensor::from_vec(gw, wl.shape(), w.device())?)))
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! The softmax over a row of cosines, block by block.
+
+use super::kernel::{BLOCK, Real};
+
+/// Sums that are kept apart, for the vectors of any machine.
+const LANES: usize = 16;
+
+/// The logits of a row but the target's, as far as they were seen.
+#[derive(Clone)]
+pub(super) struct RowSum<T> {
+    /// The largest.
+    pub max: f64,
+    /// The sum of `exp(logit - max)`; a NaN anywhere makes it NaN.
+    pub sum: f64,
+    /// The cosine of the target, not clamped, if it was seen.
+    pub target: Option<T>,
+}
+
+impl<T> Default for RowSum<T> {
+    fn default() -> Self {
+        Self { max: f64::NEG_INFINITY, sum: 0.0, target: None }
+    }
+}
+
+impl<T: Real> RowSum<T> {
+    /// Adds the first `valid` cosines of a block, whose target is at `target`.
+    #[inline(always)]
+    pub fn add(&mut self, cosine: &[T; BLOCK], valid: usize, target: Option<usize>, scale: T) {
+        let nothing = T::from_f64(f64::NEG_INFINITY);
+        let mut logits = [nothing; BLOCK];
+        for j in 0..BLOCK {
+            logits[j] = clamp(cosine[j]) * scale;
+        }
+        logits[valid..].fill(nothing);
+        if let Some(target) = target {
+            logits[target] = nothing;
+            self.target = Some(cosine[target]);
+        }
+        let mut maxima = [nothing; LANES];
+        for logits in logits.as_chunks::<LANES>().0 {
+            for (max, &logit) in maxima.iter_mut().zip(logits) {
+                *max = if logit > *max { logit } else { *max };
+            }
+        }
+        let max = maxima.iter().fold(nothing, |max, &lane| if lane > max { lane } else { max });
+        // Nothing but NaN, or nothing at all: the sum says which.
+        let base = if max == nothing { T::zero() } else { max };
+        let mut sums = [T::zero(); LANES];
+        for logits in logits.as_chunks::<LANES>().0 {
+            for (sum, &logit) in sums.iter_mut().zip(logits) {
+                *sum += T::exp(logit - base);
+            }
+        }
+        self.add_sum(max.to_f64(), sums.iter().map(|s| s.to_f64()).sum());
+    }
+
+    fn add_sum(&mut self, max: f64, sum: f64) {
+        if max > self.max {
+            self.sum *= (self.max - max).exp();
+            self.max = max;
+        }
+        // exp(-inf - -inf) is NaN, but where nothing was seen there is nothing to add.
+        if sum != 0.0 {
+            self.sum += sum * if max == self.max { 1.0 } else { (max - self.max).exp() };
+        }
+    }
+
+    /// Adds the classes of `other`.
+    pub fn join(&mut self, other: &Self) {
+        self.add_sum(other.max, other.sum);
+        if other.target.is_some() {
+            self.target = other.target;
+        }
+    }
+
+    /// Adds the logit of the target.
+    pub fn add_logit(&mut self, logit: f64) {
+        self.add_sum(logit, if logit.is_nan() { f64::NAN } else { 1.0 });
+    }
+
+    /// The target's cosine, clamped.
+    pub fn target_cosine(&self) -> Option<f64> {
+        self.target.map(|t| clamp(t).to_f64())
+    }
+
+    /// Whether the gradient passes the clamping of the target.
+    pub fn is_target_inside(&self) -> bool {
+        self.target.is_some_and(|t| t == clamp(t))
+    }
+}
+
+/// How the loss depends on the cosines of a row.
+pub(super) struct Gradient<T> {
+    /// The target; none for a row that does not count.
+    pub label: Option<usize>,
+    /// Of the target's cosine.
+    pub target: T,
+    /// The largest logit.
+    pub max: T,
+    /// What `exp(logit - max)` is multiplied by.
+    pub factor: T,
+    /// Logits are cosines times this.
+    pub scale: T,
+}
+
+impl<T: Real> Gradient<T> {
+    /// Writes the gradient of the first `valid` cosines of the block that begins with class `first`, and 0 behind.
+    #[inline(always)]
+    pub fn of_cosines(&self, cosine: &[T; BLOCK], valid: usize, first: usize, g: &mut [T; BLOCK]) {
+        let Some(label) = self.label else { return g.fill(T::zero()) };
+        for (g, &c) in g.iter_mut().zip(cosine) {
+            let inside = clamp(c);
+            let p = T::exp(inside * self.scale - self.max) * self.factor;
+            *g = if c == inside { p } else { T::zero() };
+        }
+        if (first..first + valid).contains(&label) {
+            g[label - first] = self.target;
+        }
+        g[valid..].fill(T::zero());
+    }
+}
+
+/// NaN passes, so that a diverged network is noticed.
+#[inline(always)]
+pub(super) fn clamp<T: Real>(x: T) -> T {
+    let (one, minus_one) = (T::one(), T::zero() - T::one());
+    let x = if x > one { one } else { x };
+    if x < minus_one { minus_one } else { x }
+}
