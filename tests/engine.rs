@@ -1,13 +1,14 @@
 //! The fused engine against the layers in f64, composed of candle's ops where they have a gradient.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use candle_core::{DType, Device, ModuleT, Tensor};
 use maskinv::models::{Arch, Inference, Model, ModelConfig, Recorded};
 use maskinv::nn::Params;
 use maskinv::testing::fill;
 
-/// How far a gradient in f32 may be off, relative to its norm: PReLUs turn between one rounding and another, and the norm
-/// of a handful of embeddings magnifies. The layers themselves are as far off in f32.
+/// How far a gradient in f32 may be off, relative to its norm.
 const GRADIENT: f64 = 1e-3;
 
 /// Small networks whose channels the engine takes.
@@ -22,15 +23,22 @@ fn configs() -> Vec<ModelConfig> {
     ]
 }
 
+/// Whether a vector is a PReLU's: a norm's weight has a bias beside it.
+fn is_slope(state: &BTreeMap<String, Tensor>, name: &str) -> bool {
+    name.strip_suffix("weight").is_some_and(|path| !state.contains_key(&format!("{path}bias")))
+}
+
 /// The network in f32 and in f64, with weights in which no norm is trivial.
 fn models(config: &ModelConfig) -> Result<[Model; 2]> {
     let single = Model::new(config, &Device::Cpu, 7)?;
     let mut state = single.params().state()?;
+    // Slopes near 1: where a PReLU turns between one rounding and another, the gradient changes little.
+    let slopes: Vec<String> = state.keys().filter(|name| is_slope(&state, name)).cloned().collect();
     for (name, tensor) in &mut state {
         let bounds = match name.rsplit('.').next().unwrap_or_default() {
             "running_mean" => (-0.2, 0.2),
             "running_var" => (0.5, 1.5),
-            "weight" if tensor.rank() == 1 && name.contains("prelu") => (0.1, 0.4),
+            "weight" if tensor.rank() == 1 && slopes.contains(name) => (0.8, 1.2),
             "weight" if tensor.rank() == 1 && name != "features.weight" => (0.5, 1.5),
             "bias" => (-0.3, 0.3),
             _ => continue,
@@ -80,7 +88,7 @@ fn inference_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
 fn training_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
     for config in configs() {
         let [single, double] = models(&config)?;
-        let (n, training) = (6, single.training());
+        let (n, training) = (8, single.training());
         let [x, wide] = images(n, config.input_size)?;
         let expected = double.forward_t(&wide, true)?;
         let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
@@ -160,7 +168,7 @@ fn networks_that_the_engine_lacks_are_carried_out_by_layers() -> Result<()> {
         for (name, var) in double.params().trainable() {
             let found = grads.read(name, |g| g.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())?;
             let off = error(&found, &flat(expected_grads.get(var).unwrap())?, 1e-3);
-            assert!(off <= 5.0 * GRADIENT, "{config:?}: gradient of {name}: {off:e}");
+            assert!(off <= GRADIENT, "{config:?}: gradient of {name}: {off:e}");
         }
     }
     Ok(())

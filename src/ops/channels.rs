@@ -6,8 +6,9 @@ use rayon::prelude::*;
 
 use super::batch_norm::{Stats, cpu};
 use super::conv::Prologue;
+use super::lanes::{load, store};
 use super::rows::block_len;
-use super::simd::simd;
+use super::simd::dispatched;
 
 /// Elements that constants are repeated to at least: a long inner loop for few channels.
 const PERIOD: usize = 512;
@@ -79,17 +80,7 @@ pub(crate) fn write(x: Seen, channels: usize, y: &mut [f32]) {
     assert_eq!(x.x.len(), y.len());
     let constants = Repeated::new(x.constants, channels);
     let len = block_len(channels);
-    y.par_chunks_mut(len).zip(x.x.par_chunks(len)).for_each(|(y, x)| {
-        simd(|| {
-            for (y, x) in y.chunks_mut(period(channels)).zip(x.chunks(period(channels))) {
-                let Repeated { scale, shift, slope } = &constants;
-                for ((((y, x), scale), shift), slope) in y.iter_mut().zip(x).zip(scale).zip(shift).zip(slope) {
-                    let z = x * scale + shift;
-                    *y = if z > 0.0 { z } else { z * slope };
-                }
-            }
-        });
-    });
+    y.par_chunks_mut(len).zip(x.x.par_chunks(len)).for_each(|(y, x)| write_block(x, &constants, y));
 }
 
 /// Writes the sum of two to `y`.
@@ -97,21 +88,89 @@ pub(crate) fn add(a: Seen, b: Seen, channels: usize, y: &mut [f32]) {
     assert!(a.x.len() == y.len() && b.x.len() == y.len(), "{} + {}", a.x.len(), b.x.len());
     let (of_a, of_b) = (Repeated::new(a.constants, channels), Repeated::new(b.constants, channels));
     let len = block_len(channels);
-    y.par_chunks_mut(len).zip(a.x.par_chunks(len).zip(b.x.par_chunks(len))).for_each(|(y, (a, b))| {
-        simd(|| {
-            let period = period(channels);
-            for (y, (a, b)) in y.chunks_mut(period).zip(a.chunks(period).zip(b.chunks(period))) {
-                for i in 0..y.len().min(period) {
-                    let z = a[i] * of_a.scale[i] + of_a.shift[i];
-                    y[i] = if z > 0.0 { z } else { z * of_a.slope[i] };
+    let sides = a.x.par_chunks(len).zip(b.x.par_chunks(len));
+    y.par_chunks_mut(len).zip(sides).for_each(|(y, (a, b))| add_block(a, &of_a, b, &of_b, y));
+}
+
+/// Calls `$vector` with the place of each whole vector of a row of `$len` elements, and `$scalar` with what is left.
+macro_rules! for_lanes {
+    ($len:expr, $S:ident, |$at:ident| $vector:block, |$i:ident| $scalar:block) => {
+        let mut $at = 0;
+        while $at + $S::F32_LANES <= $len {
+            $vector
+            $at += $S::F32_LANES;
+        }
+        for $i in $at..$len {
+            $scalar
+        }
+    };
+}
+
+/// `z = scale * x + shift`, then `z` above zero, `slope * z` elsewhere.
+fn see(x: f32, constants: &Repeated, i: usize) -> f32 {
+    let z = x * constants.scale[i] + constants.shift[i];
+    if z > 0.0 { z } else { z * constants.slope[i] }
+}
+
+/// As [`see`], for a vector of elements from `at` on.
+///
+/// # Safety
+/// The constants hold that vector.
+#[inline(always)]
+unsafe fn see_lanes<S: pulp::Simd>(simd: S, x: S::f32s, constants: &Repeated, at: usize) -> S::f32s {
+    // SAFETY: by the contract.
+    unsafe {
+        let (scale, shift) = (load::<S>(&constants.scale, at), load::<S>(&constants.shift, at));
+        let z = simd.mul_add_e_f32s(x, scale, shift);
+        let below = simd.mul_f32s(z, load::<S>(&constants.slope, at));
+        // A NaN stays one.
+        simd.select_f32s(simd.greater_than_f32s(z, simd.splat_f32s(0.0)), z, below)
+    }
+}
+
+dispatched! {
+    fn write_block<S>(simd, x: &'a [f32], constants: &'a Repeated, y: &'a mut [f32]) {
+        let period = constants.scale.len();
+        assert_eq!(x.len(), y.len());
+        for first in (0..x.len()).step_by(period) {
+            let n = period.min(x.len() - first);
+            let (x, y) = (&x[first..][..n], &mut y[first..][..n]);
+            for_lanes!(n, S, |at| {
+                // SAFETY: the vector is in the rows and the constants.
+                unsafe { store::<S>(y, at, see_lanes(simd, load::<S>(x, at), constants, at)) };
+            }, |i| {
+                y[i] = see(x[i], constants, i);
+            });
+        }
+    }
+}
+
+dispatched! {
+    fn add_block<S>(
+        simd,
+        a: &'a [f32],
+        of_a: &'a Repeated,
+        b: &'a [f32],
+        of_b: &'a Repeated,
+        y: &'a mut [f32],
+    ) {
+        let period = of_a.scale.len();
+        assert!(a.len() == y.len() && b.len() == y.len() && of_b.scale.len() == period, "{} values", y.len());
+        for first in (0..y.len()).step_by(period) {
+            let n = period.min(y.len() - first);
+            let (a, b, y) = (&a[first..][..n], &b[first..][..n], &mut y[first..][..n]);
+            for_lanes!(n, S, |at| {
+                // SAFETY: the vector is in the rows and the constants.
+                unsafe {
+                    let a = see_lanes(simd, load::<S>(a, at), of_a, at);
+                    let b = see_lanes(simd, load::<S>(b, at), of_b, at);
+                    store::<S>(y, at, simd.add_f32s(a, b));
                 }
-                for i in 0..y.len().min(period) {
-                    let z = b[i] * of_b.scale[i] + of_b.shift[i];
-                    y[i] += if z > 0.0 { z } else { z * of_b.slope[i] };
-                }
-            }
-        });
-    });
+            }, |i| {
+                y[i] = see(a[i], of_a, i) + see(b[i], of_b, i);
+            });
+        }
+    }
 }
 
 /// Batch norm, and PReLU if there are slopes, with all that its backward needs.
@@ -164,7 +223,7 @@ impl Normalised {
     pub fn param_grads(&self, x: &[f32], gy: &[f32]) -> NormGrads {
         assert_eq!(x.len(), gy.len());
         let channels = self.mean.len();
-        let Repeated { scale, shift, slope } = Repeated::new(Some(&self.constants), channels);
+        let constants = Repeated::new(Some(&self.constants), channels);
         let mean = repeat(&self.mean.iter().map(|&m| m as f32).collect::<Vec<_>>());
         let (len, period) = (block_len(channels), period(channels));
         let blocks: Vec<[Vec<f32>; 3]> = x
@@ -172,30 +231,7 @@ impl Normalised {
             .zip(gy.par_chunks(len))
             .map(|(x, gy)| {
                 let mut sums = [vec![0f32; period], vec![0f32; period], vec![0f32; period]];
-                let [of_gy, of_x, of_slope] = &mut sums;
-                let has_slope = self.constants.slope.is_some();
-                simd(|| {
-                    for (x, gy) in x.chunks(period).zip(gy.chunks(period)) {
-                        let n = x.len();
-                        let (of_gy, of_x, of_slope) = (&mut of_gy[..n], &mut of_x[..n], &mut of_slope[..n]);
-                        let (gy, mean) = (&gy[..n], &mean[..n]);
-                        if has_slope {
-                            let (scale, shift, slope) = (&scale[..n], &shift[..n], &slope[..n]);
-                            for i in 0..n {
-                                let z = x[i] * scale[i] + shift[i];
-                                let g = if z > 0.0 { gy[i] } else { gy[i] * slope[i] };
-                                of_slope[i] += if z > 0.0 { 0.0 } else { gy[i] * z };
-                                of_gy[i] += g;
-                                of_x[i] += g * (x[i] - mean[i]);
-                            }
-                        } else {
-                            for i in 0..n {
-                                of_gy[i] += gy[i];
-                                of_x[i] += gy[i] * (x[i] - mean[i]);
-                            }
-                        }
-                    }
-                });
+                sums_block(x, gy, &mean, &constants, self.constants.slope.is_some(), &mut sums);
                 sums
             })
             .collect();
@@ -224,32 +260,119 @@ impl Normalised {
         let repeated = |f: &dyn Fn(usize) -> f64| repeat(&(0..channels).map(|c| f(c) as f32).collect::<Vec<_>>());
         let (mean, constant) = (repeated(&|c| self.mean[c]), repeated(&|c| through_stats(c)[0]));
         let linear = repeated(&|c| through_stats(c)[1]);
-        let Repeated { scale, shift, slope } = Repeated::new(Some(&self.constants), channels);
-        let (len, period) = (block_len(channels), period(channels));
+        let constants = Repeated::new(Some(&self.constants), channels);
+        let terms = [mean, linear, constant];
+        let len = block_len(channels);
         let has_slope = self.constants.slope.is_some();
         x.par_chunks_mut(len).zip(gy.par_chunks(len)).enumerate().for_each(|(block, (x, gy))| {
             let other = other.map(|other| &other[block * len..][..x.len()]);
-            simd(|| {
-                for (row, (x, gy)) in x.chunks_mut(period).zip(gy.chunks(period)).enumerate() {
-                    let n = x.len();
-                    let (gy, mean, constant, linear) = (&gy[..n], &mean[..n], &constant[..n], &linear[..n]);
-                    let (scale, shift, slope) = (&scale[..n], &shift[..n], &slope[..n]);
-                    let through = |i: usize, x: f32, g: f32| g * scale[i] + (x - mean[i]) * linear[i] + constant[i];
-                    let sloped = |i: usize, x: f32| {
-                        let z = x * scale[i] + shift[i];
-                        if z > 0.0 { gy[i] } else { gy[i] * slope[i] }
-                    };
-                    match (has_slope, other.map(|other| &other[row * period..][..n])) {
-                        (false, None) => (0..n).for_each(|i| x[i] = through(i, x[i], gy[i])),
-                        (false, Some(other)) => (0..n).for_each(|i| x[i] = through(i, x[i], gy[i]) + other[i]),
-                        (true, None) => (0..n).for_each(|i| x[i] = through(i, x[i], sloped(i, x[i]))),
-                        (true, Some(other)) => {
-                            (0..n).for_each(|i| x[i] = through(i, x[i], sloped(i, x[i])) + other[i]);
-                        }
-                    }
-                }
-            });
+            grad_block(x, gy, &terms, &constants, has_slope, other);
         });
+    }
+}
+
+dispatched! {
+    /// Adds to the sums of `g`, `g * (x - mean)` and the slope's gradient, where `g` is `gy` before the PReLU.
+    fn sums_block<S>(
+        simd,
+        x: &'a [f32],
+        gy: &'a [f32],
+        mean: &'a [f32],
+        constants: &'a Repeated,
+        has_slope: bool,
+        sums: &'a mut [Vec<f32>; 3],
+    ) {
+        let period = mean.len();
+        let [of_gy, of_x, of_slope] = sums;
+        assert!(x.len() == gy.len() && constants.scale.len() == period, "{} values", x.len());
+        assert!([&of_gy, &of_x, &of_slope].iter().all(|sums| sums.len() == period), "sums of a period");
+        let zero = simd.splat_f32s(0.0);
+        for first in (0..x.len()).step_by(period) {
+            let n = period.min(x.len() - first);
+            let (x, gy) = (&x[first..][..n], &gy[first..][..n]);
+            for_lanes!(n, S, |at| {
+                // SAFETY: the vector is in the rows, the constants and the sums.
+                unsafe {
+                    let (x, mut g) = (load::<S>(x, at), load::<S>(gy, at));
+                    if has_slope {
+                        let (scale, shift) = (load::<S>(&constants.scale, at), load::<S>(&constants.shift, at));
+                        let z = simd.mul_add_e_f32s(x, scale, shift);
+                        let is_above = simd.greater_than_f32s(z, zero);
+                        let below = simd.select_f32s(is_above, zero, z);
+                        let of_z = simd.mul_add_e_f32s(g, below, load::<S>(of_slope, at));
+                        store::<S>(of_slope, at, of_z);
+                        let sloped = simd.mul_f32s(g, load::<S>(&constants.slope, at));
+                        g = simd.select_f32s(is_above, g, sloped);
+                    }
+                    let sum = simd.add_f32s(load::<S>(of_gy, at), g);
+                    store::<S>(of_gy, at, sum);
+                    let centred = simd.sub_f32s(x, load::<S>(mean, at));
+                    let sum = simd.mul_add_e_f32s(g, centred, load::<S>(of_x, at));
+                    store::<S>(of_x, at, sum);
+                }
+            }, |i| {
+                let mut g = gy[i];
+                if has_slope {
+                    let z = x[i] * constants.scale[i] + constants.shift[i];
+                    of_slope[i] += if z > 0.0 { 0.0 } else { g * z };
+                    g = if z > 0.0 { g } else { g * constants.slope[i] };
+                }
+                of_gy[i] += g;
+                of_x[i] += g * (x[i] - mean[i]);
+            });
+        }
+    }
+}
+
+dispatched! {
+    /// `x = g * scale + (x - mean) * linear + constant + other`, where `g` is `gy` before the PReLU and `terms` are `mean`,
+    /// `linear` and `constant`.
+    fn grad_block<S>(
+        simd,
+        x: &'a mut [f32],
+        gy: &'a [f32],
+        terms: &'a [Vec<f32>; 3],
+        constants: &'a Repeated,
+        has_slope: bool,
+        other: Option<&'a [f32]>,
+    ) {
+        let [mean, linear, constant] = terms;
+        let period = mean.len();
+        assert!(x.len() == gy.len() && constants.scale.len() == period, "{} values", x.len());
+        assert!(linear.len() == period && constant.len() == period, "terms of a period");
+        assert!(other.is_none_or(|other| other.len() == x.len()), "{} values", x.len());
+        let zero = simd.splat_f32s(0.0);
+        for first in (0..gy.len()).step_by(period) {
+            let n = period.min(gy.len() - first);
+            let (x, gy, other) = (&mut x[first..][..n], &gy[first..][..n], other.map(|other| &other[first..][..n]));
+            for_lanes!(n, S, |at| {
+                // SAFETY: the vector is in the rows, the constants and the terms.
+                unsafe {
+                    let (value, mut g) = (load::<S>(x, at), load::<S>(gy, at));
+                    let scale = load::<S>(&constants.scale, at);
+                    if has_slope {
+                        let z = simd.mul_add_e_f32s(value, scale, load::<S>(&constants.shift, at));
+                        let sloped = simd.mul_f32s(g, load::<S>(&constants.slope, at));
+                        g = simd.select_f32s(simd.greater_than_f32s(z, zero), g, sloped);
+                    }
+                    let centred = simd.sub_f32s(value, load::<S>(mean, at));
+                    let mut y = simd.mul_add_e_f32s(centred, load::<S>(linear, at), load::<S>(constant, at));
+                    y = simd.mul_add_e_f32s(g, scale, y);
+                    if let Some(other) = other {
+                        y = simd.add_f32s(y, load::<S>(other, at));
+                    }
+                    store::<S>(x, at, y);
+                }
+            }, |i| {
+                let mut g = gy[i];
+                if has_slope {
+                    let z = x[i] * constants.scale[i] + constants.shift[i];
+                    g = if z > 0.0 { g } else { g * constants.slope[i] };
+                }
+                let y = g * constants.scale[i] + (x[i] - mean[i]) * linear[i] + constant[i];
+                x[i] = y + other.map_or(0.0, |other| other[i]);
+            });
+        }
     }
 }
 
@@ -272,13 +395,11 @@ pub(crate) fn to_channels_last(x: &[f32], channels: usize, pixels: usize, y: &mu
 pub(crate) fn to_channels_first(x: Seen, channels: usize, pixels: usize, y: &mut [f32]) {
     assert!(x.x.len() == y.len() && y.len().is_multiple_of(channels * pixels), "{} values", y.len());
     let constants = Repeated::new(x.constants, channels);
-    let Repeated { scale, shift, slope } = &constants;
     let images = y.par_chunks_mut(channels * pixels).zip(x.x.par_chunks(channels * pixels));
     images.for_each(|(y, x)| {
         for (c, y) in y.chunks_exact_mut(pixels).enumerate() {
             for (pixel, y) in y.iter_mut().enumerate() {
-                let z = x[pixel * channels + c] * scale[c] + shift[c];
-                *y = if z > 0.0 { z } else { z * slope[c] };
+                *y = see(x[pixel * channels + c], &constants, c);
             }
         }
     });

@@ -19,6 +19,7 @@ pub(crate) mod slice;
 pub(crate) mod update;
 
 mod gemm;
+mod lanes;
 mod rows;
 mod scratch;
 mod simd;

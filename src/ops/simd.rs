@@ -55,3 +55,32 @@ macro_rules! kernel {
     };
 }
 pub(super) use kernel;
+
+/// As [`kernel`], for a function that finds out about the machine itself.
+macro_rules! dispatched {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident<$S:ident>(
+        $simd:ident, $($argument:ident: $type:ty),* $(,)?
+    ) $body:block) => {
+        $(#[$attribute])*
+        #[allow(clippy::too_many_arguments, reason = "sizes and slices, which every kernel names")]
+        $visibility fn $name<'a>($($argument: $type),*) {
+            struct Kernel<'a> {
+                $($argument: $type,)*
+                borrowed: std::marker::PhantomData<&'a ()>,
+            }
+
+            impl<'a> pulp::WithSimd for Kernel<'a> {
+                type Output = ();
+
+                #[inline(always)]
+                fn with_simd<$S: pulp::Simd>(self, $simd: $S) {
+                    let Self { $($argument,)* borrowed: _ } = self;
+                    $body
+                }
+            }
+
+            pulp::Arch::new().dispatch(Kernel { $($argument,)* borrowed: std::marker::PhantomData });
+        }
+    };
+}
+pub(super) use dispatched;

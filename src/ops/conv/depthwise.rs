@@ -5,7 +5,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Dims;
-use super::kernel::lanes::{load, store};
+use crate::ops::lanes::{load, store};
 use super::kernel::{CHANNELS, Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
@@ -233,8 +233,9 @@ kernel! {
             match (lanes, per_group) {
                 // MobileFaceNet's; a loop of known sizes becomes shuffles.
                 (2, 2) => {
-                    for (y, x) in y.chunks_exact_mut(2).zip(x.chunks_exact(2)) {
-                        y.fill(x[lane]);
+                    let (y, _) = y.as_chunks_mut::<2>();
+                    for (i, y) in y.iter_mut().enumerate() {
+                        *y = [x[2 * i + lane]; 2];
                     }
                 }
                 _ => {

@@ -1,10 +1,12 @@
 //! What the f32 convolutions share: vectors of channels, small matrix products in registers, and what happens to values
 //! on their way in and out.
 
-pub(super) mod lanes;
+
 pub(super) mod product;
 
 use pulp::{Simd, WithSimd};
+
+use crate::ops::lanes;
 
 /// Vectors of channels are whole on every machine if the channels are a multiple of this.
 pub(super) const CHANNELS: usize = 16;
@@ -48,6 +50,31 @@ impl Prologue<'_> {
     }
 }
 
+impl Prologue<'_> {
+    /// What becomes of `N x N` vectors of the channels from `channel` on: the constants are loaded once.
+    ///
+    /// # Safety
+    /// As in [`Self::apply`].
+    #[inline(always)]
+    pub unsafe fn apply_to<S: Simd, const N: usize>(&self, simd: S, values: &mut [[S::f32s; N]; N], channel: usize) {
+        // SAFETY: by the contract.
+        unsafe {
+            if let Some([scale, shift]) = self.affine {
+                let (scale, shift) = (lanes::load::<S>(scale, channel), lanes::load::<S>(shift, channel));
+                for value in values.as_flattened_mut() {
+                    *value = simd.mul_add_e_f32s(*value, scale, shift);
+                }
+            }
+            if let Some(slope) = self.slope {
+                let slope = lanes::load::<S>(slope, channel);
+                for value in values.as_flattened_mut() {
+                    *value = prelu(simd, *value, slope);
+                }
+            }
+        }
+    }
+}
+
 /// The output channels of a packed block.
 pub(super) struct Width;
 
@@ -60,12 +87,11 @@ impl WithSimd for Width {
     }
 }
 
-/// `value` above zero, `slope * value` below.
+/// `value` above zero, `slope * value` below; a NaN stays one.
 #[inline(always)]
 fn prelu<S: Simd>(simd: S, value: S::f32s, slope: S::f32s) -> S::f32s {
-    let zero = simd.splat_f32s(0.0);
-    let (below, above) = (simd.min_f32s(value, zero), simd.max_f32s(value, zero));
-    simd.mul_add_e_f32s(below, slope, above)
+    let is_above = simd.greater_than_f32s(value, simd.splat_f32s(0.0));
+    simd.select_f32s(is_above, value, simd.mul_f32s(value, slope))
 }
 
 /// What becomes of each value of the output before it is stored, in this order.

@@ -2,7 +2,7 @@
 
 use pulp::Simd;
 
-use super::lanes::{load, store};
+use crate::ops::lanes::{load, store};
 use crate::ops::simd::kernel;
 
 /// Columns of a block of the first matrix: the distance of its rows, known when the kernels are compiled.

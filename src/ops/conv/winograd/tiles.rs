@@ -1,8 +1,10 @@
 //! Where the 4x4 tiles of an output are, and the way of their values into and out of the transformed domain.
 
+#![allow(clippy::needless_range_loop, reason = "what iterators do not inline loses the machine's vectors")]
+
 use super::transform;
 use crate::ops::conv::Dims;
-use crate::ops::conv::kernel::lanes::{load, store};
+use crate::ops::lanes::{load, store};
 use crate::ops::conv::kernel::product::{BLOCK, SPARE_ROWS, width};
 use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::simd::kernel;
@@ -87,31 +89,47 @@ kernel! {
         assert!(prologue.fits(d.c), "constants per channel");
         for tile in 0..count {
             let [image, oy, ox] = tiling.place(first + tile);
-            // Where each of the 6x6 pixels starts; outside the image there is none.
-            let inside = |at: usize, i: usize, end: usize| (at + i).checked_sub(d.padding).filter(|&at| at < end);
-            let pixel = |i, j| Some(((image * d.h + inside(oy, i, d.h)?) * d.w + inside(ox, j, d.w)?) * d.c);
-            let pixels: [[Option<usize>; 6]; 6] = std::array::from_fn(|j| std::array::from_fn(|i| pixel(i, j)));
+            // The 6x6 pixels from row `oy - padding` and column `ox - padding` on; outside the image there are none.
+            let is_inside = oy >= d.padding && ox >= d.padding && oy + 6 <= d.h + d.padding && ox + 6 <= d.w + d.padding;
             for lane in (0..channels).step_by(S::F32_LANES) {
                 let channel = block * BLOCK + lane;
                 let zero = simd.splat_f32s(0.0);
-                let mut half = [[zero; 6]; 6];
-                for (j, pixels) in pixels.iter().enumerate() {
-                    let mut column = [zero; 6];
-                    // Loops, not closures: what is not inlined here loses the vectors of the machine.
-                    for (value, pixel) in column.iter_mut().zip(pixels) {
-                        if let Some(at) = pixel {
-                            // SAFETY: pixels start inside `x`, which holds all their channels; so do the constants.
-                            *value = unsafe { prologue.apply(simd, load::<S>(x, at + channel), channel) };
+                let mut values = [[zero; 6]; 6];
+                // SAFETY: pixels are inside `x`, which holds all their channels; so do the constants.
+                unsafe {
+                    if is_inside {
+                        let start = ((image * d.h + oy - d.padding) * d.w + ox - d.padding) * d.c + channel;
+                        for i in 0..6 {
+                            for j in 0..6 {
+                                values[j][i] = load::<S>(x, start + (i * d.w + j) * d.c);
+                            }
+                        }
+                        prologue.apply_to::<S, 6>(simd, &mut values, channel);
+                    } else {
+                        for i in 0..6 {
+                            for j in 0..6 {
+                                let (y, x_) = (oy + i, ox + j);
+                                if y < d.padding || x_ < d.padding || y >= d.h + d.padding || x_ >= d.w + d.padding {
+                                    continue;
+                                }
+                                let at = ((image * d.h + y - d.padding) * d.w + x_ - d.padding) * d.c + channel;
+                                values[j][i] = prologue.apply(simd, load::<S>(x, at), channel);
+                            }
                         }
                     }
-                    for (half, value) in half.iter_mut().zip(transform::input(simd, column)) {
-                        half[j] = value;
+                }
+                let mut half = [[zero; 6]; 6];
+                for j in 0..6 {
+                    let column = transform::input(simd, values[j]);
+                    for i in 0..6 {
+                        half[i][j] = column[i];
                     }
                 }
-                for (i, half) in half.into_iter().enumerate() {
-                    for (j, value) in transform::input(simd, half).into_iter().enumerate() {
+                for i in 0..6 {
+                    let row = transform::input(simd, half[i]);
+                    for j in 0..6 {
                         // SAFETY: the position is below 36, the tile one of the rows and the lane below BLOCK.
-                        unsafe { store::<S>(v, planes.at(6 * i + j, tile) + lane, value) };
+                        unsafe { store::<S>(v, planes.at(6 * i + j, tile) + lane, row[j]) };
                     }
                 }
             }
@@ -139,28 +157,33 @@ kernel! {
         assert!(epilogue.fits(d.co, d.pixels() * d.co), "constants per channel, a residual of the output's shape");
         for tile in 0..count {
             let [image, oy, ox] = tiling.place(first + tile);
+            let (rows, cols) = (4.min(d.ho - oy), 4.min(d.wo - ox));
             for lane in (0..channels).step_by(S::F32_LANES) {
                 let channel = block * width + lane;
-                let mut half = [[simd.splat_f32s(0.0); 6]; 4];
+                let zero = simd.splat_f32s(0.0);
+                let mut half = [[zero; 6]; 4];
                 for j in 0..6 {
-                    let mut column = [simd.splat_f32s(0.0); 6];
-                    for (i, value) in column.iter_mut().enumerate() {
+                    let mut column = [zero; 6];
+                    for i in 0..6 {
                         // SAFETY: the position is below 36, the tile one of the rows and the lane below the width.
-                        *value = unsafe { load::<S>(m, planes.at(6 * i + j, m_row + tile) + lane) };
+                        column[i] = unsafe { load::<S>(m, planes.at(6 * i + j, m_row + tile) + lane) };
                     }
-                    for (half, value) in half.iter_mut().zip(transform::output(simd, column)) {
-                        half[j] = value;
+                    let column = transform::output(simd, column);
+                    for i in 0..4 {
+                        half[i][j] = column[i];
                     }
                 }
-                for (i, half) in half.into_iter().enumerate().take(d.ho - oy) {
-                    let row = ((image * d.ho + oy + i) * d.wo + ox) * d.co + channel;
-                    for (j, mut value) in transform::output(simd, half).into_iter().enumerate().take(d.wo - ox) {
-                        let at = row + j * d.co;
-                        // SAFETY: constants have an element per channel; the pixel is one of the tiles', which `y` and the
-                        // residual hold.
-                        unsafe {
-                            value = epilogue.apply(simd, value, channel, at);
-                            store::<S>(y, at - start * d.co, value);
+                for i in 0..4 {
+                    let row = transform::output(simd, half[i]);
+                    for j in 0..4 {
+                        if i < rows && j < cols {
+                            let at = (((image * d.ho + oy + i) * d.wo) + ox + j) * d.co + channel;
+                            // SAFETY: constants have an element per channel; the pixel is one of the tiles', which `y` and
+                            // the residual hold.
+                            unsafe {
+                                let value = epilogue.apply(simd, row[j], channel, at);
+                                store::<S>(y, at - start * d.co, value);
+                            }
                         }
                     }
                 }
@@ -183,29 +206,33 @@ kernel! {
         assert!(gy.len() >= d.pixels() * d.co && channels.is_multiple_of(S::F32_LANES), "{d:?}");
         for tile in 0..count {
             let [image, oy, ox] = tiling.place(first + tile);
-            let pixel = |i: usize, j: usize| {
-                (oy + i < d.ho && ox + j < d.wo).then(|| ((image * d.ho + oy + i) * d.wo + ox + j) * d.co)
-            };
-            let pixels: [[Option<usize>; 4]; 4] = std::array::from_fn(|j| std::array::from_fn(|i| pixel(i, j)));
+            let (rows, cols) = (4.min(d.ho - oy), 4.min(d.wo - ox));
             for lane in (0..width).step_by(S::F32_LANES) {
                 let zero = simd.splat_f32s(0.0);
-                let mut half = [[zero; 4]; 6];
-                for (j, pixels) in pixels.iter().enumerate() {
-                    let mut column = [zero; 4];
-                    for (value, pixel) in column.iter_mut().zip(pixels) {
-                        if let Some(at) = pixel.filter(|_| lane < channels) {
-                            // SAFETY: the pixel starts inside `gy`, which holds all its channels.
-                            *value = unsafe { load::<S>(gy, at + block * width + lane) };
+                let mut values = [[zero; 4]; 4];
+                if lane < channels {
+                    let at = ((image * d.ho + oy) * d.wo + ox) * d.co + block * width + lane;
+                    for i in 0..4 {
+                        for j in 0..4 {
+                            if i < rows && j < cols {
+                                // SAFETY: the pixel is inside `gy`, which holds all its channels.
+                                values[j][i] = unsafe { load::<S>(gy, at + (i * d.wo + j) * d.co) };
+                            }
                         }
                     }
-                    for (half, value) in half.iter_mut().zip(transform::output_adjoint(simd, column)) {
-                        half[j] = value;
+                }
+                let mut half = [[zero; 4]; 6];
+                for j in 0..4 {
+                    let column = transform::output_adjoint(simd, values[j]);
+                    for i in 0..6 {
+                        half[i][j] = column[i];
                     }
                 }
-                for (i, half) in half.into_iter().enumerate() {
-                    for (j, value) in transform::output_adjoint(simd, half).into_iter().enumerate() {
+                for i in 0..6 {
+                    let row = transform::output_adjoint(simd, half[i]);
+                    for j in 0..6 {
                         // SAFETY: the position is below 36, the tile one of the rows and the lane below the width.
-                        unsafe { store::<S>(m, planes.at(6 * i + j, tile) + lane, value) };
+                        unsafe { store::<S>(m, planes.at(6 * i + j, tile) + lane, row[j]) };
                     }
                 }
             }

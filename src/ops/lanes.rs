@@ -1,4 +1,4 @@
-//! Unchecked vectors of channels for the kernels of convolutions.
+//! Unchecked vectors of channels for kernels.
 
 use pulp::Simd;
 
@@ -7,7 +7,7 @@ use pulp::Simd;
 /// # Safety
 /// `at + S::F32_LANES <= x.len()`.
 #[inline(always)]
-pub(in crate::ops::conv) unsafe fn load<S: Simd>(x: &[f32], at: usize) -> S::f32s {
+pub(in crate::ops) unsafe fn load<S: Simd>(x: &[f32], at: usize) -> S::f32s {
     debug_assert!(at + S::F32_LANES <= x.len(), "vector at {at} of {} elements", x.len());
     // SAFETY: in bounds by the contract; any bits are a vector of f32, and its alignment is not assumed.
     unsafe { x.as_ptr().add(at).cast::<S::f32s>().read_unaligned() }
@@ -18,7 +18,7 @@ pub(in crate::ops::conv) unsafe fn load<S: Simd>(x: &[f32], at: usize) -> S::f32
 /// # Safety
 /// `at + S::F32_LANES <= x.len()`.
 #[inline(always)]
-pub(in crate::ops::conv) unsafe fn store<S: Simd>(x: &mut [f32], at: usize, value: S::f32s) {
+pub(in crate::ops) unsafe fn store<S: Simd>(x: &mut [f32], at: usize, value: S::f32s) {
     debug_assert!(at + S::F32_LANES <= x.len(), "vector at {at} of {} elements", x.len());
     // SAFETY: as in `load`.
     unsafe { x.as_mut_ptr().add(at).cast::<S::f32s>().write_unaligned(value) }
