@@ -196,13 +196,7 @@ pub(crate) struct NormGrads {
 
 impl Normalised {
     /// With `(x - mean) / sqrt(var + eps) * weight + bias`.
-    pub fn new(
-        stats: &Stats,
-        of_batch: bool,
-        eps: f64,
-        [weight, bias]: [&[f32]; 2],
-        slope: Option<&[f32]>,
-    ) -> Self {
+    pub fn new(stats: &Stats, of_batch: bool, eps: f64, [weight, bias]: [&[f32]; 2], slope: Option<&[f32]>) -> Self {
         let inv_std: Vec<f64> = stats.var.iter().map(|var| 1.0 / (var + eps).sqrt()).collect();
         let scale = |c: usize| f64::from(weight[c]) * inv_std[c];
         let shift = |c: usize| f64::from(bias[c]) - stats.mean[c] * scale(c);
@@ -235,7 +229,8 @@ impl Normalised {
                 sums
             })
             .collect();
-        let mut grads = NormGrads { weight: vec![0.0; channels], bias: vec![0.0; channels], slope: vec![0.0; channels] };
+        let mut grads =
+            NormGrads { weight: vec![0.0; channels], bias: vec![0.0; channels], slope: vec![0.0; channels] };
         for [of_gy, of_x, of_slope] in &blocks {
             let totals = [(&mut grads.bias, of_gy), (&mut grads.weight, of_x), (&mut grads.slope, of_slope)];
             for (total, sums) in totals {

@@ -23,3 +23,16 @@ pub(in crate::ops) unsafe fn store<S: Simd>(x: &mut [f32], at: usize, value: S::
     // SAFETY: as in `load`.
     unsafe { x.as_mut_ptr().add(at).cast::<S::f32s>().write_unaligned(value) }
 }
+
+/// Asks for the memory at `at` to be brought near; a hint, so any address will do.
+#[inline(always)]
+pub(in crate::ops) fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing and never faults; every x86-64 has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}

@@ -135,7 +135,7 @@ impl Plan {
             Some((shape, data)) => Ok((*shape, data.as_slice())),
             None => bail!("value {value} is not there"),
         };
-        let seen = |source: &'_ Source| Ok::<_, candle_core::Error>(value(source.value)?);
+        let seen = |source: &Source| value(source.value);
         match work {
             Work::Conv { x, filter, weight, config, bias, slope, residual } => {
                 let (shape, data) = seen(x)?;
@@ -231,7 +231,8 @@ impl Builder<'_> {
             let Step::Add { a, b } = step else { continue };
             for (conv, other) in [(*a, *b), (*b, *a)] {
                 let other = self.source(other)?;
-                if let Some(conv) = self.sole_conv(conv).filter(|conv| *conv + 1 != other.value && !moved.contains(conv))
+                if let Some(conv) =
+                    self.sole_conv(conv).filter(|conv| *conv + 1 != other.value && !moved.contains(conv))
                     && other.constants.is_none()
                 {
                     moved.insert(conv);

@@ -142,7 +142,9 @@ pub struct Recording<'a> {
 
 impl Recording<'_> {
     fn value(&self, view: ViewId) -> &Value {
-        self.values[self.engine.program.views[view].value].as_ref().expect("values are kept until their own step goes back")
+        self.values[self.engine.program.views[view].value]
+            .as_ref()
+            .expect("values are kept until their own step goes back")
     }
 
     fn seen(&self, view: ViewId) -> Seen<'_> {
@@ -254,7 +256,8 @@ impl Recording<'_> {
                     all.write(path, "weight", |gw| conv.grad_w(seen.x, prologue, &gy, gw));
                     if program.views[*x].value > 0 {
                         let (mut gx, other) = (pool.take(seen.x.len()), grads[*x].take());
-                        let epilogue = Epilogue { residual: other.as_ref().map(|g| g.as_slice()), ..Default::default() };
+                        let epilogue =
+                            Epilogue { residual: other.as_ref().map(|g| g.as_slice()), ..Default::default() };
                         conv.grad_x(&gy, &Values::of("conv2d", &weight)?, epilogue, &mut gx);
                         self.release(other);
                         grads[*x] = Some(Rc::new(gx));

@@ -5,8 +5,8 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Dims;
-use crate::ops::lanes::{load, store};
 use super::kernel::{CHANNELS, Epilogue, Prologue};
+use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
 

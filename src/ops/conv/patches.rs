@@ -8,9 +8,9 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Dims;
-use crate::ops::lanes::{load, store};
 use super::kernel::product::{BLOCK, SPARE_ROWS, product, transposed_product, width};
 use super::kernel::{CHANNELS, Epilogue, Prologue, Width};
+use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
 

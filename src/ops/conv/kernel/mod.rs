@@ -1,7 +1,6 @@
 //! What the f32 convolutions share: vectors of channels, small matrix products in registers, and what happens to values
 //! on their way in and out.
 
-
 pub(super) mod product;
 
 use pulp::{Simd, WithSimd};

@@ -2,13 +2,16 @@
 
 use pulp::Simd;
 
-use crate::ops::lanes::{load, store};
+use crate::ops::lanes::{load, prefetch, store};
 use crate::ops::simd::kernel;
 
 /// Columns of a block of the first matrix: the distance of its rows, known when the kernels are compiled.
 pub(in crate::ops::conv) const BLOCK: usize = 64;
 /// Rows that a product may compute beyond those asked for.
 pub(in crate::ops::conv) const SPARE_ROWS: usize = 4;
+
+/// How many rows of the second matrix before their use they are asked for.
+const AHEAD: usize = 16;
 
 /// Output channels of a packed block: two vectors.
 pub(in crate::ops::conv) fn width<S: Simd>() -> usize {
@@ -74,9 +77,13 @@ unsafe fn rows_of<S: Simd, const R: usize>(
         // SAFETY: `columns` of the `k` rows of `b` begin here, one after the other.
         let end = unsafe { a.add(columns) };
         loop {
+            // The processor's own prefetching ends at each page.
+            prefetch(b.wrapping_add(AHEAD * width));
+            prefetch(b.wrapping_add(AHEAD * width + S::F32_LANES));
             // SAFETY: `b` is at one of the `k` rows of `width` values, `a` at one of the columns of `R` rows of BLOCK values.
             unsafe {
-                let values = [b.cast::<S::f32s>().read_unaligned(), b.add(S::F32_LANES).cast::<S::f32s>().read_unaligned()];
+                let values =
+                    [b.cast::<S::f32s>().read_unaligned(), b.add(S::F32_LANES).cast::<S::f32s>().read_unaligned()];
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let a = simd.splat_f32s(*a.add(r * BLOCK));
                     sum[0] = simd.mul_add_e_f32s(a, values[0], sum[0]);

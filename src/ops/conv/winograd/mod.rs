@@ -13,9 +13,9 @@ use rayon::prelude::*;
 
 use self::tiles::{POSITIONS, Planes, Tiling, gather, gather_gradient, scatter};
 use super::Dims;
-use crate::ops::lanes::{load, store};
 use super::kernel::product::{BLOCK, product, transposed_product, width};
 use super::kernel::{CHANNELS, Epilogue, Prologue, Width};
+use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
 

@@ -4,9 +4,9 @@
 
 use super::transform;
 use crate::ops::conv::Dims;
-use crate::ops::lanes::{load, store};
 use crate::ops::conv::kernel::product::{BLOCK, SPARE_ROWS, width};
 use crate::ops::conv::kernel::{Epilogue, Prologue};
+use crate::ops::lanes::{load, store};
 use crate::ops::simd::kernel;
 
 /// Products of a tile: its transform is 6x6.
