@@ -293,28 +293,30 @@ impl<S: Simd> Band<'_, S> {
     /// # Safety
     /// Pixels of all columns begin after each row's start in `x`, three taps after its start in the filter.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "what iterators do not inline loses the machine's vectors")]
     unsafe fn row<const R: usize>(self, x: &[f32], starts: &[[usize; 2]; R], at: usize, y: &mut [f32]) {
         let Self { simd, cols, filter, d, epilogue, .. } = self;
         let c = d.co;
         for lane in (0..c).step_by(S::F32_LANES) {
             let mut taps = [[simd.splat_f32s(0.0); 3]; R];
-            for (taps, [_, start]) in taps.iter_mut().zip(starts) {
-                for (k, tap) in taps.iter_mut().enumerate() {
+            for r in 0..R {
+                for k in 0..3 {
                     // SAFETY: by the contract, and the lane's vector is in the channels.
-                    *tap = unsafe { load::<S>(filter, start + k * c + lane) };
+                    taps[r][k] = unsafe { load::<S>(filter, starts[r][1] + k * c + lane) };
                 }
             }
-            for (column, from) in cols.iter().enumerate() {
+            for column in 0..cols.len() {
+                let from = &cols[column];
                 let mut sum = simd.splat_f32s(0.0);
                 // SAFETY: by the contract; `Stencil` checked the epilogue and `y`.
                 unsafe {
                     if let [[_, a], [_, b], [_, e]] = from.as_slice() {
                         // All three taps, in their order.
-                        for (taps, [start, _]) in taps.iter().zip(starts) {
-                            let start = start + lane;
-                            sum = simd.mul_add_e_f32s(load::<S>(x, start + a * c), taps[0], sum);
-                            sum = simd.mul_add_e_f32s(load::<S>(x, start + b * c), taps[1], sum);
-                            sum = simd.mul_add_e_f32s(load::<S>(x, start + e * c), taps[2], sum);
+                        for r in 0..R {
+                            let start = starts[r][0] + lane;
+                            sum = simd.mul_add_e_f32s(load::<S>(x, start + a * c), taps[r][0], sum);
+                            sum = simd.mul_add_e_f32s(load::<S>(x, start + b * c), taps[r][1], sum);
+                            sum = simd.mul_add_e_f32s(load::<S>(x, start + e * c), taps[r][2], sum);
                         }
                     } else {
                         for [k, column] in from {

@@ -8,7 +8,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Dims;
-use super::kernel::product::{BLOCK, SPARE_ROWS, product, transposed_product, width};
+use super::kernel::product::{BLOCK, SPARE_ROWS, product, product_of_pixels, transposed_product, width};
 use super::kernel::{CHANNELS, Epilogue, Prologue, Width};
 use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
@@ -145,8 +145,8 @@ impl<'a> Patches<'a> {
             let at = |column: usize| (column / BLOCK * rows + place) * BLOCK + column % BLOCK;
             for (run, taps) in self.taps.chunks(self.run).enumerate() {
                 let (column, len) = (run * self.run * c, taps.len() * c);
-                let ends = [taps[0], taps[taps.len() - 1]].map(|tap| self.pixel(first + place, tap));
-                if let ([Some(start), Some(_)], true) = (ends, column / BLOCK == (column + len - 1) / BLOCK) {
+                let ends = (self.pixel(first + place, taps[0]), self.pixel(first + place, taps[taps.len() - 1]));
+                if let ((Some(start), Some(_)), true) = (ends, column / BLOCK == (column + len - 1) / BLOCK) {
                     a[at(column)..][..len].copy_from_slice(&self.x[start..][..len]);
                     continue;
                 }
@@ -226,11 +226,12 @@ impl WithSimd for Convolve<'_> {
         if places.div_ceil(piece) >= 2 * rayon::current_num_threads() {
             y.par_chunks_mut(piece * co).enumerate().for_each(|(i, y)| {
                 let count = y.len() / co;
-                with_rows(&patches, blocks * width::<S>(), count, |rows, a, m| {
+                with_rows(&patches, 0, count, |rows, a, _| {
                     patches.gather(simd, i * piece, count, rows, a);
-                    for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
-                        multiply(simd, (filter, patches.columns()), block, count, rows, a, m);
-                        place(simd, m, block, epilogue, i * piece, co, y);
+                    let (k, size) = (patches.columns(), patches.columns() * width::<S>());
+                    for (block, filter) in filter.chunks_exact(size).enumerate() {
+                        let stride = rows * BLOCK;
+                        product_of_pixels(simd, count, k, a, stride, filter, block, epilogue, i * piece, co, y);
                     }
                 });
             });
@@ -360,6 +361,17 @@ impl WithSimd for GradX<'_> {
                 return;
             }
             let first_pixel = (image * d.h + row * d.stride) * d.w;
+            if d.stride == 1 && !patches.taps.is_empty() {
+                // One class: its places are the pixels.
+                return with_rows(&patches, 0, count, |rows, a, _| {
+                    patches.gather(simd, first_pixel, count, rows, a);
+                    let (k, size) = (patches.columns(), patches.columns() * width::<S>());
+                    for (block, filter) in filter.chunks_exact(size).enumerate() {
+                        let stride = rows * BLOCK;
+                        product_of_pixels(simd, count, k, a, stride, filter, block, epilogue, first_pixel, d.c, gx);
+                    }
+                });
+            }
             with_rows(&patches, blocks * width::<S>(), count, |rows, buffer, m| {
                 patches.gather(simd, (image * grid_rows + row) * grid_cols, count, rows, buffer);
                 for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {

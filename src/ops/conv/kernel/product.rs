@@ -2,6 +2,7 @@
 
 use pulp::Simd;
 
+use super::Epilogue;
 use crate::ops::lanes::{load, prefetch, store};
 use crate::ops::simd::kernel;
 
@@ -24,38 +25,141 @@ kernel! {
     /// - `a`: `rows x k`; row `r` of the `i`-th [`BLOCK`] columns is at `a[i * a_stride + r * BLOCK..]`
     /// - `b`: `(k, width)`
     /// - `y`: `(rows + SPARE_ROWS, width)`; spare rows are overwritten by what is in the spare rows of `a`
-    pub(in crate::ops::conv) fn product<S>(simd, rows: usize, k: usize, a: &'a [f32], a_stride: usize, b: &'a [f32], y: &'a mut [f32]) {
-        let padded = rows.next_multiple_of(SPARE_ROWS);
-        assert!(k > 0 && rows > 0, "an empty product");
-        assert!(a.len() >= (k - 1) / BLOCK * a_stride + padded * BLOCK, "{rows} rows of {k} columns in {}", a.len());
-        assert!(b.len() >= k * width::<S>() && y.len() >= padded * width::<S>(), "{rows}x{k} times {}", b.len());
-        let mut row = 0;
-        // SAFETY: `row + R <= padded` in every call, and the assertions above hold for all rows up to there.
+    pub(in crate::ops::conv) fn product<S>(
+        simd,
+        rows: usize,
+        k: usize,
+        a: &'a [f32],
+        a_stride: usize,
+        b: &'a [f32],
+        y: &'a mut [f32],
+    ) {
+        assert!(y.len() >= rows.next_multiple_of(SPARE_ROWS) * width::<S>(), "{rows} rows in {}", y.len());
+        all_rows(simd, rows, k, a, a_stride, b, Scratch { y });
+    }
+}
+
+kernel! {
+    /// Writes `epilogue(a * b)` to a block of the channels of `rows` pixels, the first of which is `first` in the output.
+    ///
+    /// - `a`, `b`: as in [`product`], with as many spare rows
+    /// - `y`: `(rows, co)`
+    pub(in crate::ops::conv) fn product_of_pixels<S>(
+        simd,
+        rows: usize,
+        k: usize,
+        a: &'a [f32],
+        a_stride: usize,
+        b: &'a [f32],
+        block: usize,
+        epilogue: Epilogue<'a>,
+        first: usize,
+        co: usize,
+        y: &'a mut [f32],
+    ) {
+        let channel = block * width::<S>();
+        assert!(y.len() == rows * co && channel < co && (co - channel).is_multiple_of(S::F32_LANES), "{co} channels");
+        let is_whole = co - channel >= width::<S>();
+        all_rows(simd, rows, k, a, a_stride, b, Pixels { epilogue, rows, channel, is_whole, first, co, y });
+    }
+}
+
+/// Where the rows of a product go.
+trait Sink<S: Simd> {
+    /// Takes row `row`.
+    ///
+    /// # Safety
+    /// The row is one of the product's, spare ones included.
+    unsafe fn put(&mut self, simd: S, row: usize, sums: [S::f32s; 2]);
+}
+
+/// `(rows, width)`, spare rows included.
+struct Scratch<'a> {
+    y: &'a mut [f32],
+}
+
+impl<S: Simd> Sink<S> for Scratch<'_> {
+    #[inline(always)]
+    unsafe fn put(&mut self, _: S, row: usize, sums: [S::f32s; 2]) {
+        // SAFETY: by the contract; there is room for all rows.
         unsafe {
-            if S::F32_LANES >= 16 {
-                while row + 12 <= padded {
-                    rows_of::<S, 12>(simd, row, k, a, a_stride, b, y);
-                    row += 12;
-                }
-            } else {
-                while row + 6 <= padded {
-                    rows_of::<S, 6>(simd, row, k, a, a_stride, b, y);
-                    row += 6;
-                }
-            }
-            while row < padded {
-                // With six at a time the last four may begin at an odd place: they overlap.
-                rows_of::<S, 4>(simd, row.min(padded - 4), k, a, a_stride, b, y);
-                row += 4;
+            store::<S>(self.y, row * width::<S>(), sums[0]);
+            store::<S>(self.y, row * width::<S>() + S::F32_LANES, sums[1]);
+        }
+    }
+}
+
+/// Two vectors of the channels of `rows` pixels, or one at the end of the channels.
+struct Pixels<'a> {
+    epilogue: Epilogue<'a>,
+    rows: usize,
+    channel: usize,
+    is_whole: bool,
+    first: usize,
+    co: usize,
+    y: &'a mut [f32],
+}
+
+impl<S: Simd> Sink<S> for Pixels<'_> {
+    #[inline(always)]
+    unsafe fn put(&mut self, simd: S, row: usize, sums: [S::f32s; 2]) {
+        if row >= self.rows {
+            return;
+        }
+        let (at, second) = (row * self.co + self.channel, self.channel + S::F32_LANES);
+        let all = self.first * self.co + at;
+        // SAFETY: the pixel is in `y`, and so are one or two vectors of its channels; the caller checked the epilogue.
+        unsafe {
+            store::<S>(self.y, at, self.epilogue.apply(simd, sums[0], self.channel, all));
+            if self.is_whole {
+                let value = self.epilogue.apply(simd, sums[1], second, all + S::F32_LANES);
+                store::<S>(self.y, at + S::F32_LANES, value);
             }
         }
     }
 }
 
-/// `R` rows of [`product`] from `row` on, kept in registers while `k` runs.
+/// All rows of a product, some at a time.
+#[inline(always)]
+fn all_rows<S: Simd>(
+    simd: S,
+    rows: usize,
+    k: usize,
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    mut sink: impl Sink<S>,
+) {
+    let padded = rows.next_multiple_of(SPARE_ROWS);
+    assert!(k > 0 && rows > 0, "an empty product");
+    assert!(a.len() >= (k - 1) / BLOCK * a_stride + padded * BLOCK, "{rows} rows of {k} columns in {}", a.len());
+    assert!(b.len() >= k * width::<S>(), "{rows}x{k} times {}", b.len());
+    let mut row = 0;
+    // SAFETY: `row + R <= padded` in every call, and the assertions above hold for all rows up to there.
+    unsafe {
+        if S::F32_LANES >= 16 {
+            while row + 12 <= padded {
+                rows_of::<S, 12>(simd, row, k, a, a_stride, b, &mut sink);
+                row += 12;
+            }
+        } else {
+            while row + 6 <= padded {
+                rows_of::<S, 6>(simd, row, k, a, a_stride, b, &mut sink);
+                row += 6;
+            }
+        }
+        while row < padded {
+            // With six at a time the last four may begin at an odd place: they overlap.
+            rows_of::<S, 4>(simd, row.min(padded - 4), k, a, a_stride, b, &mut sink);
+            row += 4;
+        }
+    }
+}
+
+/// `R` rows of a product from `row` on, kept in registers while `k` runs.
 ///
 /// # Safety
-/// The assertions of [`product`] hold with `padded >= row + R`.
+/// The assertions of [`all_rows`] hold with `padded >= row + R`.
 #[inline(always)]
 unsafe fn rows_of<S: Simd, const R: usize>(
     simd: S,
@@ -64,7 +168,7 @@ unsafe fn rows_of<S: Simd, const R: usize>(
     a: &[f32],
     a_stride: usize,
     b: &[f32],
-    y: &mut [f32],
+    sink: &mut impl Sink<S>,
 ) {
     let width = width::<S>();
     let mut sums = [[simd.splat_f32s(0.0); 2]; R];
@@ -101,13 +205,9 @@ unsafe fn rows_of<S: Simd, const R: usize>(
             break;
         }
     }
-    for (r, sum) in sums.iter().enumerate() {
-        let at = (row + r) * width;
-        // SAFETY: `at + width <= (row + R) * width <= y.len()`.
-        unsafe {
-            store::<S>(y, at, sum[0]);
-            store::<S>(y, at + S::F32_LANES, sum[1]);
-        }
+    for (r, sum) in sums.into_iter().enumerate() {
+        // SAFETY: `row + r < row + R <= padded`.
+        unsafe { sink.put(simd, row + r, sum) };
     }
 }
 
