@@ -82,6 +82,10 @@ fn inference_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
             let error = error(&found, &expected, 0.0);
             assert!(error <= 3e-5, "{config:?}, {n} images: {error:e}");
         }
+        let [x, _] = images(2, config.input_size)?;
+        let expected = flat(&network.run(&x)?)?;
+        let owned = Model::frozen(&config, single.params().state()?, &Device::Cpu)?.into_inference()?;
+        assert!(matches!(owned, Inference::Plan(_)) && flat(&owned.run(&x)?)? == expected, "{config:?}");
     }
     Ok(())
 }

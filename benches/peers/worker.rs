@@ -77,10 +77,7 @@ fn images(batch: usize) -> Result<Tensor> {
 }
 
 fn infer(arch: Arch, batch: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
-    let network = {
-        let model = Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, 0)?;
-        Model::frozen(model.config(), model.params().state()?, &Device::Cpu)?.into_inference()?
-    };
+    let network = Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, 0)?.into_inference()?;
     let x = images(batch)?;
     Ok(Box::new(move || {
         network.run(&x)?;

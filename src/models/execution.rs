@@ -119,15 +119,19 @@ impl Model {
         Ok(self.plan()?.map_or_else(layers, |plan| Inference::Plan(Box::new(plan))))
     }
 
-    /// As [`Self::inference`], without keeping the weights a second time.
+    /// As [`Self::inference`], giving up the weights as they are packed: less memory at the peak, and later.
     ///
     /// # Errors
     /// When a parameter cannot be read.
     pub fn into_inference(self) -> Result<Inference<'static>> {
-        Ok(match self.plan()? {
-            Some(plan) => Inference::Plan(Box::new(plan)),
-            None => Inference::Layers(Kept::Owned(Box::new(self))),
-        })
+        let (graph, side) = (Graph::of(&self), self.config.input_size);
+        if Engine::of(&graph, &self.params, side).is_none() {
+            return Ok(Inference::Layers(Kept::Owned(Box::new(self))));
+        }
+        let Self { net, params, .. } = self;
+        // The layers hold the weights too.
+        drop(net);
+        Ok(Inference::Plan(Box::new(Plan::consuming(&graph, params, side)?)))
     }
 
     fn plan(&self) -> Result<Option<Plan>> {

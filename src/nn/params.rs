@@ -115,6 +115,15 @@ impl Params {
         var.or_else(|| self.frozen.get(name).cloned())
     }
 
+    /// Gives up all parameters with more than one axis.
+    pub(super) fn take_weights(&mut self) -> BTreeMap<String, Tensor> {
+        let trainable = self.trainable.extract_if(.., |_, var| var.rank() > 1);
+        let mut weights: BTreeMap<String, Tensor> =
+            trainable.map(|(name, var)| (name, var.as_detached_tensor())).collect();
+        weights.extend(self.frozen.extract_if(.., |_, tensor| tensor.rank() > 1));
+        weights
+    }
+
     /// The buffer of this name.
     pub(super) fn buffer(&self, name: &str) -> Option<&Var> {
         self.buffers.get(name)

@@ -1,6 +1,7 @@
 //! Inference: norms folded, filters packed once, activations freed after their last use.
 
-use std::collections::HashSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashSet};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -83,13 +84,29 @@ impl Plan {
     /// When a parameter cannot be read.
     pub fn of(graph: &Graph, params: &Params, side: usize) -> Result<Option<Self>> {
         let Some(program) = Program::of(graph) else { return Ok(None) };
+        let shapes = params.shapes();
+        let names = program.param_names();
         let on_cpu = |t: &Tensor| t.dtype() == DType::F32 && matches!(t.device(), Device::Cpu);
-        let builder = Builder { params, uses: program.num_uses(), program: &program };
-        let needed = program.steps.iter().filter_map(|step| builder.weight(step));
-        if !needed.into_iter().all(|weight| on_cpu(&weight)) {
+        if !names.iter().all(|name| params.get(name).is_some_and(|tensor| on_cpu(&tensor))) {
             return Ok(None);
         }
-        builder.build(side)
+        let weights = RefCell::new(Weights::Shared);
+        Builder { params, weights, shapes, uses: program.num_uses(), program: &program }.build(side)
+    }
+
+    /// As [`Self::of`], with the weights given up as soon as they are packed; nobody else should hold them.
+    ///
+    /// # Errors
+    /// When a parameter cannot be read, or the engine lacks something.
+    pub fn consuming(graph: &Graph, mut params: Params, side: usize) -> Result<Self> {
+        let Some(program) = Program::of(graph) else { bail!("the engine lacks an operation of this network") };
+        let shapes = params.shapes();
+        let weights = RefCell::new(Weights::Given(params.take_weights()));
+        let builder = Builder { params: &params, weights, shapes, uses: program.num_uses(), program: &program };
+        match builder.build(side)? {
+            Some(plan) => Ok(plan),
+            None => bail!("the engine lacks a convolution of this network"),
+        }
     }
 
     /// Side of the images in pixels.
@@ -178,19 +195,38 @@ impl Plan {
     }
 }
 
+/// Where the weights of convolutions and fully connected layers are.
+enum Weights {
+    /// With the other parameters, and they stay there.
+    Shared,
+    /// Here, and each is freed once it is packed.
+    Given(BTreeMap<String, Tensor>),
+}
+
 /// Turns steps into stages.
 struct Builder<'a> {
     params: &'a Params,
+    weights: RefCell<Weights>,
+    shapes: BTreeMap<String, Vec<usize>>,
     program: &'a Program,
     uses: Vec<usize>,
 }
 
 impl Builder<'_> {
-    fn weight(&self, step: &Step) -> Option<Tensor> {
-        match step {
-            Step::Conv { path, .. } | Step::Linear { path, .. } => self.params.get(&format!("{path}.weight")),
-            Step::Add { .. } | Step::Write { .. } => None,
-        }
+    fn weight(&self, path: &str) -> Result<Tensor> {
+        let name = format!("{path}.weight");
+        let weight = match &mut *self.weights.borrow_mut() {
+            Weights::Shared => self.params.get(&name),
+            Weights::Given(weights) => weights.remove(&name),
+        };
+        weight.map_or_else(|| bail!("no parameter {name}"), |weight| weight.contiguous())
+    }
+
+    /// The convolution of a step on values of this shape, with the shape of its weight.
+    fn sized(&self, step: &Step, x: [usize; 4]) -> Option<(Conv, [usize; 4])> {
+        let Step::Conv { path, config, .. } = step else { return None };
+        let weight = self.shapes.get(&format!("{path}.weight"))?.as_slice().try_into().ok()?;
+        Some((Conv::new(x, weight, *config)?, weight))
     }
 
     /// Whether the norm of a step's result becomes a part of the step: nobody sees the result without it.
@@ -247,11 +283,8 @@ impl Builder<'_> {
             let of = |view: ViewId| shapes[program.views[view].value];
             let merge = merged.iter().find(|(sum, ..)| *sum == i);
             let shape = match step {
-                Step::Conv { x, config, .. } => {
-                    let Some(weight) = self.weight(step).and_then(|w| <[usize; 4]>::try_from(w.dims()).ok()) else {
-                        return Ok(None);
-                    };
-                    let Some(conv) = Conv::new(of(*x), weight, *config) else { return Ok(None) };
+                Step::Conv { x, .. } => {
+                    let Some((conv, weight)) = self.sized(step, of(*x)) else { return Ok(None) };
                     if !conv.has_whole_channels() && self.source(*x)?.constants.is_some() {
                         return Ok(None);
                     }
@@ -267,13 +300,10 @@ impl Builder<'_> {
                     }
                     let work = match merge {
                         Some((_, conv, other)) => {
-                            let Step::Conv { x, config, .. } = &program.steps[*conv] else { return Ok(None) };
-                            let weight = self.weight(&program.steps[*conv]);
-                            let Some(weight) = weight.and_then(|w| <[usize; 4]>::try_from(w.dims()).ok()) else {
-                                return Ok(None);
-                            };
-                            let Some(sized) = Conv::new(of(*x), weight, *config) else { return Ok(None) };
-                            self.conv(&program.steps[*conv], sized, weight, Some(*other))?
+                            let step = &program.steps[*conv];
+                            let Step::Conv { x, .. } = step else { return Ok(None) };
+                            let Some((sized, weight)) = self.sized(step, of(*x)) else { return Ok(None) };
+                            self.conv(step, sized, weight, Some(*other))?
                         }
                         None => Work::Add { a: self.source(*a)?, b: self.source(*b)? },
                     };
@@ -286,7 +316,7 @@ impl Builder<'_> {
                     of(*x)
                 }
                 Step::Linear { x, path, has_bias } => {
-                    let Some(weight) = self.weight(step) else { return Ok(None) };
+                    let weight = self.weight(path)?;
                     let (outputs, inputs) = weight.dims2()?;
                     let [n, rest @ ..] = of(*x);
                     if rest.iter().product::<usize>() != inputs {
@@ -294,7 +324,7 @@ impl Builder<'_> {
                     }
                     let bias = has_bias.then(|| self.params.get(&format!("{path}.bias"))).flatten();
                     let bias = bias.map(|bias| bias.to_vec1()).transpose()?;
-                    let work = Work::Linear { x: self.source(*x)?, weight: weight.contiguous()?, bias };
+                    let work = Work::Linear { x: self.source(*x)?, weight, bias };
                     stages.push(Stage { work, result: i + 1, last_uses: Vec::new() });
                     [n, 1, 1, outputs]
                 }
@@ -311,14 +341,13 @@ impl Builder<'_> {
 
     /// The convolution with its norm folded into filter, bias and slope.
     fn conv(&self, step: &Step, conv: Conv, weight: [usize; 4], residual: Option<usize>) -> Result<Work> {
-        let Step::Conv { x, config, .. } = step else { bail!("{step:?} is no convolution") };
-        let Some(tensor) = self.weight(step) else { bail!("{step:?} has no weight") };
+        let Step::Conv { x, path, config } = step else { bail!("{step:?} is no convolution") };
+        let tensor = self.weight(path)?;
         let value = self.program.steps.iter().position(|s| s == step).map_or(0, |i| i + 1);
         let constants = match self.program.norm_of(value).filter(|_| self.is_folded(value)) {
             Some(view) => self.constants(&self.program.views[view])?,
             None => None,
         };
-        let tensor = tensor.contiguous()?;
         let values = Values::of("conv2d", &tensor)?;
         let (filter, bias, slope) = match constants {
             None => (conv.pack(&values), None, None),

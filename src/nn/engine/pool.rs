@@ -12,9 +12,10 @@ impl Pool {
     /// Returns `len` elements of any value.
     pub fn take(&self, len: usize) -> Vec<f32> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        // The least that will do, if it isn't far too large.
+        // Of this very size, as it comes round in each step; else the least that will do, if it isn't far too large.
         let fits = |memory: &Vec<f32>| memory.capacity() >= len && memory.capacity() / 2 <= len;
-        let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].capacity());
+        let size = |memory: &Vec<f32>| (memory.len() != len, memory.capacity());
+        let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| size(&free[i]));
         let mut memory = best.map(|i| free.swap_remove(i)).unwrap_or_default();
         drop(free);
         memory.resize(len, 0.0);

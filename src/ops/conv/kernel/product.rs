@@ -121,15 +121,7 @@ impl<S: Simd> Sink<S> for Pixels<'_> {
 
 /// All rows of a product, some at a time.
 #[inline(always)]
-fn all_rows<S: Simd>(
-    simd: S,
-    rows: usize,
-    k: usize,
-    a: &[f32],
-    a_stride: usize,
-    b: &[f32],
-    mut sink: impl Sink<S>,
-) {
+fn all_rows<S: Simd>(simd: S, rows: usize, k: usize, a: &[f32], a_stride: usize, b: &[f32], mut sink: impl Sink<S>) {
     let padded = rows.next_multiple_of(SPARE_ROWS);
     assert!(k > 0 && rows > 0, "an empty product");
     assert!(a.len() >= (k - 1) / BLOCK * a_stride + padded * BLOCK, "{rows} rows of {k} columns in {}", a.len());
