@@ -273,6 +273,10 @@ fn the_examples_run() -> Result<()> {
     assert!(text.contains("cosine 1.0000") && text.contains("the same person"), "{text}");
     let text = stdout(&example("download", &[onnx])?);
     assert!(text.contains("MobileFaceNet (linear head)") && text.contains("RGB, (x - 127.5) / 127.5"), "{text}");
+    for work in [&["infer", "mbf", "1"][..], &["margin", "4", "50", "16"]] {
+        let text = stdout(&example("peers_worker", &[work, &["--profile", "1"]].concat())?);
+        assert!(text.contains("ms, peak"), "{text}");
+    }
     example("faces", &[str(&sheet)])?;
     assert_eq!(image::image_dimensions(&sheet)?, (8 * 112, 8 * 112));
     Ok(())

@@ -117,10 +117,21 @@ impl Params {
 
     /// Gives up all parameters with more than one axis.
     pub(super) fn take_weights(&mut self) -> BTreeMap<String, Tensor> {
-        let trainable = self.trainable.extract_if(.., |_, var| var.rank() > 1);
-        let mut weights: BTreeMap<String, Tensor> =
-            trainable.map(|(name, var)| (name, var.as_detached_tensor())).collect();
-        weights.extend(self.frozen.extract_if(.., |_, tensor| tensor.rank() > 1));
+        let mut weights = BTreeMap::new();
+        self.trainable.retain(|name, var| {
+            let stays = var.rank() < 2;
+            if !stays {
+                weights.insert(name.clone(), var.as_detached_tensor());
+            }
+            stays
+        });
+        self.frozen.retain(|name, tensor| {
+            let stays = tensor.rank() < 2;
+            if !stays {
+                weights.insert(name.clone(), tensor.clone());
+            }
+            stays
+        });
         weights
     }
 

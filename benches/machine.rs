@@ -1,0 +1,64 @@
+//! What the machine can do at most: `cargo bench --bench machine` prints billions of f32 multiplications and additions a
+//! second by fused instructions in registers, and gigabytes a second read and written, with one thread and with all.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Sums in registers: enough to hide the latency of one instruction on all units.
+const SUMS: usize = 12;
+const ROUNDS: usize = 20_000_000;
+const COPIED: usize = 32 << 20;
+
+fn main() {
+    let threads = rayon::current_num_threads();
+    for threads in if threads > 1 { vec![1, threads] } else { vec![1] } {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        let (flops, bytes) = pool.install(|| (best(|| fma(threads)), best(|| copy(threads))));
+        println!("{threads} threads: {:.0} GF/s, {:.1} GB/s read and written", flops / 1e9, bytes / 1e9);
+    }
+}
+
+/// The best of five, as the machine is shared.
+fn best(f: impl FnMut() -> f64) -> f64 {
+    std::iter::repeat_with(f).take(5).fold(0.0, f64::max)
+}
+
+/// Operations a second.
+fn fma(threads: usize) -> f64 {
+    let began = Instant::now();
+    let lanes: usize = (0..threads).into_par_iter().map(|_| Arch::new().dispatch(Fma)).sum();
+    2.0 * (lanes * SUMS * ROUNDS) as f64 / began.elapsed().as_secs_f64()
+}
+
+struct Fma;
+
+impl WithSimd for Fma {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> usize {
+        let (a, b) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
+        let mut sums = [b; SUMS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = simd.mul_add_f32s(*sum, a, b);
+            }
+        }
+        black_box(sums);
+        S::F32_LANES
+    }
+}
+
+/// Bytes read and written a second, by copies that no cache holds.
+fn copy(threads: usize) -> f64 {
+    let x = vec![1f32; COPIED];
+    let mut y = vec![0f32; COPIED];
+    let piece = COPIED / threads;
+    let began = Instant::now();
+    y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| y.copy_from_slice(x));
+    black_box(&y);
+    8.0 * COPIED as f64 / began.elapsed().as_secs_f64()
+}
