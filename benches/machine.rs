@@ -55,7 +55,8 @@ impl WithSimd for Fma {
 /// Bytes read and written a second, by copies that no cache holds.
 fn copy(threads: usize) -> f64 {
     let x = vec![1f32; COPIED];
-    let mut y = vec![0f32; COPIED];
+    // Not zeros: those would be pages that nobody has touched yet.
+    let mut y = vec![2f32; COPIED];
     let piece = COPIED / threads;
     let began = Instant::now();
     y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| y.copy_from_slice(x));

@@ -74,7 +74,7 @@ fn error(found: &[f64], expected: &[f64], scale: f64) -> f64 {
 fn inference_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
     for config in configs() {
         let [single, double] = models(&config)?;
-        let network = single.inference()?;
+        let network = single.inference(2)?;
         assert!(matches!(network, Inference::Plan(_)), "{config:?}");
         for n in [1, 2, 5] {
             let [x, wide] = images(n, config.input_size)?;
@@ -84,7 +84,7 @@ fn inference_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
         }
         let [x, _] = images(2, config.input_size)?;
         let expected = flat(&network.run(&x)?)?;
-        let owned = Model::frozen(&config, single.params().state()?, &Device::Cpu)?.into_inference()?;
+        let owned = Model::frozen(&config, single.params().state()?, &Device::Cpu)?.into_inference(2)?;
         assert!(matches!(owned, Inference::Plan(_)) && flat(&owned.run(&x)?)? == expected, "{config:?}");
     }
     Ok(())
@@ -168,7 +168,7 @@ fn networks_that_the_engine_lacks_are_carried_out_by_layers() -> Result<()> {
     let squeezed = ModelConfig { squeeze_excitation: true, width: 0.25, ..odd.clone() };
     for config in [odd, squeezed] {
         let [single, double] = models(&config)?;
-        assert!(matches!(single.inference()?, Inference::Layers(_)), "{config:?}");
+        assert!(matches!(single.inference(2)?, Inference::Layers(_)), "{config:?}");
         let [x, wide] = images(3, 32)?;
         let expected = double.forward_t(&wide, true)?;
         let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
@@ -193,7 +193,7 @@ fn the_engine_gives_the_same_bits_on_any_number_of_threads() -> Result<()> {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build()?.install(|| {
                 let [single, _] = models(config)?;
                 let [x, _] = images(4, config.input_size)?;
-                let mut all = flat(&single.inference()?.run(&x)?)?;
+                let mut all = flat(&single.inference(2)?.run(&x)?)?;
                 let training = single.training();
                 let (found, recorded) = training.record(&single, &x)?;
                 all.extend(flat(&found)?);
@@ -213,7 +213,7 @@ fn the_engine_gives_the_same_bits_on_any_number_of_threads() -> Result<()> {
 fn images_of_another_size_are_refused() -> Result<()> {
     let config = &configs()[0];
     let [single, _] = models(config)?;
-    let (network, training) = (single.inference()?, single.training());
+    let (network, training) = (single.inference(2)?, single.training());
     for dims in [&[1, 3, 31, 32][..], &[1, 1, 32, 32], &[3, 32, 32], &[0, 3, 32, 32]] {
         let x = Tensor::zeros(dims, DType::F32, &Device::Cpu)?;
         assert!(network.run(&x).is_err(), "{dims:?}");

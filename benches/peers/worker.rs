@@ -77,7 +77,8 @@ fn images(batch: usize) -> Result<Tensor> {
 }
 
 fn infer(arch: Arch, batch: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
-    let network = Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, 0)?.into_inference()?;
+    let network =
+        Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, 0)?.into_inference(batch)?;
     let x = images(batch)?;
     Ok(Box::new(move || {
         network.run(&x)?;

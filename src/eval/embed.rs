@@ -75,7 +75,7 @@ pub fn embed(
 ) -> Result<Embeddings> {
     let (size, dim) = (model.config().input_size, model.config().embedding_size);
     let mut values = Vec::with_capacity(num_images * dim);
-    let network = model.inference()?;
+    let network = model.inference(if config.flip { 2 } else { 1 } * config.batch_size.min(num_images))?;
     let mut first = 0;
     while first < num_images {
         let last = (first + config.batch_size.max(1)).min(num_images);

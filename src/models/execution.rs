@@ -110,20 +110,20 @@ impl Recorded<'_> {
 }
 
 impl Model {
-    /// Returns the network for inference.
+    /// Returns the network for inference, of about `batch_size` images at once; others are slower at the most.
     ///
     /// # Errors
     /// When a parameter cannot be read.
-    pub fn inference(&self) -> Result<Inference<'_>> {
+    pub fn inference(&self, batch_size: usize) -> Result<Inference<'_>> {
         let layers = || Inference::Layers(Kept::Borrowed(self));
-        Ok(self.plan()?.map_or_else(layers, |plan| Inference::Plan(Box::new(plan))))
+        Ok(self.plan(batch_size)?.map_or_else(layers, |plan| Inference::Plan(Box::new(plan))))
     }
 
     /// As [`Self::inference`], giving up the weights as they are packed: less memory at the peak, and later.
     ///
     /// # Errors
     /// When a parameter cannot be read.
-    pub fn into_inference(self) -> Result<Inference<'static>> {
+    pub fn into_inference(self, batch_size: usize) -> Result<Inference<'static>> {
         let (graph, side) = (Graph::of(&self), self.config.input_size);
         if Engine::of(&graph, &self.params, side).is_none() {
             return Ok(Inference::Layers(Kept::Owned(Box::new(self))));
@@ -131,11 +131,11 @@ impl Model {
         let Self { net, params, .. } = self;
         // The layers hold the weights too.
         drop(net);
-        Ok(Inference::Plan(Box::new(Plan::consuming(&graph, params, side)?)))
+        Ok(Inference::Plan(Box::new(Plan::consuming(&graph, params, [batch_size, side])?)))
     }
 
-    fn plan(&self) -> Result<Option<Plan>> {
-        Plan::of(&Graph::of(self), &self.params, self.config.input_size)
+    fn plan(&self, batch_size: usize) -> Result<Option<Plan>> {
+        Plan::of(&Graph::of(self), &self.params, [batch_size, self.config.input_size])
     }
 
     /// Returns what the training of this network keeps from step to step.

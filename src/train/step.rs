@@ -10,6 +10,9 @@ use crate::models::{Inference, Model, Training};
 use crate::nn::Gradients;
 use crate::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
 
+/// Images that the teacher sees at once are at least about so many.
+const TEACHER_BATCH: usize = 16;
+
 /// A student with its head and optimisers, and the teacher it learns from.
 pub struct Trainer<'a> {
     /// The backbone in training.
@@ -63,7 +66,7 @@ impl<'a> Trainer<'a> {
             if t != s {
                 return wrong(format!("the teacher sees images of {t} pixels, the student of {s}"));
             }
-            Some((teacher, teacher.inference()?))
+            Some((teacher, teacher.inference(TEACHER_BATCH)?))
         } else {
             None
         };

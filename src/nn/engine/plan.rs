@@ -77,12 +77,12 @@ impl Work {
 }
 
 impl Plan {
-    /// Returns the plan of the network of `graph` for images `(3, side, side)`; none if it has an operation, a number of
-    /// channels or a type that the engine lacks.
+    /// Returns the plan of the network of `graph` for `[n, side]`, images `(n, 3, side, side)`; none if it has an operation, a
+    /// number of channels or a type that the engine lacks. Any number of images can be run, about `n` at once are fastest.
     ///
     /// # Errors
     /// When a parameter cannot be read.
-    pub fn of(graph: &Graph, params: &Params, side: usize) -> Result<Option<Self>> {
+    pub fn of(graph: &Graph, params: &Params, images: [usize; 2]) -> Result<Option<Self>> {
         let Some(program) = Program::of(graph) else { return Ok(None) };
         let shapes = params.shapes();
         let names = program.param_names();
@@ -91,19 +91,19 @@ impl Plan {
             return Ok(None);
         }
         let weights = RefCell::new(Weights::Shared);
-        Builder { params, weights, shapes, uses: program.num_uses(), program: &program }.build(side)
+        Builder { params, weights, shapes, uses: program.num_uses(), program: &program }.build(images)
     }
 
     /// As [`Self::of`], with the weights given up as soon as they are packed; nobody else should hold them.
     ///
     /// # Errors
     /// When a parameter cannot be read, or the engine lacks something.
-    pub fn consuming(graph: &Graph, mut params: Params, side: usize) -> Result<Self> {
+    pub fn consuming(graph: &Graph, mut params: Params, images: [usize; 2]) -> Result<Self> {
         let Some(program) = Program::of(graph) else { bail!("the engine lacks an operation of this network") };
         let shapes = params.shapes();
         let weights = RefCell::new(Weights::Given(params.take_weights()));
         let builder = Builder { params: &params, weights, shapes, uses: program.num_uses(), program: &program };
-        match builder.build(side)? {
+        match builder.build(images)? {
             Some(plan) => Ok(plan),
             None => bail!("the engine lacks a convolution of this network"),
         }
@@ -156,7 +156,9 @@ impl Plan {
         match work {
             Work::Conv { x, filter, weight, config, bias, slope, residual } => {
                 let (shape, data) = seen(x)?;
-                let Some(conv) = Conv::new(shape, *weight, *config) else { bail!("conv2d: {shape:?} and {weight:?}") };
+                let Some(conv) = Conv::of_filter(shape, *weight, *config, filter) else {
+                    bail!("conv2d: {shape:?} and {weight:?}")
+                };
                 let residual = residual.map(|residual| Ok::<_, candle_core::Error>(value(residual)?.1)).transpose()?;
                 let mut y = self.pool.take(conv.output().iter().product());
                 let prologue = x.constants.as_ref().map(Constants::prologue).unwrap_or_default();
@@ -258,7 +260,7 @@ impl Builder<'_> {
         (is_conv && is_bare && self.uses[view] == 1).then_some(step)
     }
 
-    fn build(self, side: usize) -> Result<Option<Plan>> {
+    fn build(self, [n, side]: [usize; 2]) -> Result<Option<Plan>> {
         let program = self.program;
         // Sums that a convolution takes over: the convolution's step, by that of the sum, and the other side.
         let mut merged = Vec::new();
@@ -277,7 +279,7 @@ impl Builder<'_> {
                 }
             }
         }
-        let mut shapes = vec![[1, side, side, 3]];
+        let mut shapes = vec![[n.max(1), side, side, 3]];
         let mut stages = Vec::new();
         for (i, step) in program.steps.iter().enumerate() {
             let of = |view: ViewId| shapes[program.views[view].value];

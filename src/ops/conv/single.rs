@@ -37,8 +37,13 @@ impl Conv {
         Self::of(Dims::new(&Shape::from(&x), &Shape::from(&w), config).ok()?)
     }
 
+    /// As [`Self::new`], by the method that a filter was packed for.
+    pub fn of_filter(x: [usize; 4], w: [usize; 4], config: ConvConfig, filter: &Filter) -> Option<Self> {
+        Some(Self { method: filter.method, ..Self::new(x, w, config)? })
+    }
+
     pub(super) fn of(d: Dims) -> Option<Self> {
-        let method = if winograd::fits(d) {
+        let method = if winograd::fits(d) && winograd::pays(d) {
             Method::Winograd
         } else if depthwise::fits(d) {
             Method::Depthwise
@@ -80,7 +85,7 @@ impl Conv {
     /// # Panics
     /// When the filter was packed for another method or other channels.
     pub fn forward_packed(&self, x: &[f32], prologue: Prologue, filter: &Filter, epilogue: Epilogue, y: &mut [f32]) {
-        assert!(filter.method == self.method && filter.packed.len() == self.filter_len(), "another filter");
+        assert!(filter.method == self.method && filter.packed.len() == self.filter_len(), "a filter of another kind");
         self.convolve(x, prologue, &filter.packed, epilogue, y);
     }
 
@@ -134,6 +139,13 @@ impl Conv {
     #[cfg(test)]
     pub(super) fn on(self, arch: Arch) -> Self {
         Self { arch, ..self }
+    }
+
+    /// The same by Winograd's filtering.
+    #[cfg(test)]
+    pub(super) fn by_winograd(self) -> Self {
+        assert!(winograd::fits(self.d));
+        Self { method: Method::Winograd, ..self }
     }
 
     /// The same by patches.
