@@ -238,7 +238,6 @@ unsafe fn add_grad_rows<S: Simd, T: Real, const R: usize>(
 /// - `e`: `(n, d)`; `d` is a multiple of [`ROWS`]
 /// - `g`: `(n, BLOCK)`
 /// - `t`: `(BLOCK)`
-/// - `y`: [`MANY`] rows of memory
 /// - `emit`: takes the number and the elements of a row
 #[inline(always)]
 pub(super) fn grad_kernel<S: Simd, T: Real>(
