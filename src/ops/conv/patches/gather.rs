@@ -1,0 +1,157 @@
+//! Images, and for each place of a grid over them the pixels of its patch, gathered into blocks of columns.
+
+use pulp::Simd;
+use rayon::prelude::*;
+
+use crate::ops::conv::Dims;
+use crate::ops::conv::kernel::product::{BLOCK, SPARE_ROWS};
+use crate::ops::conv::kernel::{CHANNELS, Prologue};
+use crate::ops::lanes::{load, store};
+use crate::ops::scratch::with_scratch;
+use crate::ops::simd::kernel;
+
+/// Elements of the patches that a worker gathers at once.
+const PIECE_ELEMENTS: usize = 96 * 1024;
+
+/// Images `(n, h, w, c)`, and for each place of a grid over them the pixels of its patch.
+pub(super) struct Patches<'a> {
+    pub x: &'a [f32],
+    pub prologue: Prologue<'a>,
+    pub size: [usize; 4],
+    /// Rows and columns of places of an image.
+    pub grid: [usize; 2],
+    /// Pixels between neighbouring places.
+    pub step: usize,
+    /// Row and column of each pixel, from the place on.
+    pub taps: Vec<[isize; 2]>,
+    /// So many taps at a time are neighbours in a row of the image.
+    pub run: usize,
+}
+
+impl<'a> Patches<'a> {
+    /// Those of the forward pass.
+    pub fn forward(x: &'a [f32], prologue: Prologue<'a>, d: Dims) -> Self {
+        let offset = |k: usize| k as isize - d.padding as isize;
+        let taps = (0..d.kh * d.kw).map(|tap| [offset(tap / d.kw), offset(tap % d.kw)]).collect();
+        Self { x, prologue, size: [d.n, d.h, d.w, d.c], grid: [d.ho, d.wo], step: d.stride, taps, run: d.kw }
+    }
+
+    pub fn columns(&self) -> usize {
+        self.taps.len() * self.size[3]
+    }
+
+    pub fn blocks(&self) -> usize {
+        self.columns().div_ceil(BLOCK)
+    }
+
+    /// Places whose patches a worker gathers at once.
+    pub fn piece(&self) -> usize {
+        (PIECE_ELEMENTS / self.columns().max(1)).clamp(24, 240).next_multiple_of(12)
+    }
+
+    /// Gathers the patches of `count` places from `first` on: `a` is `(blocks, rows, BLOCK)`, and what is beyond the last
+    /// column may be anything.
+    #[inline(always)]
+    pub fn gather<S: Simd>(&self, simd: S, first: usize, count: usize, rows: usize, a: &mut [f32]) {
+        if self.size[3].is_multiple_of(CHANNELS) {
+            for (block, a) in a.chunks_exact_mut(rows * BLOCK).enumerate() {
+                gather_block(simd, self, block, first, count, a);
+            }
+        } else {
+            self.gather_few(first, count, rows, a);
+        }
+    }
+
+    /// As [`Self::gather`], the blocks shared out.
+    #[inline(always)]
+    pub fn gather_in_parallel<S: Simd>(&self, simd: S, first: usize, count: usize, rows: usize, a: &mut [f32]) {
+        if self.size[3].is_multiple_of(CHANNELS) {
+            a.par_chunks_exact_mut(rows * BLOCK).enumerate().for_each(|(block, a)| {
+                gather_block(simd, self, block, first, count, a);
+            });
+        } else {
+            self.gather_few(first, count, rows, a);
+        }
+    }
+
+    /// Where the pixel at an offset from a place begins, if it is inside.
+    #[inline(always)]
+    fn pixel(&self, place: usize, [dy, dx]: [isize; 2]) -> Option<usize> {
+        let ([_, h, w, c], [grid_rows, grid_cols]) = (self.size, self.grid);
+        let (row, column) = (place / grid_cols, place % grid_cols);
+        let (image, row) = (row / grid_rows, row % grid_rows);
+        let y = (row * self.step).checked_add_signed(dy).filter(|&y| y < h)?;
+        let x = (column * self.step).checked_add_signed(dx).filter(|&x| x < w)?;
+        Some(((image * h + y) * w + x) * c)
+    }
+
+    /// As [`Self::gather`] for any number of channels: taps that are neighbours in the image are copied together.
+    fn gather_few(&self, first: usize, count: usize, rows: usize, a: &mut [f32]) {
+        let c = self.size[3];
+        assert!(self.prologue.is_identity(), "a prologue of {c} channels");
+        for place in 0..count {
+            let at = |column: usize| (column / BLOCK * rows + place) * BLOCK + column % BLOCK;
+            for (run, taps) in self.taps.chunks(self.run).enumerate() {
+                let (column, len) = (run * self.run * c, taps.len() * c);
+                let ends = (self.pixel(first + place, taps[0]), self.pixel(first + place, taps[taps.len() - 1]));
+                if let ((Some(start), Some(_)), true) = (ends, column / BLOCK == (column + len - 1) / BLOCK) {
+                    a[at(column)..][..len].copy_from_slice(&self.x[start..][..len]);
+                    continue;
+                }
+                for (k, tap) in taps.iter().enumerate() {
+                    let pixel = self.pixel(first + place, *tap);
+                    for channel in 0..c {
+                        a[at(column + k * c + channel)] = pixel.map_or(0.0, |pixel| self.x[pixel + channel]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+kernel! {
+    /// Gathers one block of columns of `count` places from `first` on, for whole vectors of channels.
+    fn gather_block<S>(simd, patches: &'a Patches<'a>, block: usize, first: usize, count: usize, a: &'a mut [f32]) {
+        let ([n, h, w, c], [grid_rows, grid_cols]) = (patches.size, patches.grid);
+        let (x, prologue) = (patches.x, patches.prologue);
+        assert!(x.len() >= n * h * w * c && first + count <= n * grid_rows * grid_cols, "{:?}", patches.size);
+        assert!(a.len() >= count * BLOCK && prologue.fits(c) && c.is_multiple_of(S::F32_LANES), "{c} channels");
+        let last = ((block + 1) * BLOCK).min(patches.columns());
+        let mut column = block * BLOCK;
+        while column < last {
+            // The channels of one tap that are in this block.
+            let (tap, channel) = (column / c, column % c);
+            let len = (c - channel).min(last - column);
+            for place in 0..count {
+                let pixel = patches.pixel(first + place, patches.taps[tap]);
+                for lane in (0..len).step_by(S::F32_LANES) {
+                    // SAFETY: the pixel and its channels are in `x`, the channels in the constants; the place and the column
+                    // in `a`, whose rows are whole vectors.
+                    unsafe {
+                        let value = match pixel {
+                            Some(at) => prologue.apply(simd, load::<S>(x, at + channel + lane), channel + lane),
+                            None => simd.splat_f32s(0.0),
+                        };
+                        store::<S>(a, place * BLOCK + column % BLOCK + lane, value);
+                    }
+                }
+            }
+            column += len;
+        }
+    }
+}
+
+/// Calls `f(rows, a, m)` with room for the patches of `count` places and for as many rows of `outputs`.
+pub(super) fn with_rows(
+    patches: &Patches,
+    outputs: usize,
+    count: usize,
+    f: impl FnOnce(usize, &mut [f32], &mut [f32]),
+) {
+    let rows = count.next_multiple_of(SPARE_ROWS);
+    let a = patches.blocks() * rows * BLOCK;
+    with_scratch(a + rows * outputs, |scratch| {
+        let (a, m) = scratch.split_at_mut(a);
+        f(rows, a, m);
+    });
+}
