@@ -4,9 +4,9 @@
 
 use rayon::prelude::*;
 
-use super::batch_norm::{Stats, cpu};
+use super::batch_norm::Stats;
 use super::conv::Prologue;
-use super::lanes::{load, store};
+use super::lanes::{load, prelu, store};
 use super::rows::block_len;
 use super::simd::dispatched;
 
@@ -24,13 +24,6 @@ pub(crate) struct Constants {
     pub slope: Option<Vec<f32>>,
 }
 
-impl Constants {
-    /// The same as a convolution applies while it loads.
-    pub fn prologue(&self) -> Prologue<'_> {
-        Prologue { affine: Some([&self.scale, &self.shift]), slope: self.slope.as_deref() }
-    }
-}
-
 /// Values with what becomes of them when they are read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
@@ -38,6 +31,14 @@ pub(crate) struct Seen<'a> {
     pub x: &'a [f32],
     /// None for the values as they are.
     pub constants: Option<&'a Constants>,
+}
+
+impl<'a> Seen<'a> {
+    /// What a convolution does to see the same.
+    pub fn prologue(&self) -> Prologue<'a> {
+        let affine = |c: &'a Constants| Prologue { affine: Some([&c.scale, &c.shift]), slope: c.slope.as_deref() };
+        self.constants.map(affine).unwrap_or_default()
+    }
 }
 
 /// Constants repeated over whole rows.
@@ -68,11 +69,6 @@ fn period(channels: usize) -> usize {
 
 fn repeat(constants: &[f32]) -> Vec<f32> {
     constants.repeat(PERIOD.div_ceil(constants.len()))
-}
-
-/// Returns the mean and biased variance per channel.
-pub(crate) fn stats(x: &[f32], channels: usize) -> Stats {
-    cpu::stats(x, channels)
 }
 
 /// Writes what is seen to `y`.
@@ -122,9 +118,7 @@ unsafe fn see_lanes<S: pulp::Simd>(simd: S, x: S::f32s, constants: &Repeated, at
     unsafe {
         let (scale, shift) = (load::<S>(&constants.scale, at), load::<S>(&constants.shift, at));
         let z = simd.mul_add_e_f32s(x, scale, shift);
-        let below = simd.mul_f32s(z, load::<S>(&constants.slope, at));
-        // A NaN stays one.
-        simd.select_f32s(simd.greater_than_f32s(z, simd.splat_f32s(0.0)), z, below)
+        prelu(simd, z, load::<S>(&constants.slope, at))
     }
 }
 

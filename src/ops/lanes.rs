@@ -36,3 +36,10 @@ pub(in crate::ops) fn prefetch(at: *const f32) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
 }
+
+/// `value` above zero, `slope * value` below; a NaN stays one.
+#[inline(always)]
+pub(in crate::ops) fn prelu<S: Simd>(simd: S, value: S::f32s, slope: S::f32s) -> S::f32s {
+    let is_above = simd.greater_than_f32s(value, simd.splat_f32s(0.0));
+    simd.select_f32s(is_above, value, simd.mul_f32s(value, slope))
+}

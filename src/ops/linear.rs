@@ -8,8 +8,8 @@ use super::scratch::with_scratch;
 /// Outputs, or inputs, that a worker takes at once.
 const PIECE: usize = 32;
 
-/// Writes `x w^T`: `x: (n, k)`, `w: (m, k)`, `y: (n, m)`.
-pub(crate) fn forward(x: &[f32], w: &[f32], [n, k, m]: [usize; 3], y: &mut [f32]) {
+/// Writes `x w^T + bias`: `x: (n, k)`, `w: (m, k)`, `bias: (m)`, `y: (n, m)`.
+pub(crate) fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, [n, k, m]: [usize; 3], y: &mut [f32]) {
     assert!(x.len() == n * k && w.len() == m * k && y.len() == n * m, "{n} x {k} times {m} x {k}");
     with_scratch(n * m, |transposed| {
         transposed.par_chunks_mut(PIECE * n).zip(w.par_chunks(PIECE * k)).for_each(|(y, w)| {
@@ -17,6 +17,9 @@ pub(crate) fn forward(x: &[f32], w: &[f32], [n, k, m]: [usize; 3], y: &mut [f32]
         });
         transpose(transposed, m, n, y);
     });
+    if let Some(bias) = bias {
+        y.chunks_exact_mut(m).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+    }
 }
 
 /// Writes the gradient of `w`: `gy^T x`.

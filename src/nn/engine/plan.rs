@@ -33,6 +33,12 @@ struct Source {
     constants: Option<Constants>,
 }
 
+impl Source {
+    fn seen<'a>(&'a self, x: &'a [f32]) -> Seen<'a> {
+        Seen { x, constants: self.constants.as_ref() }
+    }
+}
+
 /// One step, and the values that nobody reads later.
 #[derive(Debug)]
 struct Stage {
@@ -142,7 +148,7 @@ impl Plan {
         }
         let Some(([_, h, w, c], last)) = values[self.output.value].take() else { bail!("the plan has no result") };
         let mut y = vec![0.0; last.len()];
-        channels::write(Seen { x: &last, constants: self.output.constants.as_ref() }, c, &mut y);
+        channels::write(self.output.seen(&last), c, &mut y);
         self.pool.give(last);
         Tensor::from_vec(y, (n, h * w * c), &Device::Cpu)
     }
@@ -152,44 +158,38 @@ impl Plan {
             Some((shape, data)) => Ok((*shape, data.as_slice())),
             None => bail!("value {value} is not there"),
         };
-        let seen = |source: &Source| value(source.value);
         match work {
             Work::Conv { x, filter, weight, config, bias, slope, residual } => {
-                let (shape, data) = seen(x)?;
+                let (shape, data) = value(x.value)?;
                 let Some(conv) = Conv::of_filter(shape, *weight, *config, filter) else {
                     bail!("conv2d: {shape:?} and {weight:?}")
                 };
                 let residual = residual.map(|residual| Ok::<_, candle_core::Error>(value(residual)?.1)).transpose()?;
                 let mut y = self.pool.take(conv.output().iter().product());
-                let prologue = x.constants.as_ref().map(Constants::prologue).unwrap_or_default();
                 let epilogue = Epilogue { bias: bias.as_deref(), slope: slope.as_deref(), residual };
-                conv.forward_packed(data, prologue, filter, epilogue, &mut y);
+                conv.forward_packed(data, x.seen(data).prologue(), filter, epilogue, &mut y);
                 Ok((conv.output(), y))
             }
             Work::Add { a, b } => {
-                let ((shape, of_a), (_, of_b)) = (seen(a)?, seen(b)?);
+                let ((shape, of_a), (_, of_b)) = (value(a.value)?, value(b.value)?);
                 let mut y = self.pool.take(of_a.len());
-                let [a, b] = [(of_a, a), (of_b, b)].map(|(x, source)| Seen { x, constants: source.constants.as_ref() });
-                channels::add(a, b, shape[3], &mut y);
+                channels::add(a.seen(of_a), b.seen(of_b), shape[3], &mut y);
                 Ok((shape, y))
             }
             Work::Write { x } => {
-                let (shape, data) = seen(x)?;
+                let (shape, data) = value(x.value)?;
                 let mut y = self.pool.take(data.len());
-                channels::write(Seen { x: data, constants: x.constants.as_ref() }, shape[3], &mut y);
+                channels::write(x.seen(data), shape[3], &mut y);
                 Ok((shape, y))
             }
             Work::Linear { x, weight, bias } => {
-                let ([n, h, w, c], data) = seen(x)?;
+                let ([n, h, w, c], data) = value(x.value)?;
                 let (outputs, inputs) = weight.dims2()?;
                 let mut flat = self.pool.take(data.len());
-                let seen = Seen { x: data, constants: x.constants.as_ref() };
-                channels::to_channels_first(seen, c, h * w, &mut flat);
+                channels::to_channels_first(x.seen(data), c, h * w, &mut flat);
                 let mut y = self.pool.take(n * outputs);
-                linear::forward(&flat, &Values::of("linear", weight)?, [n, inputs, outputs], &mut y);
-                if let Some(bias) = bias {
-                    y.chunks_exact_mut(outputs).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
-                }
+                let weight = Values::of("linear", weight)?;
+                linear::forward(&flat, &weight, bias.as_deref(), [n, inputs, outputs], &mut y);
                 self.pool.give(flat);
                 Ok(([n, 1, 1, outputs], y))
             }

@@ -13,7 +13,7 @@ use crate::nn::gradients::Gradients;
 use crate::nn::graph::Graph;
 use crate::nn::layers::{BatchNorm, Dropout, RunningStats};
 use crate::nn::params::Params;
-use crate::ops::batch_norm::Stats;
+use crate::ops::batch_norm::{self, Stats};
 use crate::ops::channels::{self, Normalised, Seen};
 use crate::ops::conv::{Conv, Epilogue};
 use crate::ops::linear;
@@ -170,9 +170,8 @@ impl Recording<'_> {
         match step {
             Step::Conv { x, path, .. } => {
                 let (weight, seen) = (self.param(path, "weight")?, self.seen(*x));
-                let prologue = seen.constants.map(|c| c.prologue()).unwrap_or_default();
                 let weight = Values::of("conv2d", &weight)?;
-                self.conv(step)?.forward(seen.x, prologue, &weight, Epilogue::default(), y);
+                self.conv(step)?.forward(seen.x, seen.prologue(), &weight, Epilogue::default(), y);
             }
             Step::Add { a, b } => channels::add(self.seen(*a), self.seen(*b), shape[3], y),
             Step::Write { x } => channels::write(self.seen(*x), shape[3], y),
@@ -185,12 +184,10 @@ impl Recording<'_> {
                     flat.iter_mut().zip(mask).for_each(|(x, m)| *x *= m);
                 }
                 let weight = self.param(path, "weight")?;
-                linear::forward(&flat, &Values::of("linear", &weight)?, [n, h * w * c, shape[3]], y);
-                if *has_bias {
-                    let bias = self.param(path, "bias")?;
-                    let bias = Values::of("linear", &bias)?;
-                    y.chunks_exact_mut(shape[3]).for_each(|y| y.iter_mut().zip(&*bias).for_each(|(y, b)| *y += b));
-                }
+                let bias = has_bias.then(|| self.param(path, "bias")).transpose()?;
+                let bias = bias.as_ref().map(|bias| Values::of("linear", bias)).transpose()?;
+                let weight = Values::of("linear", &weight)?;
+                linear::forward(&flat, &weight, bias.as_deref(), [n, h * w * c, shape[3]], y);
                 self.flat.insert(i, (flat, mask));
             }
         }
@@ -213,7 +210,7 @@ impl Recording<'_> {
         let Value { shape, data } = self.value(view);
         let running = RunningStats::of(self.params, bn)?;
         let is_frozen = self.params.has_frozen_statistics();
-        let stats = if is_frozen { running.read()? } else { channels::stats(data, shape[3]) };
+        let stats = if is_frozen { running.read()? } else { batch_norm::stats(data, shape[3]) };
         if !is_frozen {
             running.track(&stats, data.len() / shape[3])?;
         }
@@ -252,8 +249,7 @@ impl Recording<'_> {
                 Step::Conv { x, path, .. } => {
                     let (conv, weight) = (self.conv(step)?, self.param(path, "weight")?);
                     let seen = self.seen(*x);
-                    let prologue = seen.constants.map(|c| c.prologue()).unwrap_or_default();
-                    all.write(path, "weight", |gw| conv.grad_w(seen.x, prologue, &gy, gw));
+                    all.write(path, "weight", |gw| conv.grad_w(seen.x, seen.prologue(), &gy, gw));
                     if program.views[*x].value > 0 {
                         let (mut gx, other) = (pool.take(seen.x.len()), grads[*x].take());
                         let epilogue =

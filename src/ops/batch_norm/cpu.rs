@@ -9,7 +9,7 @@ use crate::ops::rows::{block_len, join};
 use crate::ops::simd::simd;
 
 /// Mean and variance: two passes within a block, then the pairwise update of Chan et al. (1979) between blocks.
-pub(in crate::ops) fn stats<T: WithDType>(x: &[T], channels: usize) -> Stats {
+pub(crate) fn stats<T: WithDType>(x: &[T], channels: usize) -> Stats {
     let blocks: Vec<(Vec<T>, Vec<T>)> = x
         .par_chunks(block_len(channels))
         .map(|x| {

@@ -1,9 +1,10 @@
 //! Batch normalisation over the last axis (Ioffe and Szegedy, 2015, algorithm 1), with its backward.
 
-pub(super) mod cpu;
+mod cpu;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+pub(crate) use self::cpu::stats;
 use super::slice::{self, for_float};
 
 /// Mean and biased variance of each channel.

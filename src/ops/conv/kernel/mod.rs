@@ -42,14 +42,12 @@ impl Prologue<'_> {
                 value = simd.mul_add_e_f32s(value, lanes::load::<S>(scale, channel), lanes::load::<S>(shift, channel));
             }
             if let Some(slope) = self.slope {
-                value = prelu(simd, value, lanes::load::<S>(slope, channel));
+                value = lanes::prelu(simd, value, lanes::load::<S>(slope, channel));
             }
             value
         }
     }
-}
 
-impl Prologue<'_> {
     /// What becomes of `N x N` vectors of the channels from `channel` on: the constants are loaded once.
     ///
     /// # Safety
@@ -67,7 +65,7 @@ impl Prologue<'_> {
             if let Some(slope) = self.slope {
                 let slope = lanes::load::<S>(slope, channel);
                 for value in values.as_flattened_mut() {
-                    *value = prelu(simd, *value, slope);
+                    *value = lanes::prelu(simd, *value, slope);
                 }
             }
         }
@@ -84,13 +82,6 @@ impl WithSimd for Width {
     fn with_simd<S: Simd>(self, _: S) -> usize {
         product::width::<S>()
     }
-}
-
-/// `value` above zero, `slope * value` below; a NaN stays one.
-#[inline(always)]
-fn prelu<S: Simd>(simd: S, value: S::f32s, slope: S::f32s) -> S::f32s {
-    let is_above = simd.greater_than_f32s(value, simd.splat_f32s(0.0));
-    simd.select_f32s(is_above, value, simd.mul_f32s(value, slope))
 }
 
 /// What becomes of each value of the output before it is stored, in this order.
@@ -128,7 +119,7 @@ impl Epilogue<'_> {
                 value = simd.add_f32s(value, lanes::load::<S>(bias, channel));
             }
             if let Some(slope) = self.slope {
-                value = prelu(simd, value, lanes::load::<S>(slope, channel));
+                value = lanes::prelu(simd, value, lanes::load::<S>(slope, channel));
             }
             if let Some(residual) = self.residual {
                 value = simd.add_f32s(value, lanes::load::<S>(residual, at));
