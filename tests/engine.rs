@@ -169,6 +169,8 @@ fn networks_that_the_engine_lacks_are_carried_out_by_layers() -> Result<()> {
     for config in [odd, squeezed] {
         let [single, double] = models(&config)?;
         assert!(matches!(single.inference(2)?, Inference::Layers(_)), "{config:?}");
+        let owned = Model::frozen(&config, single.params().state()?, &Device::Cpu)?.into_inference(2)?;
+        assert!(matches!(owned, Inference::Layers(_)), "{config:?}");
         let [x, wide] = images(3, 32)?;
         let expected = double.forward_t(&wide, true)?;
         let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
@@ -183,6 +185,19 @@ fn networks_that_the_engine_lacks_are_carried_out_by_layers() -> Result<()> {
             assert!(off <= PARAMETER, "{config:?}: gradient of {name}: {off:e}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_network_in_f64_is_carried_out_by_layers() -> Result<()> {
+    let config = &configs()[0];
+    let [single, double] = models(config)?;
+    assert!(matches!(double.inference(2)?, Inference::Layers(_)));
+    let frozen = Model::build(config, Params::given(single.params().state()?, DType::F64, &Device::Cpu))?;
+    let network = frozen.into_inference(2)?;
+    assert!(matches!(network, Inference::Layers(_)));
+    let wide = &images(2, config.input_size)?[1];
+    assert_eq!(flat(&network.run(wide)?)?, flat(&double.forward_t(wide, false)?)?);
     Ok(())
 }
 

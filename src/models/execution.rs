@@ -124,14 +124,14 @@ impl Model {
     /// # Errors
     /// When a parameter cannot be read.
     pub fn into_inference(self, batch_size: usize) -> Result<Inference<'static>> {
-        let (graph, side) = (Graph::of(&self), self.config.input_size);
-        if Engine::of(&graph, &self.params, side).is_none() {
+        let (graph, images) = (Graph::of(&self), [batch_size, self.config.input_size]);
+        if !Plan::fits(&graph, &self.params, images) {
             return Ok(Inference::Layers(Kept::Owned(Box::new(self))));
         }
         let Self { net, params, .. } = self;
         // The layers hold the weights too.
         drop(net);
-        Ok(Inference::Plan(Box::new(Plan::consuming(&graph, params, [batch_size, side])?)))
+        Ok(Inference::Plan(Box::new(Plan::consuming(&graph, params, images)?)))
     }
 
     fn plan(&self, batch_size: usize) -> Result<Option<Plan>> {

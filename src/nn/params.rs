@@ -1,6 +1,7 @@
 //! Named parameters, in name order, with buffers apart.
 
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -115,23 +116,20 @@ impl Params {
         var.or_else(|| self.frozen.get(name).cloned())
     }
 
+    /// Whether all parameters and running statistics are f32 on the CPU.
+    pub(super) fn is_single_on_cpu(&self) -> bool {
+        self.dtype == DType::F32 && matches!(self.device, Device::Cpu)
+    }
+
     /// Gives up all parameters with more than one axis.
     pub(super) fn take_weights(&mut self) -> BTreeMap<String, Tensor> {
-        let mut weights = BTreeMap::new();
-        self.trainable.retain(|name, var| {
-            let stays = var.rank() < 2;
-            if !stays {
-                weights.insert(name.clone(), var.as_detached_tensor());
-            }
-            stays
-        });
-        self.frozen.retain(|name, tensor| {
-            let stays = tensor.rank() < 2;
-            if !stays {
-                weights.insert(name.clone(), tensor.clone());
-            }
-            stays
-        });
+        let (trainable, vectors) = take(&mut self.trainable).into_iter().partition(|(_, var)| var.rank() > 1);
+        self.trainable = vectors;
+        let (mut weights, vectors): (BTreeMap<_, _>, _) =
+            take(&mut self.frozen).into_iter().partition(|(_, tensor)| tensor.rank() > 1);
+        self.frozen = vectors;
+        let trainable: BTreeMap<String, Var> = trainable;
+        weights.extend(trainable.into_iter().map(|(name, var)| (name, var.as_detached_tensor())));
         weights
     }
 

@@ -1,9 +1,9 @@
 //! Inference: norms folded, filters packed once, activations freed after their last use.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::pool::Pool;
 use super::program::{Program, Step, View, ViewId};
@@ -89,35 +89,25 @@ impl Plan {
     /// # Errors
     /// When a parameter cannot be read.
     pub fn of(graph: &Graph, params: &Params, images: [usize; 2]) -> Result<Option<Self>> {
-        let Some(program) = Program::of(graph) else { return Ok(None) };
-        let shapes = params.shapes();
-        let names = program.param_names();
-        let on_cpu = |t: &Tensor| t.dtype() == DType::F32 && matches!(t.device(), Device::Cpu);
-        if !names.iter().all(|name| params.get(name).is_some_and(|tensor| on_cpu(&tensor))) {
-            return Ok(None);
-        }
-        let weights = RefCell::new(Weights::Shared);
-        Builder { params, weights, shapes, uses: program.num_uses(), program: &program }.build(images)
+        let Some((program, shapes)) = supported(graph, params, images) else { return Ok(None) };
+        Builder::new(&program, &shapes, params, Weights::Shared).build().map(Some)
     }
 
     /// As [`Self::of`], with the weights given up as soon as they are packed; nobody else should hold them.
     ///
     /// # Errors
-    /// When a parameter cannot be read, or the engine lacks something.
+    /// When a parameter cannot be read, or the engine lacks something: [`Self::fits`] says that before.
     pub fn consuming(graph: &Graph, mut params: Params, images: [usize; 2]) -> Result<Self> {
-        let Some(program) = Program::of(graph) else { bail!("the engine lacks an operation of this network") };
-        let shapes = params.shapes();
-        let weights = RefCell::new(Weights::Given(params.take_weights()));
-        let builder = Builder { params: &params, weights, shapes, uses: program.num_uses(), program: &program };
-        match builder.build(images)? {
-            Some(plan) => Ok(plan),
-            None => bail!("the engine lacks a convolution of this network"),
-        }
+        let Some((program, shapes)) = supported(graph, &params, images) else {
+            bail!("the engine lacks something that this network needs")
+        };
+        let weights = Weights::Given(params.take_weights());
+        Builder::new(&program, &shapes, &params, weights).build()
     }
 
-    /// Side of the images in pixels.
-    pub fn side(&self) -> usize {
-        self.side
+    /// Whether there is a plan.
+    pub fn fits(graph: &Graph, params: &Params, images: [usize; 2]) -> bool {
+        supported(graph, params, images).is_some()
     }
 
     /// Returns the embeddings `(N, embedding_size)`, f32, of images `(N, 3, S, S)`; the networks' evaluation mode.
@@ -197,6 +187,13 @@ impl Plan {
     }
 }
 
+/// The steps of a network and the shapes of their values, if the engine has all it needs.
+fn supported(graph: &Graph, params: &Params, [n, side]: [usize; 2]) -> Option<(Program, Vec<[usize; 4]>)> {
+    let program = Program::of(graph).filter(|_| params.is_single_on_cpu())?;
+    let shapes = program.shapes(&params.shapes(), [n.max(1), side, side, 3])?;
+    Some((program, shapes))
+}
+
 /// Where the weights of convolutions and fully connected layers are.
 enum Weights {
     /// With the other parameters, and they stay there.
@@ -207,14 +204,19 @@ enum Weights {
 
 /// Turns steps into stages.
 struct Builder<'a> {
+    program: &'a Program,
+    /// Of all values.
+    shapes: &'a [[usize; 4]],
     params: &'a Params,
     weights: RefCell<Weights>,
-    shapes: BTreeMap<String, Vec<usize>>,
-    program: &'a Program,
     uses: Vec<usize>,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    fn new(program: &'a Program, shapes: &'a [[usize; 4]], params: &'a Params, weights: Weights) -> Self {
+        Self { program, shapes, params, weights: RefCell::new(weights), uses: program.num_uses() }
+    }
+
     fn weight(&self, path: &str) -> Result<Tensor> {
         let name = format!("{path}.weight");
         let weight = match &mut *self.weights.borrow_mut() {
@@ -222,13 +224,6 @@ impl Builder<'_> {
             Weights::Given(weights) => weights.remove(&name),
         };
         weight.map_or_else(|| bail!("no parameter {name}"), |weight| weight.contiguous())
-    }
-
-    /// The convolution of a step on values of this shape, with the shape of its weight.
-    fn sized(&self, step: &Step, x: [usize; 4]) -> Option<(Conv, [usize; 4])> {
-        let Step::Conv { path, config, .. } = step else { return None };
-        let weight = self.shapes.get(&format!("{path}.weight"))?.as_slice().try_into().ok()?;
-        Some((Conv::new(x, weight, *config)?, weight))
     }
 
     /// Whether the norm of a step's result becomes a part of the step: nobody sees the result without it.
@@ -260,93 +255,60 @@ impl Builder<'_> {
         (is_conv && is_bare && self.uses[view] == 1).then_some(step)
     }
 
-    fn build(self, [n, side]: [usize; 2]) -> Result<Option<Plan>> {
-        let program = self.program;
-        // Sums that a convolution takes over: the convolution's step, by that of the sum, and the other side.
-        let mut merged = Vec::new();
+    /// Sums that a convolution takes over: the convolution's step and the other side's value, by the step of the sum.
+    fn merged(&self) -> Result<HashMap<usize, (usize, usize)>> {
+        let mut merged = HashMap::new();
         let mut moved = HashSet::new();
-        for (i, step) in program.steps.iter().enumerate() {
+        for (i, step) in self.program.steps.iter().enumerate() {
             let Step::Add { a, b } = step else { continue };
             for (conv, other) in [(*a, *b), (*b, *a)] {
                 let other = self.source(other)?;
-                if let Some(conv) =
-                    self.sole_conv(conv).filter(|conv| *conv + 1 != other.value && !moved.contains(conv))
-                    && other.constants.is_none()
-                {
+                let conv = self.sole_conv(conv).filter(|conv| *conv + 1 != other.value && !moved.contains(conv));
+                if let (Some(conv), None) = (conv, &other.constants) {
                     moved.insert(conv);
-                    merged.push((i, conv, other.value));
+                    merged.insert(i, (conv, other.value));
                     break;
                 }
             }
         }
-        let mut shapes = vec![[n.max(1), side, side, 3]];
+        Ok(merged)
+    }
+
+    fn build(self) -> Result<Plan> {
+        let merged = self.merged()?;
+        let moved: HashSet<usize> = merged.values().map(|(conv, _)| *conv).collect();
         let mut stages = Vec::new();
-        for (i, step) in program.steps.iter().enumerate() {
-            let of = |view: ViewId| shapes[program.views[view].value];
-            let merge = merged.iter().find(|(sum, ..)| *sum == i);
-            let shape = match step {
-                Step::Conv { x, .. } => {
-                    let Some((conv, weight)) = self.sized(step, of(*x)) else { return Ok(None) };
-                    if !conv.has_whole_channels() && self.source(*x)?.constants.is_some() {
-                        return Ok(None);
-                    }
-                    if !moved.contains(&i) {
-                        let work = self.conv(step, conv, weight, None)?;
-                        stages.push(Stage { work, result: i + 1, last_uses: Vec::new() });
-                    }
-                    conv.output()
-                }
-                Step::Add { a, b } => {
-                    if of(*a) != of(*b) {
-                        return Ok(None);
-                    }
-                    let work = match merge {
-                        Some((_, conv, other)) => {
-                            let step = &program.steps[*conv];
-                            let Step::Conv { x, .. } = step else { return Ok(None) };
-                            let Some((sized, weight)) = self.sized(step, of(*x)) else { return Ok(None) };
-                            self.conv(step, sized, weight, Some(*other))?
-                        }
-                        None => Work::Add { a: self.source(*a)?, b: self.source(*b)? },
-                    };
-                    stages.push(Stage { work, result: i + 1, last_uses: Vec::new() });
-                    of(*a)
-                }
-                Step::Write { x } => {
-                    let work = Work::Write { x: self.source(*x)? };
-                    stages.push(Stage { work, result: i + 1, last_uses: Vec::new() });
-                    of(*x)
-                }
-                Step::Linear { x, path, has_bias } => {
-                    let weight = self.weight(path)?;
-                    let (outputs, inputs) = weight.dims2()?;
-                    let [n, rest @ ..] = of(*x);
-                    if rest.iter().product::<usize>() != inputs {
-                        return Ok(None);
-                    }
+        for (i, step) in self.program.steps.iter().enumerate().filter(|(i, _)| !moved.contains(i)) {
+            let work = match (step, merged.get(&i)) {
+                (Step::Conv { .. }, _) => self.conv(i, None)?,
+                (Step::Add { .. }, Some((conv, other))) => self.conv(*conv, Some(*other))?,
+                (Step::Add { a, b }, None) => Work::Add { a: self.source(*a)?, b: self.source(*b)? },
+                (Step::Write { x }, _) => Work::Write { x: self.source(*x)? },
+                (Step::Linear { x, path, has_bias }, _) => {
                     let bias = has_bias.then(|| self.params.get(&format!("{path}.bias"))).flatten();
                     let bias = bias.map(|bias| bias.to_vec1()).transpose()?;
-                    let work = Work::Linear { x: self.source(*x)?, weight, bias };
-                    stages.push(Stage { work, result: i + 1, last_uses: Vec::new() });
-                    [n, 1, 1, outputs]
+                    Work::Linear { x: self.source(*x)?, weight: self.weight(path)?, bias }
                 }
             };
-            shapes.push(shape);
+            stages.push(Stage { work, result: i + 1, last_uses: Vec::new() });
         }
-        let output = self.source(program.output)?;
+        let output = self.source(self.program.output)?;
         let mut seen = HashSet::from([output.value]);
         for stage in stages.iter_mut().rev() {
             stage.last_uses = stage.work.inputs().into_iter().filter(|value| seen.insert(*value)).collect();
         }
-        Ok(Some(Plan { stages, num_values: shapes.len(), output, side, pool: Pool::default() }))
+        let [_, side, ..] = self.shapes[0];
+        Ok(Plan { stages, num_values: self.shapes.len(), output, side, pool: Pool::default() })
     }
 
-    /// The convolution with its norm folded into filter, bias and slope.
-    fn conv(&self, step: &Step, conv: Conv, weight: [usize; 4], residual: Option<usize>) -> Result<Work> {
+    /// The convolution of step `i` with its norm folded into filter, bias and slope.
+    fn conv(&self, i: usize, residual: Option<usize>) -> Result<Work> {
+        let step = &self.program.steps[i];
         let Step::Conv { x, path, config } = step else { bail!("{step:?} is no convolution") };
         let tensor = self.weight(path)?;
-        let value = self.program.steps.iter().position(|s| s == step).map_or(0, |i| i + 1);
-        let constants = match self.program.norm_of(value).filter(|_| self.is_folded(value)) {
+        let (x, shape): (_, [usize; 4]) = (self.source(*x)?, tensor.dims4()?.into());
+        let Some(conv) = Conv::new(self.shapes[x.value], shape, *config) else { bail!("conv2d: {path}: no method") };
+        let constants = match self.program.norm_of(i + 1).filter(|_| self.is_folded(i + 1)) {
             Some(view) => self.constants(&self.program.views[view])?,
             None => None,
         };
@@ -354,11 +316,11 @@ impl Builder<'_> {
         let (filter, bias, slope) = match constants {
             None => (conv.pack(&values), None, None),
             Some(Constants { scale, shift, slope }) => {
-                let per_output = values.len() / weight[0];
+                let per_output = values.len() / shape[0];
                 let scaled: Vec<f32> = values.iter().enumerate().map(|(i, w)| w * scale[i / per_output]).collect();
                 (conv.pack(&scaled), Some(shift), slope)
             }
         };
-        Ok(Work::Conv { x: self.source(*x)?, filter, weight, config: *config, bias, slope, residual })
+        Ok(Work::Conv { x, filter, weight: shape, config: *config, bias, slope, residual })
     }
 }

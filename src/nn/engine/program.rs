@@ -1,9 +1,9 @@
 //! What a network computes, as steps over activations and views of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::nn::graph::{Graph, NodeId, Op};
-use crate::ops::conv::ConvConfig;
+use crate::ops::conv::{Conv, ConvConfig};
 
 /// Number of a [`View`].
 pub(super) type ViewId = usize;
@@ -130,6 +130,37 @@ impl Program {
     /// The view of a value after its norm, if it has one.
     pub fn norm_of(&self, value: usize) -> Option<ViewId> {
         self.views.iter().position(|view| view.value == value && view.norm.is_some())
+    }
+
+    /// The shapes `(n, h, w, c)` of all values from those of the weights by name; none if the engine lacks a convolution of
+    /// these sizes, or they do not fit each other.
+    pub fn shapes(&self, weights: &BTreeMap<String, Vec<usize>>, images: [usize; 4]) -> Option<Vec<[usize; 4]>> {
+        let weight = |path: &str| weights.get(&format!("{path}.weight")).map(Vec::as_slice);
+        let mut shapes = vec![images];
+        for step in &self.steps {
+            let of = |view: ViewId| shapes[self.views[view].value];
+            shapes.push(match step {
+                Step::Conv { x, path, config } => {
+                    let conv = Conv::new(of(*x), weight(path)?.try_into().ok()?, *config)?;
+                    let View { value, norm } = &self.views[*x];
+                    if !conv.has_whole_channels() && (norm.is_some() || *value != 0) {
+                        return None;
+                    }
+                    conv.output()
+                }
+                Step::Add { a, b } if of(*a) == of(*b) => of(*a),
+                Step::Add { .. } => return None,
+                Step::Write { x } => of(*x),
+                Step::Linear { x, path, .. } => {
+                    let ([outputs, inputs], [n, rest @ ..]) = (weight(path)?.try_into().ok()?, of(*x));
+                    if rest.iter().product::<usize>() != inputs {
+                        return None;
+                    }
+                    [n, 1, 1, outputs]
+                }
+            });
+        }
+        Some(shapes)
     }
 
     /// The names of all parameters.

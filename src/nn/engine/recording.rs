@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::pool::Pool;
 use super::program::{Norm, Program, Step, ViewId};
@@ -26,6 +26,8 @@ pub struct Engine {
     pool: Arc<Pool>,
     /// Where each trained parameter's gradient is among all.
     places: BTreeMap<String, Range<usize>>,
+    /// The shapes of parameters and buffers.
+    weights: BTreeMap<String, Vec<usize>>,
 }
 
 /// Shape `(n, h, w, c)` and values.
@@ -43,49 +45,17 @@ impl Engine {
         let mut places = BTreeMap::new();
         let mut len = 0;
         for (name, var) in params.trainable() {
-            if var.dtype() != DType::F32 || !matches!(var.device(), Device::Cpu) {
-                return None;
-            }
             places.insert(name.to_owned(), len..len + var.elem_count());
             len += var.elem_count();
         }
         // A parameter without a gradient would never train.
         let used = program.param_names();
-        if !places.keys().all(|name| used.contains(name)) {
+        if !params.is_single_on_cpu() || !places.keys().all(|name| used.contains(name)) {
             return None;
         }
-        let engine = Self { program, pool: Arc::default(), places };
-        engine.shapes(params, [1, side, side, 3]).map(|_| engine)
-    }
-
-    /// The shapes of all values, if all convolutions can be computed.
-    fn shapes(&self, params: &Params, images: [usize; 4]) -> Option<Vec<[usize; 4]>> {
-        let mut shapes = vec![images];
-        for step in &self.program.steps {
-            let of = |view: ViewId| shapes[self.program.views[view].value];
-            shapes.push(match step {
-                Step::Conv { x, path, config } => {
-                    let conv = Conv::new(of(*x), dims4(&params.get(&format!("{path}.weight"))?)?, *config)?;
-                    let has_prologue = self.program.views[*x].norm.is_some();
-                    if !conv.has_whole_channels() && (has_prologue || self.program.views[*x].value != 0) {
-                        return None;
-                    }
-                    conv.output()
-                }
-                Step::Add { a, b } if of(*a) == of(*b) => of(*a),
-                Step::Add { .. } => return None,
-                Step::Write { x } => of(*x),
-                Step::Linear { x, path, .. } => {
-                    let (outputs, inputs) = params.get(&format!("{path}.weight"))?.dims2().ok()?;
-                    let [n, rest @ ..] = of(*x);
-                    if rest.iter().product::<usize>() != inputs {
-                        return None;
-                    }
-                    [n, 1, 1, outputs]
-                }
-            });
-        }
-        Some(shapes)
+        let weights = params.shapes();
+        program.shapes(&weights, [1, side, side, 3])?;
+        Some(Self { program, pool: Arc::default(), places, weights })
     }
 
     /// Returns the embeddings of images `(N, 3, S, S)`, f32, in training mode, with what the backward pass needs. Running
@@ -103,7 +73,7 @@ impl Engine {
         let mut first = self.pool.take(images.elem_count());
         let contiguous = images.contiguous()?;
         channels::to_channels_last(&Values::of("images", &contiguous)?, c, h * w, &mut first);
-        let Some(shapes) = self.shapes(params, [n, h, w, c]) else {
+        let Some(shapes) = self.program.shapes(&self.weights, [n, h, w, c]) else {
             bail!("images {:?} do not fit the network", images.shape());
         };
         let mut recording = Recording {
