@@ -79,29 +79,19 @@ pub(super) fn convolve(
 pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilogue, gx: &mut [f32]) {
     assert!(gx.len() == d.n * d.h * d.w * d.c && epilogue.fits(d.c, gx.len()), "{d:?}");
     let (rows, cols) = (&axis_backward(d.h, d.ho, d.kh, d), &axis_backward(d.w, d.wo, d.kw, d));
-    let (prologue, size, c) = (Prologue::default(), [d.ho, d.wo], d.co);
+    let by_output = |filter: &[f32], epilogue, y: &mut [f32]| {
+        let (prologue, size, c) = (Prologue::default(), [d.ho, d.wo], d.co);
+        arch.dispatch(Stencil { x: gy, prologue, c, size, rows, cols, lanes: 1, filter, d, epilogue, y });
+    };
     with_scratch(filter_len(d), |filter| {
         pack(w, d, filter);
         if d.is_depthwise() {
-            return arch.dispatch(Stencil {
-                x: gy,
-                prologue,
-                c,
-                size,
-                rows,
-                cols,
-                lanes: 1,
-                filter,
-                d,
-                epilogue,
-                y: gx,
-            });
+            return by_output(filter, epilogue, gx);
         }
         with_scratch(d.n * d.h * d.w * d.co, |of_outputs| {
             for (lane, filter) in filter.chunks_exact(d.kh * d.kw * d.co).enumerate() {
                 // Per output channel, then summed over the outputs of a group.
-                let (epilogue, y) = (Epilogue::default(), &mut *of_outputs);
-                arch.dispatch(Stencil { x: gy, prologue, c, size, rows, cols, lanes: 1, filter, d, epilogue, y });
+                by_output(filter, Epilogue::default(), of_outputs);
                 let pieces = gx.par_chunks_mut(PIXELS * d.c).zip(of_outputs.par_chunks(PIXELS * d.co));
                 pieces.for_each(|(gx, of_outputs)| {
                     let groups = of_outputs.chunks_exact(d.co / d.groups);
@@ -111,7 +101,9 @@ pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilo
                 });
             }
         });
-        arch.dispatch(Finish { epilogue, channels: d.c, y: gx });
+        if !epilogue.is_identity() {
+            arch.dispatch(Finish { epilogue, channels: d.c, y: gx });
+        }
     });
 }
 
@@ -128,9 +120,6 @@ impl WithSimd for Finish<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { epilogue, channels, y } = self;
-        if epilogue.is_identity() {
-            return;
-        }
         y.par_chunks_mut(PIXELS * channels).enumerate().for_each(|(piece, y)| {
             finish(simd, epilogue, channels, piece * PIXELS * channels, y);
         });
