@@ -122,6 +122,12 @@ impl Plan {
         if n == 0 {
             bail!("expected at least one image");
         }
+        // From outside, every parallel loop would wake the workers and put this thread to sleep.
+        rayon::scope(|_| self.run_as_worker(images))
+    }
+
+    fn run_as_worker(&self, images: &Tensor) -> Result<Tensor> {
+        let (n, side) = (images.dims()[0], self.side);
         let mut values: Vec<Option<([usize; 4], Vec<f32>)>> = (0..self.num_values).map(|_| None).collect();
         let mut first = self.pool.take(images.elem_count());
         let images = images.contiguous()?;
