@@ -27,20 +27,20 @@ impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Inlined<F> {
 /// A closure given to `vectorize` is inlined or not as the compiler likes, and what is not is compiled without the
 /// machine's vectors, forty times slower. The method of a trait can be inlined always; hence a type for each kernel.
 macro_rules! kernel {
-    ($(#[$attribute:meta])* $visibility:vis fn $name:ident<$S:ident>(
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident<$S:ident $(, const $N:ident: usize)*>(
         $simd:ident, $($argument:ident: $type:ty),* $(,)?
     ) $body:block) => {
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments, reason = "sizes and slices, which every kernel names")]
         #[inline(always)]
-        $visibility fn $name<'a, $S: pulp::Simd>($simd: $S, $($argument: $type),*) {
-            struct Kernel<'a, $S> {
+        $visibility fn $name<'a, $S: pulp::Simd $(, const $N: usize)*>($simd: $S, $($argument: $type),*) {
+            struct Kernel<'a, $S $(, const $N: usize)*> {
                 $simd: $S,
                 $($argument: $type,)*
                 borrowed: std::marker::PhantomData<&'a ()>,
             }
 
-            impl<'a, $S: pulp::Simd> pulp::NullaryFnOnce for Kernel<'a, $S> {
+            impl<'a, $S: pulp::Simd $(, const $N: usize)*> pulp::NullaryFnOnce for Kernel<'a, $S $(, $N)*> {
                 type Output = ();
 
                 #[inline(always)]
@@ -50,7 +50,7 @@ macro_rules! kernel {
                 }
             }
 
-            $simd.vectorize(Kernel { $simd, $($argument,)* borrowed: std::marker::PhantomData });
+            $simd.vectorize(Kernel::<'a, $S $(, $N)*> { $simd, $($argument,)* borrowed: std::marker::PhantomData });
         }
     };
 }

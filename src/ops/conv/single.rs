@@ -4,13 +4,14 @@ use candle_core::Shape;
 use pulp::Arch;
 
 use super::kernel::{CHANNELS, Epilogue, Prologue};
-use super::{ConvConfig, Dims, depthwise, patches, winograd};
+use super::winograd::{self, Tile};
+use super::{ConvConfig, Dims, depthwise, patches};
 use crate::ops::scratch::with_scratch;
 
 /// How a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Method {
-    Winograd,
+    Winograd(Tile),
     Patches,
     Depthwise,
 }
@@ -43,8 +44,8 @@ impl Conv {
     }
 
     pub(super) fn of(d: Dims) -> Option<Self> {
-        let method = if winograd::fits(d) && winograd::pays(d) {
-            Method::Winograd
+        let method = if let Some(tile) = Some(d).filter(|&d| winograd::fits(d)).and_then(winograd::fastest) {
+            Method::Winograd(tile)
         } else if depthwise::fits(d) {
             Method::Depthwise
         } else if patches::fits(d) {
@@ -91,18 +92,17 @@ impl Conv {
 
     /// Writes the gradient of the input (after its prologue), and `epilogue` of it, to `gx`.
     pub fn grad_x(&self, gy: &[f32], w: &[f32], epilogue: Epilogue, gx: &mut [f32]) {
-        let grad_x = match self.method {
-            Method::Winograd => winograd::grad_x,
-            Method::Patches => patches::grad_x,
-            Method::Depthwise => depthwise::grad_x,
-        };
-        grad_x(gy, w, self.d, self.arch, epilogue, gx);
+        match self.method {
+            Method::Winograd(tile) => winograd::grad_x(gy, w, self.d, tile, self.arch, epilogue, gx),
+            Method::Patches => patches::grad_x(gy, w, self.d, self.arch, epilogue, gx),
+            Method::Depthwise => depthwise::grad_x(gy, w, self.d, self.arch, epilogue, gx),
+        }
     }
 
     /// Writes the gradient of the weight.
     pub fn grad_w(&self, x: &[f32], prologue: Prologue, gy: &[f32], gw: &mut [f32]) {
         let grad_w = match self.method {
-            Method::Winograd => winograd::grad_w,
+            Method::Winograd(_) => winograd::grad_w,
             Method::Patches => patches::grad_w,
             Method::Depthwise => depthwise::grad_w,
         };
@@ -111,7 +111,7 @@ impl Conv {
 
     fn filter_len(&self) -> usize {
         match self.method {
-            Method::Winograd => winograd::filter_len(self.d, self.arch),
+            Method::Winograd(tile) => winograd::filter_len(self.d, tile, self.arch),
             Method::Patches => patches::filter_len(self.d, self.arch),
             Method::Depthwise => depthwise::filter_len(self.d),
         }
@@ -120,19 +120,19 @@ impl Conv {
     fn pack_into(&self, w: &[f32], packed: &mut [f32]) {
         assert_eq!(w.len(), self.d.w_shape().elem_count(), "a weight for {:?}", self.d);
         match self.method {
-            Method::Winograd => winograd::pack(w, self.d, self.arch, packed),
+            Method::Winograd(tile) => winograd::pack(w, self.d, tile, self.arch, packed),
             Method::Patches => patches::pack(w, self.d, self.arch, packed),
             Method::Depthwise => depthwise::pack(w, self.d, packed),
         }
     }
 
     fn convolve(&self, x: &[f32], prologue: Prologue, packed: &[f32], epilogue: Epilogue, y: &mut [f32]) {
-        let convolve = match self.method {
-            Method::Winograd => winograd::convolve,
-            Method::Patches => patches::convolve,
-            Method::Depthwise => depthwise::convolve,
-        };
-        convolve(x, packed, self.d, self.arch, (prologue, epilogue), y);
+        let around = (prologue, epilogue);
+        match self.method {
+            Method::Winograd(tile) => winograd::convolve(x, packed, self.d, tile, self.arch, around, y),
+            Method::Patches => patches::convolve(x, packed, self.d, self.arch, around, y),
+            Method::Depthwise => depthwise::convolve(x, packed, self.d, self.arch, around, y),
+        }
     }
 
     /// The same with the vectors of another machine.
@@ -143,9 +143,9 @@ impl Conv {
 
     /// The same by Winograd's filtering.
     #[cfg(test)]
-    pub(super) fn by_winograd(self) -> Self {
+    pub(super) fn by_winograd(self, tile: Tile) -> Self {
         assert!(winograd::fits(self.d));
-        Self { method: Method::Winograd, ..self }
+        Self { method: Method::Winograd(tile), ..self }
     }
 
     /// The same by patches.

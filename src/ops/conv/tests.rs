@@ -3,6 +3,7 @@
 use pulp::Arch;
 
 use super::kernel::{Epilogue, Prologue};
+use super::winograd::Tile;
 use super::{Conv, Dims, dense, grouped};
 
 fn archs() -> Vec<Arch> {
@@ -132,7 +133,9 @@ fn winograds_passes_equal_the_definition() {
         ([40, 9, 9, 144, 128], 1),
     ] {
         let d = dims(size, [3, 1, padding]);
-        check(Conv::of(d).expect("a method").by_winograd(), d);
+        for tile in Tile::ALL {
+            check(Conv::of(d).expect("a method").by_winograd(tile), d);
+        }
     }
 }
 
@@ -188,7 +191,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
     for (kernel, groups) in [([3, 1, 1], 1), ([3, 2, 1], 1), ([3, 1, 1], 64), ([3, 2, 1], 32)] {
         let d = Dims { groups, ..dims([5, 14, 14, 64, 64], kernel) };
         let conv = Conv::of(d).expect("a method");
-        let conv = if kernel == [3, 1, 1] && groups == 1 { conv.by_winograd() } else { conv };
+        let conv = if kernel == [3, 1, 1] && groups == 1 { conv.by_winograd(Tile::Three) } else { conv };
         let w = values(d.co * d.c / groups * 9, 2);
         let (x, gy) = (values(d.n * d.h * d.w * d.c, 1), values(d.pixels() * d.co, 3));
         let run = |threads: usize| {

@@ -1,4 +1,4 @@
-//! Where the 4x4 tiles of an output are, and the way of their values into and out of the transformed domain.
+//! Where the tiles of an output are, and the way of their values into and out of the transformed domain.
 
 #![allow(clippy::needless_range_loop, reason = "what iterators do not inline loses the machine's vectors")]
 
@@ -9,12 +9,10 @@ use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::lanes::{load, store};
 use crate::ops::simd::kernel;
 
-/// Products of a tile: its transform is 6x6.
-pub(super) const POSITIONS: usize = 36;
-
-/// A matrix for each of the 36 products: `(36, rows, columns)`, a little apart.
+/// A matrix for each product of a tile: `(positions, rows, columns)`, a little apart.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planes {
+    positions: usize,
     rows: usize,
     columns: usize,
 }
@@ -24,13 +22,13 @@ impl Planes {
     const GAP: usize = 16;
 
     /// With room for `tiles` rows and the spare ones of a product.
-    pub fn new(tiles: usize, columns: usize) -> Self {
-        Self { rows: tiles.next_multiple_of(SPARE_ROWS), columns }
+    pub fn new(positions: usize, tiles: usize, columns: usize) -> Self {
+        Self { positions, rows: tiles.next_multiple_of(SPARE_ROWS), columns }
     }
 
     /// Elements of all planes.
     pub fn len(&self) -> usize {
-        POSITIONS * (self.rows * self.columns + Self::GAP)
+        self.positions * (self.rows * self.columns + Self::GAP)
     }
 
     /// Where a row of a plane begins.
@@ -43,6 +41,8 @@ impl Planes {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tiling {
     d: Dims,
+    /// Output pixels of a tile in either direction.
+    side: usize,
     /// Rows of tiles of an image.
     rows: usize,
     /// Tiles of a row.
@@ -50,8 +50,8 @@ pub(super) struct Tiling {
 }
 
 impl Tiling {
-    pub fn new(d: Dims) -> Self {
-        Self { d, rows: d.ho.div_ceil(4), cols: d.wo.div_ceil(4) }
+    pub fn new(d: Dims, side: usize) -> Self {
+        Self { d, side, rows: d.ho.div_ceil(side), cols: d.wo.div_ceil(side) }
     }
 
     /// Rows of tiles of the whole batch.
@@ -65,13 +65,13 @@ impl Tiling {
 
     /// The output pixel at which row `row` of tiles starts, and the number of pixels if there is no such row.
     pub fn first_pixel(&self, row: usize) -> usize {
-        (row / self.rows * self.d.ho + row % self.rows * 4) * self.d.wo
+        (row / self.rows * self.d.ho + row % self.rows * self.side) * self.d.wo
     }
 
     /// Image, output row and output column of a tile.
     fn place(&self, tile: usize) -> [usize; 3] {
         let (row, col) = (tile / self.cols, tile % self.cols);
-        [row / self.rows, row % self.rows * 4, col * 4]
+        [row / self.rows, row % self.rows * self.side, col * self.side]
     }
 }
 
@@ -79,35 +79,36 @@ kernel! {
     /// Transforms block `block` of the channels of `count` tiles from `first` on.
     ///
     /// `v`: [`Planes`] of [`BLOCK`] columns, with a tile a row.
-    pub(super) fn gather<S>(simd, tiling: &'a Tiling, x: &'a [f32], prologue: Prologue<'a>, block: usize, tiles: [usize; 2], planes: Planes, v: &'a mut [f32]) {
+    pub(super) fn gather<S, const N: usize>(simd, tiling: &'a Tiling, x: &'a [f32], prologue: Prologue<'a>, block: usize, tiles: [usize; 2], planes: Planes, v: &'a mut [f32]) {
         let [first, count] = tiles;
         let d = &tiling.d;
         let channels = BLOCK.min(d.c - block * BLOCK);
         assert!(count <= planes.rows && first + count <= tiling.num_tiles(), "tiles {first} and {count} more");
+        assert!(tiling.side + 2 == N && planes.positions == N * N, "{planes:?} of {N} points");
         assert!(planes.columns == BLOCK && v.len() >= planes.len(), "{planes:?} in {} elements", v.len());
         assert!(x.len() >= d.n * d.h * d.w * d.c && channels.is_multiple_of(S::F32_LANES), "{d:?}");
         assert!(prologue.fits(d.c), "constants per channel");
         for tile in 0..count {
             let [image, oy, ox] = tiling.place(first + tile);
-            // The 6x6 pixels from row `oy - padding` and column `ox - padding` on; outside the image there are none.
-            let is_inside = oy >= d.padding && ox >= d.padding && oy + 6 <= d.h + d.padding && ox + 6 <= d.w + d.padding;
+            // The NxN pixels from row `oy - padding` and column `ox - padding` on; outside the image there are none.
+            let is_inside = oy >= d.padding && ox >= d.padding && oy + N <= d.h + d.padding && ox + N <= d.w + d.padding;
             for lane in (0..channels).step_by(S::F32_LANES) {
                 let channel = block * BLOCK + lane;
                 let zero = simd.splat_f32s(0.0);
-                let mut values = [[zero; 6]; 6];
+                let mut values = [[zero; N]; N];
                 // SAFETY: pixels are inside `x`, which holds all their channels; so do the constants.
                 unsafe {
                     if is_inside {
                         let start = ((image * d.h + oy - d.padding) * d.w + ox - d.padding) * d.c + channel;
-                        for i in 0..6 {
-                            for j in 0..6 {
+                        for i in 0..N {
+                            for j in 0..N {
                                 values[j][i] = load::<S>(x, start + (i * d.w + j) * d.c);
                             }
                         }
-                        prologue.apply_to::<S, 6>(simd, &mut values, channel);
+                        prologue.apply_to::<S, N>(simd, &mut values, channel);
                     } else {
-                        for i in 0..6 {
-                            for j in 0..6 {
+                        for i in 0..N {
+                            for j in 0..N {
                                 let (y, x_) = (oy + i, ox + j);
                                 if y < d.padding || x_ < d.padding || y >= d.h + d.padding || x_ >= d.w + d.padding {
                                     continue;
@@ -118,18 +119,18 @@ kernel! {
                         }
                     }
                 }
-                let mut half = [[zero; 6]; 6];
-                for j in 0..6 {
+                let mut half = [[zero; N]; N];
+                for j in 0..N {
                     let column = transform::input(simd, values[j]);
-                    for i in 0..6 {
+                    for i in 0..N {
                         half[i][j] = column[i];
                     }
                 }
-                for i in 0..6 {
+                for i in 0..N {
                     let row = transform::input(simd, half[i]);
-                    for j in 0..6 {
-                        // SAFETY: the position is below 36, the tile one of the rows and the lane below BLOCK.
-                        unsafe { store::<S>(v, planes.at(6 * i + j, tile) + lane, row[j]) };
+                    for j in 0..N {
+                        // SAFETY: the position is below N^2, the tile one of the rows and the lane below BLOCK.
+                        unsafe { store::<S>(v, planes.at(N * i + j, tile) + lane, row[j]) };
                     }
                 }
             }
@@ -142,7 +143,7 @@ kernel! {
     ///
     /// - `m`: [`Planes`] of [`width`] columns, with a tile a row, the first in row `m_row`
     /// - `y`: the output from pixel `start` on
-    pub(super) fn scatter<S>(simd, tiling: &'a Tiling, planes: Planes, m_row: usize, m: &'a [f32], epilogue: Epilogue<'a>, block: usize, tiles: [usize; 2], start: usize, y: &'a mut [f32]) {
+    pub(super) fn scatter<S, const M: usize, const N: usize>(simd, tiling: &'a Tiling, planes: Planes, m_row: usize, m: &'a [f32], epilogue: Epilogue<'a>, block: usize, tiles: [usize; 2], start: usize, y: &'a mut [f32]) {
         let [first, count] = tiles;
         let d = &tiling.d;
         let width = width::<S>();
@@ -152,30 +153,31 @@ kernel! {
             m_row + count <= planes.rows && tiling.first_pixel(first / tiling.cols) >= start,
             "tiles {first} and {count} more"
         );
+        assert!(tiling.side == M && planes.positions == N * N, "{planes:?} of {N} points");
         assert!(planes.columns == width && m.len() >= planes.len(), "{planes:?} in {} elements", m.len());
         assert!(y.len() >= (last - start) * d.co && channels.is_multiple_of(S::F32_LANES), "{d:?}");
         assert!(epilogue.fits(d.co, d.pixels() * d.co), "constants per channel, a residual of the output's shape");
         for tile in 0..count {
             let [image, oy, ox] = tiling.place(first + tile);
-            let (rows, cols) = (4.min(d.ho - oy), 4.min(d.wo - ox));
+            let (rows, cols) = (M.min(d.ho - oy), M.min(d.wo - ox));
             for lane in (0..channels).step_by(S::F32_LANES) {
                 let channel = block * width + lane;
                 let zero = simd.splat_f32s(0.0);
-                let mut half = [[zero; 6]; 4];
-                for j in 0..6 {
-                    let mut column = [zero; 6];
-                    for i in 0..6 {
-                        // SAFETY: the position is below 36, the tile one of the rows and the lane below the width.
-                        column[i] = unsafe { load::<S>(m, planes.at(6 * i + j, m_row + tile) + lane) };
+                let mut half = [[zero; N]; M];
+                for j in 0..N {
+                    let mut column = [zero; N];
+                    for i in 0..N {
+                        // SAFETY: the position is below N^2, the tile one of the rows and the lane below the width.
+                        column[i] = unsafe { load::<S>(m, planes.at(N * i + j, m_row + tile) + lane) };
                     }
-                    let column = transform::output(simd, column);
-                    for i in 0..4 {
+                    let column = transform::output::<S, M, N>(simd, column);
+                    for i in 0..M {
                         half[i][j] = column[i];
                     }
                 }
-                for i in 0..4 {
-                    let row = transform::output(simd, half[i]);
-                    for j in 0..4 {
+                for i in 0..M {
+                    let row = transform::output::<S, M, N>(simd, half[i]);
+                    for j in 0..M {
                         if i < rows && j < cols {
                             let at = (((image * d.ho + oy + i) * d.wo) + ox + j) * d.co + channel;
                             // SAFETY: constants have an element per channel; the pixel is one of the tiles', which `y` and
@@ -193,7 +195,8 @@ kernel! {
 }
 
 kernel! {
-    /// Transforms block `block` of the channels of the output's gradient, for the gradient of the weight.
+    /// Transforms block `block` of the channels of the output's gradient, for the gradient of the weight: tiles
+    /// of 4x4.
     ///
     /// `m`: [`Planes`] of [`width`] columns, with a tile a row; channels beyond the last become zeros.
     pub(super) fn gather_gradient<S>(simd, tiling: &'a Tiling, gy: &'a [f32], block: usize, tiles: [usize; 2], planes: Planes, m: &'a mut [f32]) {
@@ -202,6 +205,7 @@ kernel! {
         let width = width::<S>();
         let channels = width.min(d.co - block * width);
         assert!(count <= planes.rows && first + count <= tiling.num_tiles(), "tiles {first} and {count} more");
+        assert!(tiling.side == 4 && planes.positions == 36, "{planes:?}");
         assert!(planes.columns == width && m.len() >= planes.len(), "{planes:?} in {} elements", m.len());
         assert!(gy.len() >= d.pixels() * d.co && channels.is_multiple_of(S::F32_LANES), "{d:?}");
         for tile in 0..count {

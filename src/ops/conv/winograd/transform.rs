@@ -1,39 +1,109 @@
-//! The linear maps of F(4x4, 3x3) with the points 0, 1, -1, 2, -2 and infinity (Lavin and Gray, CVPR 2016, section 4.3),
-//! applied along both axes to vectors of channels.
+//! The linear maps of F(MxM, 3x3) with `N = M + 2` points, applied along both axes to vectors of channels: 0, 1, -1 and
+//! infinity, with 2 for three outputs and -2 for four (Lavin and Gray, CVPR 2016, sections 4.1 to 4.3; the one for three by
+//! the same construction).
 
 use pulp::Simd;
 
-/// `B^T d`: six neighbouring values of the input.
+/// `B^T d`: `N` neighbouring values of the input.
 #[inline(always)]
-pub(super) fn input<S: Simd>(simd: S, d: [S::f32s; 6]) -> [S::f32s; 6] {
+pub(super) fn input<S: Simd, const N: usize>(simd: S, d: [S::f32s; N]) -> [S::f32s; N] {
     let fma = |a: f32, b, c| simd.mul_add_e_f32s(simd.splat_f32s(a), b, c);
-    let (even, odd) = (fma(-4.0, d[2], d[4]), fma(-4.0, d[1], d[3]));
-    let (far_even, far_odd) = (simd.sub_f32s(d[4], d[2]), simd.sub_f32s(d[3], d[1]));
-    [
-        fma(4.0, d[0], fma(-5.0, d[2], d[4])),
-        simd.add_f32s(even, odd),
-        simd.sub_f32s(even, odd),
-        fma(2.0, far_odd, far_even),
-        fma(-2.0, far_odd, far_even),
-        fma(4.0, d[1], fma(-5.0, d[3], d[5])),
-    ]
+    let (add, sub) = (|a, b| simd.add_f32s(a, b), |a, b| simd.sub_f32s(a, b));
+    let mut y = d;
+    match N {
+        4 => {
+            y[0] = sub(d[0], d[2]);
+            y[1] = add(d[1], d[2]);
+            y[2] = sub(d[2], d[1]);
+            y[3] = sub(d[1], d[3]);
+        }
+        5 => {
+            let far = sub(d[3], d[1]);
+            y[0] = fma(2.0, sub(d[0], d[2]), far);
+            y[1] = fma(-2.0, d[1], sub(d[3], d[2]));
+            y[2] = fma(2.0, d[1], fma(-3.0, d[2], d[3]));
+            y[3] = far;
+            y[4] = fma(-2.0, far, sub(d[4], d[2]));
+        }
+        6 => {
+            let (even, odd) = (fma(-4.0, d[2], d[4]), fma(-4.0, d[1], d[3]));
+            let (far_even, far_odd) = (sub(d[4], d[2]), sub(d[3], d[1]));
+            y[0] = fma(4.0, d[0], fma(-5.0, d[2], d[4]));
+            y[1] = add(even, odd);
+            y[2] = sub(even, odd);
+            y[3] = fma(2.0, far_odd, far_even);
+            y[4] = fma(-2.0, far_odd, far_even);
+            y[5] = fma(4.0, d[1], fma(-5.0, d[3], d[5]));
+        }
+        _ => unreachable!("{N} points"),
+    }
+    y
 }
 
-/// `A^T m`: four neighbouring values of the output.
+/// `A^T m`: `M` neighbouring values of the output.
 #[inline(always)]
-pub(super) fn output<S: Simd>(simd: S, m: [S::f32s; 6]) -> [S::f32s; 4] {
+pub(super) fn output<S: Simd, const M: usize, const N: usize>(simd: S, m: [S::f32s; N]) -> [S::f32s; M] {
     let fma = |a: f32, b, c| simd.mul_add_e_f32s(simd.splat_f32s(a), b, c);
-    let (sum, difference) = (simd.add_f32s(m[1], m[2]), simd.sub_f32s(m[1], m[2]));
-    let (far_sum, far_difference) = (simd.add_f32s(m[3], m[4]), simd.sub_f32s(m[3], m[4]));
-    [
-        simd.add_f32s(simd.add_f32s(m[0], sum), far_sum),
-        fma(2.0, far_difference, difference),
-        fma(4.0, far_sum, sum),
-        simd.add_f32s(fma(8.0, far_difference, difference), m[5]),
-    ]
+    let (add, sub) = (|a, b| simd.add_f32s(a, b), |a, b| simd.sub_f32s(a, b));
+    let mut y = [simd.splat_f32s(0.0); M];
+    let (sum, difference) = (add(m[1], m[2]), sub(m[1], m[2]));
+    match (M, N) {
+        (2, 4) => {
+            y[0] = add(m[0], sum);
+            y[1] = sub(difference, m[3]);
+        }
+        (3, 5) => {
+            y[0] = add(m[0], add(sum, m[3]));
+            y[1] = fma(2.0, m[3], difference);
+            y[2] = fma(4.0, m[3], add(sum, m[4]));
+        }
+        (4, 6) => {
+            let (far_sum, far_difference) = (add(m[3], m[4]), sub(m[3], m[4]));
+            y[0] = add(add(m[0], sum), far_sum);
+            y[1] = fma(2.0, far_difference, difference);
+            y[2] = fma(4.0, far_sum, sum);
+            y[3] = add(fma(8.0, far_difference, difference), m[5]);
+        }
+        _ => unreachable!("{M} outputs of {N} points"),
+    }
+    y
 }
 
-/// `A y`: the adjoint of [`output`].
+/// `G g`: three neighbouring taps of the filter.
+#[inline(always)]
+pub(super) fn filter<S: Simd, const N: usize>(simd: S, g: [S::f32s; 3]) -> [S::f32s; N] {
+    let times = |a: f32, b| simd.mul_f32s(simd.splat_f32s(a), b);
+    let fma = |a: f32, b, c| simd.mul_add_e_f32s(simd.splat_f32s(a), b, c);
+    let (add, sub) = (|a, b| simd.add_f32s(a, b), |a, b| simd.sub_f32s(a, b));
+    let mut u = [simd.splat_f32s(0.0); N];
+    let near = add(g[0], g[2]);
+    match N {
+        4 => {
+            u[0] = g[0];
+            u[1] = times(1.0 / 2.0, add(near, g[1]));
+            u[2] = times(1.0 / 2.0, sub(near, g[1]));
+        }
+        5 => {
+            u[0] = times(1.0 / 2.0, g[0]);
+            u[1] = times(-1.0 / 2.0, add(near, g[1]));
+            u[2] = times(-1.0 / 6.0, sub(near, g[1]));
+            u[3] = times(1.0 / 6.0, fma(4.0, g[2], fma(2.0, g[1], g[0])));
+        }
+        6 => {
+            let far = fma(4.0, g[2], g[0]);
+            u[0] = times(1.0 / 4.0, g[0]);
+            u[1] = times(-1.0 / 6.0, add(near, g[1]));
+            u[2] = times(-1.0 / 6.0, sub(near, g[1]));
+            u[3] = times(1.0 / 24.0, fma(2.0, g[1], far));
+            u[4] = times(1.0 / 24.0, fma(-2.0, g[1], far));
+        }
+        _ => unreachable!("{N} points"),
+    }
+    u[N - 1] = g[2];
+    u
+}
+
+/// `A y` for four outputs: the adjoint of [`output`].
 #[inline(always)]
 pub(super) fn output_adjoint<S: Simd>(simd: S, y: [S::f32s; 4]) -> [S::f32s; 6] {
     let fma = |a: f32, b, c| simd.mul_add_e_f32s(simd.splat_f32s(a), b, c);
@@ -49,23 +119,7 @@ pub(super) fn output_adjoint<S: Simd>(simd: S, y: [S::f32s; 4]) -> [S::f32s; 6] 
     ]
 }
 
-/// `G g`: three neighbouring taps of the filter.
-#[inline(always)]
-pub(super) fn filter<S: Simd>(simd: S, g: [S::f32s; 3]) -> [S::f32s; 6] {
-    let times = |a: f32, b| simd.mul_f32s(simd.splat_f32s(a), b);
-    let fma = |a: f32, b, c| simd.mul_add_e_f32s(simd.splat_f32s(a), b, c);
-    let (near, far) = (simd.add_f32s(g[0], g[2]), fma(4.0, g[2], g[0]));
-    [
-        times(1.0 / 4.0, g[0]),
-        times(-1.0 / 6.0, simd.add_f32s(near, g[1])),
-        times(-1.0 / 6.0, simd.sub_f32s(near, g[1])),
-        times(1.0 / 24.0, fma(2.0, g[1], far)),
-        times(1.0 / 24.0, fma(-2.0, g[1], far)),
-        g[2],
-    ]
-}
-
-/// `G^T u`: the adjoint of [`filter`].
+/// `G^T u` for four outputs: the adjoint of [`filter`].
 #[inline(always)]
 pub(super) fn filter_adjoint<S: Simd>(simd: S, u: [S::f32s; 6]) -> [S::f32s; 3] {
     let times = |a: f32, b| simd.mul_f32s(simd.splat_f32s(a), b);

@@ -1,0 +1,169 @@
+//! The convolution itself.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::Tile;
+use super::tiles::{Planes, Tiling, gather, scatter};
+use crate::ops::conv::Dims;
+use crate::ops::conv::kernel::product::{BLOCK, product, width};
+use crate::ops::conv::kernel::{Epilogue, Prologue};
+use crate::ops::scratch::with_scratch;
+
+/// Writes the convolution of `prologue(x)` with what [`pack`] made, and `epilogue` of it, to `y`.
+pub(in crate::ops::conv) fn convolve(
+    x: &[f32],
+    filter: &[f32],
+    d: Dims,
+    tile: Tile,
+    arch: Arch,
+    (prologue, epilogue): (Prologue, Epilogue),
+    y: &mut [f32],
+) {
+    arch.dispatch(Convolve { x, filter, d, tile, prologue, epilogue, y });
+}
+
+struct Convolve<'a> {
+    x: &'a [f32],
+    filter: &'a [f32],
+    d: Dims,
+    tile: Tile,
+    prologue: Prologue<'a>,
+    epilogue: Epilogue<'a>,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for Convolve<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match self.tile {
+            Tile::Two => self.tiles::<S, 2, 4>(simd),
+            Tile::Three => self.tiles::<S, 3, 5>(simd),
+            Tile::Four => self.tiles::<S, 4, 6>(simd),
+        }
+    }
+}
+
+impl Convolve<'_> {
+    #[inline(always)]
+    fn tiles<S: Simd, const M: usize, const N: usize>(self, simd: S) {
+        let Self { x, filter, d, tile: _, prologue, epilogue, y } = self;
+        let tiling = Tiling::new(d, M);
+        let job = Job::<S, M, N> { simd, x, filter, d, tiling, prologue, epilogue };
+        let wanted = if d.c.max(d.co) <= 64 { 28 } else { 48 };
+        let pieces = tiling.num_rows().div_ceil((wanted / tiling.cols).max(1));
+        if pieces < 2 * rayon::current_num_threads() {
+            job.phases(y)
+        } else {
+            job.pieces(y, (wanted / tiling.cols).max(1))
+        }
+    }
+}
+
+/// A convolution with tiles of `M x M` outputs and `N = M + 2`.
+#[derive(Clone, Copy)]
+struct Job<'a, S, const M: usize, const N: usize> {
+    simd: S,
+    x: &'a [f32],
+    filter: &'a [f32],
+    d: Dims,
+    tiling: Tiling,
+    prologue: Prologue<'a>,
+    epilogue: Epilogue<'a>,
+}
+
+impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
+    /// Each worker takes `rows` rows of tiles from image to image.
+    #[inline(always)]
+    fn pieces(self, y: &mut [f32], rows: usize) {
+        let (tiling, d) = (self.tiling, self.d);
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        pieces(&tiling, y, rows, d.co).into_par_iter().for_each(|(row, rows, y)| {
+            let tiles = [row * tiling.cols, rows * tiling.cols];
+            let (planes_v, planes_m) =
+                (Planes::new(N * N, tiles[1], BLOCK), Planes::new(N * N, tiles[1], width::<S>()));
+            with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
+                let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
+                for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
+                    gather::<S, N>(self.simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+                }
+                for position in 0..N * N {
+                    for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
+                        self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
+                    }
+                }
+                for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
+                    let start = tiling.first_pixel(row);
+                    scatter::<S, M, N>(self.simd, &tiling, planes_m, 0, m, self.epilogue, block, tiles, start, y);
+                }
+            });
+        });
+    }
+
+    /// All workers transform, then multiply, then transform back.
+    #[inline(always)]
+    fn phases(self, y: &mut [f32]) {
+        let (tiling, d) = (self.tiling, self.d);
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        let tiles = [0, tiling.num_tiles()];
+        let (planes_v, planes_m) = (Planes::new(N * N, tiles[1], BLOCK), Planes::new(N * N, tiles[1], width::<S>()));
+        with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
+            let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
+            v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
+                gather::<S, N>(self.simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+            });
+            m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {
+                for position in 0..N * N {
+                    self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
+                }
+            });
+            pieces(&tiling, y, 1, d.co).into_par_iter().for_each(|(row, rows, y)| {
+                for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
+                    let (tiles, start) = ([row * tiling.cols, rows * tiling.cols], tiling.first_pixel(row));
+                    scatter::<S, M, N>(
+                        self.simd,
+                        &tiling,
+                        planes_m,
+                        tiles[0],
+                        m,
+                        self.epilogue,
+                        block,
+                        tiles,
+                        start,
+                        y,
+                    );
+                }
+            });
+        });
+    }
+
+    /// The product of one position for one block of output channels.
+    #[inline(always)]
+    fn multiply(
+        self,
+        position: usize,
+        block: usize,
+        tiles: usize,
+        (planes_v, v): (Planes, &[f32]),
+        (planes_m, m): (Planes, &mut [f32]),
+    ) {
+        let size = self.d.c * width::<S>();
+        let filter = &self.filter[(block * N * N + position) * size..][..size];
+        let v = &v[planes_v.at(position, 0)..];
+        product(self.simd, tiles, self.d.c, v, planes_v.len(), filter, &mut m[planes_m.at(position, 0)..]);
+    }
+}
+
+/// Parts of `y`, each with its first row of tiles and how many of them it has.
+fn pieces<'a>(tiling: &Tiling, mut y: &'a mut [f32], rows: usize, co: usize) -> Vec<(usize, usize, &'a mut [f32])> {
+    let mut pieces = Vec::new();
+    for first in (0..tiling.num_rows()).step_by(rows) {
+        let last = (first + rows).min(tiling.num_rows());
+        let (piece, rest) = y.split_at_mut((tiling.first_pixel(last) - tiling.first_pixel(first)) * co);
+        pieces.push((first, last - first, piece));
+        y = rest;
+    }
+    pieces
+}

@@ -1,0 +1,181 @@
+//! The gradient of the weight, with tiles of 4x4 outputs.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::tiles::{Planes, Tiling, gather, gather_gradient};
+use super::transform;
+use crate::ops::conv::Dims;
+use crate::ops::conv::kernel::Prologue;
+use crate::ops::conv::kernel::product::{BLOCK, transposed_product, width};
+use crate::ops::lanes::{load, store};
+use crate::ops::scratch::with_scratch;
+use crate::ops::simd::kernel;
+
+/// Products of a tile.
+const POSITIONS: usize = 36;
+/// Tiles that are multiplied at once.
+const GRADIENT_TILES: usize = 48;
+/// Largest product of channels at which the gradient is summed up in the transformed domain by each of some workers, and
+/// their number.
+const MAX_SUM_CHANNELS: usize = 128 * 128;
+const NUM_SUMS: usize = 8;
+/// Most tiles that are transformed at once where there are more channels.
+const MAX_GROUP_TILES: usize = 512;
+
+/// Writes the gradient of the weight, `(co, c, 3, 3)`, for the convolution of `prologue(x)`.
+pub(in crate::ops::conv) fn grad_w(x: &[f32], prologue: Prologue, gy: &[f32], d: Dims, arch: Arch, gw: &mut [f32]) {
+    arch.dispatch(GradW { x, prologue, gy, d, gw });
+}
+
+struct GradW<'a> {
+    x: &'a [f32],
+    prologue: Prologue<'a>,
+    gy: &'a [f32],
+    d: Dims,
+    gw: &'a mut [f32],
+}
+
+impl WithSimd for GradW<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let d = self.d;
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        // In the transformed domain: (sums, blocks of outputs, blocks of inputs, 36, BLOCK, width).
+        let size = POSITIONS * BLOCK * width::<S>();
+        let few = d.c * d.co <= MAX_SUM_CHANNELS;
+        let num_sums = if few { NUM_SUMS } else { 1 };
+        with_scratch(num_sums * o_blocks * c_blocks * size, |sums| {
+            sums.par_chunks_mut(size).for_each(|sums| sums.fill(0.0));
+            if few {
+                self.by_sums(simd, sums)
+            } else {
+                self.by_blocks(simd, sums)
+            }
+            self.fold(simd, sums);
+        });
+    }
+}
+
+impl GradW<'_> {
+    /// Adds up the sums and transforms them back.
+    #[inline(always)]
+    fn fold<S: Simd>(self, simd: S, sums: &[f32]) {
+        let Self { d, gw, .. } = self;
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        let size = POSITIONS * BLOCK * width::<S>();
+        gw.par_chunks_mut(width::<S>() * d.c * 9).enumerate().for_each(|(o_block, gw)| {
+            let sums = sums.chunks_exact(o_blocks * c_blocks * size);
+            let sums: Vec<&[f32]> = sums.map(|sum| &sum[o_block * c_blocks * size..][..c_blocks * size]).collect();
+            fold(simd, &sums, d.c, gw);
+        });
+    }
+
+    /// Few channels, many tiles: each sum takes its share of the tiles, some at a time.
+    #[inline(always)]
+    fn by_sums<S: Simd>(&self, simd: S, sums: &mut [f32]) {
+        let d = self.d;
+        let tiling = Tiling::new(d, 4);
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        let share = tiling.num_tiles().div_ceil(NUM_SUMS);
+        sums.par_chunks_mut(sums.len() / NUM_SUMS).enumerate().for_each(|(i, sums)| {
+            let last = ((i + 1) * share).min(tiling.num_tiles());
+            for first in (i * share..last).step_by(GRADIENT_TILES) {
+                let tiles = [first, GRADIENT_TILES.min(last - first)];
+                let (planes_v, planes_m) =
+                    (Planes::new(POSITIONS, tiles[1], BLOCK), Planes::new(POSITIONS, tiles[1], width::<S>()));
+                with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
+                    let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
+                    for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
+                        gather::<S, 6>(simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+                    }
+                    for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
+                        gather_gradient(simd, &tiling, self.gy, block, tiles, planes_m, m);
+                    }
+                    let mut sums = sums.chunks_exact_mut(POSITIONS * BLOCK * width::<S>());
+                    for m in m.chunks_exact(planes_m.len()) {
+                        for (v, sum) in v.chunks_exact(planes_v.len()).zip(&mut sums) {
+                            multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum);
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    /// Many channels, few tiles: workers share out the blocks of the filter.
+    #[inline(always)]
+    fn by_blocks<S: Simd>(&self, simd: S, sums: &mut [f32]) {
+        let d = self.d;
+        let tiling = Tiling::new(d, 4);
+        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
+        for first in (0..tiling.num_tiles()).step_by(MAX_GROUP_TILES) {
+            let tiles = [first, MAX_GROUP_TILES.min(tiling.num_tiles() - first)];
+            let (planes_v, planes_m) =
+                (Planes::new(POSITIONS, tiles[1], BLOCK), Planes::new(POSITIONS, tiles[1], width::<S>()));
+            with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
+                let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
+                v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
+                    gather::<S, 6>(simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+                });
+                m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {
+                    gather_gradient(simd, &tiling, self.gy, block, tiles, planes_m, m);
+                });
+                let (v, m) = (&*v, &*m);
+                sums.par_chunks_exact_mut(POSITIONS * BLOCK * width::<S>()).enumerate().for_each(|(i, sum)| {
+                    let v = &v[i % c_blocks * planes_v.len()..][..planes_v.len()];
+                    let m = &m[i / c_blocks * planes_m.len()..][..planes_m.len()];
+                    multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum);
+                });
+            });
+        }
+    }
+}
+
+kernel! {
+    /// Adds the products of all positions for one block of inputs and one of outputs.
+    fn multiply_gradient<S>(simd, tiles: usize, planes_v: Planes, v: &'a [f32], planes_m: Planes, m: &'a [f32], sum: &'a mut [f32]) {
+        for (position, sum) in sum.chunks_exact_mut(BLOCK * width::<S>()).enumerate() {
+            let (v, m) = (&v[planes_v.at(position, 0)..], &m[planes_m.at(position, 0)..]);
+            transposed_product(simd, tiles, v, m, sum);
+        }
+    }
+}
+
+kernel! {
+    /// Adds up some sums `(blocks of inputs, 36, BLOCK, width)` and transforms them back to `(outputs, c, 3, 3)`.
+    fn fold<S>(simd, sums: &'a [&'a [f32]], c: usize, gw: &'a mut [f32]) {
+        let size = POSITIONS * BLOCK * width::<S>();
+        assert!(sums.iter().all(|sum| sum.len() >= c.div_ceil(BLOCK) * size), "{c} channels");
+        for i in 0..c {
+            for lane in (0..gw.len() / (c * 9)).step_by(S::F32_LANES) {
+                let mut half = [[simd.splat_f32s(0.0); 6]; 3];
+                for k in 0..6 {
+                    let mut u = [simd.splat_f32s(0.0); 6];
+                    for (j, u) in u.iter_mut().enumerate() {
+                        let place = ((6 * j + k) * BLOCK + i % BLOCK) * width::<S>() + lane;
+                        for sum in sums {
+                            // SAFETY: the block, position, row and lane are below their numbers in the sum.
+                            *u = simd.add_f32s(*u, unsafe { load::<S>(sum, i / BLOCK * size + place) });
+                        }
+                    }
+                    for (half, value) in half.iter_mut().zip(transform::filter_adjoint(simd, u)) {
+                        half[k] = value;
+                    }
+                }
+                for (j, half) in half.into_iter().enumerate() {
+                    for (k, value) in transform::filter_adjoint(simd, half).into_iter().enumerate() {
+                        let mut lanes = [0.0; 64];
+                        // SAFETY: a vector has at most 32 values.
+                        unsafe { store::<S>(&mut lanes, 0, value) };
+                        for (o, value) in lanes[..S::F32_LANES].iter().enumerate() {
+                            gw[((lane + o) * c + i) * 9 + 3 * j + k] = *value;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
