@@ -26,6 +26,23 @@ pub struct Plan {
     pool: Pool,
 }
 
+/// An activation `(n, h, w, c)` at the beginning of memory that may have been a larger one's.
+struct Value {
+    shape: [usize; 4],
+    memory: Vec<f32>,
+}
+
+impl Value {
+    fn data(&self) -> &[f32] {
+        &self.memory[..self.shape.iter().product()]
+    }
+
+    fn data_mut(&mut self) -> &mut [f32] {
+        let len = self.shape.iter().product();
+        &mut self.memory[..len]
+    }
+}
+
 /// A value, and what becomes of it when it is read.
 #[derive(Clone, Debug)]
 struct Source {
@@ -128,30 +145,35 @@ impl Plan {
 
     fn run_as_worker(&self, images: &Tensor) -> Result<Tensor> {
         let (n, side) = (images.dims()[0], self.side);
-        let mut values: Vec<Option<([usize; 4], Vec<f32>)>> = (0..self.num_values).map(|_| None).collect();
-        let mut first = self.pool.take(images.elem_count());
+        let mut values: Vec<Option<Value>> = (0..self.num_values).map(|_| None).collect();
+        let mut first = self.value([n, side, side, 3]);
         let images = images.contiguous()?;
-        channels::to_channels_last(&Values::of("images", &images)?, 3, side * side, &mut first);
-        values[0] = Some(([n, side, side, 3], first));
+        channels::to_channels_last(&Values::of("images", &images)?, 3, side * side, first.data_mut());
+        values[0] = Some(first);
         for stage in &self.stages {
             let result = self.carry_out(&stage.work, &values)?;
             values[stage.result] = Some(result);
             for value in &stage.last_uses {
-                if let Some((_, memory)) = values[*value].take() {
-                    self.pool.give(memory);
+                if let Some(value) = values[*value].take() {
+                    self.pool.give(value.memory);
                 }
             }
         }
-        let Some(([_, h, w, c], last)) = values[self.output.value].take() else { bail!("the plan has no result") };
-        let mut y = vec![0.0; last.len()];
-        channels::write(self.output.seen(&last), c, &mut y);
-        self.pool.give(last);
+        let Some(last) = values[self.output.value].take() else { bail!("the plan has no result") };
+        let [_, h, w, c] = last.shape;
+        let mut y = vec![0.0; n * h * w * c];
+        channels::write(self.output.seen(last.data()), c, &mut y);
+        self.pool.give(last.memory);
         Tensor::from_vec(y, (n, h * w * c), &Device::Cpu)
     }
 
-    fn carry_out(&self, work: &Work, values: &[Option<([usize; 4], Vec<f32>)>]) -> Result<([usize; 4], Vec<f32>)> {
+    fn value(&self, shape: [usize; 4]) -> Value {
+        Value { shape, memory: self.pool.take_at_least(shape.iter().product()) }
+    }
+
+    fn carry_out(&self, work: &Work, values: &[Option<Value>]) -> Result<Value> {
         let value = |value: usize| match &values[value] {
-            Some((shape, data)) => Ok((*shape, data.as_slice())),
+            Some(value) => Ok((value.shape, value.data())),
             None => bail!("value {value} is not there"),
         };
         match work {
@@ -161,33 +183,32 @@ impl Plan {
                     bail!("conv2d: {shape:?} and {weight:?}")
                 };
                 let residual = residual.map(|residual| Ok::<_, candle_core::Error>(value(residual)?.1)).transpose()?;
-                let mut y = self.pool.take(conv.output().iter().product());
+                let mut y = self.value(conv.output());
                 let epilogue = Epilogue { bias: bias.as_deref(), slope: slope.as_deref(), residual };
-                conv.forward_packed(data, x.seen(data).prologue(), filter, epilogue, &mut y);
-                Ok((conv.output(), y))
+                conv.forward_packed(data, x.seen(data).prologue(), filter, epilogue, y.data_mut());
+                Ok(y)
             }
             Work::Add { a, b } => {
                 let ((shape, of_a), (_, of_b)) = (value(a.value)?, value(b.value)?);
-                let mut y = self.pool.take(of_a.len());
-                channels::add(a.seen(of_a), b.seen(of_b), shape[3], &mut y);
-                Ok((shape, y))
+                let mut y = self.value(shape);
+                channels::add(a.seen(of_a), b.seen(of_b), shape[3], y.data_mut());
+                Ok(y)
             }
             Work::Write { x } => {
                 let (shape, data) = value(x.value)?;
-                let mut y = self.pool.take(data.len());
-                channels::write(x.seen(data), shape[3], &mut y);
-                Ok((shape, y))
+                let mut y = self.value(shape);
+                channels::write(x.seen(data), shape[3], y.data_mut());
+                Ok(y)
             }
             Work::Linear { x, weight, bias } => {
                 let ([n, h, w, c], data) = value(x.value)?;
                 let (outputs, inputs) = weight.dims2()?;
-                let mut flat = self.pool.take(data.len());
-                channels::to_channels_first(x.seen(data), c, h * w, &mut flat);
-                let mut y = self.pool.take(n * outputs);
+                let (mut flat, mut y) = (self.value([n, h, w, c]), self.value([n, 1, 1, outputs]));
+                channels::to_channels_first(x.seen(data), c, h * w, flat.data_mut());
                 let weight = Values::of("linear", weight)?;
-                linear::forward(&flat, &weight, bias.as_deref(), [n, inputs, outputs], &mut y);
-                self.pool.give(flat);
-                Ok(([n, 1, 1, outputs], y))
+                linear::forward(flat.data(), &weight, bias.as_deref(), [n, inputs, outputs], y.data_mut());
+                self.pool.give(flat.memory);
+                Ok(y)
             }
         }
     }

@@ -22,6 +22,14 @@ impl Pool {
         memory
     }
 
+    /// Returns at least `len` elements of any value: the least memory that will do, however large. For what is soon given
+    /// back, since nothing else can have the rest.
+    pub fn take_at_least(&self, len: usize) -> Vec<f32> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let best = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
+        best.map(|i| free.swap_remove(i)).unwrap_or_else(|| vec![0.0; len])
+    }
+
     /// Takes memory back.
     pub fn give(&self, memory: Vec<f32>) {
         if memory.capacity() > 0 {

@@ -130,9 +130,14 @@ fn all_rows<S: Simd>(simd: S, rows: usize, k: usize, a: &[f32], a_stride: usize,
     // SAFETY: `row + R <= padded` in every call, and the assertions above hold for all rows up to there.
     unsafe {
         if S::F32_LANES >= 16 {
-            while row + 12 <= padded {
+            // Twice eight rather than twelve and four, which are too few to hide the latency of their sums.
+            while row + 12 <= padded && row + 16 != padded {
                 rows_of::<S, 12>(simd, row, k, a, a_stride, b, &mut sink);
                 row += 12;
+            }
+            while row + 8 <= padded {
+                rows_of::<S, 8>(simd, row, k, a, a_stride, b, &mut sink);
+                row += 8;
             }
         } else {
             while row + 6 <= padded {

@@ -10,6 +10,11 @@ use crate::ops::conv::kernel::product::{BLOCK, product, width};
 use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
 
+/// Elements of transformed tiles and of a block of their products that a worker's cache holds.
+const PIECE_ELEMENTS: usize = 164 * 1024;
+/// Elements of the largest filter that the workers' common cache holds, so that it is read for every piece.
+const MAX_FILTER: usize = 3 << 20;
+
 /// Writes the convolution of `prologue(x)` with what [`pack`] made, and `epilogue` of it, to `y`.
 pub(in crate::ops::conv) fn convolve(
     x: &[f32],
@@ -52,12 +57,12 @@ impl Convolve<'_> {
         let Self { x, filter, d, tile: _, prologue, epilogue, y } = self;
         let tiling = Tiling::new(d, M);
         let job = Job::<S, M, N> { simd, x, filter, d, tiling, prologue, epilogue };
-        let wanted = if d.c.max(d.co) <= 64 { 28 } else { 48 };
-        let pieces = tiling.num_rows().div_ceil((wanted / tiling.cols).max(1));
-        if pieces < 2 * rayon::current_num_threads() {
-            job.phases(y)
+        let rows = (PIECE_ELEMENTS / (N * N * (d.c + width::<S>())) / tiling.cols).max(1);
+        let is_cached = N * N * d.c * d.co <= MAX_FILTER;
+        if is_cached && tiling.num_rows().div_ceil(rows) >= 2 * rayon::current_num_threads() {
+            job.pieces(y, rows)
         } else {
-            job.pieces(y, (wanted / tiling.cols).max(1))
+            job.phases(y)
         }
     }
 }
@@ -84,17 +89,15 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
             let tiles = [row * tiling.cols, rows * tiling.cols];
             let (planes_v, planes_m) =
                 (Planes::new(N * N, tiles[1], BLOCK), Planes::new(N * N, tiles[1], width::<S>()));
-            with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
+            with_scratch(c_blocks * planes_v.len() + planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                 for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
                     gather::<S, N>(self.simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
                 }
-                for position in 0..N * N {
-                    for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
+                for block in 0..o_blocks {
+                    for position in 0..N * N {
                         self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
                     }
-                }
-                for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
                     let start = tiling.first_pixel(row);
                     scatter::<S, M, N>(self.simd, &tiling, planes_m, 0, m, self.epilogue, block, tiles, start, y);
                 }

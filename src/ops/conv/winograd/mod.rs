@@ -56,12 +56,16 @@ pub(super) fn fits(d: Dims) -> bool {
 /// The fastest tile; none where the definition by patches is faster: few pixels do not pay for reading a transformed filter
 /// from memory, which is up to four times as large.
 pub(super) fn fastest(d: Dims) -> Option<Tile> {
-    if let Ok(v) = std::env::var(format!("MI_{}", d.ho)) { return match v.as_str() { "2" => Some(Tile::Two), "3" => Some(Tile::Three), "4" => Some(Tile::Four), _ => None }; }
-    // Multiplications and additions per input and output channel, and what reading a filter is worth in those.
+    // In multiplications and additions per input and output channel; transforms and the reading of filters in what is done
+    // in their time.
     let reading = |positions: usize| if positions * d.c * d.co <= CACHED_FILTER { 0 } else { READING * positions };
     let cost = |tile: Tile| {
-        let transforms = if tile == Tile::Four { 22 } else { 15 };
-        Tiling::new(d, tile.side()).num_tiles() * (2 * tile.positions() + transforms) + reading(tile.positions())
+        let of_tile = match tile {
+            Tile::Two => 32 + 10,
+            Tile::Three => 50 + 10,
+            Tile::Four => 72 + 28,
+        };
+        Tiling::new(d, tile.side()).num_tiles() * of_tile + reading(tile.positions())
     };
     let tile = Tile::ALL.into_iter().min_by_key(|&tile| cost(tile))?;
     (cost(tile) <= 18 * d.pixels() + reading(9)).then_some(tile)
