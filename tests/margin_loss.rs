@@ -2,11 +2,14 @@
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
-use maskinv::losses::{MarginConfig, MarginKind, PlusMatching, cosines};
+use maskinv::losses::{MarginConfig, MarginHead, MarginKind, PlusMatching, cosines};
+use maskinv::nn::Gradients;
 use maskinv::ops::cross_entropy::cross_entropy;
 use maskinv::ops::margin::{MarginForm, MarginGradient};
 use maskinv::ops::margin_loss::{MarginLossConfig, margin_loss};
 use maskinv::testing::{Tol, assert_close, fill, gradcheck};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
 
 const KINDS: [MarginKind; 6] = [
     MarginKind::ArcFace,
@@ -69,6 +72,30 @@ fn the_margin_loss_is_its_composition() -> Result<()> {
             for ((found, expected), what) in found.iter().zip(&expected).zip(["loss", "grad e", "grad w"]) {
                 assert_close(&format!("{what} at {n} {d} {k}, {config:?}"), found, expected, Tol::F64)?;
             }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_step_is_the_graphs_loss_and_gradients_to_the_bit() -> Result<()> {
+    for config in configs() {
+        for (n, d, k) in [(7, 20, 131), (64, 512, 1000)] {
+            let head = MarginHead::new(&config, d, k, &Device::Cpu, 3)?;
+            let [e, _] = args(n, d, 1, DType::F32)?;
+            let rng = || ChaCha8Rng::seed_from_u64(5);
+            let loss = head.forward(&e, &labels(n, k), &mut rng())?;
+            let grads = (&loss * 0.5)?.backward()?;
+            let of_head = Gradients::of(head.params(), &grads)?;
+            // Twice: the second writes to the memory of the first.
+            for _ in 0..2 {
+                let step = head.step(&e, &labels(n, k), 0.5, &mut rng())?;
+                assert_eq!(step.loss, f64::from(loss.to_scalar::<f32>()?));
+                assert_eq!(numbers(&[step.of_embedding])?, numbers(&[grads.get(&e).unwrap().clone()])?);
+                let expected = of_head.read("kernel", <[f32]>::to_vec)?;
+                assert!(step.of_head.read("kernel", |found| found == expected)?);
+            }
+            assert!(head.step(&e, &labels(n + 1, k), 1.0, &mut rng()).is_err());
         }
     }
     Ok(())

@@ -6,10 +6,9 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use maskinv::losses::{MarginConfig, MarginHead};
 use maskinv::models::{Arch, Model, ModelConfig};
-use maskinv::nn::Gradients;
 use maskinv::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -96,27 +95,27 @@ fn train(arch: Arch, batch: usize, classes: usize) -> Result<Box<dyn FnMut() -> 
     Ok(Box::new(move || {
         // Drawn anew, as the peers do: what is learnt by heart has gradients too small for normal numbers.
         let labels: Vec<i64> = (0..batch).map(|_| rng.random_range(0..classes as i64)).collect();
-        let (embedding, recorded) = training.record(&model, &x)?;
-        let embedding = Var::from_tensor(&embedding)?;
-        let loss = head.forward(&embedding, &labels, &mut rng)?;
-        let grads = loss.backward()?;
-        let of_model = recorded.backward(grads.get(&embedding).context("no gradient")?)?;
-        let of_head = Gradients::of(head.params(), &grads)?;
-        let scale = clip_scale(grad_norm(&of_model)?, config.clip_norm);
-        optims[0].step(&of_model, 0.01, scale)?;
-        optims[1].step(&of_head, 0.01, 1.0)?;
-        anyhow::ensure!(loss.to_scalar::<f32>()?.is_finite(), "the loss is not finite");
-        Ok(())
+        // As `train::Trainer` does it.
+        rayon::scope(|_| {
+            let (embedding, recorded) = training.record(&model, &x)?;
+            let margin = head.step(&embedding, &labels, 1.0, &mut rng)?;
+            let of_model = recorded.backward(&margin.of_embedding)?;
+            let scale = clip_scale(grad_norm(&of_model)?, config.clip_norm);
+            optims[0].step(&of_model, 0.01, scale)?;
+            optims[1].step(&margin.of_head, 0.01, 1.0)?;
+            anyhow::ensure!(margin.loss.is_finite(), "the loss is not finite");
+            Ok(())
+        })
     }))
 }
 
 fn margin(n: usize, classes: usize, d: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
     let head = MarginHead::new(&MarginConfig::default(), d, classes, &Device::Cpu, 1)?;
-    let embedding = Var::from_tensor(&Tensor::randn(0f32, 1.0, (n, d), &Device::Cpu)?)?;
+    let embedding = Tensor::randn(0f32, 1.0, (n, d), &Device::Cpu)?;
     let labels: Vec<i64> = (0..n as i64).map(|i| i * 37 % classes as i64).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     Ok(Box::new(move || {
-        head.forward(&embedding, &labels, &mut rng)?.backward()?;
+        head.step(&embedding, &labels, 1.0, &mut rng)?;
         Ok(())
     }))
 }

@@ -6,4 +6,4 @@ mod margin;
 
 pub use distill::{DistillConfig, DistillKind, distillation_loss};
 pub use elastic::{PlusMatching, match_margins};
-pub use margin::{MarginConfig, MarginHead, MarginKind, cosines};
+pub use margin::{MarginConfig, MarginHead, MarginKind, MarginStep, cosines};

@@ -42,10 +42,13 @@ impl Gradients {
         Ok(Self { parts: grads.map(part).collect::<Result<_>>()?, flat: Vec::new(), pool: None })
     }
 
-    /// Returns room for one after the other in `places`, with any values.
-    pub(super) fn flat(places: &BTreeMap<String, Range<usize>>, pool: &Arc<Pool>) -> Self {
-        let len = places.values().map(Range::len).sum();
-        let parts = places.iter().map(|(name, place)| (name.clone(), Part::Slice(place.clone()))).collect();
+    /// Returns room for those of the trained parameters of `params`, with any values, which `pool` gets back.
+    pub(crate) fn flat(params: &Params, pool: &Arc<Pool>) -> Self {
+        let (mut parts, mut len) = (BTreeMap::new(), 0);
+        for (name, var) in params.trainable() {
+            parts.insert(name.to_owned(), Part::Slice(len..len + var.elem_count()));
+            len += var.elem_count();
+        }
         Self { parts, flat: pool.take(len), pool: Some(pool.clone()) }
     }
 
@@ -66,9 +69,9 @@ impl Gradients {
         }
     }
 
-    /// Lets `f` write the gradient of `path.name` if that is trained.
-    pub(super) fn write(&mut self, path: &str, name: &str, f: impl FnOnce(&mut [f32])) {
-        if let Some(Part::Slice(place)) = self.parts.get(&format!("{path}.{name}")) {
+    /// Lets `f` write the gradient of a parameter if that is trained.
+    pub(crate) fn write(&mut self, name: &str, f: impl FnOnce(&mut [f32])) {
+        if let Some(Part::Slice(place)) = self.parts.get(name) {
             f(&mut self.flat[place.clone()]);
         }
     }

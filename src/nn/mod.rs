@@ -6,6 +6,7 @@ mod graph;
 mod layers;
 mod params;
 
+pub(crate) use engine::Pool;
 pub use gradients::Gradients;
 pub use graph::{Graph, Node, NodeId, Op, Trace};
 pub use layers::{BatchNorm, Conv2d, Dropout, Linear, PRelu, SqueezeExcitation};

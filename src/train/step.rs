@@ -1,13 +1,12 @@
 //! One training step: both networks forward, the objective, the gradients, the update.
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Device, Var};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::data::Batch;
 use crate::losses::{DistillConfig, MarginHead, distillation_loss};
 use crate::models::{Inference, Model, Training};
-use crate::nn::Gradients;
 use crate::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
 
 /// Images that the teacher sees at once are at least about so many.
@@ -87,48 +86,39 @@ impl<'a> Trainer<'a> {
     /// When the loss is not finite, a trainable parameter receives no gradient, or a tensor operation fails; no
     /// parameter was updated then, only the running statistics.
     pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<StepReport> {
+        // As one of the workers: from outside, every parallel loop would wake them and put this thread to sleep.
+        rayon::scope(|_| self.step_as_worker(batch, step, lr))
+    }
+
+    fn step_as_worker(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<StepReport> {
         let images = batch.student.to_tensor(self.student.preprocessing(), &Device::Cpu)?;
         let (embedding, recorded) = self.training.record(&self.student, &images)?;
-        // The losses build a graph of their own; the network's backward begins where it ends.
-        let embedding = Var::from_tensor(&embedding)?;
-        let margin_loss = match self.distill.margin_weight {
-            0.0 => None,
-            weight => {
-                let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-                rng.set_stream(step);
-                let loss = self.head.forward(&embedding, &batch.labels, &mut rng)?;
-                // The paper's weight changes no bit.
-                Some(if weight == 1.0 { loss } else { (loss * weight)? })
-            }
+        let mut report = StepReport { lr, ..StepReport::default() };
+        let (mut of_embedding, mut of_head) = (None, None);
+        if self.distill.margin_weight > 0.0 {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            rng.set_stream(step);
+            let margin = self.head.step(&embedding, &batch.labels, self.distill.margin_weight, &mut rng)?;
+            report.margin_loss = self.distill.margin_weight * margin.loss;
+            (of_embedding, of_head) = (Some(margin.of_embedding), Some(margin.of_head));
+        }
+        if let Some((teacher, network)) = &self.teacher {
+            let target = network.run(&batch.teacher.to_tensor(teacher.preprocessing(), &Device::Cpu)?)?;
+            // The distance builds a graph of its own; the network's backward begins where it ends.
+            let embedding = Var::from_tensor(&embedding)?;
+            let distance = distillation_loss(&embedding, &target, self.distill.kind)?;
+            report.distill_loss = f64::from(distance.to_scalar::<f32>()?);
+            let grads = (distance * self.distill.lambda)?.backward()?;
+            let Some(of_distance) = grads.get(&embedding) else {
+                return Err(crate::Error::Training("the embeddings received no gradient".into()));
+            };
+            of_embedding = Some(of_embedding.map_or_else(|| Ok(of_distance.clone()), |sum| sum + of_distance)?);
+        }
+        let Some(of_embedding) = of_embedding else {
+            return Err(crate::Error::Training("no loss has a weight".into()));
         };
-        let distance = match &self.teacher {
-            Some((teacher, network)) => {
-                let target = network.run(&batch.teacher.to_tensor(teacher.preprocessing(), &Device::Cpu)?)?;
-                Some(distillation_loss(&embedding, &target, self.distill.kind)?)
-            }
-            None => None,
-        };
-        let weighted = distance.as_ref().map(|d| d * self.distill.lambda).transpose()?;
-        let loss = match (&margin_loss, weighted) {
-            (Some(margin_loss), Some(distance)) => (margin_loss + distance)?,
-            (Some(only), None) => only.clone(),
-            (None, Some(only)) => only,
-            (None, None) => return Err(crate::Error::Training("no loss has a weight".into())),
-        };
-        let or_zero = |loss: &Option<Tensor>| loss.as_ref().map_or(Ok(0.0), scalar);
-        let mut report = StepReport {
-            loss: scalar(&loss)?,
-            margin_loss: or_zero(&margin_loss)?,
-            distill_loss: or_zero(&distance)?,
-            grad_norm: 0.0,
-            lr,
-        };
-        let grads = loss.backward()?;
-        let Some(of_embedding) = grads.get(&embedding) else {
-            return Err(crate::Error::Training("the embeddings received no gradient".into()));
-        };
-        let of_student = recorded.backward(of_embedding)?;
-        let of_head = margin_loss.is_some().then(|| Gradients::of(self.head.params(), &grads)).transpose()?;
+        report.loss = report.margin_loss + self.distill.lambda * report.distill_loss;
+        let of_student = recorded.backward(&of_embedding)?;
         report.grad_norm = grad_norm(&of_student)?;
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
             let what =
@@ -141,8 +131,4 @@ impl<'a> Trainer<'a> {
         }
         Ok(report)
     }
-}
-
-fn scalar(x: &Tensor) -> Result<f64> {
-    Ok(f64::from(x.to_scalar::<f32>()?))
 }

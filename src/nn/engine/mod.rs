@@ -12,5 +12,5 @@ mod program;
 mod recording;
 
 pub use plan::Plan;
-pub(super) use pool::Pool;
+pub(crate) use pool::Pool;
 pub use recording::{Engine, Recording};

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Free memory.
 #[derive(Debug, Default)]
-pub(in crate::nn) struct Pool {
+pub(crate) struct Pool {
     free: Mutex<Vec<Vec<f32>>>,
 }
 

@@ -1,7 +1,6 @@
 //! A forward pass in training that knows its backward.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -24,8 +23,6 @@ use crate::ops::slice::Values;
 pub struct Engine {
     program: Program,
     pool: Arc<Pool>,
-    /// Where each trained parameter's gradient is among all.
-    places: BTreeMap<String, Range<usize>>,
     /// The shapes of parameters and buffers.
     weights: BTreeMap<String, Vec<usize>>,
 }
@@ -42,20 +39,14 @@ impl Engine {
     /// channels or a type that the engine lacks.
     pub fn of(graph: &Graph, params: &Params, side: usize) -> Option<Self> {
         let program = Program::of(graph)?;
-        let mut places = BTreeMap::new();
-        let mut len = 0;
-        for (name, var) in params.trainable() {
-            places.insert(name.to_owned(), len..len + var.elem_count());
-            len += var.elem_count();
-        }
         // A parameter without a gradient would never train.
         let used = program.param_names();
-        if !params.is_single_on_cpu() || !places.keys().all(|name| used.contains(name)) {
+        if !params.is_single_on_cpu() || !params.trainable().all(|(name, _)| used.contains(name)) {
             return None;
         }
         let weights = params.shapes();
         program.shapes(&weights, [1, side, side, 3])?;
-        Some(Self { program, pool: Arc::default(), places, weights })
+        Some(Self { program, pool: Arc::default(), weights })
     }
 
     /// Returns the embeddings of images `(N, 3, S, S)`, f32, in training mode, with what the backward pass needs. Running
@@ -202,7 +193,7 @@ impl Recording<'_> {
     /// When the gradient's shape is not that of the embeddings.
     pub fn backward(mut self, grad: &Tensor) -> Result<Gradients> {
         let (program, pool) = (&self.engine.program, &self.engine.pool);
-        let mut all = Gradients::flat(&self.engine.places, pool);
+        let mut all = Gradients::flat(self.params, pool);
         let grad = grad.contiguous()?;
         let grad = Values::of("backward", &grad)?;
         if grad.len() != self.value(program.output).data.len() {
@@ -219,7 +210,7 @@ impl Recording<'_> {
                 Step::Conv { x, path, .. } => {
                     let (conv, weight) = (self.conv(step)?, self.param(path, "weight")?);
                     let seen = self.seen(*x);
-                    all.write(path, "weight", |gw| conv.grad_w(seen.x, seen.prologue(), &gy, gw));
+                    all.write(&format!("{path}.weight"), |gw| conv.grad_w(seen.x, seen.prologue(), &gy, gw));
                     if program.views[*x].value > 0 {
                         let (mut gx, other) = (pool.take(seen.x.len()), grads[*x].take());
                         let epilogue =
@@ -308,7 +299,7 @@ impl Recording<'_> {
         let Some((flat, mask)) = self.flat.remove(&i) else { bail!("backward: step {i} was not recorded") };
         let [n, h, w, c] = self.value(x).shape;
         let (inputs, outputs) = (h * w * c, gy.len() / n);
-        all.write(path, "weight", |gw| linear::grad_w(&flat, gy, [n, inputs, outputs], gw));
+        all.write(&format!("{path}.weight"), |gw| linear::grad_w(&flat, gy, [n, inputs, outputs], gw));
         if has_bias {
             let sums: Vec<f64> =
                 (0..outputs).map(|o| (0..n).map(|row| f64::from(gy[row * outputs + o])).sum()).collect();
@@ -356,5 +347,5 @@ pub(super) fn normalised(
 }
 
 fn write_f64(all: &mut Gradients, path: &str, name: &str, values: &[f64]) {
-    all.write(path, name, |grad| grad.iter_mut().zip(values).for_each(|(grad, v)| *grad = *v as f32));
+    all.write(&format!("{path}.{name}"), |grad| grad.iter_mut().zip(values).for_each(|(grad, v)| *grad = *v as f32));
 }

@@ -38,6 +38,11 @@ impl Dims {
         self.k.div_ceil(BLOCK)
     }
 
+    /// Elements of the cosines `(blocks, rows, BLOCK)`, not clamped, and of one over the norms `(blocks, BLOCK)`.
+    pub fn saved(self) -> usize {
+        self.blocks() * (self.rows() + 1) * BLOCK
+    }
+
     fn blocks_per_part(self) -> usize {
         self.blocks().div_ceil(MAX_PARTS)
     }
@@ -70,26 +75,19 @@ impl<T: Real> Embedding<T> {
     }
 }
 
-/// What backward needs of forward.
-pub(super) struct Cosines<T> {
-    /// `(blocks, rows, BLOCK)`, not clamped.
-    cosine: Vec<T>,
-    /// One over the norm of each centre, `(blocks, BLOCK)`.
-    inv_norm: Vec<T>,
-}
-
-/// Returns the cosines, and the sums over all classes but the target of each row.
+/// Writes what backward needs, the cosines and one over the norms of the centres, to `saved`, of [`Dims::saved`] elements;
+/// returns the sums over all classes but the target of each row.
 pub(super) fn forward<T: Real>(
     e: &[T],
     w: &[T],
     dims: Dims,
     labels: &[i64],
     scale: f64,
-) -> (Cosines<T>, Vec<RowSum<T>>) {
+    saved: &mut [T],
+) -> Vec<RowSum<T>> {
     let e = Embedding::new(e, dims);
     let block_len = dims.rows() * BLOCK;
-    let mut cosine = vec![T::zero(); dims.blocks() * block_len];
-    let mut inv_norm = vec![T::zero(); dims.blocks() * BLOCK];
+    let (cosine, inv_norm) = saved.split_at_mut(dims.blocks() * block_len);
     let per_part = dims.blocks_per_part();
     let parts: Vec<Vec<RowSum<T>>> = cosine
         .par_chunks_mut(per_part * block_len)
@@ -106,7 +104,7 @@ pub(super) fn forward<T: Real>(
     for part in &parts {
         sums.iter_mut().zip(part).for_each(|(sum, part)| sum.join(part));
     }
-    (Cosines { cosine, inv_norm }, sums)
+    sums
 }
 
 struct Forward<'a, T> {
@@ -183,42 +181,43 @@ fn inverse_norms<T: Real>(panel: &[T], depth: usize, inv_norm: &mut [T; BLOCK]) 
     }
 }
 
-/// Returns the gradients of the embeddings `(n, d)` and of the kernel `(d, k)`.
+/// Writes the gradient of the kernel to `gw: (d, k)` and returns that of the embeddings `(n, d)`.
 pub(super) fn backward<T: Real>(
     e: &[T],
     w: &[T],
     dims: Dims,
-    cosines: &Cosines<T>,
+    saved: &[T],
     rows: &[Gradient<T>],
-) -> (Vec<T>, Vec<T>) {
+    gw: &mut [T],
+) -> Vec<T> {
     let e = Embedding::new(e, dims);
     let per_part = dims.blocks_per_part();
-    let mut gw = vec![T::zero(); w.len()];
     let mut parts: Vec<Vec<&mut [T]>> =
         (0..dims.blocks().div_ceil(per_part)).map(|_| Vec::with_capacity(dims.d)).collect();
     for row in gw.chunks_mut(dims.k) {
         parts.iter_mut().zip(row.chunks_mut(per_part * BLOCK)).for_each(|(part, row)| part.push(row));
     }
     let (depth, stride) = (dims.depth(), dims.stride());
+    let (cosine, inv_norm) = saved.split_at(dims.blocks() * dims.rows() * BLOCK);
     let partial: Vec<Vec<T>> = parts
         .into_par_iter()
         .enumerate()
         .map(|(part, gw)| {
             T::with_scratch((depth + dims.n + stride) * BLOCK, |memory| {
                 let first = part * per_part;
-                Arch::new().dispatch(Backward { e: &e, w, dims, cosines, rows, first, gw, memory })
+                Arch::new().dispatch(Backward { e: &e, w, dims, cosine, inv_norm, rows, first, gw, memory })
             })
         })
         .collect();
-    let ge = grad_embedding(&e, dims, &partial);
-    (ge, gw)
+    grad_embedding(&e, dims, &partial)
 }
 
 struct Backward<'a, T> {
     e: &'a Embedding<T>,
     w: &'a [T],
     dims: Dims,
-    cosines: &'a Cosines<T>,
+    cosine: &'a [T],
+    inv_norm: &'a [T],
     rows: &'a [Gradient<T>],
     first: usize,
     gw: Vec<&'a mut [T]>,
@@ -231,7 +230,7 @@ impl<T: Real> WithSimd for Backward<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Vec<T> {
-        let Self { e, w, dims, cosines, rows, first, mut gw, memory } = self;
+        let Self { e, w, dims, cosine, inv_norm, rows, first, mut gw, memory } = self;
         let (depth, stride, block_len) = (dims.depth(), dims.stride(), dims.rows() * BLOCK);
         let mut ge = vec![T::zero(); depth * stride];
         let (panel, memory) = memory.split_at_mut(depth * BLOCK);
@@ -242,8 +241,8 @@ impl<T: Real> WithSimd for Backward<'_, T> {
             let column = block * BLOCK;
             let valid = BLOCK.min(dims.k - column);
             pack(w, dims, column, panel);
-            let cosine = &cosines.cosine[block * block_len..][..block_len];
-            let inv_norm = &cosines.inv_norm.as_chunks::<BLOCK>().0[block];
+            let cosine = &cosine[block * block_len..][..block_len];
+            let inv_norm = &inv_norm.as_chunks::<BLOCK>().0[block];
             let mut t = [T::zero(); BLOCK];
             let of_rows = g.as_chunks_mut::<BLOCK>().0.iter_mut().zip(cosine.as_chunks::<BLOCK>().0).zip(rows);
             for ((g, cosine), row) in of_rows {

@@ -14,8 +14,9 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::margin::{MarginForm, MarginGradient, check_labels, margin_slope, margin_value};
+use super::scratch::with_scratch;
 use super::slice::{self, for_float};
-use cpu::{Cosines, Dims};
+use cpu::Dims;
 use kernel::Real;
 use softmax::{Gradient, RowSum};
 
@@ -54,21 +55,34 @@ pub fn margin_loss(
     config: &MarginLossConfig,
     margins: impl Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    let ((n, d), (rows, k)) = (embedding.dims2()?, kernel.dims2()?);
-    if d != rows || d == 0 || k == 0 {
-        bail!("{NAME}: embeddings {:?} do not fit class centres {:?}", embedding.shape(), kernel.shape());
-    }
-    if config.labels.len() != n {
-        bail!("{NAME}: {n} rows, but {} labels", config.labels.len());
-    }
-    check_labels(NAME, &config.labels, k)?;
-    let op = MarginLoss {
-        config: config.clone(),
-        margins: Box::new(margins),
-        dims: Dims { n, d, k },
-        saved: OnceLock::new(),
-    };
+    let op = MarginLoss::new(embedding, kernel, config, Box::new(margins))?;
     embedding.contiguous()?.apply_op2(&kernel.contiguous()?, op)
+}
+
+/// Returns the loss of [`margin_loss`] and `weight` times its gradient of the embeddings `(N, d)`, and writes that of the
+/// kernel to `of_kernel`, `(d, K)`: without candle's graph, which adds every gradient to one of zeros. f32.
+///
+/// # Errors
+/// As [`margin_loss`], and when `of_kernel` is of another length.
+pub fn margin_loss_with_gradients(
+    embedding: &Tensor,
+    kernel: &Tensor,
+    config: &MarginLossConfig,
+    margins: impl Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync + 'static,
+    weight: f64,
+    of_kernel: &mut [f32],
+) -> Result<(f64, Tensor)> {
+    let op = MarginLoss::new(embedding, kernel, config, Box::new(margins))?;
+    if of_kernel.len() != kernel.elem_count() {
+        bail!("{NAME}: a gradient of {} elements for class centres {:?}", of_kernel.len(), kernel.shape());
+    }
+    let (e, w) = (embedding.contiguous()?, kernel.contiguous()?);
+    let (e, w) = (slice::Values::of(NAME, &e)?, slice::Values::of(NAME, &w)?);
+    let (loss, of_embedding) = with_scratch(op.dims.saved(), |saved| {
+        let (loss, rows) = op.forward::<f32>(&e, &w, saved)?;
+        Ok::<_, candle_core::Error>((loss, op.backward(&e, &w, (saved, &rows), weight, of_kernel)))
+    })?;
+    Ok((loss, Tensor::from_vec(of_embedding, embedding.shape(), embedding.device())?))
 }
 
 type Margins = Box<dyn Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync>;
@@ -81,9 +95,24 @@ struct MarginLoss {
     saved: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
+impl MarginLoss {
+    fn new(embedding: &Tensor, kernel: &Tensor, config: &MarginLossConfig, margins: Margins) -> Result<Self> {
+        let ((n, d), (rows, k)) = (embedding.dims2()?, kernel.dims2()?);
+        if d != rows || d == 0 || k == 0 {
+            bail!("{NAME}: embeddings {:?} do not fit class centres {:?}", embedding.shape(), kernel.shape());
+        }
+        if config.labels.len() != n {
+            bail!("{NAME}: {n} rows, but {} labels", config.labels.len());
+        }
+        check_labels(NAME, &config.labels, k)?;
+        Ok(Self { config: config.clone(), margins, dims: Dims { n, d, k }, saved: OnceLock::new() })
+    }
+}
+
 /// What backward needs of forward.
 struct Saved<T> {
-    cosines: Cosines<T>,
+    /// Of [`cpu::forward`].
+    cosines: Vec<T>,
     rows: Vec<Row>,
 }
 
@@ -98,8 +127,9 @@ struct RowSoftmax {
 }
 
 impl MarginLoss {
-    fn forward<T: Real>(&self, e: &[T], w: &[T]) -> Result<(f64, Saved<T>)> {
-        let (cosines, sums) = cpu::forward(e, w, self.dims, &self.config.labels, self.config.scale);
+    /// Returns the loss, rounded as `T`, and what backward needs besides `cosines`, which are written.
+    fn forward<T: Real>(&self, e: &[T], w: &[T], cosines: &mut [T]) -> Result<(f64, Vec<Row>)> {
+        let sums = cpu::forward(e, w, self.dims, &self.config.labels, self.config.scale, cosines);
         let targets: Vec<Option<f64>> = sums.iter().map(RowSum::target_cosine).collect();
         let margins = (self.margins)(&targets);
         if margins.len() != self.dims.n {
@@ -108,7 +138,7 @@ impl MarginLoss {
         let rows: Vec<Row> = sums.into_iter().zip(margins).map(|(sum, margin)| self.row(sum, margin)).collect();
         let counted = rows.iter().flatten().count();
         let loss = rows.iter().flatten().map(|row| row.loss).sum::<f64>() / counted.max(1) as f64;
-        Ok((loss, Saved { cosines, rows }))
+        Ok((T::from_f64(loss).to_f64(), rows))
     }
 
     /// A row's softmax from its sum without the target.
@@ -124,9 +154,10 @@ impl MarginLoss {
         Some(RowSoftmax { max: sum.max, sum: sum.sum, loss, target: (p - 1.0) * slope })
     }
 
-    fn backward<T: Real>(&self, e: &[T], w: &[T], saved: &Saved<T>, gy: f64) -> (Vec<T>, Vec<T>) {
+    /// Writes `gy` times the gradient of the kernel to `gw`, returns that of the embeddings.
+    fn backward<T: Real>(&self, e: &[T], w: &[T], (cosines, rows): (&[T], &[Row]), gy: f64, gw: &mut [T]) -> Vec<T> {
         let scale = self.config.scale;
-        let factor = gy * scale / saved.rows.iter().flatten().count().max(1) as f64;
+        let factor = gy * scale / rows.iter().flatten().count().max(1) as f64;
         let gradient = |(row, &label): (&Row, &i64)| match row {
             Some(row) => Gradient {
                 label: usize::try_from(label).ok(),
@@ -137,8 +168,8 @@ impl MarginLoss {
             },
             None => Gradient { label: None, target: T::zero(), max: T::zero(), factor: T::zero(), scale: T::zero() },
         };
-        let rows: Vec<Gradient<T>> = saved.rows.iter().zip(&self.config.labels).map(gradient).collect();
-        cpu::backward(e, w, self.dims, &saved.cosines, &rows)
+        let rows: Vec<Gradient<T>> = rows.iter().zip(&self.config.labels).map(gradient).collect();
+        cpu::backward(e, w, self.dims, cosines, &rows, gw)
     }
 }
 
@@ -149,8 +180,10 @@ impl CustomOp2 for MarginLoss {
 
     fn cpu_fwd(&self, e: &CpuStorage, el: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let loss = for_float!(NAME, e, T => {
-            let (loss, saved) = self.forward(slice::cpu::<T>(NAME, e, el)?, slice::cpu::<T>(NAME, w, wl)?)?;
-            if self.saved.set(Box::new(saved)).is_err() {
+            let mut cosines = vec![<T as candle_core::WithDType>::from_f64(0.0); self.dims.saved()];
+            let (e, w) = (slice::cpu::<T>(NAME, e, el)?, slice::cpu::<T>(NAME, w, wl)?);
+            let (loss, rows) = self.forward(e, w, &mut cosines)?;
+            if self.saved.set(Box::new(Saved { cosines, rows })).is_err() {
                 bail!("{NAME}: one forward pass per op");
             }
             <T as candle_core::WithDType>::to_cpu_storage_owned(vec![<T as candle_core::WithDType>::from_f64(loss)])
@@ -169,7 +202,8 @@ impl CustomOp2 for MarginLoss {
                 bail!("{NAME}: backward without the forward pass");
             };
             let (e_slice, w_slice) = (slice::cpu::<T>(NAME, e_storage, el)?, slice::cpu::<T>(NAME, w_storage, wl)?);
-            let (ge, gw) = self.backward(e_slice, w_slice, saved, gy);
+            let mut gw = vec![<T as candle_core::WithDType>::from_f64(0.0); w_slice.len()];
+            let ge = self.backward(e_slice, w_slice, (&saved.cosines, &saved.rows), gy, &mut gw);
             Ok((Some(Tensor::from_vec(ge, el.shape(), e.device())?), Some(Tensor::from_vec(gw, wl.shape(), w.device())?)))
         })
     }
