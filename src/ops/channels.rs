@@ -228,8 +228,8 @@ impl Normalised {
         for [of_gy, of_x, of_slope] in &blocks {
             let totals = [(&mut grads.bias, of_gy), (&mut grads.weight, of_x), (&mut grads.slope, of_slope)];
             for (total, sums) in totals {
-                for (i, sum) in sums.iter().enumerate() {
-                    total[i % channels] += f64::from(*sum);
+                for sums in sums.chunks_exact(channels) {
+                    total.iter_mut().zip(sums).for_each(|(total, sum)| *total += f64::from(*sum));
                 }
             }
         }

@@ -422,29 +422,45 @@ impl WithSimd for GradW<'_> {
 
 kernel! {
     /// Adds what one image gives to `sums: (kh * kw, co)`.
+    #[allow(clippy::needless_range_loop, reason = "what iterators do not inline loses the machine's vectors")]
     fn image_grad_w<S>(simd, x: &'a [f32], gy: &'a [f32], d: Dims, rows: &'a Axis, cols: &'a Axis, sums: &'a mut [f32]) {
         let c = d.co;
         assert!(x.len() == d.h * d.w * c && gy.len() == d.ho * d.wo * c && sums.len() == d.kh * d.kw * c, "{d:?}");
+        let zero = simd.splat_f32s(0.0);
         for lane in (0..c).step_by(S::F32_LANES) {
+            // Where all of 3x3 taps are inside, their sums stay in registers.
+            let mut inner = [[zero; 3]; 3];
             for (oy, rows) in rows.iter().enumerate() {
-                for [ky, sy] in rows {
-                    // A row of taps stays in registers along a row of pixels.
-                    let mut row = [simd.splat_f32s(0.0); 8];
-                    assert!(d.kw <= row.len(), "a filter of {} columns", d.kw);
-                    for (ox, cols) in cols.iter().enumerate() {
-                        // SAFETY: the pixels are in `gy` and `x`, with all their channels.
-                        unsafe {
-                            let gy = load::<S>(gy, (oy * d.wo + ox) * c + lane);
+                for (ox, cols) in cols.iter().enumerate() {
+                    // SAFETY: the pixels are in `gy` and `x`, with all their channels, the tap and the lane in the sums.
+                    unsafe {
+                        let gy = load::<S>(gy, (oy * d.wo + ox) * c + lane);
+                        if let ([[_, top], _, _], [[_, left], _, _], 3, 3) = (rows.as_slice(), cols.as_slice(), d.kh, d.kw) {
+                            let start = (top * d.w + left) * c + lane;
+                            for ky in 0..3 {
+                                for kx in 0..3 {
+                                    let x = load::<S>(x, start + (ky * d.w + kx) * c);
+                                    inner[ky][kx] = simd.mul_add_e_f32s(x, gy, inner[ky][kx]);
+                                }
+                            }
+                            continue;
+                        }
+                        for [ky, sy] in rows {
                             for [kx, sx] in cols {
                                 let x = load::<S>(x, (sy * d.w + sx) * c + lane);
-                                row[*kx] = simd.mul_add_e_f32s(x, gy, row[*kx]);
+                                let at = (ky * d.kw + kx) * c + lane;
+                                store::<S>(sums, at, simd.mul_add_e_f32s(x, gy, load::<S>(sums, at)));
                             }
                         }
                     }
-                    for (kx, value) in row.into_iter().enumerate().take(d.kw) {
-                        let at = (ky * d.kw + kx) * c + lane;
+                }
+            }
+            if (d.kh, d.kw) == (3, 3) {
+                for ky in 0..3 {
+                    for kx in 0..3 {
+                        let at = (3 * ky + kx) * c + lane;
                         // SAFETY: the tap and the lane are in the sums of this image.
-                        unsafe { store::<S>(sums, at, simd.add_f32s(load::<S>(sums, at), value)) };
+                        unsafe { store::<S>(sums, at, simd.add_f32s(load::<S>(sums, at), inner[ky][kx])) };
                     }
                 }
             }

@@ -74,37 +74,58 @@ impl<'a> Patches<'a> {
         }
     }
 
+    /// Image, row and column of a place.
+    #[inline(always)]
+    fn place(&self, place: usize) -> [usize; 3] {
+        let [grid_rows, grid_cols] = self.grid;
+        let row = place / grid_cols;
+        [row / grid_rows, row % grid_rows, place % grid_cols]
+    }
+
+    /// The place after a place.
+    #[inline(always)]
+    fn next(&self, [image, row, column]: [usize; 3]) -> [usize; 3] {
+        let [grid_rows, grid_cols] = self.grid;
+        if column + 1 < grid_cols {
+            [image, row, column + 1]
+        } else if row + 1 < grid_rows {
+            [image, row + 1, 0]
+        } else {
+            [image + 1, 0, 0]
+        }
+    }
+
     /// Where the pixel at an offset from a place begins, if it is inside.
     #[inline(always)]
-    fn pixel(&self, place: usize, [dy, dx]: [isize; 2]) -> Option<usize> {
-        let ([_, h, w, c], [grid_rows, grid_cols]) = (self.size, self.grid);
-        let (row, column) = (place / grid_cols, place % grid_cols);
-        let (image, row) = (row / grid_rows, row % grid_rows);
-        let y = (row * self.step).checked_add_signed(dy).filter(|&y| y < h)?;
-        let x = (column * self.step).checked_add_signed(dx).filter(|&x| x < w)?;
-        Some(((image * h + y) * w + x) * c)
+    fn pixel(&self, [image, row, column]: [usize; 3], [dy, dx]: [isize; 2]) -> Option<usize> {
+        let [_, h, w, c] = self.size;
+        // Below zero they wrap to what is beyond every image.
+        let (y, x) = ((row * self.step).wrapping_add_signed(dy), (column * self.step).wrapping_add_signed(dx));
+        (y < h && x < w).then(|| ((image * h + y) * w + x) * c)
     }
 
     /// As [`Self::gather`] for any number of channels: taps that are neighbours in the image are copied together.
     fn gather_few(&self, first: usize, count: usize, rows: usize, a: &mut [f32]) {
         let c = self.size[3];
         assert!(self.prologue.is_identity(), "a prologue of {c} channels");
+        let mut of_grid = self.place(first);
         for place in 0..count {
             let at = |column: usize| (column / BLOCK * rows + place) * BLOCK + column % BLOCK;
             for (run, taps) in self.taps.chunks(self.run).enumerate() {
                 let (column, len) = (run * self.run * c, taps.len() * c);
-                let ends = (self.pixel(first + place, taps[0]), self.pixel(first + place, taps[taps.len() - 1]));
+                let ends = (self.pixel(of_grid, taps[0]), self.pixel(of_grid, taps[taps.len() - 1]));
                 if let ((Some(start), Some(_)), true) = (ends, column / BLOCK == (column + len - 1) / BLOCK) {
                     a[at(column)..][..len].copy_from_slice(&self.x[start..][..len]);
                     continue;
                 }
                 for (k, tap) in taps.iter().enumerate() {
-                    let pixel = self.pixel(first + place, *tap);
+                    let pixel = self.pixel(of_grid, *tap);
                     for channel in 0..c {
                         a[at(column + k * c + channel)] = pixel.map_or(0.0, |pixel| self.x[pixel + channel]);
                     }
                 }
             }
+            of_grid = self.next(of_grid);
         }
     }
 }
@@ -122,8 +143,11 @@ kernel! {
             // The channels of one tap that are in this block.
             let (tap, channel) = (column / c, column % c);
             let len = (c - channel).min(last - column);
+            let offset = patches.taps[tap];
+            let mut of_grid = patches.place(first);
             for place in 0..count {
-                let pixel = patches.pixel(first + place, patches.taps[tap]);
+                let pixel = patches.pixel(of_grid, offset);
+                of_grid = patches.next(of_grid);
                 for lane in (0..len).step_by(S::F32_LANES) {
                     // SAFETY: the pixel and its channels are in `x`, the channels in the constants; the place and the column
                     // in `a`, whose rows are whole vectors.

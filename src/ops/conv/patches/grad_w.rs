@@ -48,14 +48,18 @@ impl WithSimd for GradW<'_> {
             } else {
                 self.by_blocks(simd, sums)
             }
-            let taps = d.kh * d.kw;
+            let (total, others) = sums.split_at_mut(o_blocks * blocks * size);
+            total.par_chunks_mut(size).enumerate().for_each(|(i, total)| {
+                for other in others.chunks_exact(o_blocks * blocks * size) {
+                    total.iter_mut().zip(&other[i * size..]).for_each(|(total, sum)| *total += *sum);
+                }
+            });
+            let (total, taps) = (&*total, d.kh * d.kw);
             self.gw.par_chunks_mut(d.c * taps).enumerate().for_each(|(o, gw)| {
-                for (i, gw) in gw.iter_mut().enumerate() {
-                    let column = i % taps * d.c + i / taps;
-                    let at = (o / width::<S>() * blocks + column / BLOCK) * size
-                        + column % BLOCK * width::<S>()
-                        + o % width::<S>();
-                    *gw = (0..num_sums).map(|sum| sums[sum * o_blocks * blocks * size + at]).sum();
+                let total = &total[o / width::<S>() * blocks * size..][..blocks * size];
+                let mut columns = total.chunks_exact(width::<S>()).map(|column| column[o % width::<S>()]);
+                for tap in 0..taps {
+                    gw[tap..].iter_mut().step_by(taps).zip(&mut columns).for_each(|(gw, sum)| *gw = sum);
                 }
             });
         });

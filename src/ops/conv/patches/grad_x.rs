@@ -29,8 +29,8 @@ pub(in crate::ops::conv) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, e
         }
         let columns = taps.len() * d.co;
         with_scratch(packed_len(columns, d.c, arch), |filter| {
-            let at = |i, column: usize| w[(column % d.co * d.c + i) * d.kh * d.kw + taps[column / d.co]];
-            pack_columns(columns, d.c, at, arch, filter);
+            let at = |i, tap: usize, o: usize| w[(o * d.c + i) * d.kh * d.kw + taps[tap]];
+            pack_columns([taps.len(), d.co], d.c, at, arch, filter);
             let offsets = taps.iter().filter_map(seen).collect();
             let (size, prologue) = ([d.n, d.ho, d.wo, d.co], Prologue::default());
             let patches = Patches { x: gy, prologue, size, grid, step: 1, taps: offsets, run: 1 };

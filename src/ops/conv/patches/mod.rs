@@ -41,24 +41,27 @@ pub(super) fn filter_len(d: Dims, arch: Arch) -> usize {
 /// Packs `w: (co, c, kh, kw)` for the forward pass.
 pub(super) fn pack(w: &[f32], d: Dims, arch: Arch, packed: &mut [f32]) {
     let taps = d.kh * d.kw;
-    // Columns are taps of channels.
-    pack_columns(d.patch(), d.co, |o, column| w[(o * d.c + column % d.c) * taps + column / d.c], arch, packed);
+    pack_columns([taps, d.c], d.co, |o, tap, i| w[(o * d.c + i) * taps + tap], arch, packed);
 }
 
-/// Packs `columns` of each output to `(blocks of outputs, columns, width)`, the order in which they are read.
+/// Packs the columns of each output, `i` of `columns[1]` channels for each of `columns[0]` taps, to `(blocks of outputs,
+/// columns, width)`, the order in which they are read: `at(output, tap, i)`.
 fn pack_columns(
-    columns: usize,
+    columns: [usize; 2],
     outputs: usize,
-    at: impl Fn(usize, usize) -> f32 + Sync,
+    at: impl Fn(usize, usize, usize) -> f32 + Sync,
     arch: Arch,
     packed: &mut [f32],
 ) {
     let width = arch.dispatch(Width);
-    packed.par_chunks_mut((columns * width).max(1)).enumerate().for_each(|(block, packed)| {
-        for lane in 0..width {
-            let o = block * width + lane;
-            for column in 0..columns {
-                packed[column * width + lane] = if o < outputs { at(o, column) } else { 0.0 };
+    let [taps, channels] = columns;
+    packed.par_chunks_mut((taps * channels * width).max(1)).enumerate().for_each(|(block, packed)| {
+        let valid = width.min(outputs - block * width);
+        for (tap, packed) in packed.chunks_exact_mut(channels * width).enumerate() {
+            for (i, packed) in packed.chunks_exact_mut(width).enumerate() {
+                let (packed, rest) = packed.split_at_mut(valid);
+                packed.iter_mut().enumerate().for_each(|(lane, value)| *value = at(block * width + lane, tap, i));
+                rest.fill(0.0);
             }
         }
     });
