@@ -48,23 +48,23 @@ impl Prologue<'_> {
         }
     }
 
-    /// What becomes of `N x N` vectors of the channels from `channel` on: the constants are loaded once.
+    /// What becomes of `N` vectors of the channels from `channel` on: the constants are loaded once.
     ///
     /// # Safety
     /// As in [`Self::apply`].
     #[inline(always)]
-    pub unsafe fn apply_to<S: Simd, const N: usize>(&self, simd: S, values: &mut [[S::f32s; N]; N], channel: usize) {
+    pub unsafe fn apply_to<S: Simd, const N: usize>(&self, simd: S, values: &mut [S::f32s; N], channel: usize) {
         // SAFETY: by the contract.
         unsafe {
             if let Some([scale, shift]) = self.affine {
                 let (scale, shift) = (lanes::load::<S>(scale, channel), lanes::load::<S>(shift, channel));
-                for value in values.as_flattened_mut() {
+                for value in values.iter_mut() {
                     *value = simd.mul_add_e_f32s(*value, scale, shift);
                 }
             }
             if let Some(slope) = self.slope {
                 let slope = lanes::load::<S>(slope, channel);
-                for value in values.as_flattened_mut() {
+                for value in values.iter_mut() {
                     *value = lanes::prelu(simd, *value, slope);
                 }
             }

@@ -95,33 +95,29 @@ kernel! {
             for lane in (0..channels).step_by(S::F32_LANES) {
                 let channel = block * BLOCK + lane;
                 let zero = simd.splat_f32s(0.0);
-                let mut values = [[zero; N]; N];
-                // SAFETY: pixels are inside `x`, which holds all their channels; so do the constants.
-                unsafe {
-                    if is_inside {
-                        let start = ((image * d.h + oy - d.padding) * d.w + ox - d.padding) * d.c + channel;
-                        for i in 0..N {
-                            for j in 0..N {
-                                values[j][i] = load::<S>(x, start + (i * d.w + j) * d.c);
+                let mut half = [[zero; N]; N];
+                for j in 0..N {
+                    let mut column = [zero; N];
+                    // SAFETY: pixels are inside `x`, which holds all their channels; so do the constants.
+                    unsafe {
+                        if is_inside {
+                            let start = ((image * d.h + oy - d.padding) * d.w + ox + j - d.padding) * d.c + channel;
+                            for i in 0..N {
+                                column[i] = load::<S>(x, start + i * d.w * d.c);
                             }
-                        }
-                        prologue.apply_to::<S, N>(simd, &mut values, channel);
-                    } else {
-                        for i in 0..N {
-                            for j in 0..N {
+                            prologue.apply_to::<S, N>(simd, &mut column, channel);
+                        } else {
+                            for i in 0..N {
                                 let (y, x_) = (oy + i, ox + j);
                                 if y < d.padding || x_ < d.padding || y >= d.h + d.padding || x_ >= d.w + d.padding {
                                     continue;
                                 }
                                 let at = ((image * d.h + y - d.padding) * d.w + x_ - d.padding) * d.c + channel;
-                                values[j][i] = prologue.apply(simd, load::<S>(x, at), channel);
+                                column[i] = prologue.apply(simd, load::<S>(x, at), channel);
                             }
                         }
                     }
-                }
-                let mut half = [[zero; N]; N];
-                for j in 0..N {
-                    let column = transform::input(simd, values[j]);
+                    let column = transform::input(simd, column);
                     for i in 0..N {
                         half[i][j] = column[i];
                     }
