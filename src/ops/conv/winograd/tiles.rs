@@ -90,30 +90,39 @@ kernel! {
         assert!(prologue.fits(d.c), "constants per channel");
         for tile in 0..count {
             let [image, oy, ox] = tiling.place(first + tile);
-            // The NxN pixels from row `oy - padding` and column `ox - padding` on; outside the image there are none.
-            let is_inside = oy >= d.padding && ox >= d.padding && oy + N <= d.h + d.padding && ox + N <= d.w + d.padding;
+            // The NxN pixels from row `oy - padding` and column `ox - padding` on, of which these are inside the image.
+            let inside = |at: usize, len: usize| {
+                (d.padding.saturating_sub(at), (len + d.padding).saturating_sub(at).min(N))
+            };
+            let ((top, bottom), (left, right)) = (inside(oy, d.h), inside(ox, d.w));
+            let is_whole = (top, bottom, left, right) == (0, N, 0, N);
+            let corner = ((image * d.h + oy) * d.w + ox) * d.c;
             for lane in (0..channels).step_by(S::F32_LANES) {
                 let channel = block * BLOCK + lane;
                 let zero = simd.splat_f32s(0.0);
                 let mut half = [[zero; N]; N];
                 for j in 0..N {
                     let mut column = [zero; N];
-                    // SAFETY: pixels are inside `x`, which holds all their channels; so do the constants.
+                    // SAFETY: these pixels are inside `x`, which holds all their channels; so do the constants.
                     unsafe {
-                        if is_inside {
-                            let start = ((image * d.h + oy - d.padding) * d.w + ox + j - d.padding) * d.c + channel;
+                        let pixel = |i: usize| corner + (i * d.w + j) * d.c - d.padding * (d.w + 1) * d.c + channel;
+                        if is_whole {
                             for i in 0..N {
-                                column[i] = load::<S>(x, start + i * d.w * d.c);
+                                column[i] = load::<S>(x, pixel(i));
                             }
                             prologue.apply_to::<S, N>(simd, &mut column, channel);
-                        } else {
+                        } else if left <= j && j < right {
                             for i in 0..N {
-                                let (y, x_) = (oy + i, ox + j);
-                                if y < d.padding || x_ < d.padding || y >= d.h + d.padding || x_ >= d.w + d.padding {
-                                    continue;
+                                if top <= i && i < bottom {
+                                    column[i] = load::<S>(x, pixel(i));
                                 }
-                                let at = ((image * d.h + y - d.padding) * d.w + x_ - d.padding) * d.c + channel;
-                                column[i] = prologue.apply(simd, load::<S>(x, at), channel);
+                            }
+                            prologue.apply_to::<S, N>(simd, &mut column, channel);
+                            // Those outside are zeros, whatever the prologue makes of zeros.
+                            for i in 0..N {
+                                if i < top || bottom <= i {
+                                    column[i] = zero;
+                                }
                             }
                         }
                     }
