@@ -94,10 +94,14 @@ impl GradW<'_> {
                     for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
                         gather_gradient(simd, &tiling, self.gy, block, tiles, planes_m, m);
                     }
-                    let mut sums = sums.chunks_exact_mut(POSITIONS * BLOCK * width::<S>());
-                    for m in m.chunks_exact(planes_m.len()) {
-                        for (v, sum) in v.chunks_exact(planes_v.len()).zip(&mut sums) {
-                            multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum);
+                    // Position by position: the planes of all blocks stay near while each sum passes once.
+                    for position in 0..POSITIONS {
+                        let mut sums = sums.chunks_exact_mut(BLOCK * width::<S>()).skip(position).step_by(POSITIONS);
+                        for m in m.chunks_exact(planes_m.len()) {
+                            for (v, sum) in v.chunks_exact(planes_v.len()).zip(&mut sums) {
+                                let (v, m) = (&v[planes_v.at(position, 0)..], &m[planes_m.at(position, 0)..]);
+                                transposed_product(simd, tiles[1], v, m, sum);
+                            }
                         }
                     }
                 });
