@@ -90,6 +90,36 @@ fn inference_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
     Ok(())
 }
 
+/// 49 blocks deep, with every shape and tile of the full network; `-- --nocapture` shows the figures.
+#[test]
+fn the_embeddings_of_r100_are_those_of_f64() -> Result<()> {
+    let config = ModelConfig { arch: Arch::R100, ..ModelConfig::default() };
+    let [single, double] = models(&config)?;
+    // As after training, no block adds much more than it gets: with the weights of a beginner 49 of them overflow.
+    let mut state = single.params().state()?;
+    for tensor in state.values_mut().filter(|tensor| tensor.rank() == 4) {
+        let fan_in: usize = tensor.dims()[1..].iter().product();
+        let std = tensor.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
+        *tensor = (&*tensor * (0.45 / f64::from(std) / (fan_in as f64).sqrt()))?;
+    }
+    single.params().load(&state)?;
+    double.params().load(&state)?;
+    for batch in [1, 16] {
+        // The batch decides on the tiles.
+        let network = single.inference(batch)?;
+        assert!(matches!(network, Inference::Plan(_)));
+        let [x, wide] = images(2, config.input_size)?;
+        let (found, expected) = (flat(&network.run(&x)?)?, flat(&double.forward_t(&wide, false)?)?);
+        for (found, expected) in found.chunks(512).zip(expected.chunks(512)) {
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let cosine = dot(found, expected) / (dot(found, found) * dot(expected, expected)).sqrt();
+            println!("batch {batch}: cosine 1 - {:.1e}, error {:.1e}", 1.0 - cosine, error(found, expected, 0.0));
+            assert!(1.0 - cosine <= 1e-9, "batch {batch}: 1 - {:e}", 1.0 - cosine);
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn training_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
     for config in configs() {

@@ -139,6 +139,40 @@ fn winograds_passes_equal_the_definition() {
     }
 }
 
+/// `-- --nocapture` shows the figures.
+#[test]
+fn winograds_error_at_the_shapes_of_r100() {
+    println!("{:14} {:>6} {:>10} {:>10} {:>10}", "side, channels", "tile", "forward", "of input", "of weight");
+    for [side, c] in [[112, 64], [56, 64], [28, 128], [14, 256], [7, 512]] {
+        let d = dims([1, side, side, c, c], [3, 1, 1]);
+        let (x, w, gy) = (values(side * side * c, 1), values(c * c * 9, 2), values(side * side * c, 3));
+        let y = dense::forward(&wide(&x), &wide(&w), d);
+        let gx = dense::grad_x(&wide(&gy), &wide(&w), d);
+        let gw = dense::grad_w(&wide(&x), &wide(&gy), d);
+        let by_patches = Conv::of(d).expect("a method").by_patches();
+        let methods = Tile::ALL.map(|tile| by_patches.by_winograd(tile));
+        for conv in [by_patches].into_iter().chain(methods) {
+            let (mut found, mut of_x, mut of_w) = (y.clone(), gx.clone(), gw.clone());
+            let run = |found: &mut Vec<f64>, f: &dyn Fn(&mut [f32])| {
+                let mut result = vec![f32::NAN; found.len()];
+                f(&mut result);
+                *found = wide(&result);
+            };
+            run(&mut found, &|y| conv.forward(&x, Prologue::default(), &w, Epilogue::default(), y));
+            run(&mut of_x, &|gx| conv.grad_x(&gy, &w, Epilogue::default(), gx));
+            run(&mut of_w, &|gw| conv.grad_w(&x, Prologue::default(), &gy, gw));
+            let rms = |found: &[f64], expected: &[f64]| {
+                let sum = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+                sum(&mut found.iter().zip(expected).map(|(f, e)| f - e)) / sum(&mut expected.iter().copied())
+            };
+            let errors = [rms(&found, &y), rms(&of_x, &gx), rms(&of_w, &gw)];
+            let [forward, input, weight] = errors.map(|error| format!("{error:.1e}"));
+            println!("{side:5} {c:8} {:>6} {forward:>10} {input:>10} {weight:>10}", conv.method());
+            assert!(errors.iter().all(|&error| error < 6e-6), "{d:?}, {}: {errors:?}", conv.method());
+        }
+    }
+}
+
 #[test]
 fn the_passes_by_patches_equal_the_definition() {
     for (size, kernel) in [
