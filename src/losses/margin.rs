@@ -135,32 +135,22 @@ impl MarginConfig {
     /// # Errors
     /// When the shapes or lengths differ or a label is out of range.
     pub fn loss(&self, embedding: &Tensor, kernel: &Tensor, labels: &[i64], margins: &[f64]) -> Result<Tensor> {
-        let (config, margins) = self.op(labels, margins)?;
-        margin_loss(embedding, kernel, &config, margins)
+        margin_loss(embedding, kernel, &self.op(labels, margins)?, self.matching(margins))
     }
 
-    /// What the op needs for some rows.
-    fn op(
-        &self,
-        labels: &[i64],
-        margins: &[f64],
-    ) -> Result<(MarginLossConfig, impl Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync + 'static)> {
+    /// The settings of the op for some rows.
+    fn op(&self, labels: &[i64], margins: &[f64]) -> Result<MarginLossConfig> {
         if margins.len() != labels.len() {
             bail!("margin: {} labels, but {} margins", labels.len(), margins.len());
         }
-        let config = MarginLossConfig {
-            labels: labels.to_vec(),
-            form: self.kind.form(),
-            gradient: self.gradient,
-            scale: self.scale,
-        };
+        let (form, gradient, scale) = (self.kind.form(), self.gradient, self.scale);
+        Ok(MarginLossConfig { labels: labels.to_vec(), form, gradient, scale })
+    }
+
+    /// What matches margins to rows once their target cosines are known.
+    fn matching(&self, margins: &[f64]) -> impl Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync + 'static {
         let (margins, is_plus, matching) = (margins.to_vec(), self.kind.is_plus(), self.plus_matching);
-        Ok((
-            config,
-            move |cosines: &[Option<f64>]| {
-                if is_plus { match_margins(cosines, &margins, matching) } else { margins.clone() }
-            },
-        ))
+        move |cosines| if is_plus { match_margins(cosines, &margins, matching) } else { margins.clone() }
     }
 
     /// Returns the scaled logits `(N, K)` of `cosine: (N, K)` for one margin per row: what [`Self::loss`] takes
@@ -255,7 +245,8 @@ impl MarginHead {
     /// # Errors
     /// As [`Self::forward`], and when `embedding` is not f32 on the CPU.
     pub fn step(&self, embedding: &Tensor, labels: &[i64], weight: f64, rng: &mut ChaCha8Rng) -> Result<MarginStep> {
-        let (config, margins) = self.config.op(labels, &self.config.draw(labels.len(), rng))?;
+        let margins = self.config.draw(labels.len(), rng);
+        let (config, margins) = (self.config.op(labels, &margins)?, self.config.matching(&margins));
         let mut of_head = Gradients::flat(&self.params, &self.pool);
         let mut step = None;
         of_head.write("kernel", |gradient| {
