@@ -33,8 +33,8 @@ fn main() -> Result<()> {
     BATCHES.iter().for_each(|batch| print!(" {:>9}", format!("batch {batch}")));
     println!("   images/s");
     for name in names {
-        let all = [Arch::R18, Arch::R34, Arch::R50, Arch::R100, Arch::Mbf];
-        let arch = all.into_iter().find(|arch| arch.name() == name).with_context(|| format!("no network {name}"))?;
+        let arch =
+            Arch::ALL.into_iter().find(|arch| arch.name() == name).with_context(|| format!("no network {name}"))?;
         let mut works = Vec::new();
         for (threads, _) in &pools {
             for batch in BATCHES {

@@ -104,12 +104,13 @@ fn the_embeddings_of_r100_are_those_of_f64() -> Result<()> {
     }
     single.params().load(&state)?;
     double.params().load(&state)?;
+    let [x, wide] = images(2, config.input_size)?;
+    let expected = flat(&double.forward_t(&wide, false)?)?;
     for batch in [1, 16] {
         // The batch decides on the tiles.
         let network = single.inference(batch)?;
         assert!(matches!(network, Inference::Plan(_)));
-        let [x, wide] = images(2, config.input_size)?;
-        let (found, expected) = (flat(&network.run(&x)?)?, flat(&double.forward_t(&wide, false)?)?);
+        let found = flat(&network.run(&x)?)?;
         for (found, expected) in found.chunks(512).zip(expected.chunks(512)) {
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
             let cosine = dot(found, expected) / (dot(found, found) * dot(expected, expected)).sqrt();

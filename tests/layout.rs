@@ -215,7 +215,7 @@ fn half_precision_becomes_f32_and_integers_are_refused() -> Result<()> {
 /// Every architecture under our own names is found again, with all its sizes.
 #[test]
 fn our_own_names_give_back_the_config() -> Result<()> {
-    for arch in [Arch::R18, Arch::R34, Arch::R50, Arch::R100, Arch::R200, Arch::Mbf, Arch::MbfGdc] {
+    for arch in Arch::ALL {
         let is_mbf = matches!(arch, Arch::Mbf | Arch::MbfGdc);
         let config = ModelConfig { squeeze_excitation: arch == Arch::R34, ..narrow(arch, 3.0 / 64.0, 48) };
         let tensors = Model::outline(&config)?.params().state()?;

@@ -84,7 +84,7 @@ fn narrow(arch: Arch, squeeze_excitation: bool) -> ModelConfig {
 #[test]
 fn every_network_comes_back_from_onnx_and_safetensors_bit_for_bit() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let archs = [Arch::R18, Arch::R34, Arch::R50, Arch::R100, Arch::R200, Arch::Mbf, Arch::MbfGdc];
+    let archs = Arch::ALL;
     let plain = archs.into_iter().map(|arch| narrow(arch, false));
     for (i, config) in plain.chain([narrow(Arch::R18, true)]).enumerate() {
         let preprocessing = Preprocessing { channels: Channels::Bgr, std: 128.0, ..Preprocessing::default() };

@@ -67,8 +67,7 @@ fn option(args: &mut Vec<String>, name: &str) -> Result<Option<usize>> {
 }
 
 fn arch(name: &str) -> Result<Arch> {
-    let all = [Arch::R18, Arch::R34, Arch::R50, Arch::R100, Arch::Mbf];
-    all.into_iter().find(|arch| arch.name() == name).with_context(|| format!("no network {name}"))
+    Arch::ALL.into_iter().find(|arch| arch.name() == name).with_context(|| format!("no network {name}"))
 }
 
 fn images(batch: usize) -> Result<Tensor> {

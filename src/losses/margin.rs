@@ -239,6 +239,7 @@ impl MarginHead {
         let margins = self.config.draw(labels.len(), rng);
         self.config.loss(embedding, &self.kernel, labels, &margins)
     }
+
     /// Returns the loss of [`Self::forward`] and, outside any graph, `weight` times its gradients: for training, in less time
     /// and memory.
     ///
@@ -248,9 +249,8 @@ impl MarginHead {
         let margins = self.config.draw(labels.len(), rng);
         let (config, margins) = (self.config.op(labels, &margins)?, self.config.matching(&margins));
         let mut of_head = Gradients::flat(&self.params, &self.pool);
-        let mut step = None;
-        of_head.write("kernel", |gradient| {
-            step = Some(margin_loss_with_gradients(embedding, &self.kernel, &config, margins, weight, gradient));
+        let step = of_head.write("kernel", |gradient| {
+            margin_loss_with_gradients(embedding, &self.kernel, &config, margins, weight, gradient)
         });
         let Some(step) = step else { bail!("margin: the class centres are not trained") };
         let (loss, of_embedding) = step?;

@@ -46,6 +46,9 @@ pub enum Arch {
 }
 
 impl Arch {
+    /// All of them.
+    pub const ALL: [Self; 7] = [Self::R18, Self::R34, Self::R50, Self::R100, Self::R200, Self::Mbf, Self::MbfGdc];
+
     /// Returns the name in configs.
     pub fn name(self) -> &'static str {
         match self {

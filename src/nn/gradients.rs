@@ -69,10 +69,11 @@ impl Gradients {
         }
     }
 
-    /// Lets `f` write the gradient of a parameter if that is trained.
-    pub(crate) fn write(&mut self, name: &str, f: impl FnOnce(&mut [f32])) {
-        if let Some(Part::Slice(place)) = self.parts.get(name) {
-            f(&mut self.flat[place.clone()]);
+    /// Lets `f` write the gradient of a parameter, if that is trained, and returns what `f` does.
+    pub(crate) fn write<R>(&mut self, name: &str, f: impl FnOnce(&mut [f32]) -> R) -> Option<R> {
+        match self.parts.get(name) {
+            Some(Part::Slice(place)) => Some(f(&mut self.flat[place.clone()])),
+            _ => None,
         }
     }
 }

@@ -146,7 +146,7 @@ impl Plan {
     fn run_as_worker(&self, images: &Tensor) -> Result<Tensor> {
         let (n, side) = (images.dims()[0], self.side);
         let mut values: Vec<Option<Value>> = (0..self.num_values).map(|_| None).collect();
-        let mut first = self.value([n, side, side, 3]);
+        let mut first = self.fresh([n, side, side, 3]);
         let images = images.contiguous()?;
         channels::to_channels_last(&Values::of("images", &images)?, 3, side * side, first.data_mut());
         values[0] = Some(first);
@@ -167,7 +167,7 @@ impl Plan {
         Tensor::from_vec(y, (n, h * w * c), &Device::Cpu)
     }
 
-    fn value(&self, shape: [usize; 4]) -> Value {
+    fn fresh(&self, shape: [usize; 4]) -> Value {
         Value { shape, memory: self.pool.take_at_least(shape.iter().product()) }
     }
 
@@ -183,27 +183,27 @@ impl Plan {
                     bail!("conv2d: {shape:?} and {weight:?}")
                 };
                 let residual = residual.map(|residual| Ok::<_, candle_core::Error>(value(residual)?.1)).transpose()?;
-                let mut y = self.value(conv.output());
+                let mut y = self.fresh(conv.output());
                 let epilogue = Epilogue { bias: bias.as_deref(), slope: slope.as_deref(), residual };
                 conv.forward_packed(data, x.seen(data).prologue(), filter, epilogue, y.data_mut());
                 Ok(y)
             }
             Work::Add { a, b } => {
                 let ((shape, of_a), (_, of_b)) = (value(a.value)?, value(b.value)?);
-                let mut y = self.value(shape);
+                let mut y = self.fresh(shape);
                 channels::add(a.seen(of_a), b.seen(of_b), shape[3], y.data_mut());
                 Ok(y)
             }
             Work::Write { x } => {
                 let (shape, data) = value(x.value)?;
-                let mut y = self.value(shape);
+                let mut y = self.fresh(shape);
                 channels::write(x.seen(data), shape[3], y.data_mut());
                 Ok(y)
             }
             Work::Linear { x, weight, bias } => {
                 let ([n, h, w, c], data) = value(x.value)?;
                 let (outputs, inputs) = weight.dims2()?;
-                let (mut flat, mut y) = (self.value([n, h, w, c]), self.value([n, 1, 1, outputs]));
+                let (mut flat, mut y) = (self.fresh([n, h, w, c]), self.fresh([n, 1, 1, outputs]));
                 channels::to_channels_first(x.seen(data), c, h * w, flat.data_mut());
                 let weight = Values::of("linear", weight)?;
                 linear::forward(flat.data(), &weight, bias.as_deref(), [n, inputs, outputs], y.data_mut());

@@ -5,6 +5,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Dims;
+use super::kernel::sums::{join, with_zeros};
 use super::kernel::{CHANNELS, Epilogue, Prologue};
 use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
@@ -373,12 +374,12 @@ pub(super) fn grad_w(x: &[f32], prologue: Prologue, gy: &[f32], d: Dims, arch: A
     let size = d.lanes() * num * d.co;
     assert!(gw.len() == size, "{d:?}");
     // One sum per image, added in their order: the same bits for any number of threads.
-    with_scratch(d.n * size, |sums| {
-        sums.fill(0.0);
-        arch.dispatch(GradW { x, prologue, gy, d, sums });
+    with_zeros(d.n.max(1) * size, |sums| {
+        arch.dispatch(GradW { x, prologue, gy, d, sums: &mut sums[..d.n * size] });
+        let total = join(sums, size);
         for (i, gw) in gw.iter_mut().enumerate() {
             let [channel, rest] = [i / (d.lanes() * num), i % (d.lanes() * num)];
-            *gw = sums.chunks_exact(size).map(|sums| sums[rest * d.co + channel]).sum();
+            *gw = total[rest * d.co + channel];
         }
     });
 }

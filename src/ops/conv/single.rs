@@ -44,7 +44,7 @@ impl Conv {
     }
 
     pub(super) fn of(d: Dims) -> Option<Self> {
-        let method = if let Some(tile) = Some(d).filter(|&d| winograd::fits(d)).and_then(winograd::fastest) {
+        let method = if let Some(tile) = winograd::fastest(d) {
             Method::Winograd(tile)
         } else if depthwise::fits(d) {
             Method::Depthwise

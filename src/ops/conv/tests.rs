@@ -152,20 +152,16 @@ fn winograds_error_at_the_shapes_of_r100() {
         let by_patches = Conv::of(d).expect("a method").by_patches();
         let methods = Tile::ALL.map(|tile| by_patches.by_winograd(tile));
         for conv in [by_patches].into_iter().chain(methods) {
-            let (mut found, mut of_x, mut of_w) = (y.clone(), gx.clone(), gw.clone());
-            let run = |found: &mut Vec<f64>, f: &dyn Fn(&mut [f32])| {
-                let mut result = vec![f32::NAN; found.len()];
-                f(&mut result);
-                *found = wide(&result);
+            let error = |expected: &[f64], f: &dyn Fn(&mut [f32])| {
+                let mut found = vec![f32::NAN; expected.len()];
+                f(&mut found);
+                errors(&found, expected)[0]
             };
-            run(&mut found, &|y| conv.forward(&x, Prologue::default(), &w, Epilogue::default(), y));
-            run(&mut of_x, &|gx| conv.grad_x(&gy, &w, Epilogue::default(), gx));
-            run(&mut of_w, &|gw| conv.grad_w(&x, Prologue::default(), &gy, gw));
-            let rms = |found: &[f64], expected: &[f64]| {
-                let sum = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-                sum(&mut found.iter().zip(expected).map(|(f, e)| f - e)) / sum(&mut expected.iter().copied())
-            };
-            let errors = [rms(&found, &y), rms(&of_x, &gx), rms(&of_w, &gw)];
+            let errors = [
+                error(&y, &|y| conv.forward(&x, Prologue::default(), &w, Epilogue::default(), y)),
+                error(&gx, &|gx| conv.grad_x(&gy, &w, Epilogue::default(), gx)),
+                error(&gw, &|gw| conv.grad_w(&x, Prologue::default(), &gy, gw)),
+            ];
             let [forward, input, weight] = errors.map(|error| format!("{error:.1e}"));
             println!("{side:5} {c:8} {:>6} {forward:>10} {input:>10} {weight:>10}", conv.method());
             assert!(errors.iter().all(|&error| error < 6e-6), "{d:?}, {}: {errors:?}", conv.method());

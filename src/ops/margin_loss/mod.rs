@@ -95,20 +95,6 @@ struct MarginLoss {
     saved: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
-impl MarginLoss {
-    fn new(embedding: &Tensor, kernel: &Tensor, config: &MarginLossConfig, margins: Margins) -> Result<Self> {
-        let ((n, d), (rows, k)) = (embedding.dims2()?, kernel.dims2()?);
-        if d != rows || d == 0 || k == 0 {
-            bail!("{NAME}: embeddings {:?} do not fit class centres {:?}", embedding.shape(), kernel.shape());
-        }
-        if config.labels.len() != n {
-            bail!("{NAME}: {n} rows, but {} labels", config.labels.len());
-        }
-        check_labels(NAME, &config.labels, k)?;
-        Ok(Self { config: config.clone(), margins, dims: Dims { n, d, k }, saved: OnceLock::new() })
-    }
-}
-
 /// What backward needs of forward.
 struct Saved<T> {
     /// Of [`cpu::forward`].
@@ -127,6 +113,18 @@ struct RowSoftmax {
 }
 
 impl MarginLoss {
+    fn new(embedding: &Tensor, kernel: &Tensor, config: &MarginLossConfig, margins: Margins) -> Result<Self> {
+        let ((n, d), (rows, k)) = (embedding.dims2()?, kernel.dims2()?);
+        if d != rows || d == 0 || k == 0 {
+            bail!("{NAME}: embeddings {:?} do not fit class centres {:?}", embedding.shape(), kernel.shape());
+        }
+        if config.labels.len() != n {
+            bail!("{NAME}: {n} rows, but {} labels", config.labels.len());
+        }
+        check_labels(NAME, &config.labels, k)?;
+        Ok(Self { config: config.clone(), margins, dims: Dims { n, d, k }, saved: OnceLock::new() })
+    }
+
     /// Returns the loss, rounded as `T`, and what backward needs besides `cosines`, which are written.
     fn forward<T: Real>(&self, e: &[T], w: &[T], cosines: &mut [T]) -> Result<(f64, Vec<Row>)> {
         let sums = cpu::forward(e, w, self.dims, &self.config.labels, self.config.scale, cosines);

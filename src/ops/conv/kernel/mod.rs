@@ -2,6 +2,7 @@
 //! on their way in and out.
 
 pub(super) mod product;
+pub(super) mod sums;
 
 use pulp::{Simd, WithSimd};
 

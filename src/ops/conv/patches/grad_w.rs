@@ -7,13 +7,12 @@ use super::gather::{Patches, with_rows};
 use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::Prologue;
 use crate::ops::conv::kernel::product::{BLOCK, transposed_product, width};
+use crate::ops::conv::kernel::sums::{NUM_SUMS, join, with_zeros};
 use crate::ops::lanes::{load, store};
-use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
 
-/// Largest filter whose gradient is summed up by each of some workers, in elements, and their number.
+/// Largest filter whose gradient is summed up by each of some workers, in elements.
 const MAX_SUM_ELEMENTS: usize = 1 << 19;
-const NUM_SUMS: usize = 8;
 /// Elements of the patches that the gradient of a larger filter gathers at once.
 const GROUP_ELEMENTS: usize = 4 << 20;
 
@@ -41,20 +40,14 @@ impl WithSimd for GradW<'_> {
         let size = BLOCK * width::<S>();
         let few = blocks * o_blocks * size <= MAX_SUM_ELEMENTS;
         let num_sums = if few { NUM_SUMS } else { 1 };
-        with_scratch(num_sums * o_blocks * blocks * size, |sums| {
-            sums.par_chunks_mut(size).for_each(|sums| sums.fill(0.0));
+        let len = o_blocks * blocks * size;
+        with_zeros(num_sums * len, |sums| {
             if few {
                 self.by_sums(simd, sums)
             } else {
                 self.by_blocks(simd, sums)
             }
-            let (total, others) = sums.split_at_mut(o_blocks * blocks * size);
-            total.par_chunks_mut(size).enumerate().for_each(|(i, total)| {
-                for other in others.chunks_exact(o_blocks * blocks * size) {
-                    total.iter_mut().zip(&other[i * size..]).for_each(|(total, sum)| *total += *sum);
-                }
-            });
-            let (total, taps) = (&*total, d.kh * d.kw);
+            let (total, taps) = (join(sums, len), d.kh * d.kw);
             self.gw.par_chunks_mut(d.c * taps).enumerate().for_each(|(o, gw)| {
                 let total = &total[o / width::<S>() * blocks * size..][..blocks * size];
                 let mut columns = total.chunks_exact(width::<S>()).map(|column| column[o % width::<S>()]);

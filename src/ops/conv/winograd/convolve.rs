@@ -15,7 +15,7 @@ const PIECE_ELEMENTS: usize = 164 * 1024;
 /// Elements of the largest filter that the workers' common cache holds, so that it is read for every piece.
 const MAX_FILTER: usize = 3 << 20;
 
-/// Writes the convolution of `prologue(x)` with what [`pack`] made, and `epilogue` of it, to `y`.
+/// Writes the convolution of `prologue(x)` with what [`super::pack`] made, and `epilogue` of it, to `y`.
 pub(in crate::ops::conv) fn convolve(
     x: &[f32],
     filter: &[f32],

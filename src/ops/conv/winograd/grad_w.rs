@@ -8,6 +8,7 @@ use super::transform;
 use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::Prologue;
 use crate::ops::conv::kernel::product::{BLOCK, transposed_product, width};
+use crate::ops::conv::kernel::sums::{NUM_SUMS, join, with_zeros};
 use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
@@ -16,10 +17,8 @@ use crate::ops::simd::kernel;
 const POSITIONS: usize = 36;
 /// Tiles that are multiplied at once.
 const GRADIENT_TILES: usize = 48;
-/// Largest product of channels at which the gradient is summed up in the transformed domain by each of some workers, and
-/// their number.
+/// Largest product of channels at which the gradient is summed up in the transformed domain by each of some workers.
 const MAX_SUM_CHANNELS: usize = 128 * 128;
-const NUM_SUMS: usize = 8;
 /// Most tiles that are transformed at once where there are more channels.
 const MAX_GROUP_TILES: usize = 512;
 
@@ -47,32 +46,20 @@ impl WithSimd for GradW<'_> {
         let size = POSITIONS * BLOCK * width::<S>();
         let few = d.c * d.co <= MAX_SUM_CHANNELS;
         let num_sums = if few { NUM_SUMS } else { 1 };
-        with_scratch(num_sums * o_blocks * c_blocks * size, |sums| {
-            sums.par_chunks_mut(size).for_each(|sums| sums.fill(0.0));
+        let len = o_blocks * c_blocks * size;
+        with_zeros(num_sums * len, |sums| {
             if few {
                 self.by_sums(simd, sums)
             } else {
                 self.by_blocks(simd, sums)
             }
-            self.fold(simd, sums);
+            let blocks = join(sums, len).par_chunks_exact(c_blocks * size);
+            self.gw.par_chunks_mut(width::<S>() * d.c * 9).zip(blocks).for_each(|(gw, sum)| fold(simd, sum, d.c, gw));
         });
     }
 }
 
 impl GradW<'_> {
-    /// Adds up the sums and transforms them back.
-    #[inline(always)]
-    fn fold<S: Simd>(self, simd: S, sums: &[f32]) {
-        let Self { d, gw, .. } = self;
-        let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
-        let size = POSITIONS * BLOCK * width::<S>();
-        gw.par_chunks_mut(width::<S>() * d.c * 9).enumerate().for_each(|(o_block, gw)| {
-            let sums = sums.chunks_exact(o_blocks * c_blocks * size);
-            let sums: Vec<&[f32]> = sums.map(|sum| &sum[o_block * c_blocks * size..][..c_blocks * size]).collect();
-            fold(simd, &sums, d.c, gw);
-        });
-    }
-
     /// Few channels, many tiles: each sum takes its share of the tiles, some at a time.
     #[inline(always)]
     fn by_sums<S: Simd>(&self, simd: S, sums: &mut [f32]) {
@@ -149,10 +136,10 @@ kernel! {
 }
 
 kernel! {
-    /// Adds up some sums `(blocks of inputs, 36, BLOCK, width)` and transforms them back to `(outputs, c, 3, 3)`.
-    fn fold<S>(simd, sums: &'a [&'a [f32]], c: usize, gw: &'a mut [f32]) {
+    /// Transforms a sum `(blocks of inputs, 36, BLOCK, width)` back to `(outputs, c, 3, 3)`.
+    fn fold<S>(simd, sum: &'a [f32], c: usize, gw: &'a mut [f32]) {
         let size = POSITIONS * BLOCK * width::<S>();
-        assert!(sums.iter().all(|sum| sum.len() >= c.div_ceil(BLOCK) * size), "{c} channels");
+        assert!(sum.len() >= c.div_ceil(BLOCK) * size, "{c} channels");
         for i in 0..c {
             for lane in (0..gw.len() / (c * 9)).step_by(S::F32_LANES) {
                 let mut half = [[simd.splat_f32s(0.0); 6]; 3];
@@ -160,10 +147,8 @@ kernel! {
                     let mut u = [simd.splat_f32s(0.0); 6];
                     for (j, u) in u.iter_mut().enumerate() {
                         let place = ((6 * j + k) * BLOCK + i % BLOCK) * width::<S>() + lane;
-                        for sum in sums {
-                            // SAFETY: the block, position, row and lane are below their numbers in the sum.
-                            *u = simd.add_f32s(*u, unsafe { load::<S>(sum, i / BLOCK * size + place) });
-                        }
+                        // SAFETY: the block, position, row and lane are below their numbers in the sum.
+                        *u = unsafe { load::<S>(sum, i / BLOCK * size + place) };
                     }
                     for (half, value) in half.iter_mut().zip(transform::filter_adjoint(simd, u)) {
                         half[k] = value;

@@ -43,7 +43,7 @@ impl Tile {
     }
 }
 
-/// Whether a convolution can be computed this way, and better than by its definition.
+/// Whether a convolution can be computed this way.
 pub(super) fn fits(d: Dims) -> bool {
     (d.kh, d.kw, d.stride, d.groups) == (3, 3, 1, 1)
         && d.padding <= 2
@@ -53,9 +53,12 @@ pub(super) fn fits(d: Dims) -> bool {
         && d.wo >= 3
 }
 
-/// The fastest tile; none where the definition by patches is faster: few pixels do not pay for reading a transformed filter
+/// The fastest tile; none where this way does not fit, or the definition by patches is faster: few pixels do not pay for reading a transformed filter
 /// from memory, which is up to four times as large.
 pub(super) fn fastest(d: Dims) -> Option<Tile> {
+    if !fits(d) {
+        return None;
+    }
     // In multiplications and additions per input and output channel; transforms and the reading of filters in what is done
     // in their time.
     let reading = |positions: usize| if positions * d.c * d.co <= CACHED_FILTER { 0 } else { READING * positions };
