@@ -31,6 +31,7 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let number = |i: usize, default: usize| args.get(i).map_or(Ok(default), |n| n.parse()).context("expected a number");
     let (batch, rounds) = (number(0, 16)?, number(1, 5)?);
+    maskinv::workers::pool(0).build_global()?;
     println!("batch {batch}, {} threads: ms (GF/s)", rayon::current_num_threads());
     println!("{:30} {:>16} {:>16} {:>16}", "", "forward", "grad of input", "grad of weight");
     for &(side, c, co, kernel, stride, depthwise) in SHAPES {

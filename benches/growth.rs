@@ -6,7 +6,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use maskinv::models::{Arch, Inference, Model, ModelConfig};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use maskinv::workers;
+use rayon::ThreadPool;
 
 const BATCHES: [usize; 4] = [1, 4, 16, 64];
 const ROUNDS: usize = 5;
@@ -27,7 +28,7 @@ fn main() -> Result<()> {
         names = vec!["r18".into(), "r100".into(), "mbf".into()];
     }
     let most = std::thread::available_parallelism()?.get();
-    let pools = (1..=most.min(2)).map(|threads| Ok((threads, ThreadPoolBuilder::new().num_threads(threads).build()?)));
+    let pools = (1..=most.min(2)).map(|threads| Ok((threads, workers::pool(threads).build()?)));
     let pools: Vec<(usize, ThreadPool)> = pools.collect::<Result<_>>()?;
     print!("{:>6} {:>8}", "", "threads");
     BATCHES.iter().for_each(|batch| print!(" {:>9}", format!("batch {batch}")));

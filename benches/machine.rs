@@ -15,7 +15,7 @@ const COPIED: usize = 32 << 20;
 fn main() {
     let threads = rayon::current_num_threads();
     for threads in if threads > 1 { vec![1, threads] } else { vec![1] } {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        let pool = maskinv::workers::pool(threads).build().expect("a pool");
         let (flops, bytes) = pool.install(|| (best(|| fma(threads)), best(|| copy(threads))));
         println!("{threads} threads: {:.0} GF/s, {:.1} GB/s read and written", flops / 1e9, bytes / 1e9);
     }

@@ -15,6 +15,7 @@ fn main() -> Result<()> {
     let number = |i: usize, default: usize| args.get(i).map_or(Ok(default), |n| n.parse()).context("expected a number");
     let (n, d, rounds) = (number(0, 64)?, number(2, 512)?, number(3, 7)?);
     let classes = if args.len() > 1 { vec![number(1, 0)?] } else { vec![1_000, 10_000, 100_000, 1_000_000] };
+    maskinv::workers::pool(0).build_global()?;
     println!("N {n}, d {d}, {} threads", rayon::current_num_threads());
     println!("{:>10} {:>12} {:>12}", "K", "ms", "peak MB");
     for k in classes {

@@ -22,5 +22,6 @@ pub mod preprocessing;
 pub mod testing;
 pub mod train;
 pub mod weights;
+pub mod workers;
 
 pub use error::{Error, Result};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 /// Module, and what it may use of this crate besides `error`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["train", "eval", "models", "data", "weights", "preprocessing"]),
+    ("cli", &["train", "eval", "models", "data", "weights", "preprocessing", "workers"]),
     ("train", &["losses", "optim", "eval", "models", "data", "weights", "nn", "ops"]),
     ("eval", &["models", "data", "ops"]),
     ("losses", &["nn", "ops"]),
@@ -21,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("preprocessing", &[]),
     ("pickle", &[]),
     ("error", &[]),
+    ("workers", &[]),
     ("testing", &[]),
 ];
 

@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use maskinv::losses::{MarginConfig, MarginHead};
 use maskinv::models::{Arch, Model, ModelConfig};
 use maskinv::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
+use maskinv::workers;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -21,7 +22,7 @@ fn main() -> Result<()> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let threads = option(&mut args, "--threads")?.unwrap_or(2);
     let rounds = option(&mut args, "--profile")?;
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    workers::pool(threads).build_global()?;
     let number = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
     let mut step: Box<dyn FnMut() -> Result<()>> = match args.first().map(String::as_str) {
         Some("infer") => infer(arch(&args[1])?, number(2)?)?,

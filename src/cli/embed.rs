@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::model::HubArgs;
 use super::progress::Progress;
+use super::threads::ThreadsArgs;
 use super::{list_images, print};
 use crate::data::read_face;
 use crate::eval::{EmbedConfig, Embeddings, embed};
@@ -34,6 +35,8 @@ pub struct EmbedArgs {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch_size: u16,
     #[command(flatten)]
+    threads: ThreadsArgs,
+    #[command(flatten)]
     hub: HubArgs,
 }
 
@@ -44,6 +47,7 @@ impl EmbedArgs {
     /// When the model or an image cannot be read, or the output exists or cannot be written.
     pub fn run(self) -> Result<()> {
         let destination = self.destination()?;
+        self.threads.start()?;
         let loaded = self.hub.load_with_notes(&self.model)?;
         let mut paths = Vec::new();
         for image in &self.images {

@@ -39,7 +39,7 @@ impl EvaluateArgs {
     /// # Errors
     /// When a checkpoint, setting or image is wrong.
     pub fn run(self) -> Result<()> {
-        self.settings.use_threads()?;
+        self.settings.threads.start()?;
         let models = self.models.iter().map(|name| Ok((name.clone(), self.hub.load_with_notes(name)?.model)));
         let models = models.collect::<Result<Vec<_>>>()?;
         let mut config = self.base_settings()?;

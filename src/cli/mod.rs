@@ -10,6 +10,7 @@ mod mask;
 mod model;
 mod progress;
 mod settings;
+mod threads;
 mod train;
 
 use std::io::{ErrorKind, Write};

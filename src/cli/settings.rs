@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::threads::ThreadsArgs;
 use crate::train::{Config, preset};
 
 /// Where settings come from, and what changes them.
@@ -29,9 +30,8 @@ pub(super) struct SettingsArgs {
     /// Any other setting, such as model.width=0.5, or KEY=none for its default; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Threads of the computation [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    pub(super) threads: ThreadsArgs,
 }
 
 impl SettingsArgs {
@@ -59,13 +59,5 @@ impl SettingsArgs {
             config.set(assignment)?;
         }
         Ok(config.validate()?)
-    }
-
-    /// Limits the computation to `--threads`.
-    pub(super) fn use_threads(&self) -> Result<()> {
-        if let Some(threads) = self.threads {
-            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
-        }
-        Ok(())
     }
 }

@@ -97,7 +97,7 @@ impl TrainArgs {
         if self.show_config {
             return print(config.to_toml()?.trim_end());
         }
-        self.settings.use_threads()?;
+        self.settings.threads.start()?;
         let out = self.out_folder(config.train.seed)?;
         let mut experiment = Experiment::new(config, &out)?;
         if let Some(name) = &self.teacher {
