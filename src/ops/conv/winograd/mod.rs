@@ -77,7 +77,7 @@ pub(super) fn fastest(d: Dims) -> Option<Tile> {
 /// Elements of a filter that caches hold.
 const CACHED_FILTER: usize = 1 << 19;
 /// What reading an element of a filter from memory costs, in multiplications and additions.
-const READING: usize = 37;
+const READING: usize = 70;
 
 /// Writes the gradient of the input, itself a convolution of the output's gradient, and `epilogue` of it to `gx`.
 pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, tile: Tile, arch: Arch, epilogue: Epilogue, gx: &mut [f32]) {
