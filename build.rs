@@ -1,4 +1,4 @@
-//! Records the commit that the crate is built from.
+//! Records the commit that the crate is built from, and for what machine.
 
 use std::process::Command;
 
@@ -9,6 +9,9 @@ fn main() {
     };
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
     println!("cargo::rustc-env=MASKINV_COMMIT={commit}");
+    if let Ok(target) = std::env::var("TARGET") {
+        println!("cargo::rustc-env=MASKINV_TARGET={target}");
+    }
     if let Some(head) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
         println!("cargo::rerun-if-changed={head}");
     }

@@ -12,6 +12,8 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod eval;
+#[cfg(test)]
+pub(crate) mod gpu;
 pub mod losses;
 pub mod models;
 pub mod nn;

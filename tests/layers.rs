@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("optim", &["nn", "ops"]),
     ("models", &["nn", "ops", "weights", "preprocessing"]),
     ("nn", &["ops"]),
+    ("gpu", &["ops", "testing"]),
     ("ops", &[]),
     ("data", &["preprocessing"]),
     ("weights", &["pickle", "preprocessing"]),

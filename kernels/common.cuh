@@ -1,0 +1,81 @@
+// What every kernel file shares: 16-byte accesses, conversions to f32, sums over a warp and a block.
+//
+// The files compile in two ways: by nvcc for the GPU, and by a C++ compiler for the tests, where `host.h` runs the threads
+// of a block one after the other (MASKINV_HOST).
+#pragma once
+
+#ifdef MASKINV_HOST
+#include "host.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+// The memory of a block, whose size the launch says.
+extern __shared__ __align__(16) unsigned char dynamic_shared[];
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(dynamic_shared)
+#define KERNEL(name) extern "C" __global__ void name
+// Ends a kernel: the host looks kernels up by name.
+#define EXPORT(name)
+#define CHECK_ALIGNED(p)
+#endif
+
+// Names as the kernels end with.
+typedef float f32;
+typedef __nv_bfloat16 bf16;
+typedef __half f16;
+typedef long long i64;
+
+constexpr int WARP = 32;
+
+__device__ inline float to_f32(float x) { return x; }
+__device__ inline float to_f32(bf16 x) { return __bfloat162float(x); }
+__device__ inline float to_f32(f16 x) { return __half2float(x); }
+
+template <class T> __device__ inline T from_f32(float x);
+template <> __device__ inline float from_f32<float>(float x) { return x; }
+template <> __device__ inline bf16 from_f32<bf16>(float x) { return __float2bfloat16(x); }
+template <> __device__ inline f16 from_f32<f16>(float x) { return __float2half(x); }
+
+// Elements of one 16-byte access.
+template <class T> constexpr int PER_ACCESS = 16 / sizeof(T);
+
+// The elements of one access, in f32.
+template <class T> struct Pack {
+    float at[PER_ACCESS<T>];
+};
+
+// `p` is aligned to 16 bytes.
+template <class T> __device__ inline Pack<T> load(const T* p) {
+    CHECK_ALIGNED(p);
+    union { uint4 bits; T at[PER_ACCESS<T>]; } raw = {*reinterpret_cast<const uint4*>(p)};
+    Pack<T> pack;
+#pragma unroll
+    for (int i = 0; i < PER_ACCESS<T>; i++) pack.at[i] = to_f32(raw.at[i]);
+    return pack;
+}
+
+template <class T> __device__ inline void store(T* p, const Pack<T>& pack) {
+    union { uint4 bits; T at[PER_ACCESS<T>]; } raw = {uint4{0, 0, 0, 0}};
+#pragma unroll
+    for (int i = 0; i < PER_ACCESS<T>; i++) raw.at[i] = from_f32<T>(pack.at[i]);
+    CHECK_ALIGNED(p);
+    *reinterpret_cast<uint4*>(p) = raw.bits;
+}
+
+// The sum over the lanes of a warp, in the same order for every lane and every run. All lanes take part.
+template <class A> __device__ inline A warp_sum(A x) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    return x;
+}
+
+// The sum over the threads of a one-dimensional block of whole warps, for every thread. `shared` holds one element a warp
+// and may be used again after the next barrier.
+template <class A> __device__ inline A block_sum(A x, A* shared) {
+    const int warps = blockDim.x / WARP;
+    x = warp_sum(x);
+    if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
+    __syncthreads();
+    A sum = shared[0];
+    for (int w = 1; w < warps; w++) sum += shared[w];
+    return sum;
+}

@@ -1,0 +1,113 @@
+// Runs kernels on the CPU for the tests: each thread of a block is a fiber, blocks come one after the other. Threads change
+// at barriers and shuffles, in an order that a seed shuffles; shared memory begins as NaN; a barrier that some
+// threads miss aborts. It shows arithmetic and indices, and missing barriers by chance. It cannot show: two blocks that race,
+// misaligned accesses (alignment is asserted in `load` and `store` of 16 bytes only), registers, speed.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <type_traits>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 { unsigned x, y, z; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+
+// The upper half of an f32.
+struct __nv_bfloat16 { uint16_t bits; };
+struct __half { uint16_t bits; };
+inline uint32_t bits_of(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+inline float of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+inline float __bfloat162float(__nv_bfloat16 x) { return of_bits(uint32_t(x.bits) << 16); }
+inline __nv_bfloat16 __float2bfloat16(float x) {
+    const uint32_t bits = bits_of(x);
+    if (x != x) return {uint16_t(0x7fff)};
+    return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+inline float __half2float(__half h) {
+    const int exponent = h.bits >> 10 & 31, mantissa = h.bits & 1023;
+    const float sign = h.bits >> 15 ? -1.f : 1.f;
+    if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
+    return sign * (exponent ? ldexpf(float(1024 + mantissa), exponent - 25) : ldexpf(float(mantissa), -24));
+}
+inline __half __float2half(float x) {
+    const uint16_t sign = uint16_t(bits_of(x) >> 16 & 0x8000);
+    const float size = fabsf(x);
+    if (x != x) return {uint16_t(0x7fff)};
+    if (size >= 65520.f) return {uint16_t(sign | 0x7c00)};
+    // Adding and taking off a power of two rounds to the place of the last digit, to even at halves.
+    int exponent;
+    frexpf(size, &exponent);
+    const float digit = ldexpf(1.f, (exponent < -13 ? -13 : exponent) - 11);
+    const float rounded = rintf(size / digit) * digit;
+    if (rounded < ldexpf(1.f, -14)) return {uint16_t(sign | uint16_t(ldexpf(rounded, 24)))};
+    const uint32_t bits = bits_of(rounded);
+    return {uint16_t(sign | ((bits >> 23) - 112) << 10 | (bits >> 13 & 1023))};
+}
+
+namespace host {
+// The running thread's place, and its block's.
+dim3 thread_idx();
+dim3 block_idx();
+dim3 block_dim();
+dim3 grid_dim();
+void* shared();
+void block_barrier();
+// Leaves `bytes` for the other lanes of the warp, waits for all of them, and takes what `from` left.
+void shuffle(void* value, size_t bytes, int from);
+int lane();
+// Ends the process with what is wrong.
+[[noreturn]] void fail(const char* what);
+
+// A kernel by its name, the types of its arguments, a letter each, and what calls it with pointers to them.
+struct Entry {
+    const char* name;
+    const char* types;
+    void (*call)(void** args);
+    const Entry* next;
+    Entry(const char* name, const char* types, void (*call)(void**));
+};
+
+template <class T> constexpr char LETTER = 'p';
+template <> constexpr char LETTER<int> = 'i';
+template <> constexpr char LETTER<long long> = 'l';
+template <> constexpr char LETTER<float> = 'f';
+
+template <auto kernel> struct Call;
+template <class... A, void (*kernel)(A...)> struct Call<kernel> {
+    static_assert(((std::is_pointer_v<A> || LETTER<A> != 'p') && ...), "int, long long, float or a pointer");
+    static constexpr char types[] = {LETTER<A>..., 0};
+    template <size_t... I> static void unpack(void** args, std::index_sequence<I...>) { kernel(*static_cast<A*>(args[I])...); }
+    static void call(void** args) { unpack(args, std::index_sequence_for<A...>()); }
+};
+
+// What all lanes of a warp see of lane `from`.
+template <class T> T shuffle(T value, int from) {
+    static_assert(sizeof(T) <= 8);
+    shuffle(&value, sizeof(T), from);
+    return value;
+}
+}  // namespace host
+
+#define KERNEL(name) static void name
+#define EXPORT(name) static const host::Entry export_##name(#name, host::Call<name>::types, host::Call<name>::call);
+#define CHECK_ALIGNED(p) (reinterpret_cast<uintptr_t>(p) % 16 ? host::fail("a misaligned access of 16 bytes") : void())
+#define DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(host::shared())
+#define threadIdx (host::thread_idx())
+#define blockIdx (host::block_idx())
+#define blockDim (host::block_dim())
+#define gridDim (host::grid_dim())
+#define __syncthreads() host::block_barrier()
+
+template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return host::shuffle(value, host::lane() ^ mask); }
+template <class T> T __shfl_down_sync(unsigned, T value, int by) {
+    return host::shuffle(value, host::lane() + by < 32 ? host::lane() + by : host::lane());
+}

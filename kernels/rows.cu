@@ -1,0 +1,41 @@
+// Small passes over matrices of f32 around products: a bias, sums of columns, other types.
+#include "common.cuh"
+
+// y (rows, c) += bias (c). A thread per element. Bytes per element: 8.
+KERNEL(rows_add)(float* y, const float* bias, i64 rows, int c) {
+    const i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < rows * c) y[i] += bias[i % c];
+}
+EXPORT(rows_add)
+
+// sums (c) of the columns of x (rows, c), the rows in their order. A thread per column, for few rows. Reads 4 bytes per element.
+KERNEL(rows_sum)(const float* x, i64 rows, int c, float* sums) {
+    const int column = blockIdx.x * blockDim.x + threadIdx.x;
+    if (column >= c) return;
+    float sum = 0.f;
+    for (i64 row = 0; row < rows; row++) sum += x[row * c + column];
+    sums[column] = sum;
+}
+EXPORT(rows_sum)
+
+// y = x as T; len is a multiple of the elements of an access. Bytes per element: 4 + the size of T. Grid: any.
+template <class T> __device__ void convert(const float* x, i64 len, T* y) {
+    constexpr int N = PER_ACCESS<T>;
+    for (i64 i = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * N; i < len; i += i64(gridDim.x) * blockDim.x * N) {
+        Pack<T> pack;
+#pragma unroll
+        for (int k = 0; k < N; k += 4) {
+            const Pack<float> part = load(x + i + k);
+#pragma unroll
+            for (int l = 0; l < 4; l++) pack.at[k + l] = part.at[l];
+        }
+        store(y + i, pack);
+    }
+}
+
+#define CONVERT(T)                                                                       \
+    KERNEL(rows_convert_##T)(const float* x, i64 len, T* y) { convert(x, len, y); } \
+    EXPORT(rows_convert_##T)
+CONVERT(f32)
+CONVERT(bf16)
+CONVERT(f16)

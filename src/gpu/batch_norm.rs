@@ -1,0 +1,383 @@
+//! Batch norm with PReLU over `(rows, c)`, channels last: `kernels/batch_norm.cu`.
+
+use candle_core::{Result, bail};
+
+use super::{Arg, Array, Element, Launch};
+
+/// Threads of a block.
+const BLOCK: usize = 256;
+/// Blocks that share the rows of a sum; the sums' bits depend on it.
+const MAX_CHUNKS: usize = 1024;
+/// Blocks that share the rows of a pass without sums.
+const MAX_BLOCKS: usize = 2048;
+
+/// A value with the norm it is read through.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen<'a> {
+    /// `(rows, c)`.
+    pub x: &'a Array,
+    /// None for the value as it is.
+    pub norm: Option<&'a Norm>,
+}
+
+/// A norm whose statistics are known.
+#[derive(Clone)]
+pub(crate) struct Norm {
+    /// `(4, c)`, f32: factor, shift, mean, one over the standard deviation.
+    constants: Array,
+    /// `(c)`, f32: of the PReLU behind it.
+    slopes: Option<Array>,
+    /// Whether the statistics are those of the very batch, and the gradient flows through them.
+    of_batch: bool,
+}
+
+/// What a norm is made of, `(c)` each, f32.
+#[derive(Clone)]
+pub(crate) struct NormParams {
+    pub weight: Array,
+    pub bias: Array,
+    /// Of the PReLU behind it.
+    pub slopes: Option<Array>,
+    pub running_mean: Array,
+    pub running_var: Array,
+    pub eps: f32,
+    /// What the running statistics move by.
+    pub momentum: f32,
+}
+
+/// Where the gradients of a norm's parameters go, `(c)` each, f32.
+pub(crate) struct NormGrads<'a> {
+    pub weight: &'a Array,
+    pub bias: &'a Array,
+    pub slopes: Option<&'a Array>,
+}
+
+/// How the threads of a block share rows of `c` channels.
+struct Share {
+    lines: usize,
+    rows: usize,
+    c: usize,
+}
+
+impl Share {
+    fn new(x: &Array, c: usize) -> Result<Self> {
+        let groups = c / x.element().per_access();
+        if groups == 0 || !c.is_multiple_of(x.element().per_access()) || groups > BLOCK || !x.len().is_multiple_of(c) {
+            bail!("batch_norm: {} {:?} in rows of {c} channels", x.len(), x.element());
+        }
+        Ok(Self { lines: BLOCK / groups, rows: x.len() / c, c })
+    }
+
+    /// Rows of each block that makes sums, at least a few for each of its lines.
+    fn chunk(&self) -> usize {
+        self.rows.div_ceil(MAX_CHUNKS).max(4 * self.lines)
+    }
+
+    fn chunks(&self) -> usize {
+        self.rows.div_ceil(self.chunk())
+    }
+
+    fn over_chunks(&self, sums: usize) -> Launch {
+        let shared_bytes = (sums * self.lines * self.c * 4) as u32;
+        Launch { grid: [self.chunks() as u32, 1], block: BLOCK as u32, shared_bytes }
+    }
+
+    fn over_rows(&self) -> Launch {
+        let blocks = self.rows.div_ceil(self.lines).min(MAX_BLOCKS);
+        Launch { grid: [blocks as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
+    }
+
+    /// A warp per channel.
+    fn warps(&self) -> Launch {
+        Launch { grid: [(self.c * 32).div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
+    }
+
+    fn sizes(&self) -> [Arg; 2] {
+        [Arg::I64(self.rows as i64), Arg::I32(self.c as i32)]
+    }
+}
+
+impl Norm {
+    /// By the statistics of `x: (rows, c)`, which also move the running ones.
+    pub fn of_batch(x: &Array, params: &NormParams) -> Result<Self> {
+        let c = params.weight.len();
+        let (device, share) = (x.device(), Share::new(x, c)?);
+        let ([rows, channels], chunk) = (share.sizes(), Arg::I64(share.chunk() as i64));
+        let means = device.array(Element::F32, share.chunks() * c)?;
+        let m2s = device.array(Element::F32, share.chunks() * c)?;
+        let constants = device.array(Element::F32, 4 * c)?;
+        device.launch(
+            &format!("batch_norm_stats_{}", x.element().suffix()),
+            share.over_chunks(2),
+            &[x.arg(), rows, channels, chunk, means.arg(), m2s.arg()],
+        )?;
+        device.launch(
+            "batch_norm_finish",
+            share.warps(),
+            &[
+                means.arg(),
+                m2s.arg(),
+                rows,
+                channels,
+                chunk,
+                params.weight.arg(),
+                params.bias.arg(),
+                Arg::F32(params.eps),
+                Arg::F32(params.momentum),
+                params.running_mean.arg(),
+                params.running_var.arg(),
+                constants.arg(),
+            ],
+        )?;
+        Ok(Self { constants, slopes: params.slopes.clone(), of_batch: true })
+    }
+
+    /// By the running statistics.
+    pub fn frozen(params: &NormParams) -> Result<Self> {
+        let (device, c) = (params.weight.device(), params.weight.len());
+        let constants = device.array(Element::F32, 4 * c)?;
+        let launch = Launch { grid: [c.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
+        let args = [
+            params.running_mean.arg(),
+            params.running_var.arg(),
+            Arg::I32(c as i32),
+            params.weight.arg(),
+            params.bias.arg(),
+            Arg::F32(params.eps),
+            constants.arg(),
+        ];
+        device.launch("batch_norm_frozen", launch, &args)?;
+        Ok(Self { constants, slopes: params.slopes.clone(), of_batch: false })
+    }
+
+    /// Writes the gradient of `x` to `gx` from that of what the norm makes of it, plus `direct`, what reaches `x` beside it;
+    /// `gx` may be any of them.
+    pub fn backward(&self, x: &Array, gy: &Array, direct: Option<&Array>, grads: &NormGrads, gx: &Array) -> Result<()> {
+        let c = grads.weight.len();
+        let (device, share, suffix) = (x.device(), Share::new(x, c)?, x.element().suffix());
+        same_size(x, &[Some(gy), direct, Some(gx)])?;
+        let [rows, channels] = share.sizes();
+        let (constants, slopes) = (self.constants.arg(), Arg::from(self.slopes.as_ref()));
+        let sums = device.array(Element::F32, share.chunks() * 3 * c)?;
+        let means = device.array(Element::F32, 2 * c)?;
+        let chunk = Arg::I64(share.chunk() as i64);
+        let args = [x.arg(), gy.arg(), rows, channels, chunk, constants, slopes, sums.arg()];
+        device.launch(&format!("batch_norm_sums_{suffix}"), share.over_chunks(3), &args)?;
+        device.launch(
+            "batch_norm_finish_sums",
+            share.warps(),
+            &[
+                sums.arg(),
+                Arg::I32(share.chunks() as i32),
+                rows,
+                channels,
+                grads.bias.arg(),
+                grads.weight.arg(),
+                grads.slopes.into(),
+                means.arg(),
+            ],
+        )?;
+        let means = if self.of_batch { means.arg() } else { Arg::Pointer(0) };
+        let args = [x.arg(), gy.arg(), direct.into(), rows, channels, constants, slopes, means, gx.arg()];
+        device.launch(&format!("batch_norm_grad_{suffix}"), share.over_rows(), &args)
+    }
+}
+
+/// Writes what is seen of `a`, plus what is seen of `b`, to `y`, which may be one of them.
+pub(crate) fn apply(a: Seen, b: Option<Seen>, c: usize, y: &Array) -> Result<()> {
+    let (device, share) = (y.device(), Share::new(y, c)?);
+    same_size(y, &[Some(a.x), b.map(|b| b.x)])?;
+    let [rows, channels] = share.sizes();
+    let constants = |seen: Option<Seen>| Arg::from(seen.and_then(|seen| seen.norm).map(|norm| &norm.constants));
+    let slopes = |seen: Option<Seen>| Arg::from(seen.and_then(|seen| seen.norm).and_then(|norm| norm.slopes.as_ref()));
+    let args = [
+        a.x.arg(),
+        constants(Some(a)),
+        slopes(Some(a)),
+        b.map(|b| b.x).into(),
+        constants(b),
+        slopes(b),
+        rows,
+        channels,
+        y.arg(),
+    ];
+    device.launch(&format!("batch_norm_apply_{}", y.element().suffix()), share.over_rows(), &args)
+}
+
+fn same_size(x: &Array, others: &[Option<&Array>]) -> Result<()> {
+    match others.iter().flatten().find(|y| y.len() != x.len() || y.element() != x.element()) {
+        Some(y) => bail!("batch_norm: {} {:?} beside {} {:?}", y.len(), y.element(), x.len(), x.element()),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::host::Host;
+    use crate::gpu::host::tests::{ELEMENTS, close, numbers, read, rounded, upload};
+    use crate::ops::batch_norm::{Stats, stats};
+    use crate::ops::channels::{self, Normalised};
+
+    const EPS: f32 = 1e-5;
+    const MOMENTUM: f32 = 0.1;
+
+    /// Rows and channels: one, odd, several chunks, channels that leave threads without work, the widest of a network.
+    const SIZES: [(usize, usize); 6] = [(1, 8), (7, 24), (1000, 64), (5001, 40), (130, 200), (37, 512)];
+
+    /// The parameters of a norm of `c` channels, on both sides.
+    struct Both {
+        values: [Vec<f32>; 5],
+        params: NormParams,
+    }
+
+    impl Both {
+        fn new(device: &crate::gpu::Device, c: usize, has_slopes: bool) -> Result<Self> {
+            let ranges = [[-1.5, 1.5], [-1.0, 1.0], [-0.5, 0.5], [-2.0, 2.0], [0.1, 3.0]];
+            let values = std::array::from_fn(|i| numbers(&format!("norm{i}"), c, ranges[i]));
+            let up = |i: usize| device.upload::<f32>(&values[i]);
+            let params = NormParams {
+                weight: up(0)?,
+                bias: up(1)?,
+                slopes: if has_slopes { Some(up(2)?) } else { None },
+                running_mean: up(3)?,
+                running_var: up(4)?,
+                eps: EPS,
+                momentum: MOMENTUM,
+            };
+            Ok(Self { values, params })
+        }
+
+        fn on_cpu(&self, stats: &Stats, of_batch: bool) -> Normalised {
+            let slopes = self.params.slopes.as_ref().map(|_| self.values[2].as_slice());
+            Normalised::new(stats, of_batch, f64::from(EPS), [&self.values[0], &self.values[1]], slopes)
+        }
+
+        fn running(&self) -> Stats {
+            let f64s = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect();
+            Stats { mean: f64s(&self.values[3]), var: f64s(&self.values[4]) }
+        }
+    }
+
+    #[test]
+    fn statistics_are_those_of_the_cpu_and_of_pytorch() -> Result<()> {
+        let device = Host::device();
+        for (element, (rows, c)) in ELEMENTS.into_iter().flat_map(|e| SIZES.map(|sizes| (e, sizes))) {
+            let both = Both::new(&device, c, false)?;
+            let x = rounded(&numbers("x", rows * c, [-1.0, 3.0]), element);
+            let norm = Norm::of_batch(&upload(&device, &x, element)?, &both.params)?;
+            let expected = stats(&x, c);
+            let mean: Vec<f32> = expected.mean.iter().map(|m| *m as f32).collect();
+            let inv_std: Vec<f32> = expected.var.iter().map(|v| (1.0 / (v + f64::from(EPS)).sqrt()) as f32).collect();
+            close("mean", &norm.constants.part(2 * c, c), &mean, 1e-6)?;
+            close("inv_std", &norm.constants.part(3 * c, c), &inv_std, 1e-5)?;
+            let moved = |old: f32, new: f64| old + MOMENTUM * (new as f32 - old);
+            let running_mean: Vec<f32> = (0..c).map(|i| moved(both.values[3][i], expected.mean[i])).collect();
+            close("running mean", &both.params.running_mean, &running_mean, 1e-6)?;
+            let unbiased = |var: f64| var * rows as f64 / (rows as f64 - 1.0);
+            let running_var: Vec<f32> = (0..c)
+                .map(|i| if rows > 1 { moved(both.values[4][i], unbiased(expected.var[i])) } else { both.values[4][i] })
+                .collect();
+            close("running variance", &both.params.running_var, &running_var, 1e-5)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_mean_far_above_the_deviation_loses_no_digits() -> Result<()> {
+        let device = Host::device();
+        let (rows, c) = (3000, 16);
+        let both = Both::new(&device, c, false)?;
+        let x = numbers("far", rows * c, [1000.0, 1000.5]);
+        let norm = Norm::of_batch(&device.upload(&x)?, &both.params)?;
+        let var = |v: f64| (1.0 / (v + f64::from(EPS)).sqrt()) as f32;
+        let inv_std: Vec<f32> = stats(&x, c).var.into_iter().map(var).collect();
+        close("inv_std", &norm.constants.part(3 * c, c), &inv_std, 1e-4)
+    }
+
+    #[test]
+    fn norms_and_sums_are_those_of_the_cpu() -> Result<()> {
+        let device = Host::device();
+        for (element, (rows, c)) in ELEMENTS.into_iter().flat_map(|e| SIZES.map(|sizes| (e, sizes))) {
+            let [a, b] = ["a", "b"].map(|name| rounded(&numbers(name, rows * c, [-2.0, 2.0]), element));
+            let [on_a, on_b] = [upload(&device, &a, element)?, upload(&device, &b, element)?];
+            let y = device.array(element, rows * c)?;
+            for has_slopes in [false, true] {
+                let both = Both::new(&device, c, has_slopes)?;
+                let (norm, on_cpu) = (Norm::frozen(&both.params)?, both.on_cpu(&both.running(), false));
+                let seen = channels::Seen { x: &a, constants: Some(on_cpu.constants()) };
+                let mut expected = vec![0.0; rows * c];
+                channels::write(seen, c, &mut expected);
+                apply(Seen { x: &on_a, norm: Some(&norm) }, None, c, &y)?;
+                close("one", &y, &expected, 1e-5)?;
+                channels::add(seen, channels::Seen { x: &b, constants: None }, c, &mut expected);
+                apply(Seen { x: &on_a, norm: Some(&norm) }, Some(Seen { x: &on_b, norm: None }), c, &y)?;
+                close("with another", &y, &expected, 1e-5)?;
+                channels::add(channels::Seen { x: &b, constants: None }, seen, c, &mut expected);
+                apply(Seen { x: &on_b, norm: None }, Some(Seen { x: &on_a, norm: Some(&norm) }), c, &y)?;
+                close("the other way round", &y, &expected, 1e-5)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_cpu() -> Result<()> {
+        let device = Host::device();
+        for (element, (rows, c)) in ELEMENTS.into_iter().flat_map(|e| SIZES.map(|sizes| (e, sizes))) {
+            let [x, gy, other] = ["x", "gy", "other"].map(|n| rounded(&numbers(n, rows * c, [-1.0, 1.0]), element));
+            let [on_x, on_gy, on_other] = [&x, &gy, &other].map(|values| upload(&device, values, element));
+            let (on_x, on_gy, on_other) = (on_x?, on_gy?, on_other?);
+            for (has_slopes, of_batch, has_direct) in
+                [(true, true, true), (true, true, false), (false, true, true), (true, false, false)]
+            {
+                let both = Both::new(&device, c, has_slopes)?;
+                let (norm, on_cpu) = if of_batch {
+                    (Norm::of_batch(&on_x, &both.params)?, both.on_cpu(&stats(&x, c), true))
+                } else {
+                    (Norm::frozen(&both.params)?, both.on_cpu(&both.running(), false))
+                };
+                let of_params = on_cpu.param_grads(&x, &gy);
+                let mut expected = x.clone();
+                on_cpu.grad_x(&mut expected, &gy, &of_params, has_direct.then_some(other.as_slice()));
+                let [weight, bias, slopes] = [(); 3].map(|()| device.array(Element::F32, c));
+                let (weight, bias, slopes) = (weight?, bias?, slopes?);
+                let grads = NormGrads { weight: &weight, bias: &bias, slopes: has_slopes.then_some(&slopes) };
+                let gx = device.array(element, rows * c)?;
+                norm.backward(&on_x, &on_gy, has_direct.then_some(&on_other), &grads, &gx)?;
+                let f32s = |values: &[f64]| values.iter().map(|x| *x as f32).collect::<Vec<f32>>();
+                // Where a batch has one row, x - mean and with it the weight's gradient are nothing but rounding.
+                if rows > 1 || !of_batch {
+                    close("weight", &weight, &f32s(&of_params.weight), 2e-5)?;
+                    close("gx", &gx, &expected, 2e-5)?;
+                }
+                close("bias", &bias, &f32s(&of_params.bias), 1e-5)?;
+                if has_slopes {
+                    close("slopes", &slopes, &f32s(&of_params.slope), 1e-5)?;
+                }
+                // In place of each of its inputs.
+                for at in 0..3 {
+                    let inputs = [on_x.clone(), on_gy.clone(), on_other.clone()];
+                    let copy = device.array(element, rows * c)?;
+                    copy.copy_from(&inputs[at])?;
+                    let mut inputs = inputs;
+                    inputs[at] = copy.clone();
+                    norm.backward(&inputs[0], &inputs[1], has_direct.then_some(&inputs[2]), &grads, &copy)?;
+                    if has_direct || at < 2 {
+                        assert!(read(&copy)? == read(&gx)?, "in place of input {at}");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn channels_that_are_no_whole_accesses_are_an_error() -> Result<()> {
+        let device = Host::device();
+        let x = device.zeros(Element::Bf16, 12 * 5)?;
+        let error = apply(Seen { x: &x, norm: None }, None, 12, &x).unwrap_err().to_string();
+        assert!(error.contains("60 Bf16 in rows of 12 channels"), "{error}");
+        Ok(())
+    }
+}

@@ -1,0 +1,235 @@
+//! A GPU with a pool of its memory, and typed pieces of it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use candle_core::{Result, bail};
+use half::{bf16, f16};
+
+use super::{Arg, Gpu, Launch, Matrix, Memory};
+
+/// Type of the elements of an [`Array`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Element {
+    U8,
+    I32,
+    I64,
+    F32,
+    F64,
+    Bf16,
+    F16,
+}
+
+impl Element {
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::U8 => 1,
+            Self::Bf16 | Self::F16 => 2,
+            Self::I32 | Self::F32 => 4,
+            Self::I64 | Self::F64 => 8,
+        }
+    }
+
+    /// Elements of an access of 16 bytes, which kernels read and write.
+    pub fn per_access(self) -> usize {
+        16 / self.bytes()
+    }
+
+    /// What the names of kernels for it end with.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::U8 => "u8",
+            Self::I32 => "i32",
+            Self::I64 => "i64",
+            Self::F32 => "f32",
+            Self::F64 => "f64",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+/// A GPU, and memory that was given back and waits for its next use: a training step asks for the same sizes each time.
+#[derive(Clone)]
+pub(crate) struct Device(Rc<Inner>);
+
+struct Inner {
+    gpu: Box<dyn Gpu>,
+    /// By length.
+    free: RefCell<BTreeMap<usize, Vec<Memory>>>,
+}
+
+/// Elements in device memory. A clone shows the same memory.
+#[derive(Clone)]
+pub(crate) struct Array {
+    piece: Rc<Piece>,
+    /// Its first element, counted from the piece's begin.
+    start: usize,
+    len: usize,
+    element: Element,
+}
+
+/// Memory that goes back to the pool.
+struct Piece {
+    /// None while it is dropped.
+    memory: Option<Memory>,
+    device: Device,
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            self.device.0.free.borrow_mut().entry(memory.bytes).or_default().push(memory);
+        }
+    }
+}
+
+impl Device {
+    pub fn new(gpu: Box<dyn Gpu>) -> Self {
+        Self(Rc::new(Inner { gpu, free: RefCell::default() }))
+    }
+
+    /// The machine itself.
+    pub fn gpu(&self) -> &dyn Gpu {
+        &*self.0.gpu
+    }
+
+    /// Returns elements of any content.
+    pub fn array(&self, element: Element, len: usize) -> Result<Array> {
+        let bytes = (len.max(1) * element.bytes()).next_multiple_of(256);
+        let found = self.0.free.borrow_mut().get_mut(&bytes).and_then(Vec::pop);
+        let memory = match found {
+            Some(memory) => memory,
+            None => self.0.gpu.alloc(bytes)?,
+        };
+        let piece = Rc::new(Piece { memory: Some(memory), device: self.clone() });
+        Ok(Array { piece, start: 0, len, element })
+    }
+
+    pub fn zeros(&self, element: Element, len: usize) -> Result<Array> {
+        let array = self.array(element, len)?;
+        array.fill_with_zeros()?;
+        Ok(array)
+    }
+
+    /// Returns a copy of some values on the device.
+    pub fn upload<T: Plain>(&self, values: &[T]) -> Result<Array> {
+        let array = self.array(T::ELEMENT, values.len())?;
+        array.write(values)?;
+        Ok(array)
+    }
+
+    /// Runs a kernel; without blocks it does nothing.
+    pub fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        self.0.gpu.launch(kernel, launch, args)
+    }
+}
+
+/// What arrays are written from and read to.
+pub(crate) trait Plain: Copy + Default {
+    const ELEMENT: Element;
+    fn bytes(values: &[Self]) -> &[u8];
+    fn bytes_mut(values: &mut [Self]) -> &mut [u8];
+}
+
+macro_rules! plain {
+    ($($T:ty: $element:ident),*) => {$(
+        impl Plain for $T {
+            const ELEMENT: Element = Element::$element;
+
+            fn bytes(values: &[Self]) -> &[u8] {
+                // SAFETY: the type has no padding, and any byte is a `u8`; the length is that of the slice.
+                unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+            }
+
+            fn bytes_mut(values: &mut [Self]) -> &mut [u8] {
+                // SAFETY: as above, and any bytes are a value of the type.
+                unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+            }
+        }
+    )*};
+}
+
+plain!(u8: U8, i32: I32, i64: I64, f32: F32, f64: F64, bf16: Bf16, f16: F16);
+
+impl Array {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn element(&self) -> Element {
+        self.element
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.piece.device
+    }
+
+    pub fn address(&self) -> u64 {
+        let memory = self.piece.memory.as_ref().expect("only `drop` takes it");
+        memory.address + (self.start * self.element.bytes()) as u64
+    }
+
+    /// As a kernel's argument.
+    pub fn arg(&self) -> Arg {
+        Arg::Pointer(self.address())
+    }
+
+    /// As a matrix of `stride` columns.
+    pub fn matrix(&self, stride: usize) -> Matrix {
+        Matrix { address: self.address(), element: self.element, stride, is_transposed: false }
+    }
+
+    /// A part of it.
+    pub fn part(&self, start: usize, len: usize) -> Self {
+        assert!(start + len <= self.len, "elements {start}.. {len} of {}", self.len);
+        Self { start: self.start + start, len, ..self.clone() }
+    }
+
+    pub fn fill_with_zeros(&self) -> Result<()> {
+        self.device().gpu().zero(self.address(), self.len * self.element.bytes())
+    }
+
+    pub fn write<T: Plain>(&self, values: &[T]) -> Result<()> {
+        self.check::<T>(values.len())?;
+        self.device().gpu().write(self.address(), T::bytes(values))
+    }
+
+    /// Waits for all work so far, and returns the values.
+    pub fn read<T: Plain>(&self) -> Result<Vec<T>> {
+        self.check::<T>(self.len)?;
+        let mut values = vec![T::default(); self.len];
+        self.device().gpu().read(self.address(), T::bytes_mut(&mut values))?;
+        Ok(values)
+    }
+
+    pub fn copy_from(&self, other: &Self) -> Result<()> {
+        if self.element != other.element || self.len != other.len {
+            bail!("copy: {} {:?} to {} {:?}", other.len, other.element, self.len, self.element);
+        }
+        self.device().gpu().copy(other.address(), self.address(), self.len * self.element.bytes())
+    }
+
+    fn check<T: Plain>(&self, len: usize) -> Result<()> {
+        if self.element != T::ELEMENT || self.len != len {
+            bail!("{len} {:?} for an array of {} {:?}", T::ELEMENT, self.len, self.element);
+        }
+        Ok(())
+    }
+}
+
+impl From<Option<&Array>> for Arg {
+    fn from(array: Option<&Array>) -> Self {
+        array.map_or(Self::Pointer(0), Array::arg)
+    }
+}
+
+impl From<&Array> for Arg {
+    fn from(array: &Array) -> Self {
+        array.arg()
+    }
+}

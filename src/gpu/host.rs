@@ -1,0 +1,282 @@
+//! The kernels on the CPU: compiled as C++ by the test itself, threads of a block one after the other (`kernels/host`).
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use candle_core::{Result, bail};
+use half::{bf16, f16};
+use libloading::Library;
+
+use super::{Arg, Device, Element, Gpu, Launch, Matrix, Memory, Product};
+
+/// Bytes before and behind each piece of memory that no kernel may change.
+const GUARD: usize = 256;
+/// What memory begins as: NaN in every float.
+const POISON: u8 = 0xff;
+
+type HostLaunch = unsafe extern "C" fn(
+    *const c_char,
+    *const u32,
+    *const u32,
+    usize,
+    *const c_char,
+    *mut *mut c_void,
+    u32,
+) -> *const c_char;
+
+/// Compiles `kernels/` once a process.
+fn library() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        let folder = tempfile::tempdir().expect("a folder for the compiled kernels");
+        let compiler = cc::Build::new()
+            .cpp(true)
+            .host(env!("MASKINV_TARGET"))
+            .target(env!("MASKINV_TARGET"))
+            .opt_level(1)
+            .out_dir(folder.path())
+            .try_get_compiler()
+            .expect("the tests of the kernels need a C++ compiler");
+        let mut command = compiler.to_command();
+        command.args(["-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]);
+        // Jumps between stacks are what it looks for.
+        command.arg("-U_FORTIFY_SOURCE");
+        // Misaligned accesses and signed overflow end the process.
+        command.args(["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-DMASKINV_HOST"]);
+        command.arg("-I").arg(kernels.join("host")).args(["-x", "c++"]);
+        let mut sources: Vec<_> = std::fs::read_dir(&kernels)
+            .expect("kernels/ is in the repository")
+            .map(|entry| entry.expect("an entry of kernels/").path())
+            .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+            .collect();
+        sources.sort();
+        let path = folder.path().join("kernels.so");
+        command.args(sources).arg(kernels.join("host/host.cpp")).arg("-o").arg(&path);
+        let output = command.output().expect("the C++ compiler runs");
+        assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
+        // SAFETY: what runs at loading are the constructors of `Entry`, which build a list.
+        unsafe { Library::new(path) }.expect("the compiled kernels load")
+    })
+}
+
+/// Runs kernels on the CPU; each launch shuffles the order of the threads anew.
+pub(super) struct Host {
+    seed: AtomicU32,
+}
+
+impl Host {
+    /// A device for a test.
+    pub fn device() -> Device {
+        Device::new(Box::new(Self { seed: 0.into() }))
+    }
+}
+
+/// Memory between guards.
+struct Guarded(Vec<u128>);
+
+impl Guarded {
+    fn new(bytes: usize) -> Self {
+        let len = (2 * GUARD + bytes).div_ceil(16);
+        Self(vec![u128::from_ne_bytes([POISON; 16]); len])
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let guard = GUARD / 16;
+        let poison = u128::from_ne_bytes([POISON; 16]);
+        let is_whole = |guard: &[u128]| guard.iter().all(|x| *x == poison);
+        let is_inside = is_whole(&self.0[..guard]) && is_whole(&self.0[self.0.len() - guard..]);
+        assert!(is_inside || std::thread::panicking(), "a kernel wrote outside of its memory");
+    }
+}
+
+/// The bytes at an address that `Host` gave out.
+///
+/// # Safety
+/// They lie in one living piece of memory, and nobody else uses them.
+unsafe fn bytes<'a>(address: u64, len: usize) -> &'a mut [u8] {
+    // SAFETY: by the contract.
+    unsafe { std::slice::from_raw_parts_mut(address as *mut u8, len) }
+}
+
+impl Gpu for Host {
+    fn alloc(&self, bytes: usize) -> Result<Memory> {
+        let mut memory = Box::new(Guarded::new(bytes));
+        let address = memory.0.as_mut_ptr() as u64 + GUARD as u64;
+        Ok(Memory { address, bytes, _owner: memory })
+    }
+
+    fn write(&self, to: u64, from: &[u8]) -> Result<()> {
+        // SAFETY: arrays give their own addresses and lengths.
+        unsafe { bytes(to, from.len()) }.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        // SAFETY: as above.
+        to.copy_from_slice(unsafe { bytes(from, to.len()) });
+        Ok(())
+    }
+
+    fn copy(&self, from: u64, to: u64, len: usize) -> Result<()> {
+        // SAFETY: as above.
+        let from = unsafe { bytes(from, len) }.to_vec();
+        self.write(to, &from)
+    }
+
+    fn zero(&self, at: u64, len: usize) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { bytes(at, len) }.fill(0);
+        Ok(())
+    }
+
+    fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+        // SAFETY: the name and type are those of host.cpp.
+        let host_launch = unsafe { library().get::<HostLaunch>(b"host_launch\0") }.expect("host.cpp exports it");
+        let name = CString::new(kernel).map_err(candle_core::Error::wrap)?;
+        let types: String = args
+            .iter()
+            .map(|arg| match arg {
+                Arg::Pointer(_) => 'p',
+                Arg::I32(_) => 'i',
+                Arg::I64(_) => 'l',
+                Arg::F32(_) => 'f',
+            })
+            .collect();
+        let types = CString::new(types).expect("letters");
+        let (grid, block) = ([launch.grid[0], launch.grid[1], 1], [launch.block, 1, 1]);
+        let mut values: Vec<[u8; 8]> = args
+            .iter()
+            .map(|arg| {
+                let mut bytes = [0; 8];
+                match arg {
+                    Arg::Pointer(address) => bytes = address.to_ne_bytes(),
+                    Arg::I64(x) => bytes = x.to_ne_bytes(),
+                    Arg::I32(x) => bytes[..4].copy_from_slice(&x.to_ne_bytes()),
+                    Arg::F32(x) => bytes[..4].copy_from_slice(&x.to_ne_bytes()),
+                }
+                bytes
+            })
+            .collect();
+        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| value.as_mut_ptr().cast()).collect();
+        let seed = self.seed.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the callers' arguments have the kernel's types, in its order, and point to what it reads and writes.
+        let error = unsafe {
+            host_launch(
+                name.as_ptr(),
+                grid.as_ptr(),
+                block.as_ptr(),
+                launch.shared_bytes as usize,
+                types.as_ptr(),
+                pointers.as_mut_ptr(),
+                seed,
+            )
+        };
+        if !error.is_null() {
+            // SAFETY: it is a string constant.
+            bail!("{kernel}: {}", unsafe { CStr::from_ptr(error) }.to_string_lossy());
+        }
+        Ok(())
+    }
+
+    fn multiply(&self, product: &Product) -> Result<()> {
+        let Product { m, n, k, a, b, c, alpha, beta } = *product;
+        for row in 0..m {
+            for column in 0..n {
+                let sum: f32 = (0..k).map(|i| get(a, row, i) * get(b, i, column)).sum();
+                let old = if beta == 0.0 { 0.0 } else { beta * get(c, row, column) };
+                set(c, row, column, alpha * sum + old);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn address_of(matrix: Matrix, row: usize, column: usize) -> u64 {
+    let (row, column) = if matrix.is_transposed { (column, row) } else { (row, column) };
+    matrix.address + ((row * matrix.stride + column) * matrix.element.bytes()) as u64
+}
+
+fn get(matrix: Matrix, row: usize, column: usize) -> f32 {
+    let at = address_of(matrix, row, column);
+    // SAFETY: the callers' matrices lie in arrays of their own.
+    let bytes = unsafe { bytes(at, matrix.element.bytes()) };
+    match (matrix.element, &*bytes) {
+        (Element::F32, &[a, b, c, d]) => f32::from_ne_bytes([a, b, c, d]),
+        (Element::Bf16, &[a, b]) => bf16::from_ne_bytes([a, b]).to_f32(),
+        (Element::F16, &[a, b]) => f16::from_ne_bytes([a, b]).to_f32(),
+        (other, _) => panic!("a matrix of {other:?}"),
+    }
+}
+
+fn set(matrix: Matrix, row: usize, column: usize, value: f32) {
+    let at = address_of(matrix, row, column);
+    // SAFETY: as above.
+    let bytes = unsafe { bytes(at, matrix.element.bytes()) };
+    match matrix.element {
+        Element::F32 => bytes.copy_from_slice(&value.to_ne_bytes()),
+        Element::Bf16 => bytes.copy_from_slice(&bf16::from_f32(value).to_ne_bytes()),
+        Element::F16 => bytes.copy_from_slice(&f16::from_f32(value).to_ne_bytes()),
+        other => panic!("a matrix of {other:?}"),
+    }
+}
+
+/// What the tests of kernels share.
+pub(super) mod tests {
+    use super::{Device, Element, Result, bf16, f16};
+    use crate::gpu::Array;
+    use crate::testing::{Tol, assert_close, fill};
+    use candle_core::{DType, Tensor};
+
+    /// The types of activations.
+    pub const ELEMENTS: [Element; 3] = [Element::F32, Element::Bf16, Element::F16];
+
+    /// Values in `[lo, hi)` that depend on `name`.
+    pub fn numbers(name: &str, len: usize, [lo, hi]: [f64; 2]) -> Vec<f32> {
+        let values = fill(name, &[len], lo, hi).and_then(|x| x.to_dtype(DType::F32)?.to_vec1());
+        values.expect("memory for a test's values")
+    }
+
+    /// Values as the element holds them.
+    pub fn rounded(values: &[f32], element: Element) -> Vec<f32> {
+        let round = |x: &f32| match element {
+            Element::Bf16 => bf16::from_f32(*x).to_f32(),
+            Element::F16 => f16::from_f32(*x).to_f32(),
+            _ => *x,
+        };
+        values.iter().map(round).collect()
+    }
+
+    pub fn upload(device: &Device, values: &[f32], element: Element) -> Result<Array> {
+        match element {
+            Element::Bf16 => device.upload(&values.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>()),
+            Element::F16 => device.upload(&values.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>()),
+            _ => device.upload(values),
+        }
+    }
+
+    pub fn read(array: &Array) -> Result<Vec<f32>> {
+        Ok(match array.element() {
+            Element::Bf16 => array.read::<bf16>()?.into_iter().map(bf16::to_f32).collect(),
+            Element::F16 => array.read::<f16>()?.into_iter().map(f16::to_f32).collect(),
+            _ => array.read()?,
+        })
+    }
+
+    /// As [`assert_close`], with what a result of the element is off by when it is rounded once, and `tol` beside it.
+    pub fn close(what: &str, actual: &Array, expected: &[f32], tol: f64) -> Result<()> {
+        let rounding = match actual.element() {
+            Element::Bf16 => 1.0 / 256.0,
+            Element::F16 => 1.0 / 2048.0,
+            _ => 0.0,
+        };
+        let largest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let tensor = |x: &[f32]| Tensor::from_slice(x, x.len(), &candle_core::Device::Cpu);
+        let tol = Tol { abs: tol * f64::from(largest), rel: tol + rounding };
+        assert_close(what, &tensor(&read(actual)?)?, &tensor(expected)?, tol)
+    }
+}

@@ -1,0 +1,59 @@
+//! Images on their way in: `kernels/images.cu`.
+
+use candle_core::{Result, bail};
+
+use super::{Arg, Array, Launch};
+
+/// Threads of a block.
+const BLOCK: usize = 256;
+
+/// How 8-bit values become a network's input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Normalisation {
+    /// Of values in `[0, 1]`.
+    pub mean: f32,
+    pub std: f32,
+    /// Whether the network reads blue first.
+    pub is_bgr: bool,
+}
+
+/// Writes RGB pixels `(pixels, 3)`, u8, to `y: (pixels, c)`, normalised, zeros behind the third channel; `c` is the number of
+/// elements of an access.
+pub(crate) fn normalise(x: &Array, normalisation: Normalisation, y: &Array) -> Result<()> {
+    let pixels = x.len() / 3;
+    if pixels * y.element().per_access() != y.len() || pixels * 3 != x.len() {
+        bail!("images: {} bytes to {} {:?}", x.len(), y.len(), y.element());
+    }
+    let Normalisation { mean, std, is_bgr } = normalisation;
+    let launch = Launch { grid: [pixels.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
+    let args = [x.arg(), Arg::I64(pixels as i64), Arg::F32(mean), Arg::F32(std), Arg::I32(is_bgr.into()), y.arg()];
+    x.device().launch(&format!("images_normalise_{}", y.element().suffix()), launch, &args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::host::Host;
+    use crate::gpu::host::tests::{ELEMENTS, close};
+
+    #[test]
+    fn pixels_are_normalised_in_the_order_of_the_network() -> Result<()> {
+        let device = Host::device();
+        let pixels: Vec<u8> = (0..3 * 300).map(|i| (i * 7 % 256) as u8).collect();
+        let x = device.upload(&pixels)?;
+        for (element, is_bgr) in ELEMENTS.into_iter().flat_map(|e| [(e, false), (e, true)]) {
+            let c = element.per_access();
+            let y = device.array(element, 300 * c)?;
+            normalise(&x, Normalisation { mean: 0.5, std: 0.25, is_bgr }, &y)?;
+            let value = |i: usize| match i % c {
+                channel @ 0..3 => {
+                    let channel = if is_bgr { 2 - channel } else { channel };
+                    (f32::from(pixels[i / c * 3 + channel]) / 255.0 - 0.5) / 0.25
+                }
+                _ => 0.0,
+            };
+            close("pixels", &y, &(0..300 * c).map(value).collect::<Vec<_>>(), 1e-6)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,619 @@
+//! The margin softmax in blocks of classes: `kernels/margin.cu`. Beside the class centres and their gradient, memory is
+//! that of the rows by one block.
+
+use candle_core::{Result, bail};
+
+use super::{Arg, Array, Device, Element, Launch, Product};
+use crate::ops::margin::{MarginForm, MarginGradient};
+
+/// Threads of a block.
+const BLOCK: usize = 256;
+/// Classes come in multiples of what a warp takes of a row.
+const COLUMNS: usize = 128;
+/// Cosines of a block of classes that the second-level cache of a large GPU holds.
+pub(crate) const MAX_COSINES: usize = 4 << 20;
+/// Parts of the rows whose sums over a class are joined later; the sums' bits depend on it.
+const MAX_CHUNKS: usize = 8;
+
+/// What matches margins to rows in the "+" forms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Matching {
+    /// Each row has its own margin.
+    Own = 0,
+    /// The smaller the cosine, the larger the margin.
+    Ranked = 1,
+    /// As the published code does.
+    Reference = 2,
+}
+
+/// The loss, without its rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct MarginLoss {
+    pub form: MarginForm,
+    pub gradient: MarginGradient,
+    pub matching: Matching,
+    pub scale: f32,
+    /// Type of what the products read.
+    pub element: Element,
+    /// Cosines that are held at once, at least [`COLUMNS`] a row.
+    pub max_cosines: usize,
+}
+
+/// Labels and margins of a batch, on the device.
+pub(crate) struct Rows {
+    /// i64, `(n)`: class numbers, or -1.
+    labels: Array,
+    /// f32: of the rows, or sorted for the "+" forms.
+    margins: Array,
+    /// i32, `(n)`: the rows with a label, numbered.
+    positions: Array,
+    counted: usize,
+}
+
+impl Rows {
+    /// Uploads them. For the "+" forms the margins are sorted, those of rows without a label left out.
+    pub fn new(device: &Device, labels: &[i64], margins: &[f64], matching: Matching) -> Result<Self> {
+        if labels.len() != margins.len() {
+            bail!("margin: {} labels, but {} margins", labels.len(), margins.len());
+        }
+        let mut positions = Vec::with_capacity(labels.len());
+        let mut counted = 0;
+        for label in labels {
+            positions.push(counted);
+            counted += i32::from(*label >= 0);
+        }
+        let mut given: Vec<f32> = margins.iter().map(|m| *m as f32).collect();
+        if matching != Matching::Own {
+            given = given.into_iter().zip(labels).filter(|(_, label)| **label >= 0).map(|(m, _)| m).collect();
+            given.sort_by(f32::total_cmp);
+        }
+        Ok(Self {
+            labels: device.upload(labels)?,
+            margins: device.upload(&given)?,
+            positions: device.upload(&positions)?,
+            counted: counted as usize,
+        })
+    }
+}
+
+/// Class centres `(k, d)`, f32, a row a class.
+pub(crate) struct Centres<'a> {
+    pub all: &'a Array,
+    /// The classes that take part, i64, and labels count these; all if there is none (An et al., ICCVW 2021: Partial FC).
+    pub sample: Option<&'a Array>,
+}
+
+impl Centres<'_> {
+    /// The rows that a block's are among, and their numbers, if they are not the first of those.
+    fn of_block(&self, d: usize, (first, num): (usize, usize)) -> (Array, Arg) {
+        match self.sample {
+            Some(sample) => (self.all.clone(), sample.part(first, num).arg()),
+            None => (self.all.part(first * d, num * d), Arg::Pointer(0)),
+        }
+    }
+}
+
+/// The sizes of a pass.
+#[derive(Clone, Copy)]
+struct Sizes {
+    n: usize,
+    d: usize,
+    k: usize,
+    /// Classes of a block.
+    block: usize,
+}
+
+impl Sizes {
+    /// First class and number of classes of each block.
+    fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.k).step_by(self.block).map(move |first| (first, self.block.min(self.k - first)))
+    }
+}
+
+/// What is held of a block of classes.
+struct Memory {
+    unit: Array,
+    inv_norms: Array,
+    /// f32, `(n, block)`.
+    cosines: Array,
+}
+
+impl MarginLoss {
+    /// Returns the mean loss of the rows with a label, one f32, and the gradient of embeddings `(n, d)`, f32, times `weight`;
+    /// writes that of the class centres that take part to `of_centres`, `(classes, d)`, f32.
+    pub fn with_gradients(
+        &self,
+        embeddings: &Array,
+        centres: &Centres,
+        rows: &Rows,
+        weight: f32,
+        of_centres: &Array,
+    ) -> Result<(Array, Array)> {
+        let (device, sizes) = (embeddings.device(), self.sizes(embeddings, centres, rows, of_centres)?);
+        let Sizes { n, d, block, .. } = sizes;
+        let unit = device.array(self.element, n * d)?;
+        let inv_norms = device.array(Element::F32, n)?;
+        self.unit_rows(embeddings, Arg::Pointer(0), n, &unit, &inv_norms)?;
+        let memory = Memory {
+            unit: device.array(self.element, block * d)?,
+            inv_norms: device.array(Element::F32, block)?,
+            cosines: device.array(Element::F32, n * block)?,
+        };
+        let (softmaxes, loss) = self.forward(&unit, centres, rows, sizes, &memory)?;
+        let factor = self.scale * weight / rows.counted.max(1) as f32;
+        let of_embeddings = self.backward(&unit, centres, (rows, &softmaxes), (sizes, factor), &memory, of_centres)?;
+        through_unit_rows(embeddings, Arg::Pointer(0), &inv_norms, None, &of_embeddings)?;
+        Ok((loss, of_embeddings))
+    }
+
+    fn sizes(&self, embeddings: &Array, centres: &Centres, rows: &Rows, of_centres: &Array) -> Result<Sizes> {
+        let n = rows.labels.len();
+        let d = embeddings.len() / n.max(1);
+        let is_whole = n > 0 && d > 0 && d.is_multiple_of(8) && n * d == embeddings.len();
+        if !is_whole || !centres.all.len().is_multiple_of(d) || !of_centres.len().is_multiple_of(d) {
+            let (of_e, of_w) = (embeddings.len(), centres.all.len());
+            bail!("margin: embeddings of {of_e} elements in {n} rows do not fit class centres of {of_w}");
+        }
+        let k = of_centres.len() / d;
+        if k == 0 || k != centres.sample.map_or(centres.all.len() / d, Array::len) {
+            bail!("margin: gradients of {k} classes");
+        }
+        let block = (self.max_cosines / n / COLUMNS * COLUMNS).max(COLUMNS).min(k.next_multiple_of(COLUMNS));
+        Ok(Sizes { n, d, k, block })
+    }
+
+    /// The cosines of a block of classes.
+    fn cosines(
+        &self,
+        embeddings: &Array,
+        centres: &Centres,
+        sizes: Sizes,
+        (first, num): (usize, usize),
+        memory: &Memory,
+    ) -> Result<()> {
+        let Sizes { n, d, block, .. } = sizes;
+        let (from, index) = centres.of_block(d, (first, num));
+        self.unit_rows(&from, index, num, &memory.unit, &memory.inv_norms)?;
+        embeddings.device().gpu().multiply(&Product {
+            m: n,
+            n: num,
+            k: d,
+            a: embeddings.matrix(d),
+            b: memory.unit.matrix(d).transposed(),
+            c: memory.cosines.matrix(block),
+            alpha: 1.0,
+            beta: 0.0,
+        })
+    }
+
+    /// Returns the rows' softmaxes and the loss.
+    fn forward(
+        &self,
+        embeddings: &Array,
+        centres: &Centres,
+        rows: &Rows,
+        sizes: Sizes,
+        memory: &Memory,
+    ) -> Result<(Array, Array)> {
+        let (device, n) = (embeddings.device(), sizes.n);
+        // Two numbers a row and block.
+        let parts = device.array(Element::F32, 2 * sizes.blocks().count() * n)?;
+        let targets = device.zeros(Element::F32, n)?;
+        for (i, (first, num)) in sizes.blocks().enumerate() {
+            self.cosines(embeddings, centres, sizes, (first, num), memory)?;
+            self.softmax(&memory.cosines, (first, num), rows, &parts.part(2 * i * n, 2 * n), &targets)?;
+        }
+        self.join(&parts, &targets, rows)
+    }
+
+    /// Writes the gradient of the class centres; returns that of the unit embeddings.
+    fn backward(
+        &self,
+        embeddings: &Array,
+        centres: &Centres,
+        (rows, softmaxes): (&Rows, &Array),
+        (sizes, factor): (Sizes, f32),
+        memory: &Memory,
+        of_centres: &Array,
+    ) -> Result<Array> {
+        let (device, Sizes { n, d, block, k }) = (embeddings.device(), sizes);
+        let of_embeddings = device.array(Element::F32, n * d)?;
+        let g = device.array(self.element, n * block)?;
+        let sums = Sums { all: device.array(Element::F32, chunks_of(n).1 * block)?, stride: block, factor };
+        for (first, num) in sizes.blocks() {
+            if k > block {
+                // Of a single block they are still there.
+                self.cosines(embeddings, centres, sizes, (first, num), memory)?;
+            }
+            self.gradient(&memory.cosines, (first, num), (rows, softmaxes), &g, &sums.all)?;
+            let of_block = of_centres.part(first * d, num * d);
+            device.gpu().multiply(&Product {
+                m: num,
+                n: d,
+                k: n,
+                a: g.matrix(block).transposed(),
+                b: embeddings.matrix(d),
+                c: of_block.matrix(d),
+                alpha: factor,
+                beta: 0.0,
+            })?;
+            device.gpu().multiply(&Product {
+                m: n,
+                n: d,
+                k: num,
+                a: g.matrix(block),
+                b: memory.unit.matrix(d),
+                c: of_embeddings.matrix(d),
+                alpha: factor,
+                beta: if first == 0 { 0.0 } else { 1.0 },
+            })?;
+            let (from, index) = centres.of_block(d, (first, num));
+            through_unit_rows(&from, index, &memory.inv_norms.part(0, num), Some(&sums), &of_block)?;
+        }
+        Ok(of_embeddings)
+    }
+
+    /// Writes what a block of cosines `(n, block)`, the classes from `first` on, adds to the rows' softmaxes, two numbers a row,
+    /// and the cosines of targets among them.
+    fn softmax(
+        &self,
+        cosines: &Array,
+        (first, num): (usize, usize),
+        rows: &Rows,
+        parts: &Array,
+        targets: &Array,
+    ) -> Result<()> {
+        let n = rows.labels.len();
+        let launch = Launch { grid: [n as u32, 1], block: BLOCK as u32, shared_bytes: (BLOCK / 32 * 8) as u32 };
+        let args = [
+            cosines.arg(),
+            Arg::I32((cosines.len() / n) as i32),
+            Arg::I64(first as i64),
+            Arg::I32(num as i32),
+            rows.labels.arg(),
+            Arg::F32(self.scale),
+            parts.arg(),
+            targets.arg(),
+        ];
+        cosines.device().launch("margin_softmax", launch, &args)
+    }
+
+    /// Returns the rows' softmaxes, four numbers a row, and the loss, from the parts of all blocks.
+    fn join(&self, parts: &Array, targets: &Array, rows: &Rows) -> Result<(Array, Array)> {
+        let (device, n) = (parts.device(), rows.labels.len());
+        let softmaxes = device.array(Element::F32, 4 * n)?;
+        let (losses, loss) = (device.array(Element::F32, n)?, device.array(Element::F32, 1)?);
+        let order = device.zeros(Element::I32, n)?;
+        let args = [
+            parts.arg(),
+            Arg::I32((parts.len() / 2 / n) as i32),
+            Arg::I32(n as i32),
+            Arg::I32(rows.counted as i32),
+            rows.labels.arg(),
+            targets.arg(),
+            rows.margins.arg(),
+            rows.positions.arg(),
+            Arg::I32(self.matching as i32),
+            order.arg(),
+            Arg::I32((self.form != MarginForm::Angular).into()),
+            Arg::I32((self.gradient != MarginGradient::True).into()),
+            Arg::F32(self.scale),
+            softmaxes.arg(),
+            losses.arg(),
+            loss.arg(),
+        ];
+        let launch = Launch { grid: [1, 1], block: BLOCK as u32, shared_bytes: (BLOCK / 32 * 4) as u32 };
+        device.launch("margin_rows", launch, &args)?;
+        Ok((softmaxes, loss))
+    }
+
+    /// Writes the gradient `g: (n, block)` by the cosines of a block, without what all of it is multiplied by, and the sums of its
+    /// products with them over each part of the rows.
+    fn gradient(
+        &self,
+        cosines: &Array,
+        (first, num): (usize, usize),
+        (rows, softmaxes): (&Rows, &Array),
+        g: &Array,
+        sums: &Array,
+    ) -> Result<()> {
+        let n = rows.labels.len();
+        let (block, (chunk, chunks)) = (cosines.len() / n, chunks_of(n));
+        let launch = Launch {
+            grid: [block.div_ceil(COLUMNS) as u32, chunks as u32],
+            block: BLOCK as u32,
+            shared_bytes: (BLOCK / 32 * COLUMNS * 4) as u32,
+        };
+        let args = [
+            cosines.arg(),
+            Arg::I32(block as i32),
+            Arg::I64(first as i64),
+            Arg::I32(num as i32),
+            Arg::I32(n as i32),
+            Arg::I32(chunk as i32),
+            rows.labels.arg(),
+            softmaxes.arg(),
+            Arg::F32(self.scale),
+            g.arg(),
+            sums.arg(),
+        ];
+        cosines.device().launch(&format!("margin_gradient_{}", g.element().suffix()), launch, &args)
+    }
+
+    fn unit_rows(&self, x: &Array, index: Arg, rows: usize, unit: &Array, inv_norms: &Array) -> Result<()> {
+        let d = unit.len() / inv_norms.len();
+        let args = [x.arg(), index, Arg::I64(rows as i64), Arg::I32(d as i32), unit.arg(), inv_norms.arg()];
+        x.device().launch(&format!("margin_unit_rows_{}", self.element.suffix()), warps(rows), &args)
+    }
+}
+
+/// How many rows a part has, and how many parts there are.
+fn chunks_of(n: usize) -> (usize, usize) {
+    let chunk = n.div_ceil(MAX_CHUNKS).max(8);
+    (chunk, n.div_ceil(chunk))
+}
+
+/// The products of the class centres' gradients with the unit centres: `(parts of the rows, stride)`, to be multiplied by `factor`.
+struct Sums {
+    all: Array,
+    stride: usize,
+    factor: f32,
+}
+
+/// Turns the gradient of unit rows into that of `x`, in place; the rows are those with an inverse norm.
+fn through_unit_rows(x: &Array, index: Arg, inv_norms: &Array, sums: Option<&Sums>, gradient: &Array) -> Result<()> {
+    let rows = inv_norms.len();
+    let (stride, factor) = sums.map_or((1, 0.0), |s| (s.stride, s.factor));
+    let args = [
+        x.arg(),
+        index,
+        inv_norms.arg(),
+        sums.map(|s| &s.all).into(),
+        Arg::I32(sums.map_or(0, |s| (s.all.len() / s.stride) as i32)),
+        Arg::I32(stride as i32),
+        Arg::F32(factor),
+        Arg::I64(rows as i64),
+        Arg::I32((gradient.len() / rows) as i32),
+        gradient.arg(),
+    ];
+    x.device().launch("margin_through_unit_rows", warps(rows), &args)
+}
+
+/// A warp per row.
+fn warps(rows: usize) -> Launch {
+    Launch { grid: [(rows * 32).div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device as Candle, Tensor};
+
+    use super::*;
+    use crate::gpu::host::Host;
+    use crate::gpu::host::tests::{ELEMENTS, close, numbers, read};
+    use crate::ops::margin_loss::{MarginLossConfig, margin_loss};
+
+    const KINDS: [(MarginForm, MarginGradient, Matching); 5] = [
+        (MarginForm::Angular, MarginGradient::True, Matching::Own),
+        (MarginForm::Angular, MarginGradient::StraightThrough, Matching::Own),
+        (MarginForm::Cosine, MarginGradient::True, Matching::Own),
+        (MarginForm::Cosine, MarginGradient::True, Matching::Ranked),
+        (MarginForm::Angular, MarginGradient::True, Matching::Reference),
+    ];
+
+    /// What `matching` makes of margins once the target cosines are known; each row without a label has none.
+    fn matched(cosines: &[Option<f64>], margins: &[f64], matching: Matching) -> Vec<f64> {
+        let rows: Vec<usize> = (0..cosines.len()).filter(|row| cosines[*row].is_some()).collect();
+        let mut sorted: Vec<f64> = rows.iter().map(|row| margins[*row]).collect();
+        sorted.sort_by(f64::total_cmp);
+        let mut falling = rows.clone();
+        falling.sort_by(|a, b| cosines[*b].partial_cmp(&cosines[*a]).expect("cosines are numbers"));
+        let mut matched = margins.to_vec();
+        for (rank, row) in falling.iter().enumerate() {
+            let position = rows.binary_search(row).expect("a row with a label");
+            match matching {
+                Matching::Own => {}
+                Matching::Ranked => matched[*row] = sorted[rank],
+                // The margins are sorted, then taken by the very permutation that sorts the cosines.
+                Matching::Reference => matched[rows[rank]] = sorted[position],
+            }
+        }
+        matched
+    }
+
+    /// Embeddings `(n, d)`, centres `(k, d)`, labels and margins.
+    struct Case {
+        sizes: [usize; 3],
+        embeddings: Vec<f32>,
+        centres: Vec<f32>,
+        labels: Vec<i64>,
+        margins: Vec<f64>,
+    }
+
+    impl Case {
+        fn new([n, d, k]: [usize; 3]) -> Self {
+            let mut embeddings = numbers("e", n * d, [-2.0, 2.0]);
+            let centres = numbers("w", k * d, [-0.1, 0.1]);
+            // Some rows without a label; the last class is one.
+            let label = |i: usize| if i % 4 == 3 { -1 } else { (k as i64 - 1 - 7 * i as i64).rem_euclid(k as i64) };
+            let mut labels: Vec<i64> = (0..n).map(label).collect();
+            if n > 4 {
+                // Two rows whose cosines are the same: which of them has the larger margin?
+                embeddings.copy_within(..d, 4 * d);
+                labels[4] = labels[0];
+            }
+            let margins = numbers("m", n, [0.3, 0.6]).into_iter().map(f64::from).collect();
+            Self { sizes: [n, d, k], embeddings, centres, labels, margins }
+        }
+
+        /// Loss, gradients of embeddings and centres by the CPU's op.
+        fn on_cpu(&self, loss: &MarginLoss, weight: f64) -> Result<(f32, Vec<f32>, Vec<f32>)> {
+            let [n, d, k] = self.sizes;
+            let e = candle_core::Var::from_slice(&self.embeddings, (n, d), &Candle::Cpu)?;
+            let w = candle_core::Var::from_tensor(&Tensor::from_slice(&self.centres, (k, d), &Candle::Cpu)?.t()?)?;
+            let MarginLoss { form, gradient, matching, scale, .. } = *loss;
+            let config = MarginLossConfig { labels: self.labels.clone(), form, gradient, scale: scale.into() };
+            let margins = self.margins.clone();
+            let loss = margin_loss(&e, &w, &config, move |cosines| matched(cosines, &margins, matching))?;
+            let grads = (&loss * weight)?.backward()?;
+            let (of_e, of_w) = (grads.get(&e).expect("embeddings"), grads.get(&w).expect("centres"));
+            Ok((loss.to_scalar()?, of_e.flatten_all()?.to_vec1()?, of_w.t()?.flatten_all()?.to_vec1()?))
+        }
+
+        fn on_gpu(&self, device: &Device, loss: &MarginLoss, weight: f32) -> Result<(Array, Array, Array)> {
+            let [_, d, k] = self.sizes;
+            let rows = Rows::new(device, &self.labels, &self.margins, loss.matching)?;
+            let of_centres = device.array(Element::F32, k * d)?;
+            let centres = device.upload(&self.centres)?;
+            let centres = Centres { all: &centres, sample: None };
+            let e = device.upload(&self.embeddings)?;
+            let (value, of_e) = loss.with_gradients(&e, &centres, &rows, weight, &of_centres)?;
+            Ok((value, of_e, of_centres))
+        }
+    }
+
+    fn loss((form, gradient, matching): (MarginForm, MarginGradient, Matching), max_cosines: usize) -> MarginLoss {
+        MarginLoss { form, gradient, matching, scale: 64.0, element: Element::F32, max_cosines }
+    }
+
+    #[test]
+    fn loss_and_gradients_are_those_of_the_cpu() -> Result<()> {
+        let device = Host::device();
+        // One class; one row; classes that are no whole accesses; several blocks of classes, the last of them not whole.
+        for (sizes, max_cosines) in [
+            ([3, 8, 1], MAX_COSINES),
+            ([1, 16, 5], MAX_COSINES),
+            ([7, 24, 131], MAX_COSINES),
+            ([33, 40, 700], 33 * 256),
+            ([70, 64, 385], 0),
+        ] {
+            let case = Case::new(sizes);
+            for kind in KINDS {
+                let loss = loss(kind, max_cosines);
+                let (value, of_e, of_w) = case.on_cpu(&loss, 0.5)?;
+                let (on_gpu, gpu_e, gpu_w) = case.on_gpu(&device, &loss, 0.5)?;
+                close("loss", &on_gpu, &[value], 1e-5)?;
+                // Of one class the loss is 0 and its gradient rounding.
+                if sizes[2] > 1 {
+                    close("embeddings", &gpu_e, &of_e, 1e-4)?;
+                    close("centres", &gpu_w, &of_w, 1e-4)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn products_of_16_bits_stay_close() -> Result<()> {
+        let (device, case) = (Host::device(), Case::new([20, 64, 300]));
+        let loss = loss(KINDS[0], 20 * 128);
+        let (value, of_e, of_w) = case.on_cpu(&loss, 1.0)?;
+        for element in ELEMENTS {
+            let loss = MarginLoss { element, ..loss };
+            let (on_gpu, gpu_e, gpu_w) = case.on_gpu(&device, &loss, 1.0)?;
+            // Cosines are off by up to 2^-9 of themselves, and logits by 64 times that.
+            let tol = if element == Element::F32 { 1e-5 } else { 0.03 };
+            close("loss", &on_gpu, &[value], tol)?;
+            close("embeddings", &gpu_e, &of_e, 3.0 * tol)?;
+            close("centres", &gpu_w, &of_w, 3.0 * tol)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn sampled_classes_are_the_same_as_those_classes_alone() -> Result<()> {
+        let (device, case) = (Host::device(), Case::new([9, 16, 200]));
+        let loss = loss(KINDS[0], 0);
+        let (value, of_e, of_w) = case.on_gpu(&device, &loss, 1.0)?;
+        // The classes lie among others, every second one and backwards.
+        let mut scattered = numbers("others", 400 * 16, [-1.0, 1.0]);
+        let sample: Vec<i64> = (0..200).map(|class| 398 - 2 * class).collect();
+        for (class, at) in sample.iter().enumerate() {
+            scattered[*at as usize * 16..][..16].copy_from_slice(&case.centres[class * 16..][..16]);
+        }
+        let rows = Rows::new(&device, &case.labels, &case.margins, Matching::Own)?;
+        let (all, sample) = (device.upload(&scattered)?, device.upload(&sample)?);
+        let centres = Centres { all: &all, sample: Some(&sample) };
+        let of_sample = device.array(Element::F32, 200 * 16)?;
+        let e = device.upload(&case.embeddings)?;
+        let (of_some, some_e) = loss.with_gradients(&e, &centres, &rows, 1.0, &of_sample)?;
+        assert!(read(&of_some)? == read(&value)? && read(&some_e)? == read(&of_e)?);
+        assert!(read(&of_sample)? == read(&of_w)?);
+        Ok(())
+    }
+
+    #[test]
+    fn rows_without_a_label_and_cosines_of_one_are_finite() -> Result<()> {
+        let device = Host::device();
+        let mut case = Case::new([8, 16, 140]);
+        // Embeddings that are centres, their opposites, and nothing; a centre that is nothing.
+        for i in 0..6 {
+            let sign = if i < 3 { 1.0 } else { -1.0 };
+            let centre: Vec<f32> = case.centres[i * 16..][..16].iter().map(|x| sign * x).collect();
+            case.embeddings[i * 16..][..16].copy_from_slice(&centre);
+            case.labels[i] = i as i64;
+        }
+        case.embeddings[6 * 16..7 * 16].fill(0.0);
+        case.centres[139 * 16..].fill(0.0);
+        case.labels[6..].copy_from_slice(&[139, -1]);
+        for kind in KINDS {
+            let (value, of_e, of_w) = case.on_gpu(&device, &loss(kind, 0), 1.0)?;
+            for array in [value, of_e.clone(), of_w] {
+                assert!(read(&array)?.iter().all(|x| x.is_finite()), "{kind:?}");
+            }
+            assert!(read(&of_e)?[7 * 16..].iter().all(|g| *g == 0.0), "a row without a label has a gradient");
+        }
+        case.labels.fill(-1);
+        let (value, of_e, of_w) = case.on_gpu(&device, &loss(KINDS[0], 0), 1.0)?;
+        assert!(read(&value)? == [0.0] && read(&of_e)?.iter().chain(&read(&of_w)?).all(|g| *g == 0.0));
+        Ok(())
+    }
+
+    #[test]
+    fn no_gradient_passes_a_cosine_that_was_clamped() -> Result<()> {
+        let device = Host::device();
+        // Cosines that rounding made too large, among the targets and elsewhere.
+        let mut cosines = numbers("c", 3 * 128, [-0.9, 0.9]);
+        [cosines[0], cosines[128 + 1], cosines[2 * 128 + 2], cosines[4]] = [1.0 + 1e-6, -1.0 - 1e-6, 1.0, 1.0 + 1e-6];
+        let (loss, labels, num) = (MarginLoss { scale: 4.0, ..loss(KINDS[0], 0) }, [0, 1, 2], 60);
+        let rows = Rows::new(&device, &labels, &[0.5; 3], Matching::Own)?;
+        let on_gpu = device.upload(&cosines)?;
+        let [parts, targets] = [6, 3].map(|len| device.array(Element::F32, len));
+        let (parts, targets) = (parts?, targets?);
+        loss.softmax(&on_gpu, (0, num), &rows, &parts, &targets)?;
+        let (softmaxes, _) = loss.join(&parts, &targets, &rows)?;
+        let (g, sums) = (device.array(Element::F32, 3 * 128)?, device.array(Element::F32, 128)?);
+        loss.gradient(&on_gpu, (0, num), (&rows, &softmaxes), &g, &sums)?;
+        let g = read(&g)?;
+        let expected: Vec<f32> = (0..3 * 128)
+            .map(|at| {
+                let (row, class) = (at / 128, at % 128);
+                let logit = |class: usize| {
+                    let cosine = f64::from(cosines[row * 128 + class]).clamp(-1.0, 1.0);
+                    4.0 * if class == row { (cosine.acos() + 0.5).cos() } else { cosine }
+                };
+                let p = logit(class).exp() / (0..num).map(|class| logit(class).exp()).sum::<f64>();
+                match cosines[at].abs() > 1.0 || class >= num {
+                    true => 0.0,
+                    // The slope at an angle of 0, whose sine is taken as 1e-3.
+                    false if class == row => ((p - 1.0) * (0.5f64.cos() + 0.5f64.sin() / 1e-3)) as f32,
+                    false => p as f32,
+                }
+            })
+            .collect();
+        close("g", &device.upload(&g)?, &expected, 1e-6)?;
+        assert!([0, 128 + 1, 4].iter().all(|at| g[*at] == 0.0) && g[2 * 128 + 2] < -100.0);
+        let of_class = |class: usize| (0..3).map(|row| g[row * 128 + class] * cosines[row * 128 + class]).sum();
+        close("sums", &sums, &(0..128).map(of_class).collect::<Vec<f32>>(), 1e-6)
+    }
+
+    #[test]
+    fn a_diverged_network_is_noticed() -> Result<()> {
+        let device = Host::device();
+        let mut case = Case::new([4, 8, 20]);
+        case.embeddings[8] = f32::NAN;
+        let (value, ..) = case.on_gpu(&device, &loss(KINDS[3], 0), 1.0)?;
+        assert!(read(&value)?[0].is_nan());
+        Ok(())
+    }
+}
