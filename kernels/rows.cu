@@ -36,6 +36,26 @@ template <class T> __device__ void convert(const float* x, i64 len, T* y) {
 #define CONVERT(T)                                                                       \
     KERNEL(rows_convert_##T)(const float* x, i64 len, T* y) { convert(x, len, y); } \
     EXPORT(rows_convert_##T)
-CONVERT(f32)
 CONVERT(bf16)
 CONVERT(f16)
+
+// y = x in f32; len is a multiple of the elements of an access. Bytes per element: 4 + the size of T. Grid: any.
+template <class T> __device__ void widen(const T* x, i64 len, float* y) {
+    constexpr int N = PER_ACCESS<T>;
+    for (i64 i = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * N; i < len; i += i64(gridDim.x) * blockDim.x * N) {
+        const Pack<T> pack = load(x + i);
+#pragma unroll
+        for (int k = 0; k < N; k += 4) {
+            Pack<float> part;
+#pragma unroll
+            for (int l = 0; l < 4; l++) part.at[l] = pack.at[k + l];
+            store(y + i + k, part);
+        }
+    }
+}
+
+#define WIDEN(T)                                                                   \
+    KERNEL(rows_widen_##T)(const T* x, i64 len, float* y) { widen(x, len, y); } \
+    EXPORT(rows_widen_##T)
+WIDEN(bf16)
+WIDEN(f16)

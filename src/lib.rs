@@ -12,7 +12,7 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod eval;
-#[cfg(test)]
+#[cfg(any(test, feature = "cuda"))]
 pub(crate) mod gpu;
 pub mod losses;
 pub mod models;

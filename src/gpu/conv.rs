@@ -2,7 +2,7 @@
 
 use candle_core::{Result, bail};
 
-use super::{Arg, Array, Element, Launch, Product, rows};
+use super::{Arg, Array, Convolution, Element, Launch, Pass, Product, rows};
 
 /// Threads of a block.
 const BLOCK: usize = 256;
@@ -68,6 +68,13 @@ impl Conv {
         (0..n).step_by(run.max(1)).map(move |first| (first, run.min(n - first)))
     }
 
+    /// Lets the machine's own library do it, if there is one.
+    fn by_library(&self, pass: Pass, x: &Array, w: &Array, y: &Array) -> Result<bool> {
+        let (conv, element) = (self, x.element());
+        let pass = Convolution { conv, pass, element, x: x.address(), w: w.address(), y: y.address() };
+        x.device().gpu().convolve(&pass)
+    }
+
     fn args(&self) -> [Arg; 9] {
         let [n, h, w, c] = self.x;
         let [_, ho, wo, _] = self.y();
@@ -102,6 +109,9 @@ impl Conv {
         if self.is_depthwise {
             return self.launch("depthwise", self.y(), &[x, w], y);
         }
+        if self.by_library(Pass::Forward, x, w, y)? {
+            return Ok(());
+        }
         for (first, n) in self.runs(x.element()) {
             let run = self.of_images(n);
             let (x, y) = (images(x, first, run.x), images(y, first, run.y()));
@@ -126,6 +136,9 @@ impl Conv {
         self.check(gx, w, gy)?;
         if self.is_depthwise {
             return self.launch("depthwise_grad_x", self.x, &[gy, w], gx);
+        }
+        if self.by_library(Pass::GradX, gx, w, gy)? {
+            return Ok(());
         }
         for (first, n) in self.runs(gx.element()) {
             let run = self.of_images(n);
@@ -155,6 +168,12 @@ impl Conv {
         self.check(x, gw, gy)?;
         if self.is_depthwise {
             return self.depthwise_grad_w(x, gy, gw);
+        }
+        // A library's gradient has the type of the input.
+        let of_library =
+            if x.element() == Element::F32 { gw.clone() } else { gw.device().array(x.element(), gw.len())? };
+        if self.by_library(Pass::GradW, x, &of_library, gy)? {
+            return if x.element() == Element::F32 { Ok(()) } else { rows::convert(&of_library, gw) };
         }
         for (first, n) in self.runs(x.element()) {
             let run = self.of_images(n);

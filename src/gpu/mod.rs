@@ -1,6 +1,6 @@
 //! Computing on a GPU: memory, kernels (`kernels/*.cu`), matrix products and convolutions behind one trait.
 //!
-//! The tests run the same kernel sources on the CPU (`host.rs`), so what is written here in
+//! `cuda.rs` is the GPU. The tests run the same kernel sources on the CPU (`host.rs`), so what is written here in
 //! terms of [`Gpu`] is compared with the CPU's ops on every machine. Work is queued: nothing waits but [`Device::read`].
 
 pub(crate) mod batch_norm;
@@ -11,8 +11,15 @@ pub(crate) mod margin;
 pub(crate) mod rows;
 pub(crate) mod update;
 
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cudnn")]
+mod cudnn;
 #[cfg(test)]
 mod host;
+
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::Cuda;
 
 pub(crate) use device::{Array, Device, Element};
 
@@ -80,6 +87,26 @@ pub(crate) struct Product {
     pub beta: f32,
 }
 
+/// A pass of a convolution whose arrays have one type.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Convolution<'a> {
+    pub conv: &'a conv::Conv,
+    pub pass: Pass,
+    pub element: Element,
+    /// The input or its gradient, the filters or theirs, the result or its gradient.
+    pub x: u64,
+    pub w: u64,
+    pub y: u64,
+}
+
+/// What a [`Convolution`] computes from the other two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Pass {
+    Forward,
+    GradX,
+    GradW,
+}
+
 /// A machine that runs kernels in the order in which they are given.
 pub(crate) trait Gpu {
     /// Returns memory of any content.
@@ -96,4 +123,8 @@ pub(crate) trait Gpu {
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
     /// Multiplies matrices.
     fn multiply(&self, product: &Product) -> Result<()>;
+    /// Carries out a pass of a convolution, if the machine has a way of its own for it: false, if nothing was done.
+    fn convolve(&self, _pass: &Convolution) -> Result<bool> {
+        Ok(false)
+    }
 }
