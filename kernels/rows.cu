@@ -1,4 +1,4 @@
-// Small passes over matrices of f32 around products: a bias, sums of columns, other types.
+// Small passes around products: a bias, sums of columns, other types, dropout.
 #include "common.cuh"
 
 // y (rows, c) += bias (c). A thread per element. Bytes per element: 8.
@@ -59,3 +59,22 @@ template <class T> __device__ void widen(const T* x, i64 len, float* y) {
     EXPORT(rows_widen_##T)
 WIDEN(bf16)
 WIDEN(f16)
+
+// y = a * b; len is a multiple of the elements of an access; y may be a or b. Bytes per element: 3 times the size of T. Grid: any.
+template <class T> __device__ void multiply(const T* a, const T* b, i64 len, T* y) {
+    constexpr int N = PER_ACCESS<T>;
+    for (i64 i = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * N; i < len; i += i64(gridDim.x) * blockDim.x * N) {
+        Pack<T> pack = load(a + i);
+        const Pack<T> other = load(b + i);
+#pragma unroll
+        for (int k = 0; k < N; k++) pack.at[k] *= other.at[k];
+        store(y + i, pack);
+    }
+}
+
+#define MULTIPLY(T)                                                                                   \
+    KERNEL(rows_multiply_##T)(const T* a, const T* b, i64 len, T* y) { multiply(a, b, len, y); } \
+    EXPORT(rows_multiply_##T)
+MULTIPLY(f32)
+MULTIPLY(bf16)
+MULTIPLY(f16)

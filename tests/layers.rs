@@ -14,7 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("losses", &["nn", "ops"]),
     ("optim", &["nn", "ops"]),
     ("models", &["nn", "ops", "weights", "preprocessing"]),
-    ("nn", &["ops"]),
+    ("nn", &["ops", "gpu", "testing"]),
     ("gpu", &["ops", "testing"]),
     ("ops", &[]),
     ("data", &["preprocessing"]),

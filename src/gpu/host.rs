@@ -63,7 +63,7 @@ fn library() -> &'static Library {
 }
 
 /// Runs kernels on the CPU; each launch shuffles the order of the threads anew.
-pub(super) struct Host {
+pub(crate) struct Host {
     seed: AtomicU32,
 }
 
@@ -185,12 +185,34 @@ impl Gpu for Host {
 
     fn multiply(&self, product: &Product) -> Result<()> {
         let Product { m, n, k, a, b, c, alpha, beta } = *product;
-        for row in 0..m {
-            for column in 0..n {
-                let sum: f32 = (0..k).map(|i| get(a, row, i) * get(b, i, column)).sum();
-                let old = if beta == 0.0 { 0.0 } else { beta * get(c, row, column) };
-                set(c, row, column, alpha * sum + old);
-            }
+        let (a, b) = (values(a, [m, k]), values(b, [k, n]));
+        let mut y = if beta == 0.0 { vec![0.0; m * n] } else { values(c, [m, n]) };
+        // SAFETY: the slices have the sizes and strides that are said.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                y.as_mut_ptr(),
+                1,
+                n as isize,
+                beta != 0.0,
+                a.as_ptr(),
+                1,
+                k as isize,
+                b.as_ptr(),
+                1,
+                n as isize,
+                beta,
+                alpha,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+        for (row, y) in y.chunks_exact(n).enumerate() {
+            y.iter().enumerate().for_each(|(column, y)| set(c, row, column, *y));
         }
         Ok(())
     }
@@ -201,16 +223,18 @@ fn address_of(matrix: Matrix, row: usize, column: usize) -> u64 {
     matrix.address + ((row * matrix.stride + column) * matrix.element.bytes()) as u64
 }
 
-fn get(matrix: Matrix, row: usize, column: usize) -> f32 {
-    let at = address_of(matrix, row, column);
+/// The values of a matrix, row by row.
+fn values(matrix: Matrix, [rows, columns]: [usize; 2]) -> Vec<f32> {
+    let at = |i: usize| address_of(matrix, i / columns, i % columns);
     // SAFETY: the callers' matrices lie in arrays of their own.
-    let bytes = unsafe { bytes(at, matrix.element.bytes()) };
-    match (matrix.element, &*bytes) {
+    let bytes = |i: usize| &*unsafe { bytes(at(i), matrix.element.bytes()) };
+    let value = |i: usize| match (matrix.element, bytes(i)) {
         (Element::F32, &[a, b, c, d]) => f32::from_ne_bytes([a, b, c, d]),
         (Element::Bf16, &[a, b]) => bf16::from_ne_bytes([a, b]).to_f32(),
         (Element::F16, &[a, b]) => f16::from_ne_bytes([a, b]).to_f32(),
         (other, _) => panic!("a matrix of {other:?}"),
-    }
+    };
+    (0..rows * columns).map(value).collect()
 }
 
 fn set(matrix: Matrix, row: usize, column: usize, value: f32) {
@@ -226,7 +250,7 @@ fn set(matrix: Matrix, row: usize, column: usize, value: f32) {
 }
 
 /// What the tests of kernels share.
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::{Device, Element, Result, bf16, f16};
     use crate::gpu::Array;
     use crate::testing::{Tol, assert_close, fill};

@@ -16,7 +16,7 @@ mod cuda;
 #[cfg(feature = "cudnn")]
 mod cudnn;
 #[cfg(test)]
-mod host;
+pub(crate) mod host;
 
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::Cuda;

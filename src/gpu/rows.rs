@@ -1,4 +1,4 @@
-//! Small passes over matrices of f32: `kernels/rows.cu`.
+//! Small passes around products: `kernels/rows.cu`.
 
 use candle_core::{Result, bail};
 
@@ -23,6 +23,21 @@ pub(crate) fn sum(x: &Array, sums: &Array) -> Result<()> {
     x.device().launch("rows_sum", launch, &[x.arg(), Arg::I64((x.len() / c) as i64), Arg::I32(c as i32), sums.arg()])
 }
 
+/// Writes the products of the elements of `a` and `b` to `y`, which may be one of them.
+pub(crate) fn multiply(a: &Array, b: &Array, y: &Array) -> Result<()> {
+    let (element, len) = (y.element(), y.len());
+    if [a, b].iter().any(|x| x.element() != element || x.len() != len) || !len.is_multiple_of(element.per_access()) {
+        bail!("multiply: {} and {} elements to {len} {element:?}", a.len(), b.len());
+    }
+    let args = [a.arg(), b.arg(), Arg::I64(len as i64), y.arg()];
+    y.device().launch(&format!("rows_multiply_{}", element.suffix()), accesses(len / element.per_access()), &args)
+}
+
+/// A thread an access, or more of them.
+fn accesses(num: usize) -> Launch {
+    Launch { grid: [num.div_ceil(BLOCK).min(MAX_BLOCKS) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
+}
+
 /// Writes the values of `x` to `y`, one of which is f32 and the other of 16 bits.
 pub(crate) fn convert(x: &Array, y: &Array) -> Result<()> {
     let (kernel, short) = match x.element() {
@@ -33,23 +48,18 @@ pub(crate) fn convert(x: &Array, y: &Array) -> Result<()> {
     if x.len() != y.len() || !x.len().is_multiple_of(per_access) {
         bail!("convert: {} {:?} to {} {:?}", x.len(), x.element(), y.len(), y.element());
     }
-    let blocks = (x.len() / per_access).div_ceil(BLOCK).min(MAX_BLOCKS);
-    let launch = Launch { grid: [blocks as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
-    x.device().launch(
-        &format!("rows_{kernel}_{}", short.suffix()),
-        launch,
-        &[x.arg(), Arg::I64(x.len() as i64), y.arg()],
-    )
+    let args = [x.arg(), Arg::I64(x.len() as i64), y.arg()];
+    x.device().launch(&format!("rows_{kernel}_{}", short.suffix()), accesses(x.len() / per_access), &args)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::gpu::host::Host;
-    use crate::gpu::host::tests::{close, numbers, read, rounded};
+    use crate::gpu::host::tests::{ELEMENTS, close, numbers, read, rounded, upload};
 
     #[test]
-    fn biases_sums_and_conversions() -> Result<()> {
+    fn biases_sums_products_and_conversions() -> Result<()> {
         let device = Host::device();
         for (rows, c) in [(1, 1), (5, 7), (33, 300)] {
             let [x, bias] = [numbers("x", rows * c, [-1.0, 1.0]), numbers("bias", c, [-1.0, 1.0])];
@@ -60,6 +70,12 @@ mod tests {
             sum(&device.upload(&x)?, &sums)?;
             let expected: Vec<f32> = (0..c).map(|j| (0..rows).map(|i| x[i * c + j]).sum()).collect();
             close("sum", &sums, &expected, 1e-6)?;
+        }
+        for element in ELEMENTS {
+            let [a, b] = ["a", "b"].map(|name| rounded(&numbers(name, 4104, [-2.0, 2.0]), element));
+            let (on_a, on_b) = (upload(&device, &a, element)?, upload(&device, &b, element)?);
+            multiply(&on_a, &on_b, &on_a)?;
+            close("multiply", &on_a, &a.iter().zip(&b).map(|(a, b)| a * b).collect::<Vec<_>>(), 0.0)?;
         }
         for element in [Element::Bf16, Element::F16] {
             for len in [8, 808, 50_000] {

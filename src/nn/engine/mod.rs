@@ -6,6 +6,8 @@
 //! [`Plan`] is for inference, with norms folded into the convolutions before them; [`Recording`] is a forward pass in
 //! training that knows its backward.
 
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod gpu;
 mod plan;
 mod pool;
 mod program;

@@ -1,0 +1,314 @@
+//! A network in device memory, and its forward pass.
+
+use candle_core::{Result, bail};
+
+use super::params::DeviceParams;
+use super::recording::Recording;
+use crate::gpu::batch_norm::{self, Norm, Seen};
+use crate::gpu::conv::Conv;
+use crate::gpu::{Array, Device, Element, Product, rows};
+use crate::nn::engine::program::{Program, Step, ViewId};
+use crate::nn::graph::Graph;
+use crate::nn::layers::Dropout;
+use crate::nn::params::Params;
+
+/// A network whose parameters are on a GPU.
+pub(crate) struct Network {
+    pub(super) program: Program,
+    pub(super) device: Device,
+    pub(super) element: Element,
+    pub(super) params: DeviceParams,
+    /// `(h, w, c)` of each value; of the images with the channels that fill up an access.
+    shapes: Vec<[usize; 3]>,
+    side: usize,
+}
+
+/// Shape `(n, h, w, c)` and elements.
+#[derive(Clone)]
+pub(super) struct Value {
+    pub shape: [usize; 4],
+    pub data: Array,
+}
+
+/// What a forward pass knows so far.
+pub(super) struct Forward {
+    pub values: Vec<Option<Value>>,
+    /// By view.
+    pub norms: Vec<Option<Norm>>,
+    /// By step: the input of a fully connected layer, and what dropout multiplied it by.
+    pub flat: Vec<Option<(Array, Option<Array>)>>,
+}
+
+/// Whether norms are those of the batch.
+#[derive(Clone, Copy)]
+pub(super) enum Statistics {
+    OfBatch,
+    Running,
+}
+
+impl Network {
+    /// Uploads the network of `graph`, for images of `side` pixels and products of `element`; none if it has an operation, a
+    /// number of channels or a type that the engine lacks.
+    ///
+    /// # Errors
+    /// When the device has no memory for it.
+    pub fn upload(
+        graph: &Graph,
+        params: &Params,
+        side: usize,
+        device: &Device,
+        element: Element,
+    ) -> Result<Option<Self>> {
+        let Some(program) = Program::of(graph) else { return Ok(None) };
+        let used = program.param_names();
+        if !params.is_single_on_cpu() || !params.trainable().all(|(name, _)| used.contains(name)) {
+            return Ok(None);
+        }
+        let weights = params.shapes();
+        let Some(shapes) = program.shapes(&weights, [1, side, side, 3]) else { return Ok(None) };
+        let per_access = element.per_access();
+        let is_whole = shapes[1..].iter().all(|[.., c]| c.is_multiple_of(per_access));
+        let is_known = |step: &Step| match step {
+            Step::Conv { x, path, config } => {
+                let ([.., c], weight) = (shapes[program.views[*x].value], &weights[&format!("{path}.weight")]);
+                let is_depthwise = config.groups == c && weight[0] == c && weight[1] == 1;
+                weight[2] == weight[3] && (config.groups == 1 || is_depthwise)
+            }
+            _ => true,
+        };
+        if !is_whole || !program.steps.iter().all(is_known) {
+            return Ok(None);
+        }
+        let uploaded = DeviceParams::upload(&program, &shapes, params, device, element)?;
+        let mut shapes: Vec<[usize; 3]> = shapes.into_iter().map(|[_, h, w, c]| [h, w, c]).collect();
+        shapes[0][2] = per_access;
+        Ok(Some(Self { program, device: device.clone(), element, params: uploaded, shapes, side }))
+    }
+
+    /// Copies parameters and running statistics to those of the model on the CPU; waits for the device.
+    ///
+    /// # Errors
+    /// When they are not those that were uploaded.
+    pub fn download(&self, params: &Params) -> Result<()> {
+        self.params.download(params)
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &DeviceParams {
+        &self.params
+    }
+
+    /// Returns the embeddings `(n, d)`, f32, of normalised images `(n, side, side, c)` of the products' type, `c` being what
+    /// fills an access, by the running statistics.
+    ///
+    /// # Errors
+    /// When the images are others.
+    pub fn infer(&self, images: &Array) -> Result<Array> {
+        let last_uses = self.last_uses();
+        let mut forward = self.start(images)?;
+        for i in 0..self.program.steps.len() {
+            self.step(i, &mut forward, Statistics::Running, None)?;
+            // The memory of what nobody reads again serves the next steps.
+            for (value, last) in last_uses.iter().enumerate() {
+                if *last == i {
+                    forward.values[value] = None;
+                }
+            }
+            forward.flat[i] = None;
+        }
+        self.output(&forward)
+    }
+
+    /// As [`Self::infer`], in training mode, with what the backward pass needs. `statistics_are_frozen`: norms go by the running
+    /// statistics, and leave them.
+    ///
+    /// # Errors
+    /// When the images are others, or a batch has one value per channel.
+    pub fn record(
+        &self,
+        images: &Array,
+        dropout: Option<&Dropout>,
+        statistics_are_frozen: bool,
+    ) -> Result<(Array, Recording<'_>)> {
+        let statistics = if statistics_are_frozen { Statistics::Running } else { Statistics::OfBatch };
+        let mut forward = self.start(images)?;
+        for i in 0..self.program.steps.len() {
+            self.step(i, &mut forward, statistics, dropout)?;
+        }
+        if !statistics_are_frozen {
+            self.params.count_batch();
+        }
+        let embedding = self.output(&forward)?;
+        Ok((embedding, Recording::new(self, forward)))
+    }
+
+    /// The step after which no step reads each value; `usize::MAX` for the output.
+    fn last_uses(&self) -> Vec<usize> {
+        let mut last = vec![0; self.program.steps.len() + 1];
+        for (i, step) in self.program.steps.iter().enumerate() {
+            last[i + 1] = i;
+            step.inputs().iter().for_each(|view| last[self.program.views[*view].value] = i);
+        }
+        last[self.program.views[self.program.output].value] = usize::MAX;
+        last
+    }
+
+    fn start(&self, images: &Array) -> Result<Forward> {
+        let of_image: usize = self.shapes[0].iter().product();
+        if images.element() != self.element || images.len() == 0 || !images.len().is_multiple_of(of_image) {
+            bail!(
+                "expected images (N, {side}, {side}, {}) of {:?}, found {} {:?}",
+                self.shapes[0][2],
+                self.element,
+                images.len(),
+                images.element(),
+                side = self.side
+            );
+        }
+        let [h, w, c] = self.shapes[0];
+        let first = Value { shape: [images.len() / of_image, h, w, c], data: images.clone() };
+        Ok(Forward {
+            values: vec![Some(first)],
+            norms: (0..self.program.views.len()).map(|_| None).collect(),
+            flat: vec![None; self.program.steps.len()],
+        })
+    }
+
+    /// Carries out step `i` and prepares the norm behind it.
+    fn step(&self, i: usize, forward: &mut Forward, statistics: Statistics, dropout: Option<&Dropout>) -> Result<()> {
+        let step = &self.program.steps[i];
+        let n = forward.value(&self.program, step.inputs()[0])?.shape[0];
+        let [h, w, c] = self.shapes[i + 1];
+        let is_linear = |step: &Step| matches!(step, Step::Linear { .. });
+        let element = match step {
+            step if is_linear(step) => Element::F32,
+            step => forward.value(&self.program, step.inputs()[0])?.data.element(),
+        };
+        let y = self.device.array(element, n * h * w * c)?;
+        match step {
+            Step::Conv { x, path, .. } => {
+                let x = self.materialise(forward, *x)?;
+                self.conv(i, n)?.forward(&x, &self.params.weight(path)?, &y)?;
+            }
+            Step::Add { a, b } => {
+                let (a, b) = (self.seen(forward, *a)?, self.seen(forward, *b)?);
+                batch_norm::apply(a, Some(b), c, &y)?;
+            }
+            Step::Write { x } => batch_norm::apply(self.seen(forward, *x)?, None, c, &y)?,
+            Step::Linear { x, path, has_bias } => {
+                let mut flat = self.materialise(forward, *x)?;
+                let mask = dropout.map(|dropout| self.dropout_mask(dropout, *x, n)).transpose()?.flatten();
+                if let Some(mask) = &mask {
+                    let dropped = self.device.array(self.element, flat.len())?;
+                    rows::multiply(&flat, mask, &dropped)?;
+                    flat = dropped;
+                }
+                let weight = self.params.weight(path)?;
+                let inputs = flat.len() / n;
+                self.device.gpu().multiply(&Product {
+                    m: n,
+                    n: c,
+                    k: inputs,
+                    a: flat.matrix(inputs),
+                    b: weight.matrix(inputs).transposed(),
+                    c: y.matrix(c),
+                    alpha: 1.0,
+                    beta: 0.0,
+                })?;
+                if *has_bias {
+                    rows::add(&y, &self.params.value(path, "bias")?)?;
+                }
+                forward.flat[i] = Some((flat, mask));
+            }
+        }
+        forward.values.push(Some(Value { shape: [n, h, w, c], data: y }));
+        self.prepare_norm(i + 1, forward, statistics)
+    }
+
+    fn prepare_norm(&self, value: usize, forward: &mut Forward, statistics: Statistics) -> Result<()> {
+        let Some(view) = self.program.norm_of(value) else { return Ok(()) };
+        let Some(norm) = &self.program.views[view].norm else { return Ok(()) };
+        let params = self.params.norm(norm)?;
+        let Value { shape, data } = forward.value(&self.program, view)?;
+        forward.norms[view] = Some(match statistics {
+            Statistics::Running => Norm::frozen(&params)?,
+            Statistics::OfBatch if data.len() == shape[3] => {
+                bail!("batch_norm: training needs more than one value per channel")
+            }
+            Statistics::OfBatch => Norm::of_batch(data, &params)?,
+        });
+        Ok(())
+    }
+
+    pub(super) fn seen<'a>(&self, forward: &'a Forward, view: ViewId) -> Result<Seen<'a>> {
+        Ok(Seen { x: &forward.value(&self.program, view)?.data, norm: forward.norms[view].as_ref() })
+    }
+
+    /// What is seen, in the type of the products.
+    pub(super) fn materialise(&self, forward: &Forward, view: ViewId) -> Result<Array> {
+        let (seen, shape) = (self.seen(forward, view)?, forward.value(&self.program, view)?.shape);
+        let applied = match seen.norm {
+            None => seen.x.clone(),
+            Some(_) => {
+                let y = self.device.array(seen.x.element(), seen.x.len())?;
+                batch_norm::apply(seen, None, shape[3], &y)?;
+                y
+            }
+        };
+        if applied.element() == self.element {
+            return Ok(applied);
+        }
+        let short = self.device.array(self.element, applied.len())?;
+        rows::convert(&applied, &short)?;
+        Ok(short)
+    }
+
+    /// The sizes of step `i`, a convolution, for `n` images.
+    pub(super) fn conv(&self, i: usize, n: usize) -> Result<Conv> {
+        let Step::Conv { x, path, config } = &self.program.steps[i] else { bail!("step {i} is no convolution") };
+        let ([h, w, c], [.., co]) = (self.shapes[self.program.views[*x].value], self.shapes[i + 1]);
+        let is_depthwise = config.groups > 1;
+        let num_pixels = self.params.weight(path)?.len() / if is_depthwise { c } else { c * co };
+        let (stride, padding) = (config.stride, config.padding);
+        Ok(Conv { x: [n, h, w, c], co, k: num_pixels.isqrt(), stride, padding, is_depthwise })
+    }
+
+    /// The elements that dropout multiplies by, drawn in the order of the CPU's, channels first.
+    fn dropout_mask(&self, dropout: &Dropout, view: ViewId, n: usize) -> Result<Option<Array>> {
+        let [h, w, c] = self.shapes[self.program.views[view].value];
+        let Some(mask) = dropout.mask(n * h * w * c) else { return Ok(None) };
+        let mut last = vec![0f32; mask.len()];
+        for (i, to) in last.iter_mut().enumerate() {
+            let (image, pixel, channel) = (i / (h * w * c), i / c % (h * w), i % c);
+            *to = mask[(image * c + channel) * h * w + pixel];
+        }
+        let (wide, mask) = (self.device.upload(&last)?, self.device.array(self.element, last.len())?);
+        if self.element == Element::F32 {
+            return Ok(Some(wide));
+        }
+        rows::convert(&wide, &mask)?;
+        Ok(Some(mask))
+    }
+
+    fn output(&self, forward: &Forward) -> Result<Array> {
+        let output = self.program.output;
+        let (seen, shape) = (self.seen(forward, output)?, forward.value(&self.program, output)?.shape);
+        let y = self.device.array(seen.x.element(), seen.x.len())?;
+        batch_norm::apply(seen, None, shape[3], &y)?;
+        if y.element() == Element::F32 {
+            return Ok(y);
+        }
+        let wide = self.device.array(Element::F32, y.len())?;
+        rows::convert(&y, &wide)?;
+        Ok(wide)
+    }
+}
+
+impl Forward {
+    pub fn value(&self, program: &Program, view: ViewId) -> Result<&Value> {
+        match self.values.get(program.views[view].value) {
+            Some(Some(value)) => Ok(value),
+            _ => bail!("value {} is not kept", program.views[view].value),
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The engine on a GPU, carried out by the kernels on the CPU, against the CPU's engine.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device as Candle, Result, Tensor};
+
+use super::Network;
+use crate::gpu::host::Host;
+use crate::gpu::host::tests::{read, upload};
+use crate::gpu::{Array, Device, Element};
+use crate::nn::engine::{Engine, Plan};
+use crate::nn::graph::{Graph, NodeId, Op, Trace};
+use crate::nn::layers::Dropout;
+use crate::nn::params::{Init, Params};
+use crate::ops::conv::ConvConfig;
+use crate::testing::fill;
+
+const SIDE: usize = 12;
+const CHANNELS: usize = 16;
+const EMBEDDING: usize = 24;
+
+/// A stem, a residual block with a shortcut, a depthwise one, and an ending: every step that there is.
+struct Net;
+
+impl Net {
+    /// Its parameters, with no norm trivial.
+    fn params(seed: u64) -> Result<Params> {
+        let mut params = Params::new(DType::F32, &Candle::Cpu, seed);
+        let mut root = params.root();
+        let (c, wide) = (CHANNELS, 2 * CHANNELS);
+        let convs =
+            [("stem", [c, 3, 3, 3]), ("a", [wide, c, 3, 3]), ("b", [wide, wide, 3, 3]), ("short", [wide, c, 1, 1])];
+        let others = [("deep", [wide, 1, 3, 3]), ("point", [wide, wide, 1, 1])];
+        for (path, shape) in convs.into_iter().chain(others) {
+            let fan_in = (shape[1] * shape[2] * shape[3]) as f64;
+            root.sub(path).param("weight", shape.to_vec(), Init::Normal((2.0 / fan_in).sqrt()))?;
+        }
+        for (path, channels) in [
+            ("stem_bn", c),
+            ("pre", c),
+            ("a_bn", wide),
+            ("b_bn", wide),
+            ("short_bn", wide),
+            ("deep_bn", wide),
+            ("last", EMBEDDING),
+        ] {
+            let mut scope = root.sub(path);
+            scope.param("weight", channels, Init::Uniform(1.5))?;
+            scope.param("bias", channels, Init::Uniform(0.5))?;
+            scope.buffer("running_mean", channels, Init::Uniform(0.5))?;
+            scope.buffer("running_var", channels, Init::Const(0.7))?;
+            scope.counter("num_batches_tracked")?;
+        }
+        for (path, channels) in [("stem_act", c), ("a_act", wide), ("deep_act", wide)] {
+            root.sub(path).param("weight", channels, Init::Const(0.25))?;
+        }
+        let inputs = wide * SIDE * SIDE / 4;
+        root.sub("fc").param("weight", (EMBEDDING, inputs), Init::Normal(0.05))?;
+        root.sub("fc").param("bias", EMBEDDING, Init::Uniform(0.1))?;
+        Ok(params)
+    }
+}
+
+impl Trace for Net {
+    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+        let conv = |stride, padding, groups| Op::Conv2d(ConvConfig { stride, padding, groups });
+        let x = graph.push(conv(1, 1, 1), "stem", &[x]);
+        let x = graph.push(Op::BatchNorm, "stem_bn", &[x]);
+        let x = graph.push(Op::PRelu, "stem_act", &[x]);
+        let y = graph.push(Op::BatchNorm, "pre", &[x]);
+        let y = graph.push(conv(1, 1, 1), "a", &[y]);
+        let y = graph.push(Op::BatchNorm, "a_bn", &[y]);
+        let y = graph.push(Op::PRelu, "a_act", &[y]);
+        let y = graph.push(conv(2, 1, 1), "b", &[y]);
+        let y = graph.push(Op::BatchNorm, "b_bn", &[y]);
+        let short = graph.push(conv(2, 0, 1), "short", &[x]);
+        let short = graph.push(Op::BatchNorm, "short_bn", &[short]);
+        let x = graph.push(Op::Add, "", &[y, short]);
+        let y = graph.push(conv(1, 1, 2 * CHANNELS), "deep", &[x]);
+        let y = graph.push(Op::BatchNorm, "deep_bn", &[y]);
+        let y = graph.push(Op::PRelu, "deep_act", &[y]);
+        let y = graph.push(conv(1, 0, 1), "point", &[y]);
+        let x = graph.push(Op::Add, "", &[x, y]);
+        let x = graph.push(Op::Flatten, "", &[x]);
+        let x = graph.push(Op::Linear { has_bias: true }, "fc", &[x]);
+        graph.push(Op::BatchNorm, "last", &[x])
+    }
+}
+
+/// Images `(n, 3, h, w)`, and the same as the network on the device wants them.
+fn images(device: &Device, n: usize, element: Element) -> Result<(Tensor, Array)> {
+    let images = fill("images", &[n, 3, SIDE, SIDE], -1.0, 1.0)?.to_dtype(DType::F32)?;
+    let c = element.per_access();
+    let last = images.permute((0, 2, 3, 1))?.pad_with_zeros(3, 0, c - 3)?;
+    Ok((images, upload(device, &last.flatten_all()?.to_vec1()?, element)?))
+}
+
+/// The norm of the difference, relative to that of `expected`.
+fn error(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    difference / norm(&mut expected.iter().map(|x| f64::from(*x)))
+}
+
+fn flat(x: &Tensor) -> Result<Vec<f32>> {
+    x.flatten_all()?.to_vec1()
+}
+
+/// What the types of products may be off by: of embeddings, and of gradients.
+const TYPES: [(Element, f64, f64); 3] =
+    [(Element::F32, 2e-6, 1e-5), (Element::Bf16, 0.02, 0.1), (Element::F16, 0.003, 0.02)];
+
+fn network(params: &Params, device: &Device, element: Element) -> Result<Network> {
+    let network = Network::upload(&Graph::of(&Net), params, SIDE, device, element)?;
+    Ok(network.expect("the engine has all that the network needs"))
+}
+
+#[test]
+fn inference_is_that_of_the_cpu() -> Result<()> {
+    let (device, params) = (Host::device(), Net::params(1)?);
+    let plan = Plan::of(&Graph::of(&Net), &params, [3, SIDE])?.expect("a plan");
+    for (element, tol, _) in TYPES {
+        let network = network(&params, &device, element)?;
+        for n in [1, 3] {
+            let (x, on_device) = images(&device, n, element)?;
+            let error = error(&read(&network.infer(&on_device)?)?, &flat(&plan.run(&x)?)?);
+            assert!(error < tol, "{element:?}, {n} images: {error}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn training_is_that_of_the_cpu() -> Result<()> {
+    let device = Host::device();
+    for (is_frozen, drops) in [(false, false), (true, false), (false, true)] {
+        for (element, tol, grad_tol) in TYPES {
+            let [on_cpu, on_gpu] = [(); 2].map(|()| Net::params(1));
+            let (mut on_cpu, mut on_gpu) = (on_cpu?, on_gpu?);
+            let mut dropout = |params: &mut Params| drops.then(|| Dropout::new(0.4, &mut params.root()));
+            let (of_cpu, of_gpu) = (dropout(&mut on_cpu), dropout(&mut on_gpu));
+            on_cpu.freeze_statistics(is_frozen);
+            let engine = Engine::of(&Graph::of(&Net), &on_cpu, SIDE).expect("an engine");
+            let network = network(&on_gpu, &device, element)?;
+            let (x, on_device) = images(&device, 4, element)?;
+            let (expected, recorded) = engine.record(&on_cpu, &x, of_cpu.as_ref())?;
+            let (found, recording) = network.record(&on_device, of_gpu.as_ref(), is_frozen)?;
+            let case = format!("{element:?}, frozen {is_frozen}, dropout {drops}");
+            let off = error(&read(&found)?, &flat(&expected)?);
+            assert!(off < tol, "{case}: embeddings {off}");
+
+            let grad = fill("grad", &[4, EMBEDDING], -1.0, 1.0)?.to_dtype(DType::F32)?;
+            recording.backward(&device.upload(&flat(&grad)?)?)?;
+            let expected = recorded.backward(&grad)?;
+            let (mut all_found, mut all_expected) = (Vec::new(), Vec::new());
+            for (name, var) in on_cpu.trainable() {
+                let found = network.params().read_grad(name, var.elem_count())?;
+                let expected = expected.read(name, <[f32]>::to_vec)?;
+                if element == Element::F32 {
+                    let off = error(&found, &expected);
+                    // In front of a norm a bias changes nothing: its gradient is rounding.
+                    assert!(off < 10.0 * grad_tol || (name == "fc.bias" && !is_frozen), "{case}: {name} {off}");
+                }
+                if name != "fc.bias" {
+                    all_found.extend(found);
+                    all_expected.extend(expected);
+                }
+            }
+            let off = error(&all_found, &all_expected);
+            assert!(off < grad_tol, "{case}: gradients {off}");
+
+            network.download(&on_gpu)?;
+            let (found, expected): (BTreeMap<_, _>, BTreeMap<_, _>) = (on_gpu.state()?, on_cpu.state()?);
+            assert!(found.keys().eq(expected.keys()));
+            for (name, found) in found {
+                let is_running = name.contains("running");
+                if name.ends_with("num_batches_tracked") {
+                    let (found, expected) = (found.to_dtype(DType::F64)?, expected[&name].to_dtype(DType::F64)?);
+                    assert_eq!(found.to_scalar::<f64>()?, expected.to_scalar::<f64>()?, "{name}");
+                } else if is_running {
+                    let off = error(&flat(&found)?, &flat(&expected[&name])?);
+                    assert!(off < tol, "{case}: {name} {off}");
+                } else {
+                    assert_eq!(flat(&found)?, flat(&expected[&name])?, "{case}: {name} changed on its way");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_pass_gives_the_same_bits() -> Result<()> {
+    let (device, params) = (Host::device(), Net::params(2)?);
+    let network = network(&params, &device, Element::Bf16)?;
+    let (_, x) = images(&device, 3, Element::Bf16)?;
+    let grad = device.upload(&vec![0.5f32; 3 * EMBEDDING])?;
+    let mut pass = || -> Result<(Vec<f32>, Vec<f32>)> {
+        let (embedding, recording) = network.record(&x, None, false)?;
+        recording.backward(&grad)?;
+        Ok((read(&embedding)?, read(network.params().flat().1)?))
+    };
+    assert!(pass()? == pass()?);
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() -> Result<()> {
+    let (device, params) = (Host::device(), Net::params(1)?);
+    let network = network(&params, &device, Element::Bf16)?;
+    let error = |result: Result<Array>| result.err().expect("an error").to_string();
+    assert!(error(network.infer(&device.zeros(Element::Bf16, 100)?)).contains("found 100 Bf16"));
+    assert!(error(network.infer(&device.zeros(Element::F32, SIDE * SIDE * 8)?)).contains("of Bf16"));
+    let (_, x) = images(&device, 2, Element::Bf16)?;
+    let (_, recording) = network.record(&x, None, false)?;
+    let error = recording.backward(&device.zeros(Element::F32, 7)?).unwrap_err().to_string();
+    assert!(error.contains("a gradient of 7 F32 for 48 embeddings"), "{error}");
+    // One image leaves one value per channel behind the fully connected layer.
+    let (_, x) = images(&device, 1, Element::Bf16)?;
+    let error = network.record(&x, None, false).err().expect("an error").to_string();
+    assert!(error.contains("more than one value per channel"), "{error}");
+    Ok(())
+}
