@@ -15,6 +15,7 @@ pub mod eval;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod gpu;
 pub mod losses;
+pub mod machine;
 pub mod models;
 pub mod nn;
 pub mod ops;

@@ -8,13 +8,17 @@ use anyhow::{Context, Result};
 /// Module, and what it may use of this crate besides `error`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["train", "eval", "models", "data", "weights", "preprocessing", "workers"]),
-    ("train", &["losses", "optim", "eval", "models", "data", "weights", "nn", "ops"]),
+    ("cli", &["train", "eval", "models", "data", "weights", "preprocessing", "workers", "machine"]),
+    (
+        "train",
+        &["losses", "optim", "eval", "models", "data", "weights", "nn", "ops", "machine", "gpu", "preprocessing"],
+    ),
     ("eval", &["models", "data", "ops"]),
-    ("losses", &["nn", "ops"]),
-    ("optim", &["nn", "ops"]),
-    ("models", &["nn", "ops", "weights", "preprocessing"]),
+    ("losses", &["nn", "ops", "gpu", "testing"]),
+    ("optim", &["nn", "ops", "gpu"]),
+    ("models", &["nn", "ops", "weights", "preprocessing", "machine", "gpu"]),
     ("nn", &["ops", "gpu", "testing"]),
+    ("machine", &["gpu"]),
     ("gpu", &["ops", "testing"]),
     ("ops", &[]),
     ("data", &["preprocessing"]),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 
+use super::device::DeviceArgs;
 use super::model::HubArgs;
 use super::progress::Progress;
 use super::threads::ThreadsArgs;
@@ -37,6 +38,8 @@ pub struct EmbedArgs {
     #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     hub: HubArgs,
 }
 
@@ -48,7 +51,8 @@ impl EmbedArgs {
     pub fn run(self) -> Result<()> {
         let destination = self.destination()?;
         self.threads.start()?;
-        let loaded = self.hub.load_with_notes(&self.model)?;
+        let machine = self.device.open()?;
+        let model = self.hub.load_with_notes(&self.model)?.model.on(&machine);
         let mut paths = Vec::new();
         for image in &self.images {
             paths.extend(list_images(image)?);
@@ -56,7 +60,7 @@ impl EmbedArgs {
         let config = EmbedConfig { batch_size: self.batch_size.into(), flip: !self.no_flip };
         let mut progress = Progress::new();
         let on = |done| progress.show(Event::Embedded { done, total: paths.len() });
-        let embeddings = embed(&loaded.model, paths.len(), |i| read_face(&paths[i]), config, on)?;
+        let embeddings = embed(&model, paths.len(), |i| read_face(&paths[i]), config, on)?;
         let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
         destination.write(&names, &embeddings)
     }

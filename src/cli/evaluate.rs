@@ -10,6 +10,7 @@ use super::progress::Progress;
 use super::settings::SettingsArgs;
 use super::{print, print_json};
 use crate::eval::{Evaluation, SettingResult, details, evaluate, evaluate_as_is, table, table_as_is};
+use crate::machine::Machine;
 use crate::train::{Config, Event};
 
 /// What to measure, and on what.
@@ -40,7 +41,9 @@ impl EvaluateArgs {
     /// When a checkpoint, setting or image is wrong.
     pub fn run(self) -> Result<()> {
         self.settings.threads.start()?;
-        let models = self.models.iter().map(|name| Ok((name.clone(), self.hub.load_with_notes(name)?.model)));
+        let machine = self.settings.device.open()?;
+        let load = |name: &String| Ok((name.clone(), self.hub.load_with_notes(name)?.model.on(&machine)));
+        let models = self.models.iter().map(load);
         let models = models.collect::<Result<Vec<_>>>()?;
         let mut config = self.base_settings()?;
         if let Some(pairs) = &self.pairs {
@@ -63,7 +66,7 @@ impl EvaluateArgs {
             }
         }
         if self.json {
-            return print_json(&record(&config, &test.description, &evaluations, &real_masks));
+            return print_json(&record(&config, &machine, &test.description, &evaluations, &real_masks));
         }
         print(&format!("{}:\n", test.description))?;
         let rows: Vec<(&str, &Evaluation)> = evaluations.iter().map(|(name, e)| (*name, e)).collect();
@@ -102,6 +105,7 @@ impl EvaluateArgs {
 /// The figures with what is needed to repeat them.
 fn record(
     config: &Config,
+    machine: &Machine,
     test_set: &str,
     evaluations: &[(&str, Evaluation)],
     real_masks: &[(&str, SettingResult)],
@@ -109,7 +113,7 @@ fn record(
     serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "commit": env!("MASKINV_COMMIT"),
-        "device": "cpu",
+        "device": machine.to_string(),
         "threads": rayon::current_num_threads(),
         "test_set": test_set,
         "config": config,

@@ -2,6 +2,7 @@
 
 mod allocator;
 mod convert;
+mod device;
 mod download;
 mod embed;
 mod evaluate;

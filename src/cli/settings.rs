@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::device::DeviceArgs;
 use super::threads::ThreadsArgs;
 use crate::train::{Config, preset};
 
@@ -32,6 +33,8 @@ pub(super) struct SettingsArgs {
     set: Vec<String>,
     #[command(flatten)]
     pub(super) threads: ThreadsArgs,
+    #[command(flatten)]
+    pub(super) device: DeviceArgs,
 }
 
 impl SettingsArgs {

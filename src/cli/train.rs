@@ -98,8 +98,9 @@ impl TrainArgs {
             return print(config.to_toml()?.trim_end());
         }
         self.settings.threads.start()?;
+        let machine = self.settings.device.open()?;
         let out = self.out_folder(config.train.seed)?;
-        let mut experiment = Experiment::new(config, &out)?;
+        let mut experiment = Experiment::new(config, &out)?.on(&machine);
         if let Some(name) = &self.teacher {
             experiment = experiment.with_teacher(self.checkpoint(name).context("--teacher")?);
         }

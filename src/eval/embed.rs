@@ -1,13 +1,13 @@
 //! From images to embeddings.
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use image::RgbImage;
 use image::imageops::flip_horizontal;
 use rayon::prelude::*;
 
 use crate::data::Pixels;
 use crate::error::Result;
-use crate::models::Model;
+use crate::models::{Inference, Model};
 use crate::ops::normalize::l2_normalize;
 
 /// L2-normalised embeddings, one a row.
@@ -86,7 +86,7 @@ pub fn embed(
             images.iter().for_each(|image| pixels.push(&flip_horizontal(image)));
         }
         let n = last - first;
-        let mut y = network.run(&pixels.to_tensor(model.preprocessing(), &Device::Cpu)?)?;
+        let mut y = run(&network, model, &pixels)?;
         if config.flip {
             y = (y.narrow(0, 0, n)? + y.narrow(0, n, n)?)?;
         }
@@ -96,4 +96,13 @@ pub fn embed(
         progress(last);
     }
     Ok(Embeddings { values, dim })
+}
+
+/// The embeddings of 8-bit images, which a GPU preprocesses itself.
+fn run(network: &Inference, model: &Model, pixels: &Pixels) -> Result<Tensor> {
+    #[cfg(any(test, feature = "cuda"))]
+    if let Inference::Gpu(network) = network {
+        return Ok(network.run_rgb(&pixels.values)?);
+    }
+    Ok(network.run(&pixels.to_tensor(model.preprocessing(), &Device::Cpu)?)?)
 }

@@ -358,8 +358,7 @@ mod tests {
                 // In place of each of its inputs.
                 for at in 0..3 {
                     let inputs = [on_x.clone(), on_gy.clone(), on_other.clone()];
-                    let copy = device.array(element, rows * c)?;
-                    copy.copy_from(&inputs[at])?;
+                    let copy = upload(&device, [&x, &gy, &other][at], element)?;
                     let mut inputs = inputs;
                     inputs[at] = copy.clone();
                     norm.backward(&inputs[0], &inputs[1], has_direct.then_some(&inputs[2]), &grads, &copy)?;

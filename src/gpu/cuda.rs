@@ -1,9 +1,8 @@
 //! An NVIDIA GPU: the driver, the kernels' machine code, cuBLAS; cuDNN under its feature.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Error, Result, bail};
 use cudarc::cublas::sys as blas;
@@ -16,9 +15,10 @@ use cudarc::nvrtc::Ptx;
 use super::{Arg, Element, Gpu, Launch, Matrix, Memory, Product};
 
 /// The kernels' files by the names that theirs begin with.
-const KERNELS: [(&str, &[u8]); 6] = [
+const KERNELS: [(&str, &[u8]); 7] = [
     ("batch_norm", include_bytes!(concat!(env!("OUT_DIR"), "/batch_norm.fatbin"))),
     ("conv", include_bytes!(concat!(env!("OUT_DIR"), "/conv.fatbin"))),
+    ("distill", include_bytes!(concat!(env!("OUT_DIR"), "/distill.fatbin"))),
     ("images", include_bytes!(concat!(env!("OUT_DIR"), "/images.fatbin"))),
     ("margin", include_bytes!(concat!(env!("OUT_DIR"), "/margin.fatbin"))),
     ("rows", include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin"))),
@@ -30,9 +30,9 @@ const WORKSPACE: usize = 32 << 20;
 /// Copies from page-locked memory that may be under way at once.
 const MAX_COPIES: usize = 8;
 
-/// Whether products of f32 may round their factors to 10 bits, as tensor cores want.
+/// Whether products of f32 may round their factors to 10 bits, as tensor cores do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Precision {
+pub(crate) enum Factors {
     Exact,
     Tf32,
 }
@@ -42,10 +42,10 @@ pub(crate) struct Cuda {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     modules: BTreeMap<&'static str, Arc<CudaModule>>,
-    functions: RefCell<HashMap<String, CudaFunction>>,
+    functions: Mutex<HashMap<String, CudaFunction>>,
     blas: Blas,
     /// Page-locked copies of what was written, until the GPU has it.
-    copies: RefCell<VecDeque<Copy>>,
+    copies: Mutex<VecDeque<Copy>>,
     #[cfg(feature = "cudnn")]
     dnn: Option<super::cudnn::Dnn>,
 }
@@ -59,6 +59,10 @@ fn wrap(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::wrap(error)
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Whether one of some libraries can be loaded.
 pub(super) fn is_present(names: &[&str]) -> bool {
     // SAFETY: NVIDIA's libraries; loading them runs nothing that depends on this process.
@@ -70,7 +74,7 @@ impl Cuda {
     ///
     /// # Errors
     /// When the driver, cuBLAS, such a GPU or kernels for it are missing: one line that says which.
-    pub fn new(ordinal: usize, precision: Precision) -> Result<Self> {
+    pub fn new(ordinal: usize, factors: Factors) -> Result<Self> {
         if !is_present(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"]) {
             bail!("no CUDA driver on this machine: libcuda.so.1 is missing");
         }
@@ -99,14 +103,14 @@ impl Cuda {
             modules.insert(file, module);
         }
         #[cfg(feature = "cudnn")]
-        let dnn = super::cudnn::Dnn::new(&stream, precision)?;
+        let dnn = super::cudnn::Dnn::new(&stream, factors)?;
         Ok(Self {
-            blas: Blas::new(&stream, precision)?,
+            blas: Blas::new(&stream, factors)?,
             context,
             stream,
             modules,
-            functions: RefCell::default(),
-            copies: RefCell::default(),
+            functions: Mutex::default(),
+            copies: Mutex::default(),
             #[cfg(feature = "cudnn")]
             dnn,
         })
@@ -130,19 +134,19 @@ impl Cuda {
     }
 
     fn function(&self, kernel: &str) -> Result<CudaFunction> {
-        if let Some(function) = self.functions.borrow().get(kernel) {
+        if let Some(function) = locked(&self.functions).get(kernel) {
             return Ok(function.clone());
         }
         let module = self.modules.iter().find(|(file, _)| kernel.starts_with(*file));
         let Some((_, module)) = module else { bail!("{kernel}: no such kernel") };
         let function = module.load_function(kernel).map_err(|error| Error::Msg(format!("{kernel}: {error}")))?;
-        self.functions.borrow_mut().insert(kernel.to_owned(), function.clone());
+        locked(&self.functions).insert(kernel.to_owned(), function.clone());
         Ok(function)
     }
 
     /// Page-locked memory of a copy that is done, or new one.
     fn pinned(&self, bytes: usize) -> Result<PinnedHostSlice<u8>> {
-        let mut copies = self.copies.borrow_mut();
+        let mut copies = locked(&self.copies);
         let found = copies.iter().position(|copy| copy.memory.len() >= bytes && copy.done.is_complete());
         if let Some(copy) = found.and_then(|at| copies.remove(at)) {
             return Ok(copy.memory);
@@ -160,19 +164,19 @@ impl Cuda {
 /// cuBLAS on a stream, with memory to work in.
 struct Blas {
     handle: cudarc::cublas::CudaBlas,
-    precision: Precision,
+    factors: Factors,
     _workspace: CudaSlice<u8>,
 }
 
 impl Blas {
-    fn new(stream: &Arc<CudaStream>, precision: Precision) -> Result<Self> {
+    fn new(stream: &Arc<CudaStream>, factors: Factors) -> Result<Self> {
         let handle = cudarc::cublas::CudaBlas::new(stream.clone()).map_err(wrap)?;
         let workspace = stream.alloc_zeros::<u8>(WORKSPACE).map_err(wrap)?;
         let (address, _) = workspace.device_ptr(stream);
         // SAFETY: the memory lives as long as the handle, and is used in the order of the handle's stream.
         let status = unsafe { blas::cublasSetWorkspace_v2(*handle.handle(), address as *mut c_void, WORKSPACE) };
         status.result().map_err(wrap)?;
-        Ok(Self { handle, precision, _workspace: workspace })
+        Ok(Self { handle, factors, _workspace: workspace })
     }
 
     fn multiply(&self, product: &Product) -> Result<()> {
@@ -180,8 +184,8 @@ impl Blas {
         if c.is_transposed || a.element != b.element {
             bail!("multiply: {product:?}");
         }
-        let compute = match (a.element, self.precision) {
-            (Element::F32, Precision::Tf32) => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        let compute = match (a.element, self.factors) {
+            (Element::F32, Factors::Tf32) => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
             _ => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
         };
         let size = |size: usize| i32::try_from(size).map_err(wrap);
@@ -245,7 +249,7 @@ impl Gpu for Cuda {
         // SAFETY: the array has that many bytes; the copy's own memory is kept until its event has come.
         unsafe { result::memcpy_htod_async(to, staged, self.bound()?) }.map_err(wrap)?;
         let done = self.stream.record_event(None).map_err(wrap)?;
-        self.copies.borrow_mut().push_back(Copy { memory, done });
+        locked(&self.copies).push_back(Copy { memory, done });
         Ok(())
     }
 
@@ -253,11 +257,6 @@ impl Gpu for Cuda {
         // SAFETY: the array has that many bytes, and the stream is waited for before the slice is given back.
         unsafe { result::memcpy_dtoh_async(bytes, from, self.bound()?) }.map_err(wrap)?;
         self.stream.synchronize().map_err(wrap)
-    }
-
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        // SAFETY: both arrays have that many bytes.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.bound()?) }.map_err(wrap)
     }
 
     fn zero(&self, at: u64, bytes: usize) -> Result<()> {

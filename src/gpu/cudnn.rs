@@ -1,16 +1,16 @@
 //! Convolutions by cuDNN, channels last. What is fastest of each is measured once and kept.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Error, Result, bail};
 use cudarc::cudnn::{result, sys};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 use super::conv::Conv;
-use super::cuda::{Precision, is_present};
+use super::cuda::{Factors, is_present};
 use super::{Convolution, Element, Pass};
 
 /// What a convolution may use beside its arrays.
@@ -23,8 +23,8 @@ type Key = (Conv, Pass, usize);
 /// cuDNN on a stream.
 pub(super) struct Dnn {
     handle: sys::cudnnHandle_t,
-    precision: Precision,
-    plans: RefCell<BTreeMap<Key, Plan>>,
+    factors: Factors,
+    plans: Mutex<BTreeMap<Key, Plan>>,
     stream: Arc<CudaStream>,
     workspace: CudaSlice<u8>,
 }
@@ -58,9 +58,14 @@ impl<T: Copy> Drop for Descriptor<T> {
     }
 }
 
+// SAFETY: the handle and the descriptions are used under the lock of the plans only, by one thread at a time.
+unsafe impl Send for Dnn {}
+// SAFETY: as above.
+unsafe impl Sync for Dnn {}
+
 impl Drop for Dnn {
     fn drop(&mut self) {
-        self.plans.borrow_mut().clear();
+        self.plans().clear();
         // SAFETY: it was created by `new`. An error leaves nothing to do.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
@@ -72,7 +77,7 @@ fn wrap(error: result::CudnnError) -> Error {
 
 impl Dnn {
     /// Opens cuDNN; none where it is not installed.
-    pub fn new(stream: &Arc<CudaStream>, precision: Precision) -> Result<Option<Self>> {
+    pub fn new(stream: &Arc<CudaStream>, factors: Factors) -> Result<Option<Self>> {
         if !is_present(&["libcudnn.so.9", "libcudnn.so", "cudnn64_9.dll"]) {
             return Ok(None);
         }
@@ -81,19 +86,20 @@ impl Dnn {
         unsafe { result::set_stream(handle, stream.cu_stream().cast()) }.map_err(wrap)?;
         // SAFETY: cuDNN writes it before it reads it.
         let workspace = unsafe { stream.alloc::<u8>(WORKSPACE) }.map_err(Error::wrap)?;
-        Ok(Some(Self { handle, precision, plans: RefCell::default(), stream: stream.clone(), workspace }))
+        Ok(Some(Self { handle, factors, plans: Mutex::default(), stream: stream.clone(), workspace }))
     }
 
     /// Carries out a pass; in the type of its arrays, also the gradient of the filters.
     pub fn convolve(&self, pass: &Convolution) -> Result<()> {
         let key = (*pass.conv, pass.pass, pass.element.bytes() + usize::from(pass.element == Element::F16));
-        if !self.plans.borrow().contains_key(&key) {
-            let plan = self.plan(pass)?;
-            self.plans.borrow_mut().insert(key, plan);
+        match self.plans().entry(key) {
+            Entry::Occupied(known) => self.run(pass, known.get()),
+            Entry::Vacant(unknown) => self.run(pass, unknown.insert(self.plan(pass)?)),
         }
-        let plans = self.plans.borrow();
-        let Some(plan) = plans.get(&key) else { bail!("cuDNN: no plan for {key:?}") };
-        self.run(pass, plan)
+    }
+
+    fn plans(&self) -> MutexGuard<'_, BTreeMap<Key, Plan>> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn workspace(&self) -> *mut c_void {
@@ -138,8 +144,8 @@ impl Dnn {
             Element::F16 => sys::cudnnDataType_t::CUDNN_DATA_HALF,
             other => bail!("cuDNN: convolutions of {other:?}"),
         };
-        let math = match (pass.element, self.precision) {
-            (Element::F32, Precision::Exact) => sys::cudnnMathType_t::CUDNN_FMA_MATH,
+        let math = match (pass.element, self.factors) {
+            (Element::F32, Factors::Exact) => sys::cudnnMathType_t::CUDNN_FMA_MATH,
             _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
         };
         let format = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;

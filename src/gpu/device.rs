@@ -1,8 +1,7 @@
 //! A GPU with a pool of its memory, and typed pieces of it.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, bail};
 use half::{bf16, f16};
@@ -52,18 +51,18 @@ impl Element {
 
 /// A GPU, and memory that was given back and waits for its next use: a training step asks for the same sizes each time.
 #[derive(Clone)]
-pub(crate) struct Device(Rc<Inner>);
+pub(crate) struct Device(Arc<Inner>);
 
 struct Inner {
     gpu: Box<dyn Gpu>,
     /// By length.
-    free: RefCell<BTreeMap<usize, Vec<Memory>>>,
+    free: Mutex<BTreeMap<usize, Vec<Memory>>>,
 }
 
 /// Elements in device memory. A clone shows the same memory.
 #[derive(Clone)]
 pub(crate) struct Array {
-    piece: Rc<Piece>,
+    piece: Arc<Piece>,
     /// Its first element, counted from the piece's begin.
     start: usize,
     len: usize,
@@ -80,14 +79,18 @@ struct Piece {
 impl Drop for Piece {
     fn drop(&mut self) {
         if let Some(memory) = self.memory.take() {
-            self.device.0.free.borrow_mut().entry(memory.bytes).or_default().push(memory);
+            self.device.free().entry(memory.bytes).or_default().push(memory);
         }
     }
 }
 
 impl Device {
     pub fn new(gpu: Box<dyn Gpu>) -> Self {
-        Self(Rc::new(Inner { gpu, free: RefCell::default() }))
+        Self(Arc::new(Inner { gpu, free: Mutex::default() }))
+    }
+
+    fn free(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, Vec<Memory>>> {
+        self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The machine itself.
@@ -98,12 +101,12 @@ impl Device {
     /// Returns elements of any content.
     pub fn array(&self, element: Element, len: usize) -> Result<Array> {
         let bytes = (len.max(1) * element.bytes()).next_multiple_of(256);
-        let found = self.0.free.borrow_mut().get_mut(&bytes).and_then(Vec::pop);
+        let found = self.free().get_mut(&bytes).and_then(Vec::pop);
         let memory = match found {
             Some(memory) => memory,
             None => self.0.gpu.alloc(bytes)?,
         };
-        let piece = Rc::new(Piece { memory: Some(memory), device: self.clone() });
+        let piece = Arc::new(Piece { memory: Some(memory), device: self.clone() });
         Ok(Array { piece, start: 0, len, element })
     }
 
@@ -207,18 +210,23 @@ impl Array {
         Ok(values)
     }
 
-    pub fn copy_from(&self, other: &Self) -> Result<()> {
-        if self.element != other.element || self.len != other.len {
-            bail!("copy: {} {:?} to {} {:?}", other.len, other.element, self.len, self.element);
-        }
-        self.device().gpu().copy(other.address(), self.address(), self.len * self.element.bytes())
-    }
-
     fn check<T: Plain>(&self, len: usize) -> Result<()> {
         if self.element != T::ELEMENT || self.len != len {
             bail!("{len} {:?} for an array of {} {:?}", T::ELEMENT, self.len, self.element);
         }
         Ok(())
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Device")
+    }
+}
+
+impl std::fmt::Debug for Array {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Array({} {:?})", self.len, self.element)
     }
 }
 

@@ -122,12 +122,6 @@ impl Gpu for Host {
         Ok(())
     }
 
-    fn copy(&self, from: u64, to: u64, len: usize) -> Result<()> {
-        // SAFETY: as above.
-        let from = unsafe { bytes(from, len) }.to_vec();
-        self.write(to, &from)
-    }
-
     fn zero(&self, at: u64, len: usize) -> Result<()> {
         // SAFETY: as above.
         unsafe { bytes(at, len) }.fill(0);

@@ -133,7 +133,7 @@ impl MarginLoss {
         let Sizes { n, d, block, .. } = sizes;
         let unit = device.array(self.element, n * d)?;
         let inv_norms = device.array(Element::F32, n)?;
-        self.unit_rows(embeddings, Arg::Pointer(0), n, &unit, &inv_norms)?;
+        unit_rows(embeddings, Arg::Pointer(0), n, &unit, &inv_norms)?;
         let memory = Memory {
             unit: device.array(self.element, block * d)?,
             inv_norms: device.array(Element::F32, block)?,
@@ -173,7 +173,7 @@ impl MarginLoss {
     ) -> Result<()> {
         let Sizes { n, d, block, .. } = sizes;
         let (from, index) = centres.of_block(d, (first, num));
-        self.unit_rows(&from, index, num, &memory.unit, &memory.inv_norms)?;
+        unit_rows(&from, index, num, &memory.unit, &memory.inv_norms)?;
         embeddings.device().gpu().multiply(&Product {
             m: n,
             n: num,
@@ -339,12 +339,20 @@ impl MarginLoss {
         ];
         cosines.device().launch(&format!("margin_gradient_{}", g.element().suffix()), launch, &args)
     }
+}
 
-    fn unit_rows(&self, x: &Array, index: Arg, rows: usize, unit: &Array, inv_norms: &Array) -> Result<()> {
-        let d = unit.len() / inv_norms.len();
-        let args = [x.arg(), index, Arg::I64(rows as i64), Arg::I32(d as i32), unit.arg(), inv_norms.arg()];
-        x.device().launch(&format!("margin_unit_rows_{}", self.element.suffix()), warps(rows), &args)
-    }
+/// Returns the unit rows of `x: (n, d)`, f32, and one over the norms of its rows.
+pub(super) fn unit_rows_of(x: &Array, n: usize) -> Result<(Array, Array)> {
+    let (unit, inv_norms) = (x.device().array(Element::F32, x.len())?, x.device().array(Element::F32, n)?);
+    unit_rows(x, Arg::Pointer(0), n, &unit, &inv_norms)?;
+    Ok((unit, inv_norms))
+}
+
+/// Writes `rows` unit rows of `x`, those that `index` says if it is not null, and one over their norms.
+fn unit_rows(x: &Array, index: Arg, rows: usize, unit: &Array, inv_norms: &Array) -> Result<()> {
+    let d = unit.len() / inv_norms.len();
+    let args = [x.arg(), index, Arg::I64(rows as i64), Arg::I32(d as i32), unit.arg(), inv_norms.arg()];
+    x.device().launch(&format!("margin_unit_rows_{}", unit.element().suffix()), warps(rows), &args)
 }
 
 /// How many rows a part has, and how many parts there are.
@@ -354,14 +362,20 @@ fn chunks_of(n: usize) -> (usize, usize) {
 }
 
 /// The products of the class centres' gradients with the unit centres: `(parts of the rows, stride)`, to be multiplied by `factor`.
-struct Sums {
+pub(super) struct Sums {
     all: Array,
     stride: usize,
     factor: f32,
 }
 
 /// Turns the gradient of unit rows into that of `x`, in place; the rows are those with an inverse norm.
-fn through_unit_rows(x: &Array, index: Arg, inv_norms: &Array, sums: Option<&Sums>, gradient: &Array) -> Result<()> {
+pub(super) fn through_unit_rows(
+    x: &Array,
+    index: Arg,
+    inv_norms: &Array,
+    sums: Option<&Sums>,
+    gradient: &Array,
+) -> Result<()> {
     let rows = inv_norms.len();
     let (stride, factor) = sums.map_or((1, 0.0), |s| (s.stride, s.factor));
     let args = [

@@ -6,6 +6,7 @@
 pub(crate) mod batch_norm;
 pub(crate) mod conv;
 mod device;
+pub(crate) mod distill;
 pub(crate) mod images;
 pub(crate) mod margin;
 pub(crate) mod rows;
@@ -19,7 +20,7 @@ mod cudnn;
 pub(crate) mod host;
 
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::Cuda;
+pub(crate) use cuda::{Cuda, Factors};
 
 pub(crate) use device::{Array, Device, Element};
 
@@ -32,7 +33,7 @@ pub(crate) struct Memory {
     /// Its length.
     pub bytes: usize,
     /// Frees it when it is dropped.
-    pub _owner: Box<dyn std::any::Any>,
+    pub _owner: Box<dyn std::any::Any + Send + Sync>,
 }
 
 /// An argument of a kernel.
@@ -89,6 +90,7 @@ pub(crate) struct Product {
 
 /// A pass of a convolution whose arrays have one type.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "cudnn"), expect(dead_code, reason = "only cuDNN has a way of its own"))]
 pub(crate) struct Convolution<'a> {
     pub conv: &'a conv::Conv,
     pub pass: Pass,
@@ -108,15 +110,13 @@ pub(crate) enum Pass {
 }
 
 /// A machine that runs kernels in the order in which they are given.
-pub(crate) trait Gpu {
+pub(crate) trait Gpu: Send + Sync {
     /// Returns memory of any content.
     fn alloc(&self, bytes: usize) -> Result<Memory>;
     /// Copies to the device.
     fn write(&self, to: u64, bytes: &[u8]) -> Result<()>;
     /// Waits for all work so far, and copies from the device.
     fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
-    /// Copies on the device.
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
     /// Fills with zeros.
     fn zero(&self, at: u64, bytes: usize) -> Result<()>;
     /// Runs a kernel of `kernels/`.

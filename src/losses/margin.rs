@@ -32,7 +32,7 @@ pub enum MarginKind {
 }
 
 impl MarginKind {
-    fn form(self) -> MarginForm {
+    pub(super) fn form(self) -> MarginForm {
         match self {
             Self::ArcFace | Self::ElasticArc | Self::ElasticArcPlus => MarginForm::Angular,
             Self::CosFace | Self::ElasticCos | Self::ElasticCosPlus => MarginForm::Cosine,
@@ -43,7 +43,7 @@ impl MarginKind {
         !matches!(self, Self::ArcFace | Self::CosFace)
     }
 
-    fn is_plus(self) -> bool {
+    pub(super) fn is_plus(self) -> bool {
         matches!(self, Self::ElasticArcPlus | Self::ElasticCosPlus)
     }
 }
@@ -229,6 +229,18 @@ impl MarginHead {
     /// The parameters.
     pub fn params(&self) -> &Params {
         &self.params
+    }
+
+    /// The class centres, `(embedding_size, classes)`, outside any graph.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn kernel(&self) -> Tensor {
+        self.kernel.detach()
+    }
+
+    /// The settings of the loss.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn config(&self) -> &MarginConfig {
+        &self.config
     }
 
     /// Returns the mean cross-entropy, a scalar, of embeddings `(N, embedding_size)`, normalised here or before.

@@ -3,7 +3,11 @@
 mod distill;
 mod elastic;
 mod margin;
+#[cfg(any(test, feature = "cuda"))]
+mod on_gpu;
 
 pub use distill::{DistillConfig, DistillKind, distillation_loss};
 pub use elastic::{PlusMatching, match_margins};
 pub use margin::{MarginConfig, MarginHead, MarginKind, MarginStep, cosines};
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) use on_gpu::GpuHead;

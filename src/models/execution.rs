@@ -4,9 +4,11 @@ use std::ops::Deref;
 
 use candle_core::{ModuleT, Result, Tensor, bail};
 
+#[cfg(any(test, feature = "cuda"))]
+use super::OnGpu;
 use super::{Model, Net};
 use crate::nn::engine::{Engine, Plan, Recording};
-use crate::nn::{Gradients, Graph, Params};
+use crate::nn::{Dropout, Gradients, Graph, Params};
 
 /// A network for inference, with the weights that it had when this was made.
 #[derive(Debug)]
@@ -15,6 +17,9 @@ pub enum Inference<'a> {
     Plan(Box<Plan>),
     /// Layer by layer, for what the engine lacks.
     Layers(Kept<'a>),
+    /// On a GPU.
+    #[cfg(any(test, feature = "cuda"))]
+    Gpu(Box<OnGpu>),
 }
 
 /// A network that is somebody else's, or not.
@@ -47,6 +52,8 @@ impl Inference<'_> {
         match self {
             Self::Plan(plan) => plan.run(images),
             Self::Layers(model) => model.forward_t(images, false),
+            #[cfg(any(test, feature = "cuda"))]
+            Self::Gpu(network) => network.run(images),
         }
     }
 }
@@ -79,11 +86,7 @@ impl Training {
                 if images.dims().get(1..) != Some(&[3, side, side]) || images.elem_count() == 0 {
                     bail!("expected images (N, 3, {side}, {side}), found {:?}", images.shape());
                 }
-                let dropout = match &model.net {
-                    Net::IResNet(net) => Some(net.dropout()),
-                    Net::MobileFaceNet(_) => None,
-                };
-                let (embedding, recording) = engine.record(&model.params, images, dropout)?;
+                let (embedding, recording) = engine.record(&model.params, images, model.dropout())?;
                 Ok((embedding, Recorded::Fused(Box::new(recording))))
             }
             None => {
@@ -113,8 +116,12 @@ impl Model {
     /// Returns the network for inference, of about `batch_size` images at once; others are slower at the most.
     ///
     /// # Errors
-    /// When a parameter cannot be read.
+    /// When a parameter cannot be read, or the model's GPU has no memory or no way for it.
     pub fn inference(&self, batch_size: usize) -> Result<Inference<'_>> {
+        #[cfg(any(test, feature = "cuda"))]
+        if self.machine.gpu().is_some() {
+            return Ok(Inference::Gpu(Box::new(OnGpu::upload(self)?)));
+        }
         let layers = || Inference::Layers(Kept::Borrowed(self));
         Ok(self.plan(batch_size)?.map_or_else(layers, |plan| Inference::Plan(Box::new(plan))))
     }
@@ -124,6 +131,10 @@ impl Model {
     /// # Errors
     /// When a parameter cannot be read.
     pub fn into_inference(self, batch_size: usize) -> Result<Inference<'static>> {
+        #[cfg(any(test, feature = "cuda"))]
+        if self.machine.gpu().is_some() {
+            return Ok(Inference::Gpu(Box::new(OnGpu::upload(&self)?)));
+        }
         let (graph, images) = (Graph::of(&self), [batch_size, self.config.input_size]);
         if !Plan::fits(&graph, &self.params, images) {
             return Ok(Inference::Layers(Kept::Owned(Box::new(self))));
@@ -132,6 +143,14 @@ impl Model {
         // The layers hold the weights too.
         drop(net);
         Ok(Inference::Plan(Box::new(Plan::consuming(&graph, params, images)?)))
+    }
+
+    /// What drops features in training, if the network has it.
+    pub(super) fn dropout(&self) -> Option<&Dropout> {
+        match &self.net {
+            Net::IResNet(net) => Some(net.dropout()),
+            Net::MobileFaceNet(_) => None,
+        }
     }
 
     fn plan(&self, batch_size: usize) -> Result<Option<Plan>> {

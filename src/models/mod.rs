@@ -5,6 +5,8 @@ mod execution;
 mod iresnet;
 mod layout;
 mod mobilefacenet;
+#[cfg(any(test, feature = "cuda"))]
+mod on_gpu;
 mod onnx;
 mod open;
 
@@ -18,9 +20,12 @@ pub use execution::{Inference, Kept, Recorded, Training};
 pub use iresnet::{IResNet, IResNetConfig};
 pub use layout::{Layout, recognise};
 pub use mobilefacenet::{MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead};
+#[cfg(any(test, feature = "cuda"))]
+pub use on_gpu::OnGpu;
 pub use onnx::{from_onnx, to_onnx};
 pub use open::open_model;
 
+use crate::machine::Machine;
 use crate::nn::{Graph, NodeId, Params, Trace};
 use crate::preprocessing::Preprocessing;
 
@@ -179,6 +184,7 @@ pub struct Model {
     params: Params,
     config: ModelConfig,
     preprocessing: Preprocessing,
+    machine: Machine,
 }
 
 #[derive(Debug)]
@@ -224,12 +230,29 @@ impl Model {
             None => Net::MobileFaceNet(Box::new(MobileFaceNet::new(&MobileFaceNetConfig::of(config), p)?)),
         };
         params.finish()?;
-        Ok(Self { net, params, config: config.clone(), preprocessing: Preprocessing::default() })
+        Ok(Self {
+            net,
+            params,
+            config: config.clone(),
+            preprocessing: Preprocessing::default(),
+            machine: Machine::default(),
+        })
     }
 
     /// Returns the network with another expectation of its input.
     pub fn with_preprocessing(self, preprocessing: Preprocessing) -> Self {
         Self { preprocessing, ..self }
+    }
+
+    /// Returns the network, to be carried out by another machine than the CPU. Its parameters stay where they are: a machine
+    /// that needs them elsewhere copies them in [`Self::inference`].
+    pub fn on(self, machine: &Machine) -> Self {
+        Self { machine: machine.clone(), ..self }
+    }
+
+    /// What carries it out.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// What it expects of its input.

@@ -139,7 +139,7 @@ impl Params {
     }
 
     /// Whether batch norm leaves its running statistics as they are.
-    pub(super) fn has_frozen_statistics(&self) -> bool {
+    pub(crate) fn has_frozen_statistics(&self) -> bool {
         self.freeze_statistics.load(Ordering::Relaxed)
     }
 

@@ -4,6 +4,8 @@ mod arm;
 mod centres;
 mod checkpoint;
 mod config;
+#[cfg(any(test, feature = "cuda"))]
+mod on_gpu;
 mod run;
 mod step;
 

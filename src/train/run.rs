@@ -17,6 +17,7 @@ use crate::data::{AugmentConfig, Loader, Splits, TestSet, Transform};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, SettingResult, evaluate, evaluate_as_is};
 use crate::losses::MarginHead;
+use crate::machine::Machine;
 use crate::models::{Model, ModelConfig};
 use crate::weights::write_atomic;
 
@@ -132,6 +133,7 @@ pub struct Experiment {
     /// Weights that are given instead of trained.
     teacher: Option<Checkpoint>,
     start: Option<Checkpoint>,
+    machine: Machine,
 }
 
 impl Experiment {
@@ -146,11 +148,19 @@ impl Experiment {
         splits.real_masks.iter().try_for_each(TestSet::check_images)?;
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
         write_atomic(&out.join("config.toml"), config.to_toml()?.as_bytes())?;
-        Ok(Self { config, splits, out: out.to_owned(), teacher: None, start: None })
+        Ok(Self { config, splits, out: out.to_owned(), teacher: None, start: None, machine: Machine::default() })
+    }
+
+    /// Trains and evaluates on another machine than the CPU.
+    pub fn on(self, machine: &Machine) -> Self {
+        let moved = |checkpoint: Checkpoint| Checkpoint { backbone: checkpoint.backbone.on(machine), ..checkpoint };
+        let (teacher, start) = (self.teacher.map(moved), self.start.map(moved));
+        Self { machine: machine.clone(), teacher, start, ..self }
     }
 
     /// Uses this teacher instead of training one.
     pub fn with_teacher(self, teacher: Checkpoint) -> Self {
+        let teacher = Checkpoint { backbone: teacher.backbone.on(&self.machine), ..teacher };
         Self { teacher: Some(teacher), ..self }
     }
 
@@ -166,6 +176,7 @@ impl Experiment {
             let what = format!("does not fit the model: expected {wanted:?}, found {found:?}");
             return Err(Error::Checkpoint { path: start.path.unwrap_or_default(), what });
         }
+        let start = Checkpoint { backbone: start.backbone.on(&self.machine), ..start };
         Ok(Self { start: Some(start), ..self })
     }
 
@@ -179,7 +190,7 @@ impl Experiment {
         let mut outcome = Outcome {
             version: env!("CARGO_PKG_VERSION"),
             commit: env!("MASKINV_COMMIT"),
-            device: "cpu".into(),
+            device: self.machine.to_string(),
             threads: rayon::current_num_threads(),
             test_set: self.splits.test.description.clone(),
             config: self.config.clone(),
@@ -303,7 +314,7 @@ impl Experiment {
     ) -> Result<Trainer<'a>> {
         let config = &self.config;
         let seed = config.train.seed;
-        let mut student = Model::new(&config.model, &Device::Cpu, seed)?;
+        let mut student = Model::new(&config.model, &Device::Cpu, seed)?.on(&self.machine);
         student.params().freeze_statistics(config.train.batch_norm == BatchNormMode::Frozen);
         let classes = self.splits.train.num_identities();
         let size = config.model.embedding_size;
@@ -366,6 +377,7 @@ impl Experiment {
             if arm == Arm::Lg && config.train.hg_start == Start::Lg && epoch == config.train.hg_first_epoch {
                 // Kept, so that a later run can start HG from it.
                 let folder = self.out.join(arm.name()).join(format!("epoch-{epoch}"));
+                trainer.synchronise()?;
                 save_checkpoint(&folder, &trainer.student, trainer.head())?;
                 lg = Some(frozen(trainer)?);
             }
@@ -378,11 +390,12 @@ impl Experiment {
                 let lr = base_lr * config.schedule.factor(scheduled, per_epoch, epochs.end);
                 let report = trainer.step(batch?, scheduled as u64, lr)?;
                 step += 1;
-                last_loss = report.loss;
+                let Some(report) = report else { continue };
                 let elapsed = began.elapsed().as_secs_f64();
                 let images_per_s = (step * config.loader.batch_size) as f64 / elapsed;
                 on(Event::Step { step, epoch, report: &report, images_per_s, wait_share: waited / elapsed });
             }
+            last_loss = trainer.synchronise()?.loss;
             if let Some(start) = start.filter(|_| config.train.start_share > 0.0 && epoch + 1 == epochs.end) {
                 average(&trainer.student, &start.backbone, config.train.start_share)?;
             }
@@ -414,7 +427,7 @@ enum Origin {
 fn frozen(trainer: &Trainer) -> Result<Checkpoint> {
     let student = &trainer.student;
     let backbone = Model::frozen(student.config(), student.params().state()?, &Device::Cpu)?;
-    let backbone = backbone.with_preprocessing(student.preprocessing().clone());
+    let backbone = backbone.with_preprocessing(student.preprocessing().clone()).on(student.machine());
     let header = trainer.head().map(|head| head.params().state()).transpose()?;
     Ok(Checkpoint { path: None, backbone, header })
 }

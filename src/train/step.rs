@@ -4,6 +4,8 @@ use candle_core::{Device, Var};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+#[cfg(any(test, feature = "cuda"))]
+use super::on_gpu::GpuTrainer;
 use crate::data::Batch;
 use crate::losses::{DistillConfig, MarginHead, distillation_loss};
 use crate::models::{Inference, Model, Training};
@@ -14,7 +16,7 @@ const TEACHER_BATCH: usize = 16;
 
 /// A student with its head and optimisers, and the teacher it learns from.
 pub struct Trainer<'a> {
-    /// The backbone in training.
+    /// The backbone in training, as it was when [`Self::synchronise`] was last called; on the CPU, as it is.
     pub student: Model,
     head: MarginHead,
     training: Training,
@@ -24,6 +26,10 @@ pub struct Trainer<'a> {
     head_optim: Optimizer,
     clip_norm: f64,
     seed: u64,
+    /// Of the last step.
+    report: StepReport,
+    #[cfg(any(test, feature = "cuda"))]
+    on_gpu: Option<Box<GpuTrainer>>,
 }
 
 /// What one step did.
@@ -42,10 +48,11 @@ pub struct StepReport {
 }
 
 impl<'a> Trainer<'a> {
-    /// Returns a trainer; `teacher` is used if `distill` has a weight.
+    /// Returns a trainer on the student's machine, which must be the teacher's; `teacher` is used if `distill` has a weight.
     ///
     /// # Errors
-    /// When memory for the optimisers cannot be had, or a teacher is missing or of another embedding or input size.
+    /// When memory for the optimisers cannot be had, a teacher is missing or of another embedding or input size, or the
+    /// machine has no way for a network.
     pub fn new(
         student: Model,
         head: MarginHead,
@@ -65,14 +72,48 @@ impl<'a> Trainer<'a> {
             if t != s {
                 return wrong(format!("the teacher sees images of {t} pixels, the student of {s}"));
             }
-            Some((teacher, teacher.inference(TEACHER_BATCH)?))
+            Some(teacher)
         } else {
             None
         };
+        #[cfg(any(test, feature = "cuda"))]
+        if student.machine().gpu().is_some() {
+            let on_gpu = GpuTrainer::new(&student, &head, teacher, distill, optim, seed)?;
+            let trainer = Self::on_cpu(student, head, None, distill, optim, seed);
+            return Ok(Self { on_gpu: Some(Box::new(on_gpu)), ..trainer });
+        }
+        let teacher = match teacher {
+            Some(teacher) => Some((teacher, teacher.inference(TEACHER_BATCH)?)),
+            None => None,
+        };
+        Ok(Self::on_cpu(student, head, teacher, distill, optim, seed))
+    }
+
+    fn on_cpu(
+        student: Model,
+        head: MarginHead,
+        teacher: Option<(&'a Model, Inference<'a>)>,
+        distill: &DistillConfig,
+        optim: &OptimConfig,
+        seed: u64,
+    ) -> Self {
         let student_optim = Optimizer::new(student.params(), optim);
         let head_optim = Optimizer::new(head.params(), optim);
         let (distill, clip_norm, training) = (distill.clone(), optim.clip_norm, student.training());
-        Ok(Self { student, head, training, teacher, distill, student_optim, head_optim, clip_norm, seed })
+        Self {
+            student,
+            head,
+            training,
+            teacher,
+            distill,
+            student_optim,
+            head_optim,
+            clip_norm,
+            seed,
+            report: StepReport::default(),
+            #[cfg(any(test, feature = "cuda"))]
+            on_gpu: None,
+        }
     }
 
     /// The classification head in training; none where the margin loss has no weight.
@@ -80,14 +121,33 @@ impl<'a> Trainer<'a> {
         (self.distill.margin_weight > 0.0).then_some(&self.head)
     }
 
-    /// Trains on one batch with learning rate `lr`; `step` counts from 0 and decides the margins drawn.
+    /// Trains on one batch with learning rate `lr`; `step` counts from 0 and decides the margins drawn. Returns the step's
+    /// figures; none on a GPU, which is not waited for, but in every 20th step.
     ///
     /// # Errors
     /// When the loss is not finite, a trainable parameter receives no gradient, or a tensor operation fails; no
-    /// parameter was updated then, only the running statistics.
-    pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<StepReport> {
+    /// parameter was updated then, only the running statistics. On a GPU a loss that is not finite is found when figures are
+    /// read; no step that had one updated a parameter.
+    pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<Option<StepReport>> {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Some(on_gpu) = &mut self.on_gpu {
+            return on_gpu.step(&self.student, &batch, step, lr);
+        }
         // As one of the workers: from outside, every parallel loop would wake them and put this thread to sleep.
-        rayon::scope(|_| self.step_as_worker(batch, step, lr))
+        self.report = rayon::scope(|_| self.step_as_worker(batch, step, lr))?;
+        Ok(Some(self.report))
+    }
+
+    /// Brings the student and the head up to date with what was trained, wherever that was; returns the figures of the last step.
+    ///
+    /// # Errors
+    /// When a step that was not waited for had a loss that is not finite, or the copy fails.
+    pub fn synchronise(&mut self) -> crate::Result<StepReport> {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Some(on_gpu) = &self.on_gpu {
+            self.report = on_gpu.synchronise(&self.student, &self.head)?;
+        }
+        Ok(self.report)
     }
 
     fn step_as_worker(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<StepReport> {

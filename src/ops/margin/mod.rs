@@ -58,7 +58,7 @@ pub fn add_margin(
 }
 
 /// Fails unless every label is -1 or below `k`.
-pub(super) fn check_labels(op: &str, labels: &[i64], k: usize) -> Result<()> {
+pub(crate) fn check_labels(op: &str, labels: &[i64], k: usize) -> Result<()> {
     match labels.iter().position(|&l| l < -1 || l >= k as i64) {
         Some(row) => bail!("{op}: row {row}: expected a label below {k} or -1, found {}", labels[row]),
         None => Ok(()),

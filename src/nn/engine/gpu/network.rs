@@ -312,3 +312,9 @@ impl Forward {
         }
     }
 }
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Network({} steps, {:?})", self.program.steps.len(), self.element)
+    }
+}

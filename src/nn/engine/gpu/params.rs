@@ -1,7 +1,7 @@
 //! The parameters of a network in device memory, one behind the other, in the orders that the kernels read.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{Device as Candle, Result, Tensor, bail};
 
@@ -45,11 +45,11 @@ impl Order {
         }
     }
 
-    fn to_device(&self, values: &[f32]) -> Vec<f32> {
+    fn laid_out(&self, values: &[f32]) -> Vec<f32> {
         self.sources(values.len()).map(|from| from.map_or(0.0, |from| values[from])).collect()
     }
 
-    fn from_device(&self, values: &[f32], len: usize) -> Vec<f32> {
+    fn restored(&self, values: &[f32], len: usize) -> Vec<f32> {
         let mut all = vec![0.0; len];
         for (value, to) in values.iter().zip(self.sources(len)) {
             if let Some(to) = to {
@@ -80,13 +80,13 @@ pub(crate) struct DeviceParams {
     short: Option<Array>,
     running: Array,
     /// Batches that entered the running statistics since they were last downloaded.
-    num_batches: Cell<u64>,
+    num_batches: AtomicU64,
     is_trained: bool,
 }
 
 impl DeviceParams {
     /// Uploads all parameters of a program, whose values have `shapes`.
-    pub fn upload(
+    pub(super) fn upload(
         program: &Program,
         shapes: &[[usize; 4]],
         params: &Params,
@@ -115,7 +115,7 @@ impl DeviceParams {
         let (mut places, mut flat) = (BTreeMap::new(), Vec::new());
         for name in &names {
             let order = orders.remove(name).unwrap_or(Order::Same);
-            let values = order.to_device(&read(params, name)?.flatten_all()?.to_vec1::<f32>()?);
+            let values = order.laid_out(&read(params, name)?.flatten_all()?.to_vec1::<f32>()?);
             places.insert(name.clone(), Place { start: flat.len(), len: values.len(), order });
             flat.extend(values);
             flat.resize(flat.len().next_multiple_of(ALIGNMENT), 0.0);
@@ -134,7 +134,7 @@ impl DeviceParams {
         let short = if element == Element::F32 { None } else { Some(device.array(element, flat.len())?) };
         let grads = device.zeros(Element::F32, if is_trained { flat.len() } else { 0 })?;
         let running = device.upload(&running)?;
-        let uploaded = Self { places, values, grads, short, running, num_batches: Cell::new(0), is_trained };
+        let uploaded = Self { places, values, grads, short, running, num_batches: AtomicU64::new(0), is_trained };
         uploaded.shorten()?;
         Ok(uploaded)
     }
@@ -152,16 +152,16 @@ impl DeviceParams {
             let tensor = match self.places.get(&name) {
                 Some(Place { start, len, order }) => {
                     let from = if is_running(&name) { &running } else { &values };
-                    let values = order.from_device(&from[*start..][..*len], shape.iter().product());
+                    let values = order.restored(&from[*start..][..*len], shape.iter().product());
                     Tensor::from_vec(values, shape, &Candle::Cpu)?
                 }
                 // Nothing but the counters of batches.
-                None => (read(params, &name)?.copy()? + self.num_batches.get() as f64)?,
+                None => (read(params, &name)?.copy()? + self.num_batches.load(Ordering::Relaxed) as f64)?,
             };
             state.insert(name, tensor);
         }
         params.load(&state)?;
-        self.num_batches.set(0);
+        self.num_batches.store(0, Ordering::Relaxed);
         Ok(())
     }
 
@@ -183,7 +183,7 @@ impl DeviceParams {
         self.part(&self.grads, path, name)
     }
 
-    pub fn norm(&self, Norm { bn, prelu }: &Norm) -> Result<NormParams> {
+    pub(super) fn norm(&self, Norm { bn, prelu }: &Norm) -> Result<NormParams> {
         Ok(NormParams {
             weight: self.value(bn, "weight")?,
             bias: self.value(bn, "bias")?,
@@ -196,7 +196,11 @@ impl DeviceParams {
     }
 
     /// Calls `f` with where the gradients of a norm's parameters go.
-    pub fn with_norm_grads<R>(&self, Norm { bn, prelu }: &Norm, f: impl FnOnce(&NormGrads) -> Result<R>) -> Result<R> {
+    pub(super) fn with_norm_grads<R>(
+        &self,
+        Norm { bn, prelu }: &Norm,
+        f: impl FnOnce(&NormGrads) -> Result<R>,
+    ) -> Result<R> {
         let (weight, bias) = (self.grad(bn, "weight")?, self.grad(bn, "bias")?);
         let slopes = prelu.as_ref().map(|prelu| self.grad(prelu, "weight")).transpose()?;
         f(&NormGrads { weight: &weight, bias: &bias, slopes: slopes.as_ref() })
@@ -204,7 +208,7 @@ impl DeviceParams {
 
     /// Counts a batch whose statistics entered the running ones.
     pub fn count_batch(&self) {
-        self.num_batches.set(self.num_batches.get() + 1);
+        self.num_batches.fetch_add(1, Ordering::Relaxed);
     }
 
     /// All parameters, their gradients and their copy, for an update.
@@ -216,7 +220,7 @@ impl DeviceParams {
     #[cfg(test)]
     pub fn read_grad(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let Some(place) = self.places.get(name) else { bail!("no parameter {name}") };
-        Ok(place.order.from_device(&self.grads.part(place.start, place.len).read()?, len))
+        Ok(place.order.restored(&self.grads.part(place.start, place.len).read()?, len))
     }
 
     fn part(&self, of: &Array, path: &str, name: &str) -> Result<Array> {

@@ -1,0 +1,51 @@
+// Distances of two batches of unit embeddings (rows, d), f32 (Huber et al., FG 2021, eq. 4), as sums of squares per row, which
+// `distill_finish` joins in their order.
+#include "common.cuh"
+
+// u = factor * (s - t), and the squared length of s - t of each row. A warp per row. Bytes per element: 12.
+KERNEL(distill_difference)(const float* s, const float* t, i64 rows, int d, float factor, float* u, float* squares) {
+    const i64 row = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
+    const int lane = threadIdx.x % WARP;
+    if (row >= rows) return;
+    float sum = 0.f;
+    for (int i = lane * 4; i < d; i += WARP * 4) {
+        Pack<float> pack = load(s + row * d + i);
+        const Pack<float> other = load(t + row * d + i);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const float difference = pack.at[k] - other.at[k];
+            sum += difference * difference;
+            pack.at[k] = factor * difference;
+        }
+        store(u + row * d + i, pack);
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) squares[row] = sum;
+}
+EXPORT(distill_difference)
+
+// The squared length of each row of x (rows, c). A warp per row. Bytes per element: 4.
+KERNEL(distill_squares)(const float* x, i64 rows, int c, float* squares) {
+    const i64 row = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
+    const int lane = threadIdx.x % WARP;
+    if (row >= rows) return;
+    float sum = 0.f;
+    for (int i = lane; i < c; i += WARP) sum += x[row * c + i] * x[row * c + i];
+    sum = warp_sum(sum);
+    if (lane == 0) squares[row] = sum;
+}
+EXPORT(distill_squares)
+
+// distance = scale * the sum of the squares of n rows; total = lambda * distance + margin_weight * *margin, if that is not
+// null. One block of threads.
+KERNEL(distill_finish)
+(const float* squares, int n, float scale, float lambda, const float* margin, float margin_weight, float* distance, float* total) {
+    DYNAMIC_SHARED(float, shared);
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += squares[i];
+    sum = block_sum(sum, shared);
+    if (threadIdx.x > 0) return;
+    *distance = scale * sum;
+    *total = lambda * scale * sum + (margin ? margin_weight * *margin : 0.f);
+}
+EXPORT(distill_finish)

@@ -1,0 +1,105 @@
+//! A network on a GPU, from 8-bit images to embeddings.
+
+use candle_core::{Device as Candle, Result, Tensor, bail};
+
+use super::Model;
+use crate::gpu::images::{self, Normalisation};
+use crate::gpu::{Array, Device, Element, rows};
+use crate::nn::Graph;
+use crate::nn::engine::gpu::{Network, Recording};
+use crate::preprocessing::Channels;
+
+/// A network whose weights were copied to a GPU.
+#[derive(Debug)]
+pub struct OnGpu {
+    network: Network,
+    device: Device,
+    element: Element,
+    normalisation: Normalisation,
+    side: usize,
+    embedding_size: usize,
+}
+
+impl OnGpu {
+    /// Copies the weights of a model to its machine.
+    ///
+    /// # Errors
+    /// When the engine has no way for the network, or the GPU no memory.
+    pub(crate) fn upload(model: &Model) -> Result<Self> {
+        let Some(gpu) = model.machine().gpu() else { bail!("the model's machine is {}", model.machine()) };
+        let (side, device, element) = (model.config().input_size, gpu.device.clone(), gpu.element());
+        let Some(network) = Network::upload(&Graph::of(model), model.params(), side, &device, element)? else {
+            bail!(
+                "the GPU engine has no way for {:?}: squeeze-excitation and channels that are no multiple of {} are \
+                 computed on the CPU only",
+                model.config(),
+                element.per_access()
+            );
+        };
+        let preprocessing = model.preprocessing();
+        let normalisation = Normalisation {
+            mean: (preprocessing.mean / 255.0) as f32,
+            std: (preprocessing.std / 255.0) as f32,
+            is_bgr: preprocessing.channels == Channels::Bgr,
+        };
+        Ok(Self { network, device, element, normalisation, side, embedding_size: model.config().embedding_size })
+    }
+
+    /// Returns the embeddings `(N, embedding_size)`, not normalised, of RGB images `(N, S, S, 3)`, 8 bits.
+    ///
+    /// # Errors
+    /// When they are of another size.
+    pub fn run_rgb(&self, rgb: &[u8]) -> Result<Tensor> {
+        self.read(&self.network.infer(&self.images(rgb)?)?)
+    }
+
+    /// Returns the embeddings `(N, embedding_size)`, not normalised, of preprocessed images `(N, 3, S, S)`, f32.
+    pub(super) fn run(&self, images: &Tensor) -> Result<Tensor> {
+        let (_, channels, h, w) = images.dims4()?;
+        if (channels, h, w) != (3, self.side, self.side) {
+            bail!("expected images (N, 3, {0}, {0}), found {1:?}", self.side, images.shape());
+        }
+        let last = images.permute((0, 2, 3, 1))?.pad_with_zeros(3, 0, self.element.per_access() - 3)?;
+        let wide = self.device.upload(&last.flatten_all()?.to_vec1::<f32>()?)?;
+        let short = self.device.array(self.element, wide.len())?;
+        if self.element != Element::F32 {
+            rows::convert(&wide, &short)?;
+        }
+        self.read(&self.network.infer(if self.element == Element::F32 { &wide } else { &short })?)
+    }
+
+    fn read(&self, embeddings: &Array) -> Result<Tensor> {
+        let values = embeddings.read::<f32>()?;
+        let n = values.len() / self.embedding_size;
+        Tensor::from_vec(values, (n, self.embedding_size), &Candle::Cpu)
+    }
+
+    /// Uploads RGB images `(N, S, S, 3)`, 8 bits, as the network wants them.
+    ///
+    /// # Errors
+    /// When they are of another size.
+    pub(crate) fn images(&self, rgb: &[u8]) -> Result<Array> {
+        let of_image = 3 * self.side * self.side;
+        if rgb.is_empty() || !rgb.len().is_multiple_of(of_image) {
+            bail!("expected images of {} bytes, found {} bytes", of_image, rgb.len());
+        }
+        let y = self.device.array(self.element, rgb.len() / 3 * self.element.per_access())?;
+        images::normalise(&self.device.upload(rgb)?, self.normalisation, &y)?;
+        Ok(y)
+    }
+
+    /// Returns the embeddings `(N, embedding_size)`, f32, of [`Self::images`], by the running statistics.
+    pub(crate) fn infer(&self, images: &Array) -> Result<Array> {
+        self.network.infer(images)
+    }
+
+    /// As [`Self::infer`] in training mode, `model` being the one that was uploaded, with what the backward pass needs.
+    pub(crate) fn record(&self, model: &Model, images: &Array) -> Result<(Array, Recording<'_>)> {
+        self.network.record(images, model.dropout(), model.params().has_frozen_statistics())
+    }
+
+    /// The network itself.
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+}

@@ -1,0 +1,60 @@
+//! The optimiser on a GPU: all parameters of a network in one pass.
+
+use candle_core::Result;
+
+use super::optimizer::{OptimConfig, OptimKind};
+use crate::gpu::update::{Flat, Guard, adamw, sgd};
+use crate::gpu::{Array, Device, Element};
+
+/// What the optimiser remembers of parameters on a GPU.
+pub(crate) struct GpuOptimizer {
+    config: OptimConfig,
+    /// The velocity, or the mean gradient and the mean squared gradient.
+    moments: Vec<Array>,
+    rates: Array,
+    num_steps: u64,
+}
+
+impl GpuOptimizer {
+    /// Returns an optimiser of `len` parameters.
+    ///
+    /// # Errors
+    /// When the device has no memory for it.
+    pub fn new(config: &OptimConfig, device: &Device, len: usize) -> Result<Self> {
+        let num_moments = match config.kind {
+            OptimKind::Sgd => 1,
+            OptimKind::AdamW => 2,
+        };
+        let moments = (0..num_moments).map(|_| device.zeros(Element::F32, len)).collect::<Result<_>>()?;
+        Ok(Self { config: config.clone(), moments, rates: device.array(Element::F32, 3)?, num_steps: 0 })
+    }
+
+    /// Updates the parameters with learning rate `lr`, unless the guard found something that is not finite. `is_clipped`: whether
+    /// the gradients are scaled down as it says.
+    ///
+    /// # Errors
+    /// When the sizes differ.
+    pub fn step(&mut self, flat: &Flat, lr: f64, guard: &Guard, is_clipped: bool) -> Result<()> {
+        self.num_steps += 1;
+        let OptimConfig { momentum, weight_decay, betas: [beta1, beta2], .. } = self.config;
+        match self.moments.as_slice() {
+            [mean, square] => {
+                let t = self.num_steps as f64;
+                let rates = [lr / (1.0 - beta1.powf(t)), (1.0 - beta2.powf(t)).sqrt(), 1.0 - lr * weight_decay];
+                self.rates.write(&rates.map(|rate| rate as f32))?;
+                adamw(flat, [mean, square], &self.rates, [beta1 as f32, beta2 as f32], (guard, is_clipped))
+            }
+            moments => {
+                self.rates.write(&[lr as f32; 3])?;
+                let constants = [momentum as f32, weight_decay as f32];
+                moments.iter().try_for_each(|velocity| sgd(flat, velocity, &self.rates, constants, (guard, is_clipped)))
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for GpuOptimizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GpuOptimizer").field("config", &self.config).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,293 @@
+//! The training step on a GPU. Everything is queued, from the images to the update; the host waits where figures are read.
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::step::StepReport;
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::gpu::batch_norm::{Seen, apply};
+use crate::gpu::update::{Flat, Guard};
+use crate::gpu::{Array, Element};
+use crate::losses::{DistillConfig, GpuHead, MarginHead};
+use crate::machine::Precision;
+use crate::models::{Model, OnGpu};
+use crate::optim::{GpuOptimizer, OptimConfig};
+
+/// Steps between those whose figures are read.
+const REPORT_EVERY: u64 = 20;
+
+/// A student, its head and optimisers on a GPU, and the teacher it learns from.
+pub(super) struct GpuTrainer {
+    student: OnGpu,
+    head: GpuHead,
+    teacher: Option<OnGpu>,
+    distill: DistillConfig,
+    student_optim: GpuOptimizer,
+    head_optim: GpuOptimizer,
+    guard: Guard,
+    clip_norm: f64,
+    seed: u64,
+    /// Steps so far, and those that the guard had skipped when it was last read.
+    num_steps: u64,
+    last: Option<Last>,
+}
+
+/// What the last step left on the device.
+struct Last {
+    margin: Option<Array>,
+    distance: Option<Array>,
+    step: u64,
+    lr: f64,
+}
+
+impl GpuTrainer {
+    /// Copies all that training needs to the student's machine.
+    pub fn new(
+        student: &Model,
+        head: &MarginHead,
+        teacher: Option<&Model>,
+        distill: &DistillConfig,
+        optim: &OptimConfig,
+        seed: u64,
+    ) -> Result<Self> {
+        let Some(gpu) = student.machine().gpu() else {
+            return Err(Error::Training(format!("the student's machine is {}", student.machine())));
+        };
+        if gpu.precision == Precision::F16 {
+            let what = "f16's range is too small for gradients: train in bf16, tf32 or f32";
+            return Err(Error::Training(what.into()));
+        }
+        let on_gpu = OnGpu::upload(student)?;
+        let teacher = teacher
+            .map(|teacher| match teacher.machine().gpu() {
+                Some(_) => Ok(OnGpu::upload(teacher)?),
+                None => Err(Error::Training("the teacher is not on the student's machine".into())),
+            })
+            .transpose()?;
+        let head = GpuHead::upload(head, &gpu.device, gpu.element())?;
+        let student_optim = GpuOptimizer::new(optim, &gpu.device, on_gpu.network().params().flat().0.len())?;
+        let head_optim = GpuOptimizer::new(optim, &gpu.device, head.flat().0.len())?;
+        Ok(Self {
+            student: on_gpu,
+            head,
+            teacher,
+            distill: distill.clone(),
+            student_optim,
+            head_optim,
+            guard: Guard::new(&gpu.device)?,
+            clip_norm: optim.clip_norm,
+            seed,
+            num_steps: 0,
+            last: None,
+        })
+    }
+
+    /// Trains on one batch; the figures of every [`REPORT_EVERY`]th step are read. `model` is the student that was uploaded.
+    pub fn step(&mut self, model: &Model, batch: &Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
+        let images = self.student.images(&batch.student.values)?;
+        let (embeddings, recording) = self.student.record(model, &images)?;
+        let n = batch.labels.len();
+        let size = embeddings.len() / n.max(1);
+        let weight = self.distill.margin_weight;
+        let margin = if weight > 0.0 {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            rng.set_stream(step);
+            Some(self.head.step(&embeddings, &batch.labels, weight, &mut rng)?)
+        } else {
+            None
+        };
+        let distilled = match &self.teacher {
+            Some(teacher) => {
+                let target = teacher.infer(&teacher.images(&batch.teacher.values)?)?;
+                let margin = margin.as_ref().map(|(loss, _)| (loss, weight as f32));
+                Some(self.distill.on_gpu(n, size).with_gradient(&embeddings, &target, n, margin)?)
+            }
+            None => None,
+        };
+        let total = distilled.as_ref().map(|d| &d.total).or(margin.as_ref().map(|(loss, _)| loss));
+        let gradient = match (&margin, &distilled) {
+            (Some((_, gradient)), None) => gradient.clone(),
+            (None, Some(distilled)) => distilled.gradient.clone(),
+            (Some((_, a)), Some(b)) => {
+                let sum = a.device().array(Element::F32, a.len())?;
+                let seen = |x| Seen { x, norm: None };
+                apply(seen(a), Some(seen(&b.gradient)), size, &sum)?;
+                sum
+            }
+            (None, None) => return Err(Error::Training("no loss has a weight".into())),
+        };
+        recording.backward(&gradient)?;
+        let (param, grad, copy) = self.student.network().params().flat();
+        self.guard.measure(grad, self.clip_norm as f32, total)?;
+        self.student_optim.step(&Flat { param, grad, copy }, lr, &self.guard, true)?;
+        if margin.is_some() {
+            let (param, grad) = self.head.flat();
+            self.head_optim.step(&Flat { param, grad, copy: None }, lr, &self.guard, false)?;
+        }
+        let (margin, distance) = (margin.map(|(loss, _)| loss), distilled.map(|d| d.distance));
+        self.last = Some(Last { margin, distance, step, lr });
+        self.num_steps += 1;
+        if self.num_steps % REPORT_EVERY == 1 { self.report().map(Some) } else { Ok(None) }
+    }
+
+    /// The figures of the last step; waits for the device.
+    fn report(&self) -> Result<StepReport> {
+        let Some(last) = &self.last else { return Ok(StepReport::default()) };
+        let read = |x: &Option<Array>| -> Result<f64> {
+            Ok(x.as_ref().map(Array::read::<f32>).transpose()?.map_or(0.0, |values| f64::from(values[0])))
+        };
+        let (margin, distill_loss, state) = (read(&last.margin)?, read(&last.distance)?, self.guard.read()?);
+        let margin_loss = self.distill.margin_weight * margin;
+        let loss = margin_loss + self.distill.lambda * distill_loss;
+        if state.num_skipped > 0 {
+            let what = format!(
+                "{} of the steps up to {} had a loss or gradient that is not finite, and changed nothing: loss {loss}, gradient \
+                 norm {}; try a lower rate",
+                state.num_skipped, last.step, state.norm
+            );
+            return Err(Error::Training(what));
+        }
+        Ok(StepReport { loss, margin_loss, distill_loss, grad_norm: f64::from(state.norm), lr: last.lr })
+    }
+
+    /// Copies weights and running statistics back, and returns the figures of the last step; waits for the device.
+    pub fn synchronise(&self, student: &Model, head: &MarginHead) -> Result<StepReport> {
+        let report = self.report()?;
+        self.student.network().download(student.params())?;
+        if self.distill.margin_weight > 0.0 {
+            self.head.download(head)?;
+        }
+        Ok(report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+    use crate::data::{Loader, Transform};
+    use crate::machine::Machine;
+    use crate::optim::OptimKind;
+    use crate::train::{Arm, Config, Trainer, preset};
+
+    fn tiny() -> Result<Config> {
+        let mut config = preset("procedural")?;
+        for set in [
+            "model.width=0.25",
+            "model.embedding_size=16",
+            "model.input_size=32",
+            "model.dropout=0.1",
+            "loader.batch_size=6",
+            "data.procedural.num_identities=8",
+            "data.procedural.images_per_identity=8",
+        ] {
+            config.set(set)?;
+        }
+        Ok(config)
+    }
+
+    fn loader(config: &Config) -> Result<Loader> {
+        let transform = Transform::new(&config.augment, &config.mask)?;
+        Loader::new(config.data.open_train()?, transform, &config.loader, config.model.input_size, 0)
+    }
+
+    fn model(config: &Config, machine: &Machine, seed: u64) -> Result<Model> {
+        Ok(Model::new(&config.model, &Device::Cpu, seed)?.on(machine))
+    }
+
+    fn trainer<'a>(config: &Config, arm: Arm, machine: &Machine, teacher: &'a Model) -> Result<Trainer<'a>> {
+        let student = model(config, machine, 0)?;
+        let head = MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 1)?;
+        Trainer::new(student, head, Some(teacher), &config.distill.of(arm), &config.optim, 0)
+    }
+
+    /// The figures of each step, and the weights after the last.
+    fn run(config: &Config, arm: Arm, machine: &Machine, num_steps: usize) -> Result<(Vec<StepReport>, Vec<f32>)> {
+        let teacher = model(config, machine, 5)?;
+        let mut trainer = trainer(config, arm, machine, &teacher)?;
+        let mut reports = Vec::new();
+        for (i, batch) in loader(config)?.epoch(0).take(num_steps).enumerate() {
+            let first = trainer.step(batch?, i as u64, 0.002)?;
+            reports.push(trainer.synchronise()?);
+            assert!(first.is_none_or(|first| first == reports[i]));
+        }
+        let mut weights = Vec::new();
+        let head = trainer.head().map(|head| head.params().state()).transpose()?.unwrap_or_default();
+        for tensor in trainer.student.params().state()?.values().chain(head.values()) {
+            weights.extend(tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+        }
+        Ok((reports, weights))
+    }
+
+    fn off(found: f64, expected: f64) -> f64 {
+        (found - expected).abs() / expected.abs().max(1e-9)
+    }
+
+    #[test]
+    fn steps_are_those_of_the_cpu() -> Result<()> {
+        let mut config = tiny()?;
+        for (arm, kind) in [(Arm::Aug, OptimKind::Sgd), (Arm::Hg, OptimKind::Sgd), (Arm::Lg, OptimKind::AdamW)] {
+            config.optim.kind = kind;
+            // AdamW's first steps go by the signs of gradients, which rounding turns where they are near zero.
+            config.optim.lr = if kind == OptimKind::Sgd { 0.1 } else { 1e-4 };
+            let (expected, weights) = run(&config, arm, &Machine::default(), 2)?;
+            for (precision, tol) in [(Precision::F32, 2e-3), (Precision::Bf16, 0.1)] {
+                let (found, on_gpu) = run(&config, arm, &Machine::host(precision), 2)?;
+                for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let case = format!("{arm:?} {precision} step {i}: {found:?}, expected {expected:?}");
+                    assert!(off(found.loss, expected.loss) < tol, "{case}");
+                    assert!(off(found.margin_loss, expected.margin_loss) < tol, "{case}");
+                    assert!(off(found.distill_loss, expected.distill_loss) < tol, "{case}");
+                    assert!(off(found.grad_norm, expected.grad_norm) < 3.0 * tol && found.lr == expected.lr, "{case}");
+                }
+                let difference: f64 = on_gpu.iter().zip(&weights).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+                let norm: f64 = weights.iter().map(|w| f64::from(*w).powi(2)).sum();
+                assert!(
+                    (difference / norm).sqrt() < tol,
+                    "{arm:?} {precision}: weights {}",
+                    (difference / norm).sqrt()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_updates_nothing_and_is_found() -> Result<()> {
+        let (config, machine) = (tiny()?, Machine::host(Precision::F32));
+        let teacher = model(&config, &machine, 5)?;
+        let student = model(&config, &machine, 0)?;
+        let mut state = student.params().state()?;
+        state.insert("features.bias".to_owned(), Tensor::full(f32::NAN, 16, &Device::Cpu)?);
+        student.params().load(&state)?;
+        let head = MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 1)?;
+        let mut trainer = Trainer::new(student, head, Some(&teacher), &config.distill.of(Arm::Aug), &config.optim, 0)?;
+        let batch = loader(&config)?.epoch(0).next().ok_or_else(|| Error::Training("no batch".into()))??;
+        let error = trainer.step(batch, 0, 0.1).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("1 of the steps up to 0") && error.contains("changed nothing: loss NaN"), "{error}");
+        let after = trainer.student.params().state()?;
+        assert_eq!(
+            after["conv1.weight"].flatten_all()?.to_vec1::<f32>()?,
+            state["conv1.weight"].flatten_all()?.to_vec1::<f32>()?
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn what_the_gpu_cannot_do_is_said_in_one_line() -> Result<()> {
+        let mut config = tiny()?;
+        let teacher = model(&config, &Machine::default(), 5)?;
+        let error = |config: &Config, machine: &Machine, arm| match trainer(config, arm, machine, &teacher) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let host = Machine::host(Precision::Bf16);
+        assert!(error(&config, &Machine::host(Precision::F16), Arm::Aug).contains("train in bf16"));
+        assert!(error(&config, &host, Arm::Hg).contains("the teacher is not on the student's machine"));
+        config.model.squeeze_excitation = true;
+        assert!(error(&config, &host, Arm::Aug).contains("computed on the CPU only"));
+        Ok(())
+    }
+}
