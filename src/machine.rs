@@ -3,6 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod bench;
+
 #[cfg(any(test, feature = "cuda"))]
 use crate::gpu;
 
@@ -122,7 +126,7 @@ impl Machine {
 
     #[cfg(feature = "cuda")]
     fn cuda(number: usize, precision: Precision) -> crate::Result<Self> {
-        let factors = if precision == Precision::F32 { gpu::Factors::Exact } else { gpu::Factors::Tf32 };
+        let factors = if precision == Precision::Tf32 { gpu::Factors::Tf32 } else { gpu::Factors::Exact };
         let cuda = gpu::Cuda::new(number, factors)?;
         let name = format!("cuda:{number}, {}, {precision}", cuda.describe()?);
         Ok(Self { gpu: Some(Gpu { device: gpu::Device::new(Box::new(cuda)), precision, name }) })
@@ -134,10 +138,18 @@ impl Machine {
         Err(crate::Error::Config(what.into()))
     }
 
-    /// A machine for tests: the GPU's kernels on the CPU.
+    /// Bytes of the GPU's memory that are held; none on the CPU. What is freed is kept for the next use, so this is also the peak.
+    pub fn gpu_bytes(&self) -> Option<usize> {
+        #[cfg(any(test, feature = "cuda"))]
+        return self.gpu.as_ref().map(|gpu| gpu.device.num_bytes());
+        #[cfg(not(any(test, feature = "cuda")))]
+        None
+    }
+
+    /// The machine of tests: the GPU's kernels on the CPU, or a GPU (`gpu/tests.rs`).
     #[cfg(test)]
-    pub(crate) fn host(precision: Precision) -> Self {
-        Self { gpu: Some(Gpu { device: gpu::host::Host::device(), precision, name: "host".into() }) }
+    pub(crate) fn of_tests(precision: Precision) -> Self {
+        Self { gpu: Some(Gpu { device: gpu::tests::device(), precision, name: "tests".into() }) }
     }
 
     #[cfg(any(test, feature = "cuda"))]

@@ -18,7 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("optim", &["nn", "ops", "gpu"]),
     ("models", &["nn", "ops", "weights", "preprocessing", "machine", "gpu"]),
     ("nn", &["ops", "gpu", "testing"]),
-    ("machine", &["gpu"]),
+    ("machine", &["gpu", "ops"]),
     ("gpu", &["ops", "testing"]),
     ("ops", &[]),
     ("data", &["preprocessing"]),

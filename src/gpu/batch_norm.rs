@@ -214,8 +214,7 @@ fn same_size(x: &Array, others: &[Option<&Array>]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::host::Host;
-    use crate::gpu::host::tests::{ELEMENTS, close, numbers, read, rounded, upload};
+    use crate::gpu::tests::{ELEMENTS, close, device, numbers, read, rounded, upload};
     use crate::ops::batch_norm::{Stats, stats};
     use crate::ops::channels::{self, Normalised};
 
@@ -261,7 +260,7 @@ mod tests {
 
     #[test]
     fn statistics_are_those_of_the_cpu_and_of_pytorch() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         for (element, (rows, c)) in ELEMENTS.into_iter().flat_map(|e| SIZES.map(|sizes| (e, sizes))) {
             let both = Both::new(&device, c, false)?;
             let x = rounded(&numbers("x", rows * c, [-1.0, 3.0]), element);
@@ -285,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_mean_far_above_the_deviation_loses_no_digits() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         let (rows, c) = (3000, 16);
         let both = Both::new(&device, c, false)?;
         let x = numbers("far", rows * c, [1000.0, 1000.5]);
@@ -297,7 +296,7 @@ mod tests {
 
     #[test]
     fn norms_and_sums_are_those_of_the_cpu() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         for (element, (rows, c)) in ELEMENTS.into_iter().flat_map(|e| SIZES.map(|sizes| (e, sizes))) {
             let [a, b] = ["a", "b"].map(|name| rounded(&numbers(name, rows * c, [-2.0, 2.0]), element));
             let [on_a, on_b] = [upload(&device, &a, element)?, upload(&device, &b, element)?];
@@ -323,7 +322,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_the_cpu() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         for (element, (rows, c)) in ELEMENTS.into_iter().flat_map(|e| SIZES.map(|sizes| (e, sizes))) {
             let [x, gy, other] = ["x", "gy", "other"].map(|n| rounded(&numbers(n, rows * c, [-1.0, 1.0]), element));
             let [on_x, on_gy, on_other] = [&x, &gy, &other].map(|values| upload(&device, values, element));
@@ -373,7 +372,7 @@ mod tests {
 
     #[test]
     fn channels_that_are_no_whole_accesses_are_an_error() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         let x = device.zeros(Element::Bf16, 12 * 5)?;
         let error = apply(Seen { x: &x, norm: None }, None, 12, &x).unwrap_err().to_string();
         assert!(error.contains("60 Bf16 in rows of 12 channels"), "{error}");

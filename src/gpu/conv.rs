@@ -224,8 +224,7 @@ mod tests {
     use candle_core::{Device as Candle, Tensor};
 
     use super::*;
-    use crate::gpu::host::Host;
-    use crate::gpu::host::tests::{ELEMENTS, close, numbers, rounded, upload};
+    use crate::gpu::tests::{ELEMENTS, close, device, numbers, rounded, upload};
     use crate::ops::conv::{ConvConfig, conv2d, conv2d_grad_w, conv2d_grad_x};
 
     fn conv(x: [usize; 4], co: usize, [k, stride, padding]: [usize; 3], is_depthwise: bool) -> Conv {
@@ -262,7 +261,7 @@ mod tests {
 
     #[test]
     fn convolutions_are_those_of_the_cpu() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         for (element, conv) in ELEMENTS.into_iter().flat_map(|e| cases().into_iter().map(move |conv| (e, conv))) {
             let [x_len, y_len] = [conv.x, conv.y()].map(|shape| shape.iter().product::<usize>());
             let x = rounded(&numbers("x", x_len, [-1.0, 1.0]), element);
@@ -301,7 +300,7 @@ mod tests {
 
     #[test]
     fn sizes_that_do_not_fit_are_an_error() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         let conv = conv([1, 4, 4, 12], 8, [3, 1, 1], false);
         let [x, w, y] = [4 * 4 * 12, 8 * 9 * 12, 4 * 4 * 8].map(|len| device.zeros(Element::Bf16, len));
         let error = conv.forward(&x?, &w?, &y?).unwrap_err().to_string();

@@ -293,6 +293,7 @@ impl Gpu for Cuda {
 
     #[cfg(feature = "cudnn")]
     fn convolve(&self, pass: &super::Convolution) -> Result<bool> {
-        self.dnn.as_ref().map_or(Ok(false), |dnn| dnn.convolve(pass).map(|()| true))
+        self.bound()?;
+        self.dnn.as_ref().map_or(Ok(false), |dnn| dnn.convolve(pass))
     }
 }

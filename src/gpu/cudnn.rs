@@ -24,7 +24,7 @@ type Key = (Conv, Pass, usize);
 pub(super) struct Dnn {
     handle: sys::cudnnHandle_t,
     factors: Factors,
-    plans: Mutex<BTreeMap<Key, Plan>>,
+    plans: Mutex<BTreeMap<Key, Option<Plan>>>,
     stream: Arc<CudaStream>,
     workspace: CudaSlice<u8>,
 }
@@ -89,16 +89,19 @@ impl Dnn {
         Ok(Some(Self { handle, factors, plans: Mutex::default(), stream: stream.clone(), workspace }))
     }
 
-    /// Carries out a pass; in the type of its arrays, also the gradient of the filters.
-    pub fn convolve(&self, pass: &Convolution) -> Result<()> {
+    /// Carries out a pass, in the type of its arrays, also the gradient of the filters; false where cuDNN has no deterministic way
+    /// for it.
+    pub fn convolve(&self, pass: &Convolution) -> Result<bool> {
         let key = (*pass.conv, pass.pass, pass.element.bytes() + usize::from(pass.element == Element::F16));
-        match self.plans().entry(key) {
-            Entry::Occupied(known) => self.run(pass, known.get()),
-            Entry::Vacant(unknown) => self.run(pass, unknown.insert(self.plan(pass)?)),
-        }
+        let mut plans = self.plans();
+        let plan = match plans.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(self.plan(pass)?),
+        };
+        plan.as_ref().map_or(Ok(false), |plan| self.run(pass, plan).map(|()| true))
     }
 
-    fn plans(&self) -> MutexGuard<'_, BTreeMap<Key, Plan>> {
+    fn plans(&self) -> MutexGuard<'_, BTreeMap<Key, Option<Plan>>> {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,7 +135,7 @@ impl Dnn {
 
     /// Describes a convolution, and measures which way it goes fastest. The arrays hold what is to be computed from; what is
     /// computed is overwritten.
-    fn plan(&self, pass: &Convolution) -> Result<Plan> {
+    fn plan(&self, pass: &Convolution) -> Result<Option<Plan>> {
         let Conv { x: [n, h, width, c], co, k, stride, padding, is_depthwise } = *pass.conv;
         if is_depthwise {
             bail!("cuDNN: depthwise convolutions go by kernels");
@@ -182,12 +185,13 @@ impl Dnn {
             conv,
             way: Way::Forward(sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM),
         };
-        plan.way = self.fastest(pass, &plan)?;
-        Ok(plan)
+        let Some(way) = self.fastest(pass, &plan) else { return Ok(None) };
+        plan.way = way;
+        Ok(Some(plan))
     }
 
-    /// The fastest way that gives the same bits each time.
-    fn fastest(&self, pass: &Convolution, plan: &Plan) -> Result<Way> {
+    /// The fastest way that gives the same bits each time, if cuDNN finds one.
+    fn fastest(&self, pass: &Convolution, plan: &Plan) -> Option<Way> {
         let Plan { x, w, y, conv, .. } = plan;
         let [px, pw, py] = [pass.x, pass.w, pass.y].map(|address| address as *mut c_void);
         let (handle, workspace) = (self.handle, self.workspace());
@@ -198,7 +202,7 @@ impl Dnn {
                 // SAFETY: plain numbers, for which zeros are values.
                 let mut $found: [$Perf; MAX_WAYS] = unsafe { std::mem::zeroed() };
                 // SAFETY: as in `run`; there is room for as many results as are asked for.
-                unsafe { $find }.result().map_err(wrap)?;
+                unsafe { $find }.result().ok()?;
                 let found = $found.iter().take(usize::try_from(num).unwrap_or_default()).find(|perf| {
                     perf.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
                         && perf.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
@@ -206,7 +210,7 @@ impl Dnn {
                 found.map(|perf| $way(perf.algo))
             }};
         }
-        let way = match pass.pass {
+        match pass.pass {
             Pass::Forward => first!(sys::cudnnConvolutionFwdAlgoPerf_t, Way::Forward, |found| {
                 sys::cudnnFindConvolutionForwardAlgorithmEx(
                     handle,
@@ -258,12 +262,6 @@ impl Dnn {
                     WORKSPACE,
                 )
             }),
-        };
-        match way {
-            Some(way) => Ok(way),
-            None => {
-                bail!("cuDNN: no deterministic way for the {:?} of {:?} in {:?}", pass.pass, pass.conv, pass.element)
-            }
         }
     }
 }

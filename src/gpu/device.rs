@@ -1,6 +1,7 @@
 //! A GPU with a pool of its memory, and typed pieces of it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, bail};
@@ -57,6 +58,7 @@ struct Inner {
     gpu: Box<dyn Gpu>,
     /// By length.
     free: Mutex<BTreeMap<usize, Vec<Memory>>>,
+    num_bytes: AtomicUsize,
 }
 
 /// Elements in device memory. A clone shows the same memory.
@@ -86,11 +88,16 @@ impl Drop for Piece {
 
 impl Device {
     pub fn new(gpu: Box<dyn Gpu>) -> Self {
-        Self(Arc::new(Inner { gpu, free: Mutex::default() }))
+        Self(Arc::new(Inner { gpu, free: Mutex::default(), num_bytes: AtomicUsize::new(0) }))
     }
 
     fn free(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, Vec<Memory>>> {
         self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that were ever asked of the machine: what is in use, and what waits.
+    pub fn num_bytes(&self) -> usize {
+        self.0.num_bytes.load(Ordering::Relaxed)
     }
 
     /// The machine itself.
@@ -104,7 +111,10 @@ impl Device {
         let found = self.free().get_mut(&bytes).and_then(Vec::pop);
         let memory = match found {
             Some(memory) => memory,
-            None => self.0.gpu.alloc(bytes)?,
+            None => {
+                self.0.num_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.0.gpu.alloc(bytes)?
+            }
         };
         let piece = Arc::new(Piece { memory: Some(memory), device: self.clone() });
         Ok(Array { piece, start: 0, len, element })

@@ -9,7 +9,7 @@ use candle_core::{Result, bail};
 use half::{bf16, f16};
 use libloading::Library;
 
-use super::{Arg, Device, Element, Gpu, Launch, Matrix, Memory, Product};
+use super::{Arg, Element, Gpu, Launch, Matrix, Memory, Product};
 
 /// Bytes before and behind each piece of memory that no kernel may change.
 const GUARD: usize = 256;
@@ -63,14 +63,13 @@ fn library() -> &'static Library {
 }
 
 /// Runs kernels on the CPU; each launch shuffles the order of the threads anew.
-pub(crate) struct Host {
+pub(super) struct Host {
     seed: AtomicU32,
 }
 
 impl Host {
-    /// A device for a test.
-    pub fn device() -> Device {
-        Device::new(Box::new(Self { seed: 0.into() }))
+    pub fn new() -> Self {
+        Self { seed: 0.into() }
     }
 }
 
@@ -240,61 +239,5 @@ fn set(matrix: Matrix, row: usize, column: usize, value: f32) {
         Element::Bf16 => bytes.copy_from_slice(&bf16::from_f32(value).to_ne_bytes()),
         Element::F16 => bytes.copy_from_slice(&f16::from_f32(value).to_ne_bytes()),
         other => panic!("a matrix of {other:?}"),
-    }
-}
-
-/// What the tests of kernels share.
-pub(crate) mod tests {
-    use super::{Device, Element, Result, bf16, f16};
-    use crate::gpu::Array;
-    use crate::testing::{Tol, assert_close, fill};
-    use candle_core::{DType, Tensor};
-
-    /// The types of activations.
-    pub const ELEMENTS: [Element; 3] = [Element::F32, Element::Bf16, Element::F16];
-
-    /// Values in `[lo, hi)` that depend on `name`.
-    pub fn numbers(name: &str, len: usize, [lo, hi]: [f64; 2]) -> Vec<f32> {
-        let values = fill(name, &[len], lo, hi).and_then(|x| x.to_dtype(DType::F32)?.to_vec1());
-        values.expect("memory for a test's values")
-    }
-
-    /// Values as the element holds them.
-    pub fn rounded(values: &[f32], element: Element) -> Vec<f32> {
-        let round = |x: &f32| match element {
-            Element::Bf16 => bf16::from_f32(*x).to_f32(),
-            Element::F16 => f16::from_f32(*x).to_f32(),
-            _ => *x,
-        };
-        values.iter().map(round).collect()
-    }
-
-    pub fn upload(device: &Device, values: &[f32], element: Element) -> Result<Array> {
-        match element {
-            Element::Bf16 => device.upload(&values.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>()),
-            Element::F16 => device.upload(&values.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>()),
-            _ => device.upload(values),
-        }
-    }
-
-    pub fn read(array: &Array) -> Result<Vec<f32>> {
-        Ok(match array.element() {
-            Element::Bf16 => array.read::<bf16>()?.into_iter().map(bf16::to_f32).collect(),
-            Element::F16 => array.read::<f16>()?.into_iter().map(f16::to_f32).collect(),
-            _ => array.read()?,
-        })
-    }
-
-    /// As [`assert_close`], with what a result of the element is off by when it is rounded once, and `tol` beside it.
-    pub fn close(what: &str, actual: &Array, expected: &[f32], tol: f64) -> Result<()> {
-        let rounding = match actual.element() {
-            Element::Bf16 => 1.0 / 256.0,
-            Element::F16 => 1.0 / 2048.0,
-            _ => 0.0,
-        };
-        let largest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
-        let tensor = |x: &[f32]| Tensor::from_slice(x, x.len(), &candle_core::Device::Cpu);
-        let tol = Tol { abs: tol * f64::from(largest), rel: tol + rounding };
-        assert_close(what, &tensor(&read(actual)?)?, &tensor(expected)?, tol)
     }
 }

@@ -33,12 +33,11 @@ pub(crate) fn normalise(x: &Array, normalisation: Normalisation, y: &Array) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::host::Host;
-    use crate::gpu::host::tests::{ELEMENTS, close};
+    use crate::gpu::tests::{ELEMENTS, close, device};
 
     #[test]
     fn pixels_are_normalised_in_the_order_of_the_network() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         let pixels: Vec<u8> = (0..3 * 300).map(|i| (i * 7 % 256) as u8).collect();
         let x = device.upload(&pixels)?;
         for (element, is_bgr) in ELEMENTS.into_iter().flat_map(|e| [(e, false), (e, true)]) {

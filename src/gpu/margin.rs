@@ -403,8 +403,7 @@ mod tests {
     use candle_core::{Device as Candle, Tensor};
 
     use super::*;
-    use crate::gpu::host::Host;
-    use crate::gpu::host::tests::{ELEMENTS, close, numbers, read};
+    use crate::gpu::tests::{ELEMENTS, close, device, numbers, read};
     use crate::ops::margin_loss::{MarginLossConfig, margin_loss};
 
     const KINDS: [(MarginForm, MarginGradient, Matching); 5] = [
@@ -492,7 +491,7 @@ mod tests {
 
     #[test]
     fn loss_and_gradients_are_those_of_the_cpu() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         // One class; one row; classes that are no whole accesses; several blocks of classes, the last of them not whole.
         for (sizes, max_cosines) in [
             ([3, 8, 1], MAX_COSINES),
@@ -519,7 +518,7 @@ mod tests {
 
     #[test]
     fn products_of_16_bits_stay_close() -> Result<()> {
-        let (device, case) = (Host::device(), Case::new([20, 64, 300]));
+        let (device, case) = (device(), Case::new([20, 64, 300]));
         let loss = loss(KINDS[0], 20 * 128);
         let (value, of_e, of_w) = case.on_cpu(&loss, 1.0)?;
         for element in ELEMENTS {
@@ -536,7 +535,7 @@ mod tests {
 
     #[test]
     fn sampled_classes_are_the_same_as_those_classes_alone() -> Result<()> {
-        let (device, case) = (Host::device(), Case::new([9, 16, 200]));
+        let (device, case) = (device(), Case::new([9, 16, 200]));
         let loss = loss(KINDS[0], 0);
         let (value, of_e, of_w) = case.on_gpu(&device, &loss, 1.0)?;
         // The classes lie among others, every second one and backwards.
@@ -558,7 +557,7 @@ mod tests {
 
     #[test]
     fn rows_without_a_label_and_cosines_of_one_are_finite() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         let mut case = Case::new([8, 16, 140]);
         // Embeddings that are centres, their opposites, and nothing; a centre that is nothing.
         for i in 0..6 {
@@ -585,7 +584,7 @@ mod tests {
 
     #[test]
     fn no_gradient_passes_a_cosine_that_was_clamped() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         // Cosines that rounding made too large, among the targets and elsewhere.
         let mut cosines = numbers("c", 3 * 128, [-0.9, 0.9]);
         [cosines[0], cosines[128 + 1], cosines[2 * 128 + 2], cosines[4]] = [1.0 + 1e-6, -1.0 - 1e-6, 1.0, 1.0 + 1e-6];
@@ -623,7 +622,7 @@ mod tests {
 
     #[test]
     fn a_diverged_network_is_noticed() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         let mut case = Case::new([4, 8, 20]);
         case.embeddings[8] = f32::NAN;
         let (value, ..) = case.on_gpu(&device, &loss(KINDS[3], 0), 1.0)?;

@@ -17,7 +17,9 @@ mod cuda;
 #[cfg(feature = "cudnn")]
 mod cudnn;
 #[cfg(test)]
-pub(crate) mod host;
+mod host;
+#[cfg(test)]
+pub(crate) mod tests;
 
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::{Cuda, Factors};

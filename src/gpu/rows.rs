@@ -55,12 +55,11 @@ pub(crate) fn convert(x: &Array, y: &Array) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::host::Host;
-    use crate::gpu::host::tests::{ELEMENTS, close, numbers, read, rounded, upload};
+    use crate::gpu::tests::{ELEMENTS, close, device, numbers, read, rounded, upload};
 
     #[test]
     fn biases_sums_products_and_conversions() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         for (rows, c) in [(1, 1), (5, 7), (33, 300)] {
             let [x, bias] = [numbers("x", rows * c, [-1.0, 1.0]), numbers("bias", c, [-1.0, 1.0])];
             let (y, sums) = (device.upload(&x)?, device.upload(&bias)?);

@@ -133,8 +133,7 @@ mod tests {
     use candle_core::Tensor;
 
     use super::*;
-    use crate::gpu::host::Host;
-    use crate::gpu::host::tests::{close, numbers, read, rounded};
+    use crate::gpu::tests::{close, device, numbers, read, rounded};
     use crate::ops::adamw::{AdamWStep, adamw_step};
     use crate::ops::sgd::{SgdStep, sgd_step};
 
@@ -142,7 +141,7 @@ mod tests {
 
     #[test]
     fn sgd_is_that_of_the_cpu() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         for (len, max_norm) in LENS.into_iter().flat_map(|len| [(len, 0.0), (len, 1.0), (len, 1e6)]) {
             let [p, v, g] = ["p", "v", "g"].map(|name| numbers(name, len, [-1.0, 1.0]));
             let norm = g.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
@@ -173,7 +172,7 @@ mod tests {
 
     #[test]
     fn adamw_is_that_of_the_cpu() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         for len in LENS {
             let [p, m, g] = ["p", "m", "g"].map(|name| numbers(name, len, [-1.0, 1.0]));
             let s = numbers("s", len, [0.0, 1.0]);
@@ -200,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_step_that_is_not_finite_changes_nothing_and_is_counted() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         let p = numbers("p", 64, [-1.0, 1.0]);
         let (guard, one) = (Guard::new(&device)?, device.upload(&[1f32])?);
         let mut bad = p.clone();
@@ -219,7 +218,7 @@ mod tests {
 
     #[test]
     fn parameters_that_are_no_whole_accesses_are_an_error() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         let x = device.zeros(Element::F32, 12)?;
         let error = Guard::new(&device)?.measure(&x, 0.0, None).unwrap_err().to_string();
         assert!(error.contains("expected a multiple of 8 elements, found 12"), "{error}");

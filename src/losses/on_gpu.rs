@@ -98,13 +98,12 @@ mod tests {
     use rand::SeedableRng;
 
     use super::*;
-    use crate::gpu::host::Host;
-    use crate::gpu::host::tests::{close, numbers, read};
+    use crate::gpu::tests::{close, device, numbers, read};
     use crate::losses::{MarginKind, distillation_loss};
 
     #[test]
     fn distances_are_those_of_the_cpu() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         for (n, d) in [(1, 8), (5, 24), (40, 136)] {
             let [s, t] = ["s", "t"].map(|name| numbers(name, n * d, [-2.0, 2.0]));
             let [on_s, on_t] = [&s, &t].map(|values| device.upload::<f32>(values));
@@ -131,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_heads_step_is_that_of_the_cpu() -> Result<()> {
-        let device = Host::device();
+        let device = device();
         let (n, d, classes) = (12, 16, 45);
         let e = numbers("e", n * d, [-2.0, 2.0]);
         let labels: Vec<i64> = (0..n as i64).map(|i| if i == 3 { -1 } else { i * 5 % 45 }).collect();

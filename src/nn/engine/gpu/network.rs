@@ -1,5 +1,9 @@
 //! A network in device memory, and its forward pass.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{Result, bail};
 
 use super::params::DeviceParams;
@@ -21,6 +25,8 @@ pub(crate) struct Network {
     /// `(h, w, c)` of each value; of the images with the channels that fill up an access.
     shapes: Vec<[usize; 3]>,
     side: usize,
+    /// Norms by running statistics that never change, by view.
+    fixed: Mutex<BTreeMap<ViewId, Norm>>,
 }
 
 /// Shape `(n, h, w, c)` and elements.
@@ -82,7 +88,15 @@ impl Network {
         let uploaded = DeviceParams::upload(&program, &shapes, params, device, element)?;
         let mut shapes: Vec<[usize; 3]> = shapes.into_iter().map(|[_, h, w, c]| [h, w, c]).collect();
         shapes[0][2] = per_access;
-        Ok(Some(Self { program, device: device.clone(), element, params: uploaded, shapes, side }))
+        Ok(Some(Self {
+            program,
+            device: device.clone(),
+            element,
+            params: uploaded,
+            shapes,
+            side,
+            fixed: Mutex::default(),
+        }))
     }
 
     /// Copies parameters and running statistics to those of the model on the CPU; waits for the device.
@@ -231,7 +245,11 @@ impl Network {
         let params = self.params.norm(norm)?;
         let Value { shape, data } = forward.value(&self.program, view)?;
         forward.norms[view] = Some(match statistics {
-            Statistics::Running => Norm::frozen(&params)?,
+            Statistics::Running if self.params.is_trained() => Norm::frozen(&params)?,
+            Statistics::Running => match self.fixed.lock().unwrap_or_else(PoisonError::into_inner).entry(view) {
+                Entry::Occupied(known) => known.get().clone(),
+                Entry::Vacant(unknown) => unknown.insert(Norm::frozen(&params)?).clone(),
+            },
             Statistics::OfBatch if data.len() == shape[3] => {
                 bail!("batch_norm: training needs more than one value per channel")
             }

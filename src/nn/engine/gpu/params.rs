@@ -206,6 +206,11 @@ impl DeviceParams {
         f(&NormGrads { weight: &weight, bias: &bias, slopes: slopes.as_ref() })
     }
 
+    /// Whether an update may change them.
+    pub(super) fn is_trained(&self) -> bool {
+        self.is_trained
+    }
+
     /// Counts a batch whose statistics entered the running ones.
     pub fn count_batch(&self) {
         self.num_batches.fetch_add(1, Ordering::Relaxed);

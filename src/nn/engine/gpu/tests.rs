@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device as Candle, Result, Tensor};
 
 use super::Network;
-use crate::gpu::host::Host;
-use crate::gpu::host::tests::{read, upload};
+use crate::gpu::tests::{device, read, upload};
 use crate::gpu::{Array, Device, Element};
 use crate::nn::engine::{Engine, Plan};
 use crate::nn::graph::{Graph, NodeId, Op, Trace};
@@ -118,7 +117,7 @@ fn network(params: &Params, device: &Device, element: Element) -> Result<Network
 
 #[test]
 fn inference_is_that_of_the_cpu() -> Result<()> {
-    let (device, params) = (Host::device(), Net::params(1)?);
+    let (device, params) = (device(), Net::params(1)?);
     let plan = Plan::of(&Graph::of(&Net), &params, [3, SIDE])?.expect("a plan");
     for (element, tol, _) in TYPES {
         let network = network(&params, &device, element)?;
@@ -133,7 +132,7 @@ fn inference_is_that_of_the_cpu() -> Result<()> {
 
 #[test]
 fn training_is_that_of_the_cpu() -> Result<()> {
-    let device = Host::device();
+    let device = device();
     for (is_frozen, drops) in [(false, false), (true, false), (false, true)] {
         for (element, tol, grad_tol) in TYPES {
             let [on_cpu, on_gpu] = [(); 2].map(|()| Net::params(1));
@@ -192,7 +191,7 @@ fn training_is_that_of_the_cpu() -> Result<()> {
 
 #[test]
 fn a_second_pass_gives_the_same_bits() -> Result<()> {
-    let (device, params) = (Host::device(), Net::params(2)?);
+    let (device, params) = (device(), Net::params(2)?);
     let network = network(&params, &device, Element::Bf16)?;
     let (_, x) = images(&device, 3, Element::Bf16)?;
     let grad = device.upload(&vec![0.5f32; 3 * EMBEDDING])?;
@@ -207,7 +206,7 @@ fn a_second_pass_gives_the_same_bits() -> Result<()> {
 
 #[test]
 fn what_does_not_fit_is_an_error() -> Result<()> {
-    let (device, params) = (Host::device(), Net::params(1)?);
+    let (device, params) = (device(), Net::params(1)?);
     let network = network(&params, &device, Element::Bf16)?;
     let error = |result: Result<Array>| result.expect_err("an error").to_string();
     assert!(error(network.infer(&device.zeros(Element::Bf16, 100)?)).contains("found 100 Bf16"));

@@ -1,0 +1,123 @@
+//! Our side of `benches/peers/gpu_torch.py`: `gpu_worker infer ARCH BATCH | train ARCH BATCH CLASSES | kd ARCH BATCH CLASSES |
+//! margin N CLASSES D | kernels [--precision bf16] [--gpu 0]`, in the protocol of `cpu_worker.py`; the peak is the GPU's memory.
+//! `kernels` prints a table and leaves.
+
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::Device;
+use maskinv::data::{Batch, Pixels};
+use maskinv::losses::{DistillConfig, MarginConfig, MarginHead};
+use maskinv::machine::bench::{Margin, kernels};
+use maskinv::machine::{Choice, Machine, Precision};
+use maskinv::models::{Arch, Inference, Model, ModelConfig};
+use maskinv::optim::OptimConfig;
+use maskinv::train::Trainer;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+/// Seconds that a sample lasts at least.
+const SAMPLE_S: f64 = 1.0;
+const SIDE: usize = 112;
+
+/// Does a number of iterations, waits for the last, and returns how many they were.
+type Work = Box<dyn FnMut() -> Result<u32>>;
+
+fn main() -> Result<()> {
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let precision: Precision = option(&mut args, "--precision", "bf16")?;
+    let number: usize = option(&mut args, "--gpu", "0")?;
+    let (machine, _) = Machine::open(Choice::Cuda(number), precision)?;
+    let size = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
+    let mut work: Work = match args.first().map(String::as_str) {
+        Some("infer") => infer(&machine, arch(&args)?, size(2)?)?,
+        Some("train") => train(&machine, arch(&args)?, size(2)?, size(3)?, 0.0)?,
+        Some("kd") => train(&machine, arch(&args)?, size(2)?, size(3)?, 3000.0)?,
+        Some("margin") => {
+            let margin = Margin::new(&machine, size(1)?, size(2)?, size(3)?)?;
+            Box::new(move || {
+                (1..=20).try_for_each(|i| margin.step(i == 20))?;
+                Ok(20)
+            })
+        }
+        Some("kernels") => {
+            println!("{machine}");
+            return kernels(&machine)?.iter().try_for_each(|line| Ok(writeln!(std::io::stdout(), "{line}")?));
+        }
+        _ => bail!("expected infer, train, kd, margin or kernels"),
+    };
+    work()?;
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        let (began, mut num) = (Instant::now(), 0);
+        while num == 0 || began.elapsed().as_secs_f64() < SAMPLE_S {
+            num += work()?;
+        }
+        println!("{} 0", began.elapsed().as_secs_f64() / f64::from(num));
+        std::io::stdout().flush()?;
+    }
+    println!("peak {}", machine.gpu_bytes().context("a GPU is open")?);
+    Ok(())
+}
+
+/// Takes `NAME VALUE` out of the arguments.
+fn option<T: std::str::FromStr>(args: &mut Vec<String>, name: &str, default: &str) -> Result<T> {
+    let value = match args.iter().position(|arg| arg == name) {
+        Some(at) => args.drain(at..(at + 2).min(args.len())).next_back().unwrap_or_default(),
+        None => default.to_owned(),
+    };
+    value.parse().ok().with_context(|| format!("{name}: found {value:?}"))
+}
+
+fn arch(args: &[String]) -> Result<Arch> {
+    let name = args.get(1).context("too few arguments")?;
+    Arch::ALL.into_iter().find(|arch| arch.name() == name).with_context(|| format!("no network {name}"))
+}
+
+fn model(machine: &Machine, arch: Arch, seed: u64) -> Result<Model> {
+    Ok(Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, seed)?.on(machine))
+}
+
+fn pixels(batch: usize, rng: &mut ChaCha8Rng) -> Pixels {
+    let mut pixels = Pixels { values: vec![0; batch * SIDE * SIDE * 3], num_images: batch, size: SIDE };
+    rng.fill(pixels.values.as_mut_slice());
+    pixels
+}
+
+fn infer(machine: &Machine, arch: Arch, batch: usize) -> Result<Work> {
+    let network = model(machine, arch, 0)?.into_inference(batch)?;
+    let images = pixels(batch, &mut ChaCha8Rng::seed_from_u64(1));
+    Ok(Box::new(move || {
+        let Inference::Gpu(network) = &network else { bail!("not on the GPU") };
+        network.run_rgb(&images.values)?;
+        Ok(1)
+    }))
+}
+
+/// Steps until one is waited for.
+fn train(machine: &Machine, arch: Arch, batch: usize, classes: usize, lambda: f64) -> Result<Work> {
+    // Lives as long as the process: the trainer borrows it.
+    let teacher: &'static Model = Box::leak(Box::new(model(machine, arch, 5)?));
+    let head = MarginHead::new(&MarginConfig::default(), 512, classes, &Device::Cpu, 1)?;
+    let distill = DistillConfig { lambda, ..DistillConfig::default() };
+    let student = model(machine, arch, 0)?;
+    let mut trainer = Trainer::new(student, head, Some(teacher), &distill, &OptimConfig::default(), 0)?;
+    let (mut rng, mut step) = (ChaCha8Rng::seed_from_u64(0), 0);
+    let images = pixels(batch, &mut rng);
+    Ok(Box::new(move || {
+        let first = step;
+        loop {
+            let labels = (0..batch).map(|_| rng.random_range(0..classes as i64)).collect();
+            let batch = Batch { teacher: images.clone(), student: images.clone(), labels };
+            let report = trainer.step(batch, step, 0.01)?;
+            step += 1;
+            if let Some(report) = report {
+                ensure!(report.loss.is_finite(), "the loss is not finite");
+                return Ok((step - first) as u32);
+            }
+        }
+    }))
+}

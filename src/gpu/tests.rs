@@ -1,0 +1,73 @@
+//! What the tests of everything on a GPU share. They run on the CPU (`host.rs`), or, if `MASKINV_GPU` is set in a build with
+//! `cuda`, on the GPU of that number: the same comparisons, of what only a GPU shows too.
+
+use candle_core::{DType, Result, Tensor};
+use half::{bf16, f16};
+
+use super::host::Host;
+use super::{Array, Device, Element, Gpu};
+use crate::testing::{Tol, assert_close, fill};
+
+/// The device of the tests, and what it is.
+pub(crate) fn device() -> Device {
+    #[cfg(feature = "cuda")]
+    if let Ok(number) = std::env::var("MASKINV_GPU") {
+        let number = number.parse().expect("MASKINV_GPU is the number of a GPU");
+        let gpu = super::Cuda::new(number, super::Factors::Exact).expect("the GPU opens");
+        return Device::new(Box::new(gpu));
+    }
+    Device::new(Box::new(Host::new()) as Box<dyn Gpu>)
+}
+
+/// Whether that is a GPU.
+pub(crate) fn is_gpu() -> bool {
+    cfg!(feature = "cuda") && std::env::var_os("MASKINV_GPU").is_some()
+}
+
+/// The types of activations.
+pub(crate) const ELEMENTS: [Element; 3] = [Element::F32, Element::Bf16, Element::F16];
+
+/// Values in `[lo, hi)` that depend on `name`.
+pub(crate) fn numbers(name: &str, len: usize, [lo, hi]: [f64; 2]) -> Vec<f32> {
+    let values = fill(name, &[len], lo, hi).and_then(|x| x.to_dtype(DType::F32)?.to_vec1());
+    values.expect("memory for a test's values")
+}
+
+/// Values as the element holds them.
+pub(crate) fn rounded(values: &[f32], element: Element) -> Vec<f32> {
+    let round = |x: &f32| match element {
+        Element::Bf16 => bf16::from_f32(*x).to_f32(),
+        Element::F16 => f16::from_f32(*x).to_f32(),
+        _ => *x,
+    };
+    values.iter().map(round).collect()
+}
+
+pub(crate) fn upload(device: &Device, values: &[f32], element: Element) -> Result<Array> {
+    match element {
+        Element::Bf16 => device.upload(&values.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>()),
+        Element::F16 => device.upload(&values.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>()),
+        _ => device.upload(values),
+    }
+}
+
+pub(crate) fn read(array: &Array) -> Result<Vec<f32>> {
+    Ok(match array.element() {
+        Element::Bf16 => array.read::<bf16>()?.into_iter().map(bf16::to_f32).collect(),
+        Element::F16 => array.read::<f16>()?.into_iter().map(f16::to_f32).collect(),
+        _ => array.read()?,
+    })
+}
+
+/// As [`assert_close`], with what a result of the element is off by when it is rounded once, and `tol` beside it.
+pub(crate) fn close(what: &str, actual: &Array, expected: &[f32], tol: f64) -> Result<()> {
+    let rounding = match actual.element() {
+        Element::Bf16 => 1.0 / 256.0,
+        Element::F16 => 1.0 / 2048.0,
+        _ => 0.0,
+    };
+    let largest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+    let tensor = |x: &[f32]| Tensor::from_slice(x, x.len(), &candle_core::Device::Cpu);
+    let tol = Tol { abs: tol * f64::from(largest), rel: tol + rounding };
+    assert_close(what, &tensor(&read(actual)?)?, &tensor(expected)?, tol)
+}

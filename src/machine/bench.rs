@@ -1,0 +1,141 @@
+//! What `benches/peers/gpu_worker.rs` times below the public API. No part of it.
+
+use std::time::Instant;
+
+use candle_core::{Result, bail};
+
+use super::Machine;
+use crate::gpu::batch_norm::{Norm, NormGrads, NormParams, Seen, apply};
+use crate::gpu::margin::{Centres, MAX_COSINES, MarginLoss, Matching, Rows};
+use crate::gpu::{Array, Device, Element, rows};
+use crate::ops::margin::{MarginForm, MarginGradient};
+
+/// Passes that are timed at once.
+const PASSES: u32 = 20;
+
+fn device(machine: &Machine) -> Result<&Device> {
+    match machine.gpu() {
+        Some(gpu) => Ok(&gpu.device),
+        None => bail!("no GPU"),
+    }
+}
+
+/// Values that are neither constant nor random: what a kernel does with them depends on none.
+fn values(device: &Device, element: Element, len: usize) -> Result<Array> {
+    let wide: Vec<f32> = (0..len).map(|i| (i * 7919 % 2003) as f32 / 1000.0 - 1.0).collect();
+    let (wide, array) = (device.upload(&wide)?, device.array(element, len)?);
+    if element == Element::F32 {
+        return Ok(wide);
+    }
+    rows::convert(&wide, &array)?;
+    Ok(array)
+}
+
+/// Seconds of one of [`PASSES`] passes.
+fn time(device: &Device, mut pass: impl FnMut() -> Result<()>) -> Result<f64> {
+    let wait = device.zeros(Element::F32, 1)?;
+    for _ in 0..3 {
+        pass()?;
+    }
+    wait.read::<f32>()?;
+    let began = Instant::now();
+    for _ in 0..PASSES {
+        pass()?;
+    }
+    wait.read::<f32>()?;
+    Ok(began.elapsed().as_secs_f64() / f64::from(PASSES))
+}
+
+/// Returns lines of a table: batch norm with PReLU, forward and backward, as a share of the bandwidth of a copy of the same bytes.
+///
+/// # Errors
+/// When the machine has no GPU, or that no memory.
+pub fn kernels(machine: &Machine) -> Result<Vec<String>> {
+    let device = device(machine)?;
+    let mut lines = Vec::new();
+    for [n, side, c] in [[128, 112, 64], [128, 56, 64], [128, 28, 128], [128, 14, 256], [128, 7, 512]] {
+        let len = n * side * side * c;
+        let [x, gy, y] = [(); 3].map(|()| values(device, Element::Bf16, len));
+        let (x, gy, y) = (x?, gy?, y?);
+        let bytes = (2 * len) as f64;
+        // Without a norm it reads each element once and writes it once.
+        let copy = 2.0 * bytes / time(device, || apply(Seen { x: &x, norm: None }, None, c, &y))?;
+        let parameter = || values(device, Element::F32, c);
+        let params = NormParams {
+            weight: parameter()?,
+            bias: parameter()?,
+            slopes: Some(parameter()?),
+            running_mean: parameter()?,
+            running_var: parameter()?,
+            eps: 1e-5,
+            momentum: 0.1,
+        };
+        let forward = time(device, || {
+            let norm = Norm::of_batch(&x, &params)?;
+            apply(Seen { x: &x, norm: Some(&norm) }, None, c, &y)
+        })?;
+        let norm = Norm::of_batch(&x, &params)?;
+        let [weight, bias, slopes] = [(); 3].map(|()| device.array(Element::F32, c));
+        let (weight, bias, slopes) = (weight?, bias?, slopes?);
+        let grads = NormGrads { weight: &weight, bias: &bias, slopes: Some(&slopes) };
+        let backward = time(device, || norm.backward(&x, &gy, None, &grads, &y))?;
+        let share = |passes: f64, seconds: f64| 100.0 * passes * bytes / seconds / copy;
+        lines.push(format!(
+            "batch norm and PReLU {n}x{side}x{side}x{c} bf16: copy {:.0} GB/s; forward {:.3} ms, {:.0} % of that; backward {:.3} ms, {:.0} %",
+            copy / 1e9,
+            1e3 * forward,
+            share(3.0, forward),
+            1e3 * backward,
+            share(5.0, backward)
+        ));
+    }
+    Ok(lines)
+}
+
+/// The margin loss of random embeddings, forward and backward.
+pub struct Margin {
+    loss: MarginLoss,
+    embeddings: Array,
+    centres: Array,
+    grads: Array,
+    rows: Rows,
+}
+
+impl Margin {
+    /// With logits in bf16.
+    ///
+    /// # Errors
+    /// When the machine has no GPU, or that no memory.
+    pub fn new(machine: &Machine, n: usize, classes: usize, d: usize) -> Result<Self> {
+        let device = device(machine)?;
+        let loss = MarginLoss {
+            form: MarginForm::Angular,
+            gradient: MarginGradient::True,
+            matching: Matching::Own,
+            scale: 64.0,
+            element: Element::Bf16,
+            max_cosines: MAX_COSINES,
+        };
+        let labels: Vec<i64> = (0..n as i64).map(|i| i * 37 % classes as i64).collect();
+        Ok(Self {
+            loss,
+            embeddings: values(device, Element::F32, n * d)?,
+            centres: values(device, Element::F32, classes * d)?,
+            grads: device.array(Element::F32, classes * d)?,
+            rows: Rows::new(device, &labels, &vec![0.5; n], Matching::Own)?,
+        })
+    }
+
+    /// One pass, which is waited for if `waits`.
+    ///
+    /// # Errors
+    /// When the GPU fails.
+    pub fn step(&self, waits: bool) -> Result<()> {
+        let centres = Centres { all: &self.centres, sample: None };
+        let (loss, _) = self.loss.with_gradients(&self.embeddings, &centres, &self.rows, 1.0, &self.grads)?;
+        if waits {
+            loss.read::<f32>()?;
+        }
+        Ok(())
+    }
+}
