@@ -281,3 +281,15 @@ fn the_examples_run() -> Result<()> {
     assert_eq!(image::image_dimensions(&sheet)?, (8 * 112, 8 * 112));
     Ok(())
 }
+
+#[test]
+fn a_device_that_is_not_there_is_an_error_of_one_line() -> Result<()> {
+    let error = refused(&["embed", "no.onnx", "no.jpg", "--device", "cuda:77"])?;
+    let says =
+        ["this build has no GPU engine", "no CUDA driver", "cuBLAS is missing", "no GPU 77", "no usable CUDA driver"];
+    assert!(says.iter().any(|what| error.contains(what)), "{error}");
+    let wrong = maskinv(&["embed", "no.onnx", "no.jpg", "--device", "gpu"])?;
+    let text = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(wrong.status.code() == Some(2) && text.contains("expected auto, cpu, cuda or cuda:N"), "{text}");
+    Ok(())
+}

@@ -31,7 +31,7 @@ impl OnGpu {
         let Some(network) = Network::upload(&Graph::of(model), model.params(), side, &device, element)? else {
             bail!(
                 "the GPU engine has no way for {:?}: squeeze-excitation and channels that are no multiple of {} are \
-                 computed on the CPU only",
+                 computed by --device cpu only",
                 model.config(),
                 element.per_access()
             );

@@ -257,20 +257,20 @@ mod tests {
     /// Rounding grows from step to step, so single losses part; what they come down to does not.
     #[test]
     fn needs_gpu_fifty_steps_come_down_as_on_the_cpu() -> Result<()> {
-        if !crate::gpu::tests::is_gpu() {
-            println!("not run: set MASKINV_GPU in a build with `cuda`");
+        if !crate::gpu::tests::is_asked_for() {
+            println!("not run: MASKINV_GPU is not set");
             return Ok(());
         }
         let mut config = tiny()?;
-        config.set("loader.batch_size=32")?;
+        config.set("loader.batch_size=8")?;
         config.set("data.procedural.images_per_identity=200")?;
         let mean = |reports: &[StepReport]| reports.iter().map(|r| r.loss).sum::<f64>() / reports.len() as f64;
         let (expected, _) = run(&config, Arm::Hg, &Machine::default(), 50)?;
-        for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
+        for precision in [Precision::F32, Precision::Bf16] {
             let (found, _) = run(&config, Arm::Hg, &Machine::of_tests(precision), 50)?;
             for (found, expected) in found.chunks(10).zip(expected.chunks(10)) {
                 let (found, expected) = (mean(found), mean(expected));
-                assert!(off(found, expected) < 0.05, "{precision}: {found}, on the CPU {expected}");
+                assert!(off(found, expected) < 0.03, "{precision}: {found}, on the CPU {expected}");
             }
         }
         Ok(())
@@ -309,7 +309,7 @@ mod tests {
         assert!(error(&config, &Machine::of_tests(Precision::F16), Arm::Aug).contains("train in bf16"));
         assert!(error(&config, &host, Arm::Hg).contains("the teacher is not on the student's machine"));
         config.model.squeeze_excitation = true;
-        assert!(error(&config, &host, Arm::Aug).contains("computed on the CPU only"));
+        assert!(error(&config, &host, Arm::Aug).contains("computed by --device cpu only"));
         Ok(())
     }
 }
