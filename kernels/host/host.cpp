@@ -1,4 +1,7 @@
-// The runtime behind host.h.
+// The runtime behind host.h. Needs POSIX's contexts: Linux; macOS untried.
+#ifdef __APPLE__
+#define _XOPEN_SOURCE 700
+#endif
 #include "host.h"
 
 #include <setjmp.h>
@@ -17,6 +20,8 @@ namespace host {
 namespace {
 constexpr size_t STACK = 64 * 1024;
 constexpr int WARP = 32, SLOT = 8;
+// Bytes behind the shared memory of a block that no kernel may change.
+constexpr size_t GUARD = 256;
 
 struct Fiber {
     ucontext_t context;
@@ -131,6 +136,8 @@ void run_block(const std::vector<int>& order) {
         }
         if (progress() == before) fail("the threads of a block wait for each other at different barriers");
     }
+    const auto is_poison = [](unsigned char byte) { return byte == 0xff; };
+    if (!std::all_of(state.shared.end() - GUARD, state.shared.end(), is_poison)) fail("a write behind the shared memory of a block");
 }
 }  // namespace
 
@@ -183,7 +190,7 @@ extern "C" const char* host_launch(const char* name, const unsigned grid[3], con
     if (shared_bytes > 48 * 1024) return "a block has up to 48 KiB of shared memory";
     state.grid = {grid[0], grid[1], grid[2]};
     state.block = {block[0], block[1], block[2]};
-    state.shared.resize(shared_bytes);
+    state.shared.resize(shared_bytes + host::GUARD);
     state.body = [=] { entry->call(args); };
     while (state.fibers.size() < threads) state.fibers.emplace_back();
     std::vector<int> order(threads);

@@ -112,8 +112,14 @@ impl Device {
         let memory = match found {
             Some(memory) => memory,
             None => {
+                // What waits has other sizes, of another batch size perhaps; its memory may be what is missing.
+                let memory = self.0.gpu.alloc(bytes).or_else(|_| {
+                    let waiting: usize = std::mem::take(&mut *self.free()).values().flatten().map(|m| m.bytes).sum();
+                    self.0.num_bytes.fetch_sub(waiting, Ordering::Relaxed);
+                    self.0.gpu.alloc(bytes)
+                })?;
                 self.0.num_bytes.fetch_add(bytes, Ordering::Relaxed);
-                self.0.gpu.alloc(bytes)?
+                memory
             }
         };
         let piece = Arc::new(Piece { memory: Some(memory), device: self.clone() });
@@ -249,5 +255,85 @@ impl From<Option<&Array>> for Arg {
 impl From<&Array> for Arg {
     fn from(array: &Array) -> Self {
         array.arg()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::host::Host;
+    use crate::gpu::{Launch, Product};
+
+    /// A machine with little memory.
+    struct Small {
+        host: Host,
+        left: Arc<Mutex<usize>>,
+    }
+
+    /// Gives its bytes back.
+    struct Lent(Memory, Arc<Mutex<usize>>);
+
+    impl Drop for Lent {
+        fn drop(&mut self) {
+            *self.1.lock().expect("no test panicked with it") += self.0.bytes;
+        }
+    }
+
+    impl Gpu for Small {
+        fn alloc(&self, bytes: usize) -> Result<Memory> {
+            let mut left = self.left.lock().expect("no test panicked with it");
+            match left.checked_sub(bytes) {
+                Some(rest) => *left = rest,
+                None => bail!("{bytes} bytes, {left} are left"),
+            }
+            let memory = self.host.alloc(bytes)?;
+            Ok(Memory { address: memory.address, bytes, _owner: Box::new(Lent(memory, self.left.clone())) })
+        }
+
+        fn write(&self, to: u64, bytes: &[u8]) -> Result<()> {
+            self.host.write(to, bytes)
+        }
+
+        fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+            self.host.read(from, bytes)
+        }
+
+        fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+            self.host.zero(at, bytes)
+        }
+
+        fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+            self.host.launch(kernel, launch, args)
+        }
+
+        fn multiply(&self, product: &Product) -> Result<()> {
+            self.host.multiply(product)
+        }
+    }
+
+    #[test]
+    fn memory_that_waits_is_used_again_or_given_up_for_another_size() -> Result<()> {
+        let device = Device::new(Box::new(Small { host: Host::new(), left: Arc::new(Mutex::new(4096)) }));
+        let first = device.upload(&vec![1f32; 512])?;
+        let address = first.address();
+        let part = first.part(100, 12);
+        drop(first);
+        assert_eq!(part.read::<f32>()?, [1.0; 12], "a part keeps its memory");
+        drop(part);
+        assert_eq!((device.array(Element::F32, 512)?.address(), device.num_bytes()), (address, 2048));
+        // 2048 bytes wait and 2048 are left: 3072 are there once the first are given up.
+        assert_eq!((device.zeros(Element::U8, 3072)?.len(), device.num_bytes()), (3072, 3072));
+        let error = device.array(Element::F64, 513).unwrap_err().to_string();
+        assert!(error.contains("4352 bytes, 4096 are left"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn values_of_another_type_or_number_are_an_error() -> Result<()> {
+        let device = crate::gpu::tests::device();
+        let array = device.upload(&[1f32, 2.0])?;
+        assert!(array.read::<i32>().is_err_and(|e| e.to_string().contains("2 I32 for an array of 2 F32")));
+        assert!(array.write(&[1f32]).is_err_and(|e| e.to_string().contains("1 F32 for an array of 2 F32")));
+        Ok(())
     }
 }

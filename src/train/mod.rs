@@ -4,6 +4,7 @@ mod arm;
 mod centres;
 mod checkpoint;
 mod config;
+mod on_cpu;
 #[cfg(any(test, feature = "cuda"))]
 mod on_gpu;
 mod run;
