@@ -6,6 +6,9 @@ use std::str::FromStr;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub mod bench;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod dry;
 
 #[cfg(any(test, feature = "cuda"))]
 use crate::gpu;

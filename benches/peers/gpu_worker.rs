@@ -1,6 +1,6 @@
 //! Our side of `benches/peers/gpu_torch.py`: `gpu_worker infer ARCH BATCH | train ARCH BATCH CLASSES | kd ARCH BATCH CLASSES |
 //! margin N CLASSES D | kernels [--precision bf16] [--gpu 0]`, in the protocol of `cpu_worker.py`; the peak is the GPU's memory.
-//! `kernels` prints a table and leaves.
+//! `kernels` prints a table and leaves. `dry WORK` computes nothing, needs no GPU, and prints what the work holds and calls.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -10,6 +10,7 @@ use candle_core::Device;
 use maskinv::data::{Batch, Pixels};
 use maskinv::losses::{DistillConfig, MarginConfig, MarginHead};
 use maskinv::machine::bench::{Margin, kernels};
+use maskinv::machine::dry::dry;
 use maskinv::machine::{Choice, Machine, Precision};
 use maskinv::models::{Arch, Inference, Model, ModelConfig};
 use maskinv::optim::OptimConfig;
@@ -29,25 +30,29 @@ fn main() -> Result<()> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let precision: Precision = option(&mut args, "--precision", "bf16")?;
     let number: usize = option(&mut args, "--gpu", "0")?;
+    if args.first().is_some_and(|arg| arg == "dry") {
+        args.remove(0);
+        let (machine, calls) = dry(precision);
+        let mut work = work(&machine, &args)?;
+        work()?;
+        let (calls_before, flops_before) = (calls.num(), calls.flops());
+        let num = f64::from(work()?);
+        let bytes = machine.gpu_bytes().context("a GPU")?;
+        let (calls, flops) = ((calls.num() - calls_before) as f64, (calls.flops() - flops_before) as f64);
+        println!(
+            "{:.0} MB without the libraries' workspaces; an iteration has {:.0} calls and {:.3} TFLOP",
+            bytes as f64 / 1e6,
+            calls / num,
+            flops / num / 1e12
+        );
+        return Ok(());
+    }
     let (machine, _) = Machine::open(Choice::Cuda(number), precision)?;
-    let size = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
-    let mut work: Work = match args.first().map(String::as_str) {
-        Some("infer") => infer(&machine, arch(&args)?, size(2)?)?,
-        Some("train") => train(&machine, arch(&args)?, size(2)?, size(3)?, 0.0)?,
-        Some("kd") => train(&machine, arch(&args)?, size(2)?, size(3)?, 3000.0)?,
-        Some("margin") => {
-            let margin = Margin::new(&machine, size(1)?, size(2)?, size(3)?)?;
-            Box::new(move || {
-                (1..=20).try_for_each(|i| margin.step(i == 20))?;
-                Ok(20)
-            })
-        }
-        Some("kernels") => {
-            println!("{machine}");
-            return kernels(&machine)?.iter().try_for_each(|line| Ok(writeln!(std::io::stdout(), "{line}")?));
-        }
-        _ => bail!("expected infer, train, kd, margin or kernels"),
-    };
+    if args.first().is_some_and(|arg| arg == "kernels") {
+        println!("{machine}");
+        return kernels(&machine)?.iter().try_for_each(|line| Ok(writeln!(std::io::stdout(), "{line}")?));
+    }
+    let mut work = work(&machine, &args)?;
     work()?;
     println!("ready");
     for line in std::io::stdin().lock().lines() {
@@ -61,6 +66,23 @@ fn main() -> Result<()> {
     }
     println!("peak {}", machine.gpu_bytes().context("a GPU is open")?);
     Ok(())
+}
+
+fn work(machine: &Machine, args: &[String]) -> Result<Work> {
+    let size = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
+    match args.first().map(String::as_str) {
+        Some("infer") => infer(machine, arch(args)?, size(2)?),
+        Some("train") => train(machine, arch(args)?, size(2)?, size(3)?, 0.0),
+        Some("kd") => train(machine, arch(args)?, size(2)?, size(3)?, 3000.0),
+        Some("margin") => {
+            let margin = Margin::new(machine, size(1)?, size(2)?, size(3)?)?;
+            Ok(Box::new(move || {
+                (1..=20).try_for_each(|i| margin.step(i == 20))?;
+                Ok(20)
+            }))
+        }
+        _ => bail!("expected infer, train, kd, margin, kernels or dry"),
+    }
 }
 
 /// Takes `NAME VALUE` out of the arguments.
@@ -81,6 +103,12 @@ fn model(machine: &Machine, arch: Arch, seed: u64) -> Result<Model> {
     Ok(Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, seed)?.on(machine))
 }
 
+/// As a teacher is, or what evaluates.
+fn frozen(machine: &Machine, arch: Arch, seed: u64) -> Result<Model> {
+    let model = model(machine, arch, seed)?;
+    Ok(Model::frozen(model.config(), model.params().state()?, &Device::Cpu)?.on(machine))
+}
+
 fn pixels(batch: usize, rng: &mut ChaCha8Rng) -> Pixels {
     let mut pixels = Pixels { values: vec![0; batch * SIDE * SIDE * 3], num_images: batch, size: SIDE };
     rng.fill(pixels.values.as_mut_slice());
@@ -88,7 +116,7 @@ fn pixels(batch: usize, rng: &mut ChaCha8Rng) -> Pixels {
 }
 
 fn infer(machine: &Machine, arch: Arch, batch: usize) -> Result<Work> {
-    let network = model(machine, arch, 0)?.into_inference(batch)?;
+    let network = frozen(machine, arch, 0)?.into_inference(batch)?;
     let images = pixels(batch, &mut ChaCha8Rng::seed_from_u64(1));
     Ok(Box::new(move || {
         let Inference::Gpu(network) = &network else { bail!("not on the GPU") };
@@ -100,7 +128,7 @@ fn infer(machine: &Machine, arch: Arch, batch: usize) -> Result<Work> {
 /// Steps until one is waited for.
 fn train(machine: &Machine, arch: Arch, batch: usize, classes: usize, lambda: f64) -> Result<Work> {
     // Lives as long as the process: the trainer borrows it.
-    let teacher: &'static Model = Box::leak(Box::new(model(machine, arch, 5)?));
+    let teacher: &'static Model = Box::leak(Box::new(frozen(machine, arch, 5)?));
     let head = MarginHead::new(&MarginConfig::default(), 512, classes, &Device::Cpu, 1)?;
     let distill = DistillConfig { lambda, ..DistillConfig::default() };
     let student = model(machine, arch, 0)?;
