@@ -141,7 +141,7 @@ impl Machine {
         Err(crate::Error::Config(what.into()))
     }
 
-    /// Bytes of the GPU's memory that are held; none on the CPU. What is freed is kept for the next use, so this is also the peak.
+    /// Bytes of the GPU's memory that are held; none on the CPU. What is freed is kept for the next use, unless that is missing elsewhere.
     pub fn gpu_bytes(&self) -> Option<usize> {
         #[cfg(any(test, feature = "cuda"))]
         return self.gpu.as_ref().map(|gpu| gpu.device.num_bytes());

@@ -1,7 +1,7 @@
 //! Computing on a GPU: memory, kernels (`kernels/*.cu`), matrix products and convolutions behind one trait.
 //!
 //! `cuda.rs` is the GPU. The tests run the same kernel sources on the CPU (`host.rs`), so what is written here in
-//! terms of [`Gpu`] is compared with the CPU's ops on every machine. Work is queued: nothing waits but [`Device::read`].
+//! terms of [`Gpu`] is compared with the CPU's ops on every machine. Work is queued: nothing waits but [`Array::read`].
 
 pub(crate) mod batch_norm;
 pub(crate) mod conv;
