@@ -1,6 +1,7 @@
 // What convolutions need beside matrix products: patches of the input as rows of a matrix, their gradient back to pixels, and
-// depthwise convolutions. Activations are (n, h, w, c), c a multiple of the elements of an access; a thread owns one access of
-// one pixel. Filters are (outputs, kh, kw, c), depthwise ones (kh, kw, c).
+// convolutions of small groups of channels, depthwise ones among them. Activations are (n, h, w, c), c a multiple of the elements
+// of an access; a thread owns one access of one pixel. Filters are (outputs, kh, kw, c). Of groups of m channels, as many in as
+// out, they are (kh, kw, m, c): for output channel o, what its group's m input channels are multiplied by. m divides an access.
 #include "common.cuh"
 
 // A convolution's sizes: square filters of side k.
@@ -67,8 +68,8 @@ template <class T> __device__ void scatter(const T* patches, i64 n, Sizes s, T* 
     store(gx + ((place.image * s.h + place.row) * s.w + place.column) * s.c + place.channel, sum);
 }
 
-// y (n, out_h, out_w, c) of a depthwise convolution.
-template <class T> __device__ void depthwise(const T* x, const T* filter, i64 n, Sizes s, T* y) {
+// y (n, out_h, out_w, c) of a convolution in groups of m channels.
+template <class T> __device__ void grouped(const T* x, const T* filter, i64 n, Sizes s, int m, T* y) {
     const Place<T> place(n * s.out_h * s.out_w, s.out_h, s.out_w, s.c);
     if (!place.is_valid) return;
     Pack<T> sum = {};
@@ -78,16 +79,18 @@ template <class T> __device__ void depthwise(const T* x, const T* filter, i64 n,
             const int column = place.column * s.stride + j - s.pad;
             if (column < 0 || column >= s.w) continue;
             const Pack<T> px = load(x + ((place.image * s.h + row) * s.w + column) * s.c + place.channel);
-            const Pack<T> pw = load(filter + (i * s.k + j) * s.c + place.channel);
+            for (int from = 0; from < m; from++) {
+                const Pack<T> pw = load(filter + ((i * s.k + j) * m + from) * s.c + place.channel);
 #pragma unroll
-            for (int l = 0; l < PER_ACCESS<T>; l++) sum.at[l] += px.at[l] * pw.at[l];
+                for (int l = 0; l < PER_ACCESS<T>; l++) sum.at[l] += px.at[l / m * m + from] * pw.at[l];
+            }
         }
     }
     store(y + ((place.image * s.out_h + place.row) * s.out_w + place.column) * s.c + place.channel, sum);
 }
 
-// The gradient of the input of a depthwise convolution.
-template <class T> __device__ void depthwise_grad_x(const T* gy, const T* filter, i64 n, Sizes s, T* gx) {
+// The gradient of the input of a convolution in groups of m channels.
+template <class T> __device__ void grouped_grad_x(const T* gy, const T* filter, i64 n, Sizes s, int m, T* gx) {
     const Place<T> place(n * s.h * s.w, s.h, s.w, s.c);
     if (!place.is_valid) return;
     Pack<T> sum = {};
@@ -97,22 +100,24 @@ template <class T> __device__ void depthwise_grad_x(const T* gy, const T* filter
             const int column = output_of(place.column, j, s.stride, s.pad, s.out_w);
             if (column < 0) continue;
             const Pack<T> pg = load(gy + ((place.image * s.out_h + row) * s.out_w + column) * s.c + place.channel);
-            const Pack<T> pw = load(filter + (i * s.k + j) * s.c + place.channel);
+            for (int from = 0; from < m; from++) {
+                const Pack<T> pw = load(filter + ((i * s.k + j) * m + from) * s.c + place.channel);
 #pragma unroll
-            for (int l = 0; l < PER_ACCESS<T>; l++) sum.at[l] += pg.at[l] * pw.at[l];
+                for (int l = 0; l < PER_ACCESS<T>; l++) sum.at[l / m * m + from] += pg.at[l] * pw.at[l];
+            }
         }
     }
     store(gx + ((place.image * s.h + place.row) * s.w + place.column) * s.c + place.channel, sum);
 }
 
-// The gradient of a depthwise filter, one sum per chunk of `chunk` output pixels: `parts` (chunks, k * k, c), f32.
-// Grid: chunks, k * k. Shared: lines * c floats, where a line is a row of accesses.
+// The gradient of the filters of a convolution in groups of m channels, one sum per chunk of `chunk` output pixels: `parts`
+// (chunks, k * k, m, c), f32. Grid: chunks, k * k * m. Shared: lines * c floats, where a line is a row of accesses.
 template <class T>
-__device__ void depthwise_grad_w(const T* x, const T* gy, i64 n, Sizes s, i64 chunk, float* parts) {
+__device__ void grouped_grad_w(const T* x, const T* gy, i64 n, Sizes s, int m, i64 chunk, float* parts) {
     DYNAMIC_SHARED(float, shared);
     constexpr int N = PER_ACCESS<T>;
     const int groups = s.c / N, lines = blockDim.x / groups, channel = threadIdx.x % groups * N, line = threadIdx.x / groups;
-    const int i = blockIdx.y / s.k, j = blockIdx.y % s.k;
+    const int from = blockIdx.y % m, i = blockIdx.y / m / s.k, j = blockIdx.y / m % s.k;
     const i64 pixels = n * s.out_h * s.out_w, begin = blockIdx.x * chunk, end = begin + chunk < pixels ? begin + chunk : pixels;
     if (line < lines) {
         float sum[N] = {};
@@ -122,7 +127,7 @@ __device__ void depthwise_grad_w(const T* x, const T* gy, i64 n, Sizes s, i64 ch
             const i64 image = pixel / s.out_w / s.out_h;
             const Pack<T> px = load(x + ((image * s.h + row) * s.w + column) * s.c + channel), pg = load(gy + pixel * s.c + channel);
 #pragma unroll
-            for (int l = 0; l < N; l++) sum[l] += px.at[l] * pg.at[l];
+            for (int l = 0; l < N; l++) sum[l] += px.at[l / m * m + from] * pg.at[l];
         }
 #pragma unroll
         for (int l = 0; l < N; l++) shared[line * s.c + channel + l] = sum[l];
@@ -131,30 +136,30 @@ __device__ void depthwise_grad_w(const T* x, const T* gy, i64 n, Sizes s, i64 ch
     for (int channel = threadIdx.x; channel < s.c; channel += blockDim.x) {
         float sum = 0.f;
         for (int line = 0; line < lines; line++) sum += shared[line * s.c + channel];
-        parts[(i64(blockIdx.x) * s.k * s.k + blockIdx.y) * s.c + channel] = sum;
+        parts[(i64(blockIdx.x) * s.k * s.k * m + blockIdx.y) * s.c + channel] = sum;
     }
 }
 
-#define CONV(T)                                                                                          \
-    KERNEL(conv_gather_##T)(const T* x, i64 n, SIZES_ARGS, T* patches) { gather(x, n, SIZES, patches); } \
-    EXPORT(conv_gather_##T)                                                                              \
-    KERNEL(conv_scatter_##T)(const T* patches, i64 n, SIZES_ARGS, T* gx) {                               \
-        scatter(patches, n, SIZES, gx);                                                                  \
-    }                                                                                                    \
-    EXPORT(conv_scatter_##T)                                                                             \
-    KERNEL(conv_depthwise_##T)(const T* x, const T* filter, i64 n, SIZES_ARGS, T* y) {                   \
-        depthwise(x, filter, n, SIZES, y);                                                               \
-    }                                                                                                    \
-    EXPORT(conv_depthwise_##T)                                                                           \
-    KERNEL(conv_depthwise_grad_x_##T)(const T* gy, const T* filter, i64 n, SIZES_ARGS, T* gx) {          \
-        depthwise_grad_x(gy, filter, n, SIZES, gx);                                                      \
-    }                                                                                                    \
-    EXPORT(conv_depthwise_grad_x_##T)                                                                    \
-    KERNEL(conv_depthwise_grad_w_##T)                                                                    \
-    (const T* x, const T* gy, i64 n, SIZES_ARGS, i64 chunk, float* parts) {                              \
-        depthwise_grad_w(x, gy, n, SIZES, chunk, parts);                                                 \
-    }                                                                                                    \
-    EXPORT(conv_depthwise_grad_w_##T)
+#define CONV(T)                                                                                                    \
+    KERNEL(conv_gather_##T)(const T* x, i64 n, SIZES_ARGS, T* patches) { gather(x, n, SIZES, patches); }           \
+    EXPORT(conv_gather_##T)                                                                                        \
+    KERNEL(conv_scatter_##T)(const T* patches, i64 n, SIZES_ARGS, T* gx) { scatter(patches, n, SIZES, gx); }       \
+    EXPORT(conv_scatter_##T)                                                                                       \
+    KERNEL(conv_grouped_##T)(const T* x, const T* filter, i64 n, SIZES_ARGS, int m, T* y) {                        \
+        if (m == 1) grouped(x, filter, n, SIZES, 1, y);                                                            \
+        else grouped(x, filter, n, SIZES, m, y);                                                                   \
+    }                                                                                                              \
+    EXPORT(conv_grouped_##T)                                                                                       \
+    KERNEL(conv_grouped_grad_x_##T)(const T* gy, const T* filter, i64 n, SIZES_ARGS, int m, T* gx) {               \
+        if (m == 1) grouped_grad_x(gy, filter, n, SIZES, 1, gx);                                                   \
+        else grouped_grad_x(gy, filter, n, SIZES, m, gx);                                                          \
+    }                                                                                                              \
+    EXPORT(conv_grouped_grad_x_##T)                                                                                \
+    KERNEL(conv_grouped_grad_w_##T)(const T* x, const T* gy, i64 n, SIZES_ARGS, int m, i64 chunk, float* parts) {  \
+        if (m == 1) grouped_grad_w(x, gy, n, SIZES, 1, chunk, parts);                                              \
+        else grouped_grad_w(x, gy, n, SIZES, m, chunk, parts);                                                     \
+    }                                                                                                              \
+    EXPORT(conv_grouped_grad_w_##T)
 CONV(f32)
 CONV(bf16)
 CONV(f16)

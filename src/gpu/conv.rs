@@ -1,4 +1,4 @@
-//! Convolutions, channels last: patches and matrix products, and depthwise ones directly (`kernels/conv.cu`).
+//! Convolutions, channels last: patches and matrix products, and those of small groups directly (`kernels/conv.cu`).
 
 use candle_core::{Result, bail};
 
@@ -8,10 +8,10 @@ use super::{Arg, Array, Convolution, Element, Launch, Pass, Product, rows};
 const BLOCK: usize = 256;
 /// Bytes of patches that are gathered at once.
 const MAX_PATCH_BYTES: usize = 64 << 20;
-/// Blocks that share the pixels of a depthwise filter's gradient; its bits depend on it.
+/// Blocks that share the pixels of the gradient of grouped filters; its bits depend on it.
 const MAX_CHUNKS: usize = 128;
 
-/// A convolution's sizes: `x: (n, h, w, c)`, square filters `(co, k, k, c)`, or `(k, k, c)` of a depthwise one.
+/// A convolution's sizes: `x: (n, h, w, c)`, square filters `(co, k, k, c)`, or `(k, k, m, c)` of groups of `m` channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Conv {
     pub x: [usize; 4],
@@ -19,8 +19,8 @@ pub(crate) struct Conv {
     pub k: usize,
     pub stride: usize,
     pub padding: usize,
-    /// Whether each channel has a filter of its own, and no filter sees another channel.
-    pub is_depthwise: bool,
+    /// Channels of a group, as many in as out; 1 for a depthwise one, none if every filter sees every channel.
+    pub group: Option<usize>,
 }
 
 impl Conv {
@@ -32,7 +32,7 @@ impl Conv {
 
     /// Elements of all filters.
     pub fn num_weights(&self) -> usize {
-        self.patch() * if self.is_depthwise { 1 } else { self.co }
+        self.patch() * self.group.unwrap_or(self.co)
     }
 
     /// Elements that a filter sees of all channels.
@@ -49,7 +49,8 @@ impl Conv {
         let per_access = x.element().per_access();
         let is_whole = self.x[3].is_multiple_of(per_access) && self.co.is_multiple_of(per_access);
         let fits = x.len() == self.x.iter().product::<usize>() && y.len() == self.y().iter().product::<usize>();
-        if !is_whole || !fits || w.len() != self.num_weights() || (self.is_depthwise && self.co != self.x[3]) {
+        let is_grouped = self.group.is_none_or(|m| m > 0 && per_access.is_multiple_of(m) && self.co == self.x[3]);
+        if !is_whole || !fits || w.len() != self.num_weights() || !is_grouped {
             bail!("conv: {self:?} of {} {:?}, filters of {}, to {}", x.len(), x.element(), w.len(), y.len());
         }
         Ok(())
@@ -88,7 +89,8 @@ impl Conv {
         let threads = n * h * w * (c / output.element().per_access());
         let launch = Launch { grid: [threads.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
         let inputs = inputs.iter().map(|x| x.arg());
-        let args: Vec<Arg> = inputs.chain(self.args()).chain([output.arg()]).collect();
+        let group = self.group.map(|m| Arg::I32(m as i32));
+        let args: Vec<Arg> = inputs.chain(self.args()).chain(group).chain([output.arg()]).collect();
         output.device().launch(&format!("conv_{kernel}_{}", output.element().suffix()), launch, &args)
     }
 
@@ -106,8 +108,8 @@ impl Conv {
     /// Writes the result to `y`.
     pub fn forward(&self, x: &Array, w: &Array, y: &Array) -> Result<()> {
         self.check(x, w, y)?;
-        if self.is_depthwise {
-            return self.launch("depthwise", self.y(), &[x, w], y);
+        if self.group.is_some() {
+            return self.launch("grouped", self.y(), &[x, w], y);
         }
         if self.by_library(Pass::Forward, x, w, y)? {
             return Ok(());
@@ -134,8 +136,8 @@ impl Conv {
     /// Writes the gradient of `x` from that of `y`.
     pub fn grad_x(&self, gy: &Array, w: &Array, gx: &Array) -> Result<()> {
         self.check(gx, w, gy)?;
-        if self.is_depthwise {
-            return self.launch("depthwise_grad_x", self.x, &[gy, w], gx);
+        if self.group.is_some() {
+            return self.launch("grouped_grad_x", self.x, &[gy, w], gx);
         }
         if self.by_library(Pass::GradX, gx, w, gy)? {
             return Ok(());
@@ -166,8 +168,8 @@ impl Conv {
     /// Writes the gradient of the filters, f32, from `x` and the gradient of `y`.
     pub fn grad_w(&self, x: &Array, gy: &Array, gw: &Array) -> Result<()> {
         self.check(x, gw, gy)?;
-        if self.is_depthwise {
-            return self.depthwise_grad_w(x, gy, gw);
+        if let Some(m) = self.group {
+            return self.grouped_grad_w(x, gy, m, gw);
         }
         // A library's gradient has the type of the input.
         let of_library =
@@ -194,8 +196,8 @@ impl Conv {
         Ok(())
     }
 
-    fn depthwise_grad_w(&self, x: &Array, gy: &Array, gw: &Array) -> Result<()> {
-        let (c, taps, pixels) = (self.co, self.k * self.k, gy.len() / self.co);
+    fn grouped_grad_w(&self, x: &Array, gy: &Array, m: usize, gw: &Array) -> Result<()> {
+        let (c, taps, pixels) = (self.co, self.k * self.k * m, gy.len() / self.co);
         let groups = c / x.element().per_access();
         if groups > BLOCK {
             bail!("conv: {c} channels of {:?} are more than a block's threads take", x.element());
@@ -207,8 +209,9 @@ impl Conv {
         let shared_bytes = (lines * c * 4) as u32;
         let launch = Launch { grid: [chunks as u32, taps as u32], block: BLOCK as u32, shared_bytes };
         let pointers = [x.arg(), gy.arg()].into_iter();
-        let args: Vec<Arg> = pointers.chain(self.args()).chain([Arg::I64(chunk as i64), parts.arg()]).collect();
-        x.device().launch(&format!("conv_depthwise_grad_w_{}", x.element().suffix()), launch, &args)?;
+        let args: Vec<Arg> =
+            pointers.chain(self.args()).chain([Arg::I32(m as i32), Arg::I64(chunk as i64), parts.arg()]).collect();
+        x.device().launch(&format!("conv_grouped_grad_w_{}", x.element().suffix()), launch, &args)?;
         rows::sum(&parts, gw)
     }
 }
@@ -227,35 +230,37 @@ mod tests {
     use crate::gpu::tests::{ELEMENTS, close, device, numbers, rounded, upload};
     use crate::ops::conv::{ConvConfig, conv2d, conv2d_grad_w, conv2d_grad_x};
 
-    fn conv(x: [usize; 4], co: usize, [k, stride, padding]: [usize; 3], is_depthwise: bool) -> Conv {
-        Conv { x, co, k, stride, padding, is_depthwise }
+    fn conv(x: [usize; 4], co: usize, [k, stride, padding]: [usize; 3], group: Option<usize>) -> Conv {
+        Conv { x, co, k, stride, padding, group }
     }
 
-    /// Padded or not, strides, one pixel, sizes that strides do not divide, points, depthwise ones.
+    /// Padded or not, strides, one pixel, sizes that strides do not divide, points, groups of one, two and four channels.
     fn cases() -> Vec<Conv> {
         vec![
-            conv([2, 7, 5, 8], 16, [3, 1, 1], false),
-            conv([1, 1, 1, 8], 8, [3, 1, 1], false),
-            conv([3, 9, 8, 16], 8, [3, 2, 1], false),
-            conv([2, 6, 7, 24], 8, [1, 1, 0], false),
-            conv([2, 7, 7, 8], 24, [1, 2, 0], false),
-            conv([2, 7, 6, 16], 16, [3, 1, 1], true),
-            conv([2, 8, 9, 40], 40, [3, 2, 1], true),
-            conv([5, 7, 7, 16], 16, [7, 1, 0], true),
+            conv([2, 7, 5, 8], 16, [3, 1, 1], None),
+            conv([1, 1, 1, 8], 8, [3, 1, 1], None),
+            conv([3, 9, 8, 16], 8, [3, 2, 1], None),
+            conv([2, 6, 7, 24], 8, [1, 1, 0], None),
+            conv([2, 7, 7, 8], 24, [1, 2, 0], None),
+            conv([2, 7, 6, 16], 16, [3, 1, 1], Some(1)),
+            conv([2, 8, 9, 40], 40, [3, 2, 1], Some(1)),
+            conv([5, 7, 7, 16], 16, [7, 1, 0], Some(1)),
+            conv([2, 7, 6, 16], 16, [3, 1, 1], Some(2)),
+            conv([3, 5, 9, 24], 24, [3, 2, 1], Some(4)),
         ]
     }
 
-    /// From `(co, k, k, c)` to PyTorch's `(co, c, k, k)`; of depthwise ones from `(k, k, c)` to `(c, 1, k, k)`.
+    /// From `(co, k, k, c)` to PyTorch's `(co, c, k, k)`; of groups from `(k, k, m, c)` to `(c, m, k, k)`.
     fn to_oihw(conv: &Conv, w: &[f32]) -> Result<Tensor> {
         let Conv { co, k, .. } = *conv;
-        if conv.is_depthwise {
-            return Tensor::from_slice(w, (k, k, 1, co), &Candle::Cpu)?.permute((3, 2, 0, 1))?.contiguous();
+        if let Some(m) = conv.group {
+            return Tensor::from_slice(w, (k, k, m, co), &Candle::Cpu)?.permute((3, 2, 0, 1))?.contiguous();
         }
         Tensor::from_slice(w, (co, k, k, conv.x[3]), &Candle::Cpu)?.permute((0, 3, 1, 2))?.contiguous()
     }
 
     fn from_oihw(conv: &Conv, w: &Tensor) -> Result<Vec<f32>> {
-        let order = if conv.is_depthwise { (2, 3, 1, 0) } else { (0, 2, 3, 1) };
+        let order = if conv.group.is_some() { (2, 3, 1, 0) } else { (0, 2, 3, 1) };
         w.permute(order)?.contiguous()?.flatten_all()?.to_vec1()
     }
 
@@ -267,7 +272,7 @@ mod tests {
             let x = rounded(&numbers("x", x_len, [-1.0, 1.0]), element);
             let w = rounded(&numbers("w", conv.num_weights(), [-1.0, 1.0]), element);
             let gy = rounded(&numbers("gy", y_len, [-1.0, 1.0]), element);
-            let groups = if conv.is_depthwise { conv.co } else { 1 };
+            let groups = conv.group.map_or(1, |m| conv.co / m);
             let config = ConvConfig { stride: conv.stride, padding: conv.padding, groups };
             let on_cpu = Tensor::from_slice(&x, &conv.x, &Candle::Cpu)?;
             let (w_cpu, gy_cpu) = (to_oihw(&conv, &w)?, Tensor::from_slice(&gy, &conv.y(), &Candle::Cpu)?);
@@ -279,7 +284,7 @@ mod tests {
             close("y", &y, &flat(conv2d(&on_cpu, &w_cpu, config)?)?, 1e-5)?;
             conv.grad_x(&on_gy, &on_w, &gx)?;
             // Each of the patches' gradients is rounded before they are added.
-            let tol = if element == Element::F32 || conv.is_depthwise { 1e-5 } else { 0.01 };
+            let tol = if element == Element::F32 || conv.group.is_some() { 1e-5 } else { 0.01 };
             close("gx", &gx, &flat(conv2d_grad_x(&gy_cpu, &w_cpu, on_cpu.shape(), config)?)?, tol)?;
             let gw = device.array(Element::F32, conv.num_weights())?;
             conv.grad_w(&on_x, &on_gy, &gw)?;
@@ -291,17 +296,17 @@ mod tests {
 
     #[test]
     fn runs_of_images_cover_the_batch_once() {
-        let large = conv([300, 112, 112, 64], 64, [3, 1, 1], false);
+        let large = conv([300, 112, 112, 64], 64, [3, 1, 1], None);
         let runs: Vec<_> = large.runs(Element::Bf16).collect();
         assert!(runs.len() > 1 && runs.iter().map(|(_, n)| n).sum::<usize>() == 300);
         assert!(runs.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0));
-        assert_eq!(conv([300, 112, 112, 64], 64, [1, 1, 0], false).runs(Element::F32).collect::<Vec<_>>(), [(0, 300)]);
+        assert_eq!(conv([300, 112, 112, 64], 64, [1, 1, 0], None).runs(Element::F32).collect::<Vec<_>>(), [(0, 300)]);
     }
 
     #[test]
     fn sizes_that_do_not_fit_are_an_error() -> Result<()> {
         let device = device();
-        let conv = conv([1, 4, 4, 12], 8, [3, 1, 1], false);
+        let conv = conv([1, 4, 4, 12], 8, [3, 1, 1], None);
         let [x, w, y] = [4 * 4 * 12, 8 * 9 * 12, 4 * 4 * 8].map(|len| device.zeros(Element::Bf16, len));
         let error = conv.forward(&x?, &w?, &y?).unwrap_err().to_string();
         assert!(error.contains("12") && error.starts_with("conv:"), "{error}");

@@ -136,9 +136,9 @@ impl Dnn {
     /// Describes a convolution, and measures which way it goes fastest. The arrays hold what is to be computed from; what is
     /// computed is overwritten.
     fn plan(&self, pass: &Convolution) -> Result<Option<Plan>> {
-        let Conv { x: [n, h, width, c], co, k, stride, padding, is_depthwise } = *pass.conv;
-        if is_depthwise {
-            bail!("cuDNN: depthwise convolutions go by kernels");
+        let Conv { x: [n, h, width, c], co, k, stride, padding, group } = *pass.conv;
+        if group.is_some() {
+            bail!("cuDNN: convolutions in groups go by kernels");
         }
         let [_, ho, wo, _] = pass.conv.y();
         let data_type = match pass.element {

@@ -103,3 +103,79 @@ impl OnGpu {
         &self.network
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::machine::{Machine, Precision};
+    use crate::models::{Inference, ModelConfig, load_model};
+    use crate::preprocessing::Preprocessing;
+
+    /// The cosines of the rows of two batches of embeddings.
+    fn cosines(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
+        let norm = |x: &Tensor| x.sqr()?.sum(1)?.sqrt();
+        ((a * b)?.sum(1)? / (norm(a)? * norm(b)?)?)?.to_vec1()
+    }
+
+    /// As the CPU's networks take them.
+    fn to_tensor(rgb: &[u8], side: usize, preprocessing: &Preprocessing) -> Result<Tensor> {
+        let n = rgb.len() / (3 * side * side);
+        let table = preprocessing.table();
+        let values: Vec<f32> = rgb.iter().map(|v| table[usize::from(*v)]).collect();
+        let images = Tensor::from_vec(values, (n, side, side, 3), &Candle::Cpu)?;
+        let images = match preprocessing.channels {
+            Channels::Rgb => images,
+            Channels::Bgr => images.flip(&[3])?,
+        };
+        images.permute((0, 3, 1, 2))?.contiguous()
+    }
+
+    #[test]
+    fn pixels_and_tensors_give_the_embeddings_of_the_cpu() -> Result<()> {
+        let config =
+            ModelConfig { arch: crate::models::Arch::R18, width: 0.25, input_size: 32, ..ModelConfig::default() };
+        let rgb: Vec<u8> = (0..2 * 3 * 32 * 32).map(|i| (i * 31 % 251) as u8).collect();
+        for channels in [Channels::Rgb, Channels::Bgr] {
+            let preprocessing = Preprocessing { channels, mean: 120.0, std: 60.0, ..Preprocessing::default() };
+            let model = Model::new(&config, &Candle::Cpu, 3)?.with_preprocessing(preprocessing.clone());
+            let images = to_tensor(&rgb, 32, &preprocessing)?;
+            let expected = model.inference(2)?.run(&images)?;
+            let model = model.on(&Machine::of_tests(Precision::F32));
+            let Inference::Gpu(network) = model.inference(2)? else { bail!("not on the GPU") };
+            for found in [network.run_rgb(&rgb)?, network.run(&images)?] {
+                assert!(cosines(&found, &expected)?.iter().all(|c| *c > 1.0 - 1e-6), "{channels:?}");
+            }
+            let error = network.run_rgb(&rgb[1..]).unwrap_err().to_string();
+            assert!(error.contains("expected images of 3072 bytes, found 6143 bytes"), "{error}");
+            let error = network.run(&images.narrow(1, 0, 2)?).unwrap_err().to_string();
+            assert!(error.contains("expected images (N, 3, 32, 32)"), "{error}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn needs_data_real_faces_have_the_embeddings_of_the_cpu() -> crate::Result<()> {
+        let Some(data) = std::env::var_os("MASKINV_DATA").map(PathBuf::from) else {
+            println!("skipped: MASKINV_DATA is not set");
+            return Ok(());
+        };
+        let mut rgb = Vec::new();
+        for name in ["AJ_Cook/AJ_Cook_0001.jpg", "AJ_Lamas/AJ_Lamas_0001.jpg", "Aaron_Guiel/Aaron_Guiel_0001.jpg"] {
+            let image = image::open(Path::new(&data).join("lfw112/images").join(name)).expect("a crop of LFW");
+            rgb.extend(image.into_rgb8().into_raw());
+        }
+        let model = load_model(&data.join("models/w600k_mbf.onnx"), None)?.model;
+        let expected = model.inference(3)?.run(&to_tensor(&rgb, 112, model.preprocessing())?)?;
+        let mut model = model;
+        for (precision, least) in [(Precision::F32, 0.999_999), (Precision::F16, 0.9999), (Precision::Bf16, 0.999)] {
+            model = model.on(&Machine::of_tests(precision));
+            let Inference::Gpu(network) = model.inference(3)? else { panic!("not on the GPU") };
+            let found = cosines(&network.run_rgb(&rgb)?, &expected)?;
+            println!("{precision}: cosines {found:?} to the CPU's");
+            assert!(found.iter().all(|cosine| *cosine > least), "{precision}: {found:?}");
+        }
+        Ok(())
+    }
+}

@@ -164,6 +164,8 @@ impl GpuTrainer {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use candle_core::{Device, Tensor};
 
     use super::*;
@@ -203,8 +205,10 @@ mod tests {
         Trainer::new(student, head, Some(teacher), &config.distill.of(arm), &config.optim, 0)
     }
 
-    /// The figures of each step, and the weights after the last.
-    fn run(config: &Config, arm: Arm, machine: &Machine, num_steps: usize) -> Result<(Vec<StepReport>, Vec<f32>)> {
+    type Weights = BTreeMap<String, Vec<f32>>;
+
+    /// The figures of each step, and the weights after the last by name.
+    fn run(config: &Config, arm: Arm, machine: &Machine, num_steps: usize) -> Result<(Vec<StepReport>, Weights)> {
         let teacher = model(config, machine, 5)?;
         let mut trainer = trainer(config, arm, machine, &teacher)?;
         let mut reports = Vec::new();
@@ -213,12 +217,11 @@ mod tests {
             reports.push(trainer.synchronise()?);
             assert!(first.is_none_or(|first| first == reports[i]));
         }
-        let mut weights = Vec::new();
-        let head = trainer.head().map(|head| head.params().state()).transpose()?.unwrap_or_default();
-        for tensor in trainer.student.params().state()?.values().chain(head.values()) {
-            weights.extend(tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
-        }
-        Ok((reports, weights))
+        let mut state = trainer.student.params().state()?;
+        state.extend(trainer.head().map(|head| head.params().state()).transpose()?.unwrap_or_default());
+        let read = |tensor: Tensor| tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        let weights = state.into_iter().map(|(name, tensor)| Ok((name, read(tensor)?)));
+        Ok((reports, weights.collect::<Result<_>>()?))
     }
 
     fn off(found: f64, expected: f64) -> f64 {
@@ -242,13 +245,20 @@ mod tests {
                     assert!(off(found.distill_loss, expected.distill_loss) < tol, "{case}");
                     assert!(off(found.grad_norm, expected.grad_norm) < 3.0 * tol && found.lr == expected.lr, "{case}");
                 }
-                let difference: f64 = on_gpu.iter().zip(&weights).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-                let norm: f64 = weights.iter().map(|w| f64::from(*w).powi(2)).sum();
-                assert!(
-                    (difference / norm).sqrt() < tol,
-                    "{arm:?} {precision}: weights {}",
-                    (difference / norm).sqrt()
-                );
+                // No update reaches it.
+                assert!(on_gpu["features.weight"].iter().all(|w| *w == 1.0), "{arm:?} {precision}");
+                let (mut all_off, mut all) = (0.0, 0.0);
+                for (name, expected) in &weights {
+                    let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>();
+                    let off = squares(&mut on_gpu[name].iter().zip(expected).map(|(a, b)| a - b));
+                    // Means and what began as zeros are small beside what they are added to.
+                    let size = squares(&mut expected.iter().copied()).max(1e-4 * expected.len() as f64);
+                    let is_close = (off / size).sqrt() < tol;
+                    assert!(is_close || kind == OptimKind::AdamW, "{arm:?} {precision}: {name} {}", off / size);
+                    (all_off, all) = (all_off + off, all + size);
+                }
+                // Where a gradient is nothing but rounding, as in front of a norm, AdamW takes its sign.
+                assert!((all_off / all).sqrt() < tol, "{arm:?} {precision}: weights {}", all_off / all);
             }
         }
         Ok(())

@@ -77,8 +77,8 @@ impl Network {
         let is_known = |step: &Step| match step {
             Step::Conv { x, path, config } => {
                 let ([.., c], weight) = (shapes[program.views[*x].value], &weights[&format!("{path}.weight")]);
-                let is_depthwise = config.groups == c && weight[0] == c && weight[1] == 1;
-                weight[2] == weight[3] && (config.groups == 1 || is_depthwise)
+                let is_grouped = weight[0] == c && per_access.is_multiple_of(weight[1]);
+                weight[2] == weight[3] && (config.groups == 1 || is_grouped)
             }
             _ => true,
         };
@@ -285,10 +285,10 @@ impl Network {
     pub(super) fn conv(&self, i: usize, n: usize) -> Result<Conv> {
         let Step::Conv { x, path, config } = &self.program.steps[i] else { bail!("step {i} is no convolution") };
         let ([h, w, c], [.., co]) = (self.shapes[self.program.views[*x].value], self.shapes[i + 1]);
-        let is_depthwise = config.groups > 1;
-        let num_pixels = self.params.weight(path)?.len() / if is_depthwise { c } else { c * co };
+        let group = (config.groups > 1).then(|| c / config.groups);
+        let num_pixels = self.params.weight(path)?.len() / c / group.unwrap_or(co);
         let (stride, padding) = (config.stride, config.padding);
-        Ok(Conv { x: [n, h, w, c], co, k: num_pixels.isqrt(), stride, padding, is_depthwise })
+        Ok(Conv { x: [n, h, w, c], co, k: num_pixels.isqrt(), stride, padding, group })
     }
 
     /// The elements that dropout multiplies by, drawn in the order of the CPU's, channels first.

@@ -22,8 +22,8 @@ enum Order {
     /// From `(co, c, pixels)` to `(co, pixels, padded)`: filters, and fully connected layers behind an image. Behind the `c`-th
     /// channel are zeros, whose gradient is zero.
     ChannelsLast { c: usize, pixels: usize, padded: usize },
-    /// From `(c, 1, pixels)` to `(pixels, c)`.
-    Depthwise { c: usize },
+    /// From `(c, m, pixels)` to `(pixels, m, c)`: filters of groups of `m` channels.
+    Grouped { c: usize, m: usize },
 }
 
 impl Order {
@@ -38,9 +38,9 @@ impl Order {
                     (channel < c).then_some((o * c + channel) * pixels + pixel)
                 }))
             }
-            Self::Depthwise { c } => {
-                let pixels = len / c;
-                Box::new((0..len).map(move |i| Some(i % c * pixels + i / c)))
+            Self::Grouped { c, m } => {
+                let pixels = len / c / m;
+                Box::new((0..len).map(move |i| Some((i % c * m + i / c % m) * pixels + i / c / m)))
             }
         }
     }
@@ -62,6 +62,8 @@ impl Order {
 
 #[derive(Clone, Debug)]
 struct Place {
+    /// Whether it lies among what no update reaches.
+    is_fixed: bool,
     start: usize,
     /// On the device, without what fills it up to the next parameter.
     len: usize,
@@ -70,15 +72,15 @@ struct Place {
 
 /// Parameters with their gradients, and running statistics.
 pub(crate) struct DeviceParams {
-    /// Trained or given parameters, then the running statistics, which no update reaches.
     places: BTreeMap<String, Place>,
-    /// f32.
+    /// f32: the trained parameters, or all of a network that is not trained.
     values: Array,
-    /// f32; of the parameters.
+    /// f32, likewise; empty if the network is not trained.
     grads: Array,
-    /// The parameters in the type of the products, unless that is f32.
+    /// The same in the type of the products, unless that is f32.
     short: Option<Array>,
-    running: Array,
+    /// f32: running statistics, and parameters that are not trained of a network that is.
+    fixed: Array,
     /// Batches that entered the running statistics since they were last downloaded.
     num_batches: AtomicU64,
     is_trained: bool,
@@ -97,7 +99,10 @@ impl DeviceParams {
         for step in &program.steps {
             let shape = |view: ViewId| shapes[program.views[view].value];
             let (path, order) = match step {
-                Step::Conv { x, path, config } if config.groups > 1 => (path, Order::Depthwise { c: shape(*x)[3] }),
+                Step::Conv { x, path, config } if config.groups > 1 => {
+                    let c = shape(*x)[3];
+                    (path, Order::Grouped { c, m: c / config.groups })
+                }
                 Step::Conv { x, path, .. } => {
                     let c = shape(*x)[3];
                     let pixels = read(params, &format!("{path}.weight"))?.dims()[2..].iter().product();
@@ -111,30 +116,26 @@ impl DeviceParams {
             };
             orders.insert(format!("{path}.weight"), order);
         }
-        let names = program.param_names().into_iter().collect::<BTreeSet<_>>();
-        let (mut places, mut flat) = (BTreeMap::new(), Vec::new());
-        for name in &names {
-            let order = orders.remove(name).unwrap_or(Order::Same);
-            let values = order.laid_out(&read(params, name)?.flatten_all()?.to_vec1::<f32>()?);
-            places.insert(name.clone(), Place { start: flat.len(), len: values.len(), order });
-            flat.extend(values);
-            flat.resize(flat.len().next_multiple_of(ALIGNMENT), 0.0);
+        let trained: BTreeSet<&str> = params.trainable().map(|(name, _)| name).collect();
+        let is_trained = !trained.is_empty();
+        let norms = program.views.iter().filter_map(|view| view.norm.as_ref());
+        let running = norms.flat_map(|norm| ["running_mean", "running_var"].map(|name| format!("{}.{name}", norm.bn)));
+        let (mut places, mut flat, mut fixed) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let names: BTreeSet<String> = program.param_names().into_iter().collect();
+        for (name, is_running) in names.into_iter().map(|name| (name, false)).chain(running.map(|name| (name, true))) {
+            let order = orders.remove(&name).unwrap_or(Order::Same);
+            let values = order.laid_out(&read(params, &name)?.flatten_all()?.to_vec1::<f32>()?);
+            let is_fixed = is_running || (is_trained && !trained.contains(name.as_str()));
+            let all = if is_fixed { &mut fixed } else { &mut flat };
+            places.insert(name, Place { is_fixed, start: all.len(), len: values.len(), order });
+            all.extend(values);
+            all.resize(all.len().next_multiple_of(ALIGNMENT), 0.0);
         }
-        let mut running = Vec::new();
-        for Norm { bn, .. } in program.views.iter().filter_map(|view| view.norm.as_ref()) {
-            for name in ["running_mean", "running_var"].map(|name| format!("{bn}.{name}")) {
-                let values = read(params, &name)?.to_vec1::<f32>()?;
-                places.insert(name, Place { start: running.len(), len: values.len(), order: Order::Same });
-                running.extend(values);
-                running.resize(running.len().next_multiple_of(ALIGNMENT), 0.0);
-            }
-        }
-        let is_trained = params.trainable().next().is_some();
         let values = device.upload(&flat)?;
         let short = if element == Element::F32 { None } else { Some(device.array(element, flat.len())?) };
         let grads = device.zeros(Element::F32, if is_trained { flat.len() } else { 0 })?;
-        let running = device.upload(&running)?;
-        let uploaded = Self { places, values, grads, short, running, num_batches: AtomicU64::new(0), is_trained };
+        let fixed = device.upload(&fixed)?;
+        let uploaded = Self { places, values, grads, short, fixed, num_batches: AtomicU64::new(0), is_trained };
         uploaded.shorten()?;
         Ok(uploaded)
     }
@@ -146,12 +147,12 @@ impl DeviceParams {
 
     /// Copies parameters and running statistics back; waits for the device.
     pub fn download(&self, params: &Params) -> Result<()> {
-        let (values, running) = (self.values.read::<f32>()?, self.running.read::<f32>()?);
+        let (values, fixed) = (self.values.read::<f32>()?, self.fixed.read::<f32>()?);
         let mut state = BTreeMap::new();
         for (name, shape) in params.shapes() {
             let tensor = match self.places.get(&name) {
-                Some(Place { start, len, order }) => {
-                    let from = if is_running(&name) { &running } else { &values };
+                Some(Place { is_fixed, start, len, order }) => {
+                    let from = if *is_fixed { &fixed } else { &values };
                     let values = order.restored(&from[*start..][..*len], shape.iter().product());
                     Tensor::from_vec(values, shape, &Candle::Cpu)?
                 }
@@ -167,20 +168,28 @@ impl DeviceParams {
 
     /// A parameter, f32.
     pub fn value(&self, path: &str, name: &str) -> Result<Array> {
-        self.part(&self.values, path, name)
+        let place = self.place(path, name)?;
+        Ok(if place.is_fixed { &self.fixed } else { &self.values }.part(place.start, place.len))
     }
 
     /// A parameter in the type of the products.
     pub fn weight(&self, path: &str) -> Result<Array> {
-        self.part(self.short.as_ref().unwrap_or(&self.values), path, "weight")
+        let place = self.place(path, "weight")?;
+        if place.is_fixed {
+            bail!("{path}.weight: a layer whose weight is not trained in a network that is");
+        }
+        Ok(self.short.as_ref().unwrap_or(&self.values).part(place.start, place.len))
     }
 
     /// Where the gradient of a parameter goes, f32.
     pub fn grad(&self, path: &str, name: &str) -> Result<Array> {
-        if !self.is_trained {
-            bail!("{path}.{name} is not trained");
+        let place = self.place(path, name)?;
+        match (self.is_trained, place.is_fixed) {
+            (false, _) => bail!("{path}.{name} is not trained"),
+            // Somewhere: nobody reads it.
+            (true, true) => self.values.device().array(Element::F32, place.len),
+            (true, false) => Ok(self.grads.part(place.start, place.len)),
         }
-        self.part(&self.grads, path, name)
     }
 
     pub(super) fn norm(&self, Norm { bn, prelu }: &Norm) -> Result<NormParams> {
@@ -188,8 +197,8 @@ impl DeviceParams {
             weight: self.value(bn, "weight")?,
             bias: self.value(bn, "bias")?,
             slopes: prelu.as_ref().map(|prelu| self.value(prelu, "weight")).transpose()?,
-            running_mean: self.part(&self.running, bn, "running_mean")?,
-            running_var: self.part(&self.running, bn, "running_var")?,
+            running_mean: self.value(bn, "running_mean")?,
+            running_var: self.value(bn, "running_var")?,
             eps: BatchNorm::EPS as f32,
             momentum: BatchNorm::MOMENTUM as f32,
         })
@@ -228,16 +237,12 @@ impl DeviceParams {
         Ok(place.order.restored(&self.grads.part(place.start, place.len).read()?, len))
     }
 
-    fn part(&self, of: &Array, path: &str, name: &str) -> Result<Array> {
+    fn place(&self, path: &str, name: &str) -> Result<&Place> {
         match self.places.get(&format!("{path}.{name}")) {
-            Some(place) => Ok(of.part(place.start, place.len)),
+            Some(place) => Ok(place),
             None => bail!("no parameter {path}.{name}"),
         }
     }
-}
-
-fn is_running(name: &str) -> bool {
-    name.ends_with(".running_mean") || name.ends_with(".running_var")
 }
 
 fn read(params: &Params, name: &str) -> Result<Tensor> {
