@@ -12,6 +12,7 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod files;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod gpu;
 pub mod losses;

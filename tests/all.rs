@@ -6,6 +6,7 @@ mod engine;
 mod eval_metrics;
 mod fixture;
 mod folder;
+mod formats;
 mod hostility;
 #[cfg(feature = "hub")]
 mod hub;
@@ -24,5 +25,7 @@ mod ops;
 mod pairs;
 mod photo_pairs;
 mod pytorch;
+mod recordio;
 mod source;
 mod train;
+mod verification;

@@ -130,7 +130,7 @@ fn bad_input_is_one_line_that_says_what_and_where() -> Result<()> {
 
     let missing = root.path().join("nowhere");
     let error = train(&missing)?;
-    assert!(error.contains("nowhere: No such file or directory"), "{error}");
+    assert!(error.contains("nowhere: expected a data set, found nothing there"), "{error}");
 
     let note = faces.join("p1/notes.txt");
     std::fs::write(&note, "who is this?")?;

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
-use maskinv::data::{ALIGNED_LANDMARKS, Dataset, FaceFolder, FolderFilter};
+use maskinv::data::{ALIGNED_LANDMARKS, Dataset, FaceFolder, IdentityFilter, PairList, Sample, Subset};
 use maskinv::{Error, Result};
 use tempfile::TempDir;
 
@@ -80,12 +81,15 @@ fn folder_is_listed_in_byte_order() -> Result<()> {
 fn images_are_found_by_identity_and_number() -> Result<()> {
     let dir = example();
     let folder = FaceFolder::open(dir.path())?;
-    assert_eq!(
-        [("B", 1), ("a_1", 1), ("a_1", 3), ("c", 2), ("c", 10)].map(|(n, i)| folder.find(n, i)),
-        [Some(0), Some(1), Some(2), Some(4), Some(5)]
-    );
-    for (name, number) in [("B", 2), ("a", 1), ("a_1", 2), ("C", 2), ("", 1), ("c", 0)] {
-        assert_eq!(folder.find(name, number), None, "{name} {number}");
+    let resolved = |line: &str| {
+        let list = write(dir.path().join("pairs.txt"), line.as_bytes());
+        PairList::read_mfr2(list)?.resolve(&folder).map(|pairs| (pairs[0].a, pairs[0].b))
+    };
+    assert_eq!(resolved("B 1 a_1 1")?, (0, 1));
+    assert_eq!(resolved("a_1 3 c 2")?, (2, 4));
+    assert_eq!(resolved("c 10 2")?, (5, 4));
+    for missing in ["B 2 a_1 1", "a 1 c 2", "a_1 1 2", "C 2 c 2"] {
+        assert!(resolved(missing).is_err(), "{missing}");
     }
     Ok(())
 }
@@ -93,24 +97,23 @@ fn images_are_found_by_identity_and_number() -> Result<()> {
 #[test]
 fn filters_leave_labels_contiguous() -> Result<()> {
     let dir = example();
-    let two = FaceFolder::open_filtered(dir.path(), &FolderFilter { min_images: 2, identities: None })?;
-    assert_eq!((two.len(), two.num_identities(), two.num_skipped_identities()), (5, 2, 1));
-    assert_eq!((two.identity_name(0), two.label(0), two.label(4)), ("a_1", 0, 1));
-    assert_eq!((two.find("c", 10), two.find("B", 1)), (Some(4), None));
-
-    // An identity the list does not name is not looked into.
-    write(dir.path().join("B/broken.txt"), b"");
-    let only = |names: &[&str]| {
-        let identities = Some(names.iter().map(|n| n.to_string()).collect());
-        FaceFolder::open_filtered(dir.path(), &FolderFilter { min_images: 0, identities })
+    let folder = Arc::new(FaceFolder::open(dir.path())?);
+    let filtered = |min_images, names: Option<&[&str]>| {
+        let names = names.map(|names| names.iter().map(|n| n.to_string()).collect());
+        Subset::new(folder.clone(), &IdentityFilter { min_images, names }, dir.path())
     };
-    let listed = only(&["c", "a_1", "c"])?;
+    let two = filtered(2, None)?;
+    assert_eq!((two.len(), two.num_identities(), two.num_skipped_identities()), (5, 2, 1));
+    assert_eq!((two.identity_name(0).as_str(), two.label(0), two.label(4)), ("a_1", 0, 1));
+    assert_eq!(two.get(4)?, Sample { label: 1, ..folder.get(5)? });
+    assert_eq!((two.name(4), two.file_name(4)), (folder.name(5), folder.file_name(5)));
+
+    let listed = filtered(0, Some(&["c", "a_1", "c"]))?;
     assert_eq!((listed.len(), listed.num_identities(), listed.num_skipped_identities()), (5, 2, 0));
-    let text = only(&["c", "Nobody"]).expect_err("must be refused").to_string();
-    assert!(text.ends_with("expected a folder of identity Nobody, found none"), "{text}");
-    let none =
-        FaceFolder::open_filtered(dir.path(), &FolderFilter { min_images: 9, identities: Some(vec!["c".into()]) });
-    assert!(none.expect_err("must be refused").to_string().contains("leaves none of 3 identities"));
+    let text = filtered(0, Some(&["c", "Nobody"])).map(|_| ()).expect_err("must be refused").to_string();
+    assert!(text.ends_with("expected images of identity Nobody, found none"), "{text}");
+    let none = filtered(9, Some(&["c"])).map(|_| ()).expect_err("must be refused").to_string();
+    assert!(none.contains("leaves none of 3 identities"), "{none}");
     Ok(())
 }
 

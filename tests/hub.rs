@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use maskinv::data::{Dataset, Export, VerificationFaces, open_source, write_parquet};
 use maskinv::weights::{Hub, HubConfig};
 use maskinv::weights::{HubFile, ModelRef};
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::hub_server::{COMMIT, Request, Server, Site};
@@ -369,4 +371,47 @@ fn tokens_endpoints_and_proxies_of_the_environment_are_not_used() -> Result<()> 
     }
     assert!(!home.path().join("hub").exists(), "the user's cache was touched");
     Ok(())
+}
+
+#[test]
+fn a_data_set_is_fetched_once_and_opened() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let parquet = dir.path().join("x.parquet");
+    let faces = VerificationFaces::open(Path::new("tests/fixtures/verification/numpy.bin"))?;
+    write_parquet(&mut Export::new(&faces, &mut |_| ()), &parquet)?;
+    let body = std::fs::read(&parquet)?;
+    let sha256: String = Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect();
+    let server = Server::start(Site { body, etag: sha256.clone(), ..Site::default() })?;
+    let client = Client::of(&server.url())?;
+    let hub = Hub::new(client.config.clone());
+    let reference = "hf://datasets/owner/faces";
+    let folder = hub.fetch_dataset(reference)?;
+    assert!(folder.ends_with("default/train"), "{}", folder.display());
+    let source = open_source(&folder)?;
+    assert_eq!((source.images.len(), source.images.get(7)?), (8, faces.get(7)?));
+    server.take_requests();
+    assert_eq!(hub.fetch_dataset("hf://datasets/owner/faces/default/train")?, folder);
+    let offline = Hub::new(HubConfig { offline: true, ..client.config.clone() });
+    assert_eq!(offline.fetch_dataset(reference)?, folder);
+    assert!(server.take_requests().is_empty(), "a data set in the cache was asked for");
+
+    let refused = |hub: &Hub, reference: &str, expected: &str| -> Result<()> {
+        let error = hub.fetch_dataset(reference).err().context("it was fetched")?.to_string();
+        assert!(error.starts_with(reference) && error.contains(expected) && !error.contains('\n'), "{error}");
+        Ok(())
+    };
+    refused(
+        &hub,
+        "hf://datasets/owner/faces/default/test",
+        "expected a configuration and split of [\"default/train\"]",
+    )?;
+    refused(&hub, "hf://datasets/owner", "expected hf://datasets/owner/name")?;
+    refused(&hub, "hf://datasets/../faces", "expected hf://datasets/owner/name")?;
+    refused(&offline, "hf://datasets/owner/others", "offline")?;
+    refused(&hub, "hf://datasets/owner/others", "")?;
+
+    // The cache was spoilt.
+    let blob = folder.join("0000.parquet").canonicalize()?;
+    std::fs::write(&blob, b"PAR1 not really")?;
+    refused(&offline, reference, "SHA-256: expected ")
 }

@@ -163,7 +163,18 @@ fn reply(site: &mut Site, request: &Request) -> (String, Vec<u8>) {
         return empty(307, &format!("Location: /owner/repo{rest}\r\n"));
     }
     let names: Vec<&str> = request.path.split('/').collect();
+    // What the hub says of the branch of its own parquet files.
+    if let ["", "api", "datasets", "owner", "faces", "revision", "refs%2Fconvert%2Fparquet"] = names[..] {
+        let body = format!(
+            r#"{{"id": "owner/faces", "sha": "{COMMIT}", "siblings": [{{"rfilename": "default/train/0000.parquet"}}]}}"#
+        );
+        let head = "HTTP/1.1 200 x\r\nContent-Type: application/json\r\nConnection: close\r\n";
+        return (format!("{head}Content-Length: {}\r\n\r\n", body.len()), body.into_bytes());
+    }
     let is_known = match names[..] {
+        ["", "datasets", "owner", "faces", "resolve", revision, "default", "train", "0000.parquet"] => {
+            ["refs%2Fconvert%2Fparquet", COMMIT].contains(&revision)
+        }
         ["", "storage", etag] => etag == site.etag,
         ["", "owner", "repo", "resolve", revision, "folder", "model.onnx"] => ["main", COMMIT].contains(&revision),
         _ => false,

@@ -6,7 +6,9 @@ use anyhow::Result;
 use image::RgbImage;
 use image::imageops::flip_horizontal;
 use maskinv::data::mask::{MaskConfig, MaskKind, MaskProtocol};
-use maskinv::data::{ALIGNED_LANDMARKS, AugmentConfig, Batch, Dataset, Loader, LoaderConfig, Sample, Transform, Views};
+use maskinv::data::{
+    ALIGNED_LANDMARKS, AugmentConfig, Batch, Dataset, Loader, LoaderConfig, OnBroken, Sample, Transform, Views,
+};
 use maskinv::{Error, Result as CrateResult};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -52,7 +54,7 @@ fn sample() -> Sample {
 
 fn loader(len: usize, threads: usize, seed: u64) -> CrateResult<Loader> {
     let transform = Transform::new(&AugmentConfig::default(), &MaskConfig::default())?;
-    let config = LoaderConfig { batch_size: 4, threads, prefetch: 2 };
+    let config = LoaderConfig { batch_size: 4, threads, prefetch: 2, balance: 0.0 };
     Loader::new(Arc::new(Grey { len, broken: None }), transform, &config, 28, seed)
 }
 
@@ -92,11 +94,63 @@ fn an_epoch_sees_each_image_once_and_says_how_many_it_leaves_out() -> Result<()>
 #[test]
 fn an_unreadable_image_ends_the_epoch_with_its_error() -> Result<()> {
     let transform = Transform::new(&AugmentConfig::default(), &MaskConfig::default())?;
-    let config = LoaderConfig { batch_size: 4, threads: 2, prefetch: 1 };
+    let config = LoaderConfig { batch_size: 4, threads: 2, prefetch: 1, balance: 0.0 };
     let loader = Loader::new(Arc::new(Grey { len: 22, broken: Some(9) }), transform, &config, 28, 0)?;
     let mut results: Vec<_> = (0..4).flat_map(|e| loader.epoch(e)).filter(CrateResult::is_err).collect();
     let error = results.remove(0).unwrap_err().to_string();
     assert_eq!(error, "broken.jpg: cut off");
+    Ok(())
+}
+
+#[test]
+fn a_broken_image_is_replaced_and_counted_where_settings_say_so() -> Result<()> {
+    let epoch = |threads: usize| -> Result<(Vec<Batch>, Vec<String>)> {
+        let transform = Transform::new(&AugmentConfig::default(), &MaskConfig::default())?;
+        let config = LoaderConfig { batch_size: 4, threads, prefetch: 1, balance: 0.0 };
+        let set = Arc::new(Grey { len: 24, broken: Some(9) });
+        let loader = Loader::new(set, transform, &config, 28, 0)?.on_broken(OnBroken::Skip);
+        let mut batches = loader.epoch(0);
+        let made = batches.by_ref().collect::<CrateResult<Vec<_>>>()?;
+        Ok((made, batches.broken()))
+    };
+    let (batches, broken) = epoch(1)?;
+    assert_eq!((batches.len(), broken), (6, vec!["broken.jpg: cut off".to_owned()]));
+    for threads in [2, 8] {
+        assert!(epoch(threads)?.0 == batches, "{threads} threads");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_stopped_epoch_goes_on_where_it_was() -> Result<()> {
+    let whole = epoch(3, 5, 2)?;
+    for threads in [1, 2, 8] {
+        for first in 0..=5 {
+            let rest: Vec<Batch> = loader(22, threads, 5)?.epoch_from(2, first).collect::<CrateResult<_>>()?;
+            assert!(rest == whole[first..], "{threads} threads from {first}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn ranks_share_an_epoch_without_an_image_in_two() -> Result<()> {
+    let together = {
+        let transform = Transform::new(&AugmentConfig::default(), &MaskConfig::default())?;
+        let config = LoaderConfig { batch_size: 8, threads: 1, prefetch: 1, balance: 0.0 };
+        let loader = Loader::new(Arc::new(Grey { len: 27, broken: None }), transform, &config, 28, 5)?;
+        loader.epoch(1).collect::<CrateResult<Vec<Batch>>>()?
+    };
+    let rank = |rank| loader(27, 2, 5)?.shard(rank, 2)?.epoch(1).collect::<CrateResult<Vec<Batch>>>();
+    let (first, second) = (rank(0)?, rank(1)?);
+    assert_eq!((together.len(), first.len(), second.len()), (3, 3, 3));
+    for ((both, a), b) in together.iter().zip(&first).zip(&second) {
+        assert_eq!(both.labels, [a.labels.clone(), b.labels.clone()].concat());
+        assert!(both.student.values == [a.student.values.clone(), b.student.values.clone()].concat());
+    }
+    assert!(loader(27, 1, 5)?.shard(2, 2).is_err());
+    let error = loader(27, 1, 5)?.shard(0, 7).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(error.contains("4 on each of 7 ranks is more than the 27 images"), "{error}");
     Ok(())
 }
 

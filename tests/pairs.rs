@@ -1,8 +1,9 @@
 //! Pair and people lists, good and bad, and drawn pairs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use maskinv::data::{Dataset, FaceFolder, FolderFilter, Pair, PairList, People, sample_pairs};
+use maskinv::data::{Dataset, FaceFolder, IdentityFilter, Pair, PairList, People, Subset, sample_pairs};
 use maskinv::{Error, Result};
 use tempfile::TempDir;
 
@@ -127,10 +128,10 @@ fn pairs_resolve_to_images() -> Result<()> {
     let expected = [pair(0, 1, true, 0), pair(0, 3, false, 0), pair(2, 3, true, 1), pair(2, 4, false, 1)];
     assert_eq!(pairs.resolve(&FaceFolder::open(dir.path())?)?, expected);
 
-    let filter = FolderFilter { min_images: 2, identities: None };
-    let without_cy = FaceFolder::open_filtered(dir.path(), &filter)?;
+    let filter = IdentityFilter { min_images: 2, names: None };
+    let without_cy = Subset::new(Arc::new(FaceFolder::open(dir.path())?), &filter, dir.path())?;
     let text = pairs.resolve(&without_cy).expect_err("must be refused").to_string();
-    let expected = format!("{}:5: expected image 1 of Cy in ", path.display());
+    let expected = format!("{}:5: expected image 1 of Cy in the data set", path.display());
     assert!(text.starts_with(&expected) && text.ends_with("found none"), "{text}");
     Ok(())
 }
@@ -220,8 +221,8 @@ fn needs_data_lfw_lists_resolve() -> Result<()> {
     assert_eq!(people.folds.len(), 7);
     let listed: u32 = people.folds.iter().flatten().map(|p| p.num_images).sum();
     assert_eq!((people.names(0..7).len(), listed as usize), (folder.num_identities(), folder.len()));
-    let train = FolderFilter { min_images: 2, identities: Some(people.names(0..5)) };
-    let train = FaceFolder::open_filtered(root.join("images"), &train)?;
+    let filter = IdentityFilter { min_images: 2, names: Some(people.names(0..5)) };
+    let train = Subset::new(Arc::new(folder), &filter, &root)?;
     assert!(train.num_skipped_identities() > 0 && train.num_identities() < people.names(0..5).len());
     Ok(())
 }

@@ -13,8 +13,8 @@ use super::threads::ThreadsArgs;
 use super::{list_images, print};
 use crate::data::read_face;
 use crate::eval::{EmbedConfig, Embeddings, embed};
+use crate::files::write_atomic;
 use crate::train::Event;
-use crate::weights::write_atomic;
 
 /// Which model, which images, and where the embeddings go.
 #[derive(Args, Debug)]

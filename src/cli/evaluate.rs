@@ -52,7 +52,7 @@ impl EvaluateArgs {
         if let Some(seed) = self.seed {
             config.eval.seed = seed;
         }
-        self.settings.apply(&mut config)?;
+        self.settings.apply(&mut config, &self.hub)?;
         let test = config.data.open_test()?;
         let photos = config.data.open_real_masks()?;
         let mut progress = Progress::new();

@@ -2,6 +2,7 @@
 
 mod allocator;
 mod convert;
+mod data;
 mod device;
 mod download;
 mod embed;
@@ -22,6 +23,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use convert::ConvertArgs;
+use data::DataArgs;
 use download::DownloadArgs;
 use embed::EmbedArgs;
 use evaluate::EvaluateArgs;
@@ -53,6 +55,8 @@ enum Command {
     Evaluate(EvaluateArgs),
     /// Draws masks onto aligned face crops
     Mask(MaskArgs),
+    /// Shows, converts and checks data sets, and draws pairs to test on
+    Data(DataArgs),
     /// Turns aligned face crops into embeddings
     Embed(EmbedArgs),
     /// Shows what a model is: network, preprocessing, how it was recognised
@@ -70,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => exit_code(args.run()),
         Command::Evaluate(args) => exit_code(args.run()),
         Command::Mask(args) => exit_code(args.run()),
+        Command::Data(args) => exit_code(args.run()),
         Command::Embed(args) => exit_code(args.run()),
         Command::Info(args) => exit_code(args.run()),
         Command::Convert(args) => exit_code(args.run()),

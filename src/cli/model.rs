@@ -1,6 +1,6 @@
 //! Models as users name them: a path, `hf://owner/repo/file`, or a short name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -9,6 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::models::{Loaded, open_model};
 use crate::preprocessing::Channels;
 use crate::weights::{Hub, HubConfig, ModelRef};
+
+/// How data sets of the hub are called.
+const DATASETS: &str = "hf://datasets/";
 
 /// How models are found that are not files, and what is known of them that no file says.
 #[derive(Args, Clone, Debug, Default)]
@@ -28,6 +31,11 @@ pub(super) struct HubArgs {
 }
 
 impl HubArgs {
+    /// For commands about data sets, which have no model.
+    pub(super) fn of_data(offline: bool) -> Self {
+        Self { offline, ..Self::default() }
+    }
+
     /// Returns the file of a model, downloaded if need be.
     pub(super) fn fetch(&self, reference: &ModelRef) -> Result<PathBuf> {
         let bar = bar(&reference.to_string());
@@ -61,6 +69,16 @@ impl HubArgs {
         let loaded = self.load(name)?;
         loaded.notes.iter().for_each(|note| eprintln!("{name}: {note}"));
         Ok(loaded)
+    }
+
+    /// Returns where a data set is, downloaded if it is one of the hub's.
+    pub(super) fn dataset(&self, path: &Path) -> Result<PathBuf> {
+        let Some(reference) = path.to_str().filter(|text| text.starts_with(DATASETS)) else {
+            return Ok(path.to_owned());
+        };
+        let folder = self.hub().fetch_dataset(reference)?;
+        eprintln!("{reference}: {}", folder.display());
+        Ok(folder)
     }
 
     fn hub(&self) -> Hub {

@@ -53,20 +53,23 @@ impl Progress {
                 );
                 self.advance(step, text);
             }
-            Event::Embedded { done, total } => {
-                if self.bar.length() != Some(total as u64) || done < self.bar.position() as usize {
-                    self.begin("evaluate", total);
-                }
-                self.advance(done, "images embedded".into());
-                if done == total {
-                    self.bar.finish_and_clear();
-                }
-            }
+            Event::Embedded { done, total } => self.count("evaluate", "images embedded", done, total),
             Event::Finished { arm, evaluation } => {
                 self.bar.finish_and_clear();
                 let eers = Setting::ALL.map(|s| format!("{} {:.2} %", s.name(), 100.0 * evaluation.get(s).metrics.eer));
                 eprintln!("{}: EER {}", arm.title(), eers.join(", "));
             }
+        }
+    }
+
+    /// Shows that `done` of `total` images are dealt with, in a work that is called `name`.
+    pub(super) fn count(&mut self, name: &str, what: &str, done: usize, total: usize) {
+        if self.bar.length() != Some(total as u64) || done < self.bar.position() as usize {
+            self.begin(name, total);
+        }
+        self.advance(done, what.to_owned());
+        if done == total {
+            self.bar.finish_and_clear();
         }
     }
 

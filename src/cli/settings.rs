@@ -6,14 +6,16 @@ use anyhow::Result;
 use clap::Args;
 
 use super::device::DeviceArgs;
+use super::model::HubArgs;
 use super::threads::ThreadsArgs;
 use crate::train::{Config, preset};
 
 /// Where settings come from, and what changes them.
 #[derive(Args, Debug)]
 pub(super) struct SettingsArgs {
-    /// A folder of identities, or one with LFW's lists beside `images/`; procedural faces without it
-    #[arg(long, value_name = "DIR")]
+    /// Faces: a folder of people, a .rec, .tar or .parquet file, a list of images, a folder of one of these, or hf://datasets/owner/name; with LFW's lists
+    /// beside it, they say whom to train and test on; procedural faces without it
+    #[arg(long, value_name = "PATH")]
     pub(super) data: Option<PathBuf>,
     /// Photos with real masks to measure on as well, as they are: a CSV of two files and `same`, 1 or 0, a row
     #[arg(long, value_name = "CSV")]
@@ -48,7 +50,7 @@ impl SettingsArgs {
     }
 
     /// Changes `config` as the flags say, `--set` last, and checks the outcome.
-    pub(super) fn apply(&self, config: &mut Config) -> Result<()> {
+    pub(super) fn apply(&self, config: &mut Config, hub: &HubArgs) -> Result<()> {
         if let Some(root) = &self.data {
             config.data.root = Some(root.clone());
         }
@@ -61,6 +63,8 @@ impl SettingsArgs {
         for assignment in &self.set {
             config.set(assignment)?;
         }
+        // Last: what the settings name may be on the hub too.
+        config.data.root = config.data.root.take().map(|root| hub.dataset(&root)).transpose()?;
         Ok(config.validate()?)
     }
 }

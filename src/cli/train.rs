@@ -150,7 +150,7 @@ impl TrainArgs {
         if self.teacher.is_some() {
             config.train.arms.retain(|&arm| arm != Arm::Teacher);
         }
-        self.settings.apply(&mut config)?;
+        self.settings.apply(&mut config, &self.hub)?;
         Ok(config)
     }
 

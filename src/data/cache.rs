@@ -2,22 +2,27 @@
 
 use rayon::prelude::*;
 
-use super::{Dataset, Sample};
-use crate::error::{Error, Result};
+use super::{Dataset, OnBroken, Sample};
+use crate::error::Result;
 
 /// All samples of a data set, decoded: 37 kB a face.
 pub struct Cached<D> {
     inner: D,
-    samples: Vec<Sample>,
+    /// None where an image is broken.
+    samples: Vec<Option<Sample>>,
 }
 
 impl<D: Dataset> Cached<D> {
     /// Decodes every image of `inner`, in parallel.
     ///
     /// # Errors
-    /// When an image cannot be decoded.
-    pub fn new(inner: D) -> Result<Self> {
-        let samples = (0..inner.len()).into_par_iter().map(|i| inner.get(i)).collect::<Result<_>>()?;
+    /// When an image cannot be decoded and broken ones are not skipped.
+    pub fn new(inner: D, on_broken: OnBroken) -> Result<Self> {
+        let sample = |i| match (inner.get(i), on_broken) {
+            (Err(error), OnBroken::Fail) => Err(error),
+            (result, _) => Ok(result.ok()),
+        };
+        let samples = (0..inner.len()).into_par_iter().map(sample).collect::<Result<_>>()?;
         Ok(Self { inner, samples })
     }
 }
@@ -36,15 +41,30 @@ impl<D: Dataset> Dataset for Cached<D> {
     }
 
     fn label(&self, index: usize) -> u32 {
-        self.samples[index].label
+        self.inner.label(index)
     }
 
     fn name(&self, index: usize) -> String {
         self.inner.name(index)
     }
 
+    fn identity_name(&self, label: u32) -> String {
+        self.inner.identity_name(label)
+    }
+
+    fn file_name(&self, index: usize) -> Option<String> {
+        self.inner.file_name(index)
+    }
+
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
+        self.inner.encoded(index)
+    }
+
     fn get(&self, index: usize) -> Result<Sample> {
-        let found = self.samples.get(index).cloned();
-        found.ok_or_else(|| Error::Config(format!("image {index} of {}", self.samples.len())))
+        match self.samples.get(index) {
+            Some(Some(sample)) => Ok(sample.clone()),
+            // Its error again.
+            _ => self.inner.get(index),
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Conditions under which a face is seen, put onto a crop: misalignment, a tight frame, low resolution, other light.
 
+use std::ops::Range;
+
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 use rand::Rng;
@@ -17,6 +19,12 @@ const MAX_SHIFT: f32 = 0.05;
 const MAX_FRAME_TURN_RAD: f32 = 0.35;
 /// Shares of the side that a frame may take from left and right, top, bottom.
 const FRAME: [f32; 3] = [0.3, 0.3, 0.15];
+/// Shares of the area that a part has that is scaled up, and height by width of it.
+const CROP_AREA: Range<f32> = 0.6..1.0;
+const CROP_RATIO: Range<f32> = 0.75..1.333;
+/// The same of a part that is erased.
+const ERASED_AREA: Range<f32> = 0.02..0.2;
+const ERASED_RATIO: Range<f32> = 0.333..3.0;
 /// Least side that a face is scaled down to, as a share.
 const MIN_RESOLUTION: f32 = 0.2;
 
@@ -38,6 +46,35 @@ pub(super) fn apply(image: &mut RgbImage, config: &AugmentConfig, rng: &mut ChaC
     if rng.random_bool(config.light) {
         light(image, rng);
     }
+    if rng.random_bool(config.crop) {
+        let [width, height] = part(image, CROP_AREA, CROP_RATIO, rng);
+        let [x, y] = place(image, [width, height], rng);
+        let part = imageops::crop_imm(image, x, y, width, height).to_image();
+        *image = imageops::resize(&part, image.width(), image.height(), FilterType::Triangle);
+    }
+    if rng.random_bool(config.erase) {
+        let size = part(image, ERASED_AREA, ERASED_RATIO, rng);
+        let [left, top] = place(image, size, rng);
+        for y in top..top + size[1] {
+            for x in left..left + size[0] {
+                image.put_pixel(x, y, Rgb(rng.random()));
+            }
+        }
+    }
+}
+
+/// Width and height of a part of an image: its share of the area, and height by width, the logarithm of which is uniform.
+fn part(image: &RgbImage, area: Range<f32>, ratio: Range<f32>, rng: &mut ChaCha8Rng) -> [u32; 2] {
+    let (width, height) = image.dimensions();
+    let area = rng.random_range(area) * width as f32 * height as f32;
+    let ratio = rng.random_range(ratio.start.ln()..ratio.end.ln()).exp();
+    let size = [(area / ratio).sqrt(), (area * ratio).sqrt()];
+    [(size[0].round() as u32).clamp(1, width), (size[1].round() as u32).clamp(1, height)]
+}
+
+/// Left and top of a part of this size.
+fn place(image: &RgbImage, size: [u32; 2], rng: &mut ChaCha8Rng) -> [u32; 2] {
+    [rng.random_range(0..=image.width() - size[0]), rng.random_range(0..=image.height() - size[1])]
 }
 
 /// The image turned, scaled and shifted a little, black where nothing is known.
@@ -135,5 +172,15 @@ mod tests {
         let coarse = applied(&only(|c| c.low_resolution = 1.0), 3);
         assert!(coarse != original && coarse.get_pixel(56, 56).0[0].abs_diff(116) < 8);
         assert_ne!(applied(&only(|c| c.light = 1.0), 3), original);
+        let (erased, cropped) = (only(|c| c.erase = 1.0), only(|c| c.crop = 1.0));
+        for seed in 0..50 {
+            let image = applied(&erased, seed);
+            let changed = image.pixels().zip(original.pixels()).filter(|(a, b)| a != b).count();
+            assert!((200..2700).contains(&changed), "seed {seed}: {changed}");
+            let image = applied(&cropped, seed);
+            // A part of a gradient, stretched: less of it, in the same direction.
+            let across = i32::from(image.get_pixel(111, 56).0[0]) - i32::from(image.get_pixel(0, 56).0[0]);
+            assert!((60..=111).contains(&across), "seed {seed}: {across}");
+        }
     }
 }

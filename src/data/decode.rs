@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Cursor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
@@ -27,7 +27,15 @@ pub fn is_image(name: &OsStr) -> bool {
 /// # Errors
 /// As [`read_image`], and when the size is another.
 pub fn read_face(path: &Path) -> Result<RgbImage> {
-    read(path, |width, height| {
+    decode_face(&read_bytes(path)?, || path.to_owned())
+}
+
+/// Returns the aligned crop that an image file of these bytes holds; `name` says where they are from, for an error.
+///
+/// # Errors
+/// As [`read_face`].
+pub fn decode_face(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage> {
+    decode(bytes, &name, |width, height| {
         if (width, height) == (FACE_SIZE, FACE_SIZE) {
             return Ok(());
         }
@@ -44,13 +52,22 @@ pub fn read_face(path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// When the file cannot be read, is no image, is cut off, or would need more than 128 MiB decoded.
 pub fn read_image(path: &Path) -> Result<RgbImage> {
-    read(path, |_, _| Ok(()))
+    decode(&read_bytes(path)?, &|| path.to_owned(), |_, _| Ok(()))
 }
 
-fn read(path: &Path, check_size: impl Fn(u32, u32) -> std::result::Result<(), String>) -> Result<RgbImage> {
-    let error = |what: String| Error::Image { path: path.to_owned(), what };
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let mut reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(Error::io(path))?;
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(Error::io(path))
+}
+
+fn decode(
+    bytes: &[u8],
+    name: &dyn Fn() -> PathBuf,
+    check_size: impl Fn(u32, u32) -> std::result::Result<(), String>,
+) -> Result<RgbImage> {
+    let error = |what: String| Error::Image { path: name(), what };
+    let mut reader = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|e| Error::Io { path: name(), source: e })?;
     let format = reader.format().ok_or_else(|| error("expected an image, found an unknown format".to_owned()))?;
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODE_BYTES);
@@ -63,7 +80,7 @@ fn read(path: &Path, check_size: impl Fn(u32, u32) -> std::result::Result<(), St
         return Err(error(format!("{width}x{height} pixels are more than {} MiB", MAX_DECODE_BYTES >> 20)));
     }
     let image = DynamicImage::from_decoder(decoder).map_err(|e| error(e.to_string()))?;
-    if format == ImageFormat::Jpeg && !jpeg_is_complete(&bytes) {
+    if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
         return Err(error("expected a whole JPEG, found one without its end marker: the file is cut off".to_owned()));
     }
     Ok(image.into_rgb8())

@@ -1,16 +1,19 @@
 //! Batches for training, prepared ahead on threads. Order and content depend on the seed only.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{Dataset, Pixels, Transform};
+use super::sampling::order;
+use super::{Dataset, OnBroken, Pixels, Sample, Transform};
 use crate::error::{Error, Result};
+
+/// Images that are tried in place of a broken one.
+const MAX_TRIES: usize = 100;
 
 /// How batches are made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,11 +25,14 @@ pub struct LoaderConfig {
     pub threads: usize,
     /// Batches that each thread prepares ahead.
     pub prefetch: usize,
+    /// How far people with few images are made up for: 0 takes each image once an epoch, 1 each person as often as the others,
+    /// 0.5 people by the square root of how many images they have.
+    pub balance: f64,
 }
 
 impl Default for LoaderConfig {
     fn default() -> Self {
-        Self { batch_size: 512, threads: 1, prefetch: 2 }
+        Self { batch_size: 512, threads: 1, prefetch: 2, balance: 0.0 }
     }
 }
 
@@ -45,6 +51,9 @@ impl LoaderConfig {
         }
         if !(1..=64).contains(&self.prefetch) {
             return Err(Error::Config(format!("loader.prefetch: expected 1 to 64, found {}", self.prefetch)));
+        }
+        if !(0.0..=1.0).contains(&self.balance) {
+            return Err(Error::Config(format!("loader.balance: expected 0 to 1, found {}", self.balance)));
         }
         Ok(())
     }
@@ -68,6 +77,9 @@ pub struct Loader {
     config: LoaderConfig,
     input_size: usize,
     seed: u64,
+    on_broken: OnBroken,
+    rank: usize,
+    num_ranks: usize,
 }
 
 impl Loader {
@@ -83,49 +95,93 @@ impl Loader {
         seed: u64,
     ) -> Result<Self> {
         config.validate()?;
-        if dataset.len() < config.batch_size {
-            return Err(Error::Config(format!(
-                "loader.batch_size: {} is more than the {} images of the data set",
-                config.batch_size,
-                dataset.len()
-            )));
-        }
-        Ok(Self { dataset, transform: Arc::new(transform), config: config.clone(), input_size, seed })
+        let transform = Arc::new(transform);
+        let (config, on_broken) = (config.clone(), OnBroken::Fail);
+        let loader = Self { dataset, transform, config, input_size, seed, on_broken, rank: 0, num_ranks: 1 };
+        loader.check_size()?;
+        Ok(loader)
     }
 
-    /// Full batches in an epoch.
+    /// Returns the loader with another policy for images that cannot be decoded.
+    pub fn on_broken(self, on_broken: OnBroken) -> Self {
+        Self { on_broken, ..self }
+    }
+
+    /// Returns the loader of one of several processes that train together: of every `num_ranks` batches' worth of images it takes
+    /// those of its `rank`, so that no image goes to two of them, and together they see what one with batches of all would.
+    ///
+    /// # Errors
+    /// When `rank` is not below `num_ranks`, or there are fewer images than a batch for each.
+    pub fn shard(self, rank: usize, num_ranks: usize) -> Result<Self> {
+        if rank >= num_ranks {
+            return Err(Error::Config(format!("rank {rank}: expected one below {num_ranks}")));
+        }
+        let loader = Self { rank, num_ranks, ..self };
+        loader.check_size()?;
+        Ok(loader)
+    }
+
+    fn check_size(&self) -> Result<()> {
+        if self.num_batches() == 0 {
+            let ranks =
+                if self.num_ranks == 1 { String::new() } else { format!(" on each of {} ranks", self.num_ranks) };
+            return Err(Error::Config(format!(
+                "loader.batch_size: {}{ranks} is more than the {} images of the data set",
+                self.config.batch_size,
+                self.dataset.len()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Images of a batch of all ranks.
+    fn images_per_step(&self) -> usize {
+        self.config.batch_size * self.num_ranks
+    }
+
+    /// Batches of an epoch.
     pub fn num_batches(&self) -> usize {
-        self.dataset.len() / self.config.batch_size
+        self.dataset.len() / self.images_per_step()
     }
 
     /// Images that an epoch leaves out, because they do not fill a batch; others every epoch.
     pub fn num_left_out(&self) -> usize {
-        self.dataset.len() % self.config.batch_size
+        self.dataset.len() % self.images_per_step()
     }
 
     /// Returns the batches of `epoch` in their order, prepared ahead by threads that end with the iterator.
     pub fn epoch(&self, epoch: u64) -> Batches {
-        let mut order: Vec<usize> = (0..self.dataset.len()).collect();
-        order.shuffle(&mut rng_of(self.seed, epoch, u64::MAX));
-        let order = Arc::new(order);
+        self.epoch_from(epoch, 0)
+    }
+
+    /// Returns the batches of `epoch` from number `first` on, each as it would have been after the ones before: to go on where a
+    /// training stopped.
+    pub fn epoch_from(&self, epoch: u64, first: usize) -> Batches {
+        let labels: Vec<u32> = (0..self.dataset.len()).map(|i| self.dataset.label(i)).collect();
+        let mut rng = rng_of(self.seed, epoch, u64::MAX);
+        let order = Arc::new(order(&labels, self.dataset.num_identities(), self.config.balance, &mut rng));
+        let broken = Arc::new(Mutex::new(Vec::new()));
         let (receivers, workers) = (0..self.config.threads)
-            .map(|first| {
-                // Worker `first` makes every `threads`-th batch: taking turns restores the order.
+            .map(|turn| {
+                // Worker `turn` makes every `threads`-th batch: taking turns restores the order.
                 let (sender, receiver) = sync_channel(self.config.prefetch);
                 let worker = Worker {
                     dataset: self.dataset.clone(),
                     transform: self.transform.clone(),
                     order: order.clone(),
-                    batch_size: self.config.batch_size,
                     input_size: self.input_size,
                     seed: self.seed,
                     epoch,
+                    on_broken: self.on_broken,
+                    broken: broken.clone(),
                 };
-                let batches = (first..self.num_batches()).step_by(self.config.threads);
-                (receiver, std::thread::spawn(move || worker.run(batches, &sender)))
+                let (size, step, rank) = (self.config.batch_size, self.images_per_step(), self.rank);
+                let batches = (first + turn..self.num_batches()).step_by(self.config.threads);
+                let ranges = batches.map(move |batch| batch * step + rank * size..batch * step + (rank + 1) * size);
+                (receiver, std::thread::spawn(move || worker.run(ranges, &sender)))
             })
             .unzip();
-        Batches { receivers, workers, next: 0, num_batches: self.num_batches() }
+        Batches { receivers, workers, taken: 0, next: first, num_batches: self.num_batches(), broken }
     }
 }
 
@@ -141,17 +197,18 @@ fn rng_of(seed: u64, epoch: u64, index: u64) -> ChaCha8Rng {
 struct Worker {
     dataset: Arc<dyn Dataset>,
     transform: Arc<Transform>,
-    order: Arc<Vec<usize>>,
-    batch_size: usize,
+    order: Arc<Vec<u32>>,
     input_size: usize,
     seed: u64,
     epoch: u64,
+    on_broken: OnBroken,
+    broken: Arc<Mutex<Vec<String>>>,
 }
 
 impl Worker {
-    fn run(&self, batches: impl Iterator<Item = usize>, sender: &SyncSender<Result<Batch>>) {
-        for batch in batches {
-            let made = self.make(&self.order[batch * self.batch_size..][..self.batch_size]);
+    fn run(&self, batches: impl Iterator<Item = std::ops::Range<usize>>, sender: &SyncSender<Result<Batch>>) {
+        for range in batches {
+            let made = self.make(&self.order[range]);
             let failed = made.is_err();
             // A closed channel means that nobody wants more.
             if sender.send(made).is_err() || failed {
@@ -160,21 +217,38 @@ impl Worker {
         }
     }
 
-    fn make(&self, indices: &[usize]) -> Result<Batch> {
-        let pixels = Pixels::new(self.input_size);
-        let mut batch = Batch { teacher: pixels.clone(), student: pixels, labels: Vec::new() };
+    fn make(&self, indices: &[u32]) -> Result<Batch> {
+        let pixels = Pixels::with_capacity(self.input_size, indices.len());
+        let mut batch = Batch { teacher: pixels.clone(), student: pixels, labels: Vec::with_capacity(indices.len()) };
         for &index in indices {
-            let sample = self.dataset.get(index)?;
+            let (index, sample) = self.sample(index as usize)?;
             let mut rng = rng_of(self.seed, self.epoch, index as u64);
-            let views = self.transform.views(&sample, &mut rng).map_err(|e| Error::Data {
+            let label = i64::from(sample.label);
+            self.transform.push_views(sample, &mut rng, &mut batch).map_err(|e| Error::Data {
                 path: self.dataset.name(index).into(),
                 what: format!("cannot be masked: {e}"),
             })?;
-            batch.teacher.push(&views.teacher);
-            batch.student.push(&views.student);
-            batch.labels.push(i64::from(sample.label));
+            batch.labels.push(label);
         }
         Ok(batch)
+    }
+
+    /// Image `index`, or another if that is broken and broken ones are skipped.
+    fn sample(&self, index: usize) -> Result<(usize, Sample)> {
+        let error = match (self.dataset.get(index), self.on_broken) {
+            (Ok(sample), _) => return Ok((index, sample)),
+            (Err(error), OnBroken::Fail) => return Err(error),
+            (Err(error), OnBroken::Skip) => error,
+        };
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
+        let mut rng = rng_of(self.seed, self.epoch, !(index as u64));
+        for _ in 0..MAX_TRIES {
+            let other = rng.random_range(0..self.dataset.len());
+            if let Ok(sample) = self.dataset.get(other) {
+                return Ok((other, sample));
+            }
+        }
+        Err(Error::Training(format!("{MAX_TRIES} images in place of a broken one are broken too: {error}")))
     }
 }
 
@@ -182,21 +256,33 @@ impl Worker {
 pub struct Batches {
     receivers: Vec<Receiver<Result<Batch>>>,
     workers: Vec<JoinHandle<()>>,
+    taken: usize,
     next: usize,
     num_batches: usize,
+    broken: Arc<Mutex<Vec<String>>>,
+}
+
+impl Batches {
+    /// What was wrong with each image so far that another took the place of.
+    pub fn broken(&self) -> Vec<String> {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        broken.sort_unstable();
+        broken
+    }
 }
 
 impl Iterator for Batches {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next == self.num_batches {
+        if self.next >= self.num_batches {
             return None;
         }
-        let batch = match self.receivers[self.next % self.receivers.len()].recv() {
+        let batch = match self.receivers[self.taken % self.receivers.len()].recv() {
             Ok(batch) => batch,
             Err(_) => Err(Error::Training(format!("the loader stopped before batch {}", self.next))),
         };
+        self.taken += 1;
         self.next = if batch.is_ok() { self.next + 1 } else { self.num_batches };
         Some(batch)
     }

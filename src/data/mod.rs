@@ -1,9 +1,13 @@
 //! Faces for training and testing: folders, lists of pairs, procedural faces, synthetic masks, batches.
 
+mod alignment;
 mod cache;
+mod check;
 mod conditions;
+mod cross_pairs;
 mod decode;
-mod folder;
+mod formats;
+mod landmark_list;
 mod loader;
 pub mod mask;
 mod pairs;
@@ -11,17 +15,29 @@ mod photo_pairs;
 mod pixels;
 mod procedural;
 mod sample;
+mod sampling;
 mod source;
+mod subset;
 mod transform;
 
+pub use alignment::{LandmarkAlignment, MeanFaceAlignment};
 pub use cache::Cached;
-pub use decode::{is_image, read_face, read_image};
-pub use folder::{FaceFolder, FolderFilter};
+pub use check::{Duplicates, Findings, check};
+pub use cross_pairs::{csv_list, lfw_list, sample_cross_pairs};
+pub use decode::{decode_face, is_image, read_face, read_image};
+pub use formats::{
+    Export, FaceFolder, ListedFaces, RecordFaces, ShardFaces, Source, VerificationFaces, open_source, write_folder,
+    write_index, write_records, write_shards, write_verification,
+};
+#[cfg(feature = "parquet")]
+pub use formats::{ParquetFaces, write_parquet};
+pub use landmark_list::{read_conditions, read_landmarks};
 pub use loader::{Batch, Batches, Loader, LoaderConfig};
 pub use pairs::{ImageId, Pair, PairEntry, PairList, People, Person, sample_pairs};
 pub use photo_pairs::read_photo_pairs;
 pub use pixels::Pixels;
 pub use procedural::{ProceduralConfig, ProceduralFaces};
 pub use sample::{ALIGNED_LANDMARKS, Dataset, FACE_SIZE, Landmarks, Sample};
-pub use source::{DataConfig, ProceduralTest, Splits, TestSet};
+pub use source::{DataConfig, OnBroken, ProceduralTest, Splits, TestSet};
+pub use subset::{IdentityFilter, Subset};
 pub use transform::{AugmentConfig, Transform, Views, mask_landmarks};

@@ -3,7 +3,7 @@
 //! A list is text with one record a line and fields between tabs or blanks. A byte-order mark, CRLF line ends and blank
 //! lines are accepted. Counts in a list are checked against its lines and never allocate.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -11,7 +11,7 @@ use rand::SeedableRng;
 use rand::seq::{SliceRandom, index};
 use rand_chacha::ChaCha8Rng;
 
-use super::folder::FaceFolder;
+use super::Dataset;
 use crate::error::{Error, Result};
 
 /// Two images of a data set to compare.
@@ -136,15 +136,30 @@ impl PairList {
         self.num_folds
     }
 
-    /// Finds the images of every pair in a folder; the order is the list's.
+    /// Finds the images of every pair in a data set, by the names of its identities and, where it has them, of its images
+    /// (`<identity>_NNNN.<extension>`, with any number of leading zeros; else images are counted); the order is the list's.
     ///
     /// # Errors
-    /// [`Error::Line`] at the first pair with an image that the folder does not have.
-    pub fn resolve(&self, folder: &FaceFolder) -> Result<Vec<Pair>> {
+    /// [`Error::Line`] at the first pair with an image that the set does not have.
+    pub fn resolve(&self, images: &dyn Dataset) -> Result<Vec<Pair>> {
+        let named: HashSet<&str> =
+            self.entries.iter().flat_map(|e| [e.a.identity.as_str(), e.b.identity.as_str()]).collect();
+        let names = (0..images.num_identities() as u32).map(|label| images.identity_name(label));
+        let names: Vec<Option<String>> = names.map(|name| named.contains(name.as_str()).then_some(name)).collect();
+        let mut index_of: HashMap<(&str, u32), usize> = HashMap::new();
+        for (index, counted) in image_numbers(images).into_iter().enumerate() {
+            let Some(identity) = names[images.label(index) as usize].as_deref() else { continue };
+            let number = match images.file_name(index) {
+                Some(name) => image_number(&name, identity),
+                None => Some(counted),
+            };
+            if let Some(number) = number {
+                index_of.entry((identity, number)).or_insert(index);
+            }
+        }
         let find = |id: &ImageId, line: usize| {
-            folder.find(&id.identity, id.number).ok_or_else(|| {
-                let root = folder.root().display();
-                let what = format!("expected image {} of {} in {root}, found none", id.number, id.identity);
+            index_of.get(&(id.identity.as_str(), id.number)).copied().ok_or_else(|| {
+                let what = format!("expected image {} of {} in the data set, found none", id.number, id.identity);
                 Error::Line { path: self.path.clone(), line, what }
             })
         };
@@ -153,6 +168,24 @@ impl PairList {
         };
         self.entries.iter().map(resolve).collect()
     }
+}
+
+/// `7` of `Jane_Doe_0007.jpg`, an image of `Jane_Doe`.
+pub(super) fn image_number(file_name: &str, identity: &str) -> Option<u32> {
+    let stem = Path::new(file_name).file_stem()?.to_str()?;
+    let digits = stem.strip_prefix(identity)?.strip_prefix('_')?;
+    if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
+}
+
+/// Each image's number among those of its identity, from 1, in the order of the set.
+pub(super) fn image_numbers(images: &dyn Dataset) -> Vec<u32> {
+    let mut counts = vec![0; images.num_identities()];
+    let number = |index: usize| {
+        let count = &mut counts[images.label(index) as usize];
+        *count += 1;
+        *count
+    };
+    (0..images.len()).map(number).collect()
 }
 
 /// A person of a people list.
@@ -217,7 +250,7 @@ impl People {
         Ok(Self { folds })
     }
 
-    /// The names of the identities of some folds, for [`FolderFilter`](super::FolderFilter). A fold that is not there
+    /// The names of the identities of some folds, for [`IdentityFilter`](super::IdentityFilter). A fold that is not there
     /// has none.
     pub fn names(&self, folds: impl IntoIterator<Item = usize>) -> Vec<String> {
         let of = |fold: usize| self.folds.get(fold).into_iter().flatten();

@@ -24,6 +24,28 @@ impl Pixels {
         Self { values: Vec::new(), num_images: 0, size }
     }
 
+    /// Returns an empty batch with room for `num_images` images of side `size`.
+    pub fn with_capacity(size: usize, num_images: usize) -> Self {
+        Self { values: Vec::with_capacity(3 * size * size * num_images), num_images: 0, size }
+    }
+
+    /// Appends an image, from right to left if `flip`, as [`Self::push`] does.
+    pub fn push_flipped(&mut self, image: &RgbImage, flip: bool) {
+        if !flip || image.dimensions() != (self.size as u32, self.size as u32) {
+            return match flip {
+                true => self.push(&imageops::flip_horizontal(image)),
+                false => self.push(image),
+            };
+        }
+        for row in image.as_raw().chunks_exact(3 * self.size) {
+            let start = self.values.len();
+            self.values.extend_from_slice(row);
+            let (pixels, _) = self.values[start..].as_chunks_mut::<3>();
+            pixels.reverse();
+        }
+        self.num_images += 1;
+    }
+
     /// Appends an image, scaled by area to `size` first if it is of another size.
     pub fn push(&mut self, image: &RgbImage) {
         let size = self.size as u32;
@@ -74,6 +96,19 @@ mod tests {
         let swapped = pixels.to_tensor(&bgr, &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
         assert_eq!((&swapped[..4], &swapped[8..]), (&values[8..], &values[..4]));
         Ok(())
+    }
+
+    #[test]
+    fn flipped_images_are_from_right_to_left() {
+        let image = RgbImage::from_fn(5, 5, |x, y| image::Rgb([x as u8, y as u8, 7]));
+        for size in [5, 3] {
+            let [mut found, mut expected] = [Pixels::new(size), Pixels::new(size)];
+            found.push_flipped(&image, true);
+            found.push_flipped(&image, false);
+            expected.push(&imageops::flip_horizontal(&image));
+            expected.push(&image);
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

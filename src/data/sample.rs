@@ -40,6 +40,24 @@ pub trait Dataset: Send + Sync {
     /// A name for people to find image `index` by, such as its path.
     fn name(&self, index: usize) -> String;
 
+    /// What the set calls an identity: the name of a folder, or a number.
+    fn identity_name(&self, label: u32) -> String {
+        label.to_string()
+    }
+
+    /// What the set calls image `index` among those of its identity, a file name without folders, if it names images.
+    fn file_name(&self, _index: usize) -> Option<String> {
+        None
+    }
+
+    /// Image `index` as it is stored, a JPEG, PNG or another encoded image; `None` if the set has none that are encoded.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn encoded(&self, _index: usize) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
     /// Decodes image `index`. The same index gives the same sample, on every thread.
     ///
     /// # Errors

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::photo_pairs::read_photo_pairs;
 use super::{
-    Cached, Dataset, FaceFolder, FolderFilter, Pair, PairList, People, ProceduralConfig, ProceduralFaces, sample_pairs,
+    Cached, Dataset, IdentityFilter, Pair, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset,
+    VerificationFaces, open_source, sample_pairs,
 };
 use crate::error::{Error, Result};
 
@@ -27,10 +28,11 @@ const MAX_CACHED_IMAGES: usize = 300_000;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// A folder of identities, or a folder with `images/`, `people.txt` and `pairs.txt` in LFW's format; procedural
-    /// faces if absent.
+    /// A data set of any kind that [`open_source`] knows; with `people.txt` and `pairs.txt` in LFW's format beside it, they say
+    /// who is for training and which pairs for testing; procedural faces if absent.
     pub root: Option<PathBuf>,
-    /// A list of pairs to test on instead, LFW's or MFR2's format, of images in `root`.
+    /// Pairs to test on instead: a list in LFW's or MFR2's format of images in `root`, or a verification file (`.bin`), which
+    /// has its own images.
     pub pairs: Option<PathBuf>,
     /// Photos of people with real masks to test on as well, as they are: a list of pairs
     /// ([`read_photo_pairs`](super::read_photo_pairs)).
@@ -52,10 +54,23 @@ pub struct DataConfig {
     pub max_pairs: usize,
     /// Keeps the training images decoded in memory, 37 kB each.
     pub cache: bool,
+    /// What to do where an image for training cannot be decoded; images to test on must be whole.
+    pub on_broken: OnBroken,
     /// The training set if `root` is absent.
     pub procedural: ProceduralConfig,
     /// Unseen procedural identities to test on, and images of each.
     pub procedural_test: ProceduralTest,
+}
+
+/// What to do where an image for training cannot be decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBroken {
+    /// Stops with its error.
+    #[default]
+    Fail,
+    /// Takes another image, and counts.
+    Skip,
 }
 
 /// Size of the procedural test set.
@@ -88,6 +103,7 @@ impl Default for DataConfig {
             test_share: 0.2,
             max_pairs: 20_000,
             cache: true,
+            on_broken: OnBroken::Fail,
             procedural: ProceduralConfig::default(),
             procedural_test: ProceduralTest::default(),
         }
@@ -102,6 +118,8 @@ pub struct Splits {
     pub test: TestSet,
     /// Photos with real masks to test on as well.
     pub real_masks: Option<TestSet>,
+    /// What was found at [`DataConfig::root`], for people.
+    pub found: Option<String>,
 }
 
 /// Images and the pairs of them to compare.
@@ -163,7 +181,7 @@ impl DataConfig {
         if self.requires_root && self.root.is_none() {
             return wrong("root: this recipe is for real faces; give their folder (--data DIR)".into());
         }
-        if self.pairs.is_some() && self.root.is_none() {
+        if self.pairs.as_ref().is_some_and(|pairs| !is_verification(pairs)) && self.root.is_none() {
             return wrong("pairs: expected root too, the folder of the images that the list names".into());
         }
         let test = self.procedural_test_faces();
@@ -194,7 +212,13 @@ impl DataConfig {
     /// When a folder, list or image is missing or broken, or nobody is left to train or test on.
     pub fn open(&self) -> Result<Splits> {
         self.validate()?;
-        Ok(Splits { train: self.open_train()?, test: self.open_test()?, real_masks: self.open_real_masks()? })
+        let source = self.open_root()?;
+        Ok(Splits {
+            train: self.train_of(source.as_ref())?,
+            test: self.test_of(source.as_ref())?,
+            real_masks: self.open_real_masks()?,
+            found: source.map(|source| source.to_string()),
+        })
     }
 
     /// Opens the training set only.
@@ -202,16 +226,7 @@ impl DataConfig {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_train(&self) -> Result<Arc<dyn Dataset>> {
-        let Some(root) = &self.root else {
-            return self.cached(ProceduralFaces::new(self.procedural.clone())?);
-        };
-        let identities = match (&self.pairs, LfwLayout::find(root)) {
-            (Some(list), _) => names_outside(root, list)?,
-            (None, Some(lfw)) => lfw.train_names(self)?,
-            (None, None) => self.split_identities(root)?.0,
-        };
-        let filter = FolderFilter { min_images: self.min_images, identities: Some(identities) };
-        self.cached(FaceFolder::open_filtered(images_root(root), &filter)?)
+        self.train_of(self.open_root()?.as_ref())
     }
 
     /// Opens the test set only.
@@ -219,17 +234,50 @@ impl DataConfig {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_test(&self) -> Result<TestSet> {
-        let Some(root) = &self.root else { return self.procedural_test() };
+        match &self.pairs {
+            // Their own images: whatever `root` is, it is not needed.
+            Some(pairs) if is_verification(pairs) => self.test_of(None),
+            _ => self.test_of(self.open_root()?.as_ref()),
+        }
+    }
+
+    fn open_root(&self) -> Result<Option<Source>> {
+        self.root.as_deref().map(open_source).transpose()
+    }
+
+    fn train_of(&self, source: Option<&Source>) -> Result<Arc<dyn Dataset>> {
+        let Some(source) = source else {
+            return self.cached(ProceduralFaces::new(self.procedural.clone())?);
+        };
+        let names = match (&self.pairs, Beside::find(source)) {
+            (Some(pairs), _) if is_verification(pairs) => None,
+            (Some(list), _) => Some(names_outside(source, list)?),
+            (None, Beside::Lists(lists)) => Some(lists.train_names(self)?),
+            (None, Beside::Verification(_)) => None,
+            (None, Beside::Nothing) => Some(self.split_identities(source)?.0),
+        };
+        let filter = IdentityFilter { min_images: self.min_images, names };
+        self.cached(Subset::new(source.images.clone(), &filter, &source.path)?)
+    }
+
+    fn test_of(&self, source: Option<&Source>) -> Result<TestSet> {
+        if let Some(pairs) = self.pairs.as_deref().filter(|pairs| is_verification(pairs)) {
+            return VerificationFaces::open(pairs)?.into_test(DRAWN_PAIRS_FOLDS);
+        }
+        let Some(source) = source else { return self.procedural_test() };
         if let Some(path) = &self.pairs {
-            return self.listed_test(root, path);
+            return self.listed_test(source, path);
         }
-        if let Some(lfw) = LfwLayout::find(root) {
-            return lfw.test(self);
+        match Beside::find(source) {
+            Beside::Lists(lists) => lists.test(self, source),
+            Beside::Verification(path) => VerificationFaces::open(&path)?.into_test(DRAWN_PAIRS_FOLDS),
+            Beside::Nothing => {
+                let filter = IdentityFilter { min_images: 2, names: Some(self.split_identities(source)?.1) };
+                let images = Subset::new(source.images.clone(), &filter, &source.path)?;
+                let description = format!("{} unseen identities of {}", images.num_identities(), source.path.display());
+                self.with_drawn_pairs(Arc::new(images), description)
+            }
         }
-        let filter = FolderFilter { min_images: 2, identities: Some(self.split_identities(root)?.1) };
-        let images = FaceFolder::open_filtered(root, &filter)?;
-        let description = format!("{} unseen identities of {}", images.num_identities(), root.display());
-        self.with_drawn_pairs(Arc::new(images), description)
     }
 
     /// Opens the photos with real masks, if the settings name some.
@@ -263,10 +311,9 @@ impl DataConfig {
     }
 
     /// The pairs of a list, all folds of it.
-    fn listed_test(&self, root: &Path, path: &Path) -> Result<TestSet> {
+    fn listed_test(&self, source: &Source, path: &Path) -> Result<TestSet> {
         let list = PairList::read(path)?;
-        let images = FaceFolder::open(images_root(root))?;
-        let mut pairs = list.resolve(&images)?;
+        let mut pairs = list.resolve(source.images.as_ref())?;
         let num_folds = match list.num_folds() {
             // MFR2's list names all genuine pairs first: mixed, so that each fold has both kinds.
             0 | 1 => {
@@ -276,7 +323,7 @@ impl DataConfig {
             folds => folds,
         };
         let description = format!("{} pairs of {}", pairs.len(), path.display());
-        TestSet::new(Arc::new(images), pairs, num_folds, description)
+        TestSet::new(source.images.clone(), pairs, num_folds, description)
     }
 
     fn cached(&self, dataset: impl Dataset + 'static) -> Result<Arc<dyn Dataset>> {
@@ -287,19 +334,17 @@ impl DataConfig {
             let what = format!("data.cache: {} images are too many to keep in memory; set it to false", dataset.len());
             return Err(Error::Config(what));
         }
-        Ok(Arc::new(Cached::new(dataset)?))
+        Ok(Arc::new(Cached::new(dataset, self.on_broken)?))
     }
 
-    /// Names to train on and names to test on, of a folder without lists.
-    fn split_identities(&self, root: &Path) -> Result<(Vec<String>, Vec<String>)> {
-        let folder = FaceFolder::open(root)?;
-        let mut names: Vec<String> =
-            (0..folder.num_identities() as u32).map(|label| folder.identity_name(label).to_owned()).collect();
+    /// Names to train on and names to test on, where no list decides.
+    fn split_identities(&self, source: &Source) -> Result<(Vec<String>, Vec<String>)> {
+        let mut names = identity_names(source.images.as_ref());
         names.shuffle(&mut ChaCha8Rng::seed_from_u64(self.split_seed));
         let num_test = (names.len() as f64 * self.test_share).round() as usize;
         if num_test == 0 || num_test == names.len() {
             return Err(Error::Data {
-                path: root.to_owned(),
+                path: source.path.clone(),
                 what: format!("expected enough identities to train and to test, found {}", names.len()),
             });
         }
@@ -308,29 +353,61 @@ impl DataConfig {
     }
 }
 
-/// The identities of a folder that a list of pairs does not name.
-fn names_outside(root: &Path, list: &Path) -> Result<Vec<String>> {
+fn identity_names(images: &dyn Dataset) -> Vec<String> {
+    (0..images.num_identities() as u32).map(|label| images.identity_name(label)).collect()
+}
+
+/// The identities of a data set that a list of pairs does not name.
+fn names_outside(source: &Source, list: &Path) -> Result<Vec<String>> {
     let list = PairList::read(list)?;
     let named: BTreeSet<&str> =
         list.entries().iter().flat_map(|e| [e.a.identity.as_str(), e.b.identity.as_str()]).collect();
-    let folder = FaceFolder::open(images_root(root))?;
-    let all = (0..folder.num_identities() as u32).map(|label| folder.identity_name(label));
-    Ok(all.filter(|name| !named.contains(name)).map(str::to_owned).collect())
+    Ok(identity_names(source.images.as_ref()).into_iter().filter(|name| !named.contains(name.as_str())).collect())
 }
 
-/// A folder with LFW's lists.
-struct LfwLayout {
-    root: PathBuf,
+/// Whether pairs are a verification file of insightface's.
+fn is_verification(path: &Path) -> bool {
+    path.extension().is_some_and(|x| x.eq_ignore_ascii_case("bin"))
 }
 
-impl LfwLayout {
-    fn find(root: &Path) -> Option<Self> {
-        let has = |name: &str| root.join(name).is_file();
-        (has("people.txt") && has("pairs.txt") && root.join("images").is_dir()).then(|| Self { root: root.to_owned() })
+/// What lies beside a data set and says what to test on.
+enum Beside {
+    Lists(LfwLists),
+    /// A verification file; nobody in it is known by name, so all of the set is for training.
+    Verification(PathBuf),
+    Nothing,
+}
+
+impl Beside {
+    fn find(source: &Source) -> Self {
+        let Some(folder) = source.path.parent().filter(|_| !source.path.is_dir() || source.path.ends_with("images"))
+        else {
+            return Self::in_folder(&source.path);
+        };
+        Self::in_folder(folder)
     }
 
+    fn in_folder(folder: &Path) -> Self {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        if folder.join("people.txt").is_file() && folder.join("pairs.txt").is_file() {
+            return Self::Lists(LfwLists { folder: folder.to_owned() });
+        }
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let files = entries.map(|entry| entry.path()).filter(|path| is_verification(path));
+        // LFW's is the one that everybody has.
+        let first = files.min_by_key(|path| (!path.ends_with("lfw.bin"), path.clone()));
+        first.map_or(Self::Nothing, Self::Verification)
+    }
+}
+
+/// LFW's lists of people and pairs.
+struct LfwLists {
+    folder: PathBuf,
+}
+
+impl LfwLists {
     fn train_names(&self, config: &DataConfig) -> Result<Vec<String>> {
-        let path = self.root.join("people.txt");
+        let path = self.folder.join("people.txt");
         let people = People::read(&path)?;
         let wanted: Vec<usize> = match config.train_folds.as_slice() {
             [] => (1..=people.folds.len()).filter(|f| !config.test_folds.contains(f)).collect(),
@@ -340,24 +417,20 @@ impl LfwLayout {
         Ok(people.names(wanted.iter().map(|f| f - 1)))
     }
 
-    fn test(&self, config: &DataConfig) -> Result<TestSet> {
-        let path = self.root.join("pairs.txt");
+    fn test(&self, config: &DataConfig, source: &Source) -> Result<TestSet> {
+        let path = self.folder.join("pairs.txt");
         let list = PairList::read_lfw(&path)?;
         check_folds(&path, &config.test_folds, list.num_folds())?;
         if config.test_folds.len() < 2 {
             let what = "data.test_folds: expected two folds or more: the threshold for each comes from the others";
             return Err(Error::Config(what.into()));
         }
-        let images = FaceFolder::open(self.root.join("images"))?;
-        let mut pairs = list.resolve(&images)?;
+        let mut pairs = list.resolve(source.images.as_ref())?;
         pairs.retain(|p| config.test_folds.contains(&(p.fold + 1)));
-        let description = format!("{} pairs of folds {:?} of {}", pairs.len(), config.test_folds, self.root.display());
-        TestSet::new(Arc::new(images), pairs, config.test_folds.len(), description)
+        let description =
+            format!("{} pairs of folds {:?} of {}", pairs.len(), config.test_folds, self.folder.display());
+        TestSet::new(source.images.clone(), pairs, config.test_folds.len(), description)
     }
-}
-
-fn images_root(root: &Path) -> PathBuf {
-    if LfwLayout::find(root).is_some() { root.join("images") } else { root.to_owned() }
 }
 
 fn check_folds(path: &Path, wanted: &[usize], num_folds: usize) -> Result<()> {

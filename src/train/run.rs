@@ -16,10 +16,10 @@ use super::step::{StepReport, Trainer};
 use crate::data::{AugmentConfig, Loader, Splits, TestSet, Transform};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, SettingResult, evaluate, evaluate_as_is};
+use crate::files::write_atomic;
 use crate::losses::MarginHead;
 use crate::machine::Machine;
 use crate::models::{Model, ModelConfig};
-use crate::weights::write_atomic;
 
 /// What happens while an experiment runs, for whoever shows it.
 #[derive(Clone, Debug)]
@@ -187,6 +187,9 @@ impl Experiment {
     /// When an arm needs another that is neither given nor trained before it, or training, saving or evaluation fails.
     pub fn run(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
         self.check()?;
+        if let Some(found) = &self.splits.found {
+            on(Event::Notice(found.clone()));
+        }
         let mut outcome = Outcome {
             version: env!("CARGO_PKG_VERSION"),
             commit: env!("MASKINV_COMMIT"),
@@ -360,7 +363,8 @@ impl Experiment {
         };
         let transform = Transform::new(&augment, &config.mask)?;
         let train = self.splits.train.clone();
-        let loader = Loader::new(train.clone(), transform, &config.loader, config.model.input_size, config.train.seed)?;
+        let loader = Loader::new(train.clone(), transform, &config.loader, config.model.input_size, config.train.seed)?
+            .on_broken(config.data.on_broken);
         let (epochs, per_epoch) = (config.epochs(arm), loader.num_batches());
         on(Event::Start {
             arm,
@@ -396,6 +400,10 @@ impl Experiment {
                 on(Event::Step { step, epoch, report: &report, images_per_s, wait_share: waited / elapsed });
             }
             last_loss = trainer.synchronise()?.loss;
+            if let [first, ..] = &batches.broken()[..] {
+                let num = batches.broken().len();
+                on(Event::Notice(format!("epoch {epoch}: others took the place of {num} broken images: {first}")));
+            }
             if let Some(start) = start.filter(|_| config.train.start_share > 0.0 && epoch + 1 == epochs.end) {
                 average(&trainer.student, &start.backbone, config.train.start_share)?;
             }

@@ -15,4 +15,4 @@ pub(crate) use self::onnx::looks_like_onnx;
 pub use self::onnx::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue, read_onnx, write_onnx};
 pub use self::pytorch::read_pytorch;
 pub use self::reference::{HubFile, ModelRef};
-pub use self::safetensors::{TensorFile, read_safetensors, write_atomic, write_safetensors};
+pub use self::safetensors::{TensorFile, read_safetensors, write_safetensors};

@@ -87,7 +87,7 @@ impl fmt::Display for HubFile {
 }
 
 /// The hub's rule for names; it also keeps them apart in the cache's folder names, where `--` stands between them.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     let is_edge = |c: char| c == '-' || c == '.';
     (1..=96).contains(&name.len())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))

@@ -1,7 +1,6 @@
 //! The safetensors format, read whole and written atomically.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 use candle_core::safetensors::Load;
@@ -11,6 +10,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
 use crate::error::{Error, Result};
+use crate::files::write_atomic;
 
 /// The tensors of a file, by name, and its metadata.
 #[derive(Clone, Debug)]
@@ -81,24 +81,4 @@ fn with_metadata(file: &[u8], metadata: &BTreeMap<String, String>) -> Result<Vec
     // The data starts at a multiple of eight, as the crate writes it.
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok([&(header.len() as u64).to_le_bytes()[..], &header, data].concat())
-}
-
-/// Writes `bytes` beside `path`, makes them durable, and renames.
-///
-/// # Errors
-/// As [`write_safetensors`].
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // Temporary files are private; a result is as readable as the user's umask lets every new file be.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder).map_err(Error::io(path))?;
-    file.write_all(bytes).map_err(Error::io(path))?;
-    file.as_file().sync_all().map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
-    Ok(())
 }

@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files::write_atomic;
 use crate::weights::reference::HubFile;
-use crate::weights::write_atomic;
 
 /// Whether a revision is a full commit, which never moves.
 pub(super) fn is_commit(revision: &str) -> bool {

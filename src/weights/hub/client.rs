@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use hf_hub::{HFClient, HFError};
+use hf_hub::{HFClient, HFClientBuilder, HFError};
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, LOCATION};
 use reqwest::{Client, Url, redirect};
 
@@ -55,6 +55,40 @@ pub(super) enum Stop {
     Final(Error),
 }
 
+/// Where the hub is.
+pub(super) fn endpoint(config: &HubConfig) -> Result<Url, String> {
+    let text = config.endpoint.as_deref().unwrap_or(DEFAULT_ENDPOINT);
+    let endpoint = Url::parse(text).map_err(|e| format!("endpoint {text:?} (HF_ENDPOINT): {e}"))?;
+    if !matches!(endpoint.scheme(), "http" | "https") || endpoint.cannot_be_a_base() {
+        return Err(format!("endpoint {text:?} (HF_ENDPOINT): expected http:// or https://"));
+    }
+    Ok(endpoint)
+}
+
+/// hf-hub's client with our limits and token.
+pub(super) fn builder(config: &HubConfig, endpoint: &Url) -> Result<HFClientBuilder, String> {
+    Ok(HFClient::builder()
+        .endpoint(endpoint.as_str())
+        .token(config.token.as_deref().unwrap_or(NO_TOKEN))
+        .client(http(endpoint, redirect::Policy::limited(MAX_REDIRECTS))?)
+        .retry_max_attempts(RETRIES as usize)
+        .retry_base_delay(RETRY_DELAY))
+}
+
+fn http(endpoint: &Url, policy: redirect::Policy) -> Result<Client, String> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("maskinv/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_LIMIT)
+        .read_timeout(READ_LIMIT)
+        .redirect(policy);
+    // A server on this machine is never behind the proxy of the environment.
+    if matches!(endpoint.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
+        builder = builder.no_proxy();
+    }
+    let failed = |e| format!("no HTTPS client (are the system's CA certificates installed?): {}", root_cause(&e));
+    builder.build().map_err(failed)
+}
+
 /// A connection to the hub for one file.
 pub(super) struct HubClient<'a> {
     config: &'a HubConfig,
@@ -68,35 +102,11 @@ pub(super) struct HubClient<'a> {
 impl<'a> HubClient<'a> {
     pub fn new(config: &'a HubConfig, file: &'a HubFile) -> Result<Self> {
         let wrong = |what: String| Error::Hub { reference: file.to_string(), what };
-        let text = config.endpoint.as_deref().unwrap_or(DEFAULT_ENDPOINT);
-        let endpoint = Url::parse(text).map_err(|e| wrong(format!("endpoint {text:?} (HF_ENDPOINT): {e}")))?;
-        if !matches!(endpoint.scheme(), "http" | "https") || endpoint.cannot_be_a_base() {
-            return Err(wrong(format!("endpoint {text:?} (HF_ENDPOINT): expected http:// or https://")));
-        }
-        let http = |policy| {
-            let mut builder = Client::builder()
-                .user_agent(concat!("maskinv/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT_LIMIT)
-                .read_timeout(READ_LIMIT)
-                .redirect(policy);
-            // A server on this machine is never behind the proxy of the environment.
-            if matches!(endpoint.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
-                builder = builder.no_proxy();
-            }
-            builder.build().map_err(|e| {
-                wrong(format!("no HTTPS client (are the system's CA certificates installed?): {}", root_cause(&e)))
-            })
-        };
-        let hub = HFClient::builder()
-            .endpoint(text)
-            .token(config.token.as_deref().unwrap_or(NO_TOKEN))
-            .cache_enabled(false)
-            .client(http(redirect::Policy::limited(MAX_REDIRECTS))?)
-            .retry_max_attempts(RETRIES as usize)
-            .retry_base_delay(RETRY_DELAY)
-            .build()
-            .map_err(|e| wrong(format!("no HTTPS client: {e}")))?;
-        Ok(Self { config, file, hub, direct: http(redirect::Policy::none())?, endpoint })
+        let endpoint = endpoint(config).map_err(wrong)?;
+        let hub = builder(config, &endpoint).map_err(wrong)?.cache_enabled(false);
+        let hub = hub.build().map_err(|e| wrong(format!("no HTTPS client: {e}")))?;
+        let direct = http(&endpoint, redirect::Policy::none()).map_err(wrong)?;
+        Ok(Self { config, file, hub, direct, endpoint })
     }
 
     /// Asks what the file is. hf-hub has no call for it: it follows the redirect to the storage, whose answer has no commit.

@@ -164,7 +164,7 @@ fn restart(out: &File, part: &Path, done: &mut u64) -> Result<()> {
 }
 
 /// The SHA-256 of a file in hexadecimal digits if it is not `expected`.
-fn other_sha256(path: &Path, expected: &str) -> Result<Option<String>> {
+pub(super) fn other_sha256(path: &Path, expected: &str) -> Result<Option<String>> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

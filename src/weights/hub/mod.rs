@@ -5,6 +5,8 @@ mod cache;
 #[cfg(feature = "hub")]
 mod client;
 #[cfg(feature = "hub")]
+mod datasets;
+#[cfg(feature = "hub")]
 mod download;
 
 use std::fmt;
@@ -86,6 +88,30 @@ impl Hub {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<PathBuf> {
         download::fetch(&self.config, file, expected_sha256, progress)
+    }
+
+    /// Returns the folder with the parquet files of a split of a data set, after fetching it if it is not in the cache:
+    /// `hf://datasets/owner/name`, of which the hub makes parquet files itself (branch `refs/convert/parquet`), or a configuration
+    /// and split of it, `hf://datasets/owner/name/default/train`; `train` is meant where none is named.
+    ///
+    /// Files in the cache are used without asking the network. What the hub has a SHA-256 of is checked.
+    ///
+    /// # Errors
+    /// When the reference is another, the data set is not in the cache and the hub must not be asked, cannot be reached or does
+    /// not give it, there is no such split, or a file is not what the hub says; without the feature `hub`.
+    #[cfg(feature = "hub")]
+    pub fn fetch_dataset(&self, reference: &str) -> Result<PathBuf> {
+        datasets::fetch(&self.config, reference)
+    }
+
+    /// Returns an error: this build has no feature `hub`.
+    ///
+    /// # Errors
+    /// Always.
+    #[cfg(not(feature = "hub"))]
+    pub fn fetch_dataset(&self, reference: &str) -> Result<PathBuf> {
+        let what = "this program was built without the feature `hub` and cannot fetch data sets: give the path of one";
+        Err(crate::Error::Hub { reference: reference.to_owned(), what: what.into() })
     }
 
     /// Returns an error: this build has no feature `hub`.

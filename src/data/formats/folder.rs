@@ -1,11 +1,13 @@
 //! A data set as a folder of identities: one sub-folder per person, the person's aligned crops in it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::DirEntry;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::decode::{is_image, read_face};
-use super::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
+use super::export::Export;
+use crate::data::decode::{is_image, read_face};
+use crate::data::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
 use crate::error::{Error, Result};
 
 /// Files that desktops leave in every folder they show.
@@ -18,26 +20,9 @@ const JUNK: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
 pub struct FaceFolder {
     root: PathBuf,
     /// In byte order of the names.
-    identities: Vec<Identity>,
+    identities: Vec<String>,
     /// Grouped by identity; within one in byte order of the names.
     images: Vec<Image>,
-    num_skipped: usize,
-}
-
-/// Which identities of a folder to use; the default uses all.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct FolderFilter {
-    /// Leave out identities with fewer images than this.
-    pub min_images: usize,
-    /// Use only identities with these names, all of which must be there; `None` for every identity of the folder.
-    pub identities: Option<Vec<String>>,
-}
-
-#[derive(Clone, Debug)]
-struct Identity {
-    name: String,
-    /// Index of its first image.
-    first: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -57,44 +42,17 @@ impl FaceFolder {
     /// [`Error::Io`] when a folder cannot be read; [`Error::Data`] when there are no identities, an identity has no
     /// image or holds anything else, or there are images or hidden folders where identities belong.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
-        Self::open_filtered(root, &FolderFilter::default())
-    }
-
-    /// Lists the identities of a folder that a filter lets through; labels count only these.
-    ///
-    /// # Errors
-    /// As [`FaceFolder::open`], and [`Error::Data`] when the folder lacks an identity that the filter names or the
-    /// filter leaves none. Folders of identities that the filter does not name are not looked into.
-    pub fn open_filtered(root: impl AsRef<Path>, filter: &FolderFilter) -> Result<Self> {
         let root = root.as_ref().to_owned();
-        let mut names = identity_names(&root)?;
-        let num_found = names.len();
-        if let Some(wanted) = &filter.identities {
-            let mut wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
-            wanted.sort_unstable();
-            if let Some(missing) = wanted.iter().find(|w| names.binary_search_by(|n| n.as_str().cmp(w)).is_err()) {
-                return Err(data_error(&root, format!("expected a folder of identity {missing}, found none")));
-            }
-            names.retain(|n| wanted.binary_search(&n.as_str()).is_ok());
-        }
-        let mut folder = Self { root, identities: Vec::new(), images: Vec::new(), num_skipped: 0 };
-        for name in names {
-            let files = image_names(&folder.root.join(&name))?;
-            if files.len() < filter.min_images {
-                folder.num_skipped += 1;
-                continue;
-            }
+        let mut folder = Self { root, identities: Vec::new(), images: Vec::new() };
+        for name in identity_names(&folder.root)? {
             let label = u32::try_from(folder.identities.len())
                 .map_err(|_| data_error(&folder.root, format!("expected at most {} identities", u32::MAX)))?;
-            folder.identities.push(Identity { name, first: folder.images.len() });
+            let files = image_names(&folder.root.join(&name))?;
+            folder.identities.push(name);
             folder.images.extend(files.into_iter().map(|file_name| Image { file_name, label }));
         }
         if folder.identities.is_empty() {
-            let what = match num_found {
-                0 => "expected a folder per identity, found none".to_owned(),
-                n => format!("the filter leaves none of {n} identities (at least {} images each)", filter.min_images),
-            };
-            return Err(data_error(&folder.root, what));
+            return Err(data_error(&folder.root, "expected a folder per identity, found none".to_owned()));
         }
         Ok(folder)
     }
@@ -104,31 +62,13 @@ impl FaceFolder {
         &self.root
     }
 
-    /// The name of the identity with a label, which is its folder's.
-    ///
-    /// # Panics
-    /// When `label` is not below [`Dataset::num_identities`].
-    pub fn identity_name(&self, label: u32) -> &str {
-        &self.identities[label as usize].name
-    }
-
     /// The path of image `index`.
     ///
     /// # Panics
     /// When `index` is not below [`Dataset::len`].
     pub fn path(&self, index: usize) -> PathBuf {
         let image = &self.images[index];
-        self.root.join(self.identity_name(image.label)).join(&image.file_name)
-    }
-
-    /// The index of the image that pair lists call `identity number`: `<identity>/<identity>_NNNN.<extension>`, with
-    /// any number of leading zeros. `None` when there is no such image; the first in byte order when there are more.
-    pub fn find(&self, identity: &str, number: u32) -> Option<usize> {
-        let label = self.identities.binary_search_by(|i| i.name.as_str().cmp(identity)).ok()?;
-        let first = self.identities[label].first;
-        let end = self.identities.get(label + 1).map_or(self.images.len(), |next| next.first);
-        let is_it = |image: &Image| image_number(&image.file_name, identity) == Some(number);
-        self.images[first..end].iter().position(is_it).map(|offset| first + offset)
+        self.root.join(&self.identities[image.label as usize]).join(&image.file_name)
     }
 }
 
@@ -141,10 +81,6 @@ impl Dataset for FaceFolder {
         self.identities.len()
     }
 
-    fn num_skipped_identities(&self) -> usize {
-        self.num_skipped
-    }
-
     fn label(&self, index: usize) -> u32 {
         self.images[index].label
     }
@@ -153,10 +89,51 @@ impl Dataset for FaceFolder {
         self.path(index).display().to_string()
     }
 
+    fn identity_name(&self, label: u32) -> String {
+        self.identities[label as usize].clone()
+    }
+
+    fn file_name(&self, index: usize) -> Option<String> {
+        self.images[index].file_name.to_str().map(str::to_owned)
+    }
+
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
+        let path = self.path(index);
+        std::fs::read(&path).map(Some).map_err(Error::io(&path))
+    }
+
     fn get(&self, index: usize) -> Result<Sample> {
         let image = read_face(&self.path(index))?;
         Ok(Sample { image, label: self.images[index].label, landmarks: ALIGNED_LANDMARKS })
     }
+}
+
+/// Writes a folder of identities, each image under its name as it is stored.
+///
+/// # Errors
+/// When an image cannot be read, a name is no file name, or a file exists or cannot be written; `folder` is not left then.
+pub fn write_folder(export: &mut Export, folder: &Path) -> Result<()> {
+    if folder.exists() {
+        return Err(data_error(folder, "exists already".to_owned()));
+    }
+    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    let temporary = tempfile::Builder::new().prefix(".maskinv-").tempdir_in(parent).map_err(Error::io(parent))?;
+    let root = temporary.path().join("faces");
+    std::fs::create_dir(&root).map_err(Error::io(&root))?;
+    export.for_each(&mut |image| {
+        let parts = [Path::new(image.identity), Path::new(&image.file_name)];
+        let is_name = |part: &Path| part.file_name() == Some(part.as_os_str()) && !part.as_os_str().is_empty();
+        if let Some(part) = parts.iter().find(|part| !is_name(part)) {
+            return Err(data_error(folder, format!("expected a name for a file or folder, found {}", part.display())));
+        }
+        let path = root.join(parts[0]);
+        std::fs::create_dir_all(&path).map_err(Error::io(&path))?;
+        let path = path.join(parts[1]);
+        let written = std::fs::File::create_new(&path).and_then(|mut file| file.write_all(&image.bytes));
+        written.map_err(Error::io(&folder.join(parts[0]).join(parts[1])))
+    })?;
+    std::fs::rename(&root, folder).map_err(Error::io(folder))
 }
 
 fn data_error(path: &Path, what: String) -> Error {
@@ -225,11 +202,4 @@ fn image_names(folder: &Path) -> Result<Vec<OsString>> {
     }
     names.sort_unstable();
     Ok(names)
-}
-
-/// `7` of `Jane_Doe_0007.jpg` in the folder of `Jane_Doe`.
-fn image_number(file_name: &OsStr, identity: &str) -> Option<u32> {
-    let stem = Path::new(file_name).file_stem()?.to_str()?;
-    let digits = stem.strip_prefix(identity)?.strip_prefix('_')?;
-    if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
 }

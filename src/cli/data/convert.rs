@@ -1,0 +1,129 @@
+//! `maskinv data convert`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+use super::open;
+use crate::cli::model::HubArgs;
+use crate::cli::print;
+use crate::cli::progress::Progress;
+use crate::data::{
+    Dataset, Export, IdentityFilter, Source, Subset, open_source, write_folder, write_records, write_shards,
+};
+
+/// Lists that belong to a data set and go with it.
+const LISTS: [&str; 3] = ["people.txt", "pairs.txt", "landmarks5.csv"];
+
+/// From where, to where, in which format.
+#[derive(Args, Debug)]
+pub(super) struct ConvertArgs {
+    /// A folder, a .rec, .tar or .parquet file, or a list of images
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// A new .rec or .parquet file, or a new folder of what --to says; lists of people and pairs beside IN go with it
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// The format [default: by the extension of OUT]
+    #[arg(long, value_enum)]
+    to: Option<Target>,
+    /// Images of a tar file
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    shard_size: u32,
+    /// Leaves out people with fewer images
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    min_images: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Target {
+    /// MXNet's RecordIO as insightface packs it: .rec, .idx, .lst, property
+    Recordio,
+    /// A folder of people
+    Folder,
+    /// Tar files, with labels in .cls
+    Webdataset,
+    /// A parquet file as the Hugging Face hub has them
+    Parquet,
+}
+
+impl ConvertArgs {
+    pub(super) fn run(self, hub: &HubArgs) -> Result<()> {
+        let (target, path) = self.target()?;
+        let source = open(&self.input, hub)?;
+        let images: Arc<dyn Dataset> = match self.min_images {
+            0 | 1 => source.images.clone(),
+            min_images => {
+                let filter = IdentityFilter { min_images, names: None };
+                Arc::new(Subset::new(source.images.clone(), &filter, &source.path)?)
+            }
+        };
+        let lists = lists_beside(&source);
+        let mut progress = Progress::new();
+        let mut on = |done| progress.count("convert", "images written", done, images.len());
+        let mut export = Export::new(images.as_ref(), &mut on);
+        let written = match target {
+            Target::Recordio => write_records(&mut export, &path).map(|()| path.clone())?,
+            Target::Webdataset => {
+                write_shards(&mut export, &path, self.shard_size as usize)?;
+                path.clone()
+            }
+            Target::Folder => {
+                // Beside lists, the images have a folder of their own.
+                let images = if lists.is_empty() { path.clone() } else { path.join("images") };
+                write_folder(&mut export, &images)?;
+                path.clone()
+            }
+            Target::Parquet => write_parquet(&mut export, &path).map(|()| path.clone())?,
+        };
+        let folder = if written.is_dir() { written.as_path() } else { written.parent().unwrap_or(Path::new(".")) };
+        for list in &lists {
+            let copy = folder.join(list.file_name().unwrap_or_default());
+            if !copy.exists() {
+                std::fs::copy(list, &copy).with_context(|| copy.display().to_string())?;
+            }
+        }
+        print(&open_source(&written)?.to_string())
+    }
+
+    /// The format, and the file or folder that is written.
+    fn target(&self) -> Result<(Target, PathBuf)> {
+        let extension = self.output.extension().map(|x| x.to_string_lossy().to_ascii_lowercase());
+        let by_extension = match extension.as_deref() {
+            Some("rec") => Some(Target::Recordio),
+            Some("parquet") => Some(Target::Parquet),
+            _ => None,
+        };
+        let out = self.output.display();
+        let path = match (self.to.or(by_extension), by_extension) {
+            (None, _) => bail!("{out}: expected .rec or .parquet, or a folder with --to"),
+            (Some(to), Some(by)) if to != by => bail!("{out}: is of another format than --to says"),
+            (Some(_), Some(_)) | (Some(Target::Folder), None) => self.output.clone(),
+            (Some(Target::Webdataset), None) if self.output.exists() => bail!("{out}: exists already"),
+            (Some(Target::Webdataset), None) => self.output.clone(),
+            (Some(Target::Recordio), None) => self.output.join("train.rec"),
+            (Some(Target::Parquet), None) => self.output.join("train.parquet"),
+        };
+        Ok((self.to.or(by_extension).expect("checked above"), path))
+    }
+}
+
+/// The lists beside a data set.
+fn lists_beside(source: &Source) -> Vec<PathBuf> {
+    let is_alone = source.path.is_dir() && !source.path.ends_with("images");
+    let folder = if is_alone { Some(source.path.as_path()) } else { source.path.parent() };
+    let lists = LISTS.iter().filter_map(|name| Some(folder?.join(name)));
+    lists.filter(|path| path.is_file()).collect()
+}
+
+#[cfg(feature = "parquet")]
+fn write_parquet(export: &mut Export, path: &Path) -> Result<()> {
+    Ok(crate::data::write_parquet(export, path)?)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn write_parquet(_export: &mut Export, path: &Path) -> Result<()> {
+    bail!("{}: this program was built without the feature `parquet`", path.display())
+}

@@ -1,0 +1,24 @@
+//! `maskinv data index`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cli::print;
+use crate::data::write_index;
+
+/// Which file.
+#[derive(Args, Debug)]
+pub(super) struct IndexArgs {
+    /// A RecordIO file; NAME.idx beside NAME.rec is written, also where one is
+    #[arg(value_name = "NAME.rec")]
+    rec: PathBuf,
+}
+
+impl IndexArgs {
+    pub(super) fn run(self) -> Result<()> {
+        let (path, num_records) = write_index(&self.rec)?;
+        print(&format!("{}: {num_records} records", path.display()))
+    }
+}

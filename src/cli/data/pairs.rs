@@ -1,0 +1,102 @@
+//! `maskinv data pairs`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::open;
+use crate::cli::model::HubArgs;
+use crate::cli::print;
+use crate::data::{
+    Dataset, Pair, csv_list, lfw_list, read_conditions, sample_cross_pairs, sample_pairs, write_verification,
+};
+use crate::files::write_atomic;
+
+/// Of which data set, how many, and where they go.
+#[derive(Args, Debug)]
+pub(super) struct PairsArgs {
+    /// A folder, a .rec, .tar or .parquet file, or a list of images
+    #[arg(value_name = "DATA")]
+    data: PathBuf,
+    /// A new list: .txt in LFW's format, .csv with the columns a, b and same, or .bin with the images in it
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// Most pairs of one person
+    #[arg(long, value_name = "N", default_value_t = 3000)]
+    genuine: usize,
+    /// Most pairs of two people
+    #[arg(long, value_name = "N", default_value_t = 3000)]
+    impostor: usize,
+    /// Folds of LFW's format
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    folds: u16,
+    /// Decides the pairs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Pairs across a condition only: a CSV with a column `file` (PERSON/IMAGE) and one of 0 for references, 1 for probes, which
+    /// --column names
+    #[arg(long, value_name = "CSV", requires = "column")]
+    across: Option<PathBuf>,
+    /// The column of --across, such as masked
+    #[arg(long, value_name = "NAME", requires = "across")]
+    column: Option<String>,
+}
+
+impl PairsArgs {
+    pub(super) fn run(self, hub: &HubArgs) -> Result<()> {
+        let out = self.output.display();
+        if self.output.exists() {
+            bail!("{out}: exists already");
+        }
+        let extension = self.output.extension().and_then(|x| x.to_str()).unwrap_or_default();
+        if !["txt", "csv", "bin"].contains(&extension) {
+            bail!("{out}: expected .txt, .csv or .bin");
+        }
+        let source = open(&self.data, hub)?;
+        let images = source.images.as_ref();
+        let pairs = self.draw(images)?;
+        let num_genuine = pairs.iter().filter(|pair| pair.is_same).count();
+        let num_impostor = pairs.len() - num_genuine;
+        if num_genuine == 0 || num_impostor == 0 {
+            bail!(
+                "{}: expected pairs of both kinds, found {num_genuine} of one person and {num_impostor} of two",
+                source.path.display()
+            );
+        }
+        match extension {
+            "txt" => {
+                let text = lfw_list(images, &pairs, self.folds.into(), &self.output)?;
+                write_atomic(&self.output, text.as_bytes())?;
+                let num = num_genuine.min(num_impostor) / usize::from(self.folds);
+                return print(&format!("{out}: {} folds of {num} pairs of each kind", self.folds));
+            }
+            "csv" => write_atomic(&self.output, csv_list(images, &pairs, &self.output)?.as_bytes())?,
+            _ => write_verification(images, &pairs, &self.output)?,
+        }
+        print(&format!("{out}: {num_genuine} pairs of one person, {num_impostor} of two"))
+    }
+
+    fn draw(&self, images: &dyn Dataset) -> Result<Vec<Pair>> {
+        let labels: Vec<u32> = (0..images.len()).map(|i| images.label(i)).collect();
+        let (Some(path), Some(column)) = (&self.across, &self.column) else {
+            return Ok(sample_pairs(&labels, self.genuine, self.impostor, self.seed));
+        };
+        let conditions = read_conditions(path, column)?;
+        let is_probe = |index: usize| {
+            let file = images.file_name(index).map(|file| format!("{}/{file}", images.identity_name(labels[index])));
+            match file.as_ref().and_then(|file| conditions.get(file)).map(String::as_str) {
+                Some("1" | "true" | "yes") => Ok(Some(true)),
+                Some("0" | "false" | "no") => Ok(Some(false)),
+                None => Ok(None),
+                Some(other) => bail!("{}: column {column}: expected 0 or 1, found {other:?}", path.display()),
+            }
+        };
+        let is_probe: Vec<Option<bool>> = (0..images.len()).map(is_probe).collect::<Result<_>>()?;
+        let num_unknown = is_probe.iter().filter(|probe| probe.is_none()).count();
+        if num_unknown > 0 {
+            eprintln!("{num_unknown} images are not in {}: left out", path.display());
+        }
+        Ok(sample_cross_pairs(&labels, &is_probe, self.genuine, self.impostor, self.seed))
+    }
+}

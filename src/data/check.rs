@@ -1,0 +1,143 @@
+//! What is wrong with a data set: broken images, the same image twice, faces that are not where they should be.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::alignment::{MeanFace, MeanFaceAlignment};
+use super::{Dataset, FACE_SIZE};
+
+/// What was found in a data set.
+#[derive(Clone, Debug, Serialize)]
+pub struct Findings {
+    /// Images that were looked at.
+    pub num_images: usize,
+    /// Images that cannot be used, and why, in the set's order.
+    pub broken: Vec<(String, String)>,
+    /// Groups of images with the same pixels, in the set's order.
+    pub duplicates: Vec<Duplicates>,
+    /// Where the mean of all faces is.
+    pub mean_face: Option<MeanFaceAlignment>,
+}
+
+/// Images with the same pixels.
+#[derive(Clone, Debug, Serialize)]
+pub struct Duplicates {
+    /// Their names.
+    pub images: Vec<String>,
+    /// Whether they count as faces of several people.
+    pub is_across_people: bool,
+}
+
+/// Decodes every image of a data set, in parallel; `progress` receives how many are done.
+///
+/// In memory are 16 bytes for each image.
+pub fn check(images: &dyn Dataset, progress: impl FnMut(usize) + Send) -> Findings {
+    let done = AtomicUsize::new(0);
+    let progress = Mutex::new(progress);
+    let look = |mut state: State, index: usize| {
+        match images.get(index) {
+            Ok(sample) => {
+                let mut hasher = DefaultHasher::new();
+                sample.image.as_raw().hash(&mut hasher);
+                state.hashes.push((hasher.finish(), index as u32));
+                state.mean.add(&sample.image);
+            }
+            Err(error) => state.broken.push((index, error.to_string())),
+        }
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(64) || done == images.len() {
+            progress.lock().unwrap_or_else(PoisonError::into_inner)(done);
+        }
+        state
+    };
+    let state = (0..images.len()).into_par_iter().fold(State::default, look).reduce(State::default, State::merge);
+    let State { mut broken, hashes, mean } = state;
+    broken.sort_unstable_by_key(|(index, _)| *index);
+    Findings {
+        num_images: images.len(),
+        broken: broken.into_iter().map(|(index, what)| (images.name(index), what)).collect(),
+        duplicates: duplicates(images, hashes),
+        mean_face: mean.alignment(),
+    }
+}
+
+#[derive(Default)]
+struct State {
+    broken: Vec<(usize, String)>,
+    hashes: Vec<(u64, u32)>,
+    mean: MeanFace,
+}
+
+impl State {
+    fn merge(mut self, mut other: Self) -> Self {
+        self.broken.append(&mut other.broken);
+        self.hashes.append(&mut other.hashes);
+        self.mean.merge(&other.mean);
+        self
+    }
+}
+
+/// Images whose pixels have one hash and are the same.
+fn duplicates(images: &dyn Dataset, mut hashes: Vec<(u64, u32)>) -> Vec<Duplicates> {
+    hashes.sort_unstable();
+    let mut found: Vec<Vec<u32>> = Vec::new();
+    for group in hashes.chunk_by(|a, b| a.0 == b.0).filter(|group| group.len() > 1) {
+        let mut by_pixels: HashMap<Vec<u8>, Vec<u32>> = HashMap::new();
+        for &(_, index) in group {
+            // It could be decoded before; if it cannot now, it is no duplicate.
+            if let Ok(sample) = images.get(index as usize) {
+                by_pixels.entry(sample.image.into_raw()).or_default().push(index);
+            }
+        }
+        found.extend(by_pixels.into_values().filter(|same| same.len() > 1));
+    }
+    found.sort_unstable();
+    let describe = |same: Vec<u32>| {
+        let label = |&index: &u32| images.label(index as usize);
+        let is_across_people = same.iter().any(|index| label(index) != label(&same[0]));
+        Duplicates { images: same.iter().map(|&index| images.name(index as usize)).collect(), is_across_people }
+    };
+    found.into_iter().map(describe).collect()
+}
+
+impl Findings {
+    /// Returns the number of images that are duplicates of an earlier one.
+    pub fn num_duplicates(&self) -> usize {
+        self.duplicates.iter().map(|group| group.images.len() - 1).sum()
+    }
+
+    /// Returns what a colleague would say, a sentence a problem; nothing if all is well.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.broken.is_empty() {
+            let share = 100.0 * self.broken.len() as f64 / self.num_images as f64;
+            let num = self.broken.len();
+            warnings.push(format!(
+                "{num} images ({share:.1} %) cannot be used: training stops at the first, unless data.on_broken = \"skip\""
+            ));
+        }
+        let across = self.duplicates.iter().filter(|group| group.is_across_people).count();
+        if across > 0 {
+            warnings.push(format!(
+                "{across} images are there as faces of several people: one of the names is wrong, and pairs of them count as \
+                 impostors with a perfect score"
+            ));
+        }
+        let within = self.num_duplicates();
+        if within > 0 && self.duplicates.len() > across {
+            warnings.push(format!(
+                "{within} images are copies of another: in a test set they are genuine pairs that anything recognises"
+            ));
+        }
+        warnings.extend(self.mean_face.as_ref().and_then(MeanFaceAlignment::warning));
+        warnings
+    }
+}
+
+/// Side of what is looked at, for the mean.
+pub(super) const SIDE: usize = FACE_SIZE as usize;

@@ -1,0 +1,176 @@
+//! Whose face each image of a set shows: its labels numbered through, and what the set calls the people.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// A label for each image, and a name for each label.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Classes {
+    labels: Vec<u32>,
+    names: Names,
+}
+
+#[derive(Clone, Debug)]
+enum Names {
+    /// As the set numbers its people; there may be gaps.
+    Numbers(Vec<u64>),
+    Texts(Vec<String>),
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self::Numbers(Vec::new())
+    }
+}
+
+impl Classes {
+    /// Numbers the people through in the order of the set's own numbers.
+    pub fn from_numbers(numbers: &[u64], path: &Path) -> Result<Self> {
+        let mut distinct = numbers.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        distinct.shrink_to_fit();
+        check_number(distinct.len(), path)?;
+        // Most sets have no gaps.
+        let is_dense = distinct.last().is_some_and(|&last| last == distinct.len() as u64 - 1);
+        let label =
+            |number: &u64| if is_dense { *number as u32 } else { distinct.partition_point(|d| d < number) as u32 };
+        Ok(Self { labels: numbers.iter().map(label).collect(), names: Names::Numbers(distinct) })
+    }
+
+    /// Numbers the people through in the byte order of their names.
+    pub fn from_texts(texts: Vec<String>, path: &Path) -> Result<Self> {
+        let mut number_of: BTreeMap<String, u32> = texts.iter().map(|text| (text.clone(), 0)).collect();
+        check_number(number_of.len(), path)?;
+        number_of.values_mut().zip(0..).for_each(|(number, i)| *number = i);
+        let labels = texts.iter().map(|text| number_of[text]).collect();
+        Ok(Self { labels, names: Names::Texts(number_of.into_keys().collect()) })
+    }
+
+    /// Calls the people as the folders of their images are called, if all images of each are in one folder of its own.
+    pub fn with_folders<'a>(mut self, paths: impl Iterator<Item = &'a str>) -> Self {
+        let mut names: Vec<Option<&str>> = vec![None; self.num_identities()];
+        for (path, &label) in paths.zip(&self.labels) {
+            let folder = path.rsplit_once('/').map(|(folders, _)| folders.rsplit('/').next().unwrap_or(folders));
+            let Some(folder) = folder.filter(|f| !f.is_empty()) else { return self };
+            if names[label as usize].replace(folder).is_some_and(|known| known != folder) {
+                return self;
+            }
+        }
+        let Some(names) = names.into_iter().collect::<Option<Vec<&str>>>() else { return self };
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        if sorted.windows(2).all(|pair| pair[0] != pair[1]) {
+            self.names = Names::Texts(names.into_iter().map(str::to_owned).collect());
+        }
+        self
+    }
+
+    /// Calls the people by these names, where each number of theirs has one.
+    pub fn with_names(mut self, names: &[String]) -> Self {
+        if let Names::Numbers(numbers) = &self.names {
+            let name = |&number: &u64| usize::try_from(number).ok().and_then(|n| names.get(n)).cloned();
+            if let Some(names) = numbers.iter().map(name).collect::<Option<Vec<_>>>() {
+                self.names = Names::Texts(names);
+            }
+        }
+        self
+    }
+
+    pub fn num_images(&self) -> usize {
+        self.labels.len()
+    }
+
+    pub fn num_identities(&self) -> usize {
+        match &self.names {
+            Names::Numbers(numbers) => numbers.len(),
+            Names::Texts(texts) => texts.len(),
+        }
+    }
+
+    pub fn label(&self, index: usize) -> u32 {
+        self.labels[index]
+    }
+
+    pub fn name(&self, label: u32) -> String {
+        match &self.names {
+            Names::Numbers(numbers) => numbers[label as usize].to_string(),
+            Names::Texts(texts) => texts[label as usize].clone(),
+        }
+    }
+}
+
+fn check_number(num: usize, path: &Path) -> Result<()> {
+    match num {
+        0 => Err(Error::Data { path: path.to_owned(), what: "expected images, found none".to_owned() }),
+        n if u32::try_from(n).is_err() => {
+            Err(Error::Data { path: path.to_owned(), what: format!("expected at most {} identities", u32::MAX) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Paths of images as the set names them, one behind the other.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Paths {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Paths {
+    pub fn push(&mut self, path: &str) {
+        self.text.push_str(path);
+        self.ends.push(self.text.len());
+    }
+
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn get(&self, index: usize) -> &str {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.text[start..self.ends[index]]
+    }
+
+    /// The last part of a path.
+    pub fn file_name(&self, index: usize) -> &str {
+        let path = self.get(index);
+        path.rsplit('/').next().unwrap_or(path)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        (0..self.len()).map(|i| self.get(i))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_with_gaps_and_names_are_numbered_through() -> Result<()> {
+        let path = Path::new("set");
+        let gaps = Classes::from_numbers(&[7, 2, 7, 900], path)?;
+        assert_eq!((gaps.labels.as_slice(), gaps.num_identities()), ([1, 0, 1, 2].as_slice(), 3));
+        assert_eq!((0..3).map(|l| gaps.name(l)).collect::<Vec<_>>(), ["2", "7", "900"]);
+        let dense = Classes::from_numbers(&[1, 0, 2], path)?.with_names(&["a".into(), "b".into(), "c".into()]);
+        assert_eq!((dense.label(0), dense.name(1)), (1, "b".to_owned()));
+        let texts = Classes::from_texts(vec!["zoe".into(), "ann".into(), "zoe".into()], path)?;
+        assert_eq!((texts.labels.as_slice(), texts.name(1)), ([1, 0, 1].as_slice(), "zoe".to_owned()));
+        assert!(Classes::from_numbers(&[], path).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn folders_name_people_only_where_each_has_one_of_its_own() -> Result<()> {
+        let classes = Classes::from_numbers(&[0, 1, 1], Path::new("set"))?;
+        let named = |paths: [&str; 3]| classes.clone().with_folders(paths.into_iter()).name(1);
+        assert_eq!(named(["a/1.jpg", "x/b/1.jpg", "b/2.jpg"]), "b");
+        assert_eq!(named(["a/1.jpg", "b/1.jpg", "c/2.jpg"]), "1", "two folders of one person");
+        assert_eq!(named(["a/1.jpg", "a/2.jpg", "a/3.jpg"]), "1", "one folder of two people");
+        assert_eq!(named(["a/1.jpg", "2.jpg", "b/3.jpg"]), "1");
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! A list of image files with labels.
+
+use std::path::{Path, PathBuf};
+
+use super::classes::{Classes, Paths};
+use crate::data::decode::{is_image, read_face};
+use crate::data::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
+use crate::error::{Error, Result};
+
+/// The images that a text file lists, as a [`Dataset`] in its order; every image has [`ALIGNED_LANDMARKS`].
+pub struct ListedFaces {
+    folder: PathBuf,
+    classes: Classes,
+    paths: Paths,
+}
+
+impl ListedFaces {
+    /// Reads lines of an image's path and its label, a number or a name, between tabs, a comma or blanks; or MXNet's `.lst`
+    /// lines of key, label and path between tabs. Paths are relative to the list. A first line of column names is left out.
+    ///
+    /// # Errors
+    /// When the list cannot be read, a line is another, or an image is not there.
+    pub fn open(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        let (mut paths, mut labels) = (Paths::default(), Vec::new());
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let error = |what: String| Error::Line { path: path.to_owned(), line: number + 1, what };
+            let Some((image, label)) = fields(line) else {
+                return Err(error(format!("expected an image's path and its label, found {line:?}")));
+            };
+            if !is_image(image.as_ref()) {
+                if number == 0 {
+                    continue;
+                }
+                return Err(error(format!("expected the path of an image, found {image:?}")));
+            }
+            if !folder.join(image).is_file() {
+                return Err(error(format!("expected an image {}, found none", folder.join(image).display())));
+            }
+            paths.push(image);
+            labels.push(label.to_owned());
+        }
+        let numbers: Option<Vec<u64>> = labels.iter().map(|label| label.parse().ok()).collect();
+        let classes = match numbers {
+            Some(numbers) => Classes::from_numbers(&numbers, path)?.with_folders(paths.iter()),
+            None => Classes::from_texts(labels, path)?,
+        };
+        Ok(Self { folder, classes, paths })
+    }
+
+    fn path(&self, index: usize) -> PathBuf {
+        self.folder.join(self.paths.get(index))
+    }
+}
+
+/// An image's path and its label.
+fn fields(line: &str) -> Option<(&str, &str)> {
+    let line = line.trim();
+    if let Some((first, rest)) = line.split_once('\t') {
+        return Some(match rest.rsplit_once('\t') {
+            Some((labels, path)) => (path, labels.split('\t').next().unwrap_or(labels).trim_end_matches(".000000")),
+            None => (first, rest),
+        });
+    }
+    line.rsplit_once(',').or_else(|| line.rsplit_once(char::is_whitespace)).map(|(a, b)| (a.trim(), b.trim()))
+}
+
+impl Dataset for ListedFaces {
+    fn len(&self) -> usize {
+        self.classes.num_images()
+    }
+
+    fn num_identities(&self) -> usize {
+        self.classes.num_identities()
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        self.classes.label(index)
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.path(index).display().to_string()
+    }
+
+    fn identity_name(&self, label: u32) -> String {
+        self.classes.name(label)
+    }
+
+    fn file_name(&self, index: usize) -> Option<String> {
+        Some(self.paths.file_name(index).to_owned())
+    }
+
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
+        let path = self.path(index);
+        std::fs::read(&path).map(Some).map_err(Error::io(&path))
+    }
+
+    fn get(&self, index: usize) -> Result<Sample> {
+        let image = read_face(&self.path(index))?;
+        Ok(Sample { image, label: self.label(index), landmarks: ALIGNED_LANDMARKS })
+    }
+}

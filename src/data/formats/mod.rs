@@ -1,0 +1,23 @@
+//! Data sets in files: what is at a path, opened.
+
+mod classes;
+mod export;
+mod file;
+mod folder;
+mod list;
+mod open;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod recordio;
+mod verification;
+mod webdataset;
+
+pub use export::Export;
+pub use folder::{FaceFolder, write_folder};
+pub use list::ListedFaces;
+pub use open::{Source, open_source};
+#[cfg(feature = "parquet")]
+pub use parquet::{ParquetFaces, write_parquet};
+pub use recordio::{RecordFaces, write_index, write_records};
+pub use verification::{VerificationFaces, write_verification};
+pub use webdataset::{ShardFaces, write_shards};

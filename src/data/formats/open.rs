@@ -1,0 +1,213 @@
+//! What data set is at a path.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{FaceFolder, ListedFaces, RecordFaces, ShardFaces};
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+
+/// Most shards that a pattern may name.
+const MAX_SHARDS: usize = 1_000_000;
+
+/// A data set and what it was found to be.
+pub struct Source {
+    /// The images.
+    pub images: Arc<dyn Dataset>,
+    /// Of which kind it is.
+    pub format: Format,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// How a data set is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A folder of identities.
+    Folder,
+    /// A list of image files.
+    List,
+    /// MXNet's RecordIO.
+    RecordIo,
+    /// Tar files of samples.
+    WebDataset,
+    /// Parquet files with columns of images and labels.
+    Parquet,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Folder => "folder of identities",
+            Self::List => "list of images",
+            Self::RecordIo => "RecordIO",
+            Self::WebDataset => "WebDataset",
+            Self::Parquet => "parquet",
+        })
+    }
+}
+
+impl fmt::Display for Source {
+    /// One line for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (images, people) = (self.images.len(), self.images.num_identities());
+        write!(f, "{}: {}, {images} images of {people} people", self.path.display(), self.format)
+    }
+}
+
+/// Opens what is at `path`: a `.rec` file, a `.tar` file or a pattern of such (`faces-{000000..000009}.tar`), a `.parquet`
+/// file, a list of images (`.txt`, `.csv`, `.tsv`, `.lst`), or a folder: of one of these, of `images/` beside LFW's lists, or
+/// of identities.
+///
+/// # Errors
+/// When nothing is there, it is none of these or several of them, or it is broken.
+pub fn open_source(path: &Path) -> Result<Source> {
+    let (format, files) = find(path)?;
+    let path = match &files[..] {
+        [file] => file.clone(),
+        _ => path.to_owned(),
+    };
+    let images: Arc<dyn Dataset> = match format {
+        Format::Folder => Arc::new(FaceFolder::open(&files[0])?),
+        Format::List => Arc::new(ListedFaces::open(&files[0])?),
+        Format::RecordIo => Arc::new(RecordFaces::open(&files[0])?),
+        Format::WebDataset => Arc::new(ShardFaces::open(&files)?),
+        #[cfg(feature = "parquet")]
+        Format::Parquet => Arc::new(super::ParquetFaces::open(&files)?),
+        #[cfg(not(feature = "parquet"))]
+        Format::Parquet => {
+            let what = "this program was built without the feature `parquet`".to_owned();
+            return Err(Error::Data { path, what });
+        }
+    };
+    Ok(Source { images, format, path })
+}
+
+/// The format and the files of it, of which there is one or more.
+fn find(path: &Path) -> Result<(Format, Vec<PathBuf>)> {
+    let error = |what: String| Error::Data { path: path.to_owned(), what };
+    if path.is_dir() {
+        return find_in(path);
+    }
+    if let Some(shards) = expand(path)? {
+        return Ok((Format::WebDataset, shards));
+    }
+    let format = match extension(path).as_str() {
+        "rec" => Format::RecordIo,
+        "tar" => Format::WebDataset,
+        "parquet" => Format::Parquet,
+        "txt" | "csv" | "tsv" | "lst" => Format::List,
+        "idx" => return find(&path.with_extension("rec")),
+        "bin" => {
+            let what = "a verification file has pairs to test on and nobody's name: give it as --pairs";
+            return Err(error(what.to_owned()));
+        }
+        _ if !path.exists() => {
+            let what = "expected a data set, found nothing there".to_owned();
+            return Err(error(what));
+        }
+        other => {
+            let what =
+                format!("expected a folder, .rec, .tar, .parquet or a list of images (.txt, .csv), found .{other}");
+            return Err(error(what));
+        }
+    };
+    Ok((format, vec![path.to_owned()]))
+}
+
+fn find_in(folder: &Path) -> Result<(Format, Vec<PathBuf>)> {
+    let error = |what: String| Error::Data { path: folder.to_owned(), what };
+    let (mut recs, mut tars, mut parquets) = (Vec::new(), Vec::new(), Vec::new());
+    let mut has_images = false;
+    // Data sets of the hub have their files in `data/`, or in a folder for each split.
+    for folder in [folder.to_owned(), folder.join("data")].into_iter().filter(|f| f.is_dir()) {
+        for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
+            let path = entry.map_err(Error::io(&folder))?.path();
+            match extension(&path).as_str() {
+                "rec" => recs.push(path),
+                "tar" => tars.push(path),
+                "parquet" => parquets.push(path),
+                _ => has_images |= path.is_dir() && path.ends_with("images"),
+            }
+        }
+    }
+    let has_lists = folder.join("pairs.txt").is_file() && folder.join("people.txt").is_file();
+    tars.sort_unstable();
+    match (recs.len(), tars.len(), parquets.len()) {
+        (0, 0, 0) if has_images && has_lists => Ok((Format::Folder, vec![folder.join("images")])),
+        (0, 0, 0) => Ok((Format::Folder, vec![folder.to_owned()])),
+        (1, 0, 0) => Ok((Format::RecordIo, recs)),
+        (0, _, 0) => Ok((Format::WebDataset, tars)),
+        (0, 0, _) => Ok((Format::Parquet, split_of(parquets, "train").map_err(error)?)),
+        (recs, tars, parquets) => {
+            let what = format!(
+                "expected one data set, found {recs} .rec, {tars} .tar and {parquets} .parquet files: give the path of one"
+            );
+            Err(error(what))
+        }
+    }
+}
+
+/// The files of a split, `SPLIT-00000-of-00002.parquet`, where files have the names of splits; else all of them.
+fn split_of(mut files: Vec<PathBuf>, split: &str) -> std::result::Result<Vec<PathBuf>, String> {
+    let stem = |path: &PathBuf| path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    files.sort_unstable();
+    let is_of = |path: &PathBuf, split: &str| stem(path).split(['-', '_', '.']).any(|part| part == split);
+    let names = ["train", "test", "validation", "val"];
+    if !files.iter().any(|path| names.iter().any(|name| is_of(path, name))) {
+        return Ok(files);
+    }
+    let found: Vec<String> = files.iter().map(stem).collect();
+    files.retain(|path| is_of(path, split));
+    if files.is_empty() {
+        return Err(format!("expected files of the split {split}, found {found:?}: give the path of one"));
+    }
+    Ok(files)
+}
+
+/// The files that a pattern `NAME{FIRST..LAST}REST` names; none if the path is no pattern.
+fn expand(path: &Path) -> Result<Option<Vec<PathBuf>>> {
+    let text = path.to_string_lossy();
+    let Some((before, rest)) = text.split_once('{') else { return Ok(None) };
+    let Some((range, after)) = rest.split_once('}') else { return Ok(None) };
+    let Some((first, last)) = range.split_once("..") else { return Ok(None) };
+    let error = |what: String| Error::Data { path: path.to_owned(), what };
+    let number = |text: &str| text.parse::<usize>().map_err(|_| error(format!("expected a number, found {text:?}")));
+    let (from, to) = (number(first)?, number(last)?);
+    if from > to || to - from >= MAX_SHARDS {
+        return Err(error(format!("expected a range of up to {MAX_SHARDS} files, found {range}")));
+    }
+    let width = first.len();
+    Ok(Some((from..=to).map(|number| format!("{before}{number:0width$}{after}").into()).collect()))
+}
+
+fn extension(path: &Path) -> String {
+    path.extension().map(|x| x.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_name_their_files() -> Result<()> {
+        let files = expand(Path::new("a/f-{008..011}.tar"))?.unwrap_or_default();
+        assert_eq!(files, ["a/f-008.tar", "a/f-009.tar", "a/f-010.tar", "a/f-011.tar"].map(PathBuf::from));
+        assert_eq!(expand(Path::new("a/f-008.tar"))?, None);
+        for wrong in ["f-{3..2}.tar", "f-{0..99999999999}.tar", "f-{a..b}.tar"] {
+            assert!(expand(Path::new(wrong)).is_err(), "{wrong}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn splits_are_told_by_the_names_of_files() {
+        let files = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let both = files(&["test-00000-of-00001.parquet", "train-00000-of-00001.parquet"]);
+        assert_eq!(split_of(both, "train"), Ok(files(&["train-00000-of-00001.parquet"])));
+        let plain = files(&["0000.parquet", "0001.parquet"]);
+        assert_eq!(split_of(plain.clone(), "train"), Ok(plain));
+        assert!(split_of(files(&["test.parquet"]), "train").is_err());
+    }
+}

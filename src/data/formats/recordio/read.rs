@@ -1,0 +1,225 @@
+//! The faces of a `.rec` file.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::index::Index;
+use super::record::{Header, read_header, read_record};
+use crate::data::decode::decode_face;
+use crate::data::formats::classes::{Classes, Paths};
+use crate::data::formats::file::RandomFile;
+use crate::data::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
+use crate::error::{Error, Result};
+
+/// Keys in labels are f32: whole numbers are exact below.
+const MAX_EXACT: u64 = 1 << 24;
+
+/// The faces of a RecordIO file as a [`Dataset`], in the order of their keys.
+///
+/// In memory are 12 bytes for each image, and the images' names if there is a list of them beside the file. Every image has
+/// [`ALIGNED_LANDMARKS`].
+pub struct RecordFaces {
+    file: RandomFile,
+    /// Where each image's record begins.
+    offsets: Vec<u64>,
+    classes: Classes,
+    paths: Option<Paths>,
+}
+
+impl RecordFaces {
+    /// Opens `NAME.rec`: with `NAME.idx`, else by a walk through the file. Names come from `NAME.lst` (MXNet's
+    /// `im2rec`: key, label, path).
+    ///
+    /// Both of insightface's layouts are read: a first record that says which keys are images, and the people behind them
+    /// with the keys of their images; or images alone, which may have several labels, of which the first counts.
+    ///
+    /// # Errors
+    /// When a file cannot be read, is no RecordIO, is cut off, or index, list and records do not go together.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = RandomFile::open(path)?;
+        let index_path = path.with_extension("idx");
+        let mut index = if index_path.is_file() { Index::read(&index_path, &file)? } else { Index::scan(&file)? };
+        if index.keys.is_empty() {
+            let empty = if index_path.is_file() { index_path } else { path.to_owned() };
+            return Err(Error::Data { path: empty, what: "expected records, found none".to_owned() });
+        }
+        // Packers write it first or last.
+        let first = index.keys.iter().position(|&key| key == 0).map(|at| read_header(&file, index.offsets[at]));
+        let numbers = match first.transpose()?.and_then(|(header, is_image)| people_keys(&header, is_image)) {
+            Some(people) => {
+                index.sort();
+                labels_by_people(&file, &mut index, people)?
+            }
+            None => labels_of(&file, &index.offsets)?,
+        };
+        let Index { keys, offsets } = index;
+        let mut classes = Classes::from_numbers(&numbers, path)?;
+        let list_path = path.with_extension("lst");
+        let paths = if list_path.is_file() { Some(read_list(&list_path, &keys)?) } else { None };
+        if let Some(paths) = &paths {
+            classes = classes.with_folders(paths.iter());
+        }
+        Ok(Self { file, offsets, classes, paths })
+    }
+
+    fn image(&self, index: usize) -> Result<Vec<u8>> {
+        let offset = self.offsets[index];
+        let (mut record, _) = read_record(&self.file, offset)?;
+        let (_, used) = Header::parse(&record).map_err(|what| self.file.error(offset + 8, what))?;
+        record.drain(..used);
+        Ok(record)
+    }
+}
+
+impl Dataset for RecordFaces {
+    fn len(&self) -> usize {
+        self.classes.num_images()
+    }
+
+    fn num_identities(&self) -> usize {
+        self.classes.num_identities()
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        self.classes.label(index)
+    }
+
+    fn name(&self, index: usize) -> String {
+        let (rec, at) = (self.file.path().display(), self.offsets[index]);
+        match &self.paths {
+            Some(paths) => format!("{rec}, {}", paths.get(index)),
+            None => format!("{rec}, the record at byte {at}"),
+        }
+    }
+
+    fn identity_name(&self, label: u32) -> String {
+        self.classes.name(label)
+    }
+
+    fn file_name(&self, index: usize) -> Option<String> {
+        self.paths.as_ref().map(|paths| paths.file_name(index).to_owned())
+    }
+
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
+        self.image(index).map(Some)
+    }
+
+    fn get(&self, index: usize) -> Result<Sample> {
+        let image = decode_face(&self.image(index)?, || PathBuf::from(self.name(index)))?;
+        Ok(Sample { image, label: self.label(index), landmarks: ALIGNED_LANDMARKS })
+    }
+}
+
+/// The keys of the records of people, `from .. to`, if this is the record that tells them; images are between it and them.
+fn people_keys(header: &Header, is_image: bool) -> Option<[u64; 2]> {
+    match header.labels[..] {
+        // The casts saturate.
+        [from, to] if header.is_list && !is_image && 1.0 <= from && from <= to => Some([from as u64, to as u64]),
+        _ => None,
+    }
+}
+
+/// Keeps the images in `index` and returns their labels, mostly from the records of people.
+fn labels_by_people(file: &RandomFile, index: &mut Index, [from, to]: [u64; 2]) -> Result<Vec<u64>> {
+    let position = |key: u64| index.keys.partition_point(|&k| k < key);
+    let (mut middle, end) = (position(from), position(to));
+    // The key is an f32, which is not exact above 16 million.
+    let is_image = |at: usize| index.offsets.get(at).map_or(Ok(false), |&o| Ok::<_, Error>(read_header(file, o)?.1));
+    while middle > 1 && !is_image(middle - 1)? {
+        middle -= 1;
+    }
+    while is_image(middle)? {
+        middle += 1;
+    }
+    let people: Vec<u64> = index.offsets[middle.min(end)..end].to_vec();
+    // Exact keys are a promise.
+    let (expected, found) = ([from - 1, to - from], [middle - 1, people.len()].map(|num| num as u64));
+    if to < MAX_EXACT && expected != found {
+        let what = format!(
+            "expected {} images and {} people, as the first record says, found {} and {}: the file is cut off, or the index is of \
+             another",
+            expected[0], expected[1], found[0], found[1]
+        );
+        return Err(Error::Data { path: file.path().to_owned(), what });
+    }
+    index.keys.truncate(middle);
+    index.offsets.truncate(middle);
+    index.keys.remove(0);
+    index.offsets.remove(0);
+    match labels_of_ranges(file, index, &people)? {
+        Some(labels) => Ok(labels),
+        None => labels_of(file, &index.offsets),
+    }
+}
+
+/// The labels of all images by one of each person's; none if the records of people do not say whose every image is.
+fn labels_of_ranges(file: &RandomFile, index: &Index, people: &[u64]) -> Result<Option<Vec<u64>>> {
+    let range = |&offset: &u64| -> Result<Option<(usize, usize, u64)>> {
+        let (header, _) = read_header(file, offset)?;
+        let [from, to] = header.labels[..] else { return Ok(None) };
+        let position = |key: f32| index.keys.partition_point(|&k| k < key as u64);
+        let (from, to) = (position(from), position(to));
+        if from >= to {
+            return Ok(None);
+        }
+        let [first, last] = [from, to - 1].map(|at| label_of(file, index.offsets[at]));
+        let first = first?;
+        Ok((first == last?).then_some((from, to, first)))
+    };
+    let ranges: Option<Vec<(usize, usize, u64)>> = people.par_iter().map(range).collect::<Result<_>>()?;
+    let Some(mut ranges) = ranges else { return Ok(None) };
+    ranges.sort_unstable();
+    let mut labels = Vec::with_capacity(index.keys.len());
+    for (from, to, label) in ranges {
+        if from != labels.len() {
+            return Ok(None);
+        }
+        labels.resize(to, label);
+    }
+    Ok((labels.len() == index.keys.len()).then_some(labels))
+}
+
+fn labels_of(file: &RandomFile, offsets: &[u64]) -> Result<Vec<u64>> {
+    offsets.par_iter().map(|&offset| label_of(file, offset)).collect()
+}
+
+/// The label of the image at an offset.
+fn label_of(file: &RandomFile, offset: u64) -> Result<u64> {
+    let (header, is_image) = read_header(file, offset)?;
+    let label = header.labels[0];
+    if !is_image {
+        return Err(file.error(offset, "expected an image behind the header, found none"));
+    }
+    if !(label >= 0.0 && label < 1e9 && label.fract() == 0.0) {
+        return Err(file.error(offset, format!("expected the number of a person as label, found {label}")));
+    }
+    Ok(label as u64)
+}
+
+/// The paths in a list by key.
+fn read_list(path: &Path, keys: &[u64]) -> Result<Paths> {
+    let file = BufReader::new(std::fs::File::open(path).map_err(Error::io(path))?);
+    let (mut paths, mut number) = (Paths::default(), 0);
+    for line in file.lines() {
+        number += 1;
+        let line = line.map_err(Error::io(path))?;
+        let error = |what: String| Error::Line { path: path.to_owned(), line: number, what };
+        let fields = (line.split_once('\t'), line.rsplit_once('\t'));
+        let (Some((key, _)), Some((_, name))) = fields else {
+            return Err(error(format!("expected key, label and path between tabs, found {line:?}")));
+        };
+        let expected = keys.get(paths.len());
+        if expected.is_none_or(|expected| key.parse() != Ok(*expected)) {
+            let expected = expected.map_or("no more lines".to_owned(), |key| format!("key {key}"));
+            return Err(error(format!("expected {expected}, as the .rec file has it, found {key}")));
+        }
+        paths.push(name);
+    }
+    if paths.len() < keys.len() {
+        let what = format!("expected {} lines, one for each image, found {}", keys.len(), paths.len());
+        return Err(Error::Data { path: path.to_owned(), what });
+    }
+    Ok(paths)
+}

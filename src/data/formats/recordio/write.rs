@@ -1,0 +1,72 @@
+//! Any data set as a `.rec` file.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use super::record::{Header, write_record};
+use crate::data::formats::export::{Export, temporary};
+use crate::error::{Error, Result};
+
+/// Labels and keys are f32 in the format: whole numbers are exact up to here.
+const MAX_EXACT: usize = 1 << 24;
+
+/// Writes `NAME.rec`, `NAME.idx`, `NAME.lst` and `property` as insightface does: a first record with the keys of the
+/// people's records, the images, the people; images alone where those of a person do not follow each other.
+///
+/// # Errors
+/// When an image cannot be read or a file not be written, or there are more than 16 million images; nothing is left then.
+pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
+    let num_images = export.len();
+    if num_images + export.num_identities() >= MAX_EXACT {
+        let what = format!(
+            "the format counts to {MAX_EXACT} in f32: expected fewer images and people, found {num_images} images"
+        );
+        return Err(Error::Data { path: path.to_owned(), what });
+    }
+    let [rec, idx, lst, property] =
+        [path.to_owned(), path.with_extension("idx"), path.with_extension("lst"), path.with_file_name("property")];
+    let files = [temporary(&rec)?, temporary(&idx)?, temporary(&lst)?, temporary(&property)?];
+    let [mut out_rec, mut out_idx, mut out_lst, mut out_property] =
+        files.each_ref().map(|f| BufWriter::new(f.as_file()));
+    let mut out = Records { rec: &mut out_rec, idx: &mut out_idx, position: 0, key: 0 };
+    let ranges = export.ranges();
+    if ranges.is_some() {
+        let people = [num_images + 1, num_images + 1 + export.num_identities()];
+        out.push(people.map(|key| key as f32).to_vec(), true, &[]).map_err(Error::io(&rec))?;
+    }
+    export.for_each(&mut |image| {
+        let (key, label) = (out.key, image.label);
+        writeln!(out_lst, "{key}\t{label}\t{}/{}", image.identity, image.file_name).map_err(Error::io(&lst))?;
+        out.push(vec![label as f32], false, &image.bytes).map_err(Error::io(&rec))
+    })?;
+    for range in ranges.into_iter().flatten() {
+        let keys = [range.start + 1, range.end + 1].map(|key| key as f32);
+        out.push(keys.to_vec(), true, &[]).map_err(Error::io(&rec))?;
+    }
+    writeln!(out_property, "{},112,112", export.num_identities()).map_err(Error::io(&property))?;
+    for (mut out, path) in [(out_rec, &rec), (out_idx, &idx), (out_lst, &lst), (out_property, &property)] {
+        out.flush().map_err(Error::io(path))?;
+    }
+    // The records last: without them there is nothing to open.
+    for (file, path) in files.into_iter().zip([&rec, &idx, &lst, &property]).rev() {
+        file.persist_noclobber(path).map_err(|e| Error::io(path)(e.error))?;
+    }
+    Ok(())
+}
+
+struct Records<'a, 'f> {
+    rec: &'a mut BufWriter<&'f File>,
+    idx: &'a mut BufWriter<&'f File>,
+    position: u64,
+    key: u64,
+}
+
+impl Records<'_, '_> {
+    fn push(&mut self, labels: Vec<f32>, is_list: bool, image: &[u8]) -> std::io::Result<()> {
+        writeln!(self.idx, "{}\t{}", self.key, self.position)?;
+        self.position += write_record(self.rec, &Header { labels, is_list, id: self.key }, image)?;
+        self.key += 1;
+        Ok(())
+    }
+}

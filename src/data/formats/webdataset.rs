@@ -1,0 +1,267 @@
+//! WebDataset: tar files of samples, `KEY.jpg` and what belongs to it, such as `KEY.cls`.
+
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::classes::{Classes, Paths};
+use super::export::{Export, ExportImage, temporary};
+use super::file::RandomFile;
+use crate::data::decode::{decode_face, is_image};
+use crate::data::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
+use crate::error::{Error, Result};
+
+/// A label has few bytes; a larger one is none.
+const MAX_LABEL_BYTES: u64 = 64 << 10;
+/// Fields of a sample's JSON that say whose face it is, the first that is there counts.
+const LABEL_FIELDS: [&str; 4] = ["label", "cls", "class", "identity"];
+
+/// The faces of tar files as a [`Dataset`], in the order of the files and of the samples in them.
+///
+/// In memory are 20 bytes and a name for each image. Every image has [`ALIGNED_LANDMARKS`].
+pub struct ShardFaces {
+    shards: Vec<RandomFile>,
+    images: Vec<Place>,
+    classes: Classes,
+    paths: Paths,
+}
+
+/// Where an image is.
+#[derive(Clone, Copy)]
+struct Place {
+    offset: u64,
+    shard: u32,
+    len: u32,
+}
+
+/// A sample whose members come one after the other.
+#[derive(Default)]
+struct Pending {
+    key: String,
+    image: Option<(Place, String)>,
+    label: Option<String>,
+    /// Names that the JSON gives.
+    identity: Option<String>,
+    file_name: Option<String>,
+}
+
+impl ShardFaces {
+    /// Opens tar files. A sample is an image `KEY.jpg` (or another format), with its label in `KEY.cls` or in the field
+    /// `label`, `cls`, `class` or `identity` of `KEY.json`; other members are left alone.
+    ///
+    /// # Errors
+    /// When a file cannot be read, is no tar file, is compressed or cut off, or an image has no label.
+    pub fn open(paths: &[PathBuf]) -> Result<Self> {
+        let mut found = Found::default();
+        for (path, number) in paths.iter().zip(0..) {
+            found.shards.push(RandomFile::open(path)?);
+            found.read_shard(path, number)?;
+        }
+        let path = paths.first().map_or(Path::new(""), PathBuf::as_path);
+        let numbers: Option<Vec<u64>> = found.labels.iter().map(|label| label.parse().ok()).collect();
+        let classes = match numbers {
+            Some(numbers) => Classes::from_numbers(&numbers, path)?.with_folders(found.paths.iter()),
+            None => Classes::from_texts(found.labels, path)?,
+        };
+        Ok(Self { shards: found.shards, images: found.images, classes, paths: found.paths })
+    }
+
+    fn image(&self, index: usize) -> Result<Vec<u8>> {
+        let place = self.images[index];
+        self.shards[place.shard as usize].read(place.offset, place.len as usize)
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    shards: Vec<RandomFile>,
+    images: Vec<Place>,
+    labels: Vec<String>,
+    paths: Paths,
+}
+
+impl Found {
+    fn read_shard(&mut self, path: &Path, shard: u32) -> Result<()> {
+        let len = self.shards[shard as usize].len();
+        let wrong = |offset: u64, what: String| Error::Format { path: path.to_owned(), offset, what };
+        let file = std::fs::File::open(path).map_err(Error::io(path))?;
+        let mut archive = tar::Archive::new(BufReader::new(file));
+        let mut pending = Pending::default();
+        let not_tar = |e: std::io::Error| wrong(0, format!("expected a tar file that is not compressed: {e}"));
+        for entry in archive.entries_with_seek().map_err(not_tar)? {
+            let mut entry = entry.map_err(not_tar)?;
+            if entry.header().entry_type() != tar::EntryType::Regular {
+                continue;
+            }
+            let (offset, size) = (entry.raw_file_position(), entry.size());
+            if offset.checked_add(size).is_none_or(|end| end > len) {
+                return Err(wrong(offset, format!("expected {size} bytes, found the end of the file at {len}")));
+            }
+            let name = String::from_utf8(entry.path_bytes().into_owned())
+                .map_err(|_| wrong(offset, "expected names in UTF-8".to_owned()))?;
+            let Some((key, extension)) = split_key(&name) else { continue };
+            if key != pending.key {
+                self.push(
+                    std::mem::replace(&mut pending, Pending { key: key.to_owned(), ..Pending::default() }),
+                    path,
+                )?;
+            }
+            let extension = extension.to_ascii_lowercase();
+            if is_image_extension(&extension) {
+                let len = u32::try_from(size).map_err(|_| wrong(offset, format!("an image of {size} bytes")))?;
+                pending.image = Some((Place { offset, shard, len }, extension));
+            } else if matches!(extension.as_str(), "cls" | "json") {
+                let mut text = Vec::new();
+                entry.by_ref().take(MAX_LABEL_BYTES).read_to_end(&mut text).map_err(Error::io(path))?;
+                if extension == "cls" {
+                    pending.label = Some(String::from_utf8_lossy(&text).trim().to_owned());
+                } else {
+                    pending.read_json(&text).map_err(|what| wrong(offset, format!("{name}: {what}")))?;
+                }
+            }
+        }
+        self.push(pending, path)
+    }
+
+    /// Takes a sample whose members have all come; one without an image is none.
+    fn push(&mut self, sample: Pending, path: &Path) -> Result<()> {
+        let Some((place, extension)) = sample.image else { return Ok(()) };
+        let Some(label) = sample.label.filter(|label| !label.is_empty()) else {
+            let what = format!("expected the label of {0}.{extension} in {0}.cls or {0}.json, found none", sample.key);
+            return Err(Error::Format { path: path.to_owned(), offset: place.offset, what });
+        };
+        let (folder, stem) = sample.key.rsplit_once('/').unwrap_or(("", &sample.key));
+        let folder = sample.identity.as_deref().unwrap_or(folder);
+        let file_name = sample.file_name.unwrap_or_else(|| format!("{stem}.{extension}"));
+        self.paths.push(&if folder.is_empty() { file_name } else { format!("{folder}/{file_name}") });
+        self.images.push(place);
+        self.labels.push(label);
+        Ok(())
+    }
+}
+
+impl Pending {
+    fn read_json(&mut self, text: &[u8]) -> std::result::Result<(), String> {
+        let json: serde_json::Value = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        let string = |field: &str| match json.get(field) {
+            Some(serde_json::Value::String(text)) => Some(text.clone()),
+            Some(serde_json::Value::Number(number)) => Some(number.to_string()),
+            _ => None,
+        };
+        self.identity = string("identity");
+        self.file_name = string("file_name");
+        if self.label.is_none() {
+            self.label = LABEL_FIELDS.into_iter().find_map(string);
+        }
+        Ok(())
+    }
+}
+
+/// A member's key and extension: the file name is cut at its first point, as the `webdataset` package does.
+fn split_key(name: &str) -> Option<(&str, &str)> {
+    let start = name.rfind('/').map_or(0, |slash| slash + 1);
+    let point = start + name[start..].find('.')?;
+    (point > start).then(|| (&name[..point], &name[point + 1..]))
+}
+
+fn is_image_extension(extension: &str) -> bool {
+    !extension.contains('.') && is_image(format!("x.{extension}").as_ref())
+}
+
+impl Dataset for ShardFaces {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn num_identities(&self) -> usize {
+        self.classes.num_identities()
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        self.classes.label(index)
+    }
+
+    fn name(&self, index: usize) -> String {
+        let shard = &self.shards[self.images[index].shard as usize];
+        format!("{}, {}", shard.path().display(), self.paths.get(index))
+    }
+
+    fn identity_name(&self, label: u32) -> String {
+        self.classes.name(label)
+    }
+
+    fn file_name(&self, index: usize) -> Option<String> {
+        Some(self.paths.file_name(index).to_owned())
+    }
+
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
+        self.image(index).map(Some)
+    }
+
+    fn get(&self, index: usize) -> Result<Sample> {
+        let image = decode_face(&self.image(index)?, || PathBuf::from(self.name(index)))?;
+        Ok(Sample { image, label: self.label(index), landmarks: ALIGNED_LANDMARKS })
+    }
+}
+
+/// Writes `FOLDER/faces-000000.tar` and so on, `shard_size` images in each: `PERSON/IMAGE.jpg` and `PERSON/IMAGE.cls`, and
+/// where a name has points that would cut its key short, `NUMBER.jpg`, `NUMBER.cls` and a `NUMBER.json` with the name.
+///
+/// # Errors
+/// When an image cannot be read or a file not be written; shards that are not whole are not left.
+pub fn write_shards(export: &mut Export, folder: &Path, shard_size: usize) -> Result<()> {
+    let path_of = |number: usize| folder.join(format!("faces-{number:06}.tar"));
+    let mut done = Vec::new();
+    let mut shard: Option<(tempfile::NamedTempFile, tar::Builder<BufWriter<std::fs::File>>)> = None;
+    let mut count = 0;
+    export.for_each(&mut |image| {
+        if count % shard_size.max(1) == 0 {
+            if let Some((file, builder)) = shard.take() {
+                done.push((close(builder, &path_of(done.len())).map(|()| file))?);
+            }
+            let path = path_of(done.len());
+            let file = temporary(&path)?;
+            let out = BufWriter::new(file.as_file().try_clone().map_err(Error::io(&path))?);
+            shard = Some((file, tar::Builder::new(out)));
+        }
+        let path = path_of(done.len());
+        let (_, builder) = shard.as_mut().expect("made above");
+        append(builder, count, &image).map_err(Error::io(&path))?;
+        count += 1;
+        Ok(())
+    })?;
+    if let Some((file, builder)) = shard {
+        done.push((close(builder, &path_of(done.len())).map(|()| file))?);
+    }
+    for (number, file) in done.into_iter().enumerate() {
+        let path = path_of(number);
+        file.persist_noclobber(&path).map_err(|e| Error::io(&path)(e.error))?;
+    }
+    Ok(())
+}
+
+fn close(builder: tar::Builder<BufWriter<std::fs::File>>, path: &Path) -> Result<()> {
+    builder.into_inner().and_then(|mut out| out.flush()).map_err(Error::io(path))
+}
+
+fn append(builder: &mut tar::Builder<impl Write>, number: usize, image: &ExportImage) -> std::io::Result<()> {
+    let path = format!("{}/{}", image.identity, image.file_name);
+    let mut add = |name: String, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, bytes)
+    };
+    let is_plain = split_key(&path).is_some_and(|(_, extension)| is_image_extension(extension));
+    let key = match path.rsplit_once('.') {
+        Some((key, _)) if is_plain => key.to_owned(),
+        _ => format!("{number:09}"),
+    };
+    let extension = path.rsplit('.').next().unwrap_or_default();
+    add(format!("{key}.{extension}"), &image.bytes)?;
+    add(format!("{key}.cls"), image.label.to_string().as_bytes())?;
+    if !is_plain {
+        let json = serde_json::json!({"identity": image.identity, "file_name": image.file_name});
+        add(format!("{key}.json"), json.to_string().as_bytes())?;
+    }
+    Ok(())
+}

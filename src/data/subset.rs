@@ -1,0 +1,115 @@
+//! Some of the identities of a data set.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Dataset, Sample};
+use crate::error::{Error, Result};
+
+/// Which identities to use; the default uses all.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct IdentityFilter {
+    /// Leave out identities with fewer images than this.
+    pub min_images: usize,
+    /// Use only identities with these names, all of which must be there; `None` for every identity.
+    pub names: Option<Vec<String>>,
+}
+
+/// The identities of a data set that a filter lets through; labels count only these.
+pub struct Subset {
+    inner: Arc<dyn Dataset>,
+    /// Indices of the images in `inner`, in its order.
+    images: Vec<u32>,
+    /// Labels in `inner`, in its order.
+    identities: Vec<u32>,
+    num_skipped: usize,
+}
+
+impl Subset {
+    /// Returns the part of `inner` that `filter` lets through; `path` says where it is from, for errors.
+    ///
+    /// # Errors
+    /// When the set lacks an identity that the filter names, the filter leaves none, or there are over four billion images.
+    pub fn new(inner: Arc<dyn Dataset>, filter: &IdentityFilter, path: &Path) -> Result<Self> {
+        let error = |what: String| Error::Data { path: path.to_owned(), what };
+        let num_images = u32::try_from(inner.len()).map_err(|_| error("more than four billion images".to_owned()))?;
+        let mut counts = vec![0usize; inner.num_identities()];
+        (0..inner.len()).for_each(|i| counts[inner.label(i) as usize] += 1);
+        let mut is_wanted = vec![filter.names.is_none(); counts.len()];
+        if let Some(names) = &filter.names {
+            let mut sorted: Vec<&str> = names.iter().map(String::as_str).collect();
+            sorted.sort_unstable();
+            sorted.dedup();
+            let mut is_found = vec![false; sorted.len()];
+            for (label, is_wanted) in (0..).zip(&mut is_wanted) {
+                if let Ok(at) = sorted.binary_search(&inner.identity_name(label).as_str()) {
+                    (is_found[at], *is_wanted) = (true, true);
+                }
+            }
+            if let Some(missing) = is_found.iter().position(|found| !found) {
+                return Err(error(format!("expected images of identity {}, found none", sorted[missing])));
+            }
+        }
+        let mut label_of: Vec<Option<u32>> = vec![None; counts.len()];
+        let (mut identities, mut num_skipped) = (Vec::new(), 0);
+        for label in (0..counts.len()).filter(|&label| is_wanted[label]) {
+            if counts[label] < filter.min_images {
+                num_skipped += 1;
+                continue;
+            }
+            label_of[label] = Some(identities.len() as u32);
+            identities.push(label as u32);
+        }
+        if identities.is_empty() {
+            let (num, least) = (counts.len(), filter.min_images);
+            return Err(error(format!("the filter leaves none of {num} identities (at least {least} images each)")));
+        }
+        let is_in = |&i: &u32| label_of[inner.label(i as usize) as usize].is_some();
+        let images = (0..num_images).filter(is_in).collect();
+        Ok(Self { inner, images, identities, num_skipped })
+    }
+
+    fn at(&self, index: usize) -> usize {
+        self.images[index] as usize
+    }
+}
+
+impl Dataset for Subset {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn num_identities(&self) -> usize {
+        self.identities.len()
+    }
+
+    fn num_skipped_identities(&self) -> usize {
+        self.num_skipped
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        let label = self.inner.label(self.at(index));
+        self.identities.partition_point(|&identity| identity < label) as u32
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.inner.name(self.at(index))
+    }
+
+    fn identity_name(&self, label: u32) -> String {
+        self.inner.identity_name(self.identities[label as usize])
+    }
+
+    fn file_name(&self, index: usize) -> Option<String> {
+        self.inner.file_name(self.at(index))
+    }
+
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
+        self.inner.encoded(self.at(index))
+    }
+
+    fn get(&self, index: usize) -> Result<Sample> {
+        let sample = self.inner.get(self.at(index))?;
+        Ok(Sample { label: self.label(index), ..sample })
+    }
+}

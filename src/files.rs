@@ -1,0 +1,36 @@
+//! Files that are whole or not there.
+
+use std::io::Write;
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// Returns a new file beside `path`, to become it by a rename once it is whole; it is gone if it never does.
+///
+/// # Errors
+/// When the folder is missing or cannot be written to.
+pub fn temporary(path: &Path) -> Result<NamedTempFile> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // Temporary files are private; a result is as readable as the user's umask lets every new file be.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder).map_err(Error::io(path))
+}
+
+/// Writes a file as a whole: beside `path` first, then renamed, so that a reader or an interruption never finds half of it.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = temporary(path)?;
+    file.write_all(bytes).map_err(Error::io(path))?;
+    file.as_file().sync_all().map_err(Error::io(path))?;
+    file.persist(path).map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
+    Ok(())
+}

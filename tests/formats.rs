@@ -1,0 +1,232 @@
+//! One data set in every format: the same images, names and order; and what is refused.
+
+use std::fs;
+use std::io::Cursor;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use image::{ImageFormat, Rgb, RgbImage};
+use maskinv::data::{
+    Dataset, Export, FaceFolder, PairList, ShardFaces, open_source, write_folder, write_records, write_shards,
+};
+
+/// Three people with six images, of which one is a PNG, one grey, and one has points in its name.
+const IMAGES: [&str; 6] = [
+    "Ann/Ann_0001.jpg",
+    "Ann/Ann_0003.jpg",
+    "Bob/Bob_0001.png",
+    "Zoe/Z.o.e.jpg",
+    "Zoe/Zoe_0001.jpeg",
+    "Zoe/Zoe_0002.jpg",
+];
+
+fn encoded(number: u32, format: ImageFormat) -> Result<Vec<u8>> {
+    let image = RgbImage::from_fn(112, 112, |x, y| Rgb([x as u8 * 2, y as u8 * 2, (40 * number) as u8]));
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format)?;
+    Ok(bytes.into_inner())
+}
+
+fn folder(root: &Path) -> Result<FaceFolder> {
+    for (number, name) in IMAGES.into_iter().enumerate() {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().context("a folder")?)?;
+        let format = ImageFormat::from_path(name)?;
+        fs::write(path, encoded(number as u32, format)?)?;
+    }
+    Ok(FaceFolder::open(root)?)
+}
+
+fn assert_same(found: &dyn Dataset, expected: &dyn Dataset) -> Result<()> {
+    assert_eq!((found.len(), found.num_identities()), (expected.len(), expected.num_identities()));
+    for i in 0..expected.len() {
+        assert_eq!(found.file_name(i), expected.file_name(i));
+        assert_eq!(found.identity_name(found.label(i)), expected.identity_name(expected.label(i)));
+        assert_eq!(found.encoded(i)?, expected.encoded(i)?, "{}", found.name(i));
+        assert_eq!(found.get(i)?, expected.get(i)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn every_format_gives_back_what_was_put_in() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let faces = folder(&dir.path().join("faces"))?;
+    let mut none = |_: usize| ();
+    let mut export = Export::new(&faces, &mut none);
+    let [rec, shards, copy] = ["rec/train.rec", "shards", "copy"].map(|name| dir.path().join(name));
+    write_records(&mut export, &rec)?;
+    write_shards(&mut export, &shards, 4)?;
+    write_folder(&mut export, &copy)?;
+    assert_eq!(fs::read_dir(&shards)?.count(), 2);
+    let mut paths = vec![rec.clone(), rec.with_extension("idx"), dir.path().join("rec"), shards.clone(), copy];
+    paths.push(shards.join("faces-{000000..000001}.tar"));
+    #[cfg(feature = "parquet")]
+    {
+        let parquet = dir.path().join("hub/data/train-00000-of-00001.parquet");
+        maskinv::data::write_parquet(&mut export, &parquet)?;
+        fs::write(parquet.with_file_name("test-00000-of-00001.parquet"), "for something else")?;
+        paths.extend([parquet, dir.path().join("hub")]);
+    }
+    for path in paths {
+        let source = open_source(&path)?;
+        assert_same(source.images.as_ref(), &faces).with_context(|| path.display().to_string())?;
+        assert!(source.to_string().contains("6 images of 3 people"), "{source}");
+    }
+    Ok(())
+}
+
+#[test]
+fn lists_name_files_and_people() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let faces = folder(&dir.path().join("faces"))?;
+    let lines = |line: &dyn Fn(usize, u32, &str) -> String| {
+        IMAGES.iter().enumerate().map(|(i, name)| line(i, faces.label(i), name) + "\n").collect::<String>()
+    };
+    let lists = [
+        ("a.txt", lines(&|_, label, name| format!("faces/{name} {label}"))),
+        (
+            "b.csv",
+            format!(
+                "file,person\n{}",
+                lines(&|_, label, name| format!("faces/{name}, {}", faces.identity_name(label)))
+            ),
+        ),
+        ("c.tsv", lines(&|_, label, name| format!("faces/{name}\t{label}"))),
+        ("d.lst", lines(&|i, label, name| format!("{i}\t{label}.000000\tfaces/{name}"))),
+    ];
+    for (name, text) in lists {
+        let path = dir.path().join(name);
+        fs::write(&path, text)?;
+        assert_same(open_source(&path)?.images.as_ref(), &faces).context(name)?;
+    }
+    for (text, expected) in [
+        ("faces/Ann/Ann_0001.jpg 0\nfaces/Ann/Ann_0009.jpg 0\n", "e.txt:2: expected an image "),
+        ("faces/Ann/Ann_0001.jpg 0\nnothing\n", "e.txt:2: expected an image's path and its label, found \"nothing\""),
+        ("faces/Ann/Ann_0001.jpg 0\nfaces/x.doc 0\n", "e.txt:2: expected the path of an image, found \"faces/x.doc\""),
+        ("", "e.txt: expected images, found none"),
+    ] {
+        let path = dir.path().join("e.txt");
+        fs::write(&path, text)?;
+        let error = open_source(&path).map(|_| ()).expect_err(text).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn shards_of_others_are_read() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("other.tar");
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, bytes)
+    };
+    // The label before the image, as JSON, with other members and a file that is no sample.
+    add("README", b"hello")?;
+    add("./0001.json", br#"{"label": 17, "age": 40}"#)?;
+    add("./0001.jpg", &encoded(1, ImageFormat::Jpeg)?)?;
+    add("./0001.npy", b"...")?;
+    add("./0002.png", &encoded(2, ImageFormat::Png)?)?;
+    add("./0002.cls", b"4\n")?;
+    add("./0003.txt", b"no image")?;
+    fs::write(&path, builder.into_inner()?)?;
+    let set = open_source(&path)?.images;
+    assert_eq!((set.len(), set.num_identities(), set.label(0), set.label(1)), (2, 2, 1, 0));
+    assert_eq!((set.identity_name(0), set.identity_name(1)), ("4".to_owned(), "17".to_owned()));
+    assert_eq!(set.file_name(1).as_deref(), Some("0002.png"));
+    set.get(1)?;
+    Ok(())
+}
+
+#[test]
+fn broken_shards_are_refused_or_shorter() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let faces = folder(&dir.path().join("faces"))?;
+    write_shards(&mut Export::new(&faces, &mut |_| ()), &dir.path().join("shards"), 100)?;
+    let path = dir.path().join("shards/faces-000000.tar");
+    let bytes = fs::read(&path)?;
+    let file = fs::OpenOptions::new().write(true).open(&path)?;
+    for len in (0..bytes.len() as u64).rev() {
+        file.set_len(len)?;
+        match ShardFaces::open(std::slice::from_ref(&path)) {
+            Ok(set) => assert!(set.len() <= faces.len() && (0..set.len()).all(|i| set.encoded(i).is_ok()), "{len}"),
+            Err(error) => assert!(error.to_string().contains("faces-000000.tar"), "{error}"),
+        }
+    }
+    fs::write(&path, [&[0x1f, 0x8b, 8][..], &[7; 600]].concat())?;
+    let error = open_source(&path).map(|_| ()).expect_err("compressed").to_string();
+    assert!(error.contains("expected a tar file that is not compressed"), "{error}");
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(3);
+    builder.append_data(&mut header, "a/b.jpg", &b"abc"[..])?;
+    fs::write(&path, builder.into_inner()?)?;
+    let error = open_source(&path).map(|_| ()).expect_err("no label").to_string();
+    assert!(error.contains("expected the label of a/b.jpg in a/b.cls or a/b.json, found none"), "{error}");
+    Ok(())
+}
+
+#[test]
+#[cfg(feature = "parquet")]
+fn broken_parquet_is_refused_or_other_data() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let faces = folder(&dir.path().join("faces"))?;
+    let path = dir.path().join("x.parquet");
+    maskinv::data::write_parquet(&mut Export::new(&faces, &mut |_| ()), &path)?;
+    let bytes = fs::read(&path)?;
+    let read = || {
+        open_source(&path).and_then(|source| (0..source.images.len()).try_for_each(|i| source.images.get(i).map(drop)))
+    };
+    for len in (0..bytes.len()).step_by(97) {
+        fs::write(&path, &bytes[..len])?;
+        let error = read().expect_err("cut off").to_string();
+        assert!(error.contains("x.parquet: parquet: "), "{error}");
+    }
+    let mut refused = 0;
+    for at in (0..bytes.len()).step_by(31) {
+        let mut changed = bytes.clone();
+        changed[at] ^= 0x15;
+        fs::write(&path, &changed)?;
+        refused += usize::from(read().is_err());
+    }
+    assert!(refused > 10, "{refused}");
+    Ok(())
+}
+
+#[test]
+fn what_is_no_data_set_is_said_to_be_none() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let refused = |path: &Path, expected: &str| {
+        let error = open_source(path).map(|_| ()).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(&dir.path().join("missing"), "expected a data set, found nothing there");
+    refused(&dir.path().join("missing.rec"), "missing.rec");
+    fs::write(dir.path().join("a.doc"), "")?;
+    refused(&dir.path().join("a.doc"), "found .doc");
+    refused(&dir.path().join("lfw.bin"), "give it as --pairs");
+    for name in ["a.rec", "b.rec"] {
+        fs::write(dir.path().join(name), "")?;
+    }
+    refused(dir.path(), "expected one data set, found 2 .rec, 0 .tar and 0 .parquet files");
+    refused(&dir.path().join("a.rec"), "expected records, found none");
+    Ok(())
+}
+
+#[test]
+fn images_without_names_are_counted_for_lists_of_pairs() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let faces = folder(&dir.path().join("faces"))?;
+    let rec = dir.path().join("train.rec");
+    write_records(&mut Export::new(&faces, &mut |_| ()), &rec)?;
+    fs::remove_file(rec.with_extension("lst"))?;
+    let list = dir.path().join("pairs.txt");
+    fs::write(&list, "0 1 2\n0 2 2 3\n")?;
+    let pairs = PairList::read(&list)?.resolve(open_source(&rec)?.images.as_ref())?;
+    assert_eq!(pairs.iter().map(|p| (p.a, p.b, p.is_same)).collect::<Vec<_>>(), [(0, 1, true), (1, 5, false)]);
+    Ok(())
+}
