@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use maskinv::cli::keep_freed_memory;
 use maskinv::data::mask::{MaskConfig, MaskProtocol};
 use maskinv::data::{AugmentConfig, Dataset, Loader, LoaderConfig, Transform, open_source};
 
@@ -36,6 +37,7 @@ impl Args {
 }
 
 fn main() -> Result<()> {
+    keep_freed_memory();
     let Some(args) = Args::parse()? else {
         println!("usage: cargo bench --bench loader -- DATA [--template FILE] [--threads N] [--seconds S]");
         return Ok(());

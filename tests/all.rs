@@ -1,6 +1,7 @@
 //! The integration tests, one binary.
 
 mod cli;
+mod cli_data;
 mod cli_models;
 mod engine;
 mod eval_metrics;

@@ -1,6 +1,6 @@
 """Times the data pipeline of the published MaskInv training code on the CPU, re-implemented from its facts; prints JSON.
 
-    pip install opencv-python-headless numpy pillow
+    pip install -r benches/peers/requirements.txt
     python3 benches/peers/data.py --images DIR --template mask_img.png [--mask 0.5] [--processes 2] [--seconds 5]
 
 DIR holds aligned 112x112 JPEG crops; the first 2000 are read into memory, and process i of N works through every Nth of

@@ -31,6 +31,8 @@ use info::InfoArgs;
 use mask::MaskArgs;
 use train::TrainArgs;
 
+pub use allocator::keep_freed_memory;
+
 use crate::data::is_image;
 
 /// Mask-invariant face recognition: train, evaluate and use MaskInv.

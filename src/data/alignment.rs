@@ -179,8 +179,9 @@ impl LandmarkAlignment {
         })
     }
 
-    /// Returns what a colleague would say of it; nothing if all is well.
-    pub fn warnings(&self) -> Vec<String> {
+    /// Returns what a colleague would say of it; nothing if all is well. A mean face that is where it should be tells landmarks
+    /// of other images from faces that are elsewhere.
+    pub fn warnings(&self, mean_face: Option<&MeanFaceAlignment>) -> Vec<String> {
         let mean: [f64; 2] =
             [0, 1].map(|axis| self.mean_offset_px.iter().map(|offset| offset[axis]).sum::<f64>() / 5.0);
         let mut warnings = Vec::new();
@@ -189,7 +190,8 @@ impl LandmarkAlignment {
                 "the landmarks are {:+.1} px across and {:+.1} px down from the template on average",
                 mean[0], mean[1]
             );
-            let of_others = mean.iter().any(|offset| offset.abs() > 0.3 * SIDE as f64);
+            let is_face_in_place = mean_face.is_some_and(|face| face.warning().is_none());
+            let of_others = is_face_in_place || mean.iter().any(|offset| offset.abs() > 0.3 * SIDE as f64);
             warnings.push(match of_others {
                 true => {
                     format!("{away}: they are of other images than these crops, the photos before alignment perhaps")
@@ -255,13 +257,15 @@ mod tests {
             LandmarkAlignment::measure(named).ok_or("images")
         };
         let good = measure(&[0.5, -0.5, 1.0])?;
-        assert!(good.warnings().is_empty() && (good.mean_distance_px - 2.0 / 3.0).abs() < 1e-4);
+        assert!(good.warnings(None).is_empty() && (good.mean_distance_px - 2.0 / 3.0).abs() < 1e-4);
         let old = measure(&[-8.0, -8.2, -7.8])?;
-        assert!(old.warnings()[0].contains("96x112"), "{:?}", old.warnings());
-        assert!(measure(&[80.0, 60.0])?.warnings()[0].contains("of other images"));
+        assert!(old.warnings(None)[0].contains("96x112"), "{:?}", old.warnings(None));
+        assert!(measure(&[80.0, 60.0])?.warnings(None)[0].contains("of other images"));
+        let in_place = MeanFaceAlignment { axis_px: 56.0, eyes_px: 51.0 };
+        assert!(old.warnings(Some(&in_place))[0].contains("of other images"));
         let one = measure(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.5])?;
         assert_eq!(one.misaligned.len(), 1);
-        assert!(one.misaligned[0].0 == "6" && one.warnings()[0].starts_with("1 images (14.3 %)"));
+        assert!(one.misaligned[0].0 == "6" && one.warnings(None)[0].starts_with("1 images (14.3 %)"));
         assert!(LandmarkAlignment::measure(std::iter::empty()).is_none());
         Ok(())
     }

@@ -6,6 +6,11 @@ use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+
 use super::sample::FACE_SIZE;
 use crate::error::{Error, Result};
 
@@ -65,6 +70,9 @@ fn decode(
     check_size: impl Fn(u32, u32) -> std::result::Result<(), String>,
 ) -> Result<RgbImage> {
     let error = |what: String| Error::Image { path: name(), what };
+    if let Some(image) = decode_colour_jpeg(bytes, &check_size).map_err(error)? {
+        return Ok(image);
+    }
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|e| Error::Io { path: name(), source: e })?;
@@ -84,6 +92,33 @@ fn decode(
         return Err(error("expected a whole JPEG, found one without its end marker: the file is cut off".to_owned()));
     }
     Ok(image.into_rgb8())
+}
+
+/// The pixels of a whole JPEG in colour, by the decoder that `image` has, whose header is read once here and not twice, and into
+/// memory that stays; none where it is something else or broken, which `image` says more of.
+fn decode_colour_jpeg(
+    bytes: &[u8],
+    check_size: impl Fn(u32, u32) -> std::result::Result<(), String>,
+) -> std::result::Result<Option<RgbImage>, String> {
+    if !bytes.starts_with(&[0xff, 0xd8, 0xff]) || !jpeg_is_complete(bytes) {
+        return Ok(None);
+    }
+    // As `image` sets them.
+    let options = DecoderOptions::default().set_strict_mode(false).set_max_width(usize::MAX).set_max_height(usize::MAX);
+    let mut decoder =
+        JpegDecoder::new_with_options(ZCursor::new(bytes), options.jpeg_set_out_colorspace(ColorSpace::RGB));
+    if decoder.decode_headers().is_err() || decoder.input_colorspace() != Some(ColorSpace::YCbCr) {
+        return Ok(None);
+    }
+    let size = decoder.dimensions().and_then(|(w, h)| Some((u32::try_from(w).ok()?, u32::try_from(h).ok()?)));
+    let Some((width, height)) = size else { return Ok(None) };
+    check_size(width, height)?;
+    let num_bytes = 3 * u64::from(width) * u64::from(height);
+    if num_bytes > MAX_DECODE_BYTES {
+        return Ok(None);
+    }
+    let mut pixels = vec![0; num_bytes as usize];
+    Ok(decoder.decode_into(&mut pixels).ok().and_then(|()| RgbImage::from_raw(width, height, pixels)))
 }
 
 /// Whether a JPEG has its end-of-image marker; the decoder fills what is missing with grey and says nothing.

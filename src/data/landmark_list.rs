@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 const COLUMNS: [&str; 10] = ["lex", "ley", "rex", "rey", "nx", "ny", "lmx", "lmy", "rmx", "rmy"];
 
 /// Reads a CSV whose first row names a column `file` and ten of coordinates, in pixels of the image: `lex, ley` (the eye on the
-/// image's left), `rex, rey`, `nx, ny` (nose), `lmx, lmy, rmx, rmy` (mouth corners). Files are `PERSON/IMAGE`.
+/// image's left), `rex, rey`, `nx, ny` (nose), `lmx, lmy, rmx, rmy` (mouth corners). Files are `PERSON/IMAGE`;
+/// rows without coordinates are left out.
 ///
 /// # Errors
 /// When the list cannot be read, a column is missing, a coordinate is no number, or a file comes twice.
@@ -20,6 +21,10 @@ pub fn read_landmarks(path: &Path) -> Result<HashMap<String, Landmarks>> {
     let columns = COLUMNS.map(|name| table.column(name)).into_iter().collect::<Result<Vec<_>>>()?;
     let mut landmarks = HashMap::new();
     while let Some(row) = table.next()? {
+        // A detector found no face.
+        if columns.iter().all(|&column| row[column].is_empty()) {
+            continue;
+        }
         let mut values = [0f32; 10];
         for (value, &column) in values.iter_mut().zip(&columns) {
             let parsed = row[column].parse().ok().filter(|v: &f32| v.is_finite());

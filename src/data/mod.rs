@@ -26,8 +26,8 @@ pub use check::{Duplicates, Findings, check};
 pub use cross_pairs::{csv_list, lfw_list, sample_cross_pairs};
 pub use decode::{decode_face, is_image, read_face, read_image};
 pub use formats::{
-    Export, FaceFolder, ListedFaces, RecordFaces, ShardFaces, Source, VerificationFaces, open_source, write_folder,
-    write_index, write_records, write_shards, write_verification,
+    Export, FaceFolder, Format, ListedFaces, RecordFaces, ShardFaces, Source, VerificationFaces, open_source,
+    write_folder, write_index, write_records, write_shards, write_verification,
 };
 #[cfg(feature = "parquet")]
 pub use formats::{ParquetFaces, write_parquet};

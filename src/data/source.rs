@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::photo_pairs::read_photo_pairs;
 use super::{
-    Cached, Dataset, IdentityFilter, Pair, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset,
+    Cached, Dataset, Format, IdentityFilter, Pair, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset,
     VerificationFaces, open_source, sample_pairs,
 };
 use crate::error::{Error, Result};
@@ -380,17 +380,15 @@ enum Beside {
 
 impl Beside {
     fn find(source: &Source) -> Self {
-        let Some(folder) = source.path.parent().filter(|_| !source.path.is_dir() || source.path.ends_with("images"))
-        else {
-            return Self::in_folder(&source.path);
-        };
-        Self::in_folder(folder)
-    }
-
-    fn in_folder(folder: &Path) -> Self {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let is_alone = source.path.is_dir() && !source.path.ends_with("images");
+        let folder = if is_alone { Some(source.path.as_path()) } else { source.path.parent() };
+        let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if folder.join("people.txt").is_file() && folder.join("pairs.txt").is_file() {
             return Self::Lists(LfwLists { folder: folder.to_owned() });
+        }
+        // Only insightface's data sets come with them; elsewhere such a file is something else.
+        if source.format != Format::RecordIo {
+            return Self::Nothing;
         }
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let files = entries.map(|entry| entry.path()).filter(|path| is_verification(path));

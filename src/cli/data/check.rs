@@ -37,7 +37,7 @@ impl CheckArgs {
         let mut progress = Progress::new();
         let findings = check(images, |done| progress.count("check", "images looked at", done, images.len()));
         let mut warnings = findings.warnings();
-        warnings.extend(landmarks.iter().flat_map(LandmarkAlignment::warnings));
+        warnings.extend(landmarks.iter().flat_map(|found| found.warnings(findings.mean_face.as_ref())));
         if self.json {
             print_json(&serde_json::json!({
                 "path": source.path,

@@ -69,6 +69,7 @@ impl Classes {
     }
 
     /// Calls the people by these names, where each number of theirs has one.
+    #[cfg(any(test, feature = "parquet"))]
     pub fn with_names(mut self, names: &[String]) -> Self {
         if let Names::Numbers(numbers) = &self.names {
             let name = |&number: &u64| usize::try_from(number).ok().and_then(|n| names.get(n)).cloned();

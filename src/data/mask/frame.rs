@@ -24,7 +24,7 @@ const MAX_SIN_YAW: f32 = 0.8;
 const FACE_PX: [f32; 2] = [2.0, 1e5];
 
 /// A point of the image in the coordinates of the face.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FacePoint {
     /// Angle around the head, radians, 0 at the middle of the face.
     pub angle: f32,
@@ -118,6 +118,7 @@ impl FaceFrame {
     }
 
     /// The face coordinates of pixel position `p`.
+    #[inline(always)]
     pub fn locate(&self, p: [f32; 2]) -> FacePoint {
         let offset = minus(p, self.eyes);
         let height = dot(self.down, offset);
@@ -153,6 +154,7 @@ impl FaceFrame {
     }
 
     /// Half the width of the head at `height`, pixels.
+    #[inline(always)]
     pub fn radius(&self, height: f32) -> f32 {
         let below = (height - 0.55).clamp(0.0, 1.6);
         self.radius_px * (1.0 - self.taper * below * below).max(0.45)
@@ -160,12 +162,14 @@ impl FaceFrame {
 }
 
 /// 1 at 0, falling to 0.25 at 1: a bell without an exponential.
+#[inline(always)]
 pub(super) fn falloff(x: f32) -> f32 {
     let y = 1.0 / (1.0 + x * x);
     y * y
 }
 
 /// Arc sine of `x` in `[-1, 1]` within 7e-5 rad (Abramowitz and Stegun, 4.4.45), the same on every machine.
+#[inline(always)]
 fn arc_sine(x: f32) -> f32 {
     let a = x.abs();
     let tail = (1.0 - a).sqrt() * (1.570_728_8 + a * (-0.212_114_4 + a * (0.074_261 - 0.018_729_3 * a)));
@@ -176,10 +180,12 @@ fn middle(a: [f32; 2], b: [f32; 2]) -> [f32; 2] {
     [0, 1].map(|i| 0.5 * a[i] + 0.5 * b[i])
 }
 
+#[inline(always)]
 fn minus(a: [f32; 2], b: [f32; 2]) -> [f32; 2] {
     [a[0] - b[0], a[1] - b[1]]
 }
 
+#[inline(always)]
 fn dot(a: [f32; 2], b: [f32; 2]) -> f32 {
     a[0] * b[0] + a[1] * b[1]
 }

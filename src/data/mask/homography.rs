@@ -164,7 +164,14 @@ fn direct_linear_transform(src: &[[f64; 2]], dst: &[[f64; 2]]) -> Result<[f64; 8
 /// The eigenvector of the smallest eigenvalue of a symmetric matrix, by Jacobi rotations.
 fn smallest_eigenvector(mut a: [[f64; 9]; 9]) -> [f64; 9] {
     let mut vectors: [[f64; 9]; 9] = std::array::from_fn(|i| std::array::from_fn(|j| if i == j { 1.0 } else { 0.0 }));
+    let trace: f64 = (0..9).map(|i| a[i][i]).sum();
     for _sweep in 0..30 {
+        // What is left moves the vectors by less than their last bit.
+        let off_diagonal =
+            (0..9).flat_map(|p| (p + 1..9).map(move |q| (p, q))).map(|(p, q)| a[p][q].abs()).sum::<f64>();
+        if off_diagonal <= 1e-18 * trace {
+            break;
+        }
         for p in 0..8 {
             for q in p + 1..9 {
                 if a[p][q].abs() < 1e-300 {

@@ -5,7 +5,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::fabric::MaskPoint;
-use super::frame::{FaceFrame, falloff};
+use super::frame::{FaceFrame, FacePoint, falloff};
 use super::kinds::Design;
 use super::light::{Light, luminance};
 use super::noise::Noise;
@@ -34,8 +34,32 @@ struct Strap {
     per_length: f32,
 }
 
-/// Draws a mask for `image`, whose light it takes on.
+/// Draws a mask for `image`, whose light it takes on, with the machine's widest vector instructions; the result is the same
+/// with all.
 pub(super) fn draw(image: &RgbImage, frame: &FaceFrame, design: &Design, noise: &Noise, rng: &mut ChaCha8Rng) -> Layer {
+    pulp::Arch::new().dispatch(Draw { image, frame, design, noise, rng })
+}
+
+struct Draw<'a> {
+    image: &'a RgbImage,
+    frame: &'a FaceFrame,
+    design: &'a Design,
+    noise: &'a Noise,
+    rng: &'a mut ChaCha8Rng,
+}
+
+impl pulp::NullaryFnOnce for Draw<'_> {
+    type Output = Layer;
+
+    #[inline(always)]
+    fn call(self) -> Layer {
+        let Self { image, frame, design, noise, rng } = self;
+        draw_here(image, frame, design, noise, rng)
+    }
+}
+
+#[inline(always)]
+fn draw_here(image: &RgbImage, frame: &FaceFrame, design: &Design, noise: &Noise, rng: &mut ChaCha8Rng) -> Layer {
     let light = Light::measure(image, frame);
     let brightness = rng.random_range(0.92..1.06f32);
     let strap_width = rng.random_range(0.3..0.7f32);
@@ -48,10 +72,15 @@ pub(super) fn draw(image: &RgbImage, frame: &FaceFrame, design: &Design, noise: 
     let straps = straps(frame, design);
     let mut pixels = Vec::with_capacity(size[0] as usize * size[1] as usize);
     let mut shadows = Vec::with_capacity(pixels.capacity());
+    let mut faces = vec![FacePoint::default(); size[0] as usize];
     for y in origin[1]..origin[1] + size[1] {
-        for x in origin[0]..origin[0] + size[0] {
+        // A loop of its own: it has no branches, so that several pixels go at once.
+        for (face, x) in faces.iter_mut().zip(origin[0] as i32..) {
+            *face = frame.locate([x as f32, y as f32]);
+        }
+        for (&face, x) in faces.iter().zip(origin[0]..) {
             let position = [x as f32, y as f32];
-            let (mask, outside_px, is_on_head) = place(frame, design, position);
+            let (mask, outside_px, is_on_head) = place(frame, design, face);
             let mut cover = (0.5 - outside_px / 1.3).clamp(0.0, 1.0);
             let mut colour = [0.0; 3];
             if cover > 0.0 {
@@ -145,10 +174,10 @@ impl Layer {
     }
 }
 
-/// The mask coordinates of a pixel, its distance outside the mask's edge in pixels (negative inside), and whether it is
+/// The mask coordinates of a point of the face, its distance outside the mask's edge in pixels (negative inside), and whether it is
 /// on the head.
-fn place(frame: &FaceFrame, design: &Design, position: [f32; 2]) -> (MaskPoint, f32, bool) {
-    let face = frame.locate(position);
+#[inline(always)]
+fn place(frame: &FaceFrame, design: &Design, face: FacePoint) -> (MaskPoint, f32, bool) {
     let p = face.angle / design.half_angle;
     let ((top, top_scale), (bottom, bottom_scale)) = (design.top.at(p), design.bottom.at(p));
     let radius = frame.radius(face.height);

@@ -192,7 +192,7 @@ fn label_of(file: &RandomFile, offset: u64) -> Result<u64> {
     if !is_image {
         return Err(file.error(offset, "expected an image behind the header, found none"));
     }
-    if !(label >= 0.0 && label < 1e9 && label.fract() == 0.0) {
+    if !(0.0..1e9).contains(&label) || label.fract() != 0.0 {
         return Err(file.error(offset, format!("expected the number of a person as label, found {label}")));
     }
     Ok(label as u64)
