@@ -8,6 +8,7 @@ mod download;
 mod embed;
 mod evaluate;
 mod info;
+mod interrupt;
 mod mask;
 mod model;
 mod progress;

@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 
 use super::open;
 use crate::cli::model::HubArgs;
-use crate::cli::print;
 use crate::cli::progress::Progress;
+use crate::cli::{interrupt, print};
 use crate::data::{
     Dataset, Export, IdentityFilter, Source, Subset, open_source, write_folder, write_records, write_shards,
 };
@@ -63,7 +63,7 @@ impl ConvertArgs {
         let lists = lists_beside(&source);
         let mut progress = Progress::new();
         let mut on = |done| progress.count("convert", "images written", done, images.len());
-        let mut export = Export::new(images.as_ref(), &mut on);
+        let mut export = Export::new(images.as_ref(), &mut on).stopped_by(interrupt::flag()?);
         let written = match target {
             Target::Recordio => write_records(&mut export, &path).map(|()| path.clone())?,
             Target::Webdataset => {

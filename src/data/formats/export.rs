@@ -3,6 +3,7 @@
 use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use image::ImageFormat;
 use tempfile::NamedTempFile;
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 pub struct Export<'a> {
     dataset: &'a dyn Dataset,
     progress: &'a mut dyn FnMut(usize),
+    stop: Option<&'a AtomicBool>,
 }
 
 /// An image on its way.
@@ -31,7 +33,12 @@ pub(super) struct ExportImage<'a> {
 impl<'a> Export<'a> {
     /// Returns the images of `dataset`; `progress` receives how many are done.
     pub fn new(dataset: &'a dyn Dataset, progress: &'a mut dyn FnMut(usize)) -> Self {
-        Self { dataset, progress }
+        Self { dataset, progress, stop: None }
+    }
+
+    /// Returns the same images, which end with an error once `stop` is set: what was begun is taken back.
+    pub fn stopped_by(self, stop: &'a AtomicBool) -> Self {
+        Self { stop: Some(stop), ..self }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -64,6 +71,9 @@ impl<'a> Export<'a> {
         let names = self.identity_names();
         let mut counts = vec![0; names.len()];
         for index in 0..self.len() {
+            if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+                return Err(Error::io(Path::new("conversion"))(std::io::ErrorKind::Interrupted.into()));
+            }
             let label = self.dataset.label(index);
             let identity = names[label as usize].as_str();
             counts[label as usize] += 1;

@@ -96,6 +96,7 @@ pub(super) struct MaskPoint {
 
 impl Fabric {
     /// The colour at a point, `[0, 255]` in even light, with the folds' shadows in it but without the photo's light.
+    #[inline(always)]
     pub fn colour(&self, m: &MaskPoint, noise: &Noise) -> [f32; 3] {
         let [x, y] = m.at;
         let print = self.pattern.coverage(x, y, noise);
@@ -113,6 +114,7 @@ impl Fabric {
     }
 
     /// Brightness relative to flat fabric seen from the front.
+    #[inline(always)]
     fn relief(&self, m: &MaskPoint) -> f32 {
         let FacePoint { angle, height, cosine, .. } = m.face;
         let mut shade = 0.70 + 0.30 * cosine;
@@ -153,6 +155,7 @@ impl Wrinkle {
         }
     }
 
+    #[inline(always)]
     fn relief(&self, at: [f32; 2]) -> f32 {
         let (dx, dy) = (at[0] - self.middle[0], at[1] - self.middle[1]);
         let along = (self.direction[0] * dx + self.direction[1] * dy) / self.length;
@@ -198,6 +201,7 @@ impl Pattern {
     }
 
     /// How much of the second colour there is at a point, `[0, 1]`; edges are a unit wide, so that prints do not alias.
+    #[inline(always)]
     fn coverage(&self, x: f32, y: f32, noise: &Noise) -> f32 {
         match *self {
             Self::Plain => 0.0,

@@ -17,11 +17,13 @@ impl Noise {
     }
 
     /// The value of cell `(x, y)`.
+    #[inline(always)]
     pub fn cell(&self, x: i32, y: i32) -> f32 {
         self.0[(y as usize % SIDE) * SIDE + x as usize % SIDE]
     }
 
     /// The values interpolated between cells.
+    #[inline(always)]
     pub fn smooth(&self, x: f32, y: f32) -> f32 {
         let ((left, fx), (top, fy)) = (split(x), split(y));
         let row = |y| {
@@ -34,11 +36,13 @@ impl Noise {
 }
 
 /// What is left of `x` above the next integer below, `[0, 1]`.
+#[inline(always)]
 pub(super) fn fraction(x: f32) -> f32 {
     split(x).1
 }
 
 /// The next integer below and what is left. Where SSE 4.1 cannot be assumed `floor` is a slow call; this is not.
+#[inline(always)]
 fn split(x: f32) -> (i32, f32) {
     let toward_zero = x as i32;
     let below = toward_zero.saturating_sub(i32::from((toward_zero as f32) > x));

@@ -273,3 +273,28 @@ impl Strap {
         (half_width_px + 0.5 - (ex * ex + ey * ey).sqrt()).clamp(0.0, 1.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+    use crate::data::ALIGNED_LANDMARKS;
+    use crate::data::mask::MaskKind;
+
+    #[test]
+    fn vector_instructions_change_no_bit() {
+        let noise = Noise::new();
+        let image = RgbImage::from_fn(112, 112, |x, y| image::Rgb([90 + x as u8, 60 + y as u8, (x ^ y) as u8]));
+        for (seed, kind) in (0..).zip(MaskKind::ALL) {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let frame = FaceFrame::new(&ALIGNED_LANDMARKS, kind.taper()).unwrap();
+            let design = Design::new(kind, [[200.0, 210.0, 220.0], [40.0, 80.0, 60.0]], &frame, &mut rng);
+            let with = draw(&image, &frame, &design, &noise, &mut rng.clone());
+            let without = draw_here(&image, &frame, &design, &noise, &mut rng);
+            assert!(with.pixels.iter().any(|pixel| pixel[3] > 0.0));
+            assert_eq!((with.origin, with.size), (without.origin, without.size));
+            assert!(with.pixels == without.pixels && with.shadows == without.shadows, "{kind:?}");
+        }
+    }
+}

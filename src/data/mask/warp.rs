@@ -77,7 +77,10 @@ impl pulp::NullaryFnOnce for Warp<'_> {
                 let v = (back[1][0] * x + down[1] + back[1][2]) * w;
                 *place = [nearest(u), nearest(v)];
             }
-            pixels.extend(places.iter().map(|&[u, v]| template.bilinear(u, v)));
+            // No iterator: what the compiler does not inline here is compiled without the machine's vectors.
+            for &[u, v] in &places {
+                pixels.push(template.bilinear(u, v));
+            }
         }
         pixels
     }
