@@ -11,9 +11,7 @@ use image::{ImageFormat, Rgb, RgbImage};
 use maskinv::Result as CrateResult;
 use maskinv::cli::keep_freed_memory;
 use maskinv::data::mask::MaskConfig;
-use maskinv::data::{
-    AugmentConfig, Dataset, Export, Loader, LoaderConfig, Sample, Transform, open_source, write_records,
-};
+use maskinv::data::{AugmentConfig, Dataset, Export, Loader, LoaderConfig, Transform, open_source, write_records};
 
 /// MS1MV2.
 const IMAGES: usize = 5_822_653;
@@ -53,10 +51,6 @@ impl Dataset for Same {
 
     fn encoded(&self, _index: usize) -> CrateResult<Option<Vec<u8>>> {
         Ok(Some(self.jpeg.clone()))
-    }
-
-    fn get(&self, index: usize) -> CrateResult<Sample> {
-        unreachable!("image {index} is copied as it is stored")
     }
 }
 

@@ -7,12 +7,16 @@ use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 
+/// Returns the folder that a file is in, `.` of a name alone.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Returns a new file beside `path`, to become it by a rename once it is whole; it is gone if it never does.
 ///
 /// # Errors
 /// When the folder is missing or cannot be written to.
 pub fn temporary(path: &Path) -> Result<NamedTempFile> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {
@@ -20,7 +24,7 @@ pub fn temporary(path: &Path) -> Result<NamedTempFile> {
         // Temporary files are private; a result is as readable as the user's umask lets every new file be.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(folder).map_err(Error::io(path))
+    builder.tempfile_in(folder_of(path)).map_err(Error::io(path))
 }
 
 /// Writes a file as a whole: beside `path` first, then renamed, so that a reader or an interruption never finds half of it.

@@ -8,10 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::models::{Loaded, open_model};
 use crate::preprocessing::Channels;
-use crate::weights::{Hub, HubConfig, ModelRef};
-
-/// How data sets of the hub are called.
-const DATASETS: &str = "hf://datasets/";
+use crate::weights::{DATASET_SCHEME, Hub, HubConfig, ModelRef};
 
 /// How models are found that are not files, and what is known of them that no file says.
 #[derive(Args, Clone, Debug, Default)]
@@ -73,7 +70,7 @@ impl HubArgs {
 
     /// Returns where a data set is, downloaded if it is one of the hub's.
     pub(super) fn dataset(&self, path: &Path) -> Result<PathBuf> {
-        let Some(reference) = path.to_str().filter(|text| text.starts_with(DATASETS)) else {
+        let Some(reference) = path.to_str().filter(|text| text.starts_with(DATASET_SCHEME)) else {
             return Ok(path.to_owned());
         };
         let folder = self.hub().fetch_dataset(reference)?;

@@ -3,9 +3,10 @@
 use image::RgbImage;
 use serde::Serialize;
 
-use super::check::SIDE;
-use super::{ALIGNED_LANDMARKS, Landmarks};
+use super::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks};
 
+/// Side of a crop.
+const SIDE: usize = FACE_SIZE as usize;
 /// Faces that a mean needs to look like one.
 const MIN_FACES: u64 = 50;
 /// Axes of symmetry that are looked for, in pixels.

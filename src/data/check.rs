@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::Dataset;
 use super::alignment::{MeanFace, MeanFaceAlignment};
-use super::{Dataset, FACE_SIZE};
 
 /// What was found in a data set.
 #[derive(Clone, Debug, Serialize)]
@@ -138,6 +138,3 @@ impl Findings {
         warnings
     }
 }
-
-/// Side of what is looked at, for the mean.
-pub(super) const SIDE: usize = FACE_SIZE as usize;

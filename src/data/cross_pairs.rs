@@ -8,7 +8,7 @@ use rand::seq::{SliceRandom, index};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::pairs::{image_number, image_numbers};
+use super::pairs::{count_images, list_number};
 use super::{Dataset, Pair};
 use crate::error::{Error, Result};
 
@@ -82,14 +82,11 @@ pub fn lfw_list(images: &dyn Dataset, pairs: &[Pair], num_folds: usize, path: &P
         );
         return Err(error(what));
     }
-    let counted = image_numbers(images);
+    let counted = count_images(images);
     let name = |index: usize| {
         let identity = images.identity_name(images.label(index));
-        let number = match images.file_name(index) {
-            Some(name) => image_number(&name, &identity),
-            None => Some(counted[index]),
-        };
-        match number.filter(|_| !identity.contains(char::is_whitespace)) {
+        match list_number(images, index, &identity, counted[index]).filter(|_| !identity.contains(char::is_whitespace))
+        {
             Some(number) => Ok((identity, number)),
             None => Err(error(format!(
                 "LFW's format calls images PERSON_NUMBER: {} is called otherwise; write a .csv or .bin",
@@ -117,8 +114,7 @@ pub fn lfw_list(images: &dyn Dataset, pairs: &[Pair], num_folds: usize, path: &P
 /// When the set does not name its images.
 pub fn csv_list(images: &dyn Dataset, pairs: &[Pair], path: &Path) -> Result<String> {
     let name = |index: usize| {
-        let file = images.file_name(index).map(|file| format!("{}/{file}", images.identity_name(images.label(index))));
-        file.ok_or_else(|| Error::Data {
+        images.person_and_file(index).ok_or_else(|| Error::Data {
             path: path.to_owned(),
             what: "the images of the data set have no names: write a .txt or .bin".to_owned(),
         })

@@ -157,9 +157,9 @@ impl Loader {
     /// Returns the batches of `epoch` from number `first` on, each as it would have been after the ones before: to go on where a
     /// training stopped.
     pub fn epoch_from(&self, epoch: u64, first: usize) -> Batches {
-        let labels: Vec<u32> = (0..self.dataset.len()).map(|i| self.dataset.label(i)).collect();
         let mut rng = rng_of(self.seed, epoch, u64::MAX);
-        let order = Arc::new(order(&labels, self.dataset.num_identities(), self.config.balance, &mut rng));
+        let (set, balance) = (&self.dataset, self.config.balance);
+        let order = Arc::new(order(set.len(), set.num_identities(), |i| set.label(i), balance, &mut rng));
         let broken = Arc::new(Mutex::new(Vec::new()));
         let (receivers, workers) = (0..self.config.threads)
             .map(|turn| {

@@ -144,16 +144,12 @@ impl PairList {
     pub fn resolve(&self, images: &dyn Dataset) -> Result<Vec<Pair>> {
         let named: HashSet<&str> =
             self.entries.iter().flat_map(|e| [e.a.identity.as_str(), e.b.identity.as_str()]).collect();
-        let names = (0..images.num_identities() as u32).map(|label| images.identity_name(label));
+        let names = images.identity_names().into_iter();
         let names: Vec<Option<String>> = names.map(|name| named.contains(name.as_str()).then_some(name)).collect();
         let mut index_of: HashMap<(&str, u32), usize> = HashMap::new();
-        for (index, counted) in image_numbers(images).into_iter().enumerate() {
+        for (index, counted) in count_images(images).into_iter().enumerate() {
             let Some(identity) = names[images.label(index) as usize].as_deref() else { continue };
-            let number = match images.file_name(index) {
-                Some(name) => image_number(&name, identity),
-                None => Some(counted),
-            };
-            if let Some(number) = number {
+            if let Some(number) = list_number(images, index, identity, counted) {
                 index_of.entry((identity, number)).or_insert(index);
             }
         }
@@ -170,15 +166,23 @@ impl PairList {
     }
 }
 
+/// The number by which lists call an image of `identity`: by its name, or as it was counted if the set names no images.
+pub(super) fn list_number(images: &dyn Dataset, index: usize, identity: &str, counted: u32) -> Option<u32> {
+    match images.file_name(index) {
+        Some(name) => image_number(&name, identity),
+        None => Some(counted),
+    }
+}
+
 /// `7` of `Jane_Doe_0007.jpg`, an image of `Jane_Doe`.
-pub(super) fn image_number(file_name: &str, identity: &str) -> Option<u32> {
+fn image_number(file_name: &str, identity: &str) -> Option<u32> {
     let stem = Path::new(file_name).file_stem()?.to_str()?;
     let digits = stem.strip_prefix(identity)?.strip_prefix('_')?;
     if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
 
 /// Each image's number among those of its identity, from 1, in the order of the set.
-pub(super) fn image_numbers(images: &dyn Dataset) -> Vec<u32> {
+pub(super) fn count_images(images: &dyn Dataset) -> Vec<u32> {
     let mut counts = vec![0; images.num_identities()];
     let number = |index: usize| {
         let count = &mut counts[images.label(index) as usize];

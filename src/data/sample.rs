@@ -1,8 +1,11 @@
 //! What a data set holds: aligned face images with a label and five landmarks.
 
+use std::path::PathBuf;
+
 use image::RgbImage;
 
-use crate::error::Result;
+use super::decode::decode_face;
+use crate::error::{Error, Result};
 
 /// Side of an aligned face crop, in pixels.
 pub const FACE_SIZE: u32 = 112;
@@ -58,11 +61,35 @@ pub trait Dataset: Send + Sync {
         Ok(None)
     }
 
-    /// Decodes image `index`. The same index gives the same sample, on every thread.
+    /// Decodes image `index`. The same index gives the same sample, on every thread. Of an image that is stored encoded, unless
+    /// the set says otherwise, with [`ALIGNED_LANDMARKS`].
     ///
     /// # Errors
     /// When the image cannot be read or decoded or is not [`FACE_SIZE`] square.
-    fn get(&self, index: usize) -> Result<Sample>;
+    fn get(&self, index: usize) -> Result<Sample> {
+        let name = || PathBuf::from(self.name(index));
+        let missing = || Error::Image { path: name(), what: "expected an image, found none".to_owned() };
+        let image = decode_face(&self.encoded(index)?.ok_or_else(missing)?, name)?;
+        Ok(Sample { image, label: self.label(index), landmarks: ALIGNED_LANDMARKS })
+    }
+
+    /// `PERSON/IMAGE`, as lists name image `index`, if the set names images.
+    fn person_and_file(&self, index: usize) -> Option<String> {
+        let file = self.file_name(index)?;
+        Some(format!("{}/{file}", self.identity_name(self.label(index))))
+    }
+
+    /// What the set calls its identities, by label.
+    fn identity_names(&self) -> Vec<String> {
+        (0..self.num_identities() as u32).map(|label| self.identity_name(label)).collect()
+    }
+
+    /// How many images each identity has, by label.
+    fn images_per_identity(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.num_identities()];
+        (0..self.len()).for_each(|index| counts[self.label(index) as usize] += 1);
+        counts
+    }
 
     /// Number of identities that were left out for having too few images.
     fn num_skipped_identities(&self) -> usize {

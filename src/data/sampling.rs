@@ -4,18 +4,24 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// Returns as many indices as there are labels, decided by `rng` alone.
+/// Returns as many indices as there are images, decided by `rng` alone.
 ///
 /// With `balance` 0 each image comes once. Above, an image of a person with `n` images comes with a weight of `n^-balance`: at 1
 /// every person is as likely as the others, however many images there are of them. Images of a person take turns.
-pub(super) fn order(labels: &[u32], num_identities: usize, balance: f64, rng: &mut ChaCha8Rng) -> Vec<u32> {
-    let mut images: Vec<u32> = (0..labels.len() as u32).collect();
+pub(super) fn order(
+    num_images: usize,
+    num_identities: usize,
+    label: impl Fn(usize) -> u32,
+    balance: f64,
+    rng: &mut ChaCha8Rng,
+) -> Vec<u32> {
+    let mut images: Vec<u32> = (0..num_images as u32).collect();
     images.shuffle(rng);
     if balance == 0.0 {
         return images;
     }
     let mut of_people: Vec<Vec<u32>> = vec![Vec::new(); num_identities];
-    images.iter().for_each(|&i| of_people[labels[i as usize] as usize].push(i));
+    images.iter().for_each(|&i| of_people[label(i as usize) as usize].push(i));
     // Up to which number each person is drawn.
     let mut ends = Vec::with_capacity(num_identities);
     let mut sum = 0.0;
@@ -32,7 +38,7 @@ pub(super) fn order(labels: &[u32], num_identities: usize, balance: f64, rng: &m
         *turn += 1;
         images[(*turn - 1) % images.len()]
     };
-    (0..labels.len()).map(|_| draw()).collect()
+    (0..num_images).map(|_| draw()).collect()
 }
 
 #[cfg(test)]
@@ -48,7 +54,7 @@ mod tests {
 
     fn counts(balance: f64) -> [usize; 3] {
         let labels = labels();
-        let order = order(&labels, 3, balance, &mut ChaCha8Rng::seed_from_u64(3));
+        let order = order(1000, 3, |i| labels[i], balance, &mut ChaCha8Rng::seed_from_u64(3));
         assert_eq!(order.len(), 1000);
         let mut counts = [0; 3];
         order.iter().for_each(|&i| counts[labels[i as usize] as usize] += 1);
@@ -67,7 +73,8 @@ mod tests {
 
     #[test]
     fn images_of_a_person_take_turns() {
-        let order = order(&labels(), 3, 1.0, &mut ChaCha8Rng::seed_from_u64(4));
+        let labels = labels();
+        let order = order(1000, 3, |i| labels[i], 1.0, &mut ChaCha8Rng::seed_from_u64(4));
         let mut of_third: Vec<u32> = order.into_iter().filter(|&i| i >= 990).take(10).collect();
         of_third.sort_unstable();
         assert_eq!(of_third, (990..1000).collect::<Vec<_>>());

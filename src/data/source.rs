@@ -339,7 +339,7 @@ impl DataConfig {
 
     /// Names to train on and names to test on, where no list decides.
     fn split_identities(&self, source: &Source) -> Result<(Vec<String>, Vec<String>)> {
-        let mut names = identity_names(source.images.as_ref());
+        let mut names = source.images.identity_names();
         names.shuffle(&mut ChaCha8Rng::seed_from_u64(self.split_seed));
         let num_test = (names.len() as f64 * self.test_share).round() as usize;
         if num_test == 0 || num_test == names.len() {
@@ -353,16 +353,12 @@ impl DataConfig {
     }
 }
 
-fn identity_names(images: &dyn Dataset) -> Vec<String> {
-    (0..images.num_identities() as u32).map(|label| images.identity_name(label)).collect()
-}
-
 /// The identities of a data set that a list of pairs does not name.
 fn names_outside(source: &Source, list: &Path) -> Result<Vec<String>> {
     let list = PairList::read(list)?;
     let named: BTreeSet<&str> =
         list.entries().iter().flat_map(|e| [e.a.identity.as_str(), e.b.identity.as_str()]).collect();
-    Ok(identity_names(source.images.as_ref()).into_iter().filter(|name| !named.contains(name.as_str())).collect())
+    Ok(source.images.identity_names().into_iter().filter(|name| !named.contains(name.as_str())).collect())
 }
 
 /// Whether pairs are a verification file of insightface's.
@@ -380,9 +376,7 @@ enum Beside {
 
 impl Beside {
     fn find(source: &Source) -> Self {
-        let is_alone = source.path.is_dir() && !source.path.ends_with("images");
-        let folder = if is_alone { Some(source.path.as_path()) } else { source.path.parent() };
-        let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = source.folder();
         if folder.join("people.txt").is_file() && folder.join("pairs.txt").is_file() {
             return Self::Lists(LfwLists { folder: folder.to_owned() });
         }

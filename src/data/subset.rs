@@ -33,8 +33,7 @@ impl Subset {
     pub fn new(inner: Arc<dyn Dataset>, filter: &IdentityFilter, path: &Path) -> Result<Self> {
         let error = |what: String| Error::Data { path: path.to_owned(), what };
         let num_images = u32::try_from(inner.len()).map_err(|_| error("more than four billion images".to_owned()))?;
-        let mut counts = vec![0usize; inner.num_identities()];
-        (0..inner.len()).for_each(|i| counts[inner.label(i) as usize] += 1);
+        let counts = inner.images_per_identity();
         let mut is_wanted = vec![filter.names.is_none(); counts.len()];
         if let Some(names) = &filter.names {
             let mut sorted: Vec<&str> = names.iter().map(String::as_str).collect();

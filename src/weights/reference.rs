@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use super::manifest::{self, Entry};
 use crate::error::{Error, Result};
 
+/// How a reference to a data set of the Hugging Face hub begins.
+pub const DATASET_SCHEME: &str = "hf://datasets/";
+
 /// How a reference to the Hugging Face hub begins.
 const SCHEME: &str = "hf://";
 

@@ -60,7 +60,7 @@ impl CheckArgs {
         let Some(path) = &self.landmarks else { return Ok(None) };
         let known = read_landmarks(path)?;
         let named = (0..images.len()).filter_map(|index| {
-            let name = format!("{}/{}", images.identity_name(images.label(index)), images.file_name(index)?);
+            let name = images.person_and_file(index)?;
             known.get(&name).map(|&points| (name, points))
         });
         match LandmarkAlignment::measure(named) {

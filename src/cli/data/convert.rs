@@ -13,6 +13,7 @@ use crate::cli::{interrupt, print};
 use crate::data::{
     Dataset, Export, IdentityFilter, Source, Subset, open_source, write_folder, write_records, write_shards,
 };
+use crate::files::folder_of;
 
 /// Lists that belong to a data set and go with it.
 const LISTS: [&str; 3] = ["people.txt", "pairs.txt", "landmarks5.csv"];
@@ -64,28 +65,22 @@ impl ConvertArgs {
         let mut progress = Progress::new();
         let mut on = |done| progress.count("convert", "images written", done, images.len());
         let mut export = Export::new(images.as_ref(), &mut on).stopped_by(interrupt::flag()?);
-        let written = match target {
-            Target::Recordio => write_records(&mut export, &path).map(|()| path.clone())?,
-            Target::Webdataset => {
-                write_shards(&mut export, &path, self.shard_size as usize)?;
-                path.clone()
-            }
-            Target::Folder => {
-                // Beside lists, the images have a folder of their own.
-                let images = if lists.is_empty() { path.clone() } else { path.join("images") };
-                write_folder(&mut export, &images)?;
-                path.clone()
-            }
-            Target::Parquet => write_parquet(&mut export, &path).map(|()| path.clone())?,
-        };
-        let folder = if written.is_dir() { written.as_path() } else { written.parent().unwrap_or(Path::new(".")) };
+        match target {
+            Target::Recordio => write_records(&mut export, &path)?,
+            Target::Webdataset => write_shards(&mut export, &path, self.shard_size as usize)?,
+            Target::Folder if lists.is_empty() => write_folder(&mut export, &path)?,
+            // Beside lists, the images have a folder of their own.
+            Target::Folder => write_folder(&mut export, &path.join("images"))?,
+            Target::Parquet => write_parquet(&mut export, &path)?,
+        }
+        let folder = if path.is_dir() { path.as_path() } else { folder_of(&path) };
         for list in &lists {
             let copy = folder.join(list.file_name().unwrap_or_default());
             if !copy.exists() {
                 std::fs::copy(list, &copy).with_context(|| copy.display().to_string())?;
             }
         }
-        print(&open_source(&written)?.to_string())
+        print(&open_source(&path)?.to_string())
     }
 
     /// The format, and the file or folder that is written.
@@ -112,10 +107,7 @@ impl ConvertArgs {
 
 /// The lists beside a data set.
 fn lists_beside(source: &Source) -> Vec<PathBuf> {
-    let is_alone = source.path.is_dir() && !source.path.ends_with("images");
-    let folder = if is_alone { Some(source.path.as_path()) } else { source.path.parent() };
-    let lists = LISTS.iter().filter_map(|name| Some(folder?.join(name)));
-    lists.filter(|path| path.is_file()).collect()
+    LISTS.iter().map(|name| source.folder().join(name)).filter(|path| path.is_file()).collect()
 }
 
 #[cfg(feature = "parquet")]

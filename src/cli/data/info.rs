@@ -8,7 +8,7 @@ use clap::Args;
 use crate::cli::model::HubArgs;
 use crate::cli::progress::Progress;
 use crate::cli::{print, print_json};
-use crate::data::{Dataset, check, open_source};
+use crate::data::{check, open_source};
 
 /// Upper ends of the ranges that people are counted by, of images each.
 const RANGES: [usize; 10] = [1, 2, 4, 9, 19, 49, 99, 199, 499, usize::MAX];
@@ -35,7 +35,8 @@ impl InfoArgs {
         for path in &self.data {
             let source = open_source(&hub.dataset(path)?)?;
             let images = source.images.as_ref();
-            let counts = images_of_people(images);
+            let mut counts = images.images_per_identity();
+            counts.sort_unstable();
             let mut progress = Progress::new();
             let mut on = |done| progress.count("decode", "images decoded", done, images.len());
             let broken = self.decode.then(|| check(images, &mut on).broken);
@@ -66,14 +67,7 @@ impl InfoArgs {
     }
 }
 
-/// How many images each person has, from the fewest on.
-fn images_of_people(images: &dyn Dataset) -> Vec<usize> {
-    let mut counts = vec![0; images.num_identities()];
-    (0..images.len()).for_each(|i| counts[images.label(i) as usize] += 1);
-    counts.sort_unstable();
-    counts
-}
-
+/// `counts` from the fewest on.
 fn spread(counts: &[usize]) -> String {
     let at = |share: f64| counts[((counts.len() - 1) as f64 * share).round() as usize];
     let mean = counts.iter().sum::<usize>() as f64 / counts.len() as f64;

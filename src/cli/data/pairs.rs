@@ -84,7 +84,7 @@ impl PairsArgs {
         };
         let conditions = read_conditions(path, column)?;
         let is_probe = |index: usize| {
-            let file = images.file_name(index).map(|file| format!("{}/{file}", images.identity_name(labels[index])));
+            let file = images.person_and_file(index);
             match file.as_ref().and_then(|file| conditions.get(file)).map(String::as_str) {
                 Some("1" | "true" | "yes") => Ok(Some(true)),
                 Some("0" | "false" | "no") => Ok(Some(false)),

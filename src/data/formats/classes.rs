@@ -26,6 +26,16 @@ impl Default for Names {
 }
 
 impl Classes {
+    /// Numbers the people through by labels that are all numbers, and calls them as their images' folders are called if that can
+    /// be; else by labels that are names.
+    pub fn from_labels(labels: Vec<String>, paths: &Paths, path: &Path) -> Result<Self> {
+        let numbers: Option<Vec<u64>> = labels.iter().map(|label| label.parse().ok()).collect();
+        match numbers {
+            Some(numbers) => Ok(Self::from_numbers(&numbers, path)?.with_folders(paths)),
+            None => Self::from_texts(labels, path),
+        }
+    }
+
     /// Numbers the people through in the order of the set's own numbers.
     pub fn from_numbers(numbers: &[u64], path: &Path) -> Result<Self> {
         let mut distinct = numbers.to_vec();
@@ -50,9 +60,9 @@ impl Classes {
     }
 
     /// Calls the people as the folders of their images are called, if all images of each are in one folder of its own.
-    pub fn with_folders<'a>(mut self, paths: impl Iterator<Item = &'a str>) -> Self {
+    pub fn with_folders(mut self, paths: &Paths) -> Self {
         let mut names: Vec<Option<&str>> = vec![None; self.num_identities()];
-        for (path, &label) in paths.zip(&self.labels) {
+        for (path, &label) in paths.iter().zip(&self.labels) {
             let folder = path.rsplit_once('/').map(|(folders, _)| folders.rsplit('/').next().unwrap_or(folders));
             let Some(folder) = folder.filter(|f| !f.is_empty()) else { return self };
             if names[label as usize].replace(folder).is_some_and(|known| known != folder) {
@@ -167,7 +177,11 @@ mod tests {
     #[test]
     fn folders_name_people_only_where_each_has_one_of_its_own() -> Result<()> {
         let classes = Classes::from_numbers(&[0, 1, 1], Path::new("set"))?;
-        let named = |paths: [&str; 3]| classes.clone().with_folders(paths.into_iter()).name(1);
+        let named = |names: [&str; 3]| {
+            let mut paths = Paths::default();
+            names.into_iter().for_each(|name| paths.push(name));
+            classes.clone().with_folders(&paths).name(1)
+        };
         assert_eq!(named(["a/1.jpg", "x/b/1.jpg", "b/2.jpg"]), "b");
         assert_eq!(named(["a/1.jpg", "b/1.jpg", "c/2.jpg"]), "1", "two folders of one person");
         assert_eq!(named(["a/1.jpg", "a/2.jpg", "a/3.jpg"]), "1", "one folder of two people");

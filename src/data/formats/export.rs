@@ -30,6 +30,13 @@ pub(super) struct ExportImage<'a> {
     pub bytes: Vec<u8>,
 }
 
+impl ExportImage<'_> {
+    /// `PERSON/IMAGE`.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.identity, self.file_name)
+    }
+}
+
 impl<'a> Export<'a> {
     /// Returns the images of `dataset`; `progress` receives how many are done.
     pub fn new(dataset: &'a dyn Dataset, progress: &'a mut dyn FnMut(usize)) -> Self {
@@ -50,7 +57,7 @@ impl<'a> Export<'a> {
     }
 
     pub(super) fn identity_names(&self) -> Vec<String> {
-        (0..self.num_identities() as u32).map(|label| self.dataset.identity_name(label)).collect()
+        self.dataset.identity_names()
     }
 
     /// The images of each person, if they follow each other in the order of the labels.
@@ -106,6 +113,11 @@ impl<'a> Export<'a> {
         written.map_err(|e| Error::Image { path: self.dataset.name(index).into(), what: e.to_string() })?;
         Ok((bytes, ImageFormat::Png))
     }
+}
+
+/// Makes a temporary file what it was begun for, unless something is there by now.
+pub(super) fn finish(file: NamedTempFile, path: &Path) -> Result<()> {
+    file.persist_noclobber(path).map(drop).map_err(|e| Error::io(path)(e.error))
 }
 
 /// Returns a file that becomes `path` once it is whole; makes its folder.

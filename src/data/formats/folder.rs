@@ -6,16 +6,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::export::Export;
-use crate::data::decode::{is_image, read_face};
-use crate::data::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
+use crate::data::decode::is_image;
+use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
+use crate::files::folder_of;
 
 /// Files that desktops leave in every folder they show.
 const JUNK: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
 
 /// A folder of identities as a [`Dataset`]; labels follow the byte order of the identities' names.
 ///
-/// Every image has [`ALIGNED_LANDMARKS`]: the crops are taken to be aligned to the 112x112 template.
+/// Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS): the crops are taken to be aligned to the 112x112 template.
 #[derive(Clone, Debug)]
 pub struct FaceFolder {
     root: PathBuf,
@@ -101,11 +102,6 @@ impl Dataset for FaceFolder {
         let path = self.path(index);
         std::fs::read(&path).map(Some).map_err(Error::io(&path))
     }
-
-    fn get(&self, index: usize) -> Result<Sample> {
-        let image = read_face(&self.path(index))?;
-        Ok(Sample { image, label: self.images[index].label, landmarks: ALIGNED_LANDMARKS })
-    }
 }
 
 /// Writes a folder of identities, each image under its name as it is stored.
@@ -116,7 +112,7 @@ pub fn write_folder(export: &mut Export, folder: &Path) -> Result<()> {
     if folder.exists() {
         return Err(data_error(folder, "exists already".to_owned()));
     }
-    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = folder_of(folder);
     std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
     let temporary = tempfile::Builder::new().prefix(".maskinv-").tempdir_in(parent).map_err(Error::io(parent))?;
     let root = temporary.path().join("faces");

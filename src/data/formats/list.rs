@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::classes::{Classes, Paths};
-use crate::data::decode::{is_image, read_face};
-use crate::data::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
+use crate::data::decode::is_image;
+use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
+use crate::files::folder_of;
 
-/// The images that a text file lists, as a [`Dataset`] in its order; every image has [`ALIGNED_LANDMARKS`].
+/// The images that a text file lists, as a [`Dataset`] in its order; every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
 pub struct ListedFaces {
     folder: PathBuf,
     classes: Classes,
@@ -23,7 +24,7 @@ impl ListedFaces {
     pub fn open(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        let folder = folder_of(path).to_owned();
         let (mut paths, mut labels) = (Paths::default(), Vec::new());
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let error = |what: String| Error::Line { path: path.to_owned(), line: number + 1, what };
@@ -42,11 +43,7 @@ impl ListedFaces {
             paths.push(image);
             labels.push(label.to_owned());
         }
-        let numbers: Option<Vec<u64>> = labels.iter().map(|label| label.parse().ok()).collect();
-        let classes = match numbers {
-            Some(numbers) => Classes::from_numbers(&numbers, path)?.with_folders(paths.iter()),
-            None => Classes::from_texts(labels, path)?,
-        };
+        let classes = Classes::from_labels(labels, &paths, path)?;
         Ok(Self { folder, classes, paths })
     }
 
@@ -95,10 +92,5 @@ impl Dataset for ListedFaces {
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
         let path = self.path(index);
         std::fs::read(&path).map(Some).map_err(Error::io(&path))
-    }
-
-    fn get(&self, index: usize) -> Result<Sample> {
-        let image = read_face(&self.path(index))?;
-        Ok(Sample { image, label: self.label(index), landmarks: ALIGNED_LANDMARKS })
     }
 }

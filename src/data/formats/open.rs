@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{FaceFolder, ListedFaces, RecordFaces, ShardFaces};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
+use crate::files::folder_of;
 
 /// Most shards that a pattern may name.
 const MAX_SHARDS: usize = 1_000_000;
@@ -45,6 +46,13 @@ impl fmt::Display for Format {
             Self::WebDataset => "WebDataset",
             Self::Parquet => "parquet",
         })
+    }
+}
+
+impl Source {
+    /// Returns the folder that lists of people and pairs of this set are in.
+    pub fn folder(&self) -> &Path {
+        if self.path.is_dir() && !self.path.ends_with("images") { &self.path } else { folder_of(&self.path) }
     }
 }
 

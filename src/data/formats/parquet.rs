@@ -17,10 +17,9 @@ use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::SchemaDescriptor;
 
 use super::classes::{Classes, Paths};
-use super::export::{Export, temporary};
+use super::export::{Export, finish, temporary};
 use super::file::RandomFile;
-use crate::data::decode::decode_face;
-use crate::data::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
+use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 
 /// What columns of encoded images are called, where they are no group with `bytes`.
@@ -44,7 +43,7 @@ const SCHEMA: &str = "message schema {
 ///
 /// Images come by row groups, of which the last ones are kept, up to 256 MiB: in order they are read once; at random a
 /// whole group is read for an image, so that a set for training is better converted once, or cached. Every image has
-/// [`ALIGNED_LANDMARKS`].
+/// [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
 pub struct ParquetFaces {
     files: Vec<SerializedFileReader<Shared>>,
     paths_of_files: Vec<PathBuf>,
@@ -116,7 +115,7 @@ impl ParquetFaces {
         };
         set.paths = image_paths.filter(|paths| paths.len() == num_rows);
         let classes = match &set.paths {
-            Some(paths) => classes.with_folders(paths.iter()),
+            Some(paths) => classes.with_folders(paths),
             None => classes,
         };
         set.classes = classes.with_names(&names.unwrap_or_default());
@@ -185,11 +184,6 @@ impl Dataset for ParquetFaces {
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
         Ok(Some(self.image(index)?.data().to_vec()))
-    }
-
-    fn get(&self, index: usize) -> Result<Sample> {
-        let image = decode_face(self.image(index)?.data(), || PathBuf::from(self.name(index)))?;
-        Ok(Sample { image, label: self.label(index), landmarks: ALIGNED_LANDMARKS })
     }
 }
 
@@ -395,8 +389,8 @@ pub fn write_parquet(export: &mut Export, path: &Path) -> Result<()> {
     let mut writer = SerializedFileWriter::new(&mut out, schema, Arc::new(properties)).map_err(failed)?;
     let mut rows = Rows::default();
     export.for_each(&mut |image| {
+        rows.paths.push(image.path().into_bytes().into());
         rows.images.push(image.bytes.into());
-        rows.paths.push(format!("{}/{}", image.identity, image.file_name).into_bytes().into());
         rows.labels.push(i64::from(image.label));
         if rows.labels.len() == ROWS_OF_GROUP {
             std::mem::take(&mut rows).write(&mut writer).map_err(failed)?;
@@ -409,8 +403,7 @@ pub fn write_parquet(export: &mut Export, path: &Path) -> Result<()> {
     writer.close().map_err(failed)?;
     out.flush().map_err(Error::io(path))?;
     drop(out);
-    file.persist_noclobber(path).map_err(|e| Error::io(path)(e.error))?;
-    Ok(())
+    finish(file, path)
 }
 
 #[derive(Default)]

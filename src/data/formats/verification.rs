@@ -3,9 +3,8 @@
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::export::temporary;
-use crate::data::decode::decode_face;
-use crate::data::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
+use super::export::{finish, temporary};
+use crate::data::sample::Dataset;
 use crate::data::{Pair, TestSet};
 use crate::error::{Error, Result};
 use crate::pickle::{Id, Pickle, Value};
@@ -16,7 +15,7 @@ const NUMPY: [&str; 4] =
 
 /// The images of a verification file as a [`Dataset`]; each counts as a person of its own, for the pairs say more.
 ///
-/// They are in memory as they are stored. Every image has [`ALIGNED_LANDMARKS`].
+/// They are in memory as they are stored. Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
 pub struct VerificationFaces {
     path: PathBuf,
     images: Vec<Vec<u8>>,
@@ -96,11 +95,6 @@ impl Dataset for VerificationFaces {
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
         Ok(Some(self.images[index].clone()))
-    }
-
-    fn get(&self, index: usize) -> Result<Sample> {
-        let image = decode_face(&self.images[index], || PathBuf::from(self.name(index)))?;
-        Ok(Sample { image, label: index as u32, landmarks: ALIGNED_LANDMARKS })
     }
 }
 
@@ -191,6 +185,5 @@ pub fn write_verification(images: &dyn Dataset, pairs: &[Pair], path: &Path) -> 
     }
     out.write_all(b"e\x86.").and_then(|()| out.flush()).map_err(io)?;
     drop(out);
-    file.persist_noclobber(path).map_err(|e| Error::io(path)(e.error))?;
-    Ok(())
+    finish(file, path)
 }

@@ -3,11 +3,13 @@
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use tempfile::NamedTempFile;
+
 use super::classes::{Classes, Paths};
-use super::export::{Export, ExportImage, temporary};
+use super::export::{Export, ExportImage, finish, temporary};
 use super::file::RandomFile;
-use crate::data::decode::{decode_face, is_image};
-use crate::data::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
+use crate::data::decode::is_image;
+use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 
 /// A label has few bytes; a larger one is none.
@@ -17,7 +19,7 @@ const LABEL_FIELDS: [&str; 4] = ["label", "cls", "class", "identity"];
 
 /// The faces of tar files as a [`Dataset`], in the order of the files and of the samples in them.
 ///
-/// In memory are 20 bytes and a name for each image. Every image has [`ALIGNED_LANDMARKS`].
+/// In memory are 20 bytes and a name for each image. Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
 pub struct ShardFaces {
     shards: Vec<RandomFile>,
     images: Vec<Place>,
@@ -57,17 +59,8 @@ impl ShardFaces {
             found.read_shard(path, number)?;
         }
         let path = paths.first().map_or(Path::new(""), PathBuf::as_path);
-        let numbers: Option<Vec<u64>> = found.labels.iter().map(|label| label.parse().ok()).collect();
-        let classes = match numbers {
-            Some(numbers) => Classes::from_numbers(&numbers, path)?.with_folders(found.paths.iter()),
-            None => Classes::from_texts(found.labels, path)?,
-        };
+        let classes = Classes::from_labels(found.labels, &found.paths, path)?;
         Ok(Self { shards: found.shards, images: found.images, classes, paths: found.paths })
-    }
-
-    fn image(&self, index: usize) -> Result<Vec<u8>> {
-        let place = self.images[index];
-        self.shards[place.shard as usize].read(place.offset, place.len as usize)
     }
 }
 
@@ -194,12 +187,8 @@ impl Dataset for ShardFaces {
     }
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        self.image(index).map(Some)
-    }
-
-    fn get(&self, index: usize) -> Result<Sample> {
-        let image = decode_face(&self.image(index)?, || PathBuf::from(self.name(index)))?;
-        Ok(Sample { image, label: self.label(index), landmarks: ALIGNED_LANDMARKS })
+        let place = self.images[index];
+        self.shards[place.shard as usize].read(place.offset, place.len as usize).map(Some)
     }
 }
 
@@ -211,40 +200,33 @@ impl Dataset for ShardFaces {
 pub fn write_shards(export: &mut Export, folder: &Path, shard_size: usize) -> Result<()> {
     let path_of = |number: usize| folder.join(format!("faces-{number:06}.tar"));
     let mut done = Vec::new();
-    let mut shard: Option<(tempfile::NamedTempFile, tar::Builder<BufWriter<std::fs::File>>)> = None;
+    let mut shard: Option<tar::Builder<BufWriter<NamedTempFile>>> = None;
     let mut count = 0;
     export.for_each(&mut |image| {
         if count % shard_size.max(1) == 0 {
-            if let Some((file, builder)) = shard.take() {
-                done.push((close(builder, &path_of(done.len())).map(|()| file))?);
+            if let Some(shard) = shard.take() {
+                done.push(close(shard, &path_of(done.len()))?);
             }
-            let path = path_of(done.len());
-            let file = temporary(&path)?;
-            let out = BufWriter::new(file.as_file().try_clone().map_err(Error::io(&path))?);
-            shard = Some((file, tar::Builder::new(out)));
+            shard = Some(tar::Builder::new(BufWriter::new(temporary(&path_of(done.len()))?)));
         }
-        let path = path_of(done.len());
-        let (_, builder) = shard.as_mut().expect("made above");
-        append(builder, count, &image).map_err(Error::io(&path))?;
+        let shard = shard.as_mut().expect("made above");
+        append(shard, count, &image).map_err(Error::io(&path_of(done.len())))?;
         count += 1;
         Ok(())
     })?;
-    if let Some((file, builder)) = shard {
-        done.push((close(builder, &path_of(done.len())).map(|()| file))?);
+    if let Some(shard) = shard {
+        done.push(close(shard, &path_of(done.len()))?);
     }
-    for (number, file) in done.into_iter().enumerate() {
-        let path = path_of(number);
-        file.persist_noclobber(&path).map_err(|e| Error::io(&path)(e.error))?;
-    }
-    Ok(())
+    done.into_iter().enumerate().try_for_each(|(number, file)| finish(file, &path_of(number)))
 }
 
-fn close(builder: tar::Builder<BufWriter<std::fs::File>>, path: &Path) -> Result<()> {
-    builder.into_inner().and_then(|mut out| out.flush()).map_err(Error::io(path))
+fn close(shard: tar::Builder<BufWriter<NamedTempFile>>, path: &Path) -> Result<NamedTempFile> {
+    let file = shard.into_inner().and_then(|out| out.into_inner().map_err(|e| e.into_error()));
+    file.map_err(Error::io(path))
 }
 
 fn append(builder: &mut tar::Builder<impl Write>, number: usize, image: &ExportImage) -> std::io::Result<()> {
-    let path = format!("{}/{}", image.identity, image.file_name);
+    let path = image.path();
     let mut add = |name: String, bytes: &[u8]| {
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);

@@ -9,10 +9,8 @@ use super::client::{builder, endpoint};
 use super::download::other_sha256;
 use crate::error::{Error, Result};
 use crate::weights::manifest::is_sha256;
-use crate::weights::reference::is_name;
+use crate::weights::reference::{DATASET_SCHEME, is_name};
 
-/// How a reference to a data set begins.
-pub(super) const SCHEME: &str = "hf://datasets/";
 /// The branch of the hub's own parquet files.
 const REVISION: &str = "refs/convert/parquet";
 /// The configuration and the split that are meant where a data set has several and none is named.
@@ -22,7 +20,7 @@ const DEFAULT: [&str; 2] = ["default", "train"];
 pub(super) fn fetch(config: &HubConfig, reference: &str) -> Result<PathBuf> {
     let error = |what: String| Error::Hub { reference: reference.to_owned(), what };
     let parts: Vec<&str> =
-        reference.strip_prefix(SCHEME).unwrap_or_default().trim_end_matches('/').split('/').collect();
+        reference.strip_prefix(DATASET_SCHEME).unwrap_or_default().trim_end_matches('/').split('/').collect();
     let (owner, name, wanted) = match parts[..] {
         [owner, name] if is_name(owner) && is_name(name) => (owner, name, None),
         [owner, name, part, split] if [owner, name, part, split].into_iter().all(is_name) => {
@@ -121,7 +119,10 @@ fn choose(splits: &BTreeSet<PathBuf>, wanted: Option<[&str; 2]>) -> Result<PathB
     };
     found.cloned().ok_or_else(|| {
         let all: Vec<String> = splits.iter().map(|path| names(path).join("/")).collect();
-        format!("expected a configuration and split of {all:?}, such as {SCHEME}owner/name/{}", DEFAULT.join("/"))
+        format!(
+            "expected a configuration and split of {all:?}, such as {DATASET_SCHEME}owner/name/{}",
+            DEFAULT.join("/")
+        )
     })
 }
 

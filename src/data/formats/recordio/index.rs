@@ -89,8 +89,7 @@ pub fn write_index(rec: &Path) -> Result<(PathBuf, usize)> {
         return Err(file.error(0, "expected records, found an empty file"));
     }
     let path = rec.with_extension("idx");
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(folder))?;
+    let temporary = crate::files::temporary(&path)?;
     let mut out = std::io::BufWriter::new(&temporary);
     for (key, offset) in index.keys.iter().zip(&index.offsets) {
         writeln!(out, "{key}\t{offset}").map_err(Error::io(&path))?;

@@ -1,16 +1,15 @@
 //! The faces of a `.rec` file.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rayon::prelude::*;
 
 use super::index::Index;
 use super::record::{Header, read_header, read_record};
-use crate::data::decode::decode_face;
 use crate::data::formats::classes::{Classes, Paths};
 use crate::data::formats::file::RandomFile;
-use crate::data::sample::{ALIGNED_LANDMARKS, Dataset, Sample};
+use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 
 /// Keys in labels are f32: whole numbers are exact below.
@@ -19,7 +18,7 @@ const MAX_EXACT: u64 = 1 << 24;
 /// The faces of a RecordIO file as a [`Dataset`], in the order of their keys.
 ///
 /// In memory are 12 bytes for each image, and the images' names if there is a list of them beside the file. Every image has
-/// [`ALIGNED_LANDMARKS`].
+/// [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
 pub struct RecordFaces {
     file: RandomFile,
     /// Where each image's record begins.
@@ -59,17 +58,9 @@ impl RecordFaces {
         let list_path = path.with_extension("lst");
         let paths = if list_path.is_file() { Some(read_list(&list_path, &keys)?) } else { None };
         if let Some(paths) = &paths {
-            classes = classes.with_folders(paths.iter());
+            classes = classes.with_folders(paths);
         }
         Ok(Self { file, offsets, classes, paths })
-    }
-
-    fn image(&self, index: usize) -> Result<Vec<u8>> {
-        let offset = self.offsets[index];
-        let (mut record, _) = read_record(&self.file, offset)?;
-        let (_, used) = Header::parse(&record).map_err(|what| self.file.error(offset + 8, what))?;
-        record.drain(..used);
-        Ok(record)
     }
 }
 
@@ -103,12 +94,11 @@ impl Dataset for RecordFaces {
     }
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        self.image(index).map(Some)
-    }
-
-    fn get(&self, index: usize) -> Result<Sample> {
-        let image = decode_face(&self.image(index)?, || PathBuf::from(self.name(index)))?;
-        Ok(Sample { image, label: self.label(index), landmarks: ALIGNED_LANDMARKS })
+        let offset = self.offsets[index];
+        let (mut record, _) = read_record(&self.file, offset)?;
+        let (_, used) = Header::parse(&record).map_err(|what| self.file.error(offset + 8, what))?;
+        record.drain(..used);
+        Ok(Some(record))
     }
 }
 

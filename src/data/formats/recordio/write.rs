@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use super::record::{Header, write_record};
-use crate::data::formats::export::{Export, temporary};
+use crate::data::formats::export::{Export, finish, temporary};
 use crate::error::{Error, Result};
 
 /// Labels and keys are f32 in the format: whole numbers are exact up to here.
@@ -37,7 +37,7 @@ pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
     }
     export.for_each(&mut |image| {
         let (key, label) = (out.key, image.label);
-        writeln!(out_lst, "{key}\t{label}\t{}/{}", image.identity, image.file_name).map_err(Error::io(&lst))?;
+        writeln!(out_lst, "{key}\t{label}\t{}", image.path()).map_err(Error::io(&lst))?;
         out.push(vec![label as f32], false, &image.bytes).map_err(Error::io(&rec))
     })?;
     for range in ranges.into_iter().flatten() {
@@ -49,10 +49,7 @@ pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
         out.flush().map_err(Error::io(path))?;
     }
     // The records last: without them there is nothing to open.
-    for (file, path) in files.into_iter().zip([&rec, &idx, &lst, &property]).rev() {
-        file.persist_noclobber(path).map_err(|e| Error::io(path)(e.error))?;
-    }
-    Ok(())
+    files.into_iter().zip([&rec, &idx, &lst, &property]).rev().try_for_each(|(file, path)| finish(file, path))
 }
 
 struct Records<'a, 'f> {
