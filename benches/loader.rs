@@ -1,5 +1,6 @@
-//! Times the way from a data set to batches: `cargo bench --bench loader -- DATA [--template FILE] [--threads N] [--seconds S]`
-//! prints images a second and thread, for decoding alone and with flips, masks and conditions. `benches/peers/data.py` does the
+//! Times the way from a data set to batches: `cargo bench --bench loader -- DATA [--template FILE] [--threads N] [--seconds S]
+//! [--only WORK]` prints images a second and thread, for decoding alone and with flips, masks and conditions.
+//! `benches/peers/data.py` does the
 //! published pipeline's work beside it.
 
 use std::path::PathBuf;
@@ -15,11 +16,12 @@ struct Args {
     template: Option<PathBuf>,
     threads: usize,
     seconds: f64,
+    only: String,
 }
 
 impl Args {
     fn parse() -> Result<Option<Self>> {
-        let (mut data, mut template, mut threads, mut seconds) = (None, None, 1, 3.0);
+        let (mut data, mut template, mut threads, mut seconds, mut only) = (None, None, 1, 3.0, String::new());
         // Cargo adds `--bench`.
         let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
         while let Some(arg) = args.next() {
@@ -27,19 +29,22 @@ impl Args {
             match arg.as_str() {
                 "--template" => template = Some(value()?.into()),
                 "--threads" => threads = value()?.parse().context("--threads")?,
+                "--only" => only = value()?,
                 "--seconds" => seconds = value()?.parse().context("--seconds")?,
                 _ if arg.starts_with('-') || data.is_some() => bail!("{arg}: unexpected"),
                 _ => data = Some(arg.into()),
             }
         }
-        Ok(data.map(|data| Self { data, template, threads, seconds }))
+        Ok(data.map(|data| Self { data, template, threads, seconds, only }))
     }
 }
 
 fn main() -> Result<()> {
     keep_freed_memory();
     let Some(args) = Args::parse()? else {
-        println!("usage: cargo bench --bench loader -- DATA [--template FILE] [--threads N] [--seconds S]");
+        println!(
+            "usage: cargo bench --bench loader -- DATA [--template FILE] [--threads N] [--seconds S] [--only WORK]"
+        );
         return Ok(());
     };
     let source = open_source(&args.data)?;
@@ -65,7 +70,10 @@ fn main() -> Result<()> {
         works.push(("decode, flip, the template on half", augment(0.5, 0.0), reference.clone()));
         works.push(("decode, flip, the template on all", augment(1.0, 0.0), reference));
     }
-    time("read and decode", args.seconds, &args, images.as_ref())?;
+    works.retain(|(name, ..)| name.contains(&args.only));
+    if "read and decode".contains(&args.only) {
+        time("read and decode", args.seconds, &args, images.as_ref())?;
+    }
     for (name, augment, mask) in works {
         let config = LoaderConfig { batch_size: 128, threads: args.threads, ..LoaderConfig::default() };
         let loader = Loader::new(images.clone(), Transform::new(&augment, &mask)?, &config, 112, 0)?;

@@ -5,7 +5,8 @@
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::frame::{FacePoint, falloff};
+use super::block::{Block, LANES, Lanes};
+use super::frame::falloff;
 use super::light::luminance;
 use super::noise::{Noise, fraction};
 
@@ -78,67 +79,81 @@ pub(super) struct Fabric {
     pub noise_at: [f32; 2],
 }
 
-/// A point of the mask in its own coordinates.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct MaskPoint {
-    /// The same point of the face.
-    pub face: FacePoint,
-    /// Across, `[-1, 1]` from the mask's left to its right end.
-    pub p: f32,
-    /// Distance from the upper edge and distance between the edges.
-    pub below_top: f32,
-    pub tall: f32,
-    /// Distance from the nearest edge, positive inside.
-    pub inside: f32,
-    /// Across along the surface and down from the eyes.
-    pub at: [f32; 2],
-}
-
 impl Fabric {
-    /// The colour at a point, `[0, 255]` in even light, with the folds' shadows in it but without the photo's light.
+    /// The colours of a block, `[0, 255]` in even light, with the folds' shadows in them but without the photo's light.
     #[inline(always)]
-    pub fn colour(&self, m: &MaskPoint, noise: &Noise) -> [f32; 3] {
-        let [x, y] = m.at;
-        let print = self.pattern.coverage(x, y, noise);
+    pub fn colour(&self, m: &Block, noise: &Noise) -> [Lanes; 3] {
+        let print = self.pattern.coverage(&m.across, &m.down, noise);
         let mut shade = self.relief(m);
         let [nx, ny] = self.noise_at;
-        shade += self.mottle * 2.0 * noise.smooth(nx + x * 0.11, ny + y * 0.11);
-        shade += self.weave * noise.smooth(nx + x * 1.3, ny + y * 1.3);
-        let mut y: [f32; 3] = std::array::from_fn(|i| self.base[i] + print * (self.second[i] - self.base[i]));
-        if let Some(valve) = &self.valve {
-            valve.paint(m.at, &mut y);
+        for i in 0..LANES {
+            let (x, y) = (m.across[i], m.down[i]);
+            shade[i] += self.mottle * 2.0 * noise.smooth(nx + x * 0.11, ny + y * 0.11);
+            shade[i] += self.weave * noise.smooth(nx + x * 1.3, ny + y * 1.3);
         }
-        // A dark cloth's folds show by their sheen: what is relative on a light one gets a small absolute part there.
-        let sheen = 14.0 * (1.0 - luminance(y) / 255.0);
-        y.map(|v| v * shade + sheen * (shade - 1.0) * 2.0)
+        let mut colour = [[0.0; LANES]; 3];
+        for (channel, plane) in colour.iter_mut().enumerate() {
+            let (base, second) = (self.base[channel], self.second[channel]);
+            for i in 0..LANES {
+                plane[i] = base + print[i] * (second - base);
+            }
+        }
+        if let Some(valve) = &self.valve {
+            for i in 0..LANES {
+                let painted = valve.paint([m.across[i], m.down[i]], [colour[0][i], colour[1][i], colour[2][i]]);
+                (colour[0][i], colour[1][i], colour[2][i]) = (painted[0], painted[1], painted[2]);
+            }
+        }
+        for i in 0..LANES {
+            // A dark cloth's folds show by their sheen: what is relative on a light one gets a small absolute part there.
+            let sheen = 14.0 * (1.0 - luminance([colour[0][i], colour[1][i], colour[2][i]]) / 255.0);
+            for plane in &mut colour {
+                plane[i] = plane[i] * shade[i] + sheen * (shade[i] - 1.0) * 2.0;
+            }
+        }
+        colour
     }
 
     /// Brightness relative to flat fabric seen from the front.
     #[inline(always)]
-    fn relief(&self, m: &MaskPoint) -> f32 {
-        let FacePoint { angle, height, cosine, .. } = m.face;
-        let mut shade = 0.70 + 0.30 * cosine;
-        shade += 0.05 * falloff((height - 0.45) * 3.0) * falloff(angle * 2.2);
-        let under = ((height - 0.95) / 0.75).clamp(0.0, 1.0);
-        shade -= self.underside * under * (0.4 + 0.6 * under);
+    fn relief(&self, m: &Block) -> Lanes {
+        let mut shade = [0.0; LANES];
+        for i in 0..LANES {
+            shade[i] = 0.70 + 0.30 * m.cosine[i];
+            shade[i] += 0.05 * falloff((m.height[i] - 0.45) * 3.0) * falloff(m.angle[i] * 2.2);
+            let under = ((m.height[i] - 0.95) / 0.75).clamp(0.0, 1.0);
+            shade[i] -= self.underside * under * (0.4 + 0.6 * under);
+        }
         for pleat in &self.pleats {
-            let at = (pleat.at + pleat.sag * (1.0 - m.p * m.p)) * m.tall;
-            let d = m.below_top - at;
-            shade += pleat.depth * (0.35 * falloff((d + 1.6) * 0.7) - falloff((d - 0.5) * 0.75));
+            for i in 0..LANES {
+                let at = (pleat.at + pleat.sag * (1.0 - m.p[i] * m.p[i])) * m.tall[i];
+                let d = m.below_top[i] - at;
+                shade[i] += pleat.depth * (0.35 * falloff((d + 1.6) * 0.7) - falloff((d - 0.5) * 0.75));
+            }
         }
         for wrinkle in &self.wrinkles {
-            shade += wrinkle.relief(m.at);
+            for i in 0..LANES {
+                shade[i] += wrinkle.relief([m.across[i], m.down[i]]);
+            }
         }
         if self.seam > 0.0 {
-            shade -= self.seam * falloff(m.at[0] * 0.8) - 0.3 * self.seam * falloff((m.at[0] - 2.6) * 0.6);
+            for i in 0..LANES {
+                let x = m.across[i];
+                shade[i] -= self.seam * falloff(x * 0.8) - 0.3 * self.seam * falloff((x - 2.6) * 0.6);
+            }
         }
         if self.wire > 0.0 {
-            shade += self.wire * falloff((m.below_top - 2.8) * 0.9) * falloff(m.p * 1.4);
+            for i in 0..LANES {
+                shade[i] += self.wire * falloff((m.below_top[i] - 2.8) * 0.9) * falloff(m.p[i] * 1.4);
+            }
         }
-        // Stitches: a groove, in dashes.
-        let dash = 0.7 + 0.3 * fraction((m.at[0] + m.at[1]) * 0.4);
-        shade -= self.hem * dash * falloff((m.inside - self.hem_at) * 1.1);
-        shade - 0.10 * falloff(m.inside * 0.8)
+        for i in 0..LANES {
+            // Stitches: a groove, in dashes.
+            let dash = 0.7 + 0.3 * fraction((m.across[i] + m.down[i]) * 0.4);
+            shade[i] -= self.hem * dash * falloff((m.inside[i] - self.hem_at) * 1.1);
+            shade[i] -= 0.10 * falloff(m.inside[i] * 0.8);
+        }
+        shade
     }
 }
 
@@ -166,20 +181,23 @@ impl Wrinkle {
 }
 
 impl Valve {
-    fn paint(&self, at: [f32; 2], colour: &mut [f32; 3]) {
+    /// The colour at a point whose fabric has another.
+    #[inline(always)]
+    fn paint(&self, at: [f32; 2], fabric: [f32; 3]) -> [f32; 3] {
         let (dx, dy) = (at[0] - self.at[0], at[1] - self.at[1]);
         let r = (dx * dx + dy * dy).sqrt();
         let cover = (self.radius + 0.5 - r).clamp(0.0, 1.0);
-        if r > self.radius + 3.0 {
-            return;
-        }
         let slats = 0.12 * (fraction(dy * 0.45) - 0.5);
         let rim = 0.22 * falloff((r - self.radius + 0.8) * 0.9);
         let level = 235.0 * self.level * (0.92 + slats - rim - 0.02 * dy / self.radius);
         let shadow = 1.0 - 0.3 * falloff((r - self.radius - 0.5) * 0.7) * (1.0 - cover);
-        for value in colour {
-            *value = *value * shadow + cover * (level - *value * shadow);
+        let is_beside = r > self.radius + 3.0;
+        let mut y = fabric;
+        for value in &mut y {
+            let painted = *value * shadow + cover * (level - *value * shadow);
+            *value = if is_beside { *value } else { painted };
         }
+        y
     }
 }
 
@@ -200,45 +218,72 @@ impl Pattern {
         }
     }
 
-    /// How much of the second colour there is at a point, `[0, 1]`; edges are a unit wide, so that prints do not alias.
+    /// How much of the second colour there is at points, `[0, 1]`; edges are a unit wide, so that prints do not alias.
     #[inline(always)]
-    fn coverage(&self, x: f32, y: f32, noise: &Noise) -> f32 {
+    fn coverage(&self, x: &Lanes, y: &Lanes, noise: &Noise) -> Lanes {
+        let mut print = [0.0; LANES];
         match *self {
-            Self::Plain => 0.0,
+            Self::Plain => {}
             Self::Dots { cell, radius } => {
-                let [dx, dy] = in_cell(x, y, cell);
-                (radius + 0.5 - (dx * dx + dy * dy).sqrt()).clamp(0.0, 1.0)
+                for i in 0..LANES {
+                    let [dx, dy] = in_cell(x[i], y[i], cell);
+                    print[i] = (radius + 0.5 - (dx * dx + dy * dy).sqrt()).clamp(0.0, 1.0);
+                }
             }
-            Self::Stripes { cell, direction } => stripe(direction[0] * x + direction[1] * y, cell),
-            Self::Checks { cell } => 0.5 * (stripe(x, cell) + stripe(y, cell)),
+            Self::Stripes { cell, direction } => {
+                for i in 0..LANES {
+                    print[i] = stripe(direction[0] * x[i] + direction[1] * y[i], cell);
+                }
+            }
+            Self::Checks { cell } => {
+                for i in 0..LANES {
+                    print[i] = 0.5 * (stripe(x[i], cell) + stripe(y[i], cell));
+                }
+            }
             Self::Flowers { cell } => {
-                let [dx, dy] = in_cell(x, y, cell);
-                // Five petals: directions 72 degrees apart.
-                const PETALS: [[f32; 2]; 5] =
-                    [[0.0, -1.0], [0.951, -0.309], [0.588, 0.809], [-0.588, 0.809], [-0.951, -0.309]];
-                let (ring, size) = (0.22 * cell, 0.16 * cell);
-                let nearest = PETALS
-                    .iter()
-                    .map(|p| (dx - ring * p[0]).powi(2) + (dy - ring * p[1]).powi(2))
-                    .fold(f32::INFINITY, f32::min);
-                (size + 0.5 - nearest.sqrt()).clamp(0.0, 1.0)
+                for i in 0..LANES {
+                    print[i] = petals(in_cell(x[i], y[i], cell), cell);
+                }
             }
-            Self::Blotches { cell } => (0.5 + 4.0 * noise.smooth(x / cell, y / cell)).clamp(0.0, 1.0),
+            Self::Blotches { cell } => {
+                for i in 0..LANES {
+                    print[i] = (0.5 + 4.0 * noise.smooth(x[i] / cell, y[i] / cell)).clamp(0.0, 1.0);
+                }
+            }
             Self::Zigzag { cell } => {
-                let fold = (fraction(x / cell) - 0.5).abs() * cell;
-                stripe(y + fold, cell)
+                for i in 0..LANES {
+                    let fold = (fraction(x[i] / cell) - 0.5).abs() * cell;
+                    print[i] = stripe(y[i] + fold, cell);
+                }
             }
         }
+        print
     }
 }
 
+/// A flower in the middle of a cell.
+#[inline(always)]
+fn petals([dx, dy]: [f32; 2], cell: f32) -> f32 {
+    // Five petals: directions 72 degrees apart.
+    const PETALS: [[f32; 2]; 5] = [[0.0, -1.0], [0.951, -0.309], [0.588, 0.809], [-0.588, 0.809], [-0.951, -0.309]];
+    let (ring, size) = (0.22 * cell, 0.16 * cell);
+    let mut nearest = f32::INFINITY;
+    for p in PETALS {
+        let (ex, ey) = (dx - ring * p[0], dy - ring * p[1]);
+        nearest = nearest.min(ex * ex + ey * ey);
+    }
+    (size + 0.5 - nearest.sqrt()).clamp(0.0, 1.0)
+}
+
 /// The offset from the middle of the nearest cell; every second row is moved by half a cell.
+#[inline(always)]
 fn in_cell(x: f32, y: f32, cell: f32) -> [f32; 2] {
     let shift = if fraction(0.5 * y / cell) < 0.5 { 0.0 } else { 0.5 };
     [(fraction(x / cell + shift) - 0.5) * cell, (fraction(y / cell) - 0.5) * cell]
 }
 
 /// Stripes of half a period each, with edges a unit wide.
+#[inline(always)]
 fn stripe(x: f32, period: f32) -> f32 {
     let from_middle = (fraction(x / period) - 0.5).abs() * period;
     (0.5 + period * 0.25 - from_middle).clamp(0.0, 1.0)
@@ -255,8 +300,9 @@ mod tests {
         let (noise, mut rng) = (Noise::new(), ChaCha8Rng::seed_from_u64(2));
         for _ in 0..60 {
             let pattern = Pattern::sample(&mut rng);
-            let grid = (-40..40).flat_map(|x| (-40..40).map(move |y| (x as f32, y as f32)));
-            let values: Vec<f32> = grid.map(|(x, y)| pattern.coverage(x, y, &noise)).collect();
+            let along: Lanes = std::array::from_fn(|i| i as f32 - 16.0);
+            let rows = (-40..40).map(|y| pattern.coverage(&along, &[y as f32; LANES], &noise));
+            let values: Vec<f32> = rows.flatten().collect();
             assert!(values.iter().all(|v| (0.0..=1.0).contains(v)), "{pattern:?}");
             let mean = values.iter().sum::<f32>() / values.len() as f32;
             assert!((0.08..0.92).contains(&mean), "{pattern:?}: {mean}");

@@ -138,10 +138,12 @@ impl Curve {
     }
 
     /// The height at `p` (the ends' beyond `[-1, 1]`) and the factor that makes vertical distances true ones.
+    #[inline(always)]
     pub fn at(&self, p: f32) -> (f32, f32) {
         let place = (p.clamp(-1.0, 1.0) + 1.0) * 0.5 * (CURVE_POINTS - 1) as f32;
-        let i = (place as usize).min(CURVE_POINTS - 2);
-        let f = place - i as f32;
+        // Not the cast to `usize`, which has no vector instruction.
+        let i = (place as i32).clamp(0, CURVE_POINTS as i32 - 2) as usize;
+        let f = place - i as i32 as f32;
         let mix = |v: &[f32; CURVE_POINTS]| v[i] + f * (v[i + 1] - v[i]);
         (mix(&self.heights), mix(&self.foreshortening))
     }

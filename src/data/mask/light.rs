@@ -70,6 +70,7 @@ impl Light {
 }
 
 /// Rec. 601 luminance.
+#[inline(always)]
 pub(super) fn luminance(c: [f32; 3]) -> f32 {
     0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2]
 }

@@ -4,10 +4,15 @@
 //! random, laid around a head whose turn is read off the five landmarks, lit like the photo and blended in. `reference`
 //! reproduces the published code ([`mod@reference`]) with a template that the user provides.
 
+// Loops over pixels count: the closures of iterators are not always inlined, and what is not is compiled without vectors.
+#![allow(clippy::needless_range_loop)]
+
+mod block;
 mod fabric;
 mod frame;
 pub mod homography;
 mod kinds;
+mod layer;
 mod light;
 mod noise;
 mod palette;
@@ -15,6 +20,7 @@ pub mod reference;
 mod render;
 pub mod warp;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 
 use image::RgbImage;
@@ -25,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use self::frame::FaceFrame;
 use self::kinds::Design;
 pub use self::kinds::MaskKind;
+use self::layer::Layer;
 use self::noise::Noise;
 pub use self::palette::MaskColour;
 use self::reference::{ReferenceDraw, ReferenceMasker, TEMPLATE_LANDMARKS};
@@ -105,6 +112,11 @@ impl MaskConfig {
     }
 }
 
+thread_local! {
+    /// What masks are drawn on: memory that stays, since a training draws one for every other image.
+    static LAYER: RefCell<Layer> = RefCell::default();
+}
+
 /// Puts masks on faces.
 #[derive(Clone, Debug)]
 pub struct Masker {
@@ -146,8 +158,11 @@ impl Masker {
         match &self.source {
             Source::Drawn { kinds, colours, noise } => {
                 let kind = pick(kinds, rng);
-                draw(image, landmarks, kind, colours, noise, rng)?.blend(image);
-                Ok(())
+                LAYER.with_borrow_mut(|layer| {
+                    draw(image, landmarks, kind, colours, noise, rng, layer)?;
+                    layer.blend(image);
+                    Ok(())
+                })
             }
             Source::Template { masker, shift } => {
                 let draw = match shift {
@@ -167,7 +182,8 @@ fn draw(
     colours: &[MaskColour],
     noise: &Noise,
     rng: &mut ChaCha8Rng,
-) -> Result<render::Layer> {
+    layer: &mut Layer,
+) -> Result<()> {
     let frame = FaceFrame::new(landmarks, kind.taper())?;
     let base = pick(colours, rng).sample(rng);
     let mut second = pick(colours, rng).sample(rng);
@@ -177,7 +193,8 @@ fn draw(
         second = base.map(|v| if is_light { v * 0.6 } else { 120.0 + v * 0.5 });
     }
     let design = Design::new(kind, [base, second], &frame, rng);
-    Ok(render::draw(image, &frame, &design, noise, rng))
+    render::draw(image, &frame, &design, noise, rng, layer);
+    Ok(())
 }
 
 fn pick<T: Copy>(from: &[T], rng: &mut ChaCha8Rng) -> T {
@@ -203,7 +220,7 @@ mod tests {
         })
     }
 
-    fn cover(layer: &render::Layer, p: [f32; 2]) -> f32 {
+    fn cover(layer: &Layer, p: [f32; 2]) -> f32 {
         layer.cover(p[0].round() as u32, p[1].round() as u32)
     }
 
@@ -213,7 +230,8 @@ mod tests {
         let image = RgbImage::from_pixel(300, 300, image::Rgb([190, 150, 130]));
         for i in 0..800 {
             let (kind, landmarks) = (MaskKind::ALL[i % 8], face(&mut rng));
-            let layer = draw(&image, &landmarks, kind, &MaskColour::ALL, &noise, &mut rng).unwrap();
+            let mut layer = Layer::default();
+            draw(&image, &landmarks, kind, &MaskColour::ALL, &noise, &mut rng, &mut layer).unwrap();
             let at = landmarks.map(|p| cover(&layer, p));
             assert!(at[0] == 0.0 && at[1] == 0.0, "{kind:?} over the eyes of {landmarks:?}: {at:?}");
             assert!(at[3] > 0.9 && at[4] > 0.9, "{kind:?} not over the mouth of {landmarks:?}: {at:?}");
@@ -227,8 +245,8 @@ mod tests {
         let (noise, mut rng) = (Noise::new(), ChaCha8Rng::seed_from_u64(12));
         for i in 0..40 {
             let image = RgbImage::from_fn(300, 280, |x, y| image::Rgb([(x * 7 + y) as u8, (x ^ y) as u8, y as u8]));
-            let layer =
-                draw(&image, &face(&mut rng), MaskKind::ALL[i % 8], &MaskColour::ALL, &noise, &mut rng).unwrap();
+            let (kind, mut layer) = (MaskKind::ALL[i % 8], Layer::default());
+            draw(&image, &face(&mut rng), kind, &MaskColour::ALL, &noise, &mut rng, &mut layer).unwrap();
             let mut masked = image.clone();
             layer.blend(&mut masked);
             let mut untouched = 0;

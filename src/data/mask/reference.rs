@@ -11,6 +11,7 @@
 //!
 //! The template is not part of this crate: its licence is CC BY-NC 4.0.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use image::{RgbImage, RgbaImage};
@@ -18,7 +19,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::homography::Homography;
-use super::warp::{Warped, fit, warp_perspective};
+use super::warp::{Warped, fit, low_byte, warp_perspective};
 use crate::data::{ALIGNED_LANDMARKS, Landmarks};
 use crate::error::{Error, Result};
 
@@ -30,6 +31,11 @@ pub const TEMPLATE_LANDMARKS: Landmarks =
 /// that its masks sit 8 px left of [`crate::data::ALIGNED_LANDMARKS`].
 pub const REFERENCE_LANDMARKS: Landmarks =
     [[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366], [33.5493, 92.3655], [62.7299, 92.2041]];
+
+thread_local! {
+    /// What the template is warped onto: memory that stays, since a training warps it for every other image.
+    static WARPED: RefCell<Warped> = RefCell::default();
+}
 
 /// What varies between two uses of the template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,21 +119,12 @@ impl ReferenceMasker {
     /// # Errors
     /// When the landmarks are not finite or lie on one line; the image is unchanged then.
     pub fn apply(&self, image: &mut RgbImage, landmarks: &Landmarks, draw: ReferenceDraw) -> Result<()> {
-        let warped = self.warp([image.width(), image.height()], landmarks, draw.shift)?;
-        for (pixel, index) in warped.pixels.iter().zip(0..) {
-            let [red, green, blue, alpha] = *pixel;
-            if alpha <= 0.0 {
-                continue;
-            }
-            let (x, y) = (warped.origin[0] + index % warped.size[0], warped.origin[1] + index / warped.size[0]);
-            let target = &mut image.get_pixel_mut(x, y).0;
-            for ((value, channel), colour) in target.iter_mut().zip([red, green, blue]).zip(draw.colour) {
-                let mask = 255.0 - (channel + alpha) + f32::from(colour);
-                let blend = (alpha * mask + (255.0 - alpha) * f32::from(*value)) / 255.0;
-                *value = (blend as i32).rem_euclid(256) as u8;
-            }
-        }
-        Ok(())
+        let map = self.map(landmarks, draw.shift)?;
+        WARPED.with_borrow_mut(|warped| {
+            warped.fill(&self.template, &map, [image.width(), image.height()])?;
+            pulp::Arch::new().dispatch(Blend { image, warped, colour: draw.colour.map(f32::from) });
+            Ok(())
+        })
     }
 
     /// The template on a destination of `size = [width, height]` pixels with these landmarks (truncated to integers),
@@ -136,10 +133,46 @@ impl ReferenceMasker {
     /// # Errors
     /// When the landmarks are not finite or lie on one line.
     pub fn warp(&self, size: [u32; 2], landmarks: &Landmarks, shift: [i32; 2]) -> Result<Warped> {
+        warp_perspective(&self.template, &self.map(landmarks, shift)?, size)
+    }
+
+    fn map(&self, landmarks: &Landmarks, shift: [i32; 2]) -> Result<Homography> {
         let source = self.points.map(|p| [p[0] + f64::from(shift[0]), p[1] + f64::from(shift[1])]);
         let destination = landmarks.map(|p| p.map(|v| f64::from(v.trunc())));
-        let map: Homography = fit(&source, &destination)?;
-        warp_perspective(&self.template, &map, size)
+        fit(&source, &destination)
+    }
+}
+
+/// The published colour arithmetic (see the module).
+struct Blend<'a> {
+    image: &'a mut RgbImage,
+    warped: &'a Warped,
+    colour: [f32; 3],
+}
+
+impl pulp::NullaryFnOnce for Blend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { image, warped, colour } = self;
+        let (width, height) = (warped.size[0] as usize, warped.size[1] as usize);
+        let row_bytes = 3 * image.width() as usize;
+        let start = warped.origin[1] as usize * row_bytes + 3 * warped.origin[0] as usize;
+        let bytes: &mut [u8] = image;
+        for y in 0..height {
+            let (row, _) = bytes[start + y * row_bytes..][..3 * width].as_chunks_mut::<3>();
+            let mask = &warped.pixels[y * width..][..width];
+            for x in 0..width {
+                let alpha = mask[x][3];
+                for c in 0..3 {
+                    let drawn = 255.0 - (mask[x][c] + alpha) + colour[c];
+                    let blend = (alpha * drawn + (255.0 - alpha) * f32::from(row[x][c])) / 255.0;
+                    // Modulo 256; where the template is transparent this is the pixel as it was.
+                    row[x][c] = low_byte(blend);
+                }
+            }
+        }
     }
 }
 

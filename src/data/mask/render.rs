@@ -4,27 +4,17 @@ use image::RgbImage;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::fabric::MaskPoint;
-use super::frame::{FaceFrame, FacePoint, falloff};
+use super::block::{Block, LANES, Lanes};
+use super::frame::{FaceFrame, falloff};
 use super::kinds::Design;
+use super::layer::Layer;
 use super::light::{Light, luminance};
 use super::noise::Noise;
 
 /// Units of fabric in a distance from eyes to mouth.
-const UNITS: f32 = 40.0;
+pub(super) const UNITS: f32 = 40.0;
 /// How far a mask's shadow reaches over the skin, in units.
 const SHADOW_REACH: f32 = 6.0;
-
-/// A drawn mask, before it is put on the image.
-#[derive(Clone, Debug)]
-pub(super) struct Layer {
-    origin: [u32; 2],
-    size: [u32; 2],
-    /// Red, green, blue (multiplied by the cover) and cover in `[0, 1]`.
-    pixels: Vec<[f32; 4]>,
-    /// What the skin beside the mask is multiplied by.
-    shadows: Vec<f32>,
-}
 
 /// A straight piece of strap in the image, pixels.
 struct Strap {
@@ -34,193 +24,164 @@ struct Strap {
     per_length: f32,
 }
 
-/// Draws a mask for `image`, whose light it takes on, with the machine's widest vector instructions; the result is the same
-/// with all.
-pub(super) fn draw(image: &RgbImage, frame: &FaceFrame, design: &Design, noise: &Noise, rng: &mut ChaCha8Rng) -> Layer {
-    pulp::Arch::new().dispatch(Draw { image, frame, design, noise, rng })
+/// What is drawn besides the fabric itself.
+struct Finish {
+    light: Light,
+    brightness: f32,
+    strap_colour: [f32; 3],
+    strap_half_width_px: f32,
+    straps: Vec<Strap>,
+    grain_at: [i32; 2],
 }
 
+/// Draws a mask for `image`, whose light it takes on, onto `layer`, with the machine's widest vector instructions; the result is
+/// the same with all.
+pub(super) fn draw(
+    image: &RgbImage,
+    frame: &FaceFrame,
+    design: &Design,
+    noise: &Noise,
+    rng: &mut ChaCha8Rng,
+    layer: &mut Layer,
+) {
+    let (origin, size) = reach(image, frame, design);
+    layer.reset(origin, size);
+    let finish = Finish::new(image, frame, design, rng);
+    pulp::Arch::new().dispatch(Draw { frame, design, noise, finish: &finish, layer, origin, size });
+}
+
+/// The work of [`draw`] that is done for every pixel.
 struct Draw<'a> {
-    image: &'a RgbImage,
     frame: &'a FaceFrame,
     design: &'a Design,
     noise: &'a Noise,
-    rng: &'a mut ChaCha8Rng,
+    finish: &'a Finish,
+    layer: &'a mut Layer,
+    origin: [u32; 2],
+    size: [u32; 2],
 }
 
 impl pulp::NullaryFnOnce for Draw<'_> {
-    type Output = Layer;
+    type Output = ();
 
     #[inline(always)]
-    fn call(self) -> Layer {
-        let Self { image, frame, design, noise, rng } = self;
-        draw_here(image, frame, design, noise, rng)
+    fn call(self) {
+        let Self { frame, design, noise, finish, layer, origin, size } = self;
+        let scale = frame.unit_px / UNITS;
+        let width = size[0] as usize;
+        for row in 0..size[1] {
+            for column in (0..width).step_by(LANES) {
+                let at = [origin[0] + column as u32, origin[1] + row];
+                let m = Block::new(frame, design, at);
+                let shadow = contact_shadow(&m, scale);
+                let [red, green, blue, cover] = paint(&m, design, noise, finish, at);
+                let num = LANES.min(width - column);
+                layer.store([column, row as usize], num, [&red, &green, &blue, &cover, &shadow]);
+            }
+        }
+        layer.blur(finish.light.blur);
     }
 }
 
+/// Red, green and blue in the photo's light, multiplied by the cover, and the cover.
 #[inline(always)]
-fn draw_here(image: &RgbImage, frame: &FaceFrame, design: &Design, noise: &Noise, rng: &mut ChaCha8Rng) -> Layer {
-    let light = Light::measure(image, frame);
-    let brightness = rng.random_range(0.92..1.06f32);
-    let strap_width = rng.random_range(0.3..0.7f32);
-    let is_white_strap = rng.random_bool(0.6);
-    let strap_colour = if is_white_strap { [225.0; 3] } else { design.fabric.base };
-    let grain_at = [rng.random_range(0..64), rng.random_range(0..64)];
-
-    let scale = frame.unit_px / UNITS;
-    let (origin, size) = reach(image, frame, design);
-    let straps = straps(frame, design);
-    let mut pixels = Vec::with_capacity(size[0] as usize * size[1] as usize);
-    let mut shadows = Vec::with_capacity(pixels.capacity());
-    let mut faces = vec![FacePoint::default(); size[0] as usize];
-    for y in origin[1]..origin[1] + size[1] {
-        // A loop of its own: it has no branches, so that several pixels go at once.
-        for (face, x) in faces.iter_mut().zip(origin[0] as i32..) {
-            *face = frame.locate([x as f32, y as f32]);
-        }
-        for (&face, x) in faces.iter().zip(origin[0]..) {
-            let position = [x as f32, y as f32];
-            let (mask, outside_px, is_on_head) = place(frame, design, face);
-            let mut cover = (0.5 - outside_px / 1.3).clamp(0.0, 1.0);
-            let mut colour = [0.0; 3];
-            if cover > 0.0 {
-                colour = design.fabric.colour(&mask, noise);
-            }
-            // Straps begin at the mask's ends and lead away from it.
-            if outside_px > -1.0 && mask.p.abs() > 0.9 {
-                let strap = straps.iter().map(|s| s.cover(position, strap_width * scale.max(0.8))).fold(0.0, f32::max);
-                if strap > cover {
-                    (colour, cover) = (strap_colour.map(|v| v * 0.85), strap);
-                }
-            }
-            shadows.push(if is_on_head { contact_shadow(&mask, outside_px / scale) } else { 1.0 });
-            if cover <= 0.0 {
-                pixels.push([0.0; 4]);
-                continue;
-            }
-            let relight = brightness * (1.0 + light.slope * mask.face.facing.clamp(-1.0, 1.0));
-            let grain = light.grain * noise.cell(x as i32 + grain_at[0], y as i32 + grain_at[1]);
-            let [red, green, blue] = lit(colour, &light, relight).map(|v| (v + grain) * cover);
-            pixels.push([red, green, blue, cover]);
+fn paint(m: &Block, design: &Design, noise: &Noise, finish: &Finish, [x, y]: [u32; 2]) -> [Lanes; 4] {
+    let mut cover = [0.0; LANES];
+    let (mut is_covered, mut is_at_end) = (false, false);
+    for i in 0..LANES {
+        cover[i] = (0.5 - m.outside_px[i] / 1.3).clamp(0.0, 1.0);
+        is_covered |= cover[i] > 0.0;
+        is_at_end |= ends_here(m, i);
+    }
+    let mut colour = if is_covered { design.fabric.colour(m, noise) } else { [[0.0; LANES]; 3] };
+    if is_at_end {
+        finish.add_straps(m, [x, y], &mut colour, &mut cover);
+    } else if !is_covered {
+        return [[0.0; LANES]; 4];
+    }
+    let light = &finish.light;
+    for i in 0..LANES {
+        let relight = finish.brightness * (1.0 + light.slope * m.facing[i].clamp(-1.0, 1.0));
+        let grain = light.grain * noise.cell(x as i32 + i as i32 + finish.grain_at[0], y as i32 + finish.grain_at[1]);
+        let is_seen = cover[i] > 0.0;
+        let lit = lit([colour[0][i], colour[1][i], colour[2][i]], light, relight);
+        for (plane, value) in colour.iter_mut().zip(lit) {
+            plane[i] = if is_seen { (value + grain) * cover[i] } else { 0.0 };
         }
     }
-    let mut layer = Layer { origin, size, pixels, shadows };
-    layer.blur(light.blur);
-    layer
+    let [red, green, blue] = colour;
+    [red, green, blue, cover]
 }
 
-impl Layer {
-    /// Puts the mask on the image it was drawn for; pixels without cover or shadow keep their value.
-    pub fn blend(&self, image: &mut RgbImage) {
-        let places = (0..self.size[1]).flat_map(|y| (0..self.size[0]).map(move |x| (x, y)));
-        for (((x, y), &[red, green, blue, cover]), &shadow) in places.zip(&self.pixels).zip(&self.shadows) {
-            if cover <= 0.0 && shadow >= 1.0 {
-                continue;
-            }
-            let target = &mut image.get_pixel_mut(self.origin[0] + x, self.origin[1] + y).0;
-            for (value, mask) in target.iter_mut().zip([red, green, blue]) {
-                // The cast truncates and saturates.
-                *value = (f32::from(*value) * shadow * (1.0 - cover) + mask + 0.5) as u8;
-            }
-        }
-    }
-
-    /// Cover of the mask at a pixel, `[0, 1]`.
-    #[cfg(test)]
-    pub fn cover(&self, x: u32, y: u32) -> f32 {
-        let (column, row) = (x.wrapping_sub(self.origin[0]), y.wrapping_sub(self.origin[1]));
-        if column >= self.size[0] || row >= self.size[1] {
-            return 0.0;
-        }
-        self.pixels[(row * self.size[0] + column) as usize][3]
-    }
-
-    /// Whether blending can change a pixel.
-    #[cfg(test)]
-    pub fn touches(&self, x: u32, y: u32) -> bool {
-        let (column, row) = (x.wrapping_sub(self.origin[0]), y.wrapping_sub(self.origin[1]));
-        column < self.size[0]
-            && row < self.size[1]
-            && (self.cover(x, y) > 0.0 || self.shadows[(row * self.size[0] + column) as usize] < 1.0)
-    }
-
-    /// Blurs with `[weight, 1 - 2 weight, weight]` across, then down; the border is repeated.
-    fn blur(&mut self, weight: f32) {
-        let (width, height) = (self.size[0] as usize, self.size[1] as usize);
-        let middle = 1.0 - 2.0 * weight;
-        let mix = |before: [f32; 4], at: [f32; 4], after: [f32; 4]| -> [f32; 4] {
-            std::array::from_fn(|i| middle * at[i] + weight * (before[i] + after[i]))
-        };
-        if width == 0 || height == 0 {
-            return;
-        }
-        for row in self.pixels.chunks_exact_mut(width) {
-            let mut before = row[0];
-            for x in 0..width {
-                let (at, after) = (row[x], row[(x + 1).min(width - 1)]);
-                row[x] = mix(before, at, after);
-                before = at;
-            }
-        }
-        let mut above: Vec<[f32; 4]> = self.pixels[..width].to_vec();
-        for y in 0..height {
-            for (x, above) in above.iter_mut().enumerate() {
-                let at = self.pixels[y * width + x];
-                let below = self.pixels[(y + 1).min(height - 1) * width + x];
-                self.pixels[y * width + x] = mix(*above, at, below);
-                *above = at;
-            }
-        }
-    }
-}
-
-/// The mask coordinates of a point of the face, its distance outside the mask's edge in pixels (negative inside), and whether it is
-/// on the head.
+/// Whether a strap may be at a pixel: they begin at the mask's ends and lead away from it.
 #[inline(always)]
-fn place(frame: &FaceFrame, design: &Design, face: FacePoint) -> (MaskPoint, f32, bool) {
-    let p = face.angle / design.half_angle;
-    let ((top, top_scale), (bottom, bottom_scale)) = (design.top.at(p), design.bottom.at(p));
-    let radius = frame.radius(face.height);
-    let above = (top - face.height) * frame.unit_px * top_scale;
-    let below = (face.height - bottom) * frame.unit_px * bottom_scale;
-    // Where the surface turns away a step along it is shorter in the image, but never nothing: the outline comes first.
-    let beside = (face.angle.abs() - design.half_angle) * radius * face.cosine.max(0.25);
-    let outline = (face.facing.abs() - 1.0) * radius;
-    let scale = frame.unit_px / UNITS;
-    let corner = design.corner * scale;
-    let (a, b) = (above.max(below) + corner, beside + corner);
-    let rounded = (a.max(0.0) * a.max(0.0) + b.max(0.0) * b.max(0.0)).sqrt() - corner + a.max(b).min(0.0);
-    let outside_px = rounded.max(outline);
-    let mask = MaskPoint {
-        face,
-        p,
-        below_top: (face.height - top) * UNITS,
-        tall: (bottom - top) * UNITS,
-        inside: -outside_px / scale,
-        at: [face.angle * radius / scale, face.height * UNITS],
-    };
-    (mask, outside_px, outline < 0.0)
+fn ends_here(m: &Block, i: usize) -> bool {
+    (m.outside_px[i] > -1.0) & (m.p[i].abs() > 0.9)
 }
 
-/// What skin at this distance (in units) outside the mask is multiplied by; light comes from above, so less shadow
-/// falls above the mask.
-fn contact_shadow(mask: &MaskPoint, outside: f32) -> f32 {
-    if outside <= 0.0 || outside >= SHADOW_REACH {
-        return 1.0;
+impl Finish {
+    fn new(image: &RgbImage, frame: &FaceFrame, design: &Design, rng: &mut ChaCha8Rng) -> Self {
+        let light = Light::measure(image, frame);
+        let brightness = rng.random_range(0.92..1.06f32);
+        let strap_width = rng.random_range(0.3..0.7f32);
+        let strap_colour = if rng.random_bool(0.6) { [225.0; 3] } else { design.fabric.base };
+        Self {
+            light,
+            brightness,
+            strap_colour: strap_colour.map(|v| v * 0.85),
+            strap_half_width_px: strap_width * (frame.unit_px / UNITS).max(0.8),
+            straps: straps(frame, design),
+            grain_at: [rng.random_range(0..64), rng.random_range(0..64)],
+        }
     }
-    let strength = if mask.below_top < 0.0 { 0.16 } else { 0.32 };
-    let fade = 1.0 - outside / SHADOW_REACH;
-    1.0 - strength * fade * falloff(outside * 0.45)
+
+    /// Draws the straps where they cover more than the mask does.
+    #[inline(always)]
+    fn add_straps(&self, m: &Block, [x, y]: [u32; 2], colour: &mut [Lanes; 3], cover: &mut Lanes) {
+        let mut strap = [0.0f32; LANES];
+        for piece in &self.straps {
+            for i in 0..LANES {
+                let position = [(x as i32 + i as i32) as f32, y as f32];
+                strap[i] = strap[i].max(piece.cover(position, self.strap_half_width_px));
+            }
+        }
+        for i in 0..LANES {
+            let is_strap = ends_here(m, i) & (strap[i] > cover[i]);
+            for (plane, value) in colour.iter_mut().zip(self.strap_colour) {
+                plane[i] = if is_strap { value } else { plane[i] };
+            }
+            cover[i] = if is_strap { strap[i] } else { cover[i] };
+        }
+    }
+}
+
+/// What skin outside the mask is multiplied by; light comes from above, so less shadow falls above the mask, and none beside the
+/// head.
+#[inline(always)]
+fn contact_shadow(m: &Block, scale: f32) -> Lanes {
+    let mut shadow = [0.0; LANES];
+    for i in 0..LANES {
+        let outside = m.outside_px[i] / scale;
+        let strength = if m.below_top[i] < 0.0 { 0.16 } else { 0.32 };
+        let fade = 1.0 - outside / SHADOW_REACH;
+        let is_shadow = (outside > 0.0) & (outside < SHADOW_REACH) & (m.outline_px[i] < 0.0);
+        shadow[i] = if is_shadow { 1.0 - strength * fade * falloff(outside * 0.45) } else { 1.0 };
+    }
+    shadow
 }
 
 /// A fabric's colour in the photo's light.
+#[inline(always)]
 fn lit(colour: [f32; 3], light: &Light, relight: f32) -> [f32; 3] {
     let grey = luminance(colour);
-    std::array::from_fn(|i| {
+    let mut y = [0.0; 3];
+    for i in 0..3 {
         let value = (grey + light.saturation * (colour[i] - grey)) * light.gain[i] * relight;
         // Highlights roll off instead of clipping, as a camera's do.
-        if value > 235.0 { 235.0 + 20.0 * (1.0 - 20.0 / (value - 215.0)) } else { value.max(2.0) }
-    })
+        let rolled = 235.0 + 20.0 * (1.0 - 20.0 / (value - 215.0));
+        y[i] = if value > 235.0 { rolled } else { value.max(2.0) };
+    }
+    y
 }
 
 /// First column and row, and number of columns and rows, of the part of the image that the mask, its straps and its
@@ -266,6 +227,8 @@ fn straps(frame: &FaceFrame, design: &Design) -> Vec<Strap> {
 }
 
 impl Strap {
+    /// How much of the pixel at `p` it covers, `[0, 1]`.
+    #[inline(always)]
     fn cover(&self, p: [f32; 2], half_width_px: f32) -> f32 {
         let (dx, dy) = (p[0] - self.from[0], p[1] - self.from[1]);
         let t = ((dx * self.along[0] + dy * self.along[1]) * self.per_length).clamp(0.0, 1.0);
@@ -290,11 +253,17 @@ mod tests {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             let frame = FaceFrame::new(&ALIGNED_LANDMARKS, kind.taper()).unwrap();
             let design = Design::new(kind, [[200.0, 210.0, 220.0], [40.0, 80.0, 60.0]], &frame, &mut rng);
-            let with = draw(&image, &frame, &design, &noise, &mut rng.clone());
-            let without = draw_here(&image, &frame, &design, &noise, &mut rng);
-            assert!(with.pixels.iter().any(|pixel| pixel[3] > 0.0));
-            assert_eq!((with.origin, with.size), (without.origin, without.size));
-            assert!(with.pixels == without.pixels && with.shadows == without.shadows, "{kind:?}");
+            let finish = Finish::new(&image, &frame, &design, &mut rng);
+            let (origin, size) = reach(&image, &frame, &design);
+            let mut layers = [Layer::default(), Layer::default()];
+            for (layer, is_dispatched) in layers.iter_mut().zip([true, false]) {
+                layer.reset(origin, size);
+                let (frame, design, noise, finish) = (&frame, &design, &noise, &finish);
+                let drawing = Draw { frame, design, noise, finish, layer, origin, size };
+                if is_dispatched { pulp::Arch::new().dispatch(drawing) } else { pulp::NullaryFnOnce::call(drawing) }
+            }
+            assert!((0..112).any(|y| layers[0].cover(56, y) > 0.0));
+            assert!(layers[0] == layers[1], "{kind:?}");
         }
     }
 }

@@ -13,7 +13,7 @@ const STEPS_PER_PIXEL: f64 = STEPS as f64;
 const FAR: f64 = 2e9;
 
 /// A warped template: the rows and columns of the destination that it can reach, and their values.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Warped {
     /// The first column and row of the destination that is covered, in pixels.
     pub origin: [u32; 2],
@@ -43,47 +43,82 @@ impl Warped {
 /// # Errors
 /// When `map` cannot be inverted.
 pub fn warp_perspective(template: &RgbaImage, map: &Homography, size: [u32; 2]) -> Result<Warped> {
-    let back = map.invert()?.0;
-    let [first, last] = reach(template, map, size);
-    let template = Template::new(template);
-    let pixels = pulp::Arch::new().dispatch(Warp { template, back, first, last });
-    Ok(Warped { origin: first, size: [last[0] - first[0], last[1] - first[1]], pixels })
+    let mut warped = Warped::default();
+    warped.fill(template, map, size)?;
+    Ok(warped)
+}
+
+impl Warped {
+    /// Makes this what [`warp_perspective`] returns, in the memory that it has.
+    pub(super) fn fill(&mut self, template: &RgbaImage, map: &Homography, size: [u32; 2]) -> Result<()> {
+        let back = map.invert()?.0;
+        let [first, last] = reach(template, map, size);
+        self.origin = first;
+        self.size = [last[0] - first[0], last[1] - first[1]];
+        self.pixels.resize(self.size[0] as usize * self.size[1] as usize, [0.0; 4]);
+        pulp::Arch::new().dispatch(Warp { template: Template::new(template), back, warped: self });
+        Ok(())
+    }
 }
 
 /// The work of [`warp_perspective`], with the machine's widest vector instructions; the result is the same with all.
 struct Warp<'a> {
     template: Template<'a>,
     back: [[f64; 3]; 3],
-    first: [u32; 2],
-    last: [u32; 2],
+    warped: &'a mut Warped,
 }
 
+/// Pixels whose places are worked out together.
+const LANES: usize = 64;
+
 impl pulp::NullaryFnOnce for Warp<'_> {
-    type Output = Vec<[f32; 4]>;
+    type Output = ();
 
     #[inline(always)]
-    fn call(self) -> Self::Output {
-        let Self { template, back, first, last } = self;
-        let width = (last[0] - first[0]) as usize;
-        let mut pixels = Vec::with_capacity(width * (last[1] - first[1]) as usize);
-        let mut places = vec![[0i32; 2]; width];
-        for y in first[1]..last[1] {
-            let down = back.map(|row| row[1] * f64::from(y));
-            // A loop of its own: it has no branches, so that several pixels go at once.
-            for (place, x) in places.iter_mut().zip(first[0] as i32..) {
-                let x = f64::from(x);
-                let w = STEPS_PER_PIXEL / (back[2][0] * x + down[2] + back[2][2]);
-                let u = (back[0][0] * x + down[0] + back[0][2]) * w;
-                let v = (back[1][0] * x + down[1] + back[1][2]) * w;
-                *place = [nearest(u), nearest(v)];
-            }
-            // No iterator: what the compiler does not inline here is compiled without the machine's vectors.
-            for &[u, v] in &places {
-                pixels.push(template.bilinear(u, v));
+    fn call(self) {
+        let Self { template, back, warped: Warped { origin, size, pixels } } = self;
+        let rows = pixels.chunks_exact_mut((size[0] as usize).max(1));
+        for (row, y) in rows.zip(origin[1]..) {
+            let y = f64::from(y);
+            let down = [back[0][1] * y, back[1][1] * y, back[2][1] * y];
+            for (run, first) in row.chunks_mut(LANES).zip((origin[0]..).step_by(LANES)) {
+                let (mut u, mut v) = ([0i32; LANES], [0i32; LANES]);
+                // A loop of its own: it has no branches, so that several pixels go at once.
+                for i in 0..LANES {
+                    let x = f64::from(first as i32 + i as i32);
+                    let w = STEPS_PER_PIXEL / (back[2][0] * x + down[2] + back[2][2]);
+                    u[i] = nearest((back[0][0] * x + down[0] + back[0][2]) * w);
+                    v[i] = nearest((back[1][0] * x + down[1] + back[1][2]) * w);
+                }
+                // Another, so that many reads wait for the memory at once: a template is larger than the nearer caches.
+                let mut squares = [[[0u8; 4]; 4]; LANES];
+                for i in 0..run.len() {
+                    squares[i] = template.square(u[i].div_euclid(STEPS), v[i].div_euclid(STEPS));
+                }
+                for i in 0..run.len() {
+                    run[i] = bilinear(&squares[i], u[i].rem_euclid(STEPS), v[i].rem_euclid(STEPS));
+                }
             }
         }
-        pixels
     }
+}
+
+/// The value between four pixels, `fx` right of and `fy` below the first, in steps of 1/32 pixel.
+#[inline(always)]
+fn bilinear(square: &[[u8; 4]; 4], fx: i32, fy: i32) -> [f32; 4] {
+    let weights = [(STEPS - fx) * (STEPS - fy), fx * (STEPS - fy), (STEPS - fx) * fy, fx * fy];
+    let mut sums = [0; 4];
+    for corner in 0..4 {
+        for channel in 0..4 {
+            sums[channel] += weights[corner] * i32::from(square[corner][channel]);
+        }
+    }
+    let mut y = [0.0; 4];
+    for channel in 0..4 {
+        // Exact: a sum below 2^18 over a power of two.
+        y[channel] = sums[channel] as f32 * (1.0 / (STEPS * STEPS) as f32);
+    }
+    y
 }
 
 /// The next whole number, the even one of two; far ones and what is none are far outside. Where SSE 4.1 cannot be assumed
@@ -95,6 +130,18 @@ fn nearest(x: f64) -> i32 {
     // The cast saturates; NaN is 0, and was clamped to be outside.
     let x = if x.abs() < FAR { x } else { -FAR };
     ((x + WHOLE) - WHOLE) as i32
+}
+
+/// The lowest eight bits of `x` without its fraction, that is modulo 256, for `x` within 2^22 of 0. The cast to an integer has no
+/// vector instruction, because it saturates.
+#[inline(always)]
+pub(super) fn low_byte(x: f32) -> u8 {
+    // 1.5 * 2^23: the sum has no bits below one, and those of `x` are its lowest ones.
+    const WHOLE: f32 = 12_582_912.0;
+    let size = x.abs();
+    let nearest = (size + WHOLE) - WHOLE;
+    let below = if nearest > size { nearest - 1.0 } else { nearest };
+    (below.copysign(x) + WHOLE).to_bits() as u8
 }
 
 /// Fits the map that takes `source` to `destination`, naming the landmarks when it fails.
@@ -140,28 +187,24 @@ impl<'a> Template<'a> {
         Self { pixels, width: side(image.width()), height: side(image.height()) }
     }
 
-    /// The value at `(u, v)`, in steps of 1/32 pixel.
+    /// The pixels at column `left` and the next, of row `top` and the next; zeros outside.
     #[inline(always)]
-    fn bilinear(&self, u: i32, v: i32) -> [f32; 4] {
-        let (left, top) = (u.div_euclid(STEPS), v.div_euclid(STEPS));
+    fn square(&self, left: i32, top: i32) -> [[u8; 4]; 4] {
+        // One comparison for both ends: a negative number is a large one without its sign.
+        if (left as u32) < (self.width - 1) as u32 && (top as u32) < (self.height - 1) as u32 {
+            let at = top as usize * self.width as usize + left as usize;
+            let (upper, lower) = (&self.pixels[at..at + 2], &self.pixels[at + self.width as usize..][..2]);
+            return [upper[0], upper[1], lower[0], lower[1]];
+        }
         if left < -1 || left >= self.width || top < -1 || top >= self.height {
-            return [0.0; 4];
+            return [[0; 4]; 4];
         }
-        let share = |steps: i32| steps.rem_euclid(STEPS) as f32 / STEPS as f32;
-        let (fx, fy) = (share(u), share(v));
-        let weights = [(1.0 - fx) * (1.0 - fy), fx * (1.0 - fy), (1.0 - fx) * fy, fx * fy];
-        let [[a, b], [c, d]] = [top, top + 1].map(|y| self.neighbours(left, y));
-        let mut y = [0.0; 4];
-        for (corner, weight) in [a, b, c, d].into_iter().zip(weights) {
-            for (sum, value) in y.iter_mut().zip(corner) {
-                *sum += weight * f32::from(value);
-            }
-        }
-        y
+        let (upper, lower) = (self.neighbours(left, top), self.neighbours(left, top + 1));
+        [upper[0], upper[1], lower[0], lower[1]]
     }
 
     /// The pixels at column `left` and the next of row `y`; zeros outside.
-    #[inline(always)]
+    #[cold]
     fn neighbours(&self, left: i32, y: i32) -> [[u8; 4]; 2] {
         if y < 0 || y >= self.height {
             return [[0; 4]; 2];
@@ -189,5 +232,14 @@ mod tests {
         for (x, row) in [(0, 1), (7, 1), (4, 0), (4, 3), (100, 100)] {
             assert_eq!(y.get(x, row), [0.0; 4]);
         }
+    }
+
+    #[test]
+    fn the_low_byte_is_that_of_the_truncated_number() {
+        for i in -300_000..300_000 {
+            let x = i as f32 * 0.37;
+            assert_eq!(low_byte(x), x as i32 as u8, "{x}");
+        }
+        assert_eq!((low_byte(-0.9), low_byte(254.999), low_byte(-1.0), low_byte(2.5)), (0, 254, 255, 2));
     }
 }
