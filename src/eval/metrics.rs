@@ -10,15 +10,14 @@
 
 use serde::Serialize;
 
+use super::class::{Class, Distinct, Sorted};
 use crate::error::{Error, Result};
 
 /// Genuine and impostor scores, at least one of each, all finite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
-    /// Ascending.
-    genuine: Vec<f64>,
-    /// Ascending.
-    impostor: Vec<f64>,
+    genuine: Sorted,
+    impostor: Sorted,
 }
 
 /// The figures of one set of [`Scores`]; rates are shares in `[0, 1]`, not per cent.
@@ -56,7 +55,7 @@ impl Scores {
     /// # Errors
     /// [`Error::Evaluation`] when a class is empty or a score is NaN or infinite.
     pub fn new(genuine: Vec<f64>, impostor: Vec<f64>) -> Result<Self> {
-        Ok(Self { genuine: sorted("genuine", genuine)?, impostor: sorted("impostor", impostor)? })
+        Ok(Self { genuine: Sorted::new("genuine", genuine)?, impostor: Sorted::new("impostor", impostor)? })
     }
 
     /// Returns the scores of a list of pairs; `is_same[i]` says whether `scores[i]` compares images of one person.
@@ -74,17 +73,17 @@ impl Scores {
 
     /// The genuine scores, ascending.
     pub fn genuine(&self) -> &[f64] {
-        &self.genuine
+        self.genuine.scores()
     }
 
     /// The impostor scores, ascending.
     pub fn impostor(&self) -> &[f64] {
-        &self.impostor
+        self.impostor.scores()
     }
 
     /// `FMR(threshold)`: the share of impostor scores `>= threshold`, in `[0, 1]`.
     pub fn fmr_at_threshold(&self, threshold: f64) -> f64 {
-        ratio(self.impostor.len() - count_below(&self.impostor, threshold), self.impostor.len())
+        share_from(&self.impostor, threshold)
     }
 
     /// `FNMR(threshold)`: the share of genuine scores `< threshold`, in `[0, 1]`.
@@ -92,7 +91,7 @@ impl Scores {
     /// With a threshold from [`Scores::threshold_at_fmr`] on unmasked comparisons and the scores of masked ones, this
     /// is the figure of NIST's mask report (Ngan, Grother, Hanaoka, NISTIR 8311).
     pub fn fnmr_at_threshold(&self, threshold: f64) -> f64 {
-        ratio(count_below(&self.genuine, threshold), self.genuine.len())
+        share_below(&self.genuine, threshold)
     }
 
     /// The lowest threshold whose FMR is at most `fmr`: the next `f64` above the highest impostor score that must be
@@ -105,27 +104,13 @@ impl Scores {
         if !(fmr > 0.0 && fmr < 1.0) {
             return Err(Error::Evaluation(format!("expected an FMR between 0 and 1, found {fmr}")));
         }
-        let total = self.impostor.len();
+        let total = self.impostor.num();
         if ratio(1, total) > fmr {
             let smallest = ratio(1, total);
             let what = format!("FMR {fmr} cannot be measured on {total} impostor scores: one of them is {smallest}");
             return Err(Error::Evaluation(what));
         }
-        Ok(self.lowest_threshold(fmr))
-    }
-
-    /// The lowest threshold whose FMR is at most `fmr`, in (0, 1), however few the impostor scores.
-    fn lowest_threshold(&self, fmr: f64) -> f64 {
-        let total = self.impostor.len();
-        // The product can be off by one where fmr * total is a whole number; the quotient, rounded once, cannot.
-        let mut accepted = (fmr * total as f64) as usize;
-        while ratio(accepted, total) > fmr {
-            accepted -= 1;
-        }
-        while ratio(accepted + 1, total) <= fmr {
-            accepted += 1;
-        }
-        self.impostor[total - 1 - accepted].next_up()
+        Ok(lowest_threshold(&self.impostor, fmr))
     }
 
     /// The lowest FNMR at an FMR of at most `fmr`, in `[0, 1]`.
@@ -138,111 +123,120 @@ impl Scores {
 
     /// All figures of these scores.
     pub fn metrics(&self) -> Metrics {
-        let (eer, eer_threshold) = self.equal_error();
-        let (g_mean, i_mean) = (mean(&self.genuine), mean(&self.impostor));
-        let variance = variance(&self.genuine, g_mean) + variance(&self.impostor, i_mean);
-        Metrics {
-            eer,
-            eer_threshold,
-            fmr100: self.fnmr_at_threshold(self.lowest_threshold(0.01)),
-            fmr1000: self.fnmr_at_threshold(self.lowest_threshold(0.001)),
-            fdr: (variance > 0.0).then(|| (g_mean - i_mean).powi(2) / variance),
-            g_mean,
-            i_mean,
-            auc: self.auc(),
-            num_genuine: self.genuine.len(),
-            num_impostor: self.impostor.len(),
+        metrics(&self.genuine, &self.impostor)
+    }
+}
+
+/// All figures of the scores of two classes.
+pub(super) fn metrics(genuine: &impl Class, impostor: &impl Class) -> Metrics {
+    let (eer, eer_threshold) = equal_error(genuine, impostor);
+    let (g_mean, i_mean) = (mean(genuine), mean(impostor));
+    let variance = variance(genuine, g_mean) + variance(impostor, i_mean);
+    Metrics {
+        eer,
+        eer_threshold,
+        fmr100: share_below(genuine, lowest_threshold(impostor, 0.01)),
+        fmr1000: share_below(genuine, lowest_threshold(impostor, 0.001)),
+        fdr: (variance > 0.0).then(|| (g_mean - i_mean).powi(2) / variance),
+        g_mean,
+        i_mean,
+        auc: auc(genuine, impostor),
+        num_genuine: genuine.num() as usize,
+        num_impostor: impostor.num() as usize,
+    }
+}
+
+/// The lowest threshold whose FMR is at most `fmr`, in (0, 1), however few the impostor scores.
+pub(super) fn lowest_threshold(impostor: &impl Class, fmr: f64) -> f64 {
+    let (total, mut accepted) = (impostor.num(), 0);
+    let mut rejected = Distinct::new(impostor.descending()).filter(|(_, num)| {
+        accepted += num;
+        ratio(accepted, total) > fmr
+    });
+    rejected.next().expect("all scores are a share of 1, which is above fmr").0.next_up()
+}
+
+/// EER and its threshold, walking up the distinct scores. Counts are compared as integers, so a point on the diagonal is
+/// recognised exactly.
+fn equal_error(genuine: &impl Class, impostor: &impl Class) -> (f64, f64) {
+    let (num_genuine, num_impostor) = (genuine.num(), impostor.num());
+    // FNMR - FMR in units of 1 / (num_genuine * num_impostor), with `below_*` scores under the threshold.
+    let difference = |below_genuine: u64, below_impostor: u64| {
+        i128::from(below_genuine) * i128::from(num_impostor)
+            - i128::from(num_impostor - below_impostor) * i128::from(num_genuine)
+    };
+    let (mut genuine, mut impostor) = (Distinct::new(genuine.ascending()), Distinct::new(impostor.ascending()));
+    let (mut below_genuine, mut below_impostor) = (0, 0);
+    loop {
+        // Thresholds up to `low` give the counts so far, those above it, up to the next score, the new counts.
+        let low = next_score(&mut genuine, &mut impostor);
+        let before = difference(below_genuine, below_impostor);
+        let fmr_before = ratio(num_impostor - below_impostor, num_impostor);
+        below_genuine += genuine.take_score(low);
+        below_impostor += impostor.take_score(low);
+        let after = difference(below_genuine, below_impostor);
+        if after < 0 {
+            continue; // Ends: with every score below the threshold FNMR is 1 and FMR 0.
         }
-    }
-
-    /// EER and its threshold, walking up the distinct scores. Counts are compared as integers, so a point on the
-    /// diagonal is recognised exactly.
-    fn equal_error(&self) -> (f64, f64) {
-        let (num_genuine, num_impostor) = (self.genuine.len(), self.impostor.len());
-        // FNMR - FMR in units of 1 / (num_genuine * num_impostor), with `below_*` scores under the threshold.
-        let difference = |below_genuine: usize, below_impostor: usize| {
-            (below_genuine as i128) * (num_impostor as i128)
-                - ((num_impostor - below_impostor) as i128) * (num_genuine as i128)
-        };
-        let (mut below_genuine, mut below_impostor) = (0, 0);
-        loop {
-            let next_genuine = self.genuine.get(below_genuine).copied().unwrap_or(f64::INFINITY);
-            let next_impostor = self.impostor.get(below_impostor).copied().unwrap_or(f64::INFINITY);
-            // Thresholds up to `low` give the counts so far, those above it, up to the next score, the new counts.
-            let low = next_genuine.min(next_impostor);
-            let before = difference(below_genuine, below_impostor);
-            let fmr_before = ratio(num_impostor - below_impostor, num_impostor);
-            below_genuine += count_equal(&self.genuine[below_genuine..], low);
-            below_impostor += count_equal(&self.impostor[below_impostor..], low);
-            let after = difference(below_genuine, below_impostor);
-            if after < 0 {
-                continue; // Ends: with every score below the threshold FNMR is 1 and FMR 0.
-            }
-            let fmr = ratio(num_impostor - below_impostor, num_impostor);
-            let high_genuine = self.genuine.get(below_genuine).copied().unwrap_or(f64::INFINITY);
-            let high_impostor = self.impostor.get(below_impostor).copied().unwrap_or(f64::INFINITY);
-            let high = high_genuine.min(high_impostor);
-            if after == 0 {
-                let middle = f64::midpoint(low, high);
-                return (fmr, if middle > low { middle } else { high });
-            }
-            let weight = before.unsigned_abs() as f64 / (after - before) as f64;
-            let threshold = if high.is_finite() { low * (1.0 - weight) + high * weight } else { low };
-            return (fmr_before + weight * (fmr - fmr_before), threshold);
+        let fmr = ratio(num_impostor - below_impostor, num_impostor);
+        let high = next_score(&mut genuine, &mut impostor);
+        if after == 0 {
+            let middle = f64::midpoint(low, high);
+            return (fmr, if middle > low { middle } else { high });
         }
+        let weight = before.unsigned_abs() as f64 / (after - before) as f64;
+        let threshold = if high.is_finite() { low * (1.0 - weight) + high * weight } else { low };
+        return (fmr_before + weight * (fmr - fmr_before), threshold);
     }
+}
 
-    /// The Mann-Whitney statistic as a share, counted in integers.
-    fn auc(&self) -> f64 {
-        let (mut below, mut up_to, mut twice_wins) = (0, 0, 0u128);
-        for &score in &self.genuine {
-            while self.impostor.get(below).is_some_and(|&s| s < score) {
-                below += 1;
-            }
-            up_to = up_to.max(below);
-            while self.impostor.get(up_to).is_some_and(|&s| s <= score) {
-                up_to += 1;
-            }
-            twice_wins += (below + up_to) as u128;
+/// The lowest score of both that is left; infinity if none is.
+fn next_score<A, B>(a: &mut Distinct<A>, b: &mut Distinct<B>) -> f64
+where
+    A: Iterator<Item = (f64, u64)>,
+    B: Iterator<Item = (f64, u64)>,
+{
+    a.peek().unwrap_or(f64::INFINITY).min(b.peek().unwrap_or(f64::INFINITY))
+}
+
+/// The Mann-Whitney statistic as a share, counted in integers.
+fn auc(genuine: &impl Class, impostor: &impl Class) -> f64 {
+    let mut others = Distinct::new(impostor.ascending());
+    let (mut below, mut twice_wins) = (0, 0u128);
+    for (score, num) in Distinct::new(genuine.ascending()) {
+        while let Some(lower) = others.peek().filter(|&other| other < score) {
+            below += others.take_score(lower);
         }
-        twice_wins as f64 / (2 * self.genuine.len() as u128 * self.impostor.len() as u128) as f64
+        let equal = others.take_score(score);
+        twice_wins += u128::from(num) * (2 * u128::from(below) + u128::from(equal));
+        below += equal;
     }
+    twice_wins as f64 / (2 * u128::from(genuine.num()) * u128::from(impostor.num())) as f64
 }
 
-/// The scores of one class, checked, ascending.
-fn sorted(class: &str, mut scores: Vec<f64>) -> Result<Vec<f64>> {
-    if scores.is_empty() {
-        return Err(Error::Evaluation(format!("expected at least one {class} score, found none")));
-    }
-    if let Some(i) = scores.iter().position(|s| !s.is_finite()) {
-        return Err(Error::Evaluation(format!("{class} score {i}: expected a finite number, found {}", scores[i])));
-    }
-    scores.sort_unstable_by(f64::total_cmp);
-    Ok(scores)
+/// The share of scores below `threshold`.
+pub(super) fn share_below(class: &impl Class, threshold: f64) -> f64 {
+    ratio(class.num_below(threshold), class.num())
 }
 
-/// Number of ascending scores below `threshold`.
-fn count_below(scores: &[f64], threshold: f64) -> usize {
-    scores.partition_point(|&s| s < threshold)
+/// The share of scores from `threshold` on.
+pub(super) fn share_from(class: &impl Class, threshold: f64) -> f64 {
+    ratio(class.num() - class.num_below(threshold), class.num())
 }
 
-/// Number of scores at the front that equal `value`.
-fn count_equal(scores: &[f64], value: f64) -> usize {
-    scores.iter().take_while(|&&s| s == value).count()
-}
-
-fn ratio(part: usize, total: usize) -> f64 {
+fn ratio(part: u64, total: u64) -> f64 {
     part as f64 / total as f64
 }
 
-fn mean(scores: &[f64]) -> f64 {
-    scores.iter().sum::<f64>() / scores.len() as f64
+fn mean(class: &impl Class) -> f64 {
+    class.ascending().map(|(score, num)| num as f64 * score).sum::<f64>() / class.num() as f64
 }
 
 /// Population variance; exactly zero when all scores are equal, whatever the rounding of `mean`.
-fn variance(ascending: &[f64], mean: f64) -> f64 {
-    if ascending.first() == ascending.last() {
+fn variance(class: &impl Class, mean: f64) -> f64 {
+    let end = |score: Option<(f64, u64)>| score.map(|(score, _)| score);
+    if end(class.ascending().next()) == end(class.descending().next()) {
         return 0.0;
     }
-    ascending.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / ascending.len() as f64
+    class.ascending().map(|(score, num)| num as f64 * (score - mean).powi(2)).sum::<f64>() / class.num() as f64
 }

@@ -1,0 +1,402 @@
+//! How sure a figure is: confidence intervals by the bootstrap, over people where they are known.
+//!
+//! Pairs that share a person are not independent, so pairs are not what is drawn again. Each replicate draws as many people as
+//! there are, with replacement; a pair of two people counts as often as the product of how often both were drawn, a pair of one
+//! person as often as that person was. That is the bootstrap over people of Bolle, Ratha and Pankanti (CVIU 2004) with both sides of
+//! an impostor pair drawn, the "vertex bootstrap" of Fogliato, Patil and Perona (IJCV 2024). Where people are not known every pair
+//! counts as often as it is drawn, which makes the intervals too narrow.
+//!
+//! Replicate `k` draws the same people for every set of comparisons with the same people, so that two systems, or two settings of a
+//! protocol, can be compared replicate by replicate.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::class::Weighted;
+use super::comparisons::Comparisons;
+use super::metrics::{Metrics, lowest_threshold, metrics, share_below, share_from};
+use crate::error::{Error, Result};
+
+/// How intervals are made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BootstrapConfig {
+    /// How often people are drawn; none for no intervals.
+    pub replicates: usize,
+    /// Share of the replicates inside an interval.
+    pub confidence: f64,
+    /// Decides who is drawn.
+    pub seed: u64,
+}
+
+impl Default for BootstrapConfig {
+    fn default() -> Self {
+        Self { replicates: 1000, confidence: 0.95, seed: 0 }
+    }
+}
+
+impl BootstrapConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        if self.replicates > 0 && !(100..=1_000_000).contains(&self.replicates) {
+            let what = format!("bootstrap.replicates: expected 0 or 100 to 1000000, found {}", self.replicates);
+            return Err(Error::Config(what));
+        }
+        if !(0.5..1.0).contains(&self.confidence) {
+            let what = format!("bootstrap.confidence: expected 0.5 to 1 (exclusive), found {}", self.confidence);
+            return Err(Error::Config(what));
+        }
+        Ok(())
+    }
+}
+
+/// What a figure may well be.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// As many replicates are below this as above [`Interval::high`].
+    pub low: f64,
+    /// The upper end.
+    pub high: f64,
+}
+
+/// Draws the pairs of one set of comparisons again.
+#[derive(Debug)]
+pub struct Bootstrap {
+    genuine: Ordered,
+    impostor: Ordered,
+    num_people: Option<usize>,
+    num_pairs: usize,
+    config: BootstrapConfig,
+}
+
+/// The scores of a class, ascending, with the two numbers that their weights come from: people, or twice the pair.
+#[derive(Debug)]
+struct Ordered {
+    scores: Vec<f64>,
+    who: Vec<[u32; 2]>,
+}
+
+/// The scores of one replicate.
+#[derive(Debug)]
+pub struct Replicate<'a> {
+    genuine: Weighted<'a>,
+    impostor: Weighted<'a>,
+}
+
+impl Bootstrap {
+    /// Prepares the bootstrap of `comparisons`.
+    ///
+    /// # Errors
+    /// When a setting is out of range, there are more than 2^32 pairs, or one of the classes has none.
+    pub fn new(comparisons: &Comparisons, config: &BootstrapConfig) -> Result<Self> {
+        config.validate()?;
+        let num_pairs = comparisons.len();
+        u32::try_from(num_pairs).map_err(|_| Error::Evaluation(format!("{num_pairs} pairs: expected at most 2^32")))?;
+        // Numbered in the order of their own numbers, whatever those are.
+        let people = comparisons.people().map(|pairs| {
+            let mut known: Vec<u32> = pairs.iter().flatten().copied().collect();
+            known.sort_unstable();
+            known.dedup();
+            known
+        });
+        let who = |i: usize| match (comparisons.people(), &people) {
+            (Some(pairs), Some(known)) => pairs[i].map(|p| known.partition_point(|&k| k < p) as u32),
+            _ => [i as u32; 2],
+        };
+        let class = |is_same: bool, name: &str| {
+            let mut order: Vec<usize> = (0..num_pairs).filter(|&i| comparisons.is_same()[i] == is_same).collect();
+            if order.is_empty() {
+                return Err(Error::Evaluation(format!("expected at least one {name} pair, found none")));
+            }
+            let scores = comparisons.scores();
+            order.par_sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+            Ok(Ordered {
+                scores: order.iter().map(|&i| scores[i]).collect(),
+                who: order.iter().map(|&i| who(i)).collect(),
+            })
+        };
+        let (genuine, impostor) = (class(true, "genuine")?, class(false, "impostor")?);
+        let num_people = people.map(|known| known.len());
+        Ok(Self { genuine, impostor, num_people, num_pairs, config: config.clone() })
+    }
+
+    /// What is drawn, for people.
+    pub fn describe(&self) -> String {
+        match self.num_people {
+            Some(num) => format!("{} draws of {num} people", self.config.replicates),
+            None => format!(
+                "{} draws of {} pairs: whose images they are is not known",
+                self.config.replicates, self.num_pairs
+            ),
+        }
+    }
+
+    /// Returns a figure of every replicate, by its number; none where a draw has no pair of one of the classes. The same whatever
+    /// the number of threads.
+    pub fn replicates<T: Send>(&self, figure: impl Fn(usize, &Replicate) -> T + Sync) -> Vec<Option<T>> {
+        let one = |k: usize| self.replicate(k).map(|replicate| figure(k, &replicate));
+        (0..self.config.replicates).into_par_iter().map(one).collect()
+    }
+
+    fn replicate(&self, k: usize) -> Option<Replicate<'_>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
+        rng.set_stream(k as u64);
+        let num = self.num_people.unwrap_or(self.num_pairs);
+        let mut drawn = vec![0u32; num];
+        (0..num).for_each(|_| drawn[rng.random_range(0..num)] += 1);
+        let weight = |[a, b]: [u32; 2]| {
+            let times = u64::from(drawn[a as usize]);
+            if a == b { times } else { times * u64::from(drawn[b as usize]) }
+        };
+        let weighted = |class: &'_ Ordered| class.who.iter().map(|&who| weight(who)).collect::<Vec<u64>>();
+        Some(Replicate {
+            genuine: Weighted::new(&self.genuine.scores, weighted(&self.genuine))?,
+            impostor: Weighted::new(&self.impostor.scores, weighted(&self.impostor))?,
+        })
+    }
+
+    /// Returns the interval of a figure from its replicates; none where it has no value in more than one of twenty.
+    pub fn interval(&self, values: impl IntoIterator<Item = Option<f64>>) -> Option<Interval> {
+        let mut values: Vec<f64> = values.into_iter().flatten().filter(|v| v.is_finite()).collect();
+        if values.len() * 20 < self.config.replicates * 19 || values.is_empty() {
+            return None;
+        }
+        values.sort_unstable_by(f64::total_cmp);
+        let tail = (1.0 - self.config.confidence) / 2.0;
+        Some(Interval { low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) })
+    }
+
+    /// Returns the intervals of all figures.
+    pub fn metrics(&self) -> MetricIntervals {
+        let all = self.replicates(|_, replicate| replicate.metrics());
+        let of = |figure: fn(&Metrics) -> Option<f64>| self.interval(all.iter().map(|m| m.as_ref().and_then(figure)));
+        MetricIntervals {
+            eer: of(|m| Some(m.eer)),
+            fmr100: of(|m| Some(m.fmr100)),
+            fmr1000: of(|m| Some(m.fmr1000)),
+            fdr: of(|m| m.fdr),
+            g_mean: of(|m| Some(m.g_mean)),
+            i_mean: of(|m| Some(m.i_mean)),
+            auc: of(|m| Some(m.auc)),
+        }
+    }
+}
+
+impl Replicate<'_> {
+    /// All figures, as those of [`Scores`](super::Scores).
+    pub fn metrics(&self) -> Metrics {
+        metrics(&self.genuine, &self.impostor)
+    }
+
+    /// The share of genuine scores below `threshold`.
+    pub fn fnmr_at_threshold(&self, threshold: f64) -> f64 {
+        share_below(&self.genuine, threshold)
+    }
+
+    /// The share of impostor scores from `threshold` on.
+    pub fn fmr_at_threshold(&self, threshold: f64) -> f64 {
+        share_from(&self.impostor, threshold)
+    }
+
+    /// The lowest threshold whose FMR is at most `fmr`, in (0, 1).
+    pub fn threshold_at_fmr(&self, fmr: f64) -> f64 {
+        lowest_threshold(&self.impostor, fmr)
+    }
+}
+
+/// The intervals of the figures of [`Metrics`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct MetricIntervals {
+    /// Of [`Metrics::eer`].
+    pub eer: Option<Interval>,
+    /// Of [`Metrics::fmr100`].
+    pub fmr100: Option<Interval>,
+    /// Of [`Metrics::fmr1000`].
+    pub fmr1000: Option<Interval>,
+    /// Of [`Metrics::fdr`].
+    pub fdr: Option<Interval>,
+    /// Of [`Metrics::g_mean`].
+    pub g_mean: Option<Interval>,
+    /// Of [`Metrics::i_mean`].
+    pub i_mean: Option<Interval>,
+    /// Of [`Metrics::auc`].
+    pub auc: Option<Interval>,
+}
+
+/// How a figure of two systems on the same pairs differs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Difference {
+    /// The second's figure less the first's.
+    pub difference: f64,
+    /// Where that may well be.
+    pub interval: Interval,
+    /// How often a difference as clear comes by chance where there is none: twice the share of replicates on the other side of 0,
+    /// counting one more, at most 1.
+    pub p_value: f64,
+}
+
+impl Bootstrap {
+    /// Returns how a figure differs between two systems: `values` of both, and their replicates of the same people. None where a
+    /// replicate in twenty lacks a value.
+    pub fn difference(
+        &self,
+        values: [f64; 2],
+        replicates: impl IntoIterator<Item = [Option<f64>; 2]>,
+    ) -> Option<Difference> {
+        let differences: Vec<Option<f64>> = replicates.into_iter().map(|[a, b]| Some(b? - a?)).collect();
+        let interval = self.interval(differences.iter().copied())?;
+        let share = |is_other_side: fn(f64) -> bool| {
+            let num = differences.iter().flatten().filter(|&&d| is_other_side(d)).count();
+            (num + 1) as f64 / (differences.iter().flatten().count() + 1) as f64
+        };
+        let p_value = (2.0 * share(|d| d <= 0.0).min(share(|d| d >= 0.0))).min(1.0);
+        Some(Difference { difference: values[1] - values[0], interval, p_value })
+    }
+}
+
+/// The value below which a share `q` of the ascending values lies, between the two nearest (Hyndman and Fan's seventh definition).
+fn quantile(ascending: &[f64], q: f64) -> f64 {
+    let place = q * (ascending.len() - 1) as f64;
+    let low = (place as usize).min(ascending.len() - 1);
+    let high = (low + 1).min(ascending.len() - 1);
+    ascending[low] + (place - low as f64) * (ascending[high] - ascending[low])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::Scores;
+
+    /// 60 people with four images each, all pairs within people and some across.
+    fn comparisons(seed: u64) -> Comparisons {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let shifts: Vec<f64> = (0..60).map(|_| rng.random_range(-0.2..0.2)).collect();
+        let (mut scores, mut is_same, mut people) = (vec![], vec![], vec![]);
+        for a in 0..60u32 {
+            for b in (a..60).step_by(1 + a as usize % 7) {
+                for _ in 0..if a == b { 6 } else { 1 } {
+                    let middle = if a == b { 0.6 } else { 0.1 };
+                    scores.push(middle + shifts[a as usize] + shifts[b as usize] + rng.random_range(-0.3..0.3));
+                    is_same.push(a == b);
+                    people.push([10 * a, 10 * b]);
+                }
+            }
+        }
+        Comparisons::new(scores, is_same, Some(people)).unwrap()
+    }
+
+    /// A replicate's figures are those of the same scores repeated.
+    #[test]
+    fn weights_count_as_repeated_scores_do() {
+        let comparisons = comparisons(1);
+        let config = BootstrapConfig { replicates: 100, ..BootstrapConfig::default() };
+        let bootstrap = Bootstrap::new(&comparisons, &config).unwrap();
+        for k in [0, 1, 99] {
+            let replicate = bootstrap.replicate(k).unwrap();
+            let repeated = |class: &Weighted| {
+                use super::super::class::Class;
+                class.ascending().flat_map(|(score, num)| std::iter::repeat_n(score, num as usize)).collect::<Vec<_>>()
+            };
+            let scores = Scores::new(repeated(&replicate.genuine), repeated(&replicate.impostor)).unwrap();
+            let (found, expected) = (replicate.metrics(), scores.metrics());
+            assert_eq!(
+                (found.eer, found.eer_threshold, found.auc),
+                (expected.eer, expected.eer_threshold, expected.auc)
+            );
+            assert_eq!((found.fmr100, found.fmr1000), (expected.fmr100, expected.fmr1000));
+            assert_eq!((found.num_genuine, found.num_impostor), (expected.num_genuine, expected.num_impostor));
+            let close = |a: f64, b: f64| (a - b).abs() <= 1e-12;
+            assert!(close(found.g_mean, expected.g_mean) && close(found.i_mean, expected.i_mean));
+            assert!((found.fdr.unwrap() - expected.fdr.unwrap()).abs() <= 1e-9);
+            let threshold = replicate.threshold_at_fmr(0.05);
+            assert_eq!(threshold, scores.threshold_at_fmr(0.05).unwrap());
+            assert_eq!(replicate.fnmr_at_threshold(threshold), scores.fnmr_at_threshold(threshold));
+            assert_eq!(replicate.fmr_at_threshold(threshold), scores.fmr_at_threshold(threshold));
+        }
+    }
+
+    #[test]
+    fn people_count_as_often_as_they_are_drawn() {
+        let comparisons = comparisons(2);
+        let config = BootstrapConfig { replicates: 400, ..BootstrapConfig::default() };
+        let bootstrap = Bootstrap::new(&comparisons, &config).unwrap();
+        assert_eq!(bootstrap.describe(), "400 draws of 60 people");
+        let sizes = bootstrap.replicates(|_, r| (r.metrics().num_genuine, r.metrics().num_impostor));
+        // Six genuine pairs a person, and 60 people drawn every time.
+        assert!(sizes.iter().all(|size| size.unwrap().0 == 360));
+        let num_impostor = comparisons.is_same().iter().filter(|s| !**s).count() as f64;
+        let mean = sizes.iter().map(|size| size.unwrap().1 as f64).sum::<f64>() / 400.0;
+        // Two different people are drawn together (1 - 1/n) times on average.
+        assert!((mean / num_impostor - 59.0 / 60.0).abs() < 0.02, "{mean} of {num_impostor}");
+    }
+
+    /// Of sets drawn from the same world, the interval holds the world's figure about as often as it says.
+    #[test]
+    fn intervals_hold_the_true_figure_about_as_often_as_they_say() {
+        let config = BootstrapConfig { replicates: 200, confidence: 0.9, seed: 5 };
+        let mut inside = 0;
+        for seed in 0..100 {
+            let bootstrap = Bootstrap::new(&comparisons(100 + seed), &config).unwrap();
+            let interval = bootstrap.metrics().g_mean.unwrap();
+            assert!(interval.low < interval.high);
+            inside += u32::from((interval.low..=interval.high).contains(&0.6));
+        }
+        assert!((80..=98).contains(&inside), "{inside} of 100");
+        // Pairs that share a person are alike: without people the interval is too narrow.
+        let with = comparisons(1);
+        let without = Comparisons::new(with.scores().to_vec(), with.is_same().to_vec(), None).unwrap();
+        let width = |c: &Comparisons| {
+            let interval = Bootstrap::new(c, &config).unwrap().metrics().g_mean.unwrap();
+            interval.high - interval.low
+        };
+        assert!(width(&without) < 0.7 * width(&with));
+    }
+
+    #[test]
+    fn a_better_system_on_the_same_pairs_is_told_apart_and_an_equal_one_is_not() {
+        let first = comparisons(3);
+        let changed = |by: f64| {
+            let mut rng = ChaCha8Rng::seed_from_u64(9);
+            let pairs = first.scores().iter().zip(first.is_same());
+            let scores =
+                pairs.map(|(s, &same)| s + if same { by } else { 0.0 } + rng.random_range(-0.02..0.02)).collect();
+            Comparisons::new(scores, first.is_same().to_vec(), first.people().map(<[_]>::to_vec)).unwrap()
+        };
+        let config = BootstrapConfig { replicates: 500, ..BootstrapConfig::default() };
+        let auc = |c: &Comparisons| {
+            let bootstrap = Bootstrap::new(c, &config).unwrap();
+            let value = Scores::from_labelled(c.scores(), c.is_same()).unwrap().metrics().auc;
+            (value, bootstrap.replicates(|_, r| r.metrics().auc), bootstrap)
+        };
+        let (value, replicates, bootstrap) = auc(&first);
+        for (by, is_better) in [(0.1, true), (0.0, false)] {
+            let (other, others, _) = auc(&changed(by));
+            let both = replicates.iter().zip(&others).map(|(a, b)| [*a, *b]);
+            let found = bootstrap.difference([value, other], both).unwrap();
+            assert_eq!(found.p_value < 0.05, is_better, "{found:?}");
+            assert_eq!(found.interval.low > 0.0, is_better, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_replicates_and_wrong_settings_are_named() {
+        let comparisons = comparisons(4);
+        let of = |seed| {
+            let config = BootstrapConfig { replicates: 100, seed, ..BootstrapConfig::default() };
+            Bootstrap::new(&comparisons, &config).unwrap().metrics()
+        };
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1), of(2));
+        let wrong = |config: BootstrapConfig| Bootstrap::new(&comparisons, &config).unwrap_err().to_string();
+        let base = BootstrapConfig::default;
+        assert!(wrong(BootstrapConfig { replicates: 7, ..base() }).contains("replicates"));
+        assert!(wrong(BootstrapConfig { confidence: 1.0, ..base() }).contains("confidence"));
+        let only = Comparisons::new(vec![0.5], vec![true], None).unwrap();
+        assert!(Bootstrap::new(&only, &base()).unwrap_err().to_string().contains("impostor"));
+    }
+}

@@ -1,0 +1,135 @@
+//! The scores of one class, genuine or impostor, each counted once or as often as a weight says.
+
+use std::cmp::Ordering;
+use std::iter::Peekable;
+
+use rayon::slice::ParallelSliceMut;
+
+use crate::error::{Error, Result};
+
+/// Scores of one class in their order.
+pub(super) trait Class {
+    /// Number of scores.
+    fn num(&self) -> u64;
+
+    /// Distinct and repeated scores with how often each counts, from low to high.
+    fn ascending(&self) -> impl Iterator<Item = (f64, u64)>;
+
+    /// The same from high to low.
+    fn descending(&self) -> impl Iterator<Item = (f64, u64)>;
+
+    /// Number of scores below `threshold`.
+    fn num_below(&self, threshold: f64) -> u64;
+}
+
+/// Scores that count once each, ascending.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Sorted(Vec<f64>);
+
+impl Sorted {
+    /// Checks and sorts the scores of the class of this name.
+    pub fn new(class: &str, mut scores: Vec<f64>) -> Result<Self> {
+        if scores.is_empty() {
+            return Err(Error::Evaluation(format!("expected at least one {class} score, found none")));
+        }
+        if let Some(i) = scores.iter().position(|s| !s.is_finite()) {
+            return Err(Error::Evaluation(format!("{class} score {i}: expected a finite number, found {}", scores[i])));
+        }
+        scores.par_sort_unstable_by(f64::total_cmp);
+        Ok(Self(scores))
+    }
+
+    /// The scores, ascending.
+    pub fn scores(&self) -> &[f64] {
+        &self.0
+    }
+}
+
+impl Class for Sorted {
+    fn num(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn ascending(&self) -> impl Iterator<Item = (f64, u64)> {
+        self.0.iter().map(|&score| (score, 1))
+    }
+
+    fn descending(&self) -> impl Iterator<Item = (f64, u64)> {
+        self.0.iter().rev().map(|&score| (score, 1))
+    }
+
+    fn num_below(&self, threshold: f64) -> u64 {
+        self.0.partition_point(|&s| s < threshold) as u64
+    }
+}
+
+/// Ascending scores that count as often as their weights say.
+#[derive(Clone, Debug)]
+pub(super) struct Weighted<'a> {
+    scores: &'a [f64],
+    weights: Vec<u64>,
+    num: u64,
+}
+
+impl<'a> Weighted<'a> {
+    /// The scores, ascending, with a weight each; none if they count nothing at all.
+    pub fn new(scores: &'a [f64], weights: Vec<u64>) -> Option<Self> {
+        let num = weights.iter().sum();
+        (num > 0).then_some(Self { scores, weights, num })
+    }
+
+    fn pairs(&self) -> impl DoubleEndedIterator<Item = (f64, u64)> {
+        self.scores.iter().copied().zip(self.weights.iter().copied()).filter(|(_, weight)| *weight > 0)
+    }
+}
+
+impl Class for Weighted<'_> {
+    fn num(&self) -> u64 {
+        self.num
+    }
+
+    fn ascending(&self) -> impl Iterator<Item = (f64, u64)> {
+        self.pairs()
+    }
+
+    fn descending(&self) -> impl Iterator<Item = (f64, u64)> {
+        self.pairs().rev()
+    }
+
+    fn num_below(&self, threshold: f64) -> u64 {
+        self.weights[..self.scores.partition_point(|&s| s < threshold)].iter().sum()
+    }
+}
+
+/// Each distinct score once, with how often it counts in all.
+pub(super) struct Distinct<I: Iterator<Item = (f64, u64)>>(Peekable<I>);
+
+impl<I: Iterator<Item = (f64, u64)>> Distinct<I> {
+    /// Of scores in order.
+    pub fn new(scores: I) -> Self {
+        Self(scores.peekable())
+    }
+
+    /// The next score, without taking it.
+    pub fn peek(&mut self) -> Option<f64> {
+        self.0.peek().map(|(score, _)| *score)
+    }
+
+    /// Takes the next score if it is `score`, and returns how often it counts: 0 if it is another.
+    pub fn take_score(&mut self, score: f64) -> u64 {
+        let mut num = 0;
+        while let Some((_, weight)) = self.0.next_if(|(next, _)| next.partial_cmp(&score) == Some(Ordering::Equal)) {
+            num += weight;
+        }
+        num
+    }
+}
+
+impl<I: Iterator<Item = (f64, u64)>> Iterator for Distinct<I> {
+    type Item = (f64, u64);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let score = self.peek()?;
+        Some((score, self.take_score(score)))
+    }
+}

@@ -1,0 +1,69 @@
+//! What a system said of pairs of images, and whose images they are.
+
+use crate::error::{Error, Result};
+
+/// One score per pair of images.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparisons {
+    scores: Vec<f64>,
+    is_same: Vec<bool>,
+    people: Option<Vec<[u32; 2]>>,
+}
+
+impl Comparisons {
+    /// Returns comparisons, in the order of the protocol.
+    ///
+    /// - `scores`: similarities, higher means more alike
+    /// - `is_same`: whether each pair shows one person
+    /// - `people`: who is on the two images of each pair, in any numbers, if that is known
+    ///
+    /// # Errors
+    /// [`Error::Evaluation`] when the lengths differ, a score is NaN or infinite, or a pair's people are not what `is_same` says.
+    pub fn new(scores: Vec<f64>, is_same: Vec<bool>, people: Option<Vec<[u32; 2]>>) -> Result<Self> {
+        let num = scores.len();
+        if is_same.len() != num {
+            let what = format!("expected a label for each of {num} scores, found {} labels", is_same.len());
+            return Err(Error::Evaluation(what));
+        }
+        if let Some(i) = scores.iter().position(|s| !s.is_finite()) {
+            return Err(Error::Evaluation(format!("score {i}: expected a finite number, found {}", scores[i])));
+        }
+        if let Some(people) = &people {
+            if people.len() != num {
+                let what = format!("expected two people for each of {num} scores, found {}", people.len());
+                return Err(Error::Evaluation(what));
+            }
+            if let Some(i) = (0..num).find(|&i| (people[i][0] == people[i][1]) != is_same[i]) {
+                let kind = if is_same[i] { "one person" } else { "two people" };
+                let [a, b] = people[i];
+                return Err(Error::Evaluation(format!("pair {i}: expected {kind}, found person {a} and person {b}")));
+            }
+        }
+        Ok(Self { scores, is_same, people })
+    }
+
+    /// The scores, in the order of the protocol.
+    pub fn scores(&self) -> &[f64] {
+        &self.scores
+    }
+
+    /// Whether each pair shows one person.
+    pub fn is_same(&self) -> &[bool] {
+        &self.is_same
+    }
+
+    /// Who is on the two images of each pair, if that is known.
+    pub fn people(&self) -> Option<&[[u32; 2]]> {
+        self.people.as_deref()
+    }
+
+    /// Number of pairs.
+    pub fn len(&self) -> usize {
+        self.scores.len()
+    }
+
+    /// Whether there is no pair.
+    pub fn is_empty(&self) -> bool {
+        self.scores.is_empty()
+    }
+}
