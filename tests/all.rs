@@ -2,6 +2,7 @@
 
 mod cli;
 mod cli_data;
+mod cli_metrics;
 mod cli_models;
 mod engine;
 mod eval_metrics;

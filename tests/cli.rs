@@ -95,7 +95,10 @@ fn train_evaluate_and_json_agree_on_a_folder() -> Result<()> {
     let listed: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let uu = &listed["models"][str(&hg)]["settings"]["U-U"];
     assert_eq!((&uu["num_genuine"], &uu["num_impostor"]), (&16.into(), &16.into()));
-    assert_eq!(uu["fnmr_at_unmasked_fmr100"], serde_json::Value::Null, "16 impostor pairs cannot show an FMR of 1 %");
+    let at = |i: usize| [&uu["at_unmasked_fmr"][i]["fmr_target"], &uu["at_unmasked_fmr"][i]["fnmr"]];
+    assert!(at(0)[0] == 0.1 && at(0)[1].is_f64());
+    assert_eq!(at(1), [&0.01.into(), &serde_json::Value::Null], "16 impostor pairs cannot show an FMR of 1 %");
+    assert!(uu["intervals"]["eer"]["low"].as_f64() <= uu["eer"].as_f64());
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 /// Module, and what it may use of this crate besides `error`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["train", "eval", "models", "data", "weights", "preprocessing", "workers", "machine", "files"]),
+    ("cli", &["train", "eval", "models", "data", "weights", "preprocessing", "workers", "machine", "files", "npy"]),
     (
         "train",
         &[
@@ -26,7 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "files",
         ],
     ),
-    ("eval", &["models", "data", "ops"]),
+    ("eval", &["models", "data", "ops", "files", "table", "npy"]),
     ("losses", &["nn", "ops", "gpu", "testing"]),
     ("optim", &["nn", "ops", "gpu"]),
     ("models", &["nn", "ops", "weights", "preprocessing", "machine", "gpu"]),
@@ -34,12 +34,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("machine", &["gpu", "ops"]),
     ("gpu", &["ops", "testing"]),
     ("ops", &[]),
-    ("data", &["preprocessing", "pickle", "files"]),
+    ("data", &["preprocessing", "pickle", "files", "table"]),
     ("weights", &["pickle", "preprocessing", "files"]),
     ("preprocessing", &[]),
     ("pickle", &[]),
     ("error", &[]),
     ("files", &[]),
+    ("table", &[]),
+    ("npy", &[]),
     ("workers", &[]),
     ("testing", &[]),
 ];

@@ -1,6 +1,5 @@
 //! `maskinv embed`.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -14,6 +13,7 @@ use super::{list_images, print};
 use crate::data::read_face;
 use crate::eval::{EmbedConfig, Embeddings, embed};
 use crate::files::write_atomic;
+use crate::npy;
 use crate::train::Event;
 
 /// Which model, which images, and where the embeddings go.
@@ -95,7 +95,9 @@ impl Destination {
             Self::Csv(out) => Ok(write_atomic(out, csv(names, embeddings)?.as_bytes())?),
             Self::Npy { out, list } => {
                 write_atomic(list, (names.join("\n") + "\n").as_bytes())?;
-                Ok(write_atomic(out, &npy(embeddings))?)
+                let shape = [names.len(), embeddings.dim()];
+                let values = embeddings.values().iter().flat_map(|v| v.to_le_bytes());
+                Ok(write_atomic(out, &npy::encode("<f4", &shape, values))?)
             }
         }
     }
@@ -111,19 +113,4 @@ fn csv(names: &[String], embeddings: &Embeddings) -> Result<String> {
         writer.write_record(std::iter::once(name.clone()).chain(elements))?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
-}
-
-/// NumPy's format, version 1.0 (numpy.lib.format).
-fn npy(embeddings: &Embeddings) -> Vec<u8> {
-    let (rows, columns) = (embeddings.values().len() / embeddings.dim().max(1), embeddings.dim());
-    let mut header = String::new();
-    // Writing to a string cannot fail.
-    let _ = write!(header, "{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
-    // Magic, version and length take ten bytes; the data starts at a multiple of 64, after a line feed.
-    let padded = (10 + header.len() + 1).next_multiple_of(64) - 10;
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((padded as u16).to_le_bytes());
-    bytes.extend(format!("{header:<width$}\n", width = padded - 1).bytes());
-    bytes.extend(embeddings.values().iter().flat_map(|v| v.to_le_bytes()));
-    bytes
 }

@@ -5,11 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::metrics::BootstrapArgs;
 use super::model::HubArgs;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
 use super::{print, print_json};
-use crate::eval::{Evaluation, SettingResult, details, evaluate, evaluate_as_is, table, table_as_is};
+use crate::data::TestSet;
+use crate::eval::{
+    Comparisons, Evaluation, Figures, SettingResult, compare, compare_as_is, details, figures, table, table_as_is,
+    write_scores,
+};
 use crate::machine::Machine;
 use crate::train::{Config, Event};
 
@@ -29,6 +34,11 @@ pub struct EvaluateArgs {
     /// Decides the masks that test images wear
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Writes every score into this folder, a CSV for each model and setting, that `maskinv metrics` reads
+    #[arg(long, value_name = "DIR")]
+    scores: Option<PathBuf>,
+    #[command(flatten)]
+    bootstrap: BootstrapArgs,
     /// Prints all figures as JSON
     #[arg(long)]
     json: bool,
@@ -52,6 +62,7 @@ impl EvaluateArgs {
         if let Some(seed) = self.seed {
             config.eval.seed = seed;
         }
+        self.bootstrap.apply(&mut config.eval.bootstrap);
         self.settings.apply(&mut config, &self.hub)?;
         let test = config.data.open_test()?;
         let photos = config.data.open_real_masks()?;
@@ -59,10 +70,18 @@ impl EvaluateArgs {
         let (mut evaluations, mut real_masks) = (Vec::new(), Vec::new());
         for (name, model) in &models {
             let mut on = |done, total| progress.show(Event::Embedded { done, total });
-            evaluations.push((name.as_str(), evaluate(model, &test, &config.eval, &mut on).context(name.clone())?));
+            let scores = compare(model, &test, &config.eval, &mut on).context(name.clone())?;
+            for (setting, comparisons) in &scores {
+                self.write(name, setting.name(), &test, comparisons)?;
+            }
+            evaluations.push((name.as_str(), figures(&scores, &test, &config.eval).context(name.clone())?));
             if let Some(photos) = &photos {
-                let result = evaluate_as_is(model, photos, config.eval.batch_size, on).context(name.clone())?;
-                real_masks.push((name.as_str(), result));
+                let comparisons = compare_as_is(model, photos, &config.eval, on).context(name.clone())?;
+                self.write(name, "real-masks", photos, &comparisons)?;
+                let bootstrap = &config.eval.bootstrap;
+                let figures =
+                    Figures { comparisons: &comparisons, unmasked: None, num_folds: photos.num_folds, bootstrap };
+                real_masks.push((name.as_str(), figures.compute().context(name.clone())?));
             }
         }
         if self.json {
@@ -78,6 +97,17 @@ impl EvaluateArgs {
         for (name, evaluation) in &evaluations {
             print(&format!("\n{name}:\n{}", details(evaluation)))?;
         }
+        Ok(())
+    }
+
+    /// Keeps the scores of a model in one setting, if that is asked for.
+    fn write(&self, model: &str, setting: &str, test: &TestSet, comparisons: &Comparisons) -> Result<()> {
+        let Some(folder) = &self.scores else { return Ok(()) };
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let model = model.replace(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c), "_");
+        let images = |i: usize| [test.pairs[i].a, test.pairs[i].b].map(|image| test.images.name(image));
+        let person = |label| test.images.identity_name(label);
+        write_scores(&folder.join(format!("{}-{setting}.csv", model.trim_matches('_'))), comparisons, images, person)?;
         Ok(())
     }
 

@@ -10,6 +10,7 @@ mod evaluate;
 mod info;
 mod interrupt;
 mod mask;
+mod metrics;
 mod model;
 mod progress;
 mod settings;
@@ -30,6 +31,7 @@ use embed::EmbedArgs;
 use evaluate::EvaluateArgs;
 use info::InfoArgs;
 use mask::MaskArgs;
+use metrics::MetricsArgs;
 use train::TrainArgs;
 
 pub use allocator::keep_freed_memory;
@@ -56,6 +58,8 @@ enum Command {
     Train(TrainArgs),
     /// Measures checkpoints on clean and masked faces of unseen people
     Evaluate(EvaluateArgs),
+    /// Computes the figures of any system's scores: error rates, thresholds, intervals, groups
+    Metrics(MetricsArgs),
     /// Draws masks onto aligned face crops
     Mask(MaskArgs),
     /// Shows, converts and checks data sets, and draws pairs to test on
@@ -76,6 +80,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Train(args) => exit_code(args.run()),
         Command::Evaluate(args) => exit_code(args.run()),
+        Command::Metrics(args) => exit_code(args.run()),
         Command::Mask(args) => exit_code(args.run()),
         Command::Data(args) => exit_code(args.run()),
         Command::Embed(args) => exit_code(args.run()),

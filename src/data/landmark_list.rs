@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::Landmarks;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::table::Table;
 
 /// Names of the ten columns, as detectors' outputs are often kept: left and right are the image's.
 const COLUMNS: [&str; 10] = ["lex", "ley", "rex", "rey", "nx", "ny", "lmx", "lmy", "rmx", "rmy"];
@@ -50,44 +51,4 @@ pub fn read_conditions(path: &Path, column: &str) -> Result<HashMap<String, Stri
         conditions.insert(row[file].to_owned(), row[condition].to_owned());
     }
     Ok(conditions)
-}
-
-/// A CSV with named columns.
-struct Table<'a> {
-    path: &'a Path,
-    reader: csv::Reader<std::fs::File>,
-    header: csv::StringRecord,
-    line: u64,
-}
-
-impl<'a> Table<'a> {
-    fn open(path: &'a Path) -> Result<Self> {
-        let file = std::fs::File::open(path).map_err(Error::io(path))?;
-        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(file);
-        let header = reader.headers().map_err(|e| Error::Line { path: path.to_owned(), line: 1, what: e.to_string() });
-        Ok(Self { path, header: header?.clone(), reader, line: 1 })
-    }
-
-    fn column(&self, name: &str) -> Result<usize> {
-        let found = self.header.iter().position(|column| column == name);
-        found.ok_or_else(|| {
-            let all: Vec<&str> = self.header.iter().collect();
-            self.error(format!("expected a column {name}, found {all:?}"))
-        })
-    }
-
-    fn next(&mut self) -> Result<Option<csv::StringRecord>> {
-        let mut record = csv::StringRecord::new();
-        let read = self.reader.read_record(&mut record);
-        self.line = self.reader.position().line();
-        match read {
-            Ok(true) => Ok(Some(record)),
-            Ok(false) => Ok(None),
-            Err(e) => Err(self.error(e.to_string())),
-        }
-    }
-
-    fn error(&self, what: String) -> Error {
-        Error::Line { path: self.path.to_owned(), line: self.line as usize, what }
-    }
 }

@@ -159,6 +159,14 @@ impl TestSet {
         used
     }
 
+    /// Returns who is on the two images of each pair, by label; none where labels and pairs contradict each other, as those of a
+    /// verification file do, which does not know whose images it has.
+    pub fn people(&self) -> Option<Vec<[u32; 2]>> {
+        let people = |p: &Pair| [p.a, p.b].map(|image| self.images.label(image));
+        let is_known = self.pairs.iter().all(|p| (people(p)[0] == people(p)[1]) == p.is_same);
+        is_known.then(|| self.pairs.iter().map(people).collect())
+    }
+
     /// Decodes every image that occurs in pairs and forgets it again: better before a training than after.
     ///
     /// # Errors

@@ -7,11 +7,12 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::bootstrap::BootstrapConfig;
+use super::comparisons::Comparisons;
 use super::embed::{EmbedConfig, Embeddings, embed};
-use super::lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2};
-use super::metrics::{Metrics, Scores};
+use super::figures::{Figures, SettingResult};
 use crate::data::mask::{MaskConfig, MaskProtocol, Masker, TemplateShift};
-use crate::data::{Pair, TestSet, mask_landmarks};
+use crate::data::{TestSet, mask_landmarks};
 use crate::error::{Error, Result};
 use crate::models::Model;
 
@@ -25,11 +26,13 @@ pub struct EvalConfig {
     pub seed: u64,
     /// Images that go through the network together.
     pub batch_size: usize,
+    /// How sure figures are.
+    pub bootstrap: BootstrapConfig,
 }
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        Self { mask: MaskConfig::default(), seed: 0, batch_size: 32 }
+        Self { mask: MaskConfig::default(), seed: 0, batch_size: 32, bootstrap: BootstrapConfig::default() }
     }
 }
 
@@ -42,6 +45,7 @@ impl EvalConfig {
         if !(1..=4096).contains(&self.batch_size) {
             return Err(Error::Config(format!("eval.batch_size: expected 1 to 4096, found {}", self.batch_size)));
         }
+        self.bootstrap.validate()?;
         self.mask.validate()
     }
 }
@@ -87,23 +91,6 @@ impl Setting {
     }
 }
 
-/// The figures of one setting.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct SettingResult {
-    /// Error rates and score statistics over all pairs.
-    #[serde(flatten)]
-    pub metrics: Metrics,
-    /// LFW's k-fold accuracy.
-    pub accuracy: FoldAccuracy,
-    /// LFW's k-fold TAR at FAR 1e-3; absent where a fold has not both kinds of pairs.
-    pub tar_at_far: Option<FoldTar>,
-    /// FNMR at the threshold that gives an FMR of 1 % in U-U, as in NIST's mask reports; absent with fewer than 100
-    /// impostor pairs and where there is no U-U.
-    pub fnmr_at_unmasked_fmr100: Option<f64>,
-    /// FMR at that threshold.
-    pub fmr_at_unmasked_fmr100: Option<f64>,
-}
-
 /// A model's figures in all settings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
@@ -118,6 +105,9 @@ impl Evaluation {
     }
 }
 
+/// A model's scores in all settings, of the same pairs in the same order.
+pub type SettingScores = BTreeMap<Setting, Comparisons>;
+
 /// Evaluates `model` on the pairs of `test`; `progress(done, total)` counts embedded images.
 ///
 /// # Errors
@@ -126,13 +116,36 @@ pub fn evaluate(
     model: &Model,
     test: &TestSet,
     config: &EvalConfig,
-    mut progress: impl FnMut(usize, usize),
+    progress: impl FnMut(usize, usize),
 ) -> Result<Evaluation> {
+    figures(&compare(model, test, config, progress)?, test, config)
+}
+
+/// Returns the figures of scores that [`compare`] returned.
+///
+/// # Errors
+/// When a setting is out of range or the pairs are too few.
+pub fn figures(scores: &SettingScores, test: &TestSet, config: &EvalConfig) -> Result<Evaluation> {
+    let (unmasked, num_folds, bootstrap) = (scores.get(&Setting::UU), test.num_folds, &config.bootstrap);
+    let result = |(&setting, comparisons): (&Setting, &Comparisons)| {
+        Ok((setting, Figures { comparisons, unmasked, num_folds, bootstrap }.compute()?))
+    };
+    Ok(Evaluation { settings: scores.iter().map(result).collect::<Result<_>>()? })
+}
+
+/// Compares the pairs of `test` by the cosine of their embeddings in every setting; `progress(done, total)` counts embedded images.
+///
+/// # Errors
+/// When an image cannot be read or masked, or the network fails.
+pub fn compare(
+    model: &Model,
+    test: &TestSet,
+    config: &EvalConfig,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<SettingScores> {
     config.validate()?;
     // A list may name few of many images.
     let used = test.used_images();
-    let row_of: BTreeMap<usize, usize> = used.iter().enumerate().map(|(row, &image)| (image, row)).collect();
-
     // The published evaluation does not shift its template.
     let masker = Masker::new(&MaskConfig { template_shift: TemplateShift::None, ..config.mask.clone() })?;
     let masked_image = |row: usize| -> Result<RgbImage> {
@@ -148,22 +161,12 @@ pub fn evaluate(
     let embedding = EmbedConfig { batch_size: config.batch_size, flip: true };
     let clean = embed(model, used.len(), clean_image, embedding, |n| progress(n, total))?;
     let masked = embed(model, used.len(), masked_image, embedding, |n| progress(used.len() + n, total))?;
-
-    let cosines = |setting: Setting| -> Vec<f64> {
-        let score = |(i, pair): (usize, &Pair)| {
-            let [a, b] = setting.masked(config.mask.protocol, i, test.pairs.len());
-            let side = |is_masked: bool| -> &Embeddings { if is_masked { &masked } else { &clean } };
-            side(a).cosine(row_of[&pair.a], side(b), row_of[&pair.b])
-        };
-        test.pairs.iter().enumerate().map(score).collect()
+    let scores = |setting: Setting| {
+        let side = |is_masked: bool| if is_masked { &masked } else { &clean };
+        let scores = cosines(test, &used, |i| setting.masked(config.mask.protocol, i, test.pairs.len()).map(side));
+        Ok((setting, scores?))
     };
-    let is_same: Vec<bool> = test.pairs.iter().map(|p| p.is_same).collect();
-    let unmasked = cosines(Setting::UU);
-    let threshold = Scores::from_labelled(&unmasked, &is_same)?.threshold_at_fmr(0.01).ok();
-    let settings = [(Setting::UU, unmasked), (Setting::UM, cosines(Setting::UM)), (Setting::MM, cosines(Setting::MM))];
-    let result = |(setting, cosines): (Setting, Vec<f64>)| Ok((setting, result(&cosines, test, threshold)?));
-    let settings = settings.into_iter().map(result).collect::<Result<_>>()?;
-    Ok(Evaluation { settings })
+    Setting::ALL.into_iter().map(scores).collect()
 }
 
 /// Evaluates `model` on the pairs of `test` as the images are, such as photos with real masks;
@@ -174,30 +177,39 @@ pub fn evaluate(
 pub fn evaluate_as_is(
     model: &Model,
     test: &TestSet,
-    batch_size: usize,
-    mut progress: impl FnMut(usize, usize),
+    config: &EvalConfig,
+    progress: impl FnMut(usize, usize),
 ) -> Result<SettingResult> {
-    let used = test.used_images();
-    let row_of: BTreeMap<usize, usize> = used.iter().enumerate().map(|(row, &image)| (image, row)).collect();
-    let image = |row: usize| -> Result<RgbImage> { Ok(test.images.get(used[row])?.image) };
-    let embeddings =
-        embed(model, used.len(), image, EmbedConfig { batch_size, flip: true }, |n| progress(n, used.len()))?;
-    let cosine = |p: &Pair| embeddings.cosine(row_of[&p.a], &embeddings, row_of[&p.b]);
-    result(&test.pairs.iter().map(cosine).collect::<Vec<_>>(), test, None)
+    let comparisons = compare_as_is(model, test, config, progress)?;
+    let bootstrap = &config.bootstrap;
+    Figures { comparisons: &comparisons, unmasked: None, num_folds: test.num_folds, bootstrap }.compute()
 }
 
-/// The figures of one cosine per pair of `test`, also at the threshold of another setting.
-fn result(cosines: &[f64], test: &TestSet, threshold: Option<f64>) -> Result<SettingResult> {
-    let is_same: Vec<bool> = test.pairs.iter().map(|p| p.is_same).collect();
-    let distances: Vec<f64> = cosines.iter().map(|&c| squared_l2(c)).collect();
-    let scores = Scores::from_labelled(cosines, &is_same)?;
-    Ok(SettingResult {
-        metrics: scores.metrics(),
-        accuracy: fold_accuracy(&distances, &is_same, test.num_folds)?,
-        tar_at_far: fold_tar_at_far(&distances, &is_same, test.num_folds, 1e-3).ok(),
-        fnmr_at_unmasked_fmr100: threshold.map(|t| scores.fnmr_at_threshold(t)),
-        fmr_at_unmasked_fmr100: threshold.map(|t| scores.fmr_at_threshold(t)),
-    })
+/// Compares the pairs of `test` as the images are, by the cosine of their embeddings.
+///
+/// # Errors
+/// When an image cannot be read or the network fails.
+pub fn compare_as_is(
+    model: &Model,
+    test: &TestSet,
+    config: &EvalConfig,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Comparisons> {
+    let used = test.used_images();
+    let image = |row: usize| -> Result<RgbImage> { Ok(test.images.get(used[row])?.image) };
+    let embedding = EmbedConfig { batch_size: config.batch_size, flip: true };
+    let embeddings = embed(model, used.len(), image, embedding, |n| progress(n, used.len()))?;
+    cosines(test, &used, |_| [&embeddings; 2])
+}
+
+/// The cosine of every pair, of the embeddings that `sides` has for the two images of pair `i`, a row for each of `used`.
+fn cosines<'a>(test: &TestSet, used: &[usize], sides: impl Fn(usize) -> [&'a Embeddings; 2]) -> Result<Comparisons> {
+    let row_of: BTreeMap<usize, usize> = used.iter().enumerate().map(|(row, &image)| (image, row)).collect();
+    let scores = test.pairs.iter().enumerate().map(|(i, pair)| {
+        let [a, b] = sides(i);
+        a.cosine(row_of[&pair.a], b, row_of[&pair.b])
+    });
+    Comparisons::new(scores.collect(), test.pairs.iter().map(|p| p.is_same).collect(), test.people())
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Results as a table for people.
 
+use super::bootstrap::Interval;
+use super::figures::SettingResult;
+use super::groups::GroupRates;
 use super::metrics::Metrics;
-use super::protocol::{Evaluation, Setting, SettingResult};
+use super::protocol::{Evaluation, Setting};
 
 /// What the tables say below themselves where a figure is marked.
 const TOO_FEW: &str = "* at no false match at all: there are fewer impostor pairs than the rate needs";
@@ -64,33 +67,89 @@ fn finish(mut lines: Vec<String>) -> String {
 type Figure = fn(&SettingResult) -> String;
 
 fn percent(v: f64) -> String {
-    format!("{:.2} %", 100.0 * v)
+    format!("{:.2}", 100.0 * v)
+}
+
+/// A figure with its interval, if it has one.
+fn with(text: impl Fn(f64) -> String, value: f64, interval: Option<Interval>) -> String {
+    let ends = interval.map(|i| format!(" [{}, {}]", text(i.low), text(i.high)));
+    format!("{}{}", text(value), ends.unwrap_or_default().replace('*', ""))
 }
 
 fn or_dash(v: Option<String>) -> String {
     v.unwrap_or_else(|| "-".to_owned())
 }
 
-/// Returns all figures of one evaluation as a text table, a row a figure and a column a setting.
+/// Returns all figures of one evaluation as a text table, a row a figure and a column a setting, in brackets what each may well be.
 pub fn details(evaluation: &Evaluation) -> String {
-    let figures: [(&str, Figure); 11] = [
-        ("EER", |r| percent(r.metrics.eer)),
-        ("FMR100 %", |r| at_fmr(r.metrics.fmr100, &r.metrics, 100)),
-        ("FMR1000 %", |r| at_fmr(r.metrics.fmr1000, &r.metrics, 1000)),
-        ("FDR", |r| or_dash(r.metrics.fdr.map(|v| format!("{v:.3}")))),
-        ("G-mean", |r| format!("{:.4}", r.metrics.g_mean)),
-        ("I-mean", |r| format!("{:.4}", r.metrics.i_mean)),
-        ("AUC", |r| format!("{:.5}", r.metrics.auc)),
-        ("accuracy over folds", |r| format!("{} +- {}", percent(r.accuracy.mean), percent(r.accuracy.std))),
-        ("TAR at FAR 1e-3", |r| or_dash(r.tar_at_far.as_ref().map(|t| percent(t.tar_mean)))),
-        ("FNMR at the U-U threshold of FMR 1 %", |r| or_dash(r.fnmr_at_unmasked_fmr100.map(percent))),
-        ("FMR at that threshold", |r| or_dash(r.fmr_at_unmasked_fmr100.map(percent))),
+    let columns: Vec<_> = evaluation.settings.iter().map(|(setting, result)| (setting.name(), result)).collect();
+    details_of(&columns)
+}
+
+/// Returns the same of any results, a column each.
+pub fn details_of(columns: &[(&str, &SettingResult)]) -> String {
+    let figures: [(&str, Figure); 12] = [
+        ("EER %", |r| with(percent, r.metrics.eer, r.intervals.and_then(|i| i.eer))),
+        ("FMR100 %", |r| with(|v| at_fmr(v, &r.metrics, 100), r.metrics.fmr100, r.intervals.and_then(|i| i.fmr100))),
+        ("FMR1000 %", |r| {
+            with(|v| at_fmr(v, &r.metrics, 1000), r.metrics.fmr1000, r.intervals.and_then(|i| i.fmr1000))
+        }),
+        ("FDR", |r| or_dash(r.metrics.fdr.map(|v| with(|v| format!("{v:.2}"), v, r.intervals.and_then(|i| i.fdr))))),
+        ("G-mean", |r| with(|v| format!("{v:.3}"), r.metrics.g_mean, r.intervals.and_then(|i| i.g_mean))),
+        ("I-mean", |r| with(|v| format!("{v:.3}"), r.metrics.i_mean, r.intervals.and_then(|i| i.i_mean))),
+        ("AUC", |r| with(|v| format!("{v:.4}"), r.metrics.auc, r.intervals.and_then(|i| i.auc))),
+        ("accuracy over folds %", |r| {
+            or_dash(r.accuracy.as_ref().map(|a| format!("{} +- {}", percent(a.mean), percent(a.std))))
+        }),
+        ("TAR at FAR 1e-3 over folds %", |r| or_dash(r.tar_at_far.as_ref().map(|t| percent(t.tar_mean)))),
+        ("FNMR at the U-U threshold of FMR 1 %", |r| {
+            or_dash(r.at_unmasked(1e-2).and_then(|at| Some(with(percent, at.fnmr?, at.fnmr_interval))))
+        }),
+        ("FMR at that threshold %", |r| {
+            or_dash(r.at_unmasked(1e-2).and_then(|at| Some(with(percent, at.fmr?, at.fmr_interval))))
+        }),
+        ("FNMR at that of FMR 0.1 %", |r| {
+            or_dash(r.at_unmasked(1e-3).and_then(|at| Some(with(percent, at.fnmr?, at.fnmr_interval))))
+        }),
     ];
-    let row = |name: &str, cells: [String; 3]| {
-        let [uu, um, mm] = cells;
-        format!("  {name:36} {uu:>18} {um:>18} {mm:>18}")
+    let row = |name: &str, cells: Vec<String>| {
+        let cells = cells.iter().map(|cell| format!(" {cell:>22}"));
+        format!("  {name:36}{}", cells.collect::<String>())
     };
-    let mut lines = vec![row("", Setting::ALL.map(|s| s.name().to_owned()))];
-    lines.extend(figures.iter().map(|(name, figure)| row(name, Setting::ALL.map(|s| figure(evaluation.get(s))))));
+    let mut lines = vec![row("", columns.iter().map(|(title, _)| (*title).to_owned()).collect())];
+    for (name, figure) in figures {
+        let cells: Vec<String> = columns.iter().map(|(_, result)| figure(result)).collect();
+        // What no column has is not asked for: a list without folds, scores without masks.
+        if cells.iter().any(|cell| cell != "-") {
+            lines.push(row(name, cells));
+        }
+    }
     finish(lines)
+}
+
+/// Returns what happens at the thresholds of stated false match rates as a text table.
+pub fn operating_points(result: &SettingResult) -> String {
+    let mut lines = vec![format!("  {:>8} {:>11} {:>22} {:>22}", "FMR", "threshold", "TAR %", "FNMR %")];
+    for at in &result.at_fmr {
+        let Some((threshold, fnmr)) = at.threshold.zip(at.fnmr) else {
+            let num = result.metrics.num_impostor;
+            lines.push(format!("  {:>8e} not measurable on {num} impostor comparisons", at.fmr_target));
+            continue;
+        };
+        let tar = at.fnmr_interval.map(|i| Interval { low: 1.0 - i.high, high: 1.0 - i.low });
+        let (tar, fnmr) = (with(percent, 1.0 - fnmr, tar), with(percent, fnmr, at.fnmr_interval));
+        lines.push(format!("  {:>8e} {threshold:>11.4} {tar:>22} {fnmr:>22}", at.fmr_target));
+    }
+    lines.join("\n")
+}
+
+/// Returns the error rates of groups at one threshold as a text table.
+pub fn group_table(rates: &[GroupRates]) -> String {
+    let width = rates.iter().map(|r| r.group.chars().count()).max().unwrap_or(0).max(5);
+    let header = format!("  {:width$} {:>8} {:>8} {:>8} {:>9}", "group", "FNMR %", "genuine", "FMR %", "impostor");
+    let row = |r: &GroupRates| {
+        let (fnmr, fmr) = (or_dash(r.fnmr.map(percent)), or_dash(r.fmr.map(percent)));
+        format!("  {:width$} {fnmr:>8} {:>8} {fmr:>8} {:>9}", r.group, r.num_genuine, r.num_impostor)
+    };
+    std::iter::once(header).chain(rates.iter().map(row)).collect::<Vec<_>>().join("\n")
 }

@@ -303,7 +303,7 @@ impl Experiment {
         let mut progress = |done, total| on(Event::Embedded { done, total });
         let evaluation = evaluate(model, &self.splits.test, &self.config.eval, &mut progress)?;
         let real_masks = self.splits.real_masks.as_ref();
-        let real_masks = real_masks.map(|test| evaluate_as_is(model, test, self.config.eval.batch_size, progress));
+        let real_masks = real_masks.map(|test| evaluate_as_is(model, test, &self.config.eval, progress));
         Ok((evaluation, real_masks.transpose()?))
     }
 

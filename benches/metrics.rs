@@ -1,0 +1,56 @@
+//! Times the figures of scores: `cargo bench --bench metrics [-- IMPOSTORS]` (10,000,000 without). `benches/peers/metrics.py` does
+//! the ten-fold evaluation of the published Python beside it.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use maskinv::eval::{Scores, fold_accuracy, fold_tar_at_far};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn main() -> Result<()> {
+    let number = std::env::args().skip(1).find_map(|a| a.parse::<usize>().ok());
+    let (impostors, mut rng) = (number.unwrap_or(10_000_000), ChaCha8Rng::seed_from_u64(0));
+
+    // LFW's protocol: ten folds of 300 genuine and 300 impostor pairs.
+    let is_same: Vec<bool> = (0..6000).map(|i| i / 300 % 2 == 0).collect();
+    let distances: Vec<f64> = is_same
+        .iter()
+        .map(|&same| if same { rng.random_range(0.2..1.6) } else { rng.random_range(1.2..2.4) })
+        .collect();
+    let (mut rounds, began) = (0, Instant::now());
+    while began.elapsed().as_secs_f64() < 1.0 {
+        let accuracy = fold_accuracy(&distances, &is_same, 10)?;
+        let tar = fold_tar_at_far(&distances, &is_same, 10, 1e-3)?;
+        assert!(accuracy.mean > 0.5 && tar.tar_mean > 0.0);
+        rounds += 1;
+    }
+    println!(
+        "ten folds of 600 pairs, accuracy and TAR: {:.3} ms",
+        1e3 * began.elapsed().as_secs_f64() / f64::from(rounds)
+    );
+
+    let scores = |num: usize, middle: f64, rng: &mut ChaCha8Rng| -> Vec<f64> {
+        (0..num).map(|_| middle + rng.random_range(-0.3..0.3) + rng.random_range(-0.3..0.3)).collect()
+    };
+    let (genuine, impostor) = (scores(impostors / 100, 0.5, &mut rng), scores(impostors, 0.0, &mut rng));
+    let before = peak_mb();
+    let began = Instant::now();
+    let scores = Scores::new(genuine, impostor)?;
+    let metrics = scores.metrics();
+    let rates: Vec<f64> =
+        [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6].iter().filter_map(|&f| scores.fnmr_at_fmr(f).ok()).collect();
+    println!("{impostors} impostor scores, all figures: {:.2} s", began.elapsed().as_secs_f64());
+    println!("EER {:.6}, AUC {:.6}, FNMR at FMR 1e-1 to 1e-6 {rates:?}", metrics.eer, metrics.auc);
+    if let (Some(before), Some(after)) = (before, peak_mb()) {
+        println!("{before} MB at most with the scores in memory, {after} MB at most in all");
+    }
+    Ok(())
+}
+
+/// The most memory that the process has had, where Linux says so.
+fn peak_mb() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kb| kb / 1024)
+}

@@ -1,0 +1,110 @@
+//! `maskinv metrics`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::{print, print_json};
+use crate::eval::{
+    BootstrapConfig, Figures, GroupRates, ScoreFile, Scores, SettingResult, details_of, group_rates, group_table,
+    operating_points, read_scores,
+};
+
+/// Which scores, and what to make of them.
+#[derive(Args, Debug)]
+pub struct MetricsArgs {
+    /// A CSV with the columns score and is_same, and maybe person_a, person_b, group_a and group_b; or a .npy file of scores. Higher
+    /// scores mean more alike
+    #[arg(value_name = "SCORES")]
+    scores: PathBuf,
+    /// A .npy file of zeros and ones, which of the scores of a .npy file are of one person
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// Folds of equal size that the pairs fall into, in their order, for LFW's accuracy; the scores must be cosines
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    folds: usize,
+    /// False match rate whose threshold the groups are compared at
+    #[arg(long, default_value_t = 1e-3, value_name = "RATE")]
+    group_fmr: f64,
+    #[command(flatten)]
+    bootstrap: BootstrapArgs,
+    /// Prints all figures as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How sure figures are.
+#[derive(Args, Debug)]
+pub struct BootstrapArgs {
+    /// How often people are drawn anew for the intervals; 0 for none [default: 1000]
+    #[arg(long, value_name = "N")]
+    bootstrap: Option<usize>,
+    /// Share of the draws inside an interval [default: 0.95]
+    #[arg(long, value_name = "SHARE")]
+    confidence: Option<f64>,
+}
+
+impl BootstrapArgs {
+    /// Changes the settings that the flags name.
+    pub fn apply(&self, config: &mut BootstrapConfig) {
+        config.replicates = self.bootstrap.unwrap_or(config.replicates);
+        config.confidence = self.confidence.unwrap_or(config.confidence);
+    }
+}
+
+impl MetricsArgs {
+    /// Computes the figures of the scores and prints them.
+    ///
+    /// # Errors
+    /// When the file is wrong or the scores are too few.
+    pub fn run(self) -> Result<()> {
+        let ScoreFile { comparisons, groups } = read_scores(&self.scores, self.labels.as_deref())?;
+        let mut bootstrap = BootstrapConfig::default();
+        self.bootstrap.apply(&mut bootstrap);
+        bootstrap.validate()?;
+        let figures =
+            Figures { comparisons: &comparisons, unmasked: None, num_folds: self.folds, bootstrap: &bootstrap };
+        let result = figures.compute().with_context(|| self.scores.display().to_string())?;
+        let groups = match &groups {
+            Some(groups) => {
+                let threshold = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?
+                    .threshold_at_fmr(self.group_fmr)
+                    .context("--group-fmr")?;
+                Some((threshold, group_rates(&comparisons, groups, threshold)?))
+            }
+            None => None,
+        };
+        if self.json {
+            return print_json(&serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "commit": env!("MASKINV_COMMIT"),
+                "scores": self.scores,
+                "labels": self.labels,
+                "bootstrap": bootstrap,
+                "figures": result,
+                "groups": groups.as_ref().map(|(threshold, rates)| serde_json::json!({
+                    "fmr_target": self.group_fmr,
+                    "threshold": threshold,
+                    "rates": rates,
+                })),
+            }));
+        }
+        print(&self.text(&result, groups, bootstrap.confidence))
+    }
+
+    fn text(&self, result: &SettingResult, groups: Option<(f64, Vec<GroupRates>)>, confidence: f64) -> String {
+        let m = &result.metrics;
+        let mut text =
+            format!("{}: {} genuine, {} impostor comparisons", self.scores.display(), m.num_genuine, m.num_impostor);
+        if let Some(drawn) = &result.bootstrap {
+            text += &format!("; in brackets {} % intervals of {drawn}", 100.0 * confidence);
+        }
+        text += &format!("\n\n{}\n\n{}", details_of(&[("scores", result)]), operating_points(result));
+        if let Some((threshold, rates)) = groups {
+            let (table, fmr) = (group_table(&rates), self.group_fmr);
+            text += &format!("\n\nby group, at the threshold {threshold:.4} of FMR {fmr} over all:\n\n{table}");
+        }
+        text
+    }
+}

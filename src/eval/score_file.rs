@@ -1,0 +1,173 @@
+//! Scores in files: of this program's comparisons, and of any other system's that is to be judged alike.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::comparisons::Comparisons;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::npy;
+use crate::table::Table;
+
+/// What a file of scores says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoreFile {
+    /// The scores, in the file's order, with the people if it names them.
+    pub comparisons: Comparisons,
+    /// The groups of the two people of each pair, if it names them.
+    pub groups: Option<Vec<[String; 2]>>,
+}
+
+/// Reads scores from a CSV or a `.npy` file.
+///
+/// A CSV has a column `score` (higher means more alike) and one `is_same` (`1`, `0`, `true` or `false`), and may have `person_a` and
+/// `person_b`, who is on the two images, and `group_a` and `group_b`, what groups of people they belong to. A `.npy` file has one
+/// axis of scores, and beside them `labels`, another one of zeros and ones.
+///
+/// # Errors
+/// When a file cannot be read, a column is missing, a field is not what its column holds, people contradict `is_same`, or a
+/// `.npy` file has no labels or another number of them.
+pub fn read_scores(path: &Path, labels: Option<&Path>) -> Result<ScoreFile> {
+    let is_npy = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy"));
+    let wrong = |what: &str| Error::Evaluation(format!("{}: {what}", path.display()));
+    match (is_npy, labels) {
+        (true, Some(labels)) => read_npy(path, labels),
+        (true, None) => Err(wrong("expected labels too, another .npy file of zeros and ones")),
+        (false, Some(_)) => Err(wrong("expected no labels beside a CSV, which has a column is_same")),
+        (false, None) => read_csv(path),
+    }
+}
+
+fn read_npy(path: &Path, labels: &Path) -> Result<ScoreFile> {
+    let scores = npy::read(path)?;
+    let label = |value: f64| match value {
+        0.0 => Ok(false),
+        1.0 => Ok(true),
+        _ => Err(Error::Evaluation(format!("{}: expected zeros and ones, found {value}", labels.display()))),
+    };
+    let is_same = npy::read(labels)?.into_iter().map(label).collect::<Result<Vec<_>>>()?;
+    Ok(ScoreFile { comparisons: named(path, Comparisons::new(scores, is_same, None))?, groups: None })
+}
+
+fn read_csv(path: &Path) -> Result<ScoreFile> {
+    let mut table = Table::open(path)?;
+    let (score, is_same) = (table.column("score")?, table.column("is_same")?);
+    let both = |a: Option<usize>, b: Option<usize>| a.zip(b).map(|(a, b)| [a, b]);
+    let people = both(table.find("person_a"), table.find("person_b"));
+    let groups = both(table.find("group_a"), table.find("group_b"));
+    let (mut scores, mut labels, mut who, mut which) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut numbers = HashMap::new();
+    while let Some(row) = table.next()? {
+        let value = row[score].parse().ok().filter(|s: &f64| s.is_finite());
+        scores.push(value.ok_or_else(|| table.error(format!("expected a finite score, found {:?}", &row[score])))?);
+        labels.push(match row[is_same].to_ascii_lowercase().as_str() {
+            "1" | "true" => true,
+            "0" | "false" => false,
+            other => return Err(table.error(format!("expected is_same to be 1, 0, true or false, found {other:?}"))),
+        });
+        if let Some(columns) = people {
+            who.push(columns.map(|column| {
+                let next = numbers.len() as u32;
+                *numbers.entry(row[column].to_owned()).or_insert(next)
+            }));
+        }
+        if let Some(columns) = groups {
+            which.push(columns.map(|column| row[column].to_owned()));
+        }
+    }
+    let comparisons = named(path, Comparisons::new(scores, labels, people.map(|_| who)))?;
+    Ok(ScoreFile { comparisons, groups: groups.map(|_| which) })
+}
+
+/// The file in the error.
+fn named<T>(path: &Path, result: Result<T>) -> Result<T> {
+    result.map_err(|error| match error {
+        Error::Evaluation(what) => Error::Evaluation(format!("{}: {what}", path.display())),
+        other => other,
+    })
+}
+
+/// Writes scores as a CSV that [`read_scores`] reads, or as a `.npy` file with another of labels beside it, `NAME-labels.npy`, by the
+/// extension of `path`; returns the files. `images(i)` names the two images of pair `i`, `person` who a number is.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_scores(
+    path: &Path,
+    comparisons: &Comparisons,
+    images: impl Fn(usize) -> [String; 2],
+    person: impl Fn(u32) -> String,
+) -> Result<Vec<PathBuf>> {
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let labels = path.with_file_name(format!("{stem}-labels.npy"));
+        let values = comparisons.scores().iter().flat_map(|score| score.to_le_bytes());
+        files::write_atomic(path, &npy::encode("<f8", &[comparisons.len()], values))?;
+        let values = comparisons.is_same().iter().map(|&is_same| u8::from(is_same));
+        files::write_atomic(&labels, &npy::encode("|b1", &[comparisons.len()], values))?;
+        return Ok(vec![path.to_owned(), labels]);
+    }
+    let file = files::temporary(path)?;
+    let error = |e: csv::Error| Error::Io { path: path.to_owned(), source: std::io::Error::other(e) };
+    let mut writer = csv::Writer::from_writer(file);
+    let people = comparisons.people();
+    let mut header = vec!["image_a", "image_b", "is_same", "score"];
+    header.extend(people.map(|_| ["person_a", "person_b"]).into_iter().flatten());
+    writer.write_record(header).map_err(error)?;
+    for (i, (score, &is_same)) in comparisons.scores().iter().zip(comparisons.is_same()).enumerate() {
+        let [a, b] = images(i);
+        let mut row = vec![a, b, u8::from(is_same).to_string(), score.to_string()];
+        row.extend(people.map(|people| people[i].map(&person)).into_iter().flatten());
+        writer.write_record(row).map_err(error)?;
+    }
+    let file = writer.into_inner().map_err(|e| Error::Io { path: path.to_owned(), source: e.into_error() })?;
+    file.as_file().sync_all().map_err(Error::io(path))?;
+    file.persist(path).map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
+    Ok(vec![path.to_owned()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_read_back_as_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let comparisons =
+            Comparisons::new(vec![0.1 + 0.2, -0.25, 0.5], vec![true, false, true], Some(vec![[7, 7], [7, 2], [2, 2]]));
+        let comparisons = comparisons.unwrap();
+        let images = |i: usize| [format!("a{i}.jpg"), format!("b, {i}.jpg")];
+        let path = folder.path().join("scores.csv");
+        write_scores(&path, &comparisons, images, |p| format!("person {p}")).unwrap();
+        let read = read_scores(&path, None).unwrap();
+        assert_eq!(
+            (read.comparisons.scores(), read.comparisons.is_same()),
+            (comparisons.scores(), comparisons.is_same())
+        );
+        assert_eq!(read.comparisons.people(), Some(&[[0, 0], [0, 1], [1, 1]][..]));
+        assert_eq!(read.groups, None);
+
+        let path = folder.path().join("scores.npy");
+        let written = write_scores(&path, &comparisons, images, |p| p.to_string()).unwrap();
+        assert_eq!(written[1], folder.path().join("scores-labels.npy"));
+        let read = read_scores(&path, Some(&written[1])).unwrap().comparisons;
+        assert_eq!((read.scores(), read.is_same(), read.people()), (comparisons.scores(), comparisons.is_same(), None));
+        assert!(read_scores(&path, None).unwrap_err().to_string().contains("labels too"));
+        assert!(read_scores(&path, Some(&path)).unwrap_err().to_string().contains("zeros and ones"));
+    }
+
+    #[test]
+    fn wrong_files_are_errors_that_name_the_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.csv");
+        let error = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read_scores(&path, None).unwrap_err().to_string()
+        };
+        assert!(error("score,same\n1,1\n").contains("expected a column is_same"));
+        assert!(error("score,is_same\n0.5,1\nNaN,0\n").contains(":3: expected a finite score, found \"NaN\""));
+        assert!(error("score,is_same\n0.5,yes\n").contains(":2: expected is_same to be"));
+        let text = "score,is_same,person_a,person_b\n0.5,1,ann,bob\n";
+        assert!(error(text).contains("pair 0: expected one person"), "{}", error(text));
+    }
+}
