@@ -99,3 +99,34 @@ fn wrong_scores_are_errors_in_a_line() -> Result<()> {
     assert!(error("score,is_same\n0.5,1\n0.1,0\n", &["--bootstrap", "3"])?.contains("bootstrap.replicates"));
     Ok(())
 }
+
+#[test]
+fn systems_are_compared_pair_by_pair() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let [first, better, other] = ["first.csv", "better.csv", "other.csv"].map(|name| folder.path().join(name));
+    let text = scores();
+    std::fs::write(&first, &text)?;
+    // Genuine scores higher by 0.1, the same noise.
+    let improved = text.lines().map(|line| match line.split_once(",1,") {
+        Some((score, rest)) => format!("{},1,{rest}\n", score.parse::<f64>().expect("a score") + 0.1),
+        None => format!("{line}\n"),
+    });
+    std::fs::write(&better, improved.collect::<String>())?;
+    let found = json(&["compare", str(&first), str(&better), "--bootstrap", "200", "--json"])?;
+    let eer = &found["figures"][0];
+    assert_eq!(eer["figure"], "EER");
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let difference = &eer["differences"][0];
+    assert!(number(&difference["interval"]["high"]) < 0.0 && number(&difference["p_value"]) < 0.05, "{difference}");
+    assert!((number(&eer["values"][1]) - number(&eer["values"][0]) - number(&difference["difference"])).abs() < 1e-12);
+
+    let output = maskinv(&["compare", str(&first), str(&better), str(&first), "--bootstrap", "200"])?;
+    let text = String::from_utf8(output.stdout)?;
+    assert!(text.contains("EER %") && text.contains("+0.00 [+0.00, +0.00]") && text.contains('*'), "{text}");
+
+    std::fs::write(&other, "score,is_same\n0.5,1\n0.1,0\n")?;
+    let output = maskinv(&["compare", str(&first), str(&other)])?;
+    let said = String::from_utf8(output.stderr)?;
+    assert!(output.status.code() == Some(1) && said.contains("system 2: expected 1760 pairs"), "{said}");
+    Ok(())
+}

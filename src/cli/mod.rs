@@ -1,6 +1,7 @@
 //! The command line: parses flags, shows progress on stderr, prints results on stdout.
 
 mod allocator;
+mod compare;
 mod convert;
 mod data;
 mod device;
@@ -24,6 +25,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
+use compare::CompareArgs;
 use convert::ConvertArgs;
 use data::DataArgs;
 use download::DownloadArgs;
@@ -60,6 +62,8 @@ enum Command {
     Evaluate(EvaluateArgs),
     /// Computes the figures of any system's scores: error rates, thresholds, intervals, groups
     Metrics(MetricsArgs),
+    /// Puts systems that scored the same pairs beside each other, and tells chance from difference
+    Compare(CompareArgs),
     /// Draws masks onto aligned face crops
     Mask(MaskArgs),
     /// Shows, converts and checks data sets, and draws pairs to test on
@@ -81,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => exit_code(args.run()),
         Command::Evaluate(args) => exit_code(args.run()),
         Command::Metrics(args) => exit_code(args.run()),
+        Command::Compare(args) => exit_code(args.run()),
         Command::Mask(args) => exit_code(args.run()),
         Command::Data(args) => exit_code(args.run()),
         Command::Embed(args) => exit_code(args.run()),

@@ -23,7 +23,7 @@ pub struct AtFmr {
     pub fmr: Option<f64>,
     /// The share of genuine scores below it; the true accept rate is the rest.
     pub fnmr: Option<f64>,
-    /// Of `fmr`, threshold and all.
+    /// Of `fmr`, threshold and all; `None` where the threshold was chosen on the same comparisons and keeps it by construction.
     pub fmr_interval: Option<Interval>,
     /// Of `fnmr`, threshold and all.
     pub fnmr_interval: Option<Interval>,
@@ -84,7 +84,11 @@ impl Figures<'_> {
             accuracy,
             tar_at_far,
             at_fmr: own.at(&own),
-            at_unmasked_fmr: unmasked.map_or_else(Vec::new, |unmasked| own.at(&unmasked)),
+            at_unmasked_fmr: match &unmasked {
+                Some(unmasked) if unmasked.scores == own.scores => own.at(&own),
+                Some(unmasked) => own.at(unmasked),
+                None => Vec::new(),
+            },
         })
     }
 }
@@ -130,7 +134,7 @@ impl Chosen {
                 threshold,
                 fmr: threshold.map(|t| self.scores.fmr_at_threshold(t)),
                 fnmr: threshold.map(|t| self.scores.fnmr_at_threshold(t)),
-                fmr_interval: interval(target, 0),
+                fmr_interval: (!std::ptr::eq(self, other)).then(|| interval(target, 0)).flatten(),
                 fnmr_interval: interval(target, 1),
             }
         };

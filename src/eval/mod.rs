@@ -8,6 +8,7 @@ mod figures;
 mod groups;
 mod lfw;
 mod metrics;
+mod paired;
 mod protocol;
 mod report;
 mod score_file;
@@ -19,8 +20,9 @@ pub use figures::{AtFmr, FMR_TARGETS, Figures, SettingResult};
 pub use groups::{GroupRates, group_rates};
 pub use lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2};
 pub use metrics::{Metrics, Scores};
+pub use paired::{PairedFigure, compare_systems};
 pub use protocol::{
     EvalConfig, Evaluation, Setting, SettingScores, compare, compare_as_is, evaluate, evaluate_as_is, figures,
 };
-pub use report::{details, details_of, group_table, operating_points, table, table_as_is};
+pub use report::{comparison_table, details, details_of, group_table, operating_points, table, table_as_is};
 pub use score_file::{ScoreFile, read_scores, write_scores};

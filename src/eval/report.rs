@@ -4,6 +4,7 @@ use super::bootstrap::Interval;
 use super::figures::SettingResult;
 use super::groups::GroupRates;
 use super::metrics::Metrics;
+use super::paired::PairedFigure;
 use super::protocol::{Evaluation, Setting};
 
 /// What the tables say below themselves where a figure is marked.
@@ -152,4 +153,37 @@ pub fn group_table(rates: &[GroupRates]) -> String {
         format!("  {:width$} {fnmr:>8} {:>8} {fmr:>8} {:>9}", r.group, r.num_genuine, r.num_impostor)
     };
     std::iter::once(header).chain(rates.iter().map(row)).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns systems beside each other as a text table, a block a figure; `*` marks a difference from the first system that chance
+/// alone brings less often than `1 - confidence`, one figure of one system taken by itself.
+pub fn comparison_table(names: &[String], figures: &[PairedFigure], confidence: f64) -> String {
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for PairedFigure { figure, values, differences } in figures {
+        // Rates in per cent; the Fisher ratio is none.
+        let (title, scale) =
+            if *figure == "FDR" { ((*figure).to_owned(), 1.0) } else { (format!("{figure} %"), 100.0) };
+        lines.push(format!("{title:width$}  {:>8} {:>28} {:>8}", "value", "less the first's", "p"));
+        let number = |v: f64| format!("{:.2}", scale * v);
+        for (i, (name, value)) in names.iter().zip(values).enumerate() {
+            let value = or_dash(value.map(number));
+            let difference = i.checked_sub(1).and_then(|i| differences[i]);
+            let rest = difference.map(|d| {
+                let mark = if d.p_value < 1.0 - confidence { "*" } else { "" };
+                let signed = |v: f64| format!("{:+.2}", scale * v);
+                let ends =
+                    format!("{} [{}, {}]", signed(d.difference), signed(d.interval.low), signed(d.interval.high));
+                format!(" {ends:>28} {:>7.3}{mark}", d.p_value)
+            });
+            lines.push(format!("{name:width$}  {value:>8}{}", rest.unwrap_or_default()));
+        }
+        lines.push(String::new());
+    }
+    lines.push(format!(
+        "* differs from the first by more than chance at {:.0} %, each figure by itself: one in {:.0} does so without a reason",
+        100.0 * confidence,
+        1.0 / (1.0 - confidence)
+    ));
+    lines.join("\n")
 }
