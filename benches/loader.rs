@@ -1,7 +1,6 @@
 //! Times the way from a data set to batches: `cargo bench --bench loader -- DATA [--template FILE] [--threads N] [--seconds S]
 //! [--only WORK]` prints images a second and thread, for decoding alone and with flips, masks and conditions.
-//! `benches/peers/data.py` does the
-//! published pipeline's work beside it.
+//! `benches/peers/data.py` does the published pipeline's work beside it.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use maskinv::eval::{Scores, fold_accuracy, fold_tar_at_far};
+use maskinv::eval::{FMR_TARGETS, Scores, fold_accuracy, fold_tar_at_far};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -38,8 +38,7 @@ fn main() -> Result<()> {
     let began = Instant::now();
     let scores = Scores::new(genuine, impostor)?;
     let metrics = scores.metrics();
-    let rates: Vec<f64> =
-        [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6].iter().filter_map(|&f| scores.fnmr_at_fmr(f).ok()).collect();
+    let rates: Vec<f64> = FMR_TARGETS.into_iter().filter_map(|f| scores.fnmr_at_fmr(f).ok()).collect();
     println!("{impostors} impostor scores, all figures: {:.2} s", began.elapsed().as_secs_f64());
     println!("EER {:.6}, AUC {:.6}, FNMR at FMR 1e-1 to 1e-6 {rates:?}", metrics.eer, metrics.auc);
     if let (Some(before), Some(after)) = (before, peak_mb()) {

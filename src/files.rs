@@ -34,7 +34,14 @@ pub fn temporary(path: &Path) -> Result<NamedTempFile> {
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = temporary(path)?;
     file.write_all(bytes).map_err(Error::io(path))?;
+    persist(file, path)
+}
+
+/// Makes a temporary file what it was begun for, once it is on the disk.
+///
+/// # Errors
+/// When it cannot be written or renamed.
+pub fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
     file.as_file().sync_all().map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
-    Ok(())
+    file.persist(path).map(drop).map_err(|e| Error::io(path)(e.error))
 }

@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from build import ROOT, bench
+
 # Our names of the works, and the share of masked images that they have in the published pipeline.
 WORKS = {
     "decode, flip": 0.0,
@@ -22,14 +23,6 @@ WORKS = {
     "decode, flip, the template on all": 1.0,
     "decode, flip, drawn masks on half": 0.5,
 }
-
-
-def bench():
-    """Builds the benchmark and returns its path."""
-    command = ["cargo", "bench", "--bench", "loader", "--no-run", "--message-format=json"]
-    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    built = (json.loads(line) for line in lines)
-    return next(b["executable"] for b in built if b.get("executable") and b["target"]["name"] == "loader")
 
 
 def ours(program, args):
@@ -58,7 +51,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3)
     args = parser.parse_args()
-    program = bench()
+    program = bench("loader")
     rounds = []
     for _ in range(args.rounds):
         published = {mask: peer(mask, args) for mask in sorted(set(WORKS.values()))}

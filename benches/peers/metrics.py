@@ -9,17 +9,14 @@ on the test fold as well; SciPy interpolates the threshold at FAR 1e-3. Both sid
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
+from build import bench
 from scipy import interpolate
 from sklearn.model_selection import KFold
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def counts(threshold, distances, same):
@@ -52,18 +49,11 @@ def evaluate(distances, same):
     return np.mean(accuracies), np.mean(tars)
 
 
-def bench():
-    command = ["cargo", "bench", "--bench", "metrics", "--no-run", "--message-format=json"]
-    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    built = (json.loads(line) for line in lines)
-    return next(b["executable"] for b in built if b.get("executable") and b["target"]["name"] == "metrics")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    program = bench()
+    program = bench("metrics")
     rng = np.random.default_rng(0)
     same = (np.arange(6000) // 300 % 2) == 0
     distances = np.where(same, rng.uniform(0.2, 1.6, 6000), rng.uniform(1.2, 2.4, 6000))

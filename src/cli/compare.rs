@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::metrics::BootstrapArgs;
+use super::bootstrap::BootstrapArgs;
 use super::{print, print_json};
-use crate::eval::{BootstrapConfig, compare_systems, comparison_table, read_scores};
+use crate::eval::{compare_systems, comparison_table, read_scores};
 
 /// Which systems.
 #[derive(Args, Debug)]
@@ -29,9 +29,7 @@ impl CompareArgs {
     /// # Errors
     /// When a file is wrong or the systems scored other pairs.
     pub fn run(self) -> Result<()> {
-        let mut bootstrap = BootstrapConfig::default();
-        self.bootstrap.apply(&mut bootstrap);
-        bootstrap.validate()?;
+        let bootstrap = self.bootstrap.config()?;
         let read = |path: &PathBuf| Ok(read_scores(path, None)?.comparisons);
         let systems = self.scores.iter().map(read).collect::<Result<Vec<_>>>()?;
         let names: Vec<String> = self.scores.iter().map(|path| path.display().to_string()).collect();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::metrics::BootstrapArgs;
+use super::bootstrap::BootstrapArgs;
 use super::model::HubArgs;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
@@ -78,10 +78,10 @@ impl EvaluateArgs {
             if let Some(photos) = &photos {
                 let comparisons = compare_as_is(model, photos, &config.eval, on).context(name.clone())?;
                 self.write(name, "real-masks", photos, &comparisons)?;
-                let bootstrap = &config.eval.bootstrap;
-                let figures =
-                    Figures { comparisons: &comparisons, unmasked: None, num_folds: photos.num_folds, bootstrap };
-                real_masks.push((name.as_str(), figures.compute().context(name.clone())?));
+                let result = Figures::new(&comparisons, photos.num_folds, &config.eval.bootstrap)
+                    .and_then(|figures| figures.compute(None))
+                    .context(name.clone())?;
+                real_masks.push((name.as_str(), result));
             }
         }
         if self.json {

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::bootstrap::BootstrapArgs;
 use super::{print, print_json};
 use crate::eval::{
-    BootstrapConfig, Figures, GroupRates, ScoreFile, Scores, SettingResult, details_of, group_rates, group_table,
-    operating_points, read_scores,
+    Figures, GroupRates, ScoreFile, SettingResult, details_of, group_rates, group_table, operating_points, read_scores,
 };
 
 /// Which scores, and what to make of them.
@@ -34,25 +34,6 @@ pub struct MetricsArgs {
     json: bool,
 }
 
-/// How sure figures are.
-#[derive(Args, Debug)]
-pub struct BootstrapArgs {
-    /// How often people are drawn anew for the intervals; 0 for none [default: 1000]
-    #[arg(long, value_name = "N")]
-    bootstrap: Option<usize>,
-    /// Share of the draws inside an interval [default: 0.95]
-    #[arg(long, value_name = "SHARE")]
-    confidence: Option<f64>,
-}
-
-impl BootstrapArgs {
-    /// Changes the settings that the flags name.
-    pub fn apply(&self, config: &mut BootstrapConfig) {
-        config.replicates = self.bootstrap.unwrap_or(config.replicates);
-        config.confidence = self.confidence.unwrap_or(config.confidence);
-    }
-}
-
 impl MetricsArgs {
     /// Computes the figures of the scores and prints them.
     ///
@@ -60,17 +41,13 @@ impl MetricsArgs {
     /// When the file is wrong or the scores are too few.
     pub fn run(self) -> Result<()> {
         let ScoreFile { comparisons, groups } = read_scores(&self.scores, self.labels.as_deref())?;
-        let mut bootstrap = BootstrapConfig::default();
-        self.bootstrap.apply(&mut bootstrap);
-        bootstrap.validate()?;
-        let figures =
-            Figures { comparisons: &comparisons, unmasked: None, num_folds: self.folds, bootstrap: &bootstrap };
-        let result = figures.compute().with_context(|| self.scores.display().to_string())?;
+        let bootstrap = self.bootstrap.config()?;
+        let name = || self.scores.display().to_string();
+        let figures = Figures::new(&comparisons, self.folds, &bootstrap).with_context(name)?;
+        let result = figures.compute(None).with_context(name)?;
         let groups = match &groups {
             Some(groups) => {
-                let threshold = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?
-                    .threshold_at_fmr(self.group_fmr)
-                    .context("--group-fmr")?;
+                let threshold = figures.scores().threshold_at_fmr(self.group_fmr).context("--group-fmr")?;
                 Some((threshold, group_rates(&comparisons, groups, threshold)?))
             }
             None => None,

@@ -1,6 +1,7 @@
 //! The command line: parses flags, shows progress on stderr, prints results on stdout.
 
 mod allocator;
+mod bootstrap;
 mod compare;
 mod convert;
 mod data;

@@ -171,9 +171,8 @@ impl Bootstrap {
         Some(Interval { low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) })
     }
 
-    /// Returns the intervals of all figures.
-    pub fn metrics(&self) -> MetricIntervals {
-        let all = self.replicates(|_, replicate| replicate.metrics());
+    /// Returns the intervals of all figures from those of every replicate.
+    pub fn intervals(&self, all: &[Option<Metrics>]) -> MetricIntervals {
         let of = |figure: fn(&Metrics) -> Option<f64>| self.interval(all.iter().map(|m| m.as_ref().and_then(figure)));
         MetricIntervals {
             eer: of(|m| Some(m.eer)),
@@ -184,6 +183,23 @@ impl Bootstrap {
             i_mean: of(|m| Some(m.i_mean)),
             auc: of(|m| Some(m.auc)),
         }
+    }
+
+    /// Returns how a figure differs between two systems: `values` of both, and their replicates of the same people. None where a
+    /// replicate in twenty lacks a value.
+    pub fn difference(
+        &self,
+        values: [f64; 2],
+        replicates: impl IntoIterator<Item = [Option<f64>; 2]>,
+    ) -> Option<Difference> {
+        let differences: Vec<Option<f64>> = replicates.into_iter().map(|[a, b]| Some(b? - a?)).collect();
+        let interval = self.interval(differences.iter().copied())?;
+        let share = |is_other_side: fn(f64) -> bool| {
+            let num = differences.iter().flatten().filter(|&&d| is_other_side(d)).count();
+            (num + 1) as f64 / (differences.iter().flatten().count() + 1) as f64
+        };
+        let p_value = (2.0 * share(|d| d <= 0.0).min(share(|d| d >= 0.0))).min(1.0);
+        Some(Difference { difference: values[1] - values[0], interval, p_value })
     }
 }
 
@@ -240,25 +256,6 @@ pub struct Difference {
     pub p_value: f64,
 }
 
-impl Bootstrap {
-    /// Returns how a figure differs between two systems: `values` of both, and their replicates of the same people. None where a
-    /// replicate in twenty lacks a value.
-    pub fn difference(
-        &self,
-        values: [f64; 2],
-        replicates: impl IntoIterator<Item = [Option<f64>; 2]>,
-    ) -> Option<Difference> {
-        let differences: Vec<Option<f64>> = replicates.into_iter().map(|[a, b]| Some(b? - a?)).collect();
-        let interval = self.interval(differences.iter().copied())?;
-        let share = |is_other_side: fn(f64) -> bool| {
-            let num = differences.iter().flatten().filter(|&&d| is_other_side(d)).count();
-            (num + 1) as f64 / (differences.iter().flatten().count() + 1) as f64
-        };
-        let p_value = (2.0 * share(|d| d <= 0.0).min(share(|d| d >= 0.0))).min(1.0);
-        Some(Difference { difference: values[1] - values[0], interval, p_value })
-    }
-}
-
 /// The value below which a share `q` of the ascending values lies, between the two nearest (Hyndman and Fan's seventh definition).
 fn quantile(ascending: &[f64], q: f64) -> f64 {
     let place = q * (ascending.len() - 1) as f64;
@@ -288,6 +285,10 @@ mod tests {
             }
         }
         Comparisons::new(scores, is_same, Some(people)).unwrap()
+    }
+
+    fn intervals(bootstrap: &Bootstrap) -> MetricIntervals {
+        bootstrap.intervals(&bootstrap.replicates(|_, replicate| replicate.metrics()))
     }
 
     /// A replicate's figures are those of the same scores repeated.
@@ -342,7 +343,7 @@ mod tests {
         let mut inside = 0;
         for seed in 0..100 {
             let bootstrap = Bootstrap::new(&comparisons(100 + seed), &config).unwrap();
-            let interval = bootstrap.metrics().g_mean.unwrap();
+            let interval = intervals(&bootstrap).g_mean.unwrap();
             assert!(interval.low < interval.high);
             inside += u32::from((interval.low..=interval.high).contains(&0.6));
         }
@@ -351,7 +352,7 @@ mod tests {
         let with = comparisons(1);
         let without = Comparisons::new(with.scores().to_vec(), with.is_same().to_vec(), None).unwrap();
         let width = |c: &Comparisons| {
-            let interval = Bootstrap::new(c, &config).unwrap().metrics().g_mean.unwrap();
+            let interval = intervals(&Bootstrap::new(c, &config).unwrap()).g_mean.unwrap();
             interval.high - interval.low
         };
         assert!(width(&without) < 0.7 * width(&with));
@@ -388,7 +389,7 @@ mod tests {
         let comparisons = comparisons(4);
         let of = |seed| {
             let config = BootstrapConfig { replicates: 100, seed, ..BootstrapConfig::default() };
-            Bootstrap::new(&comparisons, &config).unwrap().metrics()
+            intervals(&Bootstrap::new(&comparisons, &config).unwrap())
         };
         assert_eq!(of(1), of(1));
         assert_ne!(of(1), of(2));

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::bootstrap::{Bootstrap, BootstrapConfig, Interval, MetricIntervals};
+use super::bootstrap::{Bootstrap, BootstrapConfig, Interval, MetricIntervals, Replicate};
 use super::comparisons::Comparisons;
 use super::lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2};
 use super::metrics::{Metrics, Scores};
@@ -50,47 +50,119 @@ pub struct SettingResult {
     pub at_unmasked_fmr: Vec<AtFmr>,
 }
 
-/// What [`SettingResult`] is computed of.
-#[derive(Clone, Copy, Debug)]
+/// Comparisons with what is drawn of them once, for their own figures and for those of others at their thresholds.
+#[derive(Debug)]
 pub struct Figures<'a> {
-    /// The comparisons.
-    pub comparisons: &'a Comparisons,
-    /// Those of the same people without masks, for [`SettingResult::at_unmasked_fmr`].
-    pub unmasked: Option<&'a Comparisons>,
-    /// Folds of equal size that the comparisons fall into; fewer than two for none.
-    pub num_folds: usize,
-    /// How intervals are made.
-    pub bootstrap: &'a BootstrapConfig,
+    comparisons: &'a Comparisons,
+    num_folds: usize,
+    scores: Scores,
+    thresholds: [Option<f64>; NUM_TARGETS],
+    bootstrap: Option<(Bootstrap, Vec<Option<Draw>>)>,
 }
 
-impl Figures<'_> {
-    /// Computes everything.
+const NUM_TARGETS: usize = FMR_TARGETS.len();
+
+/// FMR and FNMR at every target that can be measured.
+type Rates = [Option<[f64; 2]>; NUM_TARGETS];
+
+/// What one replicate gives.
+#[derive(Clone, Copy, Debug)]
+struct Draw {
+    metrics: Metrics,
+    thresholds: [Option<f64>; NUM_TARGETS],
+    rates: Rates,
+}
+
+impl<'a> Figures<'a> {
+    /// Sorts `comparisons` and draws from them; they fall into `num_folds` folds of equal size, fewer than two for none.
     ///
     /// # Errors
-    /// When there is no genuine or no impostor comparison, or more folds than comparisons.
-    pub fn compute(&self) -> Result<SettingResult> {
+    /// When there is no genuine or no impostor comparison, or a setting of the bootstrap is out of range.
+    pub fn new(comparisons: &'a Comparisons, num_folds: usize, config: &BootstrapConfig) -> Result<Self> {
+        let scores = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?;
+        let thresholds = FMR_TARGETS.map(|fmr| scores.threshold_at_fmr(fmr).ok());
+        let draw = |_, replicate: &Replicate| {
+            let thresholds = std::array::from_fn(|i| thresholds[i].map(|_| replicate.threshold_at_fmr(FMR_TARGETS[i])));
+            Draw { metrics: replicate.metrics(), thresholds, rates: rates(replicate, &thresholds) }
+        };
+        let bootstrap = match config.replicates {
+            0 => None,
+            _ => {
+                let bootstrap = Bootstrap::new(comparisons, config)?;
+                let draws = bootstrap.replicates(draw);
+                Some((bootstrap, draws))
+            }
+        };
+        Ok(Self { comparisons, num_folds, scores, thresholds, bootstrap })
+    }
+
+    /// The scores, sorted.
+    pub fn scores(&self) -> &Scores {
+        &self.scores
+    }
+
+    /// Returns all figures; `unmasked` are those of the same people without masks, these themselves perhaps, for
+    /// [`SettingResult::at_unmasked_fmr`].
+    ///
+    /// # Errors
+    /// When there are more folds than comparisons.
+    pub fn compute(&self, unmasked: Option<&Self>) -> Result<SettingResult> {
         let (scores, is_same) = (self.comparisons.scores(), self.comparisons.is_same());
-        let own = Chosen::new(self.comparisons, self.bootstrap)?;
-        let unmasked = self.unmasked.map(|unmasked| Chosen::new(unmasked, self.bootstrap)).transpose()?;
         let distances: Vec<f64> = scores.iter().map(|&c| squared_l2(c)).collect();
         // Squared L2 is that of unit vectors: other scores are no cosines.
         let has_folds = self.num_folds > 1 && scores.iter().all(|s| s.abs() <= 1.0 + 1e-6);
         let accuracy = has_folds.then(|| fold_accuracy(&distances, is_same, self.num_folds)).transpose()?;
         let tar_at_far = has_folds.then(|| fold_tar_at_far(&distances, is_same, self.num_folds, 1e-3).ok()).flatten();
+        let bootstrap = self.bootstrap.as_ref();
+        let metrics = |draws: &[Option<Draw>]| draws.iter().map(|d| d.map(|d| d.metrics)).collect::<Vec<_>>();
         Ok(SettingResult {
-            metrics: own.scores.metrics(),
-            intervals: own.bootstrap.as_ref().map(Bootstrap::metrics),
-            bootstrap: own.bootstrap.as_ref().map(Bootstrap::describe),
+            metrics: self.scores.metrics(),
+            intervals: bootstrap.map(|(bootstrap, draws)| bootstrap.intervals(&metrics(draws))),
+            bootstrap: bootstrap.map(|(bootstrap, _)| bootstrap.describe()),
             accuracy,
             tar_at_far,
-            at_fmr: own.at(&own),
-            at_unmasked_fmr: match &unmasked {
-                Some(unmasked) if unmasked.scores == own.scores => own.at(&own),
-                Some(unmasked) => own.at(unmasked),
-                None => Vec::new(),
-            },
+            at_fmr: self.at(self),
+            at_unmasked_fmr: unmasked.map_or_else(Vec::new, |unmasked| self.at(unmasked)),
         })
     }
+
+    /// What happens here at the thresholds chosen on `other`.
+    fn at(&self, other: &Self) -> Vec<AtFmr> {
+        let is_own = std::ptr::eq(self, other);
+        let drawn = self.drawn(other);
+        let interval = |target: usize, rate: usize| {
+            let values = drawn.iter().map(|rates| rates.and_then(|rates| Some(rates[target]?[rate])));
+            self.bootstrap.as_ref()?.0.interval(values)
+        };
+        let at = |(target, fmr_target): (usize, f64)| {
+            let threshold = other.thresholds[target];
+            AtFmr {
+                fmr_target,
+                threshold,
+                fmr: threshold.map(|t| self.scores.fmr_at_threshold(t)),
+                fnmr: threshold.map(|t| self.scores.fnmr_at_threshold(t)),
+                fmr_interval: if is_own { None } else { interval(target, 0) },
+                fnmr_interval: interval(target, 1),
+            }
+        };
+        FMR_TARGETS.into_iter().enumerate().map(at).collect()
+    }
+
+    /// The rates of every replicate at the thresholds that the same people give on `other`.
+    fn drawn(&self, other: &Self) -> Vec<Option<Rates>> {
+        let (Some((bootstrap, own)), Some((_, chosen))) = (&self.bootstrap, &other.bootstrap) else {
+            return Vec::new();
+        };
+        if std::ptr::eq(self, other) {
+            return own.iter().map(|draw| draw.map(|draw| draw.rates)).collect();
+        }
+        let at = |k: usize, replicate: &Replicate| chosen[k].map(|draw| rates(replicate, &draw.thresholds));
+        bootstrap.replicates(at).into_iter().map(Option::flatten).collect()
+    }
+}
+
+fn rates(replicate: &Replicate, thresholds: &[Option<f64>; NUM_TARGETS]) -> Rates {
+    thresholds.map(|t| t.map(|t| [replicate.fmr_at_threshold(t), replicate.fnmr_at_threshold(t)]))
 }
 
 impl SettingResult {
@@ -98,63 +170,4 @@ impl SettingResult {
     pub fn at_unmasked(&self, fmr_target: f64) -> Option<&AtFmr> {
         self.at_unmasked_fmr.iter().find(|at| at.fmr_target == fmr_target && at.threshold.is_some())
     }
-
-    /// Returns what happens at the threshold of this FMR, if that was measured.
-    pub fn at(&self, fmr_target: f64) -> Option<&AtFmr> {
-        self.at_fmr.iter().find(|at| at.fmr_target == fmr_target && at.threshold.is_some())
-    }
 }
-
-/// Comparisons that thresholds are chosen on, or applied to.
-struct Chosen {
-    scores: Scores,
-    bootstrap: Option<Bootstrap>,
-}
-
-impl Chosen {
-    fn new(comparisons: &Comparisons, config: &BootstrapConfig) -> Result<Self> {
-        Ok(Self {
-            scores: Scores::from_labelled(comparisons.scores(), comparisons.is_same())?,
-            bootstrap: (config.replicates > 0).then(|| Bootstrap::new(comparisons, config)).transpose()?,
-        })
-    }
-
-    /// What happens here at the thresholds chosen on `other`.
-    fn at(&self, other: &Self) -> Vec<AtFmr> {
-        let thresholds = FMR_TARGETS.map(|fmr| other.scores.threshold_at_fmr(fmr).ok());
-        let drawn = self.drawn(other, &thresholds).unwrap_or_default();
-        let interval = |target: usize, rate: usize| {
-            let values = drawn.iter().map(|rates| rates.and_then(|rates| Some(rates[target]?[rate])));
-            self.bootstrap.as_ref()?.interval(values)
-        };
-        let at = |(target, fmr_target): (usize, f64)| {
-            let threshold = thresholds[target];
-            AtFmr {
-                fmr_target,
-                threshold,
-                fmr: threshold.map(|t| self.scores.fmr_at_threshold(t)),
-                fnmr: threshold.map(|t| self.scores.fnmr_at_threshold(t)),
-                fmr_interval: (!std::ptr::eq(self, other)).then(|| interval(target, 0)).flatten(),
-                fnmr_interval: interval(target, 1),
-            }
-        };
-        FMR_TARGETS.into_iter().enumerate().map(at).collect()
-    }
-
-    /// FMR and FNMR of every replicate at the thresholds that the same people give on `other`.
-    fn drawn(&self, other: &Self, measured: &[Option<f64>; NUM_TARGETS]) -> Option<Vec<Option<DrawnRates>>> {
-        let chosen = other.bootstrap.as_ref()?.replicates(|_, replicate| {
-            std::array::from_fn(|i| measured[i].map(|_| replicate.threshold_at_fmr(FMR_TARGETS[i])))
-        });
-        let rates = self.bootstrap.as_ref()?.replicates(|k, replicate| {
-            let rates = |t| [replicate.fmr_at_threshold(t), replicate.fnmr_at_threshold(t)];
-            chosen[k].map(|thresholds: [Option<f64>; NUM_TARGETS]| thresholds.map(|t| t.map(rates)))
-        });
-        Some(rates.into_iter().map(Option::flatten).collect())
-    }
-}
-
-const NUM_TARGETS: usize = FMR_TARGETS.len();
-
-/// FMR and FNMR at every target of one replicate.
-type DrawnRates = [Option<[f64; 2]>; NUM_TARGETS];

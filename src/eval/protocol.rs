@@ -126,11 +126,13 @@ pub fn evaluate(
 /// # Errors
 /// When a setting is out of range or the pairs are too few.
 pub fn figures(scores: &SettingScores, test: &TestSet, config: &EvalConfig) -> Result<Evaluation> {
-    let (unmasked, num_folds, bootstrap) = (scores.get(&Setting::UU), test.num_folds, &config.bootstrap);
-    let result = |(&setting, comparisons): (&Setting, &Comparisons)| {
-        Ok((setting, Figures { comparisons, unmasked, num_folds, bootstrap }.compute()?))
-    };
-    Ok(Evaluation { settings: scores.iter().map(result).collect::<Result<_>>()? })
+    let mut prepared = BTreeMap::new();
+    for (&setting, comparisons) in scores {
+        prepared.insert(setting, Figures::new(comparisons, test.num_folds, &config.bootstrap)?);
+    }
+    let unmasked = prepared.get(&Setting::UU);
+    let result = |(&setting, figures): (&Setting, &Figures)| Ok((setting, figures.compute(unmasked)?));
+    Ok(Evaluation { settings: prepared.iter().map(result).collect::<Result<_>>()? })
 }
 
 /// Compares the pairs of `test` by the cosine of their embeddings in every setting; `progress(done, total)` counts embedded images.
@@ -181,8 +183,7 @@ pub fn evaluate_as_is(
     progress: impl FnMut(usize, usize),
 ) -> Result<SettingResult> {
     let comparisons = compare_as_is(model, test, config, progress)?;
-    let bootstrap = &config.bootstrap;
-    Figures { comparisons: &comparisons, unmasked: None, num_folds: test.num_folds, bootstrap }.compute()
+    Figures::new(&comparisons, test.num_folds, &config.bootstrap)?.compute(None)
 }
 
 /// Compares the pairs of `test` as the images are, by the cosine of their embeddings.

@@ -53,7 +53,7 @@ fn columns(m: &Metrics) -> String {
 
 /// An error rate in per cent, marked if its FMR of 1 in `one_in` cannot be measured on the impostor scores.
 fn at_fmr(rate: f64, m: &Metrics, one_in: usize) -> String {
-    format!("{:.2}{}", 100.0 * rate, if m.num_impostor < one_in { "*" } else { "" })
+    format!("{}{}", percent(rate), if m.num_impostor < one_in { "*" } else { "" })
 }
 
 /// The lines, with the note that they call for.
@@ -73,8 +73,11 @@ fn percent(v: f64) -> String {
 
 /// A figure with its interval, if it has one.
 fn with(text: impl Fn(f64) -> String, value: f64, interval: Option<Interval>) -> String {
-    let ends = interval.map(|i| format!(" [{}, {}]", text(i.low), text(i.high)));
-    format!("{}{}", text(value), ends.unwrap_or_default().replace('*', ""))
+    text(value) + &ends(text, interval)
+}
+
+fn ends(text: impl Fn(f64) -> String, interval: Option<Interval>) -> String {
+    interval.map(|i| format!(" [{}, {}]", text(i.low), text(i.high))).unwrap_or_default()
 }
 
 fn or_dash(v: Option<String>) -> String {
@@ -91,9 +94,11 @@ pub fn details(evaluation: &Evaluation) -> String {
 pub fn details_of(columns: &[(&str, &SettingResult)]) -> String {
     let figures: [(&str, Figure); 12] = [
         ("EER %", |r| with(percent, r.metrics.eer, r.intervals.and_then(|i| i.eer))),
-        ("FMR100 %", |r| with(|v| at_fmr(v, &r.metrics, 100), r.metrics.fmr100, r.intervals.and_then(|i| i.fmr100))),
+        ("FMR100 %", |r| {
+            at_fmr(r.metrics.fmr100, &r.metrics, 100) + &ends(percent, r.intervals.and_then(|i| i.fmr100))
+        }),
         ("FMR1000 %", |r| {
-            with(|v| at_fmr(v, &r.metrics, 1000), r.metrics.fmr1000, r.intervals.and_then(|i| i.fmr1000))
+            at_fmr(r.metrics.fmr1000, &r.metrics, 1000) + &ends(percent, r.intervals.and_then(|i| i.fmr1000))
         }),
         ("FDR", |r| or_dash(r.metrics.fdr.map(|v| with(|v| format!("{v:.2}"), v, r.intervals.and_then(|i| i.fdr))))),
         ("G-mean", |r| with(|v| format!("{v:.3}"), r.metrics.g_mean, r.intervals.and_then(|i| i.g_mean))),

@@ -121,8 +121,7 @@ pub fn write_scores(
         writer.write_record(row).map_err(error)?;
     }
     let file = writer.into_inner().map_err(|e| Error::Io { path: path.to_owned(), source: e.into_error() })?;
-    file.as_file().sync_all().map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
+    files::persist(file, path)?;
     Ok(vec![path.to_owned()])
 }
 

@@ -67,7 +67,7 @@ impl InfoArgs {
     }
 }
 
-/// `counts` from the fewest on.
+/// The range, median and mean of counts from the fewest on.
 fn spread(counts: &[usize]) -> String {
     let at = |share: f64| counts[((counts.len() - 1) as f64 * share).round() as usize];
     let mean = counts.iter().sum::<usize>() as f64 / counts.len() as f64;

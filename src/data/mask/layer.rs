@@ -6,6 +6,7 @@ use super::warp::low_byte;
 
 /// Red, green and blue (multiplied by the cover) and the cover in `[0, 1]`, then what the skin beside the mask is multiplied by.
 const PLANES: usize = 5;
+const COVER: usize = 3;
 const SHADOW: usize = 4;
 
 /// The rectangle of an image that a mask can reach.
@@ -80,13 +81,13 @@ impl Layer {
     /// Cover of the mask at a pixel, `[0, 1]`.
     #[cfg(test)]
     pub fn cover(&self, x: u32, y: u32) -> f32 {
-        self.index(x, y).map_or(0.0, |at| self.planes[3][at])
+        self.index(x, y).map_or(0.0, |at| self.planes[COVER][at])
     }
 
     /// Whether blending can change a pixel.
     #[cfg(test)]
     pub fn touches(&self, x: u32, y: u32) -> bool {
-        self.index(x, y).is_some_and(|at| self.planes[3][at] > 0.0 || self.planes[SHADOW][at] < 1.0)
+        self.index(x, y).is_some_and(|at| self.planes[COVER][at] > 0.0 || self.planes[SHADOW][at] < 1.0)
     }
 
     #[cfg(test)]
@@ -113,7 +114,7 @@ impl pulp::NullaryFnOnce for Blend<'_> {
         let bytes: &mut [u8] = image;
         for y in 0..height {
             let (row, _) = bytes[start + y * row_bytes..][..3 * width].as_chunks_mut::<3>();
-            let (cover, shadow) = (&planes[3][y * width..][..width], &planes[SHADOW][y * width..][..width]);
+            let (cover, shadow) = (&planes[COVER][y * width..][..width], &planes[SHADOW][y * width..][..width]);
             for channel in 0..3 {
                 let mask = &planes[channel][y * width..][..width];
                 for x in 0..width {
