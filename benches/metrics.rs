@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use maskinv::eval::{FMR_TARGETS, Scores, fold_accuracy, fold_tar_at_far};
+use maskinv::eval::{BootstrapConfig, Embeddings, FMR_TARGETS, Scores, Searches, fold_accuracy, fold_tar_at_far};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -29,6 +29,19 @@ fn main() -> Result<()> {
         "ten folds of 600 pairs, accuracy and TAR: {:.3} ms",
         1e3 * began.elapsed().as_secs_f64() / f64::from(rounds)
     );
+
+    // IJB-C's searches in one of its galleries.
+    let embeddings = |num: usize, rng: &mut ChaCha8Rng| {
+        Embeddings::new((0..512 * num).map(|_| rng.random_range(-0.07..0.07)).collect(), 512)
+    };
+    let (probes, gallery) = (embeddings(19_593, &mut rng)?, embeddings(1_772, &mut rng)?);
+    let people: Vec<u32> = (0..19_593).map(|i| i % 3_531).collect();
+    let known: Vec<u32> = (0..1_772).collect();
+    let began = Instant::now();
+    let searches = Searches::run(&probes, &people, &gallery, &known)?;
+    let found = searches.figures(&BootstrapConfig { replicates: 0, ..BootstrapConfig::default() })?;
+    println!("19593 searches among 1772 people, all figures: {:.0} ms", 1e3 * began.elapsed().as_secs_f64());
+    assert!(found.num_mated + found.num_nonmated == 19_593 && found.at_fpir[2].tpir.is_some());
 
     let scores = |num: usize, middle: f64, rng: &mut ChaCha8Rng| -> Vec<f64> {
         (0..num).map(|_| middle + rng.random_range(-0.3..0.3) + rng.random_range(-0.3..0.3)).collect()

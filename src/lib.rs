@@ -24,6 +24,8 @@ pub mod ops;
 pub mod optim;
 pub mod pickle;
 pub mod preprocessing;
+#[cfg(feature = "cli")]
+pub mod report;
 mod table;
 pub mod testing;
 pub mod train;

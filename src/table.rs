@@ -60,8 +60,13 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// The line of the row read last, from 1.
+    pub fn line(&self) -> usize {
+        self.line as usize
+    }
+
     /// An error on the row read last.
     pub fn error(&self, what: String) -> Error {
-        Error::Line { path: self.path.to_owned(), line: self.line as usize, what }
+        Error::Line { path: self.path.to_owned(), line: self.line(), what }
     }
 }

@@ -113,7 +113,7 @@ fn systems_are_compared_pair_by_pair() -> Result<()> {
     });
     std::fs::write(&better, improved.collect::<String>())?;
     let found = json(&["compare", str(&first), str(&better), "--bootstrap", "200", "--json"])?;
-    let eer = &found["figures"][0];
+    let eer = &found["comparisons"][0]["figures"][0];
     assert_eq!(eer["figure"], "EER");
     let number = |value: &Value| value.as_f64().expect("a number");
     let difference = &eer["differences"][0];

@@ -8,7 +8,23 @@ use anyhow::{Context, Result};
 /// Module, and what it may use of this crate besides `error`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["train", "eval", "models", "data", "weights", "preprocessing", "workers", "machine", "files", "npy"]),
+    (
+        "cli",
+        &[
+            "train",
+            "report",
+            "eval",
+            "models",
+            "data",
+            "weights",
+            "preprocessing",
+            "workers",
+            "machine",
+            "files",
+            "npy",
+        ],
+    ),
+    ("report", &["eval", "files"]),
     (
         "train",
         &[

@@ -8,7 +8,7 @@ use candle_core::Device;
 use image::RgbImage;
 use maskinv::data::mask::{MaskConfig, MaskProtocol, TemplateShift};
 use maskinv::data::{ALIGNED_LANDMARKS, DataConfig, Dataset, ProceduralConfig, ProceduralTest};
-use maskinv::eval::{EvalConfig, Setting, details, evaluate, table};
+use maskinv::eval::{EvalConfig, Setting, compare, details, evaluate, table};
 use maskinv::models::{Arch, Model, ModelConfig};
 
 /// Writes `people` with `images` crops each.
@@ -163,5 +163,59 @@ fn the_reference_evaluation_never_shifts_its_template() -> Result<()> {
         evaluate(&model, &test, &EvalConfig { mask, ..EvalConfig::default() }, |_, _| {})
     };
     assert_eq!(run(TemplateShift::Training)?, run(TemplateShift::None)?);
+    Ok(())
+}
+
+/// The published evaluation reads the colour of every masked image from a list: one for U-M, which masks the second half of all
+/// images, and one for M-M.
+#[test]
+fn published_colours_are_those_of_their_images_and_settings() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let template = root.path().join("template.png");
+    image::RgbaImage::from_pixel(112, 60, image::Rgba([250, 250, 250, 255])).save(&template)?;
+    let (test, model) = (procedural().open_test()?, model()?);
+    let num = 2 * test.pairs.len();
+    let list = |name: &str, places: std::ops::Range<usize>, colour: &dyn Fn(usize) -> usize| -> Result<_> {
+        let path = root.path().join(name);
+        let lines = places.map(|i| format!("{i},[{} 5 90]\n", colour(i)));
+        std::fs::write(&path, lines.collect::<String>())?;
+        Ok(path)
+    };
+    let run = |um, mm| {
+        let mask = MaskConfig {
+            protocol: MaskProtocol::Reference,
+            template: Some(template.clone()),
+            template_points: ALIGNED_LANDMARKS.map(|[x, y]| [x, y - 60.0]),
+            ..MaskConfig::default()
+        };
+        let config = EvalConfig { mask, reference_colours_um: um, reference_colours_mm: mm, ..EvalConfig::default() };
+        compare(&model, &test, &config, |_, _| {})
+    };
+    let drawn = run(None, None)?;
+    let same = list("same.txt", 0..num, &|_| 7)?;
+    let other = list("other.txt", 0..num, &|i| if i == num - 1 { 140 } else { 7 })?;
+    let second_half = list("half.txt", num / 2..num, &|_| 7)?;
+    let all = run(Some(second_half.clone()), Some(same))?;
+    let last = test.pairs.len() - 1;
+    assert_eq!(all[&Setting::UU], drawn[&Setting::UU]);
+    // Half of the pairs of U-M are unmasked ones, the others have the colours of M-M here.
+    for i in 0..=last {
+        let of = |setting| all[&setting].scores()[i];
+        let alike = match [2 * i, 2 * i + 1].map(|place| place >= num / 2) {
+            [false, false] => of(Setting::UU),
+            [true, true] => of(Setting::MM),
+            // The pair in the middle of an odd number.
+            _ => continue,
+        };
+        assert!((of(Setting::UM) - alike).abs() < 1e-6, "pair {i}");
+    }
+    let changed = run(Some(second_half.clone()), Some(other))?;
+    let differs = |i: usize| (changed[&Setting::MM].scores()[i] - all[&Setting::MM].scores()[i]).abs() > 1e-6;
+    assert!(differs(last) && !(0..last).any(differs));
+    assert_eq!(changed[&Setting::UM], all[&Setting::UM]);
+    let error = run(None, Some(second_half)).err().unwrap().to_string();
+    assert!(error.contains("half.txt: expected a colour for image 0 of"), "{error}");
+    let config = EvalConfig { reference_colours_um: Some(template), ..EvalConfig::default() };
+    assert!(config.validate().err().unwrap().to_string().contains("mask.protocol reference"));
     Ok(())
 }

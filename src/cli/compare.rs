@@ -1,21 +1,22 @@
 //! `maskinv compare`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::bootstrap::BootstrapArgs;
 use super::{print, print_json};
-use crate::eval::{compare_systems, comparison_table, read_scores};
+use crate::eval::{BootstrapConfig, PairedFigure, compare_systems, comparison_table, read_scores};
+use crate::report::ReportFile;
 
 /// Which systems.
 #[derive(Args, Debug)]
 pub struct CompareArgs {
-    /// CSVs of scores of the same pairs in the same order, as `evaluate --scores` writes them; the first is what the others are
-    /// compared with
-    #[arg(required = true, num_args = 2.., value_name = "SCORES")]
-    scores: Vec<PathBuf>,
+    /// Reports of `evaluate --report`, their folders or report.json; or CSVs of scores of the same pairs in the same order. The first
+    /// system is what the others are compared with
+    #[arg(required = true, value_name = "REPORT|SCORES")]
+    inputs: Vec<PathBuf>,
     #[command(flatten)]
     bootstrap: BootstrapArgs,
     /// Prints JSON
@@ -23,26 +24,114 @@ pub struct CompareArgs {
     json: bool,
 }
 
+/// Systems on the same pairs.
+struct Comparison {
+    /// What was compared; empty for files of scores.
+    setting: String,
+    systems: Vec<String>,
+    figures: Vec<PairedFigure>,
+    /// Why no difference is tested.
+    note: Option<String>,
+}
+
 impl CompareArgs {
-    /// Compares the systems and prints a table.
+    /// Compares the systems and prints a table for every setting that they have in common.
     ///
     /// # Errors
-    /// When a file is wrong or the systems scored other pairs.
+    /// When a file is wrong, the systems scored other pairs, or there is only one.
     pub fn run(self) -> Result<()> {
         let bootstrap = self.bootstrap.config()?;
-        let read = |path: &PathBuf| Ok(read_scores(path, None)?.comparisons);
-        let systems = self.scores.iter().map(read).collect::<Result<Vec<_>>>()?;
-        let names: Vec<String> = self.scores.iter().map(|path| path.display().to_string()).collect();
-        let figures = compare_systems(&systems, &bootstrap).with_context(|| names.join(", "))?;
+        let num_reports = self.inputs.iter().filter(|path| is_report(path)).count();
+        let comparisons = match num_reports {
+            0 => vec![self.of_scores(&bootstrap)?],
+            num if num == self.inputs.len() => self.of_reports(&bootstrap)?,
+            _ => bail!("expected reports or files of scores, found both"),
+        };
         if self.json {
+            let record = |c: &Comparison| serde_json::json!({ "setting": c.setting, "systems": c.systems, "figures": c.figures, "note": c.note });
             return print_json(&serde_json::json!({
                 "version": env!("CARGO_PKG_VERSION"),
                 "commit": env!("MASKINV_COMMIT"),
-                "systems": names,
                 "bootstrap": bootstrap,
-                "figures": figures,
+                "comparisons": comparisons.iter().map(record).collect::<Vec<_>>(),
             }));
         }
-        print(&comparison_table(&names, &figures, bootstrap.confidence))
+        let text = |c: &Comparison| {
+            let title = if c.setting.is_empty() { String::new() } else { format!("{}\n\n", c.setting) };
+            let note = c.note.as_ref().map(|note| format!("\n{note}")).unwrap_or_default();
+            title + &comparison_table(&c.systems, &c.figures, bootstrap.confidence) + &note
+        };
+        print(&comparisons.iter().map(text).collect::<Vec<_>>().join("\n\n"))
     }
+
+    fn of_scores(&self, bootstrap: &BootstrapConfig) -> Result<Comparison> {
+        let systems: Vec<String> = self.inputs.iter().map(|path| path.display().to_string()).collect();
+        let figures = paired(&self.inputs, bootstrap).with_context(|| systems.join(", "))?;
+        Ok(Comparison { setting: String::new(), systems, figures, note: None })
+    }
+
+    fn of_reports(&self, bootstrap: &BootstrapConfig) -> Result<Vec<Comparison>> {
+        let reports = self.inputs.iter().map(|path| ReportFile::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut settings: Vec<&str> = Vec::new();
+        for (_, setting) in reports.iter().flat_map(ReportFile::measured) {
+            if !settings.contains(&setting) {
+                settings.push(setting);
+            }
+        }
+        let mut comparisons = Vec::new();
+        for setting in settings {
+            let with = |(i, report)| {
+                let models = ReportFile::measured(report).filter(|(_, of)| *of == setting);
+                models.map(move |(model, _)| (i, report, model))
+            };
+            let measured: Vec<(usize, &ReportFile, &str)> = reports.iter().enumerate().flat_map(with).collect();
+            if measured.len() < 2 {
+                continue;
+            }
+            let is_ambiguous = |name: &str| measured.iter().filter(|(.., other)| *other == name).count() > 1;
+            let name = |(i, _, model): &(usize, &ReportFile, &str)| match is_ambiguous(model) {
+                true => format!("{}: {model}", self.inputs[*i].display()),
+                false => (*model).to_owned(),
+            };
+            let systems: Vec<String> = measured.iter().map(name).collect();
+            let kept: Vec<Option<PathBuf>> = measured.iter().map(|(_, r, model)| r.scores(model, setting)).collect();
+            let (figures, note) = match kept.iter().cloned().collect::<Option<Vec<_>>>() {
+                Some(files) => (paired(&files, bootstrap).with_context(|| setting.to_owned())?, None),
+                None => {
+                    let missing: Vec<&str> =
+                        systems.iter().zip(&kept).filter(|(_, file)| file.is_none()).map(|(s, _)| s.as_str()).collect();
+                    let note =
+                        format!("differences are not tested: no scores beside the report of {}", missing.join(", "));
+                    (as_reported(&measured, setting), Some(note))
+                }
+            };
+            comparisons.push(Comparison { setting: setting.to_owned(), systems, figures, note });
+        }
+        if comparisons.is_empty() {
+            bail!("expected two systems that were measured in one setting, found none");
+        }
+        Ok(comparisons)
+    }
+}
+
+/// Whether a path is a report rather than scores.
+fn is_report(path: &Path) -> bool {
+    path.is_dir() || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"))
+}
+
+fn paired(files: &[PathBuf], bootstrap: &BootstrapConfig) -> Result<Vec<PairedFigure>> {
+    let read = |path: &PathBuf| Ok(read_scores(path, None)?.comparisons);
+    let systems = files.iter().map(read).collect::<Result<Vec<_>>>()?;
+    Ok(compare_systems(&systems, bootstrap)?)
+}
+
+/// The figures as the reports have them.
+fn as_reported(measured: &[(usize, &ReportFile, &str)], setting: &str) -> Vec<PairedFigure> {
+    let figures = [("EER", "eer"), ("FMR100", "fmr100"), ("FMR1000", "fmr1000"), ("FDR", "fdr"), ("AUC", "auc")];
+    let figure = |(figure, key)| PairedFigure {
+        figure,
+        values: measured.iter().map(|(_, report, model)| report.figure(model, setting, key)).collect(),
+        differences: vec![None; measured.len() - 1],
+    };
+    figures.map(figure).into()
 }

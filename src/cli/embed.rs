@@ -57,7 +57,7 @@ impl EmbedArgs {
         for image in &self.images {
             paths.extend(list_images(image)?);
         }
-        let config = EmbedConfig { batch_size: self.batch_size.into(), flip: !self.no_flip };
+        let config = EmbedConfig { batch_size: self.batch_size.into(), flip: !self.no_flip, ..EmbedConfig::default() };
         let mut progress = Progress::new();
         let on = |done| progress.show(Event::Embedded { done, total: paths.len() });
         let embeddings = embed(&model, paths.len(), |i| read_face(&paths[i]), config, on)?;

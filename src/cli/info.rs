@@ -47,6 +47,7 @@ fn record(loaded: &Loaded) -> Result<serde_json::Value> {
         "model": model.config(),
         "num_parameters": model.params().num_parameters(),
         "preprocessing": model.preprocessing(),
+        "thresholds": model.thresholds(),
         "notes": loaded.notes,
     }))
 }
@@ -70,6 +71,7 @@ fn describe(name: &str, loaded: &Loaded) -> Result<String> {
         format!("  input          {size}x{size} pixels, {}", loaded.model.preprocessing()),
         format!("  embedding      {} elements", config.embedding_size),
     ];
+    lines.extend(loaded.model.thresholds().iter().map(|threshold| format!("  threshold      {threshold}")));
     lines.extend(loaded.notes.iter().map(|note| format!("  note           {note}")));
     Ok(lines.join("\n"))
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use super::bootstrap::BootstrapArgs;
 use super::{print, print_json};
 use crate::eval::{
-    Figures, GroupRates, ScoreFile, SettingResult, details_of, group_rates, group_table, operating_points, read_scores,
+    Figures, Groups, ScoreFile, SettingResult, details_of, group_rates, group_table, operating_points, read_scores,
 };
 
 /// Which scores, and what to make of them.
@@ -40,18 +40,17 @@ impl MetricsArgs {
     /// # Errors
     /// When the file is wrong or the scores are too few.
     pub fn run(self) -> Result<()> {
-        let ScoreFile { comparisons, groups } = read_scores(&self.scores, self.labels.as_deref())?;
+        let ScoreFile { comparisons, groups, repeated } = read_scores(&self.scores, self.labels.as_deref())?;
+        if let Some(line) = repeated.first() {
+            let (path, num) = (self.scores.display(), repeated.len());
+            eprintln!("{path}: {num} pairs come again, the first one in line {line}: they count each time");
+        }
         let bootstrap = self.bootstrap.config()?;
         let name = || self.scores.display().to_string();
         let figures = Figures::new(&comparisons, self.folds, &bootstrap).with_context(name)?;
         let result = figures.compute(None).with_context(name)?;
-        let groups = match &groups {
-            Some(groups) => {
-                let threshold = figures.scores().threshold_at_fmr(self.group_fmr).context("--group-fmr")?;
-                Some((threshold, group_rates(&comparisons, groups, threshold)?))
-            }
-            None => None,
-        };
+        let rates = |groups: Vec<[String; 2]>| group_rates(&comparisons, &groups, self.group_fmr, &bootstrap);
+        let groups = groups.map(rates).transpose().context("--group-fmr")?;
         if self.json {
             return print_json(&serde_json::json!({
                 "version": env!("CARGO_PKG_VERSION"),
@@ -60,17 +59,13 @@ impl MetricsArgs {
                 "labels": self.labels,
                 "bootstrap": bootstrap,
                 "figures": result,
-                "groups": groups.as_ref().map(|(threshold, rates)| serde_json::json!({
-                    "fmr_target": self.group_fmr,
-                    "threshold": threshold,
-                    "rates": rates,
-                })),
+                "groups": groups,
             }));
         }
         print(&self.text(&result, groups, bootstrap.confidence))
     }
 
-    fn text(&self, result: &SettingResult, groups: Option<(f64, Vec<GroupRates>)>, confidence: f64) -> String {
+    fn text(&self, result: &SettingResult, groups: Option<Groups>, confidence: f64) -> String {
         let m = &result.metrics;
         let mut text =
             format!("{}: {} genuine, {} impostor comparisons", self.scores.display(), m.num_genuine, m.num_impostor);
@@ -78,8 +73,8 @@ impl MetricsArgs {
             text += &format!("; in brackets {} % intervals of {drawn}", 100.0 * confidence);
         }
         text += &format!("\n\n{}\n\n{}", details_of(&[("scores", result)]), operating_points(result));
-        if let Some((threshold, rates)) = groups {
-            let (table, fmr) = (group_table(&rates), self.group_fmr);
+        if let Some(groups) = groups {
+            let (table, threshold, fmr) = (group_table(&groups), groups.threshold, groups.fmr_target);
             text += &format!("\n\nby group, at the threshold {threshold:.4} of FMR {fmr} over all:\n\n{table}");
         }
         text

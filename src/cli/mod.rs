@@ -2,6 +2,7 @@
 
 mod allocator;
 mod bootstrap;
+mod calibrate;
 mod compare;
 mod convert;
 mod data;
@@ -18,6 +19,7 @@ mod progress;
 mod settings;
 mod threads;
 mod train;
+mod verify;
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -26,6 +28,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
+use calibrate::CalibrateArgs;
 use compare::CompareArgs;
 use convert::ConvertArgs;
 use data::DataArgs;
@@ -36,6 +39,7 @@ use info::InfoArgs;
 use mask::MaskArgs;
 use metrics::MetricsArgs;
 use train::TrainArgs;
+use verify::VerifyArgs;
 
 pub use allocator::keep_freed_memory;
 
@@ -65,6 +69,10 @@ enum Command {
     Metrics(MetricsArgs),
     /// Puts systems that scored the same pairs beside each other, and tells chance from difference
     Compare(CompareArgs),
+    /// Chooses thresholds at wanted false match rates and keeps them with the model
+    Calibrate(CalibrateArgs),
+    /// Says whether two aligned face crops show one person, by a threshold that was measured
+    Verify(VerifyArgs),
     /// Draws masks onto aligned face crops
     Mask(MaskArgs),
     /// Shows, converts and checks data sets, and draws pairs to test on
@@ -87,6 +95,8 @@ pub fn main() -> ExitCode {
         Command::Evaluate(args) => exit_code(args.run()),
         Command::Metrics(args) => exit_code(args.run()),
         Command::Compare(args) => exit_code(args.run()),
+        Command::Calibrate(args) => exit_code(args.run()),
+        Command::Verify(args) => exit_code(args.run()),
         Command::Mask(args) => exit_code(args.run()),
         Command::Data(args) => exit_code(args.run()),
         Command::Embed(args) => exit_code(args.run()),

@@ -1,6 +1,6 @@
 //! The flags that `train` and `evaluate` share: where settings come from and what changes them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -47,6 +47,24 @@ impl SettingsArgs {
             (None, Some(name)) => Some(preset(name)?),
             (None, None) => None,
         })
+    }
+
+    /// What was asked for, or what `model` was trained with: its people were kept apart from the test's.
+    pub(super) fn chosen_or_beside(&self, model: &str) -> Result<Config> {
+        if let Some(config) = self.chosen()? {
+            return Ok(config);
+        }
+        // runs/NAME/ARM, or a file in it.
+        match Path::new(model).ancestors().take(3).map(|p| p.join("config.toml")).find(|p| p.is_file()) {
+            Some(path) => {
+                eprintln!("settings of {}", path.display());
+                Ok(Config::read(&path)?)
+            }
+            None => {
+                eprintln!("{model}: no config.toml beside it; default settings");
+                Ok(Config::default())
+            }
+        }
     }
 
     /// Changes `config` as the flags say, `--set` last, and checks the outcome.

@@ -1,5 +1,6 @@
 //! Faces for training and testing: folders, lists of pairs, procedural faces, synthetic masks, batches.
 
+mod align;
 mod alignment;
 mod cache;
 mod check;
@@ -18,8 +19,10 @@ mod sample;
 mod sampling;
 mod source;
 mod subset;
+mod template_set;
 mod transform;
 
+pub use align::align_face;
 pub use alignment::{LandmarkAlignment, MeanFaceAlignment};
 pub use cache::Cached;
 pub use check::{Duplicates, Findings, check};
@@ -40,4 +43,5 @@ pub use procedural::{ProceduralConfig, ProceduralFaces};
 pub use sample::{ALIGNED_LANDMARKS, Dataset, FACE_SIZE, Landmarks, Sample};
 pub use source::{DataConfig, OnBroken, ProceduralTest, Splits, TestSet};
 pub use subset::{IdentityFilter, Subset};
+pub use template_set::{Gallery, PersonTemplate, TemplateImage, TemplatePair, TemplateSet};
 pub use transform::{AugmentConfig, Transform, Views, mask_landmarks};

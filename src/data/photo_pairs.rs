@@ -11,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use super::source::DRAWN_PAIRS_FOLDS;
 use super::{Dataset, Pair, TestSet};
 use crate::error::{Error, Result};
+use crate::files::folder_of;
 
 /// Reads a list of pairs: a CSV whose first row names three columns, two with image files and one, `same` or
 /// `is_same`, that says 1 or 0 (or true or false). Files are looked for in `images/` beside the list, else beside it.
@@ -58,12 +59,25 @@ pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
     }
     pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
     let description = format!("{} pairs of {}, as they are", pairs.len(), path.display());
-    TestSet::new(Arc::new(Photos { files }), pairs, DRAWN_PAIRS_FOLDS, description)
+    TestSet::new(Arc::new(Photos::new(files)), pairs, DRAWN_PAIRS_FOLDS, description)
 }
 
-/// Image files of unknown people.
+/// Image files; each folder is taken for a person. [`TestSet::people`] does not believe it where pairs say otherwise.
 struct Photos {
     files: Vec<PathBuf>,
+    labels: Vec<u32>,
+    people: Vec<String>,
+}
+
+impl Photos {
+    fn new(files: Vec<PathBuf>) -> Self {
+        let folder = |file: &PathBuf| folder_of(file).display().to_string();
+        let mut people: Vec<String> = files.iter().map(folder).collect();
+        people.sort();
+        people.dedup();
+        let label = |file| people.binary_search(&folder(file)).expect("the folder of every file was taken") as u32;
+        Self { labels: files.iter().map(label).collect(), files, people }
+    }
 }
 
 impl Dataset for Photos {
@@ -71,13 +85,16 @@ impl Dataset for Photos {
         self.files.len()
     }
 
-    /// Each file is taken for a person of its own: the pairs say more.
     fn num_identities(&self) -> usize {
-        self.files.len()
+        self.people.len()
     }
 
     fn label(&self, index: usize) -> u32 {
-        index as u32
+        self.labels[index]
+    }
+
+    fn identity_name(&self, label: u32) -> String {
+        self.people[label as usize].clone()
     }
 
     fn name(&self, index: usize) -> String {

@@ -1,6 +1,6 @@
 //! From settings to a training set and a test set of other people.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -165,6 +165,17 @@ impl TestSet {
         let people = |p: &Pair| [p.a, p.b].map(|image| self.images.label(image));
         let is_known = self.pairs.iter().all(|p| (people(p)[0] == people(p)[1]) == p.is_same);
         is_known.then(|| self.pairs.iter().map(people).collect())
+    }
+
+    /// Returns the pairs, by their place, of two images that an earlier pair has already, in either order: they count again.
+    pub fn repeated_pairs(&self) -> Vec<usize> {
+        let mut seen = HashSet::new();
+        (0..self.pairs.len())
+            .filter(|&i| {
+                let Pair { a, b, .. } = self.pairs[i];
+                !seen.insert((a.min(b), a.max(b)))
+            })
+            .collect()
     }
 
     /// Decodes every image that occurs in pairs and forgets it again: better before a training than after.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::class::Weighted;
 use super::comparisons::Comparisons;
 use super::metrics::{Metrics, lowest_threshold, metrics, share_below, share_from};
+use super::units::{Units, weight};
 use crate::error::{Error, Result};
 
 /// How intervals are made.
@@ -38,6 +39,10 @@ impl Default for BootstrapConfig {
 }
 
 impl BootstrapConfig {
+    /// No intervals.
+    #[cfg(test)]
+    pub(super) const NONE: Self = Self { replicates: 0, confidence: 0.95, seed: 0 };
+
     /// Checks the ranges.
     ///
     /// # Errors
@@ -52,6 +57,31 @@ impl BootstrapConfig {
             return Err(Error::Config(what));
         }
         Ok(())
+    }
+
+    /// How often each of `num` units is drawn in replicate `k`.
+    pub(super) fn draw(&self, k: usize, num: usize) -> Vec<u32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(k as u64);
+        let mut drawn = vec![0; num];
+        (0..num).for_each(|_| drawn[rng.random_range(0..num)] += 1);
+        drawn
+    }
+
+    /// Returns what `figure` gives for the number of every replicate, in their order.
+    pub(super) fn replicates_of<T: Send>(&self, figure: impl Fn(usize) -> Option<T> + Sync) -> Vec<Option<T>> {
+        (0..self.replicates).into_par_iter().map(&figure).collect()
+    }
+
+    /// Returns the interval of a figure from its replicates; none where it has no value in more than one of twenty.
+    pub fn interval(&self, values: impl IntoIterator<Item = Option<f64>>) -> Option<Interval> {
+        let mut values: Vec<f64> = values.into_iter().flatten().filter(|v| v.is_finite()).collect();
+        if values.len() * 20 < self.replicates * 19 || values.is_empty() {
+            return None;
+        }
+        values.sort_unstable_by(f64::total_cmp);
+        let tail = (1.0 - self.confidence) / 2.0;
+        Some(Interval { low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) })
     }
 }
 
@@ -69,16 +99,15 @@ pub struct Interval {
 pub struct Bootstrap {
     genuine: Ordered,
     impostor: Ordered,
-    num_people: Option<usize>,
-    num_pairs: usize,
+    units: Units,
     config: BootstrapConfig,
 }
 
-/// The scores of a class, ascending, with the two numbers that their weights come from: people, or twice the pair.
+/// The scores of a class, ascending, with the two units that their weights come from.
 #[derive(Debug)]
 struct Ordered {
     scores: Vec<f64>,
-    who: Vec<[u32; 2]>,
+    units: Vec<[u32; 2]>,
 }
 
 /// The scores of one replicate.
@@ -95,21 +124,10 @@ impl Bootstrap {
     /// When a setting is out of range, there are more than 2^32 pairs, or one of the classes has none.
     pub fn new(comparisons: &Comparisons, config: &BootstrapConfig) -> Result<Self> {
         config.validate()?;
-        let num_pairs = comparisons.len();
-        u32::try_from(num_pairs).map_err(|_| Error::Evaluation(format!("{num_pairs} pairs: expected at most 2^32")))?;
-        // Numbered in the order of their own numbers, whatever those are.
-        let people = comparisons.people().map(|pairs| {
-            let mut known: Vec<u32> = pairs.iter().flatten().copied().collect();
-            known.sort_unstable();
-            known.dedup();
-            known
-        });
-        let who = |i: usize| match (comparisons.people(), &people) {
-            (Some(pairs), Some(known)) => pairs[i].map(|p| known.partition_point(|&k| k < p) as u32),
-            _ => [i as u32; 2],
-        };
+        let units = Units::of(comparisons)?;
         let class = |is_same: bool, name: &str| {
-            let mut order: Vec<usize> = (0..num_pairs).filter(|&i| comparisons.is_same()[i] == is_same).collect();
+            let mut order: Vec<usize> =
+                (0..comparisons.len()).filter(|&i| comparisons.is_same()[i] == is_same).collect();
             if order.is_empty() {
                 return Err(Error::Evaluation(format!("expected at least one {name} pair, found none")));
             }
@@ -117,63 +135,41 @@ impl Bootstrap {
             order.par_sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
             Ok(Ordered {
                 scores: order.iter().map(|&i| scores[i]).collect(),
-                who: order.iter().map(|&i| who(i)).collect(),
+                units: order.iter().map(|&i| units.of_pair(i)).collect(),
             })
         };
-        let (genuine, impostor) = (class(true, "genuine")?, class(false, "impostor")?);
-        let num_people = people.map(|known| known.len());
-        Ok(Self { genuine, impostor, num_people, num_pairs, config: config.clone() })
+        Ok(Self {
+            genuine: class(true, "genuine")?,
+            impostor: class(false, "impostor")?,
+            units,
+            config: config.clone(),
+        })
     }
 
     /// What is drawn, for people.
     pub fn describe(&self) -> String {
-        match self.num_people {
-            Some(num) => format!("{} draws of {num} people", self.config.replicates),
-            None => format!(
-                "{} draws of {} pairs: whose images they are is not known",
-                self.config.replicates, self.num_pairs
-            ),
-        }
+        format!("{} draws of {}", self.config.replicates, self.units)
     }
 
     /// Returns a figure of every replicate, by its number; none where a draw has no pair of one of the classes. The same whatever
     /// the number of threads.
     pub fn replicates<T: Send>(&self, figure: impl Fn(usize, &Replicate) -> T + Sync) -> Vec<Option<T>> {
-        let one = |k: usize| self.replicate(k).map(|replicate| figure(k, &replicate));
-        (0..self.config.replicates).into_par_iter().map(one).collect()
+        self.config.replicates_of(|k| self.replicate(k).map(|replicate| figure(k, &replicate)))
     }
 
     fn replicate(&self, k: usize) -> Option<Replicate<'_>> {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
-        rng.set_stream(k as u64);
-        let num = self.num_people.unwrap_or(self.num_pairs);
-        let mut drawn = vec![0u32; num];
-        (0..num).for_each(|_| drawn[rng.random_range(0..num)] += 1);
-        let weight = |[a, b]: [u32; 2]| {
-            let times = u64::from(drawn[a as usize]);
-            if a == b { times } else { times * u64::from(drawn[b as usize]) }
-        };
-        let weighted = |class: &'_ Ordered| class.who.iter().map(|&who| weight(who)).collect::<Vec<u64>>();
+        let drawn = self.config.draw(k, self.units.num());
+        let weighted = |class: &Ordered| class.units.iter().map(|&pair| weight(pair, &drawn)).collect::<Vec<u64>>();
         Some(Replicate {
             genuine: Weighted::new(&self.genuine.scores, weighted(&self.genuine))?,
             impostor: Weighted::new(&self.impostor.scores, weighted(&self.impostor))?,
         })
     }
 
-    /// Returns the interval of a figure from its replicates; none where it has no value in more than one of twenty.
-    pub fn interval(&self, values: impl IntoIterator<Item = Option<f64>>) -> Option<Interval> {
-        let mut values: Vec<f64> = values.into_iter().flatten().filter(|v| v.is_finite()).collect();
-        if values.len() * 20 < self.config.replicates * 19 || values.is_empty() {
-            return None;
-        }
-        values.sort_unstable_by(f64::total_cmp);
-        let tail = (1.0 - self.config.confidence) / 2.0;
-        Some(Interval { low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) })
-    }
-
     /// Returns the intervals of all figures from those of every replicate.
     pub fn intervals(&self, all: &[Option<Metrics>]) -> MetricIntervals {
-        let of = |figure: fn(&Metrics) -> Option<f64>| self.interval(all.iter().map(|m| m.as_ref().and_then(figure)));
+        let of =
+            |figure: fn(&Metrics) -> Option<f64>| self.config.interval(all.iter().map(|m| m.as_ref().and_then(figure)));
         MetricIntervals {
             eer: of(|m| Some(m.eer)),
             fmr100: of(|m| Some(m.fmr100)),
@@ -193,7 +189,7 @@ impl Bootstrap {
         replicates: impl IntoIterator<Item = [Option<f64>; 2]>,
     ) -> Option<Difference> {
         let differences: Vec<Option<f64>> = replicates.into_iter().map(|[a, b]| Some(b? - a?)).collect();
-        let interval = self.interval(differences.iter().copied())?;
+        let interval = self.config.interval(differences.iter().copied())?;
         let share = |is_other_side: fn(f64) -> bool| {
             let num = differences.iter().flatten().filter(|&&d| is_other_side(d)).count();
             (num + 1) as f64 / (differences.iter().flatten().count() + 1) as f64

@@ -6,11 +6,11 @@ use image::imageops::flip_horizontal;
 use rayon::prelude::*;
 
 use crate::data::Pixels;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::{Inference, Model};
 use crate::ops::normalize::l2_normalize;
 
-/// L2-normalised embeddings, one a row.
+/// Embeddings, one a row, of length 1 unless [`EmbedConfig::normalize`] says otherwise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embeddings {
     values: Vec<f32>,
@@ -18,6 +18,40 @@ pub struct Embeddings {
 }
 
 impl Embeddings {
+    /// Returns embeddings of `dim` elements each, row after row.
+    ///
+    /// # Errors
+    /// [`Error::Evaluation`] when the values are no whole number of rows, or one is NaN or infinite.
+    pub fn new(values: Vec<f32>, dim: usize) -> Result<Self> {
+        if dim == 0 || !values.len().is_multiple_of(dim) {
+            let what = format!("expected embeddings of {dim} elements, found {} elements in all", values.len());
+            return Err(Error::Evaluation(what));
+        }
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            let what = format!("embedding {}: expected finite elements, found {}", i / dim, values[i]);
+            return Err(Error::Evaluation(what));
+        }
+        Ok(Self { values, dim })
+    }
+
+    /// Number of embeddings.
+    pub fn len(&self) -> usize {
+        self.values.len() / self.dim
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Returns these rows.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn select(&self, rows: impl IntoIterator<Item = usize>) -> Self {
+        Self { values: rows.into_iter().flat_map(|i| self.row(i)).copied().collect(), dim: self.dim }
+    }
+
     /// All values, row after row.
     pub fn values(&self) -> &[f32] {
         &self.values
@@ -28,7 +62,7 @@ impl Embeddings {
         self.dim
     }
 
-    /// Returns embedding `i`, of length 1.
+    /// Returns embedding `i`.
     ///
     /// # Panics
     /// When there is no row `i`.
@@ -36,7 +70,7 @@ impl Embeddings {
         &self.values[i * self.dim..][..self.dim]
     }
 
-    /// Returns the cosine of rows `i` of `self` and `j` of `other`, summed in f64.
+    /// Returns the product of rows `i` of `self` and `j` of `other`, summed in f64: the cosine of embeddings of length 1.
     ///
     /// # Panics
     /// When there are no such rows.
@@ -52,20 +86,22 @@ pub struct EmbedConfig {
     pub batch_size: usize,
     /// Whether the embedding of the mirrored image is added, as the field evaluates.
     pub flip: bool,
+    /// Whether embeddings are scaled to length 1; templates of several images weigh them by their length.
+    pub normalize: bool,
 }
 
 impl Default for EmbedConfig {
     fn default() -> Self {
-        Self { batch_size: 32, flip: true }
+        Self { batch_size: 32, flip: true, normalize: true }
     }
 }
 
-/// Returns `normalize(f(x) + f(flip x))` of `num_images` images, or `normalize(f(x))` without the flip.
+/// Returns `normalize(f(x) + f(flip x))` of `num_images` images, without the flip or the normalisation if the settings say so.
 ///
 /// `image(i)` gives the aligned crop `i`; `progress(n)` is called after each batch with the images done so far.
 ///
 /// # Errors
-/// When an image or the network fails.
+/// When an image or the network fails, or an embedding is not finite.
 pub fn embed(
     model: &Model,
     num_images: usize,
@@ -90,12 +126,14 @@ pub fn embed(
         if config.flip {
             y = (y.narrow(0, 0, n)? + y.narrow(0, n, n)?)?;
         }
-        let y = l2_normalize(&y, 1)?;
+        if config.normalize {
+            y = l2_normalize(&y, 1)?;
+        }
         values.extend(y.flatten_all()?.to_vec1::<f32>()?);
         first = last;
         progress(last);
     }
-    Ok(Embeddings { values, dim })
+    Embeddings::new(values, dim)
 }
 
 /// The embeddings of 8-bit images, which a GPU preprocesses itself.

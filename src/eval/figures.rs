@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use super::bootstrap::{Bootstrap, BootstrapConfig, Interval, MetricIntervals, Replicate};
 use super::comparisons::Comparisons;
-use super::lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2};
+use super::lfw::{FoldAccuracy, FoldTar, FoldedPairs, squared_l2};
 use super::metrics::{Metrics, Scores};
+use super::units::{Units, weight};
 use crate::error::Result;
 
 /// False match rates at which systems are compared: those of IJB-B and IJB-C and of NIST's reports.
@@ -55,6 +56,7 @@ pub struct SettingResult {
 pub struct Figures<'a> {
     comparisons: &'a Comparisons,
     num_folds: usize,
+    config: &'a BootstrapConfig,
     scores: Scores,
     thresholds: [Option<f64>; NUM_TARGETS],
     bootstrap: Option<(Bootstrap, Vec<Option<Draw>>)>,
@@ -78,7 +80,7 @@ impl<'a> Figures<'a> {
     ///
     /// # Errors
     /// When there is no genuine or no impostor comparison, or a setting of the bootstrap is out of range.
-    pub fn new(comparisons: &'a Comparisons, num_folds: usize, config: &BootstrapConfig) -> Result<Self> {
+    pub fn new(comparisons: &'a Comparisons, num_folds: usize, config: &'a BootstrapConfig) -> Result<Self> {
         let scores = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?;
         let thresholds = FMR_TARGETS.map(|fmr| scores.threshold_at_fmr(fmr).ok());
         let draw = |_, replicate: &Replicate| {
@@ -93,7 +95,7 @@ impl<'a> Figures<'a> {
                 Some((bootstrap, draws))
             }
         };
-        Ok(Self { comparisons, num_folds, scores, thresholds, bootstrap })
+        Ok(Self { comparisons, num_folds, config, scores, thresholds, bootstrap })
     }
 
     /// The scores, sorted.
@@ -107,12 +109,7 @@ impl<'a> Figures<'a> {
     /// # Errors
     /// When there are more folds than comparisons.
     pub fn compute(&self, unmasked: Option<&Self>) -> Result<SettingResult> {
-        let (scores, is_same) = (self.comparisons.scores(), self.comparisons.is_same());
-        let distances: Vec<f64> = scores.iter().map(|&c| squared_l2(c)).collect();
-        // Squared L2 is that of unit vectors: other scores are no cosines.
-        let has_folds = self.num_folds > 1 && scores.iter().all(|s| s.abs() <= 1.0 + 1e-6);
-        let accuracy = has_folds.then(|| fold_accuracy(&distances, is_same, self.num_folds)).transpose()?;
-        let tar_at_far = has_folds.then(|| fold_tar_at_far(&distances, is_same, self.num_folds, 1e-3).ok()).flatten();
+        let (accuracy, tar_at_far) = self.over_folds()?;
         let bootstrap = self.bootstrap.as_ref();
         let metrics = |draws: &[Option<Draw>]| draws.iter().map(|d| d.map(|d| d.metrics)).collect::<Vec<_>>();
         Ok(SettingResult {
@@ -126,13 +123,40 @@ impl<'a> Figures<'a> {
         })
     }
 
+    /// LFW's figures, where there are folds.
+    fn over_folds(&self) -> Result<(Option<FoldAccuracy>, Option<FoldTar>)> {
+        let (scores, is_same) = (self.comparisons.scores(), self.comparisons.is_same());
+        // Squared L2 is that of unit vectors: other scores are no cosines.
+        if self.num_folds < 2 || scores.iter().any(|s| s.abs() > 1.0 + 1e-6) {
+            return Ok((None, None));
+        }
+        let distances: Vec<f64> = scores.iter().map(|&c| squared_l2(c)).collect();
+        let pairs = FoldedPairs::new(&distances, is_same, self.num_folds)?;
+        let mut accuracy = pairs.accuracy(&|_| 1);
+        let mut tar = pairs.tar_at_far(1e-3, &|_| 1).ok();
+        let units = Units::of(self.comparisons)?;
+        let replicate = |k: usize| {
+            let drawn = self.config.draw(k, units.num());
+            let weight = |i: usize| weight(units.of_pair(i), &drawn) as usize;
+            let tar = tar.as_ref().and_then(|tar| pairs.tar_at_far(tar.far_target, &weight).ok());
+            Some([Some(pairs.accuracy(&weight).mean), tar.map(|tar| tar.tar_mean)])
+        };
+        let means = self.config.replicates_of(replicate);
+        let interval = |figure: usize| self.config.interval(means.iter().map(|means| means.and_then(|m| m[figure])));
+        accuracy.interval = interval(0);
+        if let Some(tar) = &mut tar {
+            tar.interval = interval(1);
+        }
+        Ok((Some(accuracy), tar))
+    }
+
     /// What happens here at the thresholds chosen on `other`.
     fn at(&self, other: &Self) -> Vec<AtFmr> {
         let is_own = std::ptr::eq(self, other);
         let drawn = self.drawn(other);
         let interval = |target: usize, rate: usize| {
             let values = drawn.iter().map(|rates| rates.and_then(|rates| Some(rates[target]?[rate])));
-            self.bootstrap.as_ref()?.0.interval(values)
+            self.config.interval(values)
         };
         let at = |(target, fmr_target): (usize, f64)| {
             let threshold = other.thresholds[target];

@@ -1,12 +1,26 @@
 //! Error rates of groups of people at one threshold for all, as NIST reports demographic differences (Grother, Ngan, Hanaoka, NISTIR
 //! 8280): a system that is good on average may fail some people more often.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::bootstrap::{Bootstrap, BootstrapConfig, Interval};
 use super::comparisons::Comparisons;
+use super::metrics::Scores;
+use super::units::{Units, weight};
 use crate::error::{Error, Result};
+
+/// The error rates of groups at one threshold.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Groups {
+    /// The false match rate over everybody that the threshold was chosen for.
+    pub fmr_target: f64,
+    /// The lowest threshold that keeps it.
+    pub threshold: f64,
+    /// The rates of every group, by name.
+    pub rates: Vec<GroupRates>,
+}
 
 /// The error rates of one group.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -17,40 +31,77 @@ pub struct GroupRates {
     pub fnmr: Option<f64>,
     /// The share of impostor comparisons of two people of the group from the threshold on; none without any.
     pub fmr: Option<f64>,
+    /// Of `fnmr`, threshold and all; absent without a bootstrap.
+    pub fnmr_interval: Option<Interval>,
+    /// Of `fmr`, threshold and all.
+    pub fmr_interval: Option<Interval>,
     /// Number of genuine comparisons.
     pub num_genuine: usize,
     /// Number of impostor comparisons of two people of the group.
     pub num_impostor: usize,
 }
 
-/// Returns the rates of every group at `threshold`, by name. Impostor comparisons across groups count for none.
+/// Errors and comparisons of a group, genuine and impostor.
+type Counts = [[u64; 2]; 2];
+
+/// Returns the rates of every group at the threshold of `fmr_target` over everybody. Impostor comparisons across groups choose the
+/// threshold and count for no group.
 ///
 /// # Errors
-/// [`Error::Evaluation`] when there are not two groups for each comparison.
-pub fn group_rates(comparisons: &Comparisons, groups: &[[String; 2]], threshold: f64) -> Result<Vec<GroupRates>> {
+/// [`Error::Evaluation`] when there are not two groups for each comparison, or the rate cannot be measured.
+pub fn group_rates(
+    comparisons: &Comparisons,
+    groups: &[[String; 2]],
+    fmr_target: f64,
+    config: &BootstrapConfig,
+) -> Result<Groups> {
     if groups.len() != comparisons.len() {
         let (num, found) = (comparisons.len(), groups.len());
         return Err(Error::Evaluation(format!("expected two groups for each of {num} comparisons, found {found}")));
     }
-    // Errors and comparisons, genuine and impostor.
-    let mut counts: BTreeMap<&str, [[usize; 2]; 2]> = BTreeMap::new();
-    for (([a, b], score), &is_same) in groups.iter().zip(comparisons.scores()).zip(comparisons.is_same()) {
-        if a == b {
-            let is_error = (*score >= threshold) != is_same;
-            let count = &mut counts.entry(a).or_default()[usize::from(!is_same)];
-            count[0] += usize::from(is_error);
-            count[1] += 1;
+    let threshold = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?.threshold_at_fmr(fmr_target)?;
+    let names: BTreeSet<&str> = groups.iter().filter(|[a, b]| a == b).map(|[a, _]| a.as_str()).collect();
+    let names: Vec<&str> = names.into_iter().collect();
+    let number = |name: &str| names.binary_search(&name).expect("every group of a pair of one group was taken");
+    let group_of: Vec<Option<usize>> = groups.iter().map(|[a, b]| (a == b).then(|| number(a))).collect();
+    let count = |threshold: f64, weight: &dyn Fn(usize) -> u64| {
+        let mut counts: Vec<Counts> = vec![Counts::default(); names.len()];
+        for (i, group) in group_of.iter().enumerate() {
+            let Some(group) = *group else { continue };
+            let is_same = comparisons.is_same()[i];
+            let is_error = (comparisons.scores()[i] >= threshold) != is_same;
+            let [errors, num] = &mut counts[group][usize::from(!is_same)];
+            *errors += if is_error { weight(i) } else { 0 };
+            *num += weight(i);
         }
-    }
-    let rate = |[errors, num]: [usize; 2]| (num > 0).then(|| errors as f64 / num as f64);
-    let rates = counts.into_iter().map(|(group, [genuine, impostor])| GroupRates {
-        group: group.to_owned(),
+        counts
+    };
+    let drawn = match config.replicates {
+        0 => Vec::new(),
+        _ => {
+            let units = Units::of(comparisons)?;
+            Bootstrap::new(comparisons, config)?.replicates(|k, replicate| {
+                let drawn = config.draw(k, units.num());
+                count(replicate.threshold_at_fmr(fmr_target), &|i| weight(units.of_pair(i), &drawn))
+            })
+        }
+    };
+    let interval =
+        |group: usize, class: usize| config.interval(drawn.iter().map(|counts| rate(counts.as_ref()?[group][class])));
+    let rates = count(threshold, &|_| 1).into_iter().enumerate().map(|(group, [genuine, impostor])| GroupRates {
+        group: names[group].to_owned(),
         fnmr: rate(genuine),
         fmr: rate(impostor),
-        num_genuine: genuine[1],
-        num_impostor: impostor[1],
+        fnmr_interval: interval(group, 0),
+        fmr_interval: interval(group, 1),
+        num_genuine: genuine[1] as usize,
+        num_impostor: impostor[1] as usize,
     });
-    Ok(rates.collect())
+    Ok(Groups { fmr_target, threshold, rates: rates.collect() })
+}
+
+fn rate([errors, num]: [u64; 2]) -> Option<f64> {
+    (num > 0).then(|| errors as f64 / num as f64)
 }
 
 #[cfg(test)]
@@ -64,10 +115,19 @@ mod tests {
         let groups = [("x", "x"), ("x", "x"), ("y", "y"), ("x", "x"), ("x", "x"), ("x", "y")];
         let groups: Vec<[String; 2]> = groups.iter().map(|(a, b)| [a.to_string(), b.to_string()]).collect();
         let comparisons = Comparisons::new(scores, is_same, None).unwrap();
-        let found = group_rates(&comparisons, &groups, 0.5).unwrap();
+        let none = BootstrapConfig::NONE;
+        // One impostor of three is accepted, the one across groups.
+        let found = group_rates(&comparisons, &groups, 0.4, &none).unwrap();
+        assert!((0.7..0.700001).contains(&found.threshold), "{}", found.threshold);
         let rates: Vec<_> =
-            found.iter().map(|g| (g.group.as_str(), g.fnmr, g.fmr, g.num_genuine, g.num_impostor)).collect();
-        assert_eq!(rates, [("x", Some(0.5), Some(0.5), 2, 2), ("y", Some(0.0), None, 1, 0)]);
-        assert!(group_rates(&comparisons, &groups[1..], 0.5).is_err());
+            found.rates.iter().map(|g| (g.group.as_str(), g.fnmr, g.fmr, g.num_genuine, g.num_impostor)).collect();
+        assert_eq!(rates, [("x", Some(0.5), Some(0.0), 2, 2), ("y", Some(0.0), None, 1, 0)]);
+        assert!(found.rates.iter().all(|g| g.fnmr_interval.is_none()));
+        let at_two = group_rates(&comparisons, &groups, 0.7, &none).unwrap();
+        assert_eq!(at_two.rates[0].fmr, Some(0.5));
+        assert!(group_rates(&comparisons, &groups[1..], 0.4, &none).is_err());
+        assert!(
+            group_rates(&comparisons, &groups, 0.01, &none).unwrap_err().to_string().contains("cannot be measured")
+        );
     }
 }

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use super::bootstrap::Interval;
 use crate::error::{Error, Result};
 
 /// Thresholds of the accuracy: `0, 0.01 .. 3.99`, on squared L2 distance.
@@ -28,6 +29,8 @@ pub struct FoldAccuracy {
     pub accuracies: Vec<f64>,
     /// The squared L2 threshold used on each fold: the lowest of those most accurate on the other folds.
     pub thresholds: Vec<f64>,
+    /// Of `mean`, thresholds and all; absent without a bootstrap.
+    pub interval: Option<Interval>,
 }
 
 /// True accept rate at a false accept rate over the folds.
@@ -47,6 +50,8 @@ pub struct FoldTar {
     pub fars: Vec<f64>,
     /// The squared L2 threshold used on each fold; 0 where no threshold below 4 reaches `far_target` on the others.
     pub thresholds: Vec<f64>,
+    /// Of `tar_mean`, thresholds and all; absent without a bootstrap.
+    pub interval: Option<Interval>,
 }
 
 /// Squared L2 distance of two unit vectors with this cosine, in `[0, 4]`: `2 - 2 cos`, never negative by rounding.
@@ -64,23 +69,7 @@ pub fn squared_l2(cosine: f64) -> f64 {
 /// [`Error::Evaluation`] when the lengths differ, a distance is negative or not finite, or there are not
 /// `2 <= num_folds <= pairs`.
 pub fn fold_accuracy(distances: &[f64], is_same: &[bool], num_folds: usize) -> Result<FoldAccuracy> {
-    let folds = fold_ranges(distances, is_same, num_folds)?;
-    let curves: Vec<_> = folds.iter().map(|f| ACCURACY_GRID.accepted(f, distances, is_same)).collect();
-    let total = ACCURACY_GRID.accepted(&(0..distances.len()), distances, is_same);
-    let (mut accuracies, mut thresholds) = (Vec::new(), Vec::new());
-    for (test, fold) in curves.iter().zip(&folds) {
-        let train = total.without(test);
-        let mut best = 0;
-        for i in 1..ACCURACY_GRID.len {
-            if train.num_right(i) > train.num_right(best) {
-                best = i;
-            }
-        }
-        accuracies.push(test.num_right(best) as f64 / fold.len() as f64);
-        thresholds.push(ACCURACY_GRID.threshold(best));
-    }
-    let (mean, std) = mean_and_std(&accuracies);
-    Ok(FoldAccuracy { mean, std, accuracies, thresholds })
+    Ok(FoldedPairs::new(distances, is_same, num_folds)?.accuracy(&|_| 1))
 }
 
 /// TAR and FAR with the threshold of each fold interpolated on the others (insightface, `calculate_val`).
@@ -92,44 +81,77 @@ pub fn fold_accuracy(distances: &[f64], is_same: &[bool], num_folds: usize) -> R
 /// [`Error::Evaluation`] as [`fold_accuracy`], when `far_target` is out of range, and when a fold, or all others
 /// together, lacks "same" or "different" pairs.
 pub fn fold_tar_at_far(distances: &[f64], is_same: &[bool], num_folds: usize, far_target: f64) -> Result<FoldTar> {
-    if !(far_target > 0.0 && far_target < 1.0) {
-        return Err(Error::Evaluation(format!("expected a FAR target between 0 and 1, found {far_target}")));
+    FoldedPairs::new(distances, is_same, num_folds)?.tar_at_far(far_target, &|_| 1)
+}
+
+/// Pairs in folds; each counts as often as the `weight` of its index says.
+pub(super) struct FoldedPairs<'a> {
+    distances: &'a [f64],
+    is_same: &'a [bool],
+    folds: Vec<Range<usize>>,
+    /// The first threshold of each grid that accepts a pair.
+    accuracy_bins: Vec<usize>,
+    tar_bins: Vec<usize>,
+}
+
+impl<'a> FoldedPairs<'a> {
+    /// Checks the pairs and cuts them into folds, as [`fold_accuracy`].
+    pub fn new(distances: &'a [f64], is_same: &'a [bool], num_folds: usize) -> Result<Self> {
+        let folds = fold_ranges(distances, is_same, num_folds)?;
+        let (accuracy_bins, tar_bins) = (ACCURACY_GRID.bins(distances), TAR_GRID.bins(distances));
+        Ok(Self { distances, is_same, folds, accuracy_bins, tar_bins })
     }
-    let folds = fold_ranges(distances, is_same, num_folds)?;
-    let total = TAR_GRID.accepted(&(0..distances.len()), distances, is_same);
-    let mut result = FoldTar {
-        far_target,
-        tar_mean: 0.0,
-        tar_std: 0.0,
-        far_mean: 0.0,
-        tars: vec![],
-        fars: vec![],
-        thresholds: vec![],
-    };
-    for (index, fold) in folds.iter().enumerate() {
-        let test = TAR_GRID.accepted(fold, distances, is_same);
-        let train = total.without(&test);
-        if test.num_same == 0 || test.num_different == 0 || train.num_different == 0 {
-            let (same, different) = (test.num_same, test.num_different);
-            let what = format!(
-                "fold {index} of {num_folds}: TAR at FAR needs same and different pairs in it and different pairs in \
-                 the others, found {same} same and {different} different in it and {} different in the others",
-                train.num_different
-            );
-            return Err(Error::Evaluation(what));
+
+    /// Accuracy, as [`fold_accuracy`]; NaN where a fold counts for nothing.
+    pub fn accuracy(&self, weight: &impl Fn(usize) -> usize) -> FoldAccuracy {
+        let (curves, total) = ACCURACY_GRID.curves(self, &self.accuracy_bins, weight);
+        let (mut accuracies, mut thresholds) = (Vec::new(), Vec::new());
+        for test in &curves {
+            let train = total.without(test);
+            let mut best = 0;
+            for i in 1..ACCURACY_GRID.len {
+                if train.num_right(i) > train.num_right(best) {
+                    best = i;
+                }
+            }
+            accuracies.push(test.num_right(best) as f64 / (test.num_same + test.num_different) as f64);
+            thresholds.push(ACCURACY_GRID.threshold(best));
         }
-        let threshold = train.threshold_at_far(far_target);
-        let accepted = |class: bool| {
-            let pairs = fold.clone().filter(|&i| is_same[i] == class);
-            pairs.filter(|&i| distances[i] < threshold).count() as f64
-        };
-        result.tars.push(accepted(true) / test.num_same as f64);
-        result.fars.push(accepted(false) / test.num_different as f64);
-        result.thresholds.push(threshold);
+        let (mean, std) = mean_and_std(&accuracies);
+        FoldAccuracy { mean, std, accuracies, thresholds, interval: None }
     }
-    (result.tar_mean, result.tar_std) = mean_and_std(&result.tars);
-    result.far_mean = mean_and_std(&result.fars).0;
-    Ok(result)
+
+    /// TAR at FAR, as [`fold_tar_at_far`].
+    pub fn tar_at_far(&self, far_target: f64, weight: &impl Fn(usize) -> usize) -> Result<FoldTar> {
+        if !(far_target > 0.0 && far_target < 1.0) {
+            return Err(Error::Evaluation(format!("expected a FAR target between 0 and 1, found {far_target}")));
+        }
+        let (curves, total) = TAR_GRID.curves(self, &self.tar_bins, weight);
+        let (mut tars, mut fars, mut thresholds) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, (fold, test)) in self.folds.iter().zip(&curves).enumerate() {
+            let train = total.without(test);
+            if test.num_same == 0 || test.num_different == 0 || train.num_different == 0 {
+                let (num_folds, same, different) = (self.folds.len(), test.num_same, test.num_different);
+                let what = format!(
+                    "fold {index} of {num_folds}: TAR at FAR needs same and different pairs in it and different pairs in \
+                     the others, found {same} same and {different} different in it and {} different in the others",
+                    train.num_different
+                );
+                return Err(Error::Evaluation(what));
+            }
+            let threshold = train.threshold_at_far(far_target);
+            let accepted = |class: bool| {
+                let pairs = fold.clone().filter(|&i| self.is_same[i] == class && self.distances[i] < threshold);
+                pairs.map(weight).sum::<usize>() as f64
+            };
+            tars.push(accepted(true) / test.num_same as f64);
+            fars.push(accepted(false) / test.num_different as f64);
+            thresholds.push(threshold);
+        }
+        let (tar_mean, tar_std) = mean_and_std(&tars);
+        let far_mean = mean_and_std(&fars).0;
+        Ok(FoldTar { far_target, tar_mean, tar_std, far_mean, tars, fars, thresholds, interval: None })
+    }
 }
 
 /// Thresholds `0, step, 2 step ..`, the values of `numpy.arange`.
@@ -153,32 +175,64 @@ impl Grid {
         index as f64 * self.step
     }
 
-    /// Counts the pairs of a range, each at the lowest threshold above its distance, then sums up.
-    fn accepted(&self, range: &Range<usize>, distances: &[f64], is_same: &[bool]) -> Accepted {
+    /// The lowest threshold above each distance; the length of the grid where there is none.
+    fn bins(&self, distances: &[f64]) -> Vec<usize> {
         let thresholds: Vec<f64> = (0..self.len).map(|i| self.threshold(i)).collect();
-        let (mut same, mut different) = (vec![0; self.len], vec![0; self.len]);
-        let (mut num_same, mut num_different) = (0, 0);
-        for i in range.clone() {
-            let first = thresholds.partition_point(|&t| t <= distances[i]);
-            let (counts, total) =
-                if is_same[i] { (&mut same, &mut num_same) } else { (&mut different, &mut num_different) };
-            *total += 1;
-            if let Some(count) = counts.get_mut(first) {
-                *count += 1;
+        distances.iter().map(|&distance| thresholds.partition_point(|&t| t <= distance)).collect()
+    }
+
+    /// How many pairs each threshold accepts, of every fold and of all.
+    fn curves(
+        &self,
+        pairs: &FoldedPairs,
+        bins: &[usize],
+        weight: &impl Fn(usize) -> usize,
+    ) -> (Vec<Accepted>, Accepted) {
+        let none = || Accepted {
+            step: self.step,
+            same: vec![0; self.len],
+            different: vec![0; self.len],
+            num_same: 0,
+            num_different: 0,
+        };
+        let mut total = none();
+        let curve = |fold: &Range<usize>| {
+            let mut curve = none();
+            for i in fold.clone() {
+                let weight = weight(i);
+                let (counts, num) = match pairs.is_same[i] {
+                    true => (&mut curve.same, &mut curve.num_same),
+                    false => (&mut curve.different, &mut curve.num_different),
+                };
+                *num += weight;
+                if let Some(count) = counts.get_mut(bins[i]) {
+                    *count += weight;
+                }
             }
-        }
-        for counts in [&mut same, &mut different] {
-            let mut sum = 0;
-            for count in counts.iter_mut() {
-                sum += *count;
-                *count = sum;
+            for counts in [&mut curve.same, &mut curve.different] {
+                let mut sum = 0;
+                for count in counts.iter_mut() {
+                    sum += *count;
+                    *count = sum;
+                }
             }
-        }
-        Accepted { step: self.step, same, different, num_same, num_different }
+            total.add(&curve);
+            curve
+        };
+        let curves = pairs.folds.iter().map(curve).collect();
+        (curves, total)
     }
 }
 
 impl Accepted {
+    /// Counts the pairs of a fold too.
+    fn add(&mut self, fold: &Self) {
+        self.same.iter_mut().zip(&fold.same).for_each(|(a, b)| *a += b);
+        self.different.iter_mut().zip(&fold.different).for_each(|(a, b)| *a += b);
+        self.num_same += fold.num_same;
+        self.num_different += fold.num_different;
+    }
+
     /// The counts of all pairs but those of a fold.
     fn without(&self, fold: &Self) -> Self {
         let minus = |a: &[usize], b: &[usize]| a.iter().zip(b).map(|(a, b)| a - b).collect();
@@ -242,4 +296,29 @@ fn mean_and_std(values: &[f64]) -> (f64, f64) {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
     (mean, variance.sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bootstrap's weights mean what they say: pairs that count twice are there twice.
+    #[test]
+    fn pairs_count_as_often_as_they_would_if_they_were_repeated() {
+        let value = |i: usize| (i as f64 * 0.618_034).fract();
+        let is_same: Vec<bool> = (0..90).map(|i| i % 2 == 0).collect();
+        let distances: Vec<f64> = (0..90).map(|i| value(i) * 1.5 + if is_same[i] { 0.0 } else { 0.9 }).collect();
+        let times = |i: usize| [2, 0, 1, 3, 1][i * 7 % 5];
+        let weighted = FoldedPairs::new(&distances, &is_same, 3).unwrap();
+        let repeated: Vec<usize> = (0..90).flat_map(|i| std::iter::repeat_n(i, times(i))).collect();
+        let (d, s): (Vec<f64>, Vec<bool>) = repeated.iter().map(|&i| (distances[i], is_same[i])).unzip();
+        let mut expected = FoldedPairs::new(&d, &s, 3).unwrap();
+        let ends = [0, 30, 60, 90].map(|end| repeated.partition_point(|&i| i < end));
+        expected.folds = ends.windows(2).map(|w| w[0]..w[1]).collect();
+        assert_eq!(weighted.accuracy(&times), expected.accuracy(&|_| 1));
+        let (found, expected) = (weighted.tar_at_far(0.05, &times), expected.tar_at_far(0.05, &|_| 1));
+        assert_eq!(found.unwrap(), expected.unwrap());
+        assert!(weighted.accuracy(&|i| usize::from(i < 60)).mean.is_nan());
+        assert!(weighted.tar_at_far(0.05, &|i| usize::from(i < 60)).is_err());
+    }
 }

@@ -224,7 +224,7 @@ pub(super) fn share_from(class: &impl Class, threshold: f64) -> f64 {
     ratio(class.num() - class.num_below(threshold), class.num())
 }
 
-fn ratio(part: u64, total: u64) -> f64 {
+pub(super) fn ratio(part: u64, total: u64) -> f64 {
     part as f64 / total as f64
 }
 

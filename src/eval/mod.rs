@@ -1,28 +1,43 @@
 //! How good a model is: embeddings, comparison scores, and the field's figures.
 
+mod all_pairs;
 mod bootstrap;
 mod class;
 mod comparisons;
+mod curve;
 mod embed;
 mod figures;
 mod groups;
+mod identification;
 mod lfw;
+mod masked_faces;
 mod metrics;
 mod paired;
 mod protocol;
-mod report;
 mod score_file;
+mod similarity;
+mod tables;
+mod templates;
+mod units;
 
+pub use all_pairs::{AllPairs, compare_all_pairs};
 pub use bootstrap::{Bootstrap, BootstrapConfig, Difference, Interval, MetricIntervals, Replicate};
 pub use comparisons::Comparisons;
+pub use curve::{Histogram, OperatingPoint};
 pub use embed::{EmbedConfig, Embeddings, embed};
 pub use figures::{AtFmr, FMR_TARGETS, Figures, SettingResult};
-pub use groups::{GroupRates, group_rates};
+pub use groups::{GroupRates, Groups, group_rates};
+pub use identification::{AtFpir, AtRank, FPIR_TARGETS, Identification, Mate, Search, Searches};
 pub use lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2};
+pub use masked_faces::MaskedFaces;
 pub use metrics::{Metrics, Scores};
 pub use paired::{PairedFigure, compare_systems};
 pub use protocol::{
     EvalConfig, Evaluation, Setting, SettingScores, compare, compare_as_is, evaluate, evaluate_as_is, figures,
 };
-pub use report::{comparison_table, details, details_of, group_table, operating_points, table, table_as_is};
 pub use score_file::{ScoreFile, read_scores, write_scores};
+pub use tables::{
+    comparison_table, details, details_of, figure_rows, group_table, identification_table, operating_points, table,
+    table_as_is,
+};
+pub use templates::Templates;

@@ -1,18 +1,18 @@
 //! Verification of clean and masked faces: U-U, U-M and M-M on the same pairs.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use image::RgbImage;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap::BootstrapConfig;
 use super::comparisons::Comparisons;
 use super::embed::{EmbedConfig, Embeddings, embed};
 use super::figures::{Figures, SettingResult};
-use crate::data::mask::{MaskConfig, MaskProtocol, Masker, TemplateShift};
-use crate::data::{TestSet, mask_landmarks};
+use super::masked_faces::{MaskedFaces, colours_of};
+use crate::data::TestSet;
+use crate::data::mask::{MaskConfig, MaskProtocol};
 use crate::error::{Error, Result};
 use crate::models::Model;
 
@@ -26,13 +26,24 @@ pub struct EvalConfig {
     pub seed: u64,
     /// Images that go through the network together.
     pub batch_size: usize,
+    /// The published colours of U-M, for the `reference` protocol: a list ([`read_colours`]) with one for each masked image.
+    pub reference_colours_um: Option<PathBuf>,
+    /// Those of M-M.
+    pub reference_colours_mm: Option<PathBuf>,
     /// How sure figures are.
     pub bootstrap: BootstrapConfig,
 }
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        Self { mask: MaskConfig::default(), seed: 0, batch_size: 32, bootstrap: BootstrapConfig::default() }
+        Self {
+            mask: MaskConfig::default(),
+            seed: 0,
+            batch_size: 32,
+            reference_colours_um: None,
+            reference_colours_mm: None,
+            bootstrap: BootstrapConfig::default(),
+        }
     }
 }
 
@@ -45,8 +56,17 @@ impl EvalConfig {
         if !(1..=4096).contains(&self.batch_size) {
             return Err(Error::Config(format!("eval.batch_size: expected 1 to 4096, found {}", self.batch_size)));
         }
+        let has_colours = self.reference_colours_um.is_some() || self.reference_colours_mm.is_some();
+        if has_colours && self.mask.protocol != MaskProtocol::Reference {
+            return Err(Error::Config("eval.reference_colours: they are for mask.protocol reference".into()));
+        }
         self.bootstrap.validate()?;
         self.mask.validate()
+    }
+
+    /// How images become embeddings.
+    pub(super) fn embedding(&self) -> EmbedConfig {
+        EmbedConfig { batch_size: self.batch_size, ..EmbedConfig::default() }
     }
 }
 
@@ -81,7 +101,7 @@ impl Setting {
     ///
     /// The published code (reference protocol) masks, for U-M, the second half of the list of all images, so half of
     /// the pairs are U-U and half are M-M.
-    fn masked(self, protocol: MaskProtocol, index: usize, num_pairs: usize) -> [bool; 2] {
+    pub fn masked(self, protocol: MaskProtocol, index: usize, num_pairs: usize) -> [bool; 2] {
         match (self, protocol) {
             (Self::UU, _) => [false, false],
             (Self::MM, _) => [true, true],
@@ -100,6 +120,9 @@ pub struct Evaluation {
 
 impl Evaluation {
     /// Returns the figures of `setting`.
+    ///
+    /// # Panics
+    /// When it was not measured: a protocol without the pairs for it.
     pub fn get(&self, setting: Setting) -> &SettingResult {
         &self.settings[&setting]
     }
@@ -118,17 +141,22 @@ pub fn evaluate(
     config: &EvalConfig,
     progress: impl FnMut(usize, usize),
 ) -> Result<Evaluation> {
-    figures(&compare(model, test, config, progress)?, test, config)
+    let scores = compare(model, test, config, progress)?;
+    figures(scores.iter().map(|(s, c)| (*s, c)), test.num_folds, config)
 }
 
-/// Returns the figures of scores that [`compare`] returned.
+/// Returns the figures of all settings, whose comparisons fall into `num_folds` folds of equal size, fewer than two for none.
 ///
 /// # Errors
 /// When a setting is out of range or the pairs are too few.
-pub fn figures(scores: &SettingScores, test: &TestSet, config: &EvalConfig) -> Result<Evaluation> {
+pub fn figures<'a>(
+    scores: impl IntoIterator<Item = (Setting, &'a Comparisons)>,
+    num_folds: usize,
+    config: &EvalConfig,
+) -> Result<Evaluation> {
     let mut prepared = BTreeMap::new();
-    for (&setting, comparisons) in scores {
-        prepared.insert(setting, Figures::new(comparisons, test.num_folds, &config.bootstrap)?);
+    for (setting, comparisons) in scores {
+        prepared.insert(setting, Figures::new(comparisons, num_folds, &config.bootstrap)?);
     }
     let unmasked = prepared.get(&Setting::UU);
     let result = |(&setting, figures): (&Setting, &Figures)| Ok((setting, figures.compute(unmasked)?));
@@ -148,27 +176,48 @@ pub fn compare(
     config.validate()?;
     // A list may name few of many images.
     let used = test.used_images();
-    // The published evaluation does not shift its template.
-    let masker = Masker::new(&MaskConfig { template_shift: TemplateShift::None, ..config.mask.clone() })?;
-    let masked_image = |row: usize| -> Result<RgbImage> {
-        let mut sample = test.images.get(used[row])?;
-        let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        rng.set_stream(used[row] as u64);
-        let landmarks = mask_landmarks(config.mask.protocol, &sample.landmarks);
-        masker.apply(&mut sample.image, &landmarks, &mut rng)?;
-        Ok(sample.image)
-    };
+    let masked_faces = MaskedFaces::new(test.images.as_ref(), config)?;
     let total = 2 * used.len();
     let clean_image = |row: usize| -> Result<RgbImage> { Ok(test.images.get(used[row])?.image) };
-    let embedding = EmbedConfig { batch_size: config.batch_size, flip: true };
-    let clean = embed(model, used.len(), clean_image, embedding, |n| progress(n, total))?;
-    let masked = embed(model, used.len(), masked_image, embedding, |n| progress(used.len() + n, total))?;
+    let masked_image = |row: usize| masked_faces.get(used[row]);
+    let clean = embed(model, used.len(), clean_image, config.embedding(), |n| progress(n, total))?;
+    let masked = embed(model, used.len(), masked_image, config.embedding(), |n| progress(used.len() + n, total))?;
+    let coloured = |setting: Setting, list: &Option<PathBuf>| -> Result<Option<Embeddings>> {
+        let Some(list) = list else { return Ok(None) };
+        let colours = colours_of(list, setting, test, config)?;
+        let image = |row: usize| {
+            colours[row].map_or_else(
+                || Ok(test.images.get(image_at(test, row))?.image),
+                |colour| masked_faces.coloured(image_at(test, row), colour),
+            )
+        };
+        embed(model, colours.len(), image, config.embedding(), |_| ()).map(Some)
+    };
+    let um = coloured(Setting::UM, &config.reference_colours_um)?;
+    let mm = coloured(Setting::MM, &config.reference_colours_mm)?;
+    let row_of = rows(&used);
     let scores = |setting: Setting| {
-        let side = |is_masked: bool| if is_masked { &masked } else { &clean };
-        let scores = cosines(test, &used, |i| setting.masked(config.mask.protocol, i, test.pairs.len()).map(side));
+        let of_list = match setting {
+            Setting::UU => None,
+            Setting::UM => um.as_ref(),
+            Setting::MM => mm.as_ref(),
+        };
+        let scores = cosines(test, |i, side| match of_list {
+            Some(listed) => (listed, 2 * i + side),
+            None => {
+                let is_masked = setting.masked(config.mask.protocol, i, test.pairs.len())[side];
+                (if is_masked { &masked } else { &clean }, row_of[&image_at(test, 2 * i + side)])
+            }
+        });
         Ok((setting, scores?))
     };
     Setting::ALL.into_iter().map(scores).collect()
+}
+
+/// The image at a place in a verification file, which has two for each pair.
+fn image_at(test: &TestSet, place: usize) -> usize {
+    let pair = &test.pairs[place / 2];
+    [pair.a, pair.b][place % 2]
 }
 
 /// Evaluates `model` on the pairs of `test` as the images are, such as photos with real masks;
@@ -198,17 +247,21 @@ pub fn compare_as_is(
 ) -> Result<Comparisons> {
     let used = test.used_images();
     let image = |row: usize| -> Result<RgbImage> { Ok(test.images.get(used[row])?.image) };
-    let embedding = EmbedConfig { batch_size: config.batch_size, flip: true };
-    let embeddings = embed(model, used.len(), image, embedding, |n| progress(n, used.len()))?;
-    cosines(test, &used, |_| [&embeddings; 2])
+    let embeddings = embed(model, used.len(), image, config.embedding(), |n| progress(n, used.len()))?;
+    let row_of = rows(&used);
+    cosines(test, |i, side| (&embeddings, row_of[&image_at(test, 2 * i + side)]))
 }
 
-/// The cosine of every pair, of the embeddings that `sides` has for the two images of pair `i`, a row for each of `used`.
-fn cosines<'a>(test: &TestSet, used: &[usize], sides: impl Fn(usize) -> [&'a Embeddings; 2]) -> Result<Comparisons> {
-    let row_of: BTreeMap<usize, usize> = used.iter().enumerate().map(|(row, &image)| (image, row)).collect();
-    let scores = test.pairs.iter().enumerate().map(|(i, pair)| {
-        let [a, b] = sides(i);
-        a.cosine(row_of[&pair.a], b, row_of[&pair.b])
+/// In which row of its embeddings each image is.
+fn rows(used: &[usize]) -> BTreeMap<usize, usize> {
+    used.iter().enumerate().map(|(row, &image)| (image, row)).collect()
+}
+
+/// The cosine of every pair; `side(i, 0)` and `side(i, 1)` say where the embeddings of pair `i` are.
+fn cosines<'a>(test: &TestSet, side: impl Fn(usize, usize) -> (&'a Embeddings, usize)) -> Result<Comparisons> {
+    let scores = (0..test.pairs.len()).map(|i| {
+        let ((a, row_a), (b, row_b)) = (side(i, 0), side(i, 1));
+        a.cosine(row_a, b, row_b)
     });
     Comparisons::new(scores.collect(), test.pairs.iter().map(|p| p.is_same).collect(), test.people())
 }

@@ -1,6 +1,6 @@
 //! Scores in files: of this program's comparisons, and of any other system's that is to be judged alike.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::comparisons::Comparisons;
@@ -16,12 +16,15 @@ pub struct ScoreFile {
     pub comparisons: Comparisons,
     /// The groups of the two people of each pair, if it names them.
     pub groups: Option<Vec<[String; 2]>>,
+    /// Lines of two images that an earlier line has already, in either order, if it names images.
+    pub repeated: Vec<usize>,
 }
 
 /// Reads scores from a CSV or a `.npy` file.
 ///
 /// A CSV has a column `score` (higher means more alike) and one `is_same` (`1`, `0`, `true` or `false`), and may have `person_a` and
-/// `person_b`, who is on the two images, and `group_a` and `group_b`, what groups of people they belong to. A `.npy` file has one
+/// `person_b`, who is on the two images, `group_a` and `group_b`, what groups of people they belong to, and `image_a` and `image_b`, by
+/// which repeated pairs are found. A `.npy` file has one
 /// axis of scores, and beside them `labels`, another one of zeros and ones.
 ///
 /// # Errors
@@ -46,7 +49,8 @@ fn read_npy(path: &Path, labels: &Path) -> Result<ScoreFile> {
         _ => Err(Error::Evaluation(format!("{}: expected zeros and ones, found {value}", labels.display()))),
     };
     let is_same = npy::read(labels)?.into_iter().map(label).collect::<Result<Vec<_>>>()?;
-    Ok(ScoreFile { comparisons: named(path, Comparisons::new(scores, is_same, None))?, groups: None })
+    let comparisons = named(path, Comparisons::new(scores, is_same, None))?;
+    Ok(ScoreFile { comparisons, groups: None, repeated: Vec::new() })
 }
 
 fn read_csv(path: &Path) -> Result<ScoreFile> {
@@ -55,8 +59,10 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
     let both = |a: Option<usize>, b: Option<usize>| a.zip(b).map(|(a, b)| [a, b]);
     let people = both(table.find("person_a"), table.find("person_b"));
     let groups = both(table.find("group_a"), table.find("group_b"));
+    let images = both(table.find("image_a"), table.find("image_b"));
+    let (mut seen, mut repeated) = (HashSet::new(), Vec::new());
     let (mut scores, mut labels, mut who, mut which) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut numbers = HashMap::new();
+    let mut names = BTreeMap::new();
     while let Some(row) = table.next()? {
         let value = row[score].parse().ok().filter(|s: &f64| s.is_finite());
         scores.push(value.ok_or_else(|| table.error(format!("expected a finite score, found {:?}", &row[score])))?);
@@ -67,16 +73,27 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
         });
         if let Some(columns) = people {
             who.push(columns.map(|column| {
-                let next = numbers.len() as u32;
-                *numbers.entry(row[column].to_owned()).or_insert(next)
+                let next = names.len() as u32;
+                *names.entry(row[column].to_owned()).or_insert(next)
             }));
+        }
+        if let Some(columns) = images {
+            let mut pair = columns.map(|column| row[column].to_owned());
+            pair.sort();
+            if !seen.insert(pair) {
+                repeated.push(table.line());
+            }
         }
         if let Some(columns) = groups {
             which.push(columns.map(|column| row[column].to_owned()));
         }
     }
+    // By name, so that the order of the lines does not matter to who is drawn for an interval.
+    let mut number = vec![0; names.len()];
+    names.into_values().enumerate().for_each(|(sorted, found)| number[found as usize] = sorted as u32);
+    let who = who.into_iter().map(|pair: [u32; 2]| pair.map(|found| number[found as usize])).collect();
     let comparisons = named(path, Comparisons::new(scores, labels, people.map(|_| who)))?;
-    Ok(ScoreFile { comparisons, groups: groups.map(|_| which) })
+    Ok(ScoreFile { comparisons, groups: groups.map(|_| which), repeated })
 }
 
 /// The file in the error.
@@ -166,6 +183,8 @@ mod tests {
         assert!(error("score,same\n1,1\n").contains("expected a column is_same"));
         assert!(error("score,is_same\n0.5,1\nNaN,0\n").contains(":3: expected a finite score, found \"NaN\""));
         assert!(error("score,is_same\n0.5,yes\n").contains(":2: expected is_same to be"));
+        std::fs::write(&path, "image_a,image_b,is_same,score\na,b,1,0.5\na,c,0,0.1\nb,a,1,0.5\n").unwrap();
+        assert_eq!(read_scores(&path, None).unwrap().repeated, [4]);
         let text = "score,is_same,person_a,person_b\n0.5,1,ann,bob\n";
         assert!(error(text).contains("pair 0: expected one person"), "{}", error(text));
     }

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::layout::{Layout, recognise};
 use super::onnx::{from_onnx, to_onnx};
-use super::{Found, Model, ModelConfig};
+use super::{Found, Model, ModelConfig, Threshold};
 use crate::error::{Error, Result};
 use crate::preprocessing::Preprocessing;
 use crate::weights::{
@@ -22,6 +22,9 @@ pub const BACKBONE_FILE: &str = "backbone.safetensors";
 const MODEL_KEY: &str = "maskinv.model";
 /// Metadata key of what the network expects of its input, JSON of [`Preprocessing`].
 const PREPROCESSING_KEY: &str = "maskinv.preprocessing";
+
+/// Metadata key of the thresholds, JSON of a list of [`Threshold`].
+const THRESHOLDS_KEY: &str = "maskinv.thresholds";
 
 /// A frozen backbone and what was found while it was loaded.
 #[derive(Debug)]
@@ -117,6 +120,11 @@ pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<
     if doubles > 0 {
         found.notes.push(format!("{doubles} tensors in double precision: rounded to f32"));
     }
+    let thresholds = match metadata.get(THRESHOLDS_KEY) {
+        Some(text) => from_json::<Vec<Threshold>>(THRESHOLDS_KEY, text).map_err(wrong)?,
+        None => Vec::new(),
+    };
+    thresholds.iter().try_for_each(Threshold::validate).map_err(|e| wrong(e.to_string()))?;
     if let Some(text) = metadata.get(PREPROCESSING_KEY) {
         found.preprocessing = Some(from_json(PREPROCESSING_KEY, text).map_err(wrong)?);
     }
@@ -136,7 +144,7 @@ pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<
     let (layout, arch, notes) = (found.layout, found.config.arch, std::mem::take(&mut found.notes));
     let model = found.build(DType::F32, &Device::Cpu);
     let model = model.map_err(|e| wrong(format!("{} by {layout}: {e}", arch.name())))?;
-    Ok(Loaded { model, path, format, layout, notes })
+    Ok(Loaded { model: model.with_thresholds(thresholds), path, format, layout, notes })
 }
 
 /// What is in a file of named tensors: the network that its metadata names, or the one that the names show.
@@ -157,7 +165,7 @@ fn recognise_named(
 }
 
 /// Writes a backbone as safetensors under PyTorch's names, its floats as `dtype` (f32, f16 or bf16), with its
-/// architecture and preprocessing in the metadata.
+/// architecture, preprocessing and thresholds in the metadata.
 ///
 /// # Errors
 /// When the folder cannot be written to; an older file stays whole.
@@ -191,10 +199,14 @@ pub fn export_onnx(path: &Path, model: &Model) -> Result<()> {
 
 fn metadata(model: &Model) -> Result<BTreeMap<String, String>> {
     let json = |e: serde_json::Error| Error::Config(e.to_string());
-    Ok(BTreeMap::from([
+    let mut metadata = BTreeMap::from([
         (MODEL_KEY.to_owned(), serde_json::to_string(model.config()).map_err(json)?),
         (PREPROCESSING_KEY.to_owned(), serde_json::to_string(model.preprocessing()).map_err(json)?),
-    ]))
+    ]);
+    if !model.thresholds().is_empty() {
+        metadata.insert(THRESHOLDS_KEY.to_owned(), serde_json::to_string(model.thresholds()).map_err(json)?);
+    }
+    Ok(metadata)
 }
 
 fn from_json<T: serde::de::DeserializeOwned>(key: &str, text: &str) -> std::result::Result<T, String> {

@@ -9,6 +9,7 @@ mod mobilefacenet;
 mod on_gpu;
 mod onnx;
 mod open;
+mod threshold;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,7 @@ pub use mobilefacenet::{MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead};
 pub use on_gpu::OnGpu;
 pub use onnx::{from_onnx, to_onnx};
 pub use open::open_model;
+pub use threshold::Threshold;
 
 use crate::machine::Machine;
 use crate::nn::{Graph, NodeId, Params, Trace};
@@ -184,6 +186,7 @@ pub struct Model {
     params: Params,
     config: ModelConfig,
     preprocessing: Preprocessing,
+    thresholds: Vec<Threshold>,
     machine: Machine,
 }
 
@@ -235,6 +238,7 @@ impl Model {
             params,
             config: config.clone(),
             preprocessing: Preprocessing::default(),
+            thresholds: Vec::new(),
             machine: Machine::default(),
         })
     }
@@ -242,6 +246,11 @@ impl Model {
     /// Returns the network with another expectation of its input.
     pub fn with_preprocessing(self, preprocessing: Preprocessing) -> Self {
         Self { preprocessing, ..self }
+    }
+
+    /// Returns the network with other thresholds.
+    pub fn with_thresholds(self, thresholds: Vec<Threshold>) -> Self {
+        Self { thresholds, ..self }
     }
 
     /// Returns the network, to be carried out by another machine than the CPU. Its parameters stay where they are: a machine
@@ -258,6 +267,11 @@ impl Model {
     /// What it expects of its input.
     pub fn preprocessing(&self) -> &Preprocessing {
         &self.preprocessing
+    }
+
+    /// From which scores two faces count as one person, as far as that was measured.
+    pub fn thresholds(&self) -> &[Threshold] {
+        &self.thresholds
     }
 
     /// The parameters.

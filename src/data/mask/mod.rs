@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 mod block;
+mod colour_list;
 mod fabric;
 mod frame;
 pub mod homography;
@@ -28,6 +29,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+pub use self::colour_list::read_colours;
 use self::frame::FaceFrame;
 use self::kinds::Design;
 pub use self::kinds::MaskKind;
@@ -170,6 +172,19 @@ impl Masker {
                     TemplateShift::None => ReferenceDraw::evaluation(rng),
                 };
                 masker.apply(image, landmarks, draw)
+            }
+        }
+    }
+
+    /// Puts the template of the `reference` protocol on a face as `draw` says.
+    ///
+    /// # Errors
+    /// When the masks are not of that protocol, and as [`Self::apply`].
+    pub fn apply_template(&self, image: &mut RgbImage, landmarks: &Landmarks, draw: ReferenceDraw) -> Result<()> {
+        match &self.source {
+            Source::Template { masker, .. } => masker.apply(image, landmarks, draw),
+            Source::Drawn { .. } => {
+                Err(Error::Config("mask: colours from a list are for protocol reference: expected a template".into()))
             }
         }
     }

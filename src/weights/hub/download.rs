@@ -1,16 +1,14 @@
 //! A file from the hub to the cache: resumed where it broke off, checked, and only then visible.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-
-use sha2::{Digest, Sha256};
 
 use super::HubConfig;
 use super::cache::Cache;
 use super::client::{HubClient, RETRIES, RETRY_DELAY, Remote, Stop};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::weights::reference::HubFile;
 
 /// See [`super::Hub::fetch`].
@@ -165,17 +163,6 @@ fn restart(out: &File, part: &Path, done: &mut u64) -> Result<()> {
 
 /// The SHA-256 of a file in hexadecimal digits if it is not `expected`.
 pub(super) fn other_sha256(path: &Path, expected: &str) -> Result<Option<String>> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => hasher.update(&buffer[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(Error::io(path)(e)),
-        }
-    }
-    let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let found = files::sha256(path)?;
     Ok((found != expected).then_some(found))
 }

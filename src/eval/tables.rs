@@ -2,7 +2,8 @@
 
 use super::bootstrap::Interval;
 use super::figures::SettingResult;
-use super::groups::GroupRates;
+use super::groups::{GroupRates, Groups};
+use super::identification::Identification;
 use super::metrics::Metrics;
 use super::paired::PairedFigure;
 use super::protocol::{Evaluation, Setting};
@@ -25,7 +26,8 @@ pub fn table(evaluations: &[(&str, &Evaluation)]) -> String {
     for (name, evaluation) in evaluations {
         let mut line = format!("{name:width$}");
         for setting in Setting::ALL {
-            line += &format!(" | {}", columns(&evaluation.get(setting).metrics));
+            let cells = evaluation.settings.get(&setting).map(|result| columns(&result.metrics));
+            line += &format!(" | {:>34}", or_dash(cells));
         }
         lines.push(line);
     }
@@ -92,7 +94,20 @@ pub fn details(evaluation: &Evaluation) -> String {
 
 /// Returns the same of any results, a column each.
 pub fn details_of(columns: &[(&str, &SettingResult)]) -> String {
-    let figures: [(&str, Figure); 12] = [
+    let results: Vec<&SettingResult> = columns.iter().map(|(_, result)| *result).collect();
+    let row = |name: &str, cells: Vec<String>| {
+        let cells = cells.iter().map(|cell| format!(" {cell:>22}"));
+        format!("  {name:36}{}", cells.collect::<String>())
+    };
+    let mut lines = vec![row("", columns.iter().map(|(title, _)| (*title).to_owned()).collect())];
+    lines.extend(figure_rows(&results).into_iter().map(|(name, cells)| row(name, cells)));
+    finish(lines)
+}
+
+/// Returns all figures of some results, each with its name and a cell for every result, in brackets what it may well be; without
+/// those that no result has.
+pub fn figure_rows(results: &[&SettingResult]) -> Vec<(&'static str, Vec<String>)> {
+    let figures: [(&'static str, Figure); 12] = [
         ("EER %", |r| with(percent, r.metrics.eer, r.intervals.and_then(|i| i.eer))),
         ("FMR100 %", |r| {
             at_fmr(r.metrics.fmr100, &r.metrics, 100) + &ends(percent, r.intervals.and_then(|i| i.fmr100))
@@ -105,9 +120,14 @@ pub fn details_of(columns: &[(&str, &SettingResult)]) -> String {
         ("I-mean", |r| with(|v| format!("{v:.3}"), r.metrics.i_mean, r.intervals.and_then(|i| i.i_mean))),
         ("AUC", |r| with(|v| format!("{v:.4}"), r.metrics.auc, r.intervals.and_then(|i| i.auc))),
         ("accuracy over folds %", |r| {
-            or_dash(r.accuracy.as_ref().map(|a| format!("{} +- {}", percent(a.mean), percent(a.std))))
+            or_dash(r.accuracy.as_ref().map(|a| match a.interval {
+                Some(_) => with(percent, a.mean, a.interval),
+                None => format!("{} +- {}", percent(a.mean), percent(a.std)),
+            }))
         }),
-        ("TAR at FAR 1e-3 over folds %", |r| or_dash(r.tar_at_far.as_ref().map(|t| percent(t.tar_mean)))),
+        ("TAR at FAR 1e-3 over folds %", |r| {
+            or_dash(r.tar_at_far.as_ref().map(|t| with(percent, t.tar_mean, t.interval)))
+        }),
         ("FNMR at the U-U threshold of FMR 1 %", |r| {
             or_dash(r.at_unmasked(1e-2).and_then(|at| Some(with(percent, at.fnmr?, at.fnmr_interval))))
         }),
@@ -118,19 +138,9 @@ pub fn details_of(columns: &[(&str, &SettingResult)]) -> String {
             or_dash(r.at_unmasked(1e-3).and_then(|at| Some(with(percent, at.fnmr?, at.fnmr_interval))))
         }),
     ];
-    let row = |name: &str, cells: Vec<String>| {
-        let cells = cells.iter().map(|cell| format!(" {cell:>22}"));
-        format!("  {name:36}{}", cells.collect::<String>())
-    };
-    let mut lines = vec![row("", columns.iter().map(|(title, _)| (*title).to_owned()).collect())];
-    for (name, figure) in figures {
-        let cells: Vec<String> = columns.iter().map(|(_, result)| figure(result)).collect();
-        // What no column has is not asked for: a list without folds, scores without masks.
-        if cells.iter().any(|cell| cell != "-") {
-            lines.push(row(name, cells));
-        }
-    }
-    finish(lines)
+    let rows = figures.into_iter().map(|(name, figure)| (name, results.iter().map(|result| figure(result)).collect()));
+    // What no column has is not asked for: a list without folds, scores without masks.
+    rows.filter(|(_, cells): &(_, Vec<String>)| cells.iter().any(|cell| cell != "-")).collect()
 }
 
 /// Returns what happens at the thresholds of stated false match rates as a text table.
@@ -149,15 +159,37 @@ pub fn operating_points(result: &SettingResult) -> String {
     lines.join("\n")
 }
 
+/// Returns the figures of searches in galleries as a text table, a row each.
+pub fn identification_table(galleries: &[(&str, &Identification)]) -> String {
+    let mut lines = Vec::new();
+    for (name, found) in galleries {
+        let Identification { num_gallery, num_mated, num_nonmated, .. } = found;
+        lines.push(format!("  {name}: {num_gallery} people, {num_mated} searches for them, {num_nonmated} for others"));
+        let ranks = found
+            .at_rank
+            .iter()
+            .map(|at| format!("rank {} %", at.rank))
+            .zip(found.at_rank.iter().map(|at| with(percent, at.rate, at.interval)));
+        let targets = found.at_fpir.iter().map(|at| {
+            let cell = at.tpir.map(|tpir| with(percent, tpir, at.tpir_interval));
+            let cell = cell.unwrap_or_else(|| format!("not measurable on {num_nonmated} searches for others"));
+            (format!("TPIR at FPIR {} %", 100.0 * at.fpir_target), cell)
+        });
+        lines.extend(ranks.chain(targets).map(|(name, cell)| format!("    {name:24} {cell:>22}")));
+    }
+    lines.join("\n")
+}
+
 /// Returns the error rates of groups at one threshold as a text table.
-pub fn group_table(rates: &[GroupRates]) -> String {
-    let width = rates.iter().map(|r| r.group.chars().count()).max().unwrap_or(0).max(5);
-    let header = format!("  {:width$} {:>8} {:>8} {:>8} {:>9}", "group", "FNMR %", "genuine", "FMR %", "impostor");
+pub fn group_table(groups: &Groups) -> String {
+    let width = groups.rates.iter().map(|r| r.group.chars().count()).max().unwrap_or(0).max(5);
+    let header = format!("  {:width$} {:>20} {:>8} {:>20} {:>9}", "group", "FNMR %", "genuine", "FMR %", "impostor");
     let row = |r: &GroupRates| {
-        let (fnmr, fmr) = (or_dash(r.fnmr.map(percent)), or_dash(r.fmr.map(percent)));
-        format!("  {:width$} {fnmr:>8} {:>8} {fmr:>8} {:>9}", r.group, r.num_genuine, r.num_impostor)
+        let cell = |rate: Option<f64>, interval| or_dash(rate.map(|rate| with(percent, rate, interval)));
+        let (fnmr, fmr) = (cell(r.fnmr, r.fnmr_interval), cell(r.fmr, r.fmr_interval));
+        format!("  {:width$} {fnmr:>20} {:>8} {fmr:>20} {:>9}", r.group, r.num_genuine, r.num_impostor)
     };
-    std::iter::once(header).chain(rates.iter().map(row)).collect::<Vec<_>>().join("\n")
+    std::iter::once(header).chain(groups.rates.iter().map(row)).collect::<Vec<_>>().join("\n")
 }
 
 /// Returns systems beside each other as a text table, a block a figure; `*` marks a difference from the first system that chance

@@ -1,0 +1,112 @@
+//! `maskinv calibrate`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use candle_core::DType;
+use clap::Args;
+
+use super::model::HubArgs;
+use super::print;
+use super::progress::Progress;
+use super::settings::SettingsArgs;
+use crate::eval::{Scores, Setting, compare};
+use crate::models::{Threshold, export_onnx, save_model};
+use crate::train::Event;
+
+/// Which model, on which pairs, and which rates.
+#[derive(Args, Debug)]
+pub struct CalibrateArgs {
+    /// A checkpoint (safetensors, .pth, ONNX, MXNet .params), a folder of a training, hf://owner/repo/file or a short name
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// A new .safetensors or .onnx file: the model with its thresholds, instead of any that it had
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// A false match rate to choose a threshold for; may come several times
+    #[arg(long, value_name = "RATE", default_values_t = [1e-3])]
+    fmr: Vec<f64>,
+    /// Who wears a mask on the pairs that thresholds are chosen on
+    #[arg(long, value_enum, default_value_t = Worn::UM)]
+    setting: Worn,
+    #[command(flatten)]
+    settings: SettingsArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+    /// A list of pairs of images in --data, in LFW's or MFR2's format, or a verification file (.bin)
+    #[arg(long, value_name = "FILE")]
+    pairs: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Worn {
+    /// Nobody
+    #[value(name = "U-U", alias = "u-u")]
+    UU,
+    /// One of the two
+    #[value(name = "U-M", alias = "u-m")]
+    UM,
+    /// Both
+    #[value(name = "M-M", alias = "m-m")]
+    MM,
+}
+
+impl CalibrateArgs {
+    /// Measures the model, chooses the thresholds, writes the model with them and prints them.
+    ///
+    /// # Errors
+    /// When the model or the pairs cannot be read, a rate cannot be measured on so few pairs, or the output exists.
+    pub fn run(self) -> Result<()> {
+        if self.output.exists() {
+            bail!("{}: exists", self.output.display());
+        }
+        let extension = self.output.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        if !["safetensors", "onnx"].contains(&extension) {
+            bail!("{}: expected .safetensors or .onnx, found {extension:?}", self.output.display());
+        }
+        self.settings.threads.start()?;
+        let machine = self.settings.device.open()?;
+        let model = self.hub.load_with_notes(&self.model)?.model.on(&machine);
+        let mut config = self.settings.chosen_or_beside(&self.model)?;
+        if let Some(pairs) = &self.pairs {
+            config.data.pairs = Some(pairs.clone());
+        }
+        self.settings.apply(&mut config, &self.hub)?;
+        let test = config.data.open_test()?;
+        let mut progress = Progress::new();
+        let on = |done, total| progress.show(Event::Embedded { done, total });
+        let scores = compare(&model, &test, &config.eval, on)?;
+        let setting = match self.setting {
+            Worn::UU => Setting::UU,
+            Worn::UM => Setting::UM,
+            Worn::MM => Setting::MM,
+        };
+        let comparisons = &scores[&setting];
+        let scores = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?;
+        let choose = |&fmr: &f64| {
+            let threshold = scores.threshold_at_fmr(fmr).context("--fmr")?;
+            Ok(Threshold {
+                fmr,
+                threshold,
+                fnmr: scores.fnmr_at_threshold(threshold),
+                setting: setting.name().to_owned(),
+                num_impostor: scores.impostor().len(),
+                num_genuine: scores.genuine().len(),
+                measured_on: test.description.clone(),
+            })
+        };
+        let mut thresholds = self.fmr.iter().map(choose).collect::<Result<Vec<_>>>()?;
+        thresholds.sort_by(|a, b| b.fmr.total_cmp(&a.fmr));
+        thresholds.dedup_by(|a, b| a.fmr == b.fmr);
+        let model = model.with_thresholds(thresholds);
+        match extension {
+            "onnx" => export_onnx(&self.output, &model)?,
+            _ => save_model(&self.output, &model, DType::F32)?,
+        }
+        for threshold in model.thresholds() {
+            print(&threshold.to_string())?;
+        }
+        eprintln!("{}", self.output.display());
+        Ok(())
+    }
+}

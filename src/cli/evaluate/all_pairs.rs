@@ -1,0 +1,77 @@
+//! The protocol of all pairs.
+
+use anyhow::{Context, Result, bail};
+use image::RgbImage;
+
+use super::Run;
+use super::output::{Names, Output, title};
+use super::provenance::sha256_of_images;
+use crate::cli::progress::Progress;
+use crate::data::{Dataset, open_source, read_conditions};
+use crate::eval::{MaskedFaces, Setting, compare_all_pairs, figures};
+use crate::report::Hardest;
+use crate::train::Event;
+
+/// Measures every model.
+pub(super) fn measure(run: &Run) -> Result<Output> {
+    let config = &run.config.eval;
+    let source = open_source(run.root()?)?;
+    let images = source.images.as_ref();
+    let worn = run.args.worn.as_deref().map(|list| worn(images, list)).transpose()?;
+    let description = match &worn {
+        Some(worn) => {
+            let num = worn.iter().filter(|is_worn| **is_worn).count();
+            format!("all pairs of {}, {num} of them with masks", source)
+        }
+        None => format!("all pairs of {source}, with and without drawn masks, seed {}", config.seed),
+    };
+    let mut progress = Progress::new();
+    let mut output = Output { title: description, ..Output::default() };
+    let masked_faces = MaskedFaces::new(images, config)?;
+    for named in run.models {
+        let context = || named.name.clone();
+        let on = |done, total| progress.show(Event::Embedded { done, total });
+        let found = compare_all_pairs(&named.model, images, worn.as_deref(), config, on).with_context(context)?;
+        let evaluation = figures(found.iter().map(|(s, (_, c))| (*s, c)), 0, config).with_context(context)?;
+        for (setting, (pairs, comparisons)) in &found {
+            let names = Names {
+                images: Box::new(|k| pairs.images(k).map(|image| images.name(image))),
+                person: Box::new(|label| images.identity_name(label)),
+            };
+            let face = |k: usize, side: usize| {
+                let image = pairs.images(k)[side];
+                let is_drawn = worn.is_none() && (*setting == Setting::MM || (*setting == Setting::UM && side == 1));
+                let face = if is_drawn { masked_faces.get(image)? } else { images.get(image)?.image };
+                Ok((face, title(images, image)))
+            };
+            let result = evaluation.get(*setting).clone();
+            let measured = output.take(run, &named.name, setting.name(), comparisons, result, &names)?;
+            if run.args.faces > 0 {
+                measured.hardest = Some(Hardest::find(comparisons, run.args.faces, face)?);
+            }
+        }
+        output.evaluations.push(evaluation);
+    }
+    if run.args.report.is_some() {
+        let image = |i: usize| -> crate::Result<RgbImage> { Ok(images.get(i)?.image) };
+        let labels: Vec<u32> = (0..images.len()).map(|i| images.label(i)).collect();
+        output.data_sha256 = Some(sha256_of_images(images.len(), image, &format!("{labels:?} {worn:?}"))?);
+    }
+    Ok(output)
+}
+
+/// Whether the person on each image wears a mask.
+fn worn(images: &dyn Dataset, list: &std::path::Path) -> Result<Vec<bool>> {
+    let conditions = read_conditions(list, "masked")?;
+    let of_image = |i: usize| {
+        let name =
+            images.person_and_file(i).with_context(|| format!("{}: this set does not name images", images.name(i)))?;
+        match conditions.get(&name).map(String::as_str) {
+            Some("1" | "true") => Ok(true),
+            Some("0" | "false") => Ok(false),
+            Some(other) => bail!("{}: {name}: expected masked to be 1 or 0, found {other:?}", list.display()),
+            None => bail!("{}: expected a row for {name}, found none", list.display()),
+        }
+    };
+    (0..images.len()).map(of_image).collect()
+}

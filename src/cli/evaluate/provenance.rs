@@ -1,0 +1,24 @@
+//! What was measured, to the bit.
+
+use anyhow::Result;
+use image::RgbImage;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::files::hex;
+
+/// Returns the SHA-256 of `what`, such as a list of pairs, after the SHA-256 of each image's pixels: the same whatever the format they
+/// are stored in.
+pub(super) fn sha256_of_images(
+    num: usize,
+    image: impl Fn(usize) -> crate::Result<RgbImage> + Sync,
+    what: &str,
+) -> Result<String> {
+    let of_image = |i: usize| Ok(Sha256::digest(image(i)?.as_raw()));
+    let mut hasher = Sha256::new();
+    for digest in (0..num).into_par_iter().map(of_image).collect::<crate::Result<Vec<_>>>()? {
+        hasher.update(digest);
+    }
+    hasher.update(what);
+    Ok(hex(&hasher.finalize()))
+}

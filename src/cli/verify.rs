@@ -1,0 +1,102 @@
+//! `maskinv verify`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::device::DeviceArgs;
+use super::model::HubArgs;
+use super::threads::ThreadsArgs;
+use super::{print, print_json};
+use crate::data::read_face;
+use crate::eval::{EmbedConfig, embed};
+use crate::models::Threshold;
+
+/// Which model, which two faces, and what counts as a match.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// A checkpoint (safetensors, .pth, ONNX, MXNet .params), a folder of a training, hf://owner/repo/file or a short name
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// An aligned 112x112 crop
+    #[arg(value_name = "IMAGE")]
+    a: PathBuf,
+    /// Another one
+    #[arg(value_name = "IMAGE")]
+    b: PathBuf,
+    /// The model's threshold for this false match rate; the strictest that it has without it
+    #[arg(long, value_name = "RATE", conflicts_with = "threshold")]
+    fmr: Option<f64>,
+    /// The lowest cosine that counts as a match, whatever the model says
+    #[arg(long, value_name = "COSINE", allow_negative_numbers = true, value_parser = cosine)]
+    threshold: Option<f64>,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    threads: ThreadsArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+fn cosine(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|v| (-1.0..=1.0).contains(v));
+    value.ok_or_else(|| "expected a number from -1 to 1".to_owned())
+}
+
+impl VerifyArgs {
+    /// Compares the two faces and prints the score and, by a threshold, the decision.
+    ///
+    /// # Errors
+    /// When the model or an image cannot be read, or the model has no threshold for the rate.
+    pub fn run(self) -> Result<()> {
+        self.threads.start()?;
+        let machine = self.device.open()?;
+        let model = self.hub.load_with_notes(&self.model)?.model.on(&machine);
+        let measured = self.measured(model.thresholds())?;
+        let images = [&self.a, &self.b];
+        let embeddings = embed(&model, images.len(), |i| read_face(images[i]), EmbedConfig::default(), |_| {})?;
+        let score = embeddings.cosine(0, &embeddings, 1);
+        let threshold = self.threshold.or(measured.map(|t| t.threshold));
+        let is_match = threshold.map(|threshold| score >= threshold);
+        if self.json {
+            return print_json(&serde_json::json!({
+                "score": score,
+                "threshold": threshold,
+                "is_match": is_match,
+                "measured": measured,
+            }));
+        }
+        let decision = match is_match {
+            Some(true) => "one person",
+            Some(false) => "two people",
+            None => "no threshold: see maskinv calibrate, or give --threshold",
+        };
+        let by = match (self.threshold, measured) {
+            (Some(threshold), _) => format!(", by --threshold {threshold}"),
+            (None, Some(measured)) => format!(", by the threshold {measured}"),
+            (None, None) => String::new(),
+        };
+        print(&format!("cosine {score:.4}: {decision}{by}"))
+    }
+
+    /// The threshold of the model that is asked for.
+    fn measured<'a>(&self, thresholds: &'a [Threshold]) -> Result<Option<&'a Threshold>> {
+        if self.threshold.is_some() {
+            return Ok(None);
+        }
+        let Some(fmr) = self.fmr else { return Ok(thresholds.iter().min_by(|a, b| a.fmr.total_cmp(&b.fmr))) };
+        let found = thresholds.iter().find(|t| (t.fmr - fmr).abs() <= 1e-9 * fmr);
+        if found.is_none() {
+            let rates: Vec<f64> = thresholds.iter().map(|t| t.fmr).collect();
+            bail!(
+                "{}: expected a threshold for FMR {fmr}, found those for {rates:?}: see maskinv calibrate",
+                self.model
+            );
+        }
+        Ok(found)
+    }
+}

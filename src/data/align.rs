@@ -1,0 +1,119 @@
+//! From a photo with five landmarks to an aligned crop.
+
+use image::{Rgb, RgbImage};
+
+use super::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks};
+use crate::error::{Error, Result};
+
+/// Returns the crop of `image`, [`FACE_SIZE`] square, that has its landmarks as close to [`ALIGNED_LANDMARKS`] as a shift, a turn and
+/// a scaling can bring them (least squares; Umeyama, PAMI 1991), bilinear, black outside the photo, as insightface's `norm_crop`.
+///
+/// # Errors
+/// [`Error::Evaluation`] when all landmarks are in one place or one is not finite.
+pub fn align_face(image: &RgbImage, landmarks: &Landmarks) -> Result<RgbImage> {
+    let map = Similarity::from_template_to(landmarks)?;
+    Ok(RgbImage::from_fn(FACE_SIZE, FACE_SIZE, |x, y| bilinear(image, map.apply([f64::from(x), f64::from(y)]))))
+}
+
+/// `p -> a p + b` with points as complex numbers.
+#[derive(Clone, Copy, Debug)]
+struct Similarity {
+    a: [f64; 2],
+    b: [f64; 2],
+}
+
+impl Similarity {
+    /// The map from a crop to the photo: the inverse of the one that brings the photo's landmarks closest to the template's.
+    fn from_template_to(landmarks: &Landmarks) -> Result<Self> {
+        let photo = landmarks.map(|p| p.map(f64::from));
+        let template = ALIGNED_LANDMARKS.map(|p| p.map(f64::from));
+        let mean = |points: &[[f64; 2]; 5]| [0, 1].map(|axis| points.iter().map(|p| p[axis]).sum::<f64>() / 5.0);
+        let (from, to) = (mean(&photo), mean(&template));
+        let (mut product, mut spread) = ([0.0; 2], 0.0);
+        for (p, t) in photo.iter().zip(&template) {
+            let (p, t) = ([p[0] - from[0], p[1] - from[1]], [t[0] - to[0], t[1] - to[1]]);
+            // conj(p) * t
+            product[0] += p[0] * t[0] + p[1] * t[1];
+            product[1] += p[0] * t[1] - p[1] * t[0];
+            spread += p[0] * p[0] + p[1] * p[1];
+        }
+        let size = product[0].hypot(product[1]) / spread;
+        if !(size.is_finite() && size > 1e-9) {
+            return Err(Error::Evaluation(format!(
+                "expected five landmarks apart from each other, found {landmarks:?}"
+            )));
+        }
+        // The inverse of multiplying by product / spread.
+        let square = size * size;
+        let a = [product[0] / spread / square, -product[1] / spread / square];
+        Ok(Self { a, b: [from[0] - (a[0] * to[0] - a[1] * to[1]), from[1] - (a[0] * to[1] + a[1] * to[0])] })
+    }
+
+    fn apply(&self, [x, y]: [f64; 2]) -> [f64; 2] {
+        [self.a[0] * x - self.a[1] * y + self.b[0], self.a[0] * y + self.a[1] * x + self.b[1]]
+    }
+}
+
+/// The colour between the four pixels around a point; what is outside is black.
+fn bilinear(image: &RgbImage, [x, y]: [f64; 2]) -> Rgb<u8> {
+    let (left, top) = (x.floor(), y.floor());
+    let (fx, fy) = (x - left, y - top);
+    let mut sum = [0.0; 3];
+    for (dx, dy, weight) in [
+        (0.0, 0.0, (1.0 - fx) * (1.0 - fy)),
+        (1.0, 0.0, fx * (1.0 - fy)),
+        (0.0, 1.0, (1.0 - fx) * fy),
+        (1.0, 1.0, fx * fy),
+    ] {
+        let (column, row) = (left + dx, top + dy);
+        let is_inside =
+            column >= 0.0 && row >= 0.0 && column < f64::from(image.width()) && row < f64::from(image.height());
+        if is_inside {
+            let pixel = image.get_pixel(column as u32, row as u32);
+            sum.iter_mut().zip(pixel.0).for_each(|(sum, v)| *sum += weight * f64::from(v));
+        }
+    }
+    Rgb(sum.map(|v| v.round() as u8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A photo that changes smoothly, so that a wrong place shows.
+    fn photo(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| Rgb([(x / 2) as u8, (y / 2) as u8, ((x + y) / 4) as u8]))
+    }
+
+    #[test]
+    fn an_aligned_crop_stays_as_it_is() {
+        let crop = photo(FACE_SIZE, FACE_SIZE);
+        assert_eq!(align_face(&crop, &ALIGNED_LANDMARKS).unwrap(), crop);
+    }
+
+    #[test]
+    fn a_turned_shifted_and_scaled_face_is_found() {
+        let photo = photo(400, 300);
+        let (sin, cos) = 0.3f64.sin_cos();
+        let place = |[x, y]: [f64; 2]| [1.4 * (cos * x - sin * y) + 90.0, 1.4 * (sin * x + cos * y) + 40.0];
+        let landmarks = ALIGNED_LANDMARKS.map(|p| place(p.map(f64::from)).map(|v| v as f32));
+        let crop = align_face(&photo, &landmarks).unwrap();
+        for (x, y) in [(0, 0), (50, 30), (111, 111), (56, 72)] {
+            let [px, py] = place([f64::from(x), f64::from(y)]);
+            let expected = bilinear(&photo, [px, py]);
+            let found = crop.get_pixel(x, y);
+            assert!(expected.0.iter().zip(found.0).all(|(a, b)| a.abs_diff(b) <= 1), "{x} {y} {expected:?} {found:?}");
+        }
+    }
+
+    #[test]
+    fn outside_the_photo_is_black_and_landmarks_in_one_place_are_refused() {
+        let white = RgbImage::from_pixel(FACE_SIZE, FACE_SIZE, Rgb([255; 3]));
+        let shifted = ALIGNED_LANDMARKS.map(|[x, y]| [x - 40.0, y]);
+        let crop = align_face(&white, &shifted).unwrap();
+        assert_eq!((crop.get_pixel(20, 56).0, crop.get_pixel(60, 56).0), ([0; 3], [255; 3]));
+        assert!(align_face(&white, &[[5.0; 2]; 5]).unwrap_err().to_string().contains("five landmarks"));
+        assert!(align_face(&white, &[[f32::NAN; 2]; 5]).is_err());
+        assert!(align_face(&white, &[[f32::MAX; 2]; 5]).is_err());
+    }
+}

@@ -1,0 +1,244 @@
+//! Sets whose people are templates, several images of one person each: IJB-B and IJB-C as insightface packs them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use image::RgbImage;
+
+use super::{Landmarks, align_face, read_image};
+use crate::error::{Error, Result};
+use crate::table::Table;
+
+/// One image of a template.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TemplateImage {
+    /// Its file, in the folder of images.
+    pub name: String,
+    /// The template that it belongs to.
+    pub template: u32,
+    /// The photo or video that it is from: images of one video count as one.
+    pub media: u32,
+    /// Its landmarks, in pixels of the file.
+    pub landmarks: Landmarks,
+    /// How sure the detector was of the face, which weighs the image.
+    pub quality: f32,
+}
+
+/// Two templates to compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TemplatePair {
+    /// The first template.
+    pub a: u32,
+    /// The second template.
+    pub b: u32,
+    /// Whether both are of one person.
+    pub is_same: bool,
+}
+
+/// A template and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PersonTemplate {
+    /// The template.
+    pub template: u32,
+    /// The person's number.
+    pub person: u32,
+}
+
+/// People who are known, a template each, to search among.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gallery {
+    /// Its name, such as `G1`.
+    pub name: String,
+    /// Who is in it.
+    pub templates: Vec<PersonTemplate>,
+}
+
+/// Images in templates, the pairs of templates to compare, and galleries to search.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TemplateSet {
+    folder: PathBuf,
+    name: String,
+    /// The images, in the set's order.
+    pub images: Vec<TemplateImage>,
+    /// The pairs of templates, in the protocol's order; none in a set for searches alone.
+    pub pairs: Vec<TemplatePair>,
+    /// The galleries; none in a set for comparisons alone.
+    pub galleries: Vec<Gallery>,
+    /// What is searched for in every gallery.
+    pub probes: Vec<PersonTemplate>,
+}
+
+impl TemplateSet {
+    /// Reads the lists of a set, `meta/NAME_face_tid_mid.txt` (image, template, media), `NAME_name_5pts_score.txt` (image, five
+    /// landmarks, detector's score), `NAME_template_pair_label.txt` (two templates, 1 or 0), and, for searches,
+    /// `NAME_1N_gallery_*.csv` and `NAME_1N_probe_mixed.csv` (template, person). The images are in `loose_crop/`, and are not
+    /// looked at.
+    ///
+    /// # Errors
+    /// When a list is missing or a line is not what it should be, lists contradict each other, or a template has no image.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let meta = folder.join("meta");
+        let data = |what: String| Error::Data { path: meta.clone(), what };
+        let mut files: Vec<String> = Vec::new();
+        for entry in std::fs::read_dir(&meta).map_err(Error::io(&meta))? {
+            let entry = entry.map_err(Error::io(&meta))?;
+            files.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        files.sort();
+        let names: Vec<&str> = files.iter().filter_map(|file| file.strip_suffix("_face_tid_mid.txt")).collect();
+        let &[name] = names.as_slice() else {
+            return Err(data(format!("expected one file NAME_face_tid_mid.txt, found {names:?}")));
+        };
+        let path = |suffix: &str| meta.join(format!("{name}_{suffix}"));
+        let images = read_images(&path("face_tid_mid.txt"), &path("name_5pts_score.txt"))?;
+        let known: BTreeSet<u32> = images.iter().map(|image| image.template).collect();
+        let has_images = |template: u32| match known.contains(&template) {
+            true => Ok(template),
+            false => Err(format!("template {template} has no image")),
+        };
+        let (pair_list, probe_list) = (path("template_pair_label.txt"), path("1N_probe_mixed.csv"));
+        let pairs = if pair_list.is_file() { read_pairs(&pair_list, has_images)? } else { Vec::new() };
+        let prefix = format!("{name}_1N_gallery_");
+        let mut galleries = Vec::new();
+        for file in &files {
+            if let Some(name) = file.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".csv")) {
+                let templates = read_people(&meta.join(file), has_images)?;
+                galleries.push(Gallery { name: name.to_owned(), templates });
+            }
+        }
+        let probes = if galleries.is_empty() { Vec::new() } else { read_people(&probe_list, has_images)? };
+        if pairs.is_empty() && galleries.is_empty() {
+            return Err(data(format!("expected {name}_template_pair_label.txt or {prefix}*.csv, found neither")));
+        }
+        Ok(Self { folder: folder.to_owned(), name: name.to_owned(), images, pairs, galleries, probes })
+    }
+
+    /// What the set is called, such as `ijbc`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads and aligns image `index`.
+    ///
+    /// # Errors
+    /// When it cannot be read or its landmarks are no face's.
+    pub fn face(&self, index: usize) -> Result<RgbImage> {
+        let image = &self.images[index];
+        let path = self.folder.join("loose_crop").join(&image.name);
+        align_face(&read_image(&path)?, &image.landmarks).map_err(|e| Error::Image { path, what: e.to_string() })
+    }
+
+    /// Returns whose each template is, as far as galleries and probes say.
+    ///
+    /// # Errors
+    /// When two lists name two people for one template.
+    pub fn people(&self) -> Result<BTreeMap<u32, u32>> {
+        let mut people = BTreeMap::new();
+        let lists = self.galleries.iter().map(|gallery| &gallery.templates).chain([&self.probes]);
+        for PersonTemplate { template, person } in lists.flatten().copied() {
+            let before = people.insert(template, person).unwrap_or(person);
+            if before != person {
+                let what = format!("template {template} is of person {before} in one list and of {person} in another");
+                return Err(Error::Data { path: self.folder.clone(), what });
+            }
+        }
+        Ok(people)
+    }
+}
+
+/// Goes through the lines of a list, with their fields; empty lines are skipped.
+fn for_each_line(path: &Path, mut each: impl FnMut(usize, &[&str]) -> Result<(), String>) -> Result<()> {
+    let mut reader = BufReader::new(File::open(path).map_err(Error::io(path))?);
+    let (mut text, mut line) = (String::new(), 0);
+    while reader.read_line(&mut text).map_err(Error::io(path))? > 0 {
+        line += 1;
+        let fields: Vec<&str> = text.split_ascii_whitespace().collect();
+        if !fields.is_empty() {
+            each(line, &fields).map_err(|what| Error::Line { path: path.to_owned(), line, what })?;
+        }
+        text.clear();
+    }
+    Ok(())
+}
+
+fn number<T: FromStr>(field: &str, what: &str) -> Result<T, String> {
+    field.parse().map_err(|_| format!("expected {what}, found {field:?}"))
+}
+
+fn read_images(templates: &Path, landmarks: &Path) -> Result<Vec<TemplateImage>> {
+    let mut images = Vec::new();
+    for_each_line(templates, |_, fields| {
+        let &[name, template, media] = fields else {
+            return Err(format!("expected an image, a template and a media, found {} fields", fields.len()));
+        };
+        let (template, media) = (number(template, "a template's number")?, number(media, "a media's number")?);
+        images.push(TemplateImage { name: name.to_owned(), template, media, landmarks: [[0.0; 2]; 5], quality: 0.0 });
+        Ok(())
+    })?;
+    let mut next = 0;
+    for_each_line(landmarks, |_, fields| {
+        let &[name, ref points @ .., score] = fields else {
+            return Err(format!("expected an image, ten coordinates and a score, found {} fields", fields.len()));
+        };
+        let image = images.get_mut(next).filter(|image| image.name == name);
+        let image = image.ok_or_else(|| format!("expected image {next} of {}, found {name:?}", templates.display()))?;
+        if points.len() != 10 {
+            return Err(format!("expected ten coordinates, found {}", points.len()));
+        }
+        for (value, field) in image.landmarks.iter_mut().flatten().zip(points) {
+            *value = number(field, "a coordinate")?;
+        }
+        image.quality = number(score, "a score")?;
+        if !(image.quality.is_finite() && image.quality >= 0.0) {
+            return Err(format!("expected a score from 0, found {score:?}"));
+        }
+        next += 1;
+        Ok(())
+    })?;
+    if next != images.len() || images.is_empty() {
+        let what = format!("expected {} images as in {}, found {next}", images.len(), templates.display());
+        return Err(Error::Data { path: landmarks.to_owned(), what });
+    }
+    Ok(images)
+}
+
+fn read_pairs(path: &Path, has_images: impl Fn(u32) -> Result<u32, String>) -> Result<Vec<TemplatePair>> {
+    let mut pairs = Vec::new();
+    for_each_line(path, |_, fields| {
+        let &[a, b, label] = fields else {
+            return Err(format!("expected two templates and a label, found {} fields", fields.len()));
+        };
+        let template = |field| has_images(number(field, "a template's number")?);
+        let is_same = match label {
+            "1" => true,
+            "0" => false,
+            other => return Err(format!("expected 1 or 0, found {other:?}")),
+        };
+        pairs.push(TemplatePair { a: template(a)?, b: template(b)?, is_same });
+        Ok(())
+    })?;
+    Ok(pairs)
+}
+
+/// Templates with their people; a template may come once for each of its images.
+fn read_people(path: &Path, has_images: impl Fn(u32) -> Result<u32, String>) -> Result<Vec<PersonTemplate>> {
+    let mut table = Table::open(path)?;
+    let mut people: BTreeMap<u32, u32> = BTreeMap::new();
+    while let Some(row) = table.next()? {
+        let field = |column: usize, what: &str| number::<u32>(row.get(column).unwrap_or_default(), what);
+        let template = field(0, "a template's number").and_then(&has_images).map_err(|what| table.error(what))?;
+        let person = field(1, "a person's number").map_err(|what| table.error(what))?;
+        let before = people.insert(template, person).unwrap_or(person);
+        if before != person {
+            let what = format!("expected template {template} to be of person {before} as above, found {person}");
+            return Err(table.error(what));
+        }
+    }
+    if people.is_empty() {
+        return Err(Error::Data { path: path.to_owned(), what: "expected templates, found none".to_owned() });
+    }
+    Ok(people.into_iter().map(|(template, person)| PersonTemplate { template, person }).collect())
+}

@@ -1,0 +1,187 @@
+//! Every unmasked image against every masked one, as insightface's Masked Face Recognition challenge does (Deng et al., ICCV
+//! Workshops 2021), and each of both among themselves.
+
+use std::collections::BTreeMap;
+
+use image::RgbImage;
+
+use super::comparisons::Comparisons;
+use super::embed::{Embeddings, embed};
+use super::masked_faces::MaskedFaces;
+use super::protocol::{EvalConfig, Setting};
+use super::similarity::for_each_row;
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+use crate::models::Model;
+
+/// Comparisons of one setting that are kept: 17 bytes each.
+const MAX_PAIRS: usize = 500_000_000;
+
+/// Every pair of an image of one list and one of another, no image with itself; of a list with itself each pair once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllPairs {
+    a: Vec<usize>,
+    b: Vec<usize>,
+    rows: Vec<Row>,
+    num: usize,
+}
+
+/// The pairs of one image of the first list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Row {
+    /// Pairs before it.
+    offset: usize,
+    /// The first image of the second list that it is compared with.
+    start: usize,
+    /// One that it is not compared with: itself.
+    skip: Option<usize>,
+}
+
+impl AllPairs {
+    /// Each two of `images` once.
+    fn within(images: &[usize]) -> Self {
+        Self::new(images, images, |row| (row + 1, None))
+    }
+
+    /// Each of `a` with each of `b`, both ascending, without an image itself.
+    fn across(a: &[usize], b: &[usize]) -> Self {
+        Self::new(a, b, |row| (0, b.binary_search(&a[row]).ok()))
+    }
+
+    fn new(a: &[usize], b: &[usize], range: impl Fn(usize) -> (usize, Option<usize>)) -> Self {
+        let mut num = 0usize;
+        let rows = (0..a.len()).map(|row| {
+            let (start, skip) = range(row);
+            let offset = num;
+            num += b.len() - start - usize::from(skip.is_some());
+            Row { offset, start, skip }
+        });
+        let rows = rows.collect();
+        Self { a: a.to_vec(), b: b.to_vec(), rows, num }
+    }
+
+    /// Number of pairs.
+    pub fn len(&self) -> usize {
+        self.num
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.num == 0
+    }
+
+    /// Returns the two images of pair `k`, in the order of the comparisons.
+    ///
+    /// # Panics
+    /// When there are no more than `k` pairs.
+    pub fn images(&self, k: usize) -> [usize; 2] {
+        // Rows without pairs share their offset with the next.
+        let row = self.rows.partition_point(|row| row.offset <= k) - 1;
+        let Row { offset, start, skip } = self.rows[row];
+        let column = start + k - offset;
+        let column = column + usize::from(skip.is_some_and(|skip| column >= skip));
+        [self.a[row], self.b[column]]
+    }
+
+    /// The product of every pair; `label` says whose an image is. None where there are not both kinds of pairs.
+    fn compare(&self, a: &Embeddings, b: &Embeddings, label: impl Fn(usize) -> u32) -> Result<Option<Comparisons>> {
+        if self.num > MAX_PAIRS {
+            let what = format!("expected up to {MAX_PAIRS} pairs, found {}: take fewer images", self.num);
+            return Err(Error::Evaluation(what));
+        }
+        let mut scores = Vec::with_capacity(self.num);
+        let mut people = Vec::with_capacity(self.num);
+        for_each_row(a, b, |row, products| {
+            let Row { start, skip, .. } = self.rows[row];
+            for column in (start..self.b.len()).filter(|&column| Some(column) != skip) {
+                scores.push(f64::from(products[column]));
+                people.push([label(self.a[row]), label(self.b[column])]);
+            }
+            Ok(())
+        })?;
+        let is_same: Vec<bool> = people.iter().map(|[a, b]| a == b).collect();
+        let num_genuine = is_same.iter().filter(|is_same| **is_same).count();
+        if num_genuine == 0 || num_genuine == is_same.len() {
+            return Ok(None);
+        }
+        Comparisons::new(scores, is_same, Some(people)).map(Some)
+    }
+}
+
+/// Compares all images of a set with each other; `worn[i]` says whether the person on image `i` wears a mask. Without it masks are
+/// drawn, and every image is there with and without. Settings without pairs of both kinds are left out; `progress(done, total)` counts
+/// embedded images.
+///
+/// # Errors
+/// When an image cannot be read or masked, the network fails, or there are too many pairs, or none.
+pub fn compare_all_pairs(
+    model: &Model,
+    images: &dyn Dataset,
+    worn: Option<&[bool]>,
+    config: &EvalConfig,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<BTreeMap<Setting, (AllPairs, Comparisons)>> {
+    config.validate()?;
+    let all: Vec<usize> = (0..images.len()).collect();
+    let with = |is_worn: bool| all.iter().copied().filter(|&i| worn.is_none_or(|worn| worn[i] == is_worn)).collect();
+    let (unmasked, masked): (Vec<usize>, Vec<usize>) = (with(false), with(true));
+    let total = unmasked.len() + masked.len();
+    let masked_faces = MaskedFaces::new(images, config)?;
+    let photo = |image: usize| -> Result<RgbImage> { Ok(images.get(image)?.image) };
+    let u = embed(model, unmasked.len(), |row| photo(unmasked[row]), config.embedding(), |n| progress(n, total))?;
+    let masked_face = |row: usize| match worn {
+        Some(_) => photo(masked[row]),
+        None => masked_faces.get(masked[row]),
+    };
+    let done = |n| progress(unmasked.len() + n, total);
+    let m = embed(model, masked.len(), masked_face, config.embedding(), done)?;
+    let label = |image: usize| images.label(image);
+    let mut found = BTreeMap::new();
+    for setting in Setting::ALL {
+        let (pairs, a, b) = match setting {
+            Setting::UU => (AllPairs::within(&unmasked), &u, &u),
+            Setting::UM => (AllPairs::across(&unmasked, &masked), &u, &m),
+            Setting::MM => (AllPairs::within(&masked), &m, &m),
+        };
+        if let Some(comparisons) = pairs.compare(a, b, label)? {
+            found.insert(setting, (pairs, comparisons));
+        }
+    }
+    if found.is_empty() {
+        let (u, m) = (unmasked.len(), masked.len());
+        let what =
+            format!("expected genuine and impostor pairs of {u} images without and {m} with masks, found no such");
+        return Err(Error::Evaluation(what));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_numbered_as_they_are_compared() {
+        let (a, b) = (vec![0, 2, 3, 7], vec![1, 3, 5, 7, 9]);
+        let cosines = |n: usize| Embeddings::new((0..2 * n).map(|i| (i as f32).cos()).collect(), 2).unwrap();
+        let label = |image: usize| (image / 3) as u32;
+        for pairs in [AllPairs::across(&a, &b), AllPairs::within(&b), AllPairs::within(&a)] {
+            let (x, y) = (cosines(pairs.a.len()), cosines(pairs.b.len()));
+            let comparisons = pairs.compare(&x, &y, label).unwrap().unwrap();
+            assert_eq!(comparisons.len(), pairs.len());
+            for k in 0..pairs.len() {
+                let images = pairs.images(k);
+                assert_eq!(comparisons.people().unwrap()[k], images.map(label));
+                let row = |list: &[usize], image| list.iter().position(|i| *i == image).unwrap();
+                let [i, j] = [row(&pairs.a, images[0]), row(&pairs.b, images[1])];
+                assert!((comparisons.scores()[k] - x.cosine(i, &y, j)).abs() < 1e-6);
+                assert_ne!(images[0], images[1]);
+            }
+        }
+        assert_eq!((AllPairs::across(&a, &b).len(), AllPairs::within(&b).len()), (18, 10));
+        assert_eq!(AllPairs::within(&b).images(9), [7, 9]);
+        assert!(AllPairs::within(&[4]).is_empty());
+        // Two images of one person: no impostor.
+        assert_eq!(AllPairs::within(&[3, 5]).compare(&cosines(2), &cosines(2), label).unwrap(), None);
+    }
+}

@@ -1,0 +1,78 @@
+//! The masks that test images wear.
+
+use std::path::Path;
+
+use image::RgbImage;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::protocol::{EvalConfig, Setting};
+use crate::data::mask::reference::ReferenceDraw;
+use crate::data::mask::{MaskConfig, Masker, TemplateShift, read_colours};
+use crate::data::{Dataset, TestSet, mask_landmarks};
+use crate::error::{Error, Result};
+
+/// The images of a set in the masks that they are tested with.
+pub struct MaskedFaces<'a> {
+    images: &'a dyn Dataset,
+    masker: Masker,
+    config: &'a EvalConfig,
+}
+
+impl<'a> MaskedFaces<'a> {
+    /// Prepares the masks of `config`.
+    ///
+    /// # Errors
+    /// When a setting is wrong or the template of masks cannot be read.
+    pub fn new(images: &'a dyn Dataset, config: &'a EvalConfig) -> Result<Self> {
+        // The published evaluation does not shift its template.
+        let masker = Masker::new(&MaskConfig { template_shift: TemplateShift::None, ..config.mask.clone() })?;
+        Ok(Self { images, masker, config })
+    }
+
+    /// Returns image `index` in its mask, the same one every time.
+    ///
+    /// # Errors
+    /// When it cannot be read or masked.
+    pub fn get(&self, index: usize) -> Result<RgbImage> {
+        let mut sample = self.images.get(index)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
+        rng.set_stream(index as u64);
+        let landmarks = mask_landmarks(self.config.mask.protocol, &sample.landmarks);
+        self.masker.apply(&mut sample.image, &landmarks, &mut rng)?;
+        Ok(sample.image)
+    }
+
+    /// Returns image `index` in the template of the `reference` protocol, of this colour.
+    ///
+    /// # Errors
+    /// When it cannot be read or masked.
+    pub fn coloured(&self, index: usize, colour: [u8; 3]) -> Result<RgbImage> {
+        let mut sample = self.images.get(index)?;
+        let landmarks = mask_landmarks(self.config.mask.protocol, &sample.landmarks);
+        self.masker.apply_template(&mut sample.image, &landmarks, ReferenceDraw { shift: [0, 0], colour })?;
+        Ok(sample.image)
+    }
+}
+
+/// The colours of a list at every place of a verification file, none where nobody wears a mask.
+pub(super) fn colours_of(
+    list: &Path,
+    setting: Setting,
+    test: &TestSet,
+    config: &EvalConfig,
+) -> Result<Vec<Option<[u8; 3]>>> {
+    let colours = read_colours(list)?;
+    let num_pairs = test.pairs.len();
+    let colour = |place: usize| {
+        if !setting.masked(config.mask.protocol, place / 2, num_pairs)[place % 2] {
+            return Ok(None);
+        }
+        let missing = || Error::Data {
+            path: list.to_owned(),
+            what: format!("expected a colour for image {place} of {}, found none", 2 * num_pairs),
+        };
+        colours.get(&place).copied().map(Some).ok_or_else(missing)
+    };
+    (0..2 * num_pairs).map(colour).collect()
+}

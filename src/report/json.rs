@@ -1,0 +1,94 @@
+//! `report.json`: written, and read for comparisons.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::Report;
+use crate::error::{Error, Result};
+use crate::files::folder_of;
+
+/// Its name in the folder of a report.
+pub const REPORT_FILE: &str = "report.json";
+
+/// The setting of photos of people with real masks, compared as they are.
+pub const REAL_MASKS: &str = "real-masks";
+
+/// The record with the figures, the curves and where the scores are.
+pub(super) fn json(report: &Report) -> Result<String> {
+    let mut record = report.record.clone();
+    let mut drawn = Map::new();
+    for model in report.models() {
+        let of_model = report
+            .of(model)
+            .map(|m| (m.setting.clone(), json!({ "curve": m.curve, "histogram": m.histogram, "scores": m.scores })));
+        drawn.insert(model.to_owned(), Value::Object(of_model.collect()));
+    }
+    record["curves"] = Value::Object(drawn);
+    serde_json::to_string_pretty(&record).map_err(|e| Error::Evaluation(e.to_string()))
+}
+
+/// What comparisons need of a report.
+#[derive(Debug, Deserialize)]
+pub struct ReportFile {
+    /// The folder that it is in, where its scores are.
+    #[serde(skip)]
+    folder: PathBuf,
+    models: BTreeMap<String, ModelFigures>,
+    #[serde(default)]
+    real_masks: BTreeMap<String, Value>,
+    #[serde(default)]
+    curves: BTreeMap<String, BTreeMap<String, Kept>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ModelFigures {
+    settings: BTreeMap<String, Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Kept {
+    scores: Option<String>,
+}
+
+impl ReportFile {
+    /// Reads a report.
+    ///
+    /// # Errors
+    /// When it cannot be read or is none.
+    pub fn read(path: &Path) -> Result<Self> {
+        let path = if path.is_dir() { path.join(REPORT_FILE) } else { path.to_owned() };
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let mut report: Self = serde_json::from_str(&text).map_err(|e| Error::Format {
+            what: format!("line {}: expected a report of maskinv evaluate: {e}", e.line()),
+            offset: 0,
+            path: path.clone(),
+        })?;
+        for (model, figures) in std::mem::take(&mut report.real_masks) {
+            if let Some(model) = report.models.get_mut(&model) {
+                model.settings.insert(REAL_MASKS.to_owned(), figures);
+            }
+        }
+        Ok(Self { folder: folder_of(&path).to_owned(), ..report })
+    }
+
+    /// The models and the settings that each was measured in.
+    pub fn measured(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.models
+            .iter()
+            .flat_map(|(model, f)| f.settings.keys().map(move |setting| (model.as_str(), setting.as_str())))
+    }
+
+    /// Returns a figure, such as `eer`; none if the model was not measured in the setting or has no such figure.
+    pub fn figure(&self, model: &str, setting: &str, figure: &str) -> Option<f64> {
+        self.models.get(model)?.settings.get(setting)?.get(figure)?.as_f64()
+    }
+
+    /// Returns the file with the scores, if the report has kept it.
+    pub fn scores(&self, model: &str, setting: &str) -> Option<PathBuf> {
+        let name = self.curves.get(model)?.get(setting)?.scores.as_ref()?;
+        Some(self.folder.join(name)).filter(|path| path.is_file())
+    }
+}

@@ -1,0 +1,207 @@
+//! `report.html`: one page, without scripts and without anything to load.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::faces::FacePair;
+use super::{Measured, Report, plot};
+use crate::error::Result;
+use crate::eval::{AtFmr, SettingResult, figure_rows};
+
+const STYLE: &str = include_str!("page.css");
+
+pub(super) fn page(report: &Report) -> Result<String> {
+    let models = report.models();
+    let mut sections = Vec::new();
+    for model in &models {
+        sections.push(section(report, model)?);
+    }
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { "Evaluation: " (report.title) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header {
+                    h1 { (report.title) }
+                    p { "Face verification as measured by " code { "maskinv evaluate" } ". Scores are cosines; a pair is accepted from a threshold on." }
+                }
+                main {
+                    @if models.len() > 1 { (side_by_side(report, &models)?) }
+                    @for section in &sections { (section) }
+                    (provenance(report))
+                }
+                footer {
+                    p { "Face images are personal data: keep this page where the images may be. Error rates hold for people and photos like those of the test set." }
+                }
+            }
+        }
+    };
+    Ok(page.into_string())
+}
+
+/// Every model's curve, setting by setting.
+fn side_by_side(report: &Report, models: &[&str]) -> Result<Markup> {
+    let mut settings: Vec<&str> = Vec::new();
+    for measured in &report.measured {
+        if !settings.contains(&measured.setting.as_str()) {
+            settings.push(&measured.setting);
+        }
+    }
+    let mut plots = Vec::new();
+    for setting in &settings {
+        let lines: Vec<plot::Line> = report
+            .measured
+            .iter()
+            .filter(|m| m.setting == *setting)
+            .map(|m| (short(&m.model), m.curve.as_slice()))
+            .collect();
+        plots.push(plot::det(&format!("{setting}: DET"), &lines)?);
+    }
+    Ok(html! {
+        section {
+            h2 { "Models side by side" }
+            div.scroll {
+                table {
+                    thead { tr { th { "EER %" } @for setting in &settings { th { (setting) } } } }
+                    tbody {
+                        @for model in models {
+                            tr {
+                                th { (model) }
+                                @for setting in &settings {
+                                    td { (report.of(model).find(|m| m.setting == *setting).map_or("-".to_owned(), eer)) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            div.plots { @for plot in &plots { figure { (PreEscaped(plot)) } } }
+        }
+    })
+}
+
+/// The first row of the table of figures.
+fn eer(measured: &Measured) -> String {
+    figure_rows(&[&measured.result])[0].1[0].clone()
+}
+
+/// All of one model.
+fn section(report: &Report, model: &str) -> Result<Markup> {
+    let measured: Vec<&Measured> = report.of(model).collect();
+    let lines: Vec<plot::Line> = measured.iter().map(|m| (m.setting.as_str(), m.curve.as_slice())).collect();
+    let mut plots = Vec::new();
+    if !measured.is_empty() {
+        plots.extend([plot::det("DET", &lines)?, plot::roc("ROC", &lines)?]);
+    }
+    for m in &measured {
+        plots.push(plot::histogram(&format!("{}: scores", m.setting), &m.histogram)?);
+    }
+    let results: Vec<&SettingResult> = measured.iter().map(|m| &m.result).collect();
+    let drawn = results.iter().find_map(|r| r.bootstrap.as_ref());
+    let confidence = 100.0 * report.confidence;
+    Ok(html! {
+        section {
+            h2 { (model) }
+            @if !measured.is_empty() {
+                div.scroll { (figures(&measured, &results)) }
+                @if let Some(drawn) = drawn { p.note { "In brackets: " (confidence) " % intervals of " (drawn) "." } }
+                div.plots { @for plot in &plots { figure { (PreEscaped(plot)) } } }
+                h3 { "At the threshold of a false match rate" }
+                div.plots { @for m in &measured { (operating_points(m)) } }
+            }
+            @for searched in report.searched.iter().filter(|s| s.model == model) {
+                h3 { "Search in gallery " (searched.gallery) }
+                pre { (crate::eval::identification_table(&[(searched.gallery.as_str(), &searched.result)])) }
+            }
+            @for m in &measured {
+                @if let Some(hardest) = &m.hardest {
+                    h3 { (m.setting) ": the hardest pairs of one person" }
+                    (faces(&hardest.genuine))
+                    h3 { (m.setting) ": the hardest pairs of two people" }
+                    (faces(&hardest.impostor))
+                }
+            }
+        }
+    })
+}
+
+fn figures(measured: &[&Measured], results: &[&SettingResult]) -> Markup {
+    html! {
+        table {
+            thead { tr { th {} @for m in measured { th { (m.setting) } } } }
+            tbody {
+                @for (name, cells) in figure_rows(results) {
+                    tr { th { (name) } @for cell in &cells { td { (cell) } } }
+                }
+                tr { th { "genuine pairs" } @for r in results { td { (r.metrics.num_genuine) } } }
+                tr { th { "impostor pairs" } @for r in results { td { (r.metrics.num_impostor) } } }
+            }
+        }
+    }
+}
+
+fn operating_points(measured: &Measured) -> Markup {
+    let per_cent = |v: f64| format!("{:.2}", 100.0 * v);
+    let fnmr = |at: &AtFmr| {
+        at.fnmr.map_or("not measurable".to_owned(), |fnmr| {
+            let ends = at.fnmr_interval.map(|i| format!(" [{}, {}]", per_cent(i.low), per_cent(i.high)));
+            per_cent(fnmr) + &ends.unwrap_or_default()
+        })
+    };
+    html! {
+        div.scroll {
+            table {
+                caption { (measured.setting) }
+                thead { tr { th { "FMR" } th { "threshold" } th { "FNMR %" } } }
+                tbody {
+                    @for at in &measured.result.at_fmr {
+                        tr {
+                            th { (format!("{:e}", at.fmr_target)) }
+                            td { (at.threshold.map_or("-".to_owned(), |t| format!("{t:.4}"))) }
+                            td { (fnmr(at)) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn faces(pairs: &[FacePair]) -> Markup {
+    html! {
+        div.faces {
+            @for pair in pairs {
+                figure {
+                    @for (image, name) in pair.images.iter().zip(&pair.names) {
+                        img src=(image) alt=(name) title=(name) width="112" height="112";
+                    }
+                    figcaption { (format!("{:.3}", pair.score)) br; (pair.names[0]) br; (pair.names[1]) }
+                }
+            }
+        }
+    }
+}
+
+fn provenance(report: &Report) -> Markup {
+    html! {
+        section {
+            h2 { "How this was measured" }
+            div.scroll {
+                table.provenance {
+                    tbody { @for (name, what) in &report.provenance { tr { th { (name) } td { (what) } } } }
+                }
+            }
+        }
+    }
+}
+
+/// The end of a long name: a legend is small.
+fn short(name: &str) -> &str {
+    let start = name.char_indices().rev().nth(27).map_or(0, |(at, _)| at);
+    &name[start..]
+}
