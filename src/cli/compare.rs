@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::bootstrap::BootstrapArgs;
 use super::{print, print_json};
-use crate::eval::{BootstrapConfig, PairedFigure, compare_systems, comparison_table, read_scores};
+use crate::eval::{BootstrapConfig, PairedFigure, Setting, compare_systems, comparison_table, read_scores};
 use crate::report::ReportFile;
 
 /// Which systems.
@@ -78,6 +78,10 @@ impl CompareArgs {
                 settings.push(setting);
             }
         }
+        // In the order of the papers' tables, others after them.
+        settings.sort_by_key(|setting| {
+            Setting::ALL.iter().position(|known| known.name() == *setting).unwrap_or(usize::MAX)
+        });
         let mut comparisons = Vec::new();
         for setting in settings {
             let with = |(i, report)| {

@@ -160,7 +160,7 @@ mod tests {
             (read.comparisons.scores(), read.comparisons.is_same()),
             (comparisons.scores(), comparisons.is_same())
         );
-        assert_eq!(read.comparisons.people(), Some(&[[0, 0], [0, 1], [1, 1]][..]));
+        assert_eq!(read.comparisons.people(), Some(&[[1, 1], [1, 0], [0, 0]][..]));
         assert_eq!(read.groups, None);
 
         let path = folder.path().join("scores.npy");
