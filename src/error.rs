@@ -78,6 +78,14 @@ pub enum Error {
     /// Training cannot go on.
     #[error("training: {0}")]
     Training(String),
+    /// Training was asked to stop, and can go on from what it saved.
+    #[error("stopped after step {step} of {arm}, as asked")]
+    Stopped {
+        /// The arm that was in training.
+        arm: String,
+        /// Steps that it has taken.
+        step: usize,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

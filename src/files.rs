@@ -12,12 +12,31 @@ pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// How what is not whole yet is called: this and something random.
+pub const UNFINISHED: &str = ".maskinv-";
+
+/// Removes what a killed process had begun to write in a folder.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_unfinished(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            let path = entry.path();
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Returns a new file beside `path`, to become it by a rename once it is whole; it is gone if it never does.
 ///
 /// # Errors
 /// When the folder is missing or cannot be written to.
 pub fn temporary(path: &Path) -> Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
+    builder.prefix(UNFINISHED);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -50,7 +69,6 @@ pub fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When it cannot be read.
-#[cfg(any(feature = "hub", feature = "cli"))]
 pub fn sha256(path: &Path) -> Result<String> {
     use sha2::{Digest, Sha256};
     use std::io::Read;
@@ -68,7 +86,18 @@ pub fn sha256(path: &Path) -> Result<String> {
 }
 
 /// Hexadecimal digits of bytes.
-#[cfg(any(feature = "hub", feature = "cli"))]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Waits until what was renamed and removed in a folder is on the disk.
+///
+/// # Errors
+/// When the disk fails.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    // Elsewhere folders cannot be opened, and renames are written through.
+    #[cfg(unix)]
+    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))?;
+    let _ = folder;
+    Ok(())
 }

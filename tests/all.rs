@@ -29,6 +29,7 @@ mod pairs;
 mod photo_pairs;
 mod pytorch;
 mod recordio;
+mod resume;
 mod source;
 mod templates;
 mod train;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use maskinv::data::ALIGNED_LANDMARKS;
 use maskinv::models::{Arch, Model, ModelConfig, save_model};
 use serde_json::Value;
@@ -71,11 +71,12 @@ fn a_report_says_all_in_one_page_and_is_compared_with_another() -> Result<()> {
 
     let compared = json(&["compare", str(&out), "--bootstrap", "100", "--json"])?;
     let comparisons = compared["comparisons"].as_array().context("a list")?;
-    assert_eq!(comparisons.len(), 3);
+    assert_eq!(comparisons.len(), 4);
     let eer = &comparisons[0]["figures"][0];
     assert_eq!(eer["values"][0], of_a["settings"]["U-U"]["eer"]);
     assert!(eer["differences"][0]["p_value"].is_number(), "{eer}");
     // The systems of two reports, one of which has lost its scores.
+    assert_eq!(comparisons[2]["setting"], "M-U");
     let second = root.path().join("second");
     run(&["evaluate", str(&a), "--data", str(&faces), "--set", "data.test_share=0.9", "--report", str(&second)])?;
     std::fs::remove_dir_all(second.join("scores"))?;
@@ -226,5 +227,22 @@ fn thresholds_are_chosen_kept_with_the_model_and_used() -> Result<()> {
     let onnx = root.path().join("with.onnx");
     run(&["convert", str(&with), str(&onnx)])?;
     assert_eq!(json(&["info", str(&onnx), "--json"])?[0]["thresholds"], info[0]["thresholds"]);
+    Ok(())
+}
+
+#[test]
+fn embeddings_that_are_no_numbers_are_an_error() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (path, faces) = (model(root.path(), "a.safetensors", 0)?, faces(root.path(), 6, 4)?);
+    let model = maskinv::models::load_model(&path, None)?.model;
+    let mut state = model.params().state()?;
+    state.insert("features.bias".to_owned(), Tensor::full(f32::NAN, 16, &Device::Cpu)?);
+    save_model(&path, &Model::frozen(model.config(), state, &Device::Cpu)?, DType::F32)?;
+    for protocol in ["pairs", "all-pairs"] {
+        let args =
+            ["evaluate", str(&path), "--data", str(&faces), "--set", "data.test_share=0.9", "--protocol", protocol];
+        let error = refused(&args)?;
+        assert!(error.contains("embedding 0: expected finite elements, found NaN"), "{error}");
+    }
     Ok(())
 }

@@ -252,7 +252,7 @@ fn class_centres_from_embeddings_fit_before_the_first_step() -> Result<()> {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_stops_with_the_step_and_updates_nothing() -> Result<()> {
+fn a_step_that_is_not_finite_changes_nothing_at_all() -> Result<()> {
     let (mut trainer, loader) = trainer(&tiny())?;
     let mut batches = loader.epoch(0);
     trainer.step(batches.next().unwrap()?, 0, 0.05)?;
@@ -260,10 +260,33 @@ fn a_loss_that_is_not_finite_stops_with_the_step_and_updates_nothing() -> Result
     let mut state = trainer.student.params().state()?;
     state.insert("features.bias".to_owned(), Tensor::full(f32::NAN, 16, &Device::Cpu)?);
     trainer.student.params().load(&state)?;
-    let error = trainer.step(batches.next().unwrap()?, 1, 0.05).unwrap_err().to_string();
-    assert!(error.contains("step 1: loss NaN"), "{error}");
-    let after: Vec<f32> = trainer.student.params().state()?["conv1.weight"].flatten_all()?.to_vec1()?;
-    assert_eq!(before, after);
+    let report = trainer.step(batches.next().unwrap()?, 1, 0.05)?.unwrap();
+    assert!(report.is_skipped && report.loss.is_nan(), "{report:?}");
+    let after = trainer.student.params().state()?;
+    assert_eq!(before, after["conv1.weight"].flatten_all()?.to_vec1::<f32>()?);
+    let numbers = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>();
+    for (name, tensor) in state.iter().filter(|(name, _)| name.contains("running_") || name.contains("num_batches")) {
+        assert_eq!(numbers(tensor)?, numbers(&after[name])?, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_training_without_finite_steps_ends_with_their_images_and_a_diagnosis() -> Result<()> {
+    let (folder, mut config) = (tempfile::tempdir()?, tiny());
+    for set in ["optim.lr=1e30", "train.max_skipped=3", "train.arms=[\"aug\"]", "train.epochs=3"] {
+        config.set(set)?;
+    }
+    let mut notices = Vec::new();
+    let outcome = Experiment::new(config, folder.path())?.run(&mut |event| {
+        if let Event::Notice(text) = event {
+            notices.push(text);
+        }
+    });
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("3 steps in a row") && error.contains("lower rate"), "{error}");
+    let left_out: Vec<&String> = notices.iter().filter(|text| text.contains("left out: loss")).collect();
+    assert!(left_out.len() >= 3 && left_out[0].contains("its images, by number, are ["), "{notices:?}");
     Ok(())
 }
 

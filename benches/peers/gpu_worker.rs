@@ -139,7 +139,7 @@ fn train(machine: &Machine, arch: Arch, batch: usize, classes: usize, lambda: f6
         let first = step;
         loop {
             let labels = (0..batch).map(|_| rng.random_range(0..classes as i64)).collect();
-            let batch = Batch { teacher: images.clone(), student: images.clone(), labels };
+            let batch = Batch { teacher: images.clone(), student: images.clone(), labels, images: Vec::new() };
             let report = trainer.step(batch, step, 0.01)?;
             step += 1;
             if let Some(report) = report {

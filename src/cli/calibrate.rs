@@ -43,9 +43,12 @@ enum Worn {
     /// Nobody
     #[value(name = "U-U", alias = "u-u")]
     UU,
-    /// One of the two
+    /// The second of the two, the probe
     #[value(name = "U-M", alias = "u-m")]
     UM,
+    /// The first, the reference
+    #[value(name = "M-U", alias = "m-u")]
+    MU,
     /// Both
     #[value(name = "M-M", alias = "m-m")]
     MM,
@@ -79,6 +82,7 @@ impl CalibrateArgs {
         let setting = match self.setting {
             Worn::UU => Setting::UU,
             Worn::UM => Setting::UM,
+            Worn::MU => Setting::MU,
             Worn::MM => Setting::MM,
         };
         let comparisons = &scores[&setting];

@@ -87,7 +87,7 @@ enum Command {
     Download(DownloadArgs),
 }
 
-/// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage.
+/// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage, 75 for a training that was asked to stop.
 pub fn main() -> ExitCode {
     allocator::keep_freed_memory();
     match Cli::parse().command {
@@ -119,14 +119,23 @@ pub fn train_main() -> ExitCode {
     exit_code(TrainCli::parse().args.run())
 }
 
-/// Prints an error as one line on stderr; exit code 1 then, else 0.
+/// Exit code of a training that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h.
+const STOPPED: u8 = 75;
+
+/// Prints an error as one line on stderr; exit code 1 then, or [`STOPPED`], else 0.
 fn exit_code(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {}", one_line(&e));
-            ExitCode::FAILURE
-        }
+        Err(e) => match e.downcast_ref::<crate::Error>() {
+            Some(stopped @ crate::Error::Stopped { .. }) => {
+                eprintln!("{stopped}; {e}");
+                STOPPED.into()
+            }
+            _ => {
+                eprintln!("error: {}", one_line(&e));
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

@@ -56,7 +56,8 @@ impl Progress {
             Event::Embedded { done, total } => self.count("evaluate", "images embedded", done, total),
             Event::Finished { arm, evaluation } => {
                 self.bar.finish_and_clear();
-                let eers = Setting::ALL.map(|s| format!("{} {:.2} %", s.name(), 100.0 * evaluation.get(s).metrics.eer));
+                let eers =
+                    Setting::TABLE.map(|s| format!("{} {:.2} %", s.name(), 100.0 * evaluation.get(s).metrics.eer));
                 eprintln!("{}: EER {}", arm.title(), eers.join(", "));
             }
         }

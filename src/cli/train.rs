@@ -1,6 +1,7 @@
 //! `maskinv train`.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -8,9 +9,10 @@ use clap::{Args, ValueEnum};
 use super::model::HubArgs;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
-use super::{print, print_json, unused};
+use super::{STOPPED, interrupt, print, print_json, unused};
 use crate::eval::{Setting, table, table_as_is};
-use crate::train::{Arm, Checkpoint, Config, Experiment, Outcome, preset, preset_names};
+use crate::files::write_atomic;
+use crate::train::{Arm, CONFIG_FILE, Checkpoint, Config, Event, Experiment, Outcome, preset, preset_names};
 
 /// What to train, on what, and how.
 #[derive(Args, Debug)]
@@ -33,8 +35,11 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Writes into --out although something is there
-    #[arg(long, requires = "out")]
+    #[arg(long, requires = "out", conflicts_with = "resume")]
     overwrite: bool,
+    /// Goes on with the training in this folder, as if it had never stopped; `auto`: with the one in --out, if there is one
+    #[arg(long, value_name = "DIR|auto")]
+    resume: Option<PathBuf>,
     /// Decides initial weights, batches, masks and margins
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -93,22 +98,44 @@ impl TrainArgs {
         if self.list_presets {
             return preset_names().try_for_each(|(name, purpose)| print(&format!("{name:16} {purpose}")));
         }
-        let config = self.resolve()?;
+        let resumed = self.resumed()?;
+        let config = self.resolve(resumed.as_deref())?;
         if self.show_config {
             return print(config.to_toml()?.trim_end());
         }
         self.settings.threads.start()?;
         let machine = self.settings.device.open()?;
-        let out = self.out_folder(config.train.seed)?;
+        let out = match &resumed {
+            Some(out) => out.clone(),
+            None => self.out_folder(config.train.seed)?,
+        };
+        let inputs = self.inputs(resumed.as_deref())?;
         let mut experiment = Experiment::new(config, &out)?.on(&machine);
-        if let Some(name) = &self.teacher {
+        if resumed.is_some() {
+            experiment = experiment.resumed()?;
+        } else {
+            write_atomic(&out.join(INPUTS_FILE), &serde_json::to_vec_pretty(&inputs)?)?;
+        }
+        if let Some(name) = &inputs.teacher {
             experiment = experiment.with_teacher(self.checkpoint(name).context("--teacher")?);
         }
-        if let Some(name) = &self.start {
+        if let Some(name) = &inputs.start {
             experiment = experiment.with_start(self.checkpoint(name).context("--start")?)?;
         }
+        let stop = interrupt::flag()?;
         let mut progress = Progress::new();
-        let outcome = experiment.run(&mut |event| progress.show(event))?;
+        let on = &mut |event: Event| {
+            if matches!(event, Event::Embedded { .. }) && stop.load(Ordering::Relaxed) {
+                // What was trained is saved; an evaluation has nothing to save.
+                eprintln!("stopped in an evaluation, as asked; {}", go_on(&out));
+                std::process::exit(STOPPED.into());
+            }
+            progress.show(event);
+        };
+        let outcome = experiment.stopped_by(stop).run(on).map_err(|error| match error {
+            crate::Error::Stopped { .. } => anyhow::Error::new(error).context(go_on(&out)),
+            other => other.into(),
+        })?;
         if self.json {
             return print_json(&outcome);
         }
@@ -125,9 +152,40 @@ impl TrainArgs {
         Ok(Checkpoint::of(self.hub.load_with_notes(name)?)?)
     }
 
-    fn resolve(&self) -> Result<Config> {
+    /// The folder of the training to go on with, if there is one.
+    fn resumed(&self) -> Result<Option<PathBuf>> {
+        let Some(resume) = &self.resume else { return Ok(None) };
+        if resume.as_os_str() != "auto" {
+            if self.out.is_some() {
+                bail!("--resume DIR goes on in DIR: expected no --out");
+            }
+            return match resume.join(CONFIG_FILE).is_file() {
+                true => Ok(Some(resume.clone())),
+                false => bail!("--resume {0}: expected {0}/{CONFIG_FILE}, found none", resume.display()),
+            };
+        }
+        let Some(out) = &self.out else { bail!("--resume auto: expected --out too, the folder to look in") };
+        Ok(out.join(CONFIG_FILE).is_file().then(|| out.clone()))
+    }
+
+    /// The models that the training was given.
+    fn inputs(&self, resumed: Option<&Path>) -> Result<Inputs> {
+        let given = Inputs { teacher: self.teacher.clone(), start: self.start.clone() };
+        let Some(path) = resumed.map(|folder| folder.join(INPUTS_FILE)) else { return Ok(given) };
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let before: Inputs = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+        let is_other = |given: &Option<String>, before| given.is_some() && given != before;
+        if is_other(&given.teacher, &before.teacher) || is_other(&given.start, &before.start) {
+            bail!("{}: expected the same --teacher and --start as before, found {given:?}", path.display());
+        }
+        Ok(before)
+    }
+
+    fn resolve(&self, resumed: Option<&Path>) -> Result<Config> {
+        let before = resumed.map(|folder| Config::read(&folder.join(CONFIG_FILE))).transpose()?;
         let mut config = match self.settings.chosen()? {
             Some(config) => config,
+            None if before.is_some() => before.clone().expect("it was just looked at"),
             None if self.settings.data.is_some() => preset("lfw-small")?,
             None => preset("procedural")?,
         };
@@ -151,7 +209,16 @@ impl TrainArgs {
             config.train.arms.retain(|&arm| arm != Arm::Teacher);
         }
         self.settings.apply(&mut config, &self.hub)?;
-        Ok(config)
+        match (before, resumed) {
+            (Some(before), Some(folder)) if before != config => {
+                bail!(
+                    "{}: expected the settings that it was begun with: {}",
+                    folder.display(),
+                    differences(&before, &config)?
+                )
+            }
+            _ => Ok(config),
+        }
     }
 
     fn out_folder(&self, seed: u64) -> Result<PathBuf> {
@@ -169,6 +236,30 @@ impl TrainArgs {
         }
         Ok(out.clone())
     }
+}
+
+/// The models that a training was given, as they were named.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Inputs {
+    teacher: Option<String>,
+    start: Option<String>,
+}
+
+/// Where a training keeps them.
+const INPUTS_FILE: &str = "inputs.json";
+
+/// How to go on.
+fn go_on(out: &Path) -> String {
+    format!("maskinv train --resume {} goes on", out.display())
+}
+
+/// The lines of two settings that are not the same.
+fn differences(before: &Config, now: &Config) -> Result<String> {
+    let (before, now) = (before.to_toml()?, now.to_toml()?);
+    let missing = |a: &str, b: &str| -> Vec<String> {
+        a.lines().filter(|line| !b.lines().any(|other| other == *line)).map(str::to_owned).collect()
+    };
+    Ok(format!("{} instead of {}", missing(&now, &before).join(", "), missing(&before, &now).join(", ")))
 }
 
 /// A sentence or three that say what the table shows, and no more than that.

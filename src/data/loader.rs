@@ -68,6 +68,8 @@ pub struct Batch {
     pub student: Pixels,
     /// Whose faces they are.
     pub labels: Vec<i64>,
+    /// Which images of the data set they are.
+    pub images: Vec<u32>,
 }
 
 /// Makes the batches of any epoch of a data set.
@@ -219,7 +221,8 @@ impl Worker {
 
     fn make(&self, indices: &[u32]) -> Result<Batch> {
         let pixels = Pixels::with_capacity(self.input_size, indices.len());
-        let mut batch = Batch { teacher: pixels.clone(), student: pixels, labels: Vec::with_capacity(indices.len()) };
+        let (labels, images) = (Vec::with_capacity(indices.len()), Vec::with_capacity(indices.len()));
+        let mut batch = Batch { teacher: pixels.clone(), student: pixels, labels, images };
         for &index in indices {
             let (index, sample) = self.sample(index as usize)?;
             let mut rng = rng_of(self.seed, self.epoch, index as u64);
@@ -229,6 +232,7 @@ impl Worker {
                 what: format!("cannot be masked: {e}"),
             })?;
             batch.labels.push(label);
+            batch.images.push(index as u32);
         }
         Ok(batch)
     }

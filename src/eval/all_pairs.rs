@@ -137,10 +137,11 @@ pub fn compare_all_pairs(
     let m = embed(model, masked.len(), masked_face, config.embedding(), done)?;
     let label = |image: usize| images.label(image);
     let mut found = BTreeMap::new();
-    for setting in Setting::ALL {
+    // All pairs of M-U are those of U-M.
+    for setting in Setting::TABLE {
         let (pairs, a, b) = match setting {
             Setting::UU => (AllPairs::within(&unmasked), &u, &u),
-            Setting::UM => (AllPairs::across(&unmasked, &masked), &u, &m),
+            Setting::UM | Setting::MU => (AllPairs::across(&unmasked, &masked), &u, &m),
             Setting::MM => (AllPairs::within(&masked), &m, &m),
         };
         if let Some(comparisons) = pairs.compare(a, b, label)? {

@@ -222,7 +222,7 @@ impl Replicate<'_> {
 }
 
 /// The intervals of the figures of [`Metrics`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricIntervals {
     /// Of [`Metrics::eer`].
     pub eer: Option<Interval>,

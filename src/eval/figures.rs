@@ -1,6 +1,6 @@
 //! The figures of one set of comparisons, each with the interval that it may well lie in.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::bootstrap::{Bootstrap, BootstrapConfig, Interval, MetricIntervals, Replicate};
 use super::comparisons::Comparisons;
@@ -13,7 +13,7 @@ use crate::error::Result;
 pub const FMR_TARGETS: [f64; 6] = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
 
 /// What happens at the threshold of a stated false match rate.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AtFmr {
     /// The false match rate that the threshold was chosen for.
     pub fmr_target: f64,
@@ -31,7 +31,7 @@ pub struct AtFmr {
 }
 
 /// The figures of one set of comparisons.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SettingResult {
     /// Error rates and score statistics over all pairs.
     #[serde(flatten)]

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::bootstrap::Interval;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ const ACCURACY_GRID: Grid = Grid { step: 0.01, len: 400 };
 const TAR_GRID: Grid = Grid { step: 0.001, len: 4000 };
 
 /// Verification accuracy over the folds.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FoldAccuracy {
     /// Mean of `accuracies`, in `[0, 1]`.
     pub mean: f64,
@@ -34,7 +34,7 @@ pub struct FoldAccuracy {
 }
 
 /// True accept rate at a false accept rate over the folds.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FoldTar {
     /// The false accept rate aimed at.
     pub far_target: f64,

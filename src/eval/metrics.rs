@@ -8,7 +8,7 @@
 //! Both only change at a score, so every figure here is found by sorting, in `O(n log n)`, without a grid of
 //! thresholds.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::class::{Class, Distinct, Sorted};
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ pub struct Scores {
 }
 
 /// The figures of one set of [`Scores`]; rates are shares in `[0, 1]`, not per cent.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Equal error rate: where the straight lines between neighbouring operating points `(FMR, FNMR)` meet
     /// `FMR = FNMR`. An operating point on that diagonal is taken as it is.

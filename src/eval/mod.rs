@@ -37,7 +37,7 @@ pub use protocol::{
 };
 pub use score_file::{ScoreFile, read_scores, write_scores};
 pub use tables::{
-    comparison_table, details, details_of, figure_rows, group_table, identification_table, operating_points, table,
-    table_as_is,
+    TOO_FEW, comparison_table, details, details_of, figure_rows, group_table, identification_table, operating_points,
+    table, table_as_is,
 };
 pub use templates::Templates;

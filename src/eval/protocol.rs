@@ -79,20 +79,26 @@ pub enum Setting {
     /// The probe.
     #[serde(rename = "U-M")]
     UM,
+    /// The reference.
+    #[serde(rename = "M-U")]
+    MU,
     /// Both, each with a mask of its own.
     #[serde(rename = "M-M")]
     MM,
 }
 
 impl Setting {
-    /// All settings, in the order of the papers' tables.
-    pub const ALL: [Self; 3] = [Self::UU, Self::UM, Self::MM];
+    /// All settings.
+    pub const ALL: [Self; 4] = [Self::UU, Self::UM, Self::MU, Self::MM];
+    /// Those of the papers' tables, in their order.
+    pub const TABLE: [Self; 3] = [Self::UU, Self::UM, Self::MM];
 
     /// Returns the papers' name.
     pub fn name(self) -> &'static str {
         match self {
             Self::UU => "U-U",
             Self::UM => "U-M",
+            Self::MU => "M-U",
             Self::MM => "M-M",
         }
     }
@@ -100,19 +106,21 @@ impl Setting {
     /// Whether the two images of pair `index` of `num_pairs` are masked.
     ///
     /// The published code (reference protocol) masks, for U-M, the second half of the list of all images, so half of
-    /// the pairs are U-U and half are M-M.
+    /// the pairs are U-U and half are M-M. It has no M-U; here that is the other half.
     pub fn masked(self, protocol: MaskProtocol, index: usize, num_pairs: usize) -> [bool; 2] {
         match (self, protocol) {
             (Self::UU, _) => [false, false],
             (Self::MM, _) => [true, true],
             (Self::UM, MaskProtocol::Corrected) => [false, true],
+            (Self::MU, MaskProtocol::Corrected) => [true, false],
             (Self::UM, MaskProtocol::Reference) => [2 * index >= num_pairs, 2 * index + 1 >= num_pairs],
+            (Self::MU, MaskProtocol::Reference) => [2 * index < num_pairs, 2 * index + 1 < num_pairs],
         }
     }
 }
 
 /// A model's figures in all settings.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// By setting.
     pub settings: BTreeMap<Setting, SettingResult>,
@@ -198,7 +206,7 @@ pub fn compare(
     let row_of = rows(&used);
     let scores = |setting: Setting| {
         let of_list = match setting {
-            Setting::UU => None,
+            Setting::UU | Setting::MU => None,
             Setting::UM => um.as_ref(),
             Setting::MM => mm.as_ref(),
         };

@@ -9,7 +9,7 @@ use super::paired::PairedFigure;
 use super::protocol::{Evaluation, Setting};
 
 /// What the tables say below themselves where a figure is marked.
-const TOO_FEW: &str = "* at no false match at all: there are fewer impostor pairs than the rate needs";
+pub const TOO_FEW: &str = "* at no false match at all: there are fewer impostor pairs than the rate needs";
 
 /// Returns a text table: a row for each named evaluation; for U-U, U-M and M-M the EER, FMR100 and FMR1000 in per cent
 /// and the FDR.
@@ -17,7 +17,7 @@ pub fn table(evaluations: &[(&str, &Evaluation)]) -> String {
     let width = evaluations.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(5);
     let mut lines = vec![format!("{:width$}", "")];
     let mut header = format!("{:width$}", "model");
-    for setting in Setting::ALL {
+    for setting in Setting::TABLE {
         lines[0] += &format!(" | {:^34}", setting.name());
         header += &format!(" | {COLUMNS}");
     }
@@ -25,7 +25,7 @@ pub fn table(evaluations: &[(&str, &Evaluation)]) -> String {
     lines.extend([header, rule]);
     for (name, evaluation) in evaluations {
         let mut line = format!("{name:width$}");
-        for setting in Setting::ALL {
+        for setting in Setting::TABLE {
             let cells = evaluation.settings.get(&setting).map(|result| columns(&result.metrics));
             line += &format!(" | {:>34}", or_dash(cells));
         }

@@ -146,7 +146,7 @@ impl Model {
     }
 
     /// What drops features in training, if the network has it.
-    pub(super) fn dropout(&self) -> Option<&Dropout> {
+    pub(crate) fn dropout(&self) -> Option<&Dropout> {
         match &self.net {
             Net::IResNet(net) => Some(net.dropout()),
             Net::MobileFaceNet(_) => None,

@@ -303,6 +303,16 @@ impl Dropout {
         Self { probability, rng: Arc::new(Mutex::new(p.fork_rng())) }
     }
 
+    /// How many words its generator has given: where a training that goes on must be.
+    pub fn num_words(&self) -> u64 {
+        self.rng.lock().unwrap_or_else(PoisonError::into_inner).get_word_pos() as u64
+    }
+
+    /// Goes on as if its generator had given so many words.
+    pub fn skip_to(&self, num_words: u64) {
+        self.rng.lock().unwrap_or_else(PoisonError::into_inner).set_word_pos(num_words.into());
+    }
+
     /// Returns what the next `len` elements are multiplied by in training; none if nothing is dropped.
     pub(super) fn mask(&self, len: usize) -> Option<Vec<f32>> {
         if self.probability == 0.0 {

@@ -167,6 +167,28 @@ impl Params {
         Ok(state)
     }
 
+    /// Returns the buffers by name, as they are now: what a step changes before anything is known of it.
+    ///
+    /// # Errors
+    /// When memory for the copies cannot be had.
+    pub(crate) fn buffers(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.buffers.iter().map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?))).collect()
+    }
+
+    /// Brings back what [`Self::buffers`] returned.
+    ///
+    /// # Errors
+    /// When it is of other buffers.
+    pub(crate) fn restore_buffers(&self, buffers: &BTreeMap<String, Tensor>) -> Result<()> {
+        for (name, var) in &self.buffers {
+            match buffers.get(name) {
+                Some(tensor) => var.set(tensor)?,
+                None => bail!("buffer {name} is missing"),
+            }
+        }
+        Ok(())
+    }
+
     /// Copies `state` into the trained parameters and buffers, all or nothing.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
 //! The optimiser on a GPU: all parameters of a network in one pass.
 
-use candle_core::Result;
+use std::collections::BTreeMap;
 
-use super::optimizer::{OptimConfig, OptimKind};
+use candle_core::{Device as Candle, Result, Tensor};
+
+use super::optimizer::{NUM_STEPS, OptimConfig, OptimKind, num_steps};
 use crate::gpu::update::{Flat, Guard, adamw, sgd};
 use crate::gpu::{Array, Device, Element};
 
@@ -27,6 +29,35 @@ impl GpuOptimizer {
         };
         let moments = (0..num_moments).map(|_| device.zeros(Element::F32, len)).collect::<Result<_>>()?;
         Ok(Self { config: config.clone(), moments, rates: device.array(Element::F32, 3)?, num_steps: 0 })
+    }
+
+    /// Returns the moments of all parameters in a row, `flat.0` and, for AdamW, `flat.1`, and the number of steps; waits for the device.
+    ///
+    /// # Errors
+    /// When the copy fails.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let num_steps = Tensor::new(&[self.num_steps as i64], &Candle::Cpu)?;
+        let mut state = BTreeMap::from([(NUM_STEPS.to_owned(), num_steps)]);
+        for (i, moment) in self.moments.iter().enumerate() {
+            state.insert(format!("flat.{i}"), Tensor::new(moment.read::<f32>()?, &Candle::Cpu)?);
+        }
+        Ok(state)
+    }
+
+    /// Takes up what [`Self::state`] returned.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another size, as those of a training on the CPU are.
+    pub fn load(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let get = |name: &str| {
+            let missing = || candle_core::Error::msg(format!("optimizer: no {name}: saved by a training on the CPU?"));
+            state.get(name).ok_or_else(missing)
+        };
+        for (i, moment) in self.moments.iter().enumerate() {
+            moment.write(&get(&format!("flat.{i}"))?.to_vec1::<f32>()?)?;
+        }
+        self.num_steps = num_steps(get(NUM_STEPS)?)?;
+        Ok(())
     }
 
     /// Updates the parameters with learning rate `lr`, unless the guard found something that is not finite. `is_clipped`: whether

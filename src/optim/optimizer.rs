@@ -1,12 +1,17 @@
 //! SGD with momentum, and AdamW, over named parameters.
 
-use candle_core::{Result, Var, bail};
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::nn::{Gradients, Params};
 use crate::ops::adamw::{AdamWStep, adamw_step};
 use crate::ops::sgd::{SgdStep, sgd_step};
 use crate::ops::update::sum_of_squares;
+
+/// Name of the number of steps among the moments.
+pub(super) const NUM_STEPS: &str = "num_steps";
 
 /// The rule by which parameters are updated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +109,51 @@ impl Optimizer {
         Self { vars, config: config.clone(), num_steps: 0 }
     }
 
+    /// Returns what it remembers: the moments of every parameter, `NAME.0` and, for AdamW, `NAME.1`, and the number of steps.
+    ///
+    /// # Errors
+    /// When memory for the copies cannot be had.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = BTreeMap::from([(NUM_STEPS.to_owned(), Tensor::new(&[self.num_steps as i64], &Device::Cpu)?)]);
+        for (name, var, moments) in &self.vars {
+            for (i, moment) in moments.iter().enumerate() {
+                state.insert(format!("{name}.{i}"), Tensor::from_slice(moment, var.shape(), &Device::Cpu)?);
+            }
+        }
+        Ok(state)
+    }
+
+    /// Takes up what [`Self::state`] returned of an optimiser of the same parameters and rule, all or nothing.
+    ///
+    /// # Errors
+    /// When a tensor is missing, unexpected or of another shape.
+    pub fn load(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let get = |name: &str| state.get(name).ok_or_else(|| candle_core::Error::msg(format!("optimizer: no {name}")));
+        let mut loaded = Vec::new();
+        for (name, var, moments) in &self.vars {
+            for i in 0..moments.len() {
+                let moment = get(&format!("{name}.{i}"))?;
+                if moment.shape() != var.shape() {
+                    bail!("optimizer: {name}.{i}: expected the shape {:?}, found {:?}", var.shape(), moment.shape());
+                }
+                loaded.push(moment.flatten_all()?.to_vec1::<f32>()?);
+            }
+        }
+        if state.len() != loaded.len() + 1 {
+            bail!(
+                "optimizer: expected {} moments, found {}: another rule's",
+                loaded.len(),
+                state.len().saturating_sub(1)
+            );
+        }
+        self.num_steps = num_steps(get(NUM_STEPS)?)?;
+        let mut loaded = loaded.into_iter();
+        for moment in self.vars.iter_mut().flat_map(|(.., moments)| moments) {
+            *moment = loaded.next().expect("one was loaded for each");
+        }
+        Ok(())
+    }
+
     /// Updates every parameter with learning rate `lr` and its gradient times `grad_scale`.
     ///
     /// # Errors
@@ -127,6 +177,14 @@ impl Optimizer {
             })??;
         }
         Ok(())
+    }
+}
+
+/// The number of steps in the state of an optimiser.
+pub(super) fn num_steps(tensor: &Tensor) -> Result<u64> {
+    match tensor.to_vec1::<i64>()?.as_slice() {
+        &[num] if num >= 0 => Ok(num as u64),
+        found => bail!("optimizer: {NUM_STEPS}: expected a number from 0, found {found:?}"),
     }
 }
 

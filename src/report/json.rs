@@ -27,6 +27,7 @@ pub(super) fn json(report: &Report) -> Result<String> {
         drawn.insert(model.to_owned(), Value::Object(of_model.collect()));
     }
     record["curves"] = Value::Object(drawn);
+    record["order"] = json!(report.models());
     serde_json::to_string_pretty(&record).map_err(|e| Error::Evaluation(e.to_string()))
 }
 
@@ -36,6 +37,8 @@ pub struct ReportFile {
     /// The folder that it is in, where its scores are.
     #[serde(skip)]
     folder: PathBuf,
+    /// The models in the order in which they were named.
+    order: Vec<String>,
     models: BTreeMap<String, ModelFigures>,
     #[serde(default)]
     real_masks: BTreeMap<String, Value>,
@@ -76,9 +79,8 @@ impl ReportFile {
 
     /// The models and the settings that each was measured in.
     pub fn measured(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.models
-            .iter()
-            .flat_map(|(model, f)| f.settings.keys().map(move |setting| (model.as_str(), setting.as_str())))
+        let named = self.order.iter().filter_map(|name| self.models.get_key_value(name));
+        named.flat_map(|(model, f)| f.settings.keys().map(move |setting| (model.as_str(), setting.as_str())))
     }
 
     /// Returns a figure, such as `eer`; none if the model was not measured in the setting or has no such figure.

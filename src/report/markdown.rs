@@ -1,7 +1,7 @@
 //! `report.md`: the tables.
 
 use super::Report;
-use crate::eval::{SettingResult, figure_rows, identification_table};
+use crate::eval::{SettingResult, TOO_FEW, figure_rows, identification_table};
 
 pub(super) fn markdown(report: &Report) -> String {
     let mut text = format!("# {}\n", escape(&report.title));
@@ -24,6 +24,9 @@ pub(super) fn markdown(report: &Report) -> String {
             };
             text += &format!("| genuine pairs | {} |\n", num(|r| r.metrics.num_genuine));
             text += &format!("| impostor pairs | {} |\n", num(|r| r.metrics.num_impostor));
+            if has_mark(&results) {
+                text += &format!("\n{}.\n", escape(TOO_FEW));
+            }
             if let Some(drawn) = results.iter().find_map(|r| r.bootstrap.as_ref()) {
                 text += &format!("\nIn brackets: {confidence} % intervals of {drawn}.\n");
             }
@@ -39,6 +42,11 @@ pub(super) fn markdown(report: &Report) -> String {
         text += &format!("| {} | {} |\n", escape(name), escape(what));
     }
     text
+}
+
+/// Whether a figure has the mark that [`TOO_FEW`] explains.
+pub(super) fn has_mark(results: &[&SettingResult]) -> bool {
+    figure_rows(results).iter().any(|(_, cells)| cells.iter().any(|cell| cell.contains('*')))
 }
 
 /// Text that no table or page takes for its own signs.

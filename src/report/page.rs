@@ -3,9 +3,10 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::faces::FacePair;
+use super::markdown::has_mark;
 use super::{Measured, Report, plot};
 use crate::error::Result;
-use crate::eval::{AtFmr, SettingResult, figure_rows};
+use crate::eval::{AtFmr, SettingResult, TOO_FEW, figure_rows};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -109,6 +110,7 @@ fn section(report: &Report, model: &str) -> Result<Markup> {
             h2 { (model) }
             @if !measured.is_empty() {
                 div.scroll { (figures(&measured, &results)) }
+                @if has_mark(&results) { p.note { (TOO_FEW) "." } }
                 @if let Some(drawn) = drawn { p.note { "In brackets: " (confidence) " % intervals of " (drawn) "." } }
                 div.plots { @for plot in &plots { figure { (PreEscaped(plot)) } } }
                 h3 { "At the threshold of a false match rate" }

@@ -37,7 +37,8 @@ pub(super) fn det(title: &str, lines: &[Line]) -> Result<String> {
         let inside = line.iter().filter(|p| p.fmr > 0.0 && p.fmr < 0.6 && p.fnmr < 0.6);
         inside.map(|p| (p.fmr.max(ends[0]), p.fnmr.max(ends[1]))).collect::<Vec<_>>()
     };
-    curves(title, ["false match rate, %", "false non-match rate, %"], x, y, lines, points)
+    let axes = ["false match rate, %", "false non-match rate, %"];
+    curves(title, axes, x, y, lines, points, SeriesLabelPosition::UpperRight)
 }
 
 /// True accept rate against false accept rate, which is on a logarithmic axis.
@@ -50,7 +51,8 @@ pub(super) fn roc(title: &str, lines: &[Line]) -> Result<String> {
         line.iter().filter(|p| p.fmr > 0.0).map(|p| (p.fmr.max(low), 1.0 - p.fnmr)).collect::<Vec<_>>()
     };
     let axes = ["false accept rate, %", "true accept rate, %"];
-    curves(title, axes, (low..1.0).log_scale(), bottom..1.0, lines, points)
+    let x = (low..1.0).log_scale();
+    curves(title, axes, x, bottom..1.0, lines, points, SeriesLabelPosition::LowerRight)
 }
 
 /// Lines in a frame, and which is which.
@@ -61,6 +63,7 @@ fn curves<X, Y>(
     y: Y,
     lines: &[Line],
     points: impl Fn(&[OperatingPoint]) -> Vec<(f64, f64)>,
+    legend: SeriesLabelPosition,
 ) -> Result<String>
 where
     X: AsRangedCoord<Value = f64>,
@@ -98,8 +101,7 @@ where
                 .label(*name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
         }
-        let at = SeriesLabelPosition::LowerRight;
-        chart.configure_series_labels().position(at).label_font(TEXT).draw().map_err(wrong)?;
+        chart.configure_series_labels().position(legend).label_font(TEXT).draw().map_err(wrong)?;
         area.present().map_err(wrong)?;
     }
     Ok(svg)

@@ -8,10 +8,10 @@ use candle_core::{DType, Tensor};
 use crate::error::{Error, Result};
 use crate::losses::MarginHead;
 use crate::models::{BACKBONE_FILE, Loaded, Model, save_model};
-use crate::weights::{read_safetensors, write_safetensors};
+use crate::weights::{read_pytorch, read_safetensors, write_safetensors};
 
 /// File name of the head beside the backbone; the published code calls it header.
-const HEADER_FILE: &str = "header.safetensors";
+pub(super) const HEADER_FILE: &str = "header.safetensors";
 
 /// A trained backbone, frozen, and the class centres of its head.
 #[derive(Debug)]
@@ -25,14 +25,21 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Returns a loaded backbone with the head that a training saved beside it, if there is one.
+    /// Returns a loaded backbone with the head that a training, ours or the published code, saved beside it, if there is one.
     ///
     /// # Errors
     /// When the head's file is broken.
     pub fn of(loaded: Loaded) -> Result<Self> {
-        let header = loaded.path.with_file_name(HEADER_FILE);
-        let is_ours = loaded.path.file_name().is_some_and(|name| name == BACKBONE_FILE);
-        let header = if is_ours && header.exists() { Some(read_safetensors(&header)?.tensors) } else { None };
+        let name = loaded.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let beside = |name: &str| Some(loaded.path.with_file_name(name)).filter(|path| path.exists());
+        let header = if name == BACKBONE_FILE {
+            beside(HEADER_FILE).map(|path| read_safetensors(&path)).transpose()?
+        } else {
+            // The published code's pairs, `295672backbone.pth` and `295672header.pth`.
+            let step = name.strip_suffix("backbone.pth");
+            step.and_then(|step| beside(&format!("{step}header.pth"))).map(|path| read_pytorch(&path)).transpose()?
+        };
+        let header = header.map(|file| file.tensors);
         Ok(Self { path: Some(loaded.path), backbone: loaded.model, header })
     }
 }

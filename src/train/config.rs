@@ -68,6 +68,13 @@ pub struct TrainConfig {
     /// what the start knew of faces unlike the training's (WiSE-FT, Wortsman et al., CVPR 2022, eq. 1 with
     /// `alpha = 1 - start_share`).
     pub start_share: f64,
+    /// Steps between states that are saved for going on after a stop, beside those at the ends of epochs; 0 for those alone.
+    pub save_every: usize,
+    /// States that are kept, the newest.
+    pub keep_states: usize,
+    /// Steps in a row whose loss or gradient is not finite, each of which is left out, before the training stops; on a GPU it stops at the
+    /// first.
+    pub max_skipped: usize,
 }
 
 impl Default for TrainConfig {
@@ -83,6 +90,9 @@ impl Default for TrainConfig {
             batch_norm: BatchNormMode::default(),
             head_start: HeadStart::default(),
             start_share: 0.0,
+            save_every: 0,
+            keep_states: 2,
+            max_skipped: 10,
         }
     }
 }
@@ -235,6 +245,10 @@ impl Config {
         }
         if !(0.0..1.0).contains(&self.train.start_share) {
             let what = format!("train.start_share: expected 0 to below 1, found {}", self.train.start_share);
+            return Err(Error::Config(what));
+        }
+        if !(1..=1000).contains(&self.train.keep_states) {
+            let what = format!("train.keep_states: expected 1 to 1000, found {}", self.train.keep_states);
             return Err(Error::Config(what));
         }
         if self.train.start == Start::Lg {

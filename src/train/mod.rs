@@ -8,10 +8,12 @@ mod on_cpu;
 #[cfg(any(test, feature = "cuda"))]
 mod on_gpu;
 mod run;
+mod state;
 mod step;
 
 pub use arm::Arm;
 pub use checkpoint::{Checkpoint, save_checkpoint};
 pub use config::{BatchNormMode, Config, DistillArms, HeadStart, Start, TrainConfig, preset, preset_names};
-pub use run::{ArmOutcome, Event, Experiment, Outcome};
+pub use run::{ArmOutcome, CONFIG_FILE, Event, Experiment, Outcome};
+pub use state::{Position, TrainState, states_folder};
 pub use step::{StepReport, Trainer};

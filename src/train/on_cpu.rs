@@ -48,6 +48,16 @@ impl<'a> CpuTrainer<'a> {
         })
     }
 
+    /// What the optimisers of the student and the head remember.
+    pub fn optimizers(&self) -> [&Optimizer; 2] {
+        [&self.student_optim, &self.head_optim]
+    }
+
+    /// The same, to be changed.
+    pub fn optimizers_mut(&mut self) -> [&mut Optimizer; 2] {
+        [&mut self.student_optim, &mut self.head_optim]
+    }
+
     /// Trains the student and the head, those of [`Self::new`], on one batch.
     pub fn step(
         &mut self,
@@ -70,6 +80,7 @@ impl<'a> CpuTrainer<'a> {
         lr: f64,
     ) -> crate::Result<StepReport> {
         let images = batch.student.to_tensor(student.preprocessing(), &Device::Cpu)?;
+        let statistics = student.params().buffers()?;
         let (embedding, recorded) = self.training.record(student, &images)?;
         let mut report = StepReport { lr, ..StepReport::default() };
         let (mut of_embedding, mut of_head) = (None, None);
@@ -99,9 +110,9 @@ impl<'a> CpuTrainer<'a> {
         let of_student = recorded.backward(&of_embedding)?;
         report.grad_norm = grad_norm(&of_student)?;
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
-            let what =
-                format!("step {step}: loss {}, gradient norm {}; try a lower rate", report.loss, report.grad_norm);
-            return Err(crate::Error::Training(what));
+            student.params().restore_buffers(&statistics)?;
+            report.is_skipped = true;
+            return Ok(report);
         }
         self.student_optim.step(&of_student, lr, clip_scale(report.grad_norm, self.clip_norm))?;
         if let Some(of_head) = of_head {

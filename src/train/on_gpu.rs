@@ -83,6 +83,16 @@ impl GpuTrainer {
         })
     }
 
+    /// What the optimisers of the student and the head remember.
+    pub fn optimizers(&self) -> [&GpuOptimizer; 2] {
+        [&self.student_optim, &self.head_optim]
+    }
+
+    /// The same, to be changed.
+    pub fn optimizers_mut(&mut self) -> [&mut GpuOptimizer; 2] {
+        [&mut self.student_optim, &mut self.head_optim]
+    }
+
     /// Trains on one batch; the figures of every [`REPORT_EVERY`]th step are read. `model` is the student that was uploaded.
     pub fn step(&mut self, model: &Model, batch: &Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
         let images = self.student.images(&batch.student.values)?;
@@ -148,7 +158,8 @@ impl GpuTrainer {
             );
             return Err(Error::Training(what));
         }
-        Ok(StepReport { loss, margin_loss, distill_loss, grad_norm: f64::from(state.norm), lr: last.lr })
+        let grad_norm = f64::from(state.norm);
+        Ok(StepReport { loss, margin_loss, distill_loss, grad_norm, lr: last.lr, is_skipped: false })
     }
 
     /// Copies weights and running statistics back, and returns the figures of the last step; waits for the device.
@@ -304,6 +315,51 @@ mod tests {
             after["conv1.weight"].flatten_all()?.to_vec1::<f32>()?,
             state["conv1.weight"].flatten_all()?.to_vec1::<f32>()?
         );
+        Ok(())
+    }
+
+    #[test]
+    fn a_trainer_goes_on_with_what_another_saved() -> Result<()> {
+        let (mut config, machine) = (tiny()?, Machine::of_tests(Precision::Bf16));
+        for kind in [OptimKind::Sgd, OptimKind::AdamW] {
+            config.optim.kind = kind;
+            let teacher = model(&config, &machine, 5)?;
+            let batches = loader(&config)?.epoch(0).take(3).collect::<Result<Vec<_>>>()?;
+            let state = |trainer: &mut Trainer| -> Result<_> {
+                trainer.synchronise()?;
+                Ok((trainer.student.params().state()?, trainer.any_head().params().state()?, trainer.optimizers()?))
+            };
+            let mut whole = trainer(&config, Arm::Hg, &machine, &teacher)?;
+            for (i, batch) in batches.iter().take(2).enumerate() {
+                whole.step(batch.clone(), i as u64, 0.002)?;
+            }
+            let (student, head, moments) = state(&mut whole)?;
+            let words = whole.student.dropout().map_or(0, crate::nn::Dropout::num_words);
+            whole.step(batches[2].clone(), 2, 0.002)?;
+            let expected = state(&mut whole)?;
+
+            let (of_student, of_head) =
+                (model(&config, &machine, 0)?, MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 9)?);
+            of_student.params().load(&student)?;
+            of_head.params().load(&head)?;
+            of_student.dropout().into_iter().for_each(|dropout| dropout.skip_to(words));
+            let distill = config.distill.of(Arm::Hg);
+            let mut resumed = Trainer::new(of_student, of_head, Some(&teacher), &distill, &config.optim, 0)?;
+            resumed.load_optimizers(&moments)?;
+            resumed.step(batches[2].clone(), 2, 0.002)?;
+            let found = state(&mut resumed)?;
+            let read = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>();
+            for (found, expected) in [(found.0, expected.0), (found.1, expected.1), (found.2, expected.2)] {
+                assert_eq!(found.len(), expected.len());
+                for (name, tensor) in &found {
+                    assert_eq!(read(tensor)?, read(&expected[name])?, "{kind:?} {name}");
+                }
+            }
+            let cpu = trainer(&config, Arm::Hg, &Machine::default(), &model(&config, &Machine::default(), 5)?)?
+                .optimizers()?;
+            let error = resumed.load_optimizers(&cpu).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(error.contains("saved by a training on the CPU"), "{error}");
+        }
         Ok(())
     }
 

@@ -3,23 +3,25 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::centres::mean_embeddings;
 use super::checkpoint::{Checkpoint, save_checkpoint};
 use super::config::{BatchNormMode, Config, HeadStart, Start};
+use super::state::{Position, TrainState, states_folder};
 use super::step::{StepReport, Trainer};
-use crate::data::{AugmentConfig, Loader, Splits, TestSet, Transform};
+use crate::data::{AugmentConfig, Dataset, Loader, Splits, TestSet, Transform};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, SettingResult, evaluate, evaluate_as_is};
-use crate::files::write_atomic;
+use crate::files::{remove_unfinished, write_atomic};
 use crate::losses::MarginHead;
 use crate::machine::Machine;
-use crate::models::{Model, ModelConfig};
+use crate::models::{Model, ModelConfig, load_model};
 
 /// What happens while an experiment runs, for whoever shows it.
 #[derive(Clone, Debug)]
@@ -70,6 +72,18 @@ pub enum Event<'a> {
     },
 }
 
+/// Name of the resolved settings in the folder of an experiment.
+pub const CONFIG_FILE: &str = "config.toml";
+/// Name of the record of results in the folder of an experiment.
+const RESULTS_FILE: &str = "results.json";
+
+/// What a later run needs of that record.
+#[derive(Debug, Deserialize)]
+struct Finished {
+    config: Config,
+    arms: BTreeMap<Arm, ArmOutcome>,
+}
+
 /// The results of an experiment, with what is needed to repeat it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
@@ -94,10 +108,12 @@ pub struct Outcome {
 }
 
 /// The result of one arm.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ArmOutcome {
     /// Steps taken; 0 for a given teacher.
     pub num_steps: usize,
+    /// Steps of them that changed nothing, because their loss or gradient was not finite.
+    pub num_skipped: usize,
     /// Wall-clock seconds of the training, without the evaluation.
     pub seconds: f64,
     /// The loss of the last step.
@@ -134,6 +150,10 @@ pub struct Experiment {
     teacher: Option<Checkpoint>,
     start: Option<Checkpoint>,
     machine: Machine,
+    /// Arms that were trained before.
+    finished: BTreeMap<Arm, ArmOutcome>,
+    resumes: bool,
+    stop: Option<&'static AtomicBool>,
 }
 
 impl Experiment {
@@ -147,8 +167,46 @@ impl Experiment {
         splits.test.check_images()?;
         splits.real_masks.iter().try_for_each(TestSet::check_images)?;
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
-        write_atomic(&out.join("config.toml"), config.to_toml()?.as_bytes())?;
-        Ok(Self { config, splits, out: out.to_owned(), teacher: None, start: None, machine: Machine::default() })
+        write_atomic(&out.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
+        Ok(Self {
+            config,
+            splits,
+            out: out.to_owned(),
+            teacher: None,
+            start: None,
+            machine: Machine::default(),
+            finished: BTreeMap::new(),
+            resumes: false,
+            stop: None,
+        })
+    }
+
+    /// Goes on with what is in the results folder: arms that are finished stay as they are, the one that was in training goes on from
+    /// its newest state that is whole, as if it had never stopped.
+    ///
+    /// # Errors
+    /// When the record of finished arms cannot be read, or is of other settings.
+    pub fn resumed(self) -> Result<Self> {
+        for folder in Arm::ALL.map(|arm| self.out.join(arm.name())).iter().chain([&self.out]) {
+            remove_unfinished(folder)?;
+        }
+        let path = self.out.join(RESULTS_FILE);
+        if !path.exists() {
+            return Ok(Self { resumes: true, ..self });
+        }
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let wrong = |what: String| Error::Format { path: path.clone(), offset: 0, what };
+        let before: Finished =
+            serde_json::from_str(&text).map_err(|e| wrong(format!("no results of a training: {e}")))?;
+        if before.config != self.config {
+            return Err(wrong("expected results of the same settings, found other settings".to_owned()));
+        }
+        Ok(Self { finished: before.arms, resumes: true, ..self })
+    }
+
+    /// Stops after the step in which `flag` is set, with a state to go on from and [`Error::Stopped`].
+    pub fn stopped_by(self, flag: &'static AtomicBool) -> Self {
+        Self { stop: Some(flag), ..self }
     }
 
     /// Trains and evaluates on another machine than the CPU.
@@ -207,18 +265,49 @@ impl Experiment {
             // The students' table compares them with it.
             let (evaluation, real_masks) = self.evaluate(&teacher.backbone, on)?;
             on(Event::Finished { arm: Arm::Teacher, evaluation: &evaluation });
-            let result = ArmOutcome { num_steps: 0, seconds: 0.0, last_loss: None, evaluation, real_masks };
+            let result =
+                ArmOutcome { num_steps: 0, num_skipped: 0, seconds: 0.0, last_loss: None, evaluation, real_masks };
             outcome.arms.insert(Arm::Teacher, result);
         }
         for &arm in arms {
+            if let Some(result) = self.finished.get(&arm) {
+                on(Event::Notice(format!("{}: trained before", arm.title())));
+                self.recall(arm, &mut trained)?;
+                outcome.arms.insert(arm, result.clone());
+                continue;
+            }
             let result = self.run_arm(arm, &mut trained, on)?;
             on(Event::Finished { arm, evaluation: &result.evaluation });
             outcome.arms.insert(arm, result);
             // After every arm: what is finished is not lost to what fails later.
             let json = serde_json::to_vec_pretty(&outcome).map_err(|e| Error::Config(e.to_string()))?;
-            write_atomic(&self.out.join("results.json"), &json)?;
+            write_atomic(&self.out.join(RESULTS_FILE), &json)?;
+            remove_states(&self.out.join(arm.name()))?;
         }
         Ok(outcome)
+    }
+
+    /// Loads what later arms may need of one that was trained before.
+    fn recall(&self, arm: Arm, trained: &mut Trained) -> Result<()> {
+        match arm {
+            Arm::Teacher => trained.teacher = Some(self.saved(&self.out.join(arm.name()))?),
+            Arm::Lg if self.config.train.arms.contains(&Arm::Hg) && self.config.train.hg_start == Start::Lg => {
+                trained.lg = Some(self.saved(&self.lg_folder())?);
+            }
+            Arm::Lg | Arm::Aug | Arm::Hg => {}
+        }
+        Ok(())
+    }
+
+    /// A checkpoint of this experiment.
+    fn saved(&self, folder: &Path) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint::of(load_model(folder, None)?)?;
+        Ok(Checkpoint { path: None, backbone: checkpoint.backbone.on(&self.machine), ..checkpoint })
+    }
+
+    /// Where the LG student is as it was when HG continues it.
+    fn lg_folder(&self) -> PathBuf {
+        self.out.join(Arm::Lg.name()).join(format!("epoch-{}", self.config.train.hg_first_epoch))
     }
 
     fn check(&self) -> Result<()> {
@@ -284,11 +373,12 @@ impl Experiment {
             };
             Some((origin, weights?))
         });
-        let mut trainer = self.trainer(arm, teacher.map(|t| &t.backbone), start, &mut trained.centres, on)?;
+        let state = self.state(arm, on)?;
+        let mut trainer =
+            self.trainer(arm, teacher.map(|t| &t.backbone), start, state.as_ref(), &mut trained.centres, on)?;
         let start = start.map(|(_, weights)| weights);
-        let began = Instant::now();
-        let (num_steps, last_loss, lg) = self.train(arm, &mut trainer, start, on)?;
-        let seconds = began.elapsed().as_secs_f64();
+        let (position, lg) = self.train(arm, &mut trainer, start, state.map(|state| state.position), on)?;
+        let Position { step: num_steps, seconds, num_skipped, last_loss, .. } = position;
         let checkpoint = frozen(&trainer)?;
         let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, on)?;
         match arm {
@@ -296,7 +386,7 @@ impl Experiment {
             Arm::Lg => trained.lg = lg,
             Arm::Aug | Arm::Hg => {}
         }
-        Ok(ArmOutcome { num_steps, seconds, last_loss: Some(last_loss), evaluation, real_masks })
+        Ok(ArmOutcome { num_steps, num_skipped, seconds, last_loss, evaluation, real_masks })
     }
 
     fn evaluate(&self, model: &Model, on: &mut dyn FnMut(Event)) -> Result<(Evaluation, Option<SettingResult>)> {
@@ -312,6 +402,7 @@ impl Experiment {
         arm: Arm,
         teacher: Option<&'a Model>,
         start: Option<(Origin, &Checkpoint)>,
+        state: Option<&TrainState>,
         centres: &mut BTreeMap<Origin, Tensor>,
         on: &mut dyn FnMut(Event),
     ) -> Result<Trainer<'a>> {
@@ -326,6 +417,8 @@ impl Experiment {
             student = student.with_preprocessing(start.backbone.preprocessing().clone());
             student.params().load(&start.backbone.params().state()?)?;
             match start.header.as_ref().filter(|h| fits(h, size, classes)) {
+                // Its own are loaded below.
+                _ if state.is_some() => {}
                 Some(header) => head.params().load(header)?,
                 // Without the margin loss nobody asks for them.
                 None if config.distill.of(arm).margin_weight == 0.0 => {}
@@ -345,17 +438,64 @@ impl Experiment {
                 }
             }
         }
-        Trainer::new(student, head, teacher, &config.distill.of(arm), &config.optim, seed)
+        if let Some(state) = state {
+            student.params().load(&state.backbone)?;
+            head.params().load(&state.head)?;
+            if let Some(dropout) = student.dropout() {
+                dropout.skip_to(state.position.dropout_words);
+            }
+        }
+        let mut trainer = Trainer::new(student, head, teacher, &config.distill.of(arm), &config.optim, seed)?;
+        if let Some(state) = state {
+            trainer.load_optimizers(&state.optimizer)?;
+        }
+        Ok(trainer)
     }
 
-    /// Returns the steps taken, the last loss and, if HG needs it, the LG student at HG's first epoch.
+    /// The newest state of an arm that is whole, if there is one and training is to go on from it.
+    fn state(&self, arm: Arm, on: &mut dyn FnMut(Event)) -> Result<Option<TrainState>> {
+        let folder = states_folder(&self.out.join(arm.name()));
+        if !self.resumes {
+            // Of an earlier training in the same folder.
+            remove_states(&self.out.join(arm.name()))?;
+            return Ok(None);
+        }
+        let (state, problems) = TrainState::newest(&folder)?;
+        problems.into_iter().for_each(|problem| on(Event::Notice(problem)));
+        if let Some(TrainState { position, settings, .. }) = &state {
+            if *settings != self.config.to_toml()? {
+                let what = "expected states of the same settings, found other settings".to_owned();
+                return Err(Error::Data { path: folder, what });
+            }
+            on(Event::Notice(format!("{}: goes on after step {}", arm.title(), position.step)));
+        }
+        Ok(state)
+    }
+
+    /// Saves all that later steps depend on.
+    fn save_state(&self, trainer: &mut Trainer, position: &mut Position) -> Result<()> {
+        position.last_loss = Some(trainer.synchronise()?.loss).filter(|loss| loss.is_finite()).or(position.last_loss);
+        position.dropout_words = trainer.student.dropout().map_or(0, |dropout| dropout.num_words());
+        let state = TrainState {
+            position: position.clone(),
+            settings: self.config.to_toml()?,
+            backbone: trainer.student.params().state()?,
+            head: trainer.any_head().params().state()?,
+            optimizer: trainer.optimizers()?,
+        };
+        let folder = states_folder(&self.out.join(position.arm.name()));
+        state.save(&folder, self.config.train.keep_states)
+    }
+
+    /// Trains from `position` on; returns where it ended and, if HG needs it, the LG student at HG's first epoch.
     fn train(
         &self,
         arm: Arm,
         trainer: &mut Trainer,
         start: Option<&Checkpoint>,
+        position: Option<Position>,
         on: &mut dyn FnMut(Event),
-    ) -> Result<(usize, f64, Option<Checkpoint>)> {
+    ) -> Result<(Position, Option<Checkpoint>)> {
         let config = &self.config;
         let augment = match arm {
             Arm::Teacher => AugmentConfig { flip: config.augment.flip, mask: 0.0, ..AugmentConfig::default() },
@@ -374,43 +514,115 @@ impl Experiment {
             num_identities: train.num_identities(),
             num_skipped_identities: train.num_skipped_identities(),
         });
+        let mut at = position.unwrap_or_else(|| Position::start(arm, epochs.start));
+        let (before, first) = (at.seconds, at.step);
         let base_lr = config.optim.lr * config.loader.batch_size as f64 / config.optim.lr_batch as f64;
-        let (began, mut waited, mut step) = (Instant::now(), 0.0, 0);
-        let (mut last_loss, mut lg) = (f64::NAN, None);
-        for epoch in epochs.clone() {
-            if arm == Arm::Lg && config.train.hg_start == Start::Lg && epoch == config.train.hg_first_epoch {
+        let (began, mut waited) = (Instant::now(), 0.0);
+        let keeps_lg = arm == Arm::Lg && config.train.hg_start == Start::Lg;
+        let mut lg = match keeps_lg && (at.epoch, at.batch) > (config.train.hg_first_epoch, 0) {
+            true => Some(self.saved(&self.lg_folder())?),
+            false => None,
+        };
+        let mut skipped_in_a_row = 0;
+        while at.epoch < epochs.end {
+            if keeps_lg && (at.epoch, at.batch) == (config.train.hg_first_epoch, 0) {
                 // Kept, so that a later run can start HG from it.
-                let folder = self.out.join(arm.name()).join(format!("epoch-{epoch}"));
                 trainer.synchronise()?;
-                save_checkpoint(&folder, &trainer.student, trainer.head())?;
+                save_checkpoint(&self.lg_folder(), &trainer.student, trainer.head())?;
                 lg = Some(frozen(trainer)?);
             }
-            let mut batches = loader.epoch(epoch as u64);
+            let mut batches = loader.epoch_from(at.epoch as u64, at.batch);
             loop {
                 let asked = Instant::now();
                 let Some(batch) = batches.next() else { break };
                 waited += asked.elapsed().as_secs_f64();
-                let scheduled = epochs.start * per_epoch + step;
+                let batch = batch?;
+                let (images, scheduled) = (batch.images.clone(), epochs.start * per_epoch + at.step);
                 let lr = base_lr * config.schedule.factor(scheduled, per_epoch, epochs.end);
-                let report = trainer.step(batch?, scheduled as u64, lr)?;
-                step += 1;
-                let Some(report) = report else { continue };
+                let report = trainer.step(batch, scheduled as u64, lr)?;
+                at.step += 1;
+                at.batch += 1;
                 let elapsed = began.elapsed().as_secs_f64();
-                let images_per_s = (step * config.loader.batch_size) as f64 / elapsed;
-                on(Event::Step { step, epoch, report: &report, images_per_s, wait_share: waited / elapsed });
+                at.seconds = before + elapsed;
+                if let Some(report) = report {
+                    if report.is_skipped {
+                        at.num_skipped += 1;
+                        skipped_in_a_row += 1;
+                        on(Event::Notice(skipped(at.step, &report, &images, train.as_ref())));
+                        if skipped_in_a_row >= config.train.max_skipped.max(1) {
+                            return Err(Error::Training(diagnosis(skipped_in_a_row, at.step, &report)));
+                        }
+                    } else {
+                        skipped_in_a_row = 0;
+                        at.last_loss = Some(report.loss);
+                    }
+                    let images_per_s = ((at.step - first) * config.loader.batch_size) as f64 / elapsed;
+                    let (step, epoch, wait_share) = (at.step, at.epoch, waited / elapsed);
+                    on(Event::Step { step, epoch, report: &report, images_per_s, wait_share });
+                }
+                let stops = self.stop.is_some_and(|flag| flag.load(Ordering::Relaxed));
+                let is_due = config.train.save_every > 0 && at.step.is_multiple_of(config.train.save_every);
+                // At the end of an epoch it is saved below.
+                if (stops || is_due) && at.batch < per_epoch {
+                    self.save_state(trainer, &mut at)?;
+                }
+                if stops && at.batch < per_epoch {
+                    return Err(Error::Stopped { arm: arm.name().to_owned(), step: at.step });
+                }
             }
-            last_loss = trainer.synchronise()?.loss;
             if let [first, ..] = &batches.broken()[..] {
-                let num = batches.broken().len();
+                let (num, epoch) = (batches.broken().len(), at.epoch);
                 on(Event::Notice(format!("epoch {epoch}: others took the place of {num} broken images: {first}")));
             }
-            if let Some(start) = start.filter(|_| config.train.start_share > 0.0 && epoch + 1 == epochs.end) {
-                average(&trainer.student, &start.backbone, config.train.start_share)?;
+            (at.epoch, at.batch) = (at.epoch + 1, 0);
+            self.save_state(trainer, &mut at)?;
+            if at.epoch < epochs.end {
+                save_checkpoint(&self.out.join(arm.name()), &trainer.student, trainer.head())?;
+                if self.stop.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+                    return Err(Error::Stopped { arm: arm.name().to_owned(), step: at.step });
+                }
             }
-            save_checkpoint(&self.out.join(arm.name()), &trainer.student, trainer.head())?;
         }
-        Ok((step, last_loss, lg))
+        trainer.synchronise()?;
+        if let Some(start) = start.filter(|_| config.train.start_share > 0.0) {
+            average(&trainer.student, &start.backbone, config.train.start_share)?;
+        }
+        save_checkpoint(&self.out.join(arm.name()), &trainer.student, trainer.head())?;
+        Ok((at, lg))
     }
+}
+
+/// Removes the states of an arm, if it has any.
+fn remove_states(arm_folder: &Path) -> Result<()> {
+    let folder = states_folder(arm_folder);
+    if folder.exists() { std::fs::remove_dir_all(&folder).map_err(Error::io(&folder)) } else { Ok(()) }
+}
+
+/// What is said of a step that changed nothing.
+fn skipped(step: usize, report: &StepReport, images: &[u32], train: &dyn Dataset) -> String {
+    let names: Vec<String> = images.iter().take(3).map(|&image| train.name(image as usize)).collect();
+    format!(
+        "step {step} left out: loss {}, gradient norm {}; its images, by number, are {images:?}, the first ones {}",
+        report.loss,
+        report.grad_norm,
+        names.join(", ")
+    )
+}
+
+/// What may be wrong where no step is finite any more.
+fn diagnosis(num: usize, step: usize, report: &StepReport) -> String {
+    let StepReport { margin_loss, distill_loss, grad_norm, lr, .. } = report;
+    let cause = match (margin_loss.is_finite(), distill_loss.is_finite(), grad_norm.is_finite()) {
+        (true, true, false) => "the losses are finite, their gradient is not: the network's own values overflow",
+        (false, true, _) => "the margin loss is not finite: the embeddings or class centres are not",
+        (true, false, _) => {
+            "the distance to the teacher is not finite: the teacher's or the student's embeddings are not"
+        }
+        _ => "no loss is finite: the student's embeddings are not",
+    };
+    format!(
+        "{num} steps in a row up to step {step} were not finite; {cause}. Try a lower rate than {lr}, or start earlier"
+    )
 }
 
 /// What later arms of an experiment may need of earlier ones.

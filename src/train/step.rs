@@ -1,5 +1,9 @@
 //! One training step: both networks forward, the objective, the gradients, the update.
 
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
 use super::on_cpu::CpuTrainer;
 #[cfg(any(test, feature = "cuda"))]
 use super::on_gpu::GpuTrainer;
@@ -7,6 +11,10 @@ use crate::data::Batch;
 use crate::losses::{DistillConfig, MarginHead};
 use crate::models::Model;
 use crate::optim::OptimConfig;
+
+/// Whose the tensors of a saved optimiser are.
+const STUDENT: &str = "student";
+const HEAD: &str = "head";
 
 /// A student with its head and optimisers, and the teacher it learns from.
 pub struct Trainer<'a> {
@@ -39,6 +47,8 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f64,
+    /// Whether the loss or the gradient was not finite: nothing was changed then, not even the running statistics.
+    pub is_skipped: bool,
 }
 
 impl<'a> Engine<'a> {
@@ -98,13 +108,18 @@ impl<'a> Trainer<'a> {
         self.trains_head.then_some(&self.head)
     }
 
+    /// The head, whether it is trained or not.
+    pub(super) fn any_head(&self) -> &MarginHead {
+        &self.head
+    }
+
     /// Trains on one batch with learning rate `lr`; `step` counts from 0 and decides the margins drawn. Returns the step's
     /// figures; none on a GPU, which is not waited for, but in every 20th step.
     ///
     /// # Errors
-    /// When the loss is not finite, a trainable parameter receives no gradient, or a tensor operation fails; no
-    /// parameter was updated then, only the running statistics. On a GPU a loss that is not finite is found when figures are
-    /// read; no step that had one updated a parameter.
+    /// When a trainable parameter receives no gradient or a tensor operation fails; no parameter was updated then, only the running
+    /// statistics. On a GPU also when a loss was not finite, which is found when figures are read; no step that had one updated a
+    /// parameter, the running statistics are spoiled.
     pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<Option<StepReport>> {
         let report = match &mut self.engine {
             Engine::Cpu(engine) => Some(engine.step(&self.student, &self.head, &batch, step, lr)?),
@@ -113,6 +128,54 @@ impl<'a> Trainer<'a> {
         };
         self.report = report.unwrap_or(self.report);
         Ok(report)
+    }
+
+    /// Returns what the optimisers remember, by names that [`Self::load_optimizers`] knows.
+    ///
+    /// # Errors
+    /// When memory for the copies cannot be had.
+    pub fn optimizers(&self) -> crate::Result<BTreeMap<String, Tensor>> {
+        let [student, head] = match &self.engine {
+            Engine::Cpu(engine) => {
+                let [student, head] = engine.optimizers();
+                [student.state()?, head.state()?]
+            }
+            #[cfg(any(test, feature = "cuda"))]
+            Engine::Gpu(engine) => {
+                let [student, head] = engine.optimizers();
+                [student.state()?, head.state()?]
+            }
+        };
+        let named = |part: &'static str| move |(name, tensor)| (format!("{part}.{name}"), tensor);
+        Ok(student.into_iter().map(named(STUDENT)).chain(head.into_iter().map(named(HEAD))).collect())
+    }
+
+    /// Goes on with what the optimisers of another trainer of the same kind remembered.
+    ///
+    /// # Errors
+    /// When a tensor is missing, unexpected or of another shape.
+    pub fn load_optimizers(&mut self, state: &BTreeMap<String, Tensor>) -> crate::Result<()> {
+        let part = |part: &str| -> BTreeMap<String, Tensor> {
+            let named = |(name, tensor): (&String, &Tensor)| {
+                Some((name.strip_prefix(part)?.strip_prefix('.')?.to_owned(), tensor.clone()))
+            };
+            state.iter().filter_map(named).collect()
+        };
+        let [of_student, of_head] = [part(STUDENT), part(HEAD)];
+        match &mut self.engine {
+            Engine::Cpu(engine) => {
+                let [student, head] = engine.optimizers_mut();
+                student.load(&of_student)?;
+                head.load(&of_head)?;
+            }
+            #[cfg(any(test, feature = "cuda"))]
+            Engine::Gpu(engine) => {
+                let [student, head] = engine.optimizers_mut();
+                student.load(&of_student)?;
+                head.load(&of_head)?;
+            }
+        }
+        Ok(())
     }
 
     /// Brings the student and the head up to date with what was trained, wherever that was; returns the figures of the last step.

@@ -1,0 +1,270 @@
+//! Where a training is: everything that later steps depend on, in a folder that is whole or not there.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::arm::Arm;
+use super::checkpoint::HEADER_FILE;
+use crate::error::{Error, Result};
+use crate::files::{UNFINISHED, remove_unfinished, sha256, sync_folder, write_atomic};
+use crate::models::BACKBONE_FILE;
+use crate::weights::{read_safetensors, write_safetensors};
+
+/// What names and checks the other files; written last.
+const STATE_FILE: &str = "state.json";
+/// Moments of the optimisers.
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// A state's folder: this and its step.
+const PREFIX: &str = "step-";
+/// Changes when an older program could not go on from what is written.
+const FORMAT: u32 = 1;
+
+/// How far an arm is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Which arm.
+    pub arm: Arm,
+    /// Steps taken.
+    pub step: usize,
+    /// The epoch of the next step, from 0.
+    pub epoch: usize,
+    /// The batch of the next step in it, from 0.
+    pub batch: usize,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// Steps that changed nothing because their loss or gradient was not finite.
+    pub num_skipped: usize,
+    /// The loss of the last step.
+    pub last_loss: Option<f64>,
+    /// How many words the generator of dropout has given.
+    pub dropout_words: u64,
+}
+
+impl Position {
+    /// Before the first step of an arm that begins at this epoch.
+    pub fn start(arm: Arm, epoch: usize) -> Self {
+        Self { arm, step: 0, epoch, batch: 0, seconds: 0.0, num_skipped: 0, last_loss: None, dropout_words: 0 }
+    }
+}
+
+/// Tensors of a training that goes on.
+#[derive(Debug)]
+pub struct TrainState {
+    /// How far it is.
+    pub position: Position,
+    /// All settings, as TOML.
+    pub settings: String,
+    /// The backbone's parameters and running statistics.
+    pub backbone: BTreeMap<String, Tensor>,
+    /// The head's parameters.
+    pub head: BTreeMap<String, Tensor>,
+    /// What the optimisers remember.
+    pub optimizer: BTreeMap<String, Tensor>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StateFile {
+    format: u32,
+    version: String,
+    position: Position,
+    settings: String,
+    /// SHA-256 of the other files.
+    files: BTreeMap<String, String>,
+}
+
+/// The folder of an arm's states in its results.
+pub fn states_folder(arm_folder: &Path) -> PathBuf {
+    arm_folder.join("states")
+}
+
+impl TrainState {
+    /// Writes the state as a folder in `folder`, named for its step, and removes all but the newest `keep`. The state appears whole, or
+    /// not at all, whatever happens meanwhile; then the older ones are as they were.
+    ///
+    /// # Errors
+    /// When it cannot be written: says which state is the newest that is whole.
+    pub fn save(&self, folder: &Path, keep: usize) -> Result<()> {
+        self.write(folder).map_err(|error| {
+            let newest = steps(folder).into_iter().next_back();
+            let kept =
+                newest.map_or("there is none before".to_owned(), |(_, path)| format!("{} is whole", path.display()));
+            Error::Training(format!("the state of step {} cannot be saved, {kept}: {error}", self.position.step))
+        })?;
+        let all = steps(folder);
+        for (_, path) in all.iter().take(all.len().saturating_sub(keep.max(1))) {
+            std::fs::remove_dir_all(path).map_err(Error::io(path))?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let target = folder.join(format!("{PREFIX}{:09}", self.position.step));
+        if target.exists() {
+            return Ok(());
+        }
+        remove_unfinished(folder)?;
+        let unfinished = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(folder).map_err(Error::io(folder))?;
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let mut files = BTreeMap::new();
+        let parts = [(BACKBONE_FILE, &self.backbone), (HEADER_FILE, &self.head), (OPTIMIZER_FILE, &self.optimizer)];
+        for (name, tensors) in parts {
+            let path = unfinished.path().join(name);
+            write_safetensors(&path, tensors, &metadata)?;
+            files.insert(name.to_owned(), sha256(&path)?);
+        }
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let (position, settings) = (self.position.clone(), self.settings.clone());
+        let state = StateFile { format: FORMAT, version, position, settings, files };
+        let json = serde_json::to_vec_pretty(&state).map_err(|e| Error::Config(e.to_string()))?;
+        write_atomic(&unfinished.path().join(STATE_FILE), &json)?;
+        sync_folder(unfinished.path())?;
+        std::fs::rename(unfinished.path(), &target).map_err(Error::io(&target))?;
+        // It is not there any more to be removed.
+        let _ = unfinished.keep();
+        sync_folder(folder)
+    }
+
+    /// Returns the newest state in `folder` that is whole, if there is one, and what is wrong with each newer one.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn newest(folder: &Path) -> Result<(Option<Self>, Vec<String>)> {
+        remove_unfinished(folder)?;
+        let mut problems = Vec::new();
+        for (_, path) in steps(folder).into_iter().rev() {
+            match Self::read(&path) {
+                Ok(state) => return Ok((Some(state), problems)),
+                Err(error) => problems.push(format!("{error}; going back to the state before it")),
+            }
+        }
+        Ok((None, problems))
+    }
+
+    fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(STATE_FILE);
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let wrong = |what: String| Error::Format { path: path.clone(), offset: 0, what };
+        let state: StateFile =
+            serde_json::from_str(&text).map_err(|e| wrong(format!("no state of a training: {e}")))?;
+        if state.format != FORMAT {
+            return Err(wrong(format!("expected format {FORMAT}, found {}: another version's", state.format)));
+        }
+        let part = |name: &str| {
+            let path = folder.join(name);
+            let found = sha256(&path)?;
+            if state.files.get(name) != Some(&found) {
+                let what = "its SHA-256 is not the one that was written: the file has changed".to_owned();
+                return Err(Error::Checkpoint { path, what });
+            }
+            Ok(read_safetensors(&path)?.tensors)
+        };
+        let (backbone, head, optimizer) = (part(BACKBONE_FILE)?, part(HEADER_FILE)?, part(OPTIMIZER_FILE)?);
+        Ok(Self { position: state.position, settings: state.settings, backbone, head, optimizer })
+    }
+}
+
+/// The states in a folder by their step, the newest last.
+fn steps(folder: &Path) -> BTreeMap<usize, PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let step = |entry: std::fs::DirEntry| {
+        let name = entry.file_name();
+        Some((name.to_str()?.strip_prefix(PREFIX)?.parse().ok()?, entry.path()))
+    };
+    entries.filter_map(step).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn state(step: usize) -> TrainState {
+        let tensors = |value: f64| {
+            BTreeMap::from([("w".to_owned(), Tensor::full(value as f32, (2, 3), &Device::Cpu).expect("memory"))])
+        };
+        TrainState {
+            position: Position {
+                arm: Arm::Lg,
+                step,
+                epoch: 1,
+                batch: step,
+                seconds: 0.1 + 0.2,
+                num_skipped: 0,
+                last_loss: Some(1.0 / 3.0),
+                dropout_words: 7,
+            },
+            settings: "seed = 0".to_owned(),
+            backbone: tensors(step as f64),
+            head: tensors(2.0),
+            optimizer: tensors(3.0),
+        }
+    }
+
+    fn newest(folder: &Path) -> (Option<usize>, usize) {
+        let (state, problems) = TrainState::newest(folder).unwrap();
+        (state.map(|state| state.position.step), problems.len())
+    }
+
+    #[test]
+    fn a_state_reads_back_as_written_and_only_the_newest_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = states_folder(root.path());
+        assert_eq!(newest(&folder), (None, 0));
+        for step in [3, 10, 200] {
+            state(step).save(&folder, 2).unwrap();
+        }
+        assert_eq!(steps(&folder).into_keys().collect::<Vec<_>>(), [10, 200]);
+        let (found, _) = TrainState::newest(&folder).unwrap();
+        let found = found.unwrap();
+        assert_eq!(found.position, state(200).position);
+        assert_eq!(found.backbone["w"].to_vec2::<f32>().unwrap(), [[200.0; 3]; 2]);
+        // Saving the same step again changes nothing.
+        state(200).save(&folder, 2).unwrap();
+        assert_eq!(newest(&folder), (Some(200), 0));
+    }
+
+    #[test]
+    fn a_state_that_is_not_whole_gives_way_to_the_one_before() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path();
+        state(1).save(folder, 3).unwrap();
+        state(2).save(folder, 3).unwrap();
+        let path = folder.join("step-000000002");
+        for file in [BACKBONE_FILE, HEADER_FILE, OPTIMIZER_FILE, STATE_FILE] {
+            let whole = std::fs::read(path.join(file)).unwrap();
+            for changed in
+                [whole[..whole.len() - 1].to_vec(), Vec::new(), [&whole[..9], &[whole[9] ^ 1], &whole[10..]].concat()]
+            {
+                std::fs::write(path.join(file), changed).unwrap();
+                assert_eq!(newest(folder), (Some(1), 1), "{file}");
+            }
+            std::fs::remove_file(path.join(file)).unwrap();
+            assert_eq!(newest(folder), (Some(1), 1), "{file}");
+            std::fs::write(path.join(file), whole).unwrap();
+            assert_eq!(newest(folder), (Some(2), 0), "{file}");
+        }
+        // What a killed process left is no state, and goes.
+        std::fs::create_dir(folder.join(".maskinv-x")).unwrap();
+        assert_eq!(newest(folder), (Some(2), 0));
+        assert!(!folder.join(".maskinv-x").exists());
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_saved_leaves_the_others_and_says_which_is_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("states");
+        std::fs::write(&folder, "a file").unwrap();
+        let error = state(1).save(&folder, 2).unwrap_err().to_string();
+        assert!(error.contains("the state of step 1 cannot be saved, there is none before"), "{error}");
+        std::fs::remove_file(&folder).unwrap();
+        state(1).save(&folder, 2).unwrap();
+        assert_eq!(newest(&folder), (Some(1), 0));
+    }
+}

@@ -1,0 +1,230 @@
+//! A training that stops, however it stops, ends as one that never did.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use maskinv::Error;
+use maskinv::train::{Arm, ArmOutcome, Config, Event, Experiment, preset, states_folder};
+
+use crate::cli::{maskinv, refused, str};
+
+/// All four arms of a few steps each, with everything that has a state of its own: dropout, momentum, running statistics.
+const SETTINGS: [&str; 15] = [
+    "train.epochs=2",
+    "train.teacher_epochs=2",
+    "train.hg_start=\"lg\"",
+    "train.hg_first_epoch=1",
+    "train.save_every=3",
+    "model.width=0.125",
+    "model.embedding_size=16",
+    "model.input_size=32",
+    "model.dropout=0.2",
+    "loader.batch_size=16",
+    "optim.lr_batch=16",
+    "data.procedural.num_identities=8",
+    "data.procedural.images_per_identity=8",
+    "data.procedural_test.num_identities=5",
+    "eval.bootstrap.replicates=0",
+];
+
+fn config() -> Result<Config> {
+    let mut config = preset("procedural")?;
+    SETTINGS.iter().try_for_each(|set| config.set(set))?;
+    Ok(config)
+}
+
+/// Runs until the whole experiment has taken `stop_after` steps; the results, unless it stopped.
+fn run(config: &Config, out: &Path, resumes: bool, stop_after: usize) -> Result<Option<BTreeMap<Arm, ArmOutcome>>> {
+    let flag: &'static AtomicBool = Box::leak(Box::default());
+    let experiment = Experiment::new(config.clone(), out)?.stopped_by(flag);
+    let experiment = if resumes { experiment.resumed()? } else { experiment };
+    let mut num_steps = 0;
+    let outcome = experiment.run(&mut |event| {
+        if let Event::Step { .. } = event {
+            num_steps += 1;
+            flag.store(num_steps >= stop_after, Ordering::Relaxed);
+        }
+    });
+    match outcome {
+        Ok(outcome) => Ok(Some(outcome.arms)),
+        Err(Error::Stopped { .. }) => Ok(None),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Results without the time they took.
+fn timeless(mut arms: BTreeMap<Arm, ArmOutcome>) -> BTreeMap<Arm, ArmOutcome> {
+    arms.values_mut().for_each(|arm| arm.seconds = 0.0);
+    arms
+}
+
+/// Every weight that a training leaves.
+fn weights(out: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for folder in ["teacher", "aug", "lg", "lg/epoch-1", "hg"] {
+        for file in ["backbone.safetensors", "header.safetensors"] {
+            let name = format!("{folder}/{file}");
+            found.insert(name.clone(), std::fs::read(out.join(&name)).with_context(|| name)?);
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn a_training_that_stops_anywhere_ends_as_one_that_never_did() -> Result<()> {
+    let (root, mut config) = (tempfile::tempdir()?, config()?);
+    for optimizer in ["sgd", "adamw"] {
+        config.set(&format!("optim.kind={optimizer}"))?;
+        config.set(if optimizer == "sgd" { "optim.lr=0.01" } else { "optim.lr=0.0005" })?;
+        let whole = root.path().join(optimizer);
+        // Four steps an epoch: 8 of the teacher, 8 of aug, 8 of lg, 4 of hg.
+        let expected = run(&config, &whole, false, usize::MAX)?.context("it was not stopped")?;
+        let expected_weights = weights(&whole)?;
+        assert!(!states_folder(&whole.join("hg")).exists(), "states of what is finished are of no use");
+        let stopped = root.path().join(format!("{optimizer}-stopped"));
+        // Stops after 3, 1, 4, 5, ... further steps: at the ends of epochs and arms, within both, before anything was saved on its own.
+        let (mut resumes, mut found) = (false, None);
+        for stop_after in [3, 1, 4, 5, 2, 1, 3, 4, 1, usize::MAX] {
+            found = run(&config, &stopped, resumes, stop_after)?;
+            resumes = true;
+        }
+        assert_eq!(timeless(found.context("it was not stopped")?), timeless(expected), "{optimizer}");
+        for (name, bytes) in weights(&stopped)? {
+            assert!(bytes == expected_weights[&name], "{optimizer}: {name}");
+        }
+        let json = |out: &Path| -> Result<serde_json::Value> {
+            let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("results.json"))?)?;
+            let arms = json["arms"].as_object_mut().context("arms")?;
+            arms.values_mut().for_each(|arm| arm["seconds"] = 0.into());
+            Ok(json)
+        };
+        assert_eq!(json(&stopped)?, json(&whole)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_spoiled_state_gives_way_to_the_one_before_and_other_settings_are_refused() -> Result<()> {
+    let (root, config) = (tempfile::tempdir()?, config()?);
+    let [whole, stopped] = ["whole", "stopped"].map(|name| root.path().join(name));
+    let expected = run(&config, &whole, false, usize::MAX)?.context("it was not stopped")?;
+    assert_eq!(run(&config, &stopped, false, 7)?, None);
+    let states = states_folder(&stopped.join("teacher"));
+    let newest = states.join("step-000000007/optimizer.safetensors");
+    let mut bytes = std::fs::read(&newest)?;
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&newest, bytes)?;
+    let mut notices = Vec::new();
+    let outcome = Experiment::new(config.clone(), &stopped)?.resumed()?.run(&mut |event| {
+        if let Event::Notice(text) = event {
+            notices.push(text);
+        }
+    })?;
+    let said = notices.join("\n");
+    assert!(said.contains("optimizer.safetensors: its SHA-256 is not the one that was written"), "{said}");
+    assert!(said.contains("goes on after step 6"), "{said}");
+    assert_eq!(timeless(outcome.arms), timeless(expected));
+    let mut other = config;
+    other.set("train.seed=7")?;
+    let error = Experiment::new(other, &stopped)?.resumed().err().context("accepted")?.to_string();
+    assert!(error.contains("results.json") && error.contains("other settings"), "{error}");
+    Ok(())
+}
+
+/// The flags of a training of many short steps in this folder.
+fn flags(out: &Path, epochs: usize) -> Vec<String> {
+    let mut flags = vec!["train".to_owned(), "--out".to_owned(), str(out).to_owned()];
+    flags.extend(["--resume", "auto", "--arm", "aug", "--set", "augment.mask=0.5"].map(str::to_owned));
+    for set in SETTINGS.iter().filter(|set| !set.starts_with("train.hg")) {
+        flags.extend(["--set".to_owned(), (*set).to_owned()]);
+    }
+    flags.extend([
+        "--set".to_owned(),
+        format!("train.epochs={epochs}"),
+        "--set".to_owned(),
+        "train.hg_first_epoch=0".to_owned(),
+    ]);
+    flags
+}
+
+fn weights_of_aug(out: &Path) -> Result<Vec<u8>> {
+    Ok(std::fs::read(out.join("aug/backbone.safetensors"))?)
+}
+
+/// The name of the newest state.
+fn newest(out: &Path) -> Option<String> {
+    let entries = std::fs::read_dir(states_folder(&out.join("aug"))).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with("step-")).max()
+}
+
+/// Waits until a process has saved another state than `before`, or has ended.
+fn wait_for_another(child: &mut Child, out: &Path, before: Option<&String>) -> Result<()> {
+    let began = Instant::now();
+    while child.try_wait()?.is_none() && newest(out).as_ref() <= before {
+        anyhow::ensure!(began.elapsed() < Duration::from_secs(120), "no state within two minutes");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_stop_after_the_step_and_a_killed_training_goes_on() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let [whole, stopped] = ["whole", "stopped"].map(|name| root.path().join(name));
+    let flags = |out: &PathBuf| flags(out, 12);
+    let args = flags(&whole);
+    let output = maskinv(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for (signal, code) in [("-TERM", Some(75)), ("-KILL", None), ("-INT", Some(75))] {
+        let before = newest(&stopped);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_maskinv"))
+            .args(flags(&stopped))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        wait_for_another(&mut child, &stopped, before.as_ref())?;
+        Command::new("kill").args([signal, &child.id().to_string()]).status()?;
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        // It may have ended before the signal came.
+        if output.status.success() {
+            break;
+        }
+        assert_eq!(output.status.code(), code, "{signal}: {said}");
+        if code.is_some() {
+            assert!(said.contains("as asked; maskinv train --resume"), "{said}");
+        }
+    }
+    let output = maskinv(&["train", "--resume", str(&stopped)])?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(weights_of_aug(&stopped)? == weights_of_aug(&whole)?);
+    // What is finished is not trained again.
+    let output = maskinv(&["train", "--resume", str(&stopped)])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("trained before"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_gone_on_with_is_said() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let nowhere = root.path().join("nowhere");
+    assert!(refused(&["train", "--resume", str(&nowhere)])?.contains("expected"));
+    assert!(refused(&["train", "--resume", "auto"])?.contains("expected --out too"));
+    let out = root.path().join("out");
+    let args = flags(&out, 1);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let output = maskinv(&args)?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let error = refused(&["train", "--resume", str(&out), "--lr", "0.5"])?;
+    assert!(error.contains("expected the settings that it was begun with: lr = 0.5 instead of lr = "), "{error}");
+    let error = refused(&["train", "--resume", str(&out), "--teacher", "w600k-mbf"])?;
+    assert!(error.contains("the same --teacher and --start"), "{error}");
+    Ok(())
+}
