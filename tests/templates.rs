@@ -108,7 +108,8 @@ fn wrong_lists_are_errors_that_say_where() -> Result<()> {
         }
         Ok(TemplateSet::open(root.path()).err().context(format!("{file}: accepted"))?.to_string())
     };
-    let cases: [(&str, &dyn Fn(String) -> String, &str); 7] = [
+    type Case<'a> = (&'a str, &'a dyn Fn(String) -> String, &'a str);
+    let cases: [Case; 7] = [
         ("ijbc_face_tid_mid.txt", &|t| t.replacen(' ', " x", 1), ":1: expected a template's number"),
         ("ijbc_face_tid_mid.txt", &|_| String::new(), ":1: expected image 0"),
         ("ijbc_name_5pts_score.txt", &|t| t.lines().skip(1).collect::<Vec<_>>().join("\n"), ":1: expected image 0 of"),
