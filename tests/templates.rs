@@ -123,6 +123,8 @@ fn wrong_lists_are_errors_that_say_where() -> Result<()> {
         assert!(error.contains(expected), "{error}");
     }
     let empty = tempfile::tempdir()?;
+    let error = TemplateSet::open(empty.path()).err().context("accepted")?.to_string();
+    assert!(error.contains("meta: expected the folder of the lists"), "{error}");
     std::fs::create_dir(empty.path().join("meta"))?;
     let error = TemplateSet::open(empty.path()).err().context("accepted")?.to_string();
     assert!(error.contains("expected one file NAME_face_tid_mid.txt"), "{error}");

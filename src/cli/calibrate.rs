@@ -87,6 +87,11 @@ impl CalibrateArgs {
         };
         let comparisons = &scores[&setting];
         let scores = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?;
+        // Whoever gets the model need not know where the data was.
+        let measured_on = match config.data.root.as_deref().and_then(|root| Some((root, root.file_name()?))) {
+            Some((root, name)) => test.description.replace(&root.display().to_string(), &name.to_string_lossy()),
+            None => test.description.clone(),
+        };
         let choose = |&fmr: &f64| {
             let threshold = scores.threshold_at_fmr(fmr).context("--fmr")?;
             Ok(Threshold {
@@ -96,7 +101,7 @@ impl CalibrateArgs {
                 setting: setting.name().to_owned(),
                 num_impostor: scores.impostor().len(),
                 num_genuine: scores.genuine().len(),
-                measured_on: test.description.clone(),
+                measured_on: measured_on.clone(),
             })
         };
         let mut thresholds = self.fmr.iter().map(choose).collect::<Result<Vec<_>>>()?;

@@ -82,6 +82,9 @@ impl TemplateSet {
     pub fn open(folder: &Path) -> Result<Self> {
         let meta = folder.join("meta");
         let data = |what: String| Error::Data { path: meta.clone(), what };
+        if !meta.is_dir() {
+            return Err(data("expected the folder of the lists of IJB-B or IJB-C, found none".to_owned()));
+        }
         let mut files: Vec<String> = Vec::new();
         for entry in std::fs::read_dir(&meta).map_err(Error::io(&meta))? {
             let entry = entry.map_err(Error::io(&meta))?;

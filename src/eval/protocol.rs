@@ -26,7 +26,8 @@ pub struct EvalConfig {
     pub seed: u64,
     /// Images that go through the network together.
     pub batch_size: usize,
-    /// The published colours of U-M, for the `reference` protocol: a list ([`read_colours`]) with one for each masked image.
+    /// The published colours of U-M, for the `reference` protocol: a list
+    /// ([`read_colours`](crate::data::mask::read_colours)) with one for each masked image.
     pub reference_colours_um: Option<PathBuf>,
     /// Those of M-M.
     pub reference_colours_mm: Option<PathBuf>,
