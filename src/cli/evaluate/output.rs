@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
-use super::{Named, Run};
+use super::{Named, Protocol, Run};
 use crate::cli::{print, print_json};
 use crate::data::Dataset;
 use crate::eval::{Comparisons, Evaluation, Scores, SettingResult, write_scores};
@@ -87,8 +87,11 @@ impl Output {
         for (name, evaluation) in &evaluations {
             text += &format!("\n\n{name}:\n{}", details(evaluation));
         }
-        for measured in self.measured.iter().filter(|m| m.setting == TEMPLATES) {
-            text += &format!("\n{}:\n{}", measured.model, operating_points(&measured.result));
+        // Where there are impostors enough for low rates.
+        let has_rates = |m: &&Measured| m.setting == TEMPLATES || run.args.protocol == Protocol::AllPairs;
+        for measured in self.measured.iter().filter(has_rates) {
+            let Measured { model, setting, result, .. } = measured;
+            text += &format!("\n\n{model}, {setting}:\n{}", operating_points(result));
         }
         for searched in &self.searched {
             text += &format!("\n\n{}:\n", searched.model);
