@@ -1,21 +1,21 @@
-//! The loop over arms and epochs, and the record of what came out.
+//! The arms of an experiment, one after the other.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
 
 use candle_core::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::centres::mean_embeddings;
-use super::checkpoint::{Checkpoint, save_checkpoint};
+use super::checkpoint::Checkpoint;
 use super::config::{BatchNormMode, Config, HeadStart, Start};
-use super::state::{Position, TrainState, states_folder};
-use super::step::{StepReport, Trainer};
-use crate::data::{AugmentConfig, Dataset, Loader, Splits, TestSet, Transform};
+use super::epochs::remove_states;
+use super::outcome::{ArmOutcome, Event, Finished, Outcome, RESULTS_FILE};
+use super::state::{Position, TrainState};
+use super::step::Trainer;
+use crate::data::{Splits, TestSet};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, SettingResult, evaluate, evaluate_as_is};
 use crate::files::{remove_unfinished, write_atomic};
@@ -23,137 +23,22 @@ use crate::losses::MarginHead;
 use crate::machine::Machine;
 use crate::models::{Model, ModelConfig, load_model};
 
-/// What happens while an experiment runs, for whoever shows it.
-#[derive(Clone, Debug)]
-pub enum Event<'a> {
-    /// The training of an arm begins.
-    Start {
-        /// Which arm.
-        arm: Arm,
-        /// Steps it will take.
-        num_steps: usize,
-        /// Images in the training set, and how many each epoch leaves out because they fill no batch.
-        num_images: usize,
-        /// See `num_images`.
-        num_left_out: usize,
-        /// Identities in the training set, and how many it leaves out for having too few images.
-        num_identities: usize,
-        /// See `num_identities`.
-        num_skipped_identities: usize,
-    },
-    /// Something that the user should know of.
-    Notice(String),
-    /// A step was taken.
-    Step {
-        /// Its number, from 1.
-        step: usize,
-        /// The epoch, from 0.
-        epoch: usize,
-        /// Its figures.
-        report: &'a StepReport,
-        /// Images per second since the arm began.
-        images_per_s: f64,
-        /// Share of that time spent waiting for data.
-        wait_share: f64,
-    },
-    /// Images were embedded for the evaluation.
-    Embedded {
-        /// So far.
-        done: usize,
-        /// In all.
-        total: usize,
-    },
-    /// An arm is trained and evaluated.
-    Finished {
-        /// Which arm.
-        arm: Arm,
-        /// Its figures.
-        evaluation: &'a Evaluation,
-    },
-}
-
 /// Name of the resolved settings in the folder of an experiment.
 pub const CONFIG_FILE: &str = "config.toml";
-/// Name of the record of results in the folder of an experiment.
-const RESULTS_FILE: &str = "results.json";
-
-/// What a later run needs of that record.
-#[derive(Debug, Deserialize)]
-struct Finished {
-    config: Config,
-    arms: BTreeMap<Arm, ArmOutcome>,
-}
-
-/// The results of an experiment, with what is needed to repeat it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
-    /// Version of this crate.
-    pub version: &'static str,
-    /// Commit it was built from.
-    pub commit: &'static str,
-    /// Where it ran.
-    pub device: String,
-    /// Threads of the computation.
-    pub threads: usize,
-    /// Whose faces it was tested on.
-    pub test_set: String,
-    /// Every setting, the seed among them.
-    pub config: Config,
-    /// The teacher that was given instead of trained.
-    pub teacher: Option<PathBuf>,
-    /// The weights that were given to start from.
-    pub start: Option<PathBuf>,
-    /// By arm, in the order they ran.
-    pub arms: BTreeMap<Arm, ArmOutcome>,
-}
-
-/// The result of one arm.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ArmOutcome {
-    /// Steps taken; 0 for a given teacher.
-    pub num_steps: usize,
-    /// Steps of them that changed nothing, because their loss or gradient was not finite.
-    pub num_skipped: usize,
-    /// Wall-clock seconds of the training, without the evaluation.
-    pub seconds: f64,
-    /// The loss of the last step.
-    pub last_loss: Option<f64>,
-    /// The figures on the test set.
-    #[serde(flatten)]
-    pub evaluation: Evaluation,
-    /// The figures on photos with real masks, if the settings name some.
-    pub real_masks: Option<SettingResult>,
-}
-
-impl Outcome {
-    /// Returns the arms' names and figures as the table wants them.
-    pub fn rows(&self) -> Vec<(&str, &Evaluation)> {
-        self.arms.iter().map(|(arm, outcome)| (arm.title(), &outcome.evaluation)).collect()
-    }
-
-    /// Returns the arms' names and figures on real masks, if there are.
-    pub fn real_mask_rows(&self) -> Vec<(&str, &SettingResult)> {
-        let row = |(arm, outcome)| -> Option<(&str, &SettingResult)> {
-            let (arm, outcome): (&Arm, &ArmOutcome) = (arm, outcome);
-            Some((arm.title(), outcome.real_masks.as_ref()?))
-        };
-        self.arms.iter().filter_map(row).collect()
-    }
-}
 
 /// Arms to train on one data set.
 pub struct Experiment {
-    config: Config,
-    splits: Splits,
-    out: PathBuf,
+    pub(super) config: Config,
+    pub(super) splits: Splits,
+    pub(super) out: PathBuf,
     /// Weights that are given instead of trained.
     teacher: Option<Checkpoint>,
     start: Option<Checkpoint>,
     machine: Machine,
     /// Arms that were trained before.
     finished: BTreeMap<Arm, ArmOutcome>,
-    resumes: bool,
-    stop: Option<&'static AtomicBool>,
+    pub(super) resumes: bool,
+    pub(super) stop: Option<&'static AtomicBool>,
 }
 
 impl Experiment {
@@ -300,13 +185,13 @@ impl Experiment {
     }
 
     /// A checkpoint of this experiment.
-    fn saved(&self, folder: &Path) -> Result<Checkpoint> {
+    pub(super) fn saved(&self, folder: &Path) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::of(load_model(folder, None)?)?;
         Ok(Checkpoint { path: None, backbone: checkpoint.backbone.on(&self.machine), ..checkpoint })
     }
 
     /// Where the LG student is as it was when HG continues it.
-    fn lg_folder(&self) -> PathBuf {
+    pub(super) fn lg_folder(&self) -> PathBuf {
         self.out.join(Arm::Lg.name()).join(format!("epoch-{}", self.config.train.hg_first_epoch))
     }
 
@@ -451,178 +336,6 @@ impl Experiment {
         }
         Ok(trainer)
     }
-
-    /// The newest state of an arm that is whole, if there is one and training is to go on from it.
-    fn state(&self, arm: Arm, on: &mut dyn FnMut(Event)) -> Result<Option<TrainState>> {
-        let folder = states_folder(&self.out.join(arm.name()));
-        if !self.resumes {
-            // Of an earlier training in the same folder.
-            remove_states(&self.out.join(arm.name()))?;
-            return Ok(None);
-        }
-        let (state, problems) = TrainState::newest(&folder)?;
-        problems.into_iter().for_each(|problem| on(Event::Notice(problem)));
-        if let Some(TrainState { position, settings, .. }) = &state {
-            if *settings != self.config.to_toml()? {
-                let what = "expected states of the same settings, found other settings".to_owned();
-                return Err(Error::Data { path: folder, what });
-            }
-            on(Event::Notice(format!("{}: goes on after step {}", arm.title(), position.step)));
-        }
-        Ok(state)
-    }
-
-    /// Saves all that later steps depend on.
-    fn save_state(&self, trainer: &mut Trainer, position: &mut Position) -> Result<()> {
-        position.last_loss = Some(trainer.synchronise()?.loss).filter(|loss| loss.is_finite()).or(position.last_loss);
-        position.dropout_words = trainer.student.dropout().map_or(0, |dropout| dropout.num_words());
-        let state = TrainState {
-            position: position.clone(),
-            settings: self.config.to_toml()?,
-            backbone: trainer.student.params().state()?,
-            head: trainer.any_head().params().state()?,
-            optimizer: trainer.optimizers()?,
-        };
-        let folder = states_folder(&self.out.join(position.arm.name()));
-        state.save(&folder, self.config.train.keep_states)
-    }
-
-    /// Trains from `position` on; returns where it ended and, if HG needs it, the LG student at HG's first epoch.
-    fn train(
-        &self,
-        arm: Arm,
-        trainer: &mut Trainer,
-        start: Option<&Checkpoint>,
-        position: Option<Position>,
-        on: &mut dyn FnMut(Event),
-    ) -> Result<(Position, Option<Checkpoint>)> {
-        let config = &self.config;
-        let augment = match arm {
-            Arm::Teacher => AugmentConfig { flip: config.augment.flip, mask: 0.0, ..AugmentConfig::default() },
-            _ => config.augment.clone(),
-        };
-        let transform = Transform::new(&augment, &config.mask)?;
-        let train = self.splits.train.clone();
-        let loader = Loader::new(train.clone(), transform, &config.loader, config.model.input_size, config.train.seed)?
-            .on_broken(config.data.on_broken);
-        let (epochs, per_epoch) = (config.epochs(arm), loader.num_batches());
-        on(Event::Start {
-            arm,
-            num_steps: epochs.len() * per_epoch,
-            num_images: train.len(),
-            num_left_out: loader.num_left_out(),
-            num_identities: train.num_identities(),
-            num_skipped_identities: train.num_skipped_identities(),
-        });
-        let mut at = position.unwrap_or_else(|| Position::start(arm, epochs.start));
-        let (before, first) = (at.seconds, at.step);
-        let base_lr = config.optim.lr * config.loader.batch_size as f64 / config.optim.lr_batch as f64;
-        let (began, mut waited) = (Instant::now(), 0.0);
-        let keeps_lg = arm == Arm::Lg && config.train.hg_start == Start::Lg;
-        let mut lg = match keeps_lg && (at.epoch, at.batch) > (config.train.hg_first_epoch, 0) {
-            true => Some(self.saved(&self.lg_folder())?),
-            false => None,
-        };
-        let mut skipped_in_a_row = 0;
-        while at.epoch < epochs.end {
-            if keeps_lg && (at.epoch, at.batch) == (config.train.hg_first_epoch, 0) {
-                // Kept, so that a later run can start HG from it.
-                trainer.synchronise()?;
-                save_checkpoint(&self.lg_folder(), &trainer.student, trainer.head())?;
-                lg = Some(frozen(trainer)?);
-            }
-            let mut batches = loader.epoch_from(at.epoch as u64, at.batch);
-            loop {
-                let asked = Instant::now();
-                let Some(batch) = batches.next() else { break };
-                waited += asked.elapsed().as_secs_f64();
-                let batch = batch?;
-                let (images, scheduled) = (batch.images.clone(), epochs.start * per_epoch + at.step);
-                let lr = base_lr * config.schedule.factor(scheduled, per_epoch, epochs.end);
-                let report = trainer.step(batch, scheduled as u64, lr)?;
-                at.step += 1;
-                at.batch += 1;
-                let elapsed = began.elapsed().as_secs_f64();
-                at.seconds = before + elapsed;
-                if let Some(report) = report {
-                    if report.is_skipped {
-                        at.num_skipped += 1;
-                        skipped_in_a_row += 1;
-                        on(Event::Notice(skipped(at.step, &report, &images, train.as_ref())));
-                        if skipped_in_a_row >= config.train.max_skipped.max(1) {
-                            return Err(Error::Training(diagnosis(skipped_in_a_row, at.step, &report)));
-                        }
-                    } else {
-                        skipped_in_a_row = 0;
-                        at.last_loss = Some(report.loss);
-                    }
-                    let images_per_s = ((at.step - first) * config.loader.batch_size) as f64 / elapsed;
-                    let (step, epoch, wait_share) = (at.step, at.epoch, waited / elapsed);
-                    on(Event::Step { step, epoch, report: &report, images_per_s, wait_share });
-                }
-                let stops = self.stop.is_some_and(|flag| flag.load(Ordering::Relaxed));
-                let is_due = config.train.save_every > 0 && at.step.is_multiple_of(config.train.save_every);
-                // At the end of an epoch it is saved below.
-                if (stops || is_due) && at.batch < per_epoch {
-                    self.save_state(trainer, &mut at)?;
-                }
-                if stops && at.batch < per_epoch {
-                    return Err(Error::Stopped { arm: arm.name().to_owned(), step: at.step });
-                }
-            }
-            if let [first, ..] = &batches.broken()[..] {
-                let (num, epoch) = (batches.broken().len(), at.epoch);
-                on(Event::Notice(format!("epoch {epoch}: others took the place of {num} broken images: {first}")));
-            }
-            (at.epoch, at.batch) = (at.epoch + 1, 0);
-            self.save_state(trainer, &mut at)?;
-            if at.epoch < epochs.end {
-                save_checkpoint(&self.out.join(arm.name()), &trainer.student, trainer.head())?;
-                if self.stop.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
-                    return Err(Error::Stopped { arm: arm.name().to_owned(), step: at.step });
-                }
-            }
-        }
-        trainer.synchronise()?;
-        if let Some(start) = start.filter(|_| config.train.start_share > 0.0) {
-            average(&trainer.student, &start.backbone, config.train.start_share)?;
-        }
-        save_checkpoint(&self.out.join(arm.name()), &trainer.student, trainer.head())?;
-        Ok((at, lg))
-    }
-}
-
-/// Removes the states of an arm, if it has any.
-fn remove_states(arm_folder: &Path) -> Result<()> {
-    let folder = states_folder(arm_folder);
-    if folder.exists() { std::fs::remove_dir_all(&folder).map_err(Error::io(&folder)) } else { Ok(()) }
-}
-
-/// What is said of a step that changed nothing.
-fn skipped(step: usize, report: &StepReport, images: &[u32], train: &dyn Dataset) -> String {
-    let names: Vec<String> = images.iter().take(3).map(|&image| train.name(image as usize)).collect();
-    format!(
-        "step {step} left out: loss {}, gradient norm {}; its images, by number, are {images:?}, the first ones {}",
-        report.loss,
-        report.grad_norm,
-        names.join(", ")
-    )
-}
-
-/// What may be wrong where no step is finite any more.
-fn diagnosis(num: usize, step: usize, report: &StepReport) -> String {
-    let StepReport { margin_loss, distill_loss, grad_norm, lr, .. } = report;
-    let cause = match (margin_loss.is_finite(), distill_loss.is_finite(), grad_norm.is_finite()) {
-        (true, true, false) => "the losses are finite, their gradient is not: the network's own values overflow",
-        (false, true, _) => "the margin loss is not finite: the embeddings or class centres are not",
-        (true, false, _) => {
-            "the distance to the teacher is not finite: the teacher's or the student's embeddings are not"
-        }
-        _ => "no loss is finite: the student's embeddings are not",
-    };
-    format!(
-        "{num} steps in a row up to step {step} were not finite; {cause}. Try a lower rate than {lr}, or start earlier"
-    )
 }
 
 /// What later arms of an experiment may need of earlier ones.
@@ -644,21 +357,12 @@ enum Origin {
 }
 
 /// The trained weights in a network that builds no graph.
-fn frozen(trainer: &Trainer) -> Result<Checkpoint> {
+pub(super) fn frozen(trainer: &Trainer) -> Result<Checkpoint> {
     let student = &trainer.student;
     let backbone = Model::frozen(student.config(), student.params().state()?, &Device::Cpu)?;
     let backbone = backbone.with_preprocessing(student.preprocessing().clone()).on(student.machine());
     let header = trainer.head().map(|head| head.params().state()).transpose()?;
     Ok(Checkpoint { path: None, backbone, header })
-}
-
-/// Moves the weights of `model` towards those of `start`, of which they become `share`; counters stay.
-fn average(model: &Model, start: &Model, share: f64) -> Result<()> {
-    let (mut state, start) = (model.params().state()?, start.params().state()?);
-    for (name, weights) in state.iter_mut().filter(|(_, t)| t.dtype().is_float()) {
-        *weights = ((&*weights * (1.0 - share))? + (&start[name] * share)?)?;
-    }
-    Ok(model.params().load(&state)?)
 }
 
 /// Whether a head's class centres are of this size; those of other identities are of no use.
