@@ -2,16 +2,17 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use candle_core::DType;
 use clap::Args;
 
 use super::model::HubArgs;
+use super::model_file::ModelFile;
 use super::print;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
 use crate::eval::{Scores, Setting, compare};
-use crate::models::{Threshold, export_onnx, save_model};
+use crate::models::Threshold;
 use crate::train::Event;
 
 /// Which model, on which pairs, and which rates.
@@ -60,13 +61,7 @@ impl CalibrateArgs {
     /// # Errors
     /// When the model or the pairs cannot be read, a rate cannot be measured on so few pairs, or the output exists.
     pub fn run(self) -> Result<()> {
-        if self.output.exists() {
-            bail!("{}: exists", self.output.display());
-        }
-        let extension = self.output.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        if !["safetensors", "onnx"].contains(&extension) {
-            bail!("{}: expected .safetensors or .onnx, found {extension:?}", self.output.display());
-        }
+        let file = ModelFile::new(&self.output)?;
         self.settings.threads.start()?;
         let machine = self.settings.device.open()?;
         let model = self.hub.load_with_notes(&self.model)?.model.on(&machine);
@@ -108,10 +103,7 @@ impl CalibrateArgs {
         thresholds.sort_by(|a, b| b.fmr.total_cmp(&a.fmr));
         thresholds.dedup_by(|a, b| a.fmr == b.fmr);
         let model = model.with_thresholds(thresholds);
-        match extension {
-            "onnx" => export_onnx(&self.output, &model)?,
-            _ => save_model(&self.output, &model, DType::F32)?,
-        }
+        file.write(&model, DType::F32)?;
         for threshold in model.thresholds() {
             print(&threshold.to_string())?;
         }

@@ -7,7 +7,7 @@ use candle_core::DType;
 use clap::{Args, ValueEnum};
 
 use super::model::HubArgs;
-use crate::models::{export_onnx, save_model};
+use super::model_file::ModelFile;
 
 /// Which model, and what it becomes.
 #[derive(Args, Debug)]
@@ -41,27 +41,17 @@ impl ConvertArgs {
     /// # Errors
     /// When it cannot be loaded, or the output exists or cannot be written.
     pub fn run(self) -> Result<()> {
-        if self.output.exists() {
-            bail!("{}: exists", self.output.display());
+        let file = ModelFile::new(&self.output)?;
+        if file.is_onnx() && self.dtype != Precision::F32 {
+            bail!("--dtype is for .safetensors: an ONNX graph computes in f32");
         }
-        let extension = self.output.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        let is_onnx = match extension {
-            "safetensors" => false,
-            "onnx" if self.dtype == Precision::F32 => true,
-            "onnx" => bail!("--dtype is for .safetensors: an ONNX graph computes in f32"),
-            other => bail!("{}: expected .safetensors or .onnx, found {other:?}", self.output.display()),
-        };
         let loaded = self.hub.load_with_notes(&self.input)?;
-        if is_onnx {
-            export_onnx(&self.output, &loaded.model)?;
-        } else {
-            let dtype = match self.dtype {
-                Precision::F32 => DType::F32,
-                Precision::F16 => DType::F16,
-                Precision::Bf16 => DType::BF16,
-            };
-            save_model(&self.output, &loaded.model, dtype)?;
-        }
+        let dtype = match self.dtype {
+            Precision::F32 => DType::F32,
+            Precision::F16 => DType::F16,
+            Precision::Bf16 => DType::BF16,
+        };
+        file.write(&loaded.model, dtype)?;
         eprintln!("{}: {}", self.output.display(), loaded.model.preprocessing());
         Ok(())
     }

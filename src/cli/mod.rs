@@ -15,6 +15,7 @@ mod interrupt;
 mod mask;
 mod metrics;
 mod model;
+mod model_file;
 mod progress;
 mod settings;
 mod threads;

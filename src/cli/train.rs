@@ -183,9 +183,8 @@ impl TrainArgs {
 
     fn resolve(&self, resumed: Option<&Path>) -> Result<Config> {
         let before = resumed.map(|folder| Config::read(&folder.join(CONFIG_FILE))).transpose()?;
-        let mut config = match self.settings.chosen()? {
+        let mut config = match self.settings.chosen()?.or_else(|| before.clone()) {
             Some(config) => config,
-            None if before.is_some() => before.clone().expect("it was just looked at"),
             None if self.settings.data.is_some() => preset("lfw-small")?,
             None => preset("procedural")?,
         };

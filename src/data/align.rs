@@ -1,7 +1,8 @@
 //! From a photo with five landmarks to an aligned crop.
 
-use image::{Rgb, RgbImage};
+use image::RgbImage;
 
+use super::bilinear::bilinear;
 use super::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks};
 use crate::error::{Error, Result};
 
@@ -12,7 +13,10 @@ use crate::error::{Error, Result};
 /// [`Error::Evaluation`] when all landmarks are in one place or one is not finite.
 pub fn align_face(image: &RgbImage, landmarks: &Landmarks) -> Result<RgbImage> {
     let map = Similarity::from_template_to(landmarks)?;
-    Ok(RgbImage::from_fn(FACE_SIZE, FACE_SIZE, |x, y| bilinear(image, map.apply([f64::from(x), f64::from(y)]))))
+    Ok(RgbImage::from_fn(FACE_SIZE, FACE_SIZE, |x, y| {
+        let [x, y] = map.apply([f64::from(x), f64::from(y)]);
+        bilinear(image, x as f32, y as f32)
+    }))
 }
 
 /// `p -> a p + b` with points as complex numbers.
@@ -54,30 +58,10 @@ impl Similarity {
     }
 }
 
-/// The colour between the four pixels around a point; what is outside is black.
-fn bilinear(image: &RgbImage, [x, y]: [f64; 2]) -> Rgb<u8> {
-    let (left, top) = (x.floor(), y.floor());
-    let (fx, fy) = (x - left, y - top);
-    let mut sum = [0.0; 3];
-    for (dx, dy, weight) in [
-        (0.0, 0.0, (1.0 - fx) * (1.0 - fy)),
-        (1.0, 0.0, fx * (1.0 - fy)),
-        (0.0, 1.0, (1.0 - fx) * fy),
-        (1.0, 1.0, fx * fy),
-    ] {
-        let (column, row) = (left + dx, top + dy);
-        let is_inside =
-            column >= 0.0 && row >= 0.0 && column < f64::from(image.width()) && row < f64::from(image.height());
-        if is_inside {
-            let pixel = image.get_pixel(column as u32, row as u32);
-            sum.iter_mut().zip(pixel.0).for_each(|(sum, v)| *sum += weight * f64::from(v));
-        }
-    }
-    Rgb(sum.map(|v| v.round() as u8))
-}
-
 #[cfg(test)]
 mod tests {
+    use image::Rgb;
+
     use super::*;
 
     /// A photo that changes smoothly, so that a wrong place shows.
@@ -100,7 +84,7 @@ mod tests {
         let crop = align_face(&photo, &landmarks).unwrap();
         for (x, y) in [(0, 0), (50, 30), (111, 111), (56, 72)] {
             let [px, py] = place([f64::from(x), f64::from(y)]);
-            let expected = bilinear(&photo, [px, py]);
+            let expected = bilinear(&photo, px as f32, py as f32);
             let found = crop.get_pixel(x, y);
             assert!(expected.0.iter().zip(found.0).all(|(a, b)| a.abs_diff(b) <= 1), "{x} {y} {expected:?} {found:?}");
         }

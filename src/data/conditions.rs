@@ -8,6 +8,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::AugmentConfig;
+use super::bilinear::bilinear;
 
 /// Largest turn of a misaligned face, radians.
 const MAX_TURN_RAD: f32 = 0.12;
@@ -119,21 +120,6 @@ fn light(image: &mut RgbImage, rng: &mut ChaCha8Rng) {
             *value = ((f32::from(*value) - 127.5) * gain + 127.5 + brightness).round() as u8;
         }
     }
-}
-
-/// The value between four pixels; black outside.
-fn bilinear(image: &RgbImage, x: f32, y: f32) -> Rgb<u8> {
-    let (left, top) = (x.floor(), y.floor());
-    let (fx, fy) = (x - left, y - top);
-    let mut sum = [0f32; 3];
-    let corners = [(0, 0, (1.0 - fx) * (1.0 - fy)), (1, 0, fx * (1.0 - fy)), (0, 1, (1.0 - fx) * fy), (1, 1, fx * fy)];
-    for (dx, dy, weight) in corners {
-        let (Ok(column), Ok(row)) = (u32::try_from(left as i64 + dx), u32::try_from(top as i64 + dy)) else { continue };
-        if let Some(pixel) = image.get_pixel_checked(column, row) {
-            sum.iter_mut().zip(pixel.0).for_each(|(sum, v)| *sum += weight * f32::from(v));
-        }
-    }
-    Rgb(sum.map(|v| v.round() as u8))
 }
 
 #[cfg(test)]

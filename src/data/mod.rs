@@ -2,6 +2,7 @@
 
 mod align;
 mod alignment;
+mod bilinear;
 mod cache;
 mod check;
 mod conditions;

@@ -157,6 +157,12 @@ impl Bootstrap {
         self.config.replicates_of(|k| self.replicate(k).map(|replicate| figure(k, &replicate)))
     }
 
+    /// How often each pair counts in replicate `k`, by its number.
+    pub(super) fn weights(&self, k: usize) -> impl Fn(usize) -> u64 + '_ {
+        let drawn = self.config.draw(k, self.units.num());
+        move |pair| weight(self.units.of_pair(pair), &drawn)
+    }
+
     fn replicate(&self, k: usize) -> Option<Replicate<'_>> {
         let drawn = self.config.draw(k, self.units.num());
         let weighted = |class: &Ordered| class.units.iter().map(|&pair| weight(pair, &drawn)).collect::<Vec<u64>>();

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::class::{Class, Distinct};
 use super::metrics::{Scores, ratio};
 
 /// Relative change of an error rate below which two operating points look the same.
@@ -35,31 +36,26 @@ pub struct Histogram {
 
 impl Scores {
     /// Calls `each` with the numbers of impostor and genuine scores from every score on, from the highest score to the lowest.
-    fn for_each_point(&self, mut each: impl FnMut(f64, [usize; 2])) {
-        let (impostor, genuine) = (self.impostor(), self.genuine());
-        let (mut i, mut g) = (impostor.len(), genuine.len());
-        while i > 0 || g > 0 {
-            let top = |scores: &[f64], num: usize| num.checked_sub(1).map_or(f64::NEG_INFINITY, |last| scores[last]);
-            let score = top(impostor, i).max(top(genuine, g));
-            while i > 0 && impostor[i - 1] >= score {
-                i -= 1;
-            }
-            while g > 0 && genuine[g - 1] >= score {
-                g -= 1;
-            }
-            each(score, [impostor.len() - i, genuine.len() - g]);
+    fn for_each_point(&self, mut each: impl FnMut(f64, [u64; 2])) {
+        let mut impostor = Distinct::new(self.impostor.descending());
+        let mut genuine = Distinct::new(self.genuine.descending());
+        let mut accepted = [0, 0];
+        while let Some(score) = impostor.peek().into_iter().chain(genuine.peek()).reduce(f64::max) {
+            accepted[0] += impostor.take_score(score);
+            accepted[1] += genuine.take_score(score);
+            each(score, accepted);
         }
     }
 
     /// Returns the points of the ROC and DET curves from the highest threshold to the lowest, exact, without those that differ from
     /// the one before by less than a fiftieth in both rates.
     pub fn operating_points(&self) -> Vec<OperatingPoint> {
-        let [num_impostor, num_genuine] = [self.impostor().len(), self.genuine().len()].map(|num| num as u64);
+        let (num_impostor, num_genuine) = (self.impostor.num(), self.genuine.num());
         let mut points: Vec<OperatingPoint> = Vec::new();
         let mut last = None;
         self.for_each_point(|threshold, [false_matches, matches]| {
-            let fmr = ratio(false_matches as u64, num_impostor);
-            let point = OperatingPoint { threshold, fmr, fnmr: ratio(num_genuine - matches as u64, num_genuine) };
+            let fmr = ratio(false_matches, num_impostor);
+            let point = OperatingPoint { threshold, fmr, fnmr: ratio(num_genuine - matches, num_genuine) };
             let is_new = points.last().is_none_or(|before| {
                 let differs = |a: f64, b: f64| (a - b).abs() > STEP * a.max(b).min(1.0 - a.min(b));
                 differs(before.fmr, point.fmr) || differs(before.fnmr, point.fnmr)
@@ -79,14 +75,14 @@ impl Scores {
         let (num_impostor, num_genuine) = (self.impostor().len() as f64, self.genuine().len() as f64);
         // The curve's start, at no acceptance; later corners at the same distance are better.
         let mut best = (far_target, [0.0; 2]);
-        let mut take = |[f, t]: [usize; 2]| {
+        let mut take = |[f, t]: [u64; 2]| {
             let far = f as f64 / num_impostor;
             let distance = (far - far_target).abs();
             if distance <= best.0 {
                 best = (distance, [t as f64 / num_genuine, far]);
             }
         };
-        let mut window: [Option<[usize; 2]>; 2] = [None; 2];
+        let mut window: [Option<[u64; 2]>; 2] = [None; 2];
         self.for_each_point(|_, point| {
             match window {
                 [Some(a), Some(b)] if (0..2).any(|k| a[k] + point[k] != 2 * b[k]) => take(b),

@@ -6,7 +6,6 @@ use super::bootstrap::{Bootstrap, BootstrapConfig, Interval, MetricIntervals, Re
 use super::comparisons::Comparisons;
 use super::lfw::{FoldAccuracy, FoldTar, FoldedPairs, squared_l2};
 use super::metrics::{Metrics, Scores};
-use super::units::{Units, weight};
 use crate::error::Result;
 
 /// False match rates at which systems are compared: those of IJB-B and IJB-C and of NIST's reports.
@@ -98,6 +97,11 @@ impl<'a> Figures<'a> {
         Ok(Self { comparisons, num_folds, config, scores, thresholds, bootstrap })
     }
 
+    /// The comparisons, in the order of the protocol.
+    pub fn comparisons(&self) -> &'a Comparisons {
+        self.comparisons
+    }
+
     /// The scores, sorted.
     pub fn scores(&self) -> &Scores {
         &self.scores
@@ -134,10 +138,10 @@ impl<'a> Figures<'a> {
         let pairs = FoldedPairs::new(&distances, is_same, self.num_folds)?;
         let mut accuracy = pairs.accuracy(&|_| 1);
         let mut tar = pairs.tar_at_far(1e-3, &|_| 1).ok();
-        let units = Units::of(self.comparisons)?;
+        let Some((bootstrap, _)) = &self.bootstrap else { return Ok((Some(accuracy), tar)) };
         let replicate = |k: usize| {
-            let drawn = self.config.draw(k, units.num());
-            let weight = |i: usize| weight(units.of_pair(i), &drawn) as usize;
+            let weights = bootstrap.weights(k);
+            let weight = |i: usize| weights(i) as usize;
             let tar = tar.as_ref().and_then(|tar| pairs.tar_at_far(tar.far_target, &weight).ok());
             Some([Some(pairs.accuracy(&weight).mean), tar.map(|tar| tar.tar_mean)])
         };

@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::bootstrap::{Bootstrap, BootstrapConfig, Interval};
 use super::comparisons::Comparisons;
 use super::metrics::Scores;
-use super::units::{Units, weight};
 use crate::error::{Error, Result};
 
 /// The error rates of groups at one threshold.
@@ -79,11 +78,8 @@ pub fn group_rates(
     let drawn = match config.replicates {
         0 => Vec::new(),
         _ => {
-            let units = Units::of(comparisons)?;
-            Bootstrap::new(comparisons, config)?.replicates(|k, replicate| {
-                let drawn = config.draw(k, units.num());
-                count(replicate.threshold_at_fmr(fmr_target), &|i| weight(units.of_pair(i), &drawn))
-            })
+            let bootstrap = Bootstrap::new(comparisons, config)?;
+            bootstrap.replicates(|k, replicate| count(replicate.threshold_at_fmr(fmr_target), &bootstrap.weights(k)))
         }
     };
     let interval =

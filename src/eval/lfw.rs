@@ -6,6 +6,7 @@
 //! its squared L2 distance is below the threshold.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -89,22 +90,22 @@ pub(super) struct FoldedPairs<'a> {
     distances: &'a [f64],
     is_same: &'a [bool],
     folds: Vec<Range<usize>>,
-    /// The first threshold of each grid that accepts a pair.
-    accuracy_bins: Vec<usize>,
-    tar_bins: Vec<usize>,
+    /// The first threshold of each grid that accepts a pair, once somebody asks for the grid.
+    accuracy_bins: OnceLock<Vec<usize>>,
+    tar_bins: OnceLock<Vec<usize>>,
 }
 
 impl<'a> FoldedPairs<'a> {
     /// Checks the pairs and cuts them into folds, as [`fold_accuracy`].
     pub fn new(distances: &'a [f64], is_same: &'a [bool], num_folds: usize) -> Result<Self> {
         let folds = fold_ranges(distances, is_same, num_folds)?;
-        let (accuracy_bins, tar_bins) = (ACCURACY_GRID.bins(distances), TAR_GRID.bins(distances));
-        Ok(Self { distances, is_same, folds, accuracy_bins, tar_bins })
+        Ok(Self { distances, is_same, folds, accuracy_bins: OnceLock::new(), tar_bins: OnceLock::new() })
     }
 
     /// Accuracy, as [`fold_accuracy`]; NaN where a fold counts for nothing.
     pub fn accuracy(&self, weight: &impl Fn(usize) -> usize) -> FoldAccuracy {
-        let (curves, total) = ACCURACY_GRID.curves(self, &self.accuracy_bins, weight);
+        let bins = self.accuracy_bins.get_or_init(|| ACCURACY_GRID.bins(self.distances));
+        let (curves, total) = ACCURACY_GRID.curves(self, bins, weight);
         let (mut accuracies, mut thresholds) = (Vec::new(), Vec::new());
         for test in &curves {
             let train = total.without(test);
@@ -126,7 +127,8 @@ impl<'a> FoldedPairs<'a> {
         if !(far_target > 0.0 && far_target < 1.0) {
             return Err(Error::Evaluation(format!("expected a FAR target between 0 and 1, found {far_target}")));
         }
-        let (curves, total) = TAR_GRID.curves(self, &self.tar_bins, weight);
+        let bins = self.tar_bins.get_or_init(|| TAR_GRID.bins(self.distances));
+        let (curves, total) = TAR_GRID.curves(self, bins, weight);
         let (mut tars, mut fars, mut thresholds) = (Vec::new(), Vec::new(), Vec::new());
         for (index, (fold, test)) in self.folds.iter().zip(&curves).enumerate() {
             let train = total.without(test);

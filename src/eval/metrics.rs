@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 /// Genuine and impostor scores, at least one of each, all finite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
-    genuine: Sorted,
-    impostor: Sorted,
+    pub(super) genuine: Sorted,
+    pub(super) impostor: Sorted,
 }
 
 /// The figures of one set of [`Scores`]; rates are shares in `[0, 1]`, not per cent.

@@ -128,6 +128,16 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// Computes what [`figures`] prepared, with U-U's thresholds for the masked settings if it is there.
+    ///
+    /// # Errors
+    /// When there are more folds than comparisons.
+    pub fn of(prepared: &BTreeMap<Setting, Figures>) -> Result<Self> {
+        let unmasked = prepared.get(&Setting::UU);
+        let result = |(&setting, figures): (&Setting, &Figures)| Ok((setting, figures.compute(unmasked)?));
+        Ok(Self { settings: prepared.iter().map(result).collect::<Result<_>>()? })
+    }
+
     /// Returns the figures of `setting`.
     ///
     /// # Panics
@@ -151,25 +161,20 @@ pub fn evaluate(
     progress: impl FnMut(usize, usize),
 ) -> Result<Evaluation> {
     let scores = compare(model, test, config, progress)?;
-    figures(scores.iter().map(|(s, c)| (*s, c)), test.num_folds, config)
+    Evaluation::of(&figures(scores.iter().map(|(s, c)| (*s, c)), test.num_folds, config)?)
 }
 
-/// Returns the figures of all settings, whose comparisons fall into `num_folds` folds of equal size, fewer than two for none.
+/// Prepares the figures of all settings, whose comparisons fall into `num_folds` folds of equal size, fewer than two for none.
 ///
 /// # Errors
 /// When a setting is out of range or the pairs are too few.
 pub fn figures<'a>(
     scores: impl IntoIterator<Item = (Setting, &'a Comparisons)>,
     num_folds: usize,
-    config: &EvalConfig,
-) -> Result<Evaluation> {
-    let mut prepared = BTreeMap::new();
-    for (setting, comparisons) in scores {
-        prepared.insert(setting, Figures::new(comparisons, num_folds, &config.bootstrap)?);
-    }
-    let unmasked = prepared.get(&Setting::UU);
-    let result = |(&setting, figures): (&Setting, &Figures)| Ok((setting, figures.compute(unmasked)?));
-    Ok(Evaluation { settings: prepared.iter().map(result).collect::<Result<_>>()? })
+    config: &'a EvalConfig,
+) -> Result<BTreeMap<Setting, Figures<'a>>> {
+    let prepare = |(setting, comparisons)| Ok((setting, Figures::new(comparisons, num_folds, &config.bootstrap)?));
+    scores.into_iter().map(prepare).collect()
 }
 
 /// Compares the pairs of `test` by the cosine of their embeddings in every setting; `progress(done, total)` counts embedded images.

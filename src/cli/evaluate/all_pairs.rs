@@ -4,12 +4,12 @@ use anyhow::{Context, Result, bail};
 use image::RgbImage;
 
 use super::Run;
-use super::output::{Names, Output, title};
+use super::output::{Output, Pairs, title};
 use super::provenance::sha256_of_images;
 use crate::cli::progress::Progress;
+use crate::data::mask::MaskProtocol;
 use crate::data::{Dataset, open_source, read_conditions};
-use crate::eval::{MaskedFaces, Setting, compare_all_pairs, figures};
-use crate::report::Hardest;
+use crate::eval::{Evaluation, MaskedFaces, compare_all_pairs, figures};
 use crate::train::Event;
 
 /// Measures every model.
@@ -32,23 +32,22 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
         let context = || named.name.clone();
         let on = |done, total| progress.show(Event::Embedded { done, total });
         let found = compare_all_pairs(&named.model, images, worn.as_deref(), config, on).with_context(context)?;
-        let evaluation = figures(found.iter().map(|(s, (_, c))| (*s, c)), 0, config).with_context(context)?;
-        for (setting, (pairs, comparisons)) in &found {
-            let names = Names {
-                images: Box::new(|k| pairs.images(k).map(|image| images.name(image))),
-                person: Box::new(|label| images.identity_name(label)),
-            };
+        let prepared = figures(found.iter().map(|(s, (_, c))| (*s, c)), 0, config).with_context(context)?;
+        let evaluation = Evaluation::of(&prepared).with_context(context)?;
+        for (setting, figures) in &prepared {
+            let (pairs, _) = &found[setting];
             let face = |k: usize, side: usize| {
                 let image = pairs.images(k)[side];
-                let is_drawn = worn.is_none() && (*setting == Setting::MM || (*setting == Setting::UM && side == 1));
+                let is_drawn = worn.is_none() && setting.masked(MaskProtocol::Corrected, k, pairs.len())[side];
                 let face = if is_drawn { masked_faces.get(image)? } else { images.get(image)?.image };
                 Ok((face, title(images, image)))
             };
-            let result = evaluation.get(*setting).clone();
-            let measured = output.take(run, &named.name, setting.name(), comparisons, result, &names)?;
-            if run.args.faces > 0 {
-                measured.hardest = Some(Hardest::find(comparisons, run.args.faces, face)?);
-            }
+            let shown = Pairs {
+                images: Box::new(|k| pairs.images(k).map(|image| images.name(image))),
+                person: Box::new(|label| images.identity_name(label)),
+                face: Some(Box::new(face)),
+            };
+            output.take(run, &named.name, setting.name(), figures, evaluation.get(*setting).clone(), &shown)?;
         }
         output.evaluations.push(evaluation);
     }

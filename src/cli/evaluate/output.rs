@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
+use image::RgbImage;
 use serde_json::{Map, Value, json};
 
 use super::{Named, Protocol, Run};
 use crate::cli::{print, print_json};
 use crate::data::Dataset;
-use crate::eval::{Comparisons, Evaluation, Scores, SettingResult, write_scores};
+use crate::eval::{Evaluation, Figures, SettingResult, write_scores};
 use crate::eval::{details, identification_table, operating_points, table, table_as_is};
 use crate::files::sha256;
-use crate::report::{Measured, Report, Searched};
+use crate::report::{Hardest, Measured, Report, Searched};
 
 /// What a protocol measured.
 #[derive(Default)]
@@ -40,19 +41,22 @@ impl Output {
         run: &Run,
         model: &str,
         setting: &str,
-        comparisons: &Comparisons,
+        figures: &Figures,
         result: SettingResult,
-        names: &Names,
-    ) -> Result<&mut Measured> {
-        let scores = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?;
-        let mut measured = Measured::new(model, setting, result, &scores);
+        pairs: &Pairs,
+    ) -> Result<()> {
+        let comparisons = figures.comparisons();
+        let mut measured = Measured::new(model, setting, result, figures.scores());
         if let Some(folder) = run.scores_folder()? {
             let file = format!("{}-{setting}.csv", file_name(model));
-            write_scores(&folder.join(&file), comparisons, &names.images, &names.person)?;
+            write_scores(&folder.join(&file), comparisons, &pairs.images, &pairs.person)?;
             measured.scores = run.args.report.as_ref().map(|_| format!("scores/{file}"));
         }
+        if let Some(face) = pairs.face.as_ref().filter(|_| run.args.faces > 0) {
+            measured.hardest = Some(Hardest::find(comparisons, run.args.faces, face)?);
+        }
         self.measured.push(measured);
-        Ok(self.measured.last_mut().expect("one was pushed"))
+        Ok(())
     }
 
     /// Prints the figures, and writes the report if one is asked for.
@@ -144,12 +148,17 @@ impl Output {
 /// The setting of comparisons of templates.
 pub(super) const TEMPLATES: &str = "1:1";
 
-/// What images and people are called, in files of scores.
-pub(super) struct Names<'a> {
+/// Returns an image of a pair, by the pair's number and its side, 0 or 1, as a model saw it, and what it is called.
+type FaceOf<'a> = Box<dyn Fn(usize, usize) -> crate::Result<(RgbImage, String)> + 'a>;
+
+/// Whose and which images the pairs of a setting are.
+pub(super) struct Pairs<'a> {
     /// The two images of pair `k`.
     pub images: Box<dyn Fn(usize) -> [String; 2] + 'a>,
     /// Who a number is.
     pub person: Box<dyn Fn(u32) -> String + 'a>,
+    /// Their faces; none where pairs are not of images.
+    pub face: Option<FaceOf<'a>>,
 }
 
 /// What is written below an image in a report.

@@ -4,12 +4,12 @@ use anyhow::{Context, Result};
 use image::RgbImage;
 
 use super::Run;
-use super::output::{Names, Output, title};
+use super::output::{Output, Pairs, title};
 use super::provenance::sha256_of_images;
 use crate::cli::progress::Progress;
 use crate::data::TestSet;
-use crate::eval::{Figures, MaskedFaces, compare, compare_as_is, figures};
-use crate::report::{Hardest, REAL_MASKS};
+use crate::eval::{Evaluation, Figures, MaskedFaces, compare, compare_as_is, figures};
+use crate::report::REAL_MASKS;
 use crate::train::Event;
 
 /// Measures every model.
@@ -18,9 +18,10 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
     let test = run.config.data.open_test()?;
     let photos = run.config.data.open_real_masks()?;
     for set in [Some(&test), photos.as_ref()].into_iter().flatten() {
-        if let Some(&first) = set.repeated_pairs().first() {
+        let repeated = set.repeated_pairs();
+        if let Some(&first) = repeated.first() {
             let [a, b] = sides(set, first).map(|image| title(set.images.as_ref(), image));
-            let (num, what) = (set.repeated_pairs().len(), &set.description);
+            let (num, what) = (repeated.len(), &set.description);
             eprintln!("{what}: {num} pairs come again, the first one {a} and {b}: they count each time");
         }
     }
@@ -34,35 +35,26 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
         let context = || named.name.clone();
         let mut on = |done, total| progress.show(Event::Embedded { done, total });
         let scores = compare(&named.model, &test, config, &mut on).with_context(context)?;
-        let evaluation = figures(scores.iter().map(|(s, c)| (*s, c)), test.num_folds, config).with_context(context)?;
-        for (setting, comparisons) in &scores {
-            let face = |k: usize, side: usize| {
-                let image = sides(&test, k)[side];
-                let is_masked = setting.masked(config.mask.protocol, k, test.pairs.len())[side];
-                let face = if is_masked { masked_faces.get(image)? } else { test.images.get(image)?.image };
-                Ok((face, title(test.images.as_ref(), image)))
-            };
+        let prepared = figures(scores.iter().map(|(s, c)| (*s, c)), test.num_folds, config).with_context(context)?;
+        let evaluation = Evaluation::of(&prepared).with_context(context)?;
+        for (setting, figures) in &prepared {
+            let face =
+                |image: usize, k: usize, side: usize| match setting.masked(config.mask.protocol, k, test.pairs.len())
+                    [side]
+                {
+                    true => masked_faces.get(image),
+                    false => Ok(test.images.get(image)?.image),
+                };
             let result = evaluation.get(*setting).clone();
-            let measured = output.take(run, &named.name, setting.name(), comparisons, result, &names(&test))?;
-            if run.args.faces > 0 {
-                measured.hardest = Some(Hardest::find(comparisons, run.args.faces, face)?);
-            }
+            output.take(run, &named.name, setting.name(), figures, result, &pairs(&test, face))?;
         }
         output.evaluations.push(evaluation);
         if let Some(photos) = &photos {
             let comparisons = compare_as_is(&named.model, photos, config, on).with_context(context)?;
-            let result = Figures::new(&comparisons, photos.num_folds, &config.bootstrap)
-                .and_then(|figures| figures.compute(None))
-                .with_context(context)?;
-            let face = |k: usize, side: usize| {
-                let image = sides(photos, k)[side];
-                Ok((photos.images.get(image)?.image, title(photos.images.as_ref(), image)))
-            };
-            let names = names(photos);
-            let measured = output.take(run, &named.name, REAL_MASKS, &comparisons, result.clone(), &names)?;
-            if run.args.faces > 0 {
-                measured.hardest = Some(Hardest::find(&comparisons, run.args.faces, face)?);
-            }
+            let figures = Figures::new(&comparisons, photos.num_folds, &config.bootstrap).with_context(context)?;
+            let result = figures.compute(None).with_context(context)?;
+            let face = |image: usize, _, _| Ok(photos.images.get(image)?.image);
+            output.take(run, &named.name, REAL_MASKS, &figures, result.clone(), &pairs(photos, face))?;
             output.real_masks.push(result);
         }
     }
@@ -76,10 +68,15 @@ fn sides(test: &TestSet, k: usize) -> [usize; 2] {
     [test.pairs[k].a, test.pairs[k].b]
 }
 
-fn names(test: &TestSet) -> Names<'_> {
-    Names {
+/// The pairs of a set; `face(image, k, side)` gives an image as it is compared in pair `k`.
+fn pairs<'a>(test: &'a TestSet, face: impl Fn(usize, usize, usize) -> crate::Result<RgbImage> + 'a) -> Pairs<'a> {
+    Pairs {
         images: Box::new(|k| sides(test, k).map(|image| test.images.name(image))),
         person: Box::new(|label| test.images.identity_name(label)),
+        face: Some(Box::new(move |k, side| {
+            let image = sides(test, k)[side];
+            Ok((face(image, k, side)?, title(test.images.as_ref(), image)))
+        })),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 
 use super::Run;
-use super::output::{Names, Output, TEMPLATES};
+use super::output::{Output, Pairs, TEMPLATES};
 use super::provenance::sha256_of_images;
 use crate::cli::progress::Progress;
 use crate::data::{PersonTemplate, TemplateSet};
@@ -34,11 +34,12 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
             let figures = Figures::new(&comparisons, 0, &config.bootstrap).with_context(context)?;
             let result = figures.compute(None).with_context(context)?;
             output.notes.push(as_published(&named.name, &figures));
-            let names = Names {
+            let pairs = Pairs {
                 images: Box::new(|k| [set.pairs[k].a, set.pairs[k].b].map(|template| format!("template {template}"))),
                 person: Box::new(|person| person.to_string()),
+                face: None,
             };
-            output.take(run, &named.name, TEMPLATES, &comparisons, result, &names)?;
+            output.take(run, &named.name, TEMPLATES, &figures, result, &pairs)?;
         }
         let side = |list: &[PersonTemplate]| {
             let rows = templates.rows(list.iter().map(|t| t.template))?;

@@ -1,0 +1,49 @@
+//! A model's file that a command is to write.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use candle_core::DType;
+
+use crate::models::{Model, export_onnx, save_model};
+
+/// A new .safetensors or .onnx file.
+pub(super) struct ModelFile {
+    path: PathBuf,
+    is_onnx: bool,
+}
+
+impl ModelFile {
+    /// Checks the name of a file before the work.
+    ///
+    /// # Errors
+    /// When the file exists or its extension is another.
+    pub fn new(path: &Path) -> Result<Self> {
+        if path.exists() {
+            bail!("{}: exists", path.display());
+        }
+        let is_onnx = match path.extension().and_then(|e| e.to_str()).unwrap_or_default() {
+            "safetensors" => false,
+            "onnx" => true,
+            other => bail!("{}: expected .safetensors or .onnx, found {other:?}", path.display()),
+        };
+        Ok(Self { path: path.to_owned(), is_onnx })
+    }
+
+    /// Whether it is an ONNX graph, which computes in f32.
+    pub fn is_onnx(&self) -> bool {
+        self.is_onnx
+    }
+
+    /// Writes the model; `dtype` is that of a .safetensors file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, model: &Model, dtype: DType) -> Result<()> {
+        match self.is_onnx {
+            true => export_onnx(&self.path, model)?,
+            false => save_model(&self.path, model, dtype)?,
+        }
+        Ok(())
+    }
+}
