@@ -24,9 +24,11 @@ pub mod ops;
 pub mod optim;
 pub mod pickle;
 pub mod preprocessing;
+mod protobuf;
 #[cfg(feature = "cli")]
 pub mod report;
 mod table;
+pub(crate) mod tensorboard;
 pub mod testing;
 pub mod train;
 pub mod weights;

@@ -1,8 +1,7 @@
-//! The ONNX format, as far as networks of convolutions need it: read from and written to protocol buffers by a small
-//! reader of their wire format. Field numbers are those of `onnx.proto3` (onnx/onnx, IR version 10).
+//! The ONNX format, as far as networks of convolutions need it: read from and written to protocol buffers.
+//! Field numbers are those of `onnx.proto3` (onnx/onnx, IR version 10).
 
 mod read;
-mod wire;
 mod write;
 
 use std::collections::BTreeMap;

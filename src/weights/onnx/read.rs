@@ -5,9 +5,9 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
-use super::wire::{Field, Reader, Result, Value, WireError};
 use super::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
 use crate::error::Error;
+use crate::protobuf::{Field, Reader, Result, Value, WireError};
 
 /// The most operations, weights, settings and names of one kind that are read: a forged file could hold a hundred
 /// million empty ones, each far larger in memory than in the file. The largest network of ours has 900 operations.

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use super::wire::Writer;
 use super::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::protobuf::Writer;
 
 /// IR version 8 came with opset 15, and every runtime of the last years reads it.
 const IR_VERSION: i64 = 8;

@@ -2,16 +2,16 @@
 
 /// A field's number and value, as the wire has them.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Field<'a> {
-    pub(super) number: u32,
-    pub(super) value: Value<'a>,
+pub(crate) struct Field<'a> {
+    pub(crate) number: u32,
+    pub(crate) value: Value<'a>,
     /// Where the field starts in the file.
-    pub(super) offset: usize,
+    pub(crate) offset: usize,
 }
 
 /// A field's value by wire type.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Value<'a> {
+pub(crate) enum Value<'a> {
     Varint(u64),
     Fixed64([u8; 8]),
     Bytes { bytes: &'a [u8], offset: usize },
@@ -20,15 +20,15 @@ pub(super) enum Value<'a> {
 
 /// What is wrong with the bytes, and where.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct WireError {
-    pub(super) offset: usize,
-    pub(super) what: String,
+pub(crate) struct WireError {
+    pub(crate) offset: usize,
+    pub(crate) what: String,
 }
 
-pub(super) type Result<T> = std::result::Result<T, WireError>;
+pub(crate) type Result<T> = std::result::Result<T, WireError>;
 
 /// Reads the fields of one message.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     position: usize,
     /// Where `bytes` starts in the file.
@@ -37,12 +37,12 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Reads `bytes`, which start at byte `start` of the file.
-    pub(super) fn new(bytes: &'a [u8], start: usize) -> Self {
+    pub(crate) fn new(bytes: &'a [u8], start: usize) -> Self {
         Self { bytes, position: 0, start }
     }
 
     /// Returns the next field, none at the end.
-    pub(super) fn next(&mut self) -> Result<Option<Field<'a>>> {
+    pub(crate) fn next(&mut self) -> Result<Option<Field<'a>>> {
         if self.position == self.bytes.len() {
             return Ok(None);
         }
@@ -67,7 +67,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns the next varint, none at the end: for packed fields.
-    pub(super) fn next_varint(&mut self) -> Result<Option<u64>> {
+    pub(crate) fn next_varint(&mut self) -> Result<Option<u64>> {
         if self.position == self.bytes.len() { Ok(None) } else { self.varint().map(Some) }
     }
 
@@ -100,27 +100,34 @@ impl<'a> Reader<'a> {
 
 /// Writes the fields of one message.
 #[derive(Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     bytes: Vec<u8>,
 }
 
 impl Writer {
     /// Appends an integer field.
-    pub(super) fn int(mut self, number: u32, value: i64) -> Self {
+    pub(crate) fn int(mut self, number: u32, value: i64) -> Self {
         self.tag(number, 0);
         self.varint(value as u64);
         self
     }
 
     /// Appends a 32-bit float field.
-    pub(super) fn float(mut self, number: u32, value: f32) -> Self {
+    pub(crate) fn float(mut self, number: u32, value: f32) -> Self {
         self.tag(number, 5);
         self.bytes.extend(value.to_le_bytes());
         self
     }
 
+    /// Appends a 64-bit float field.
+    pub(crate) fn double(mut self, number: u32, value: f64) -> Self {
+        self.tag(number, 1);
+        self.bytes.extend(value.to_le_bytes());
+        self
+    }
+
     /// Appends a field of bytes or text.
-    pub(super) fn bytes(mut self, number: u32, bytes: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, number: u32, bytes: &[u8]) -> Self {
         self.tag(number, 2);
         self.varint(bytes.len() as u64);
         self.bytes.extend(bytes);
@@ -128,12 +135,12 @@ impl Writer {
     }
 
     /// Appends a message field.
-    pub(super) fn message(self, number: u32, message: Self) -> Self {
+    pub(crate) fn message(self, number: u32, message: Self) -> Self {
         self.bytes(number, &message.bytes)
     }
 
     /// Returns the message.
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.bytes
     }
 
@@ -157,17 +164,22 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let inner = Writer::default().bytes(1, b"abc");
-        let bytes = Writer::default().int(1, -1).int(2, 300).float(3, 1.5).message(16, inner).finish();
+        let bytes = Writer::default().int(1, -1).int(2, 300).float(3, 1.5).double(4, -2.5).message(16, inner).finish();
         let mut reader = Reader::new(&bytes, 0);
         let mut values = Vec::new();
         while let Some(field) = reader.next().unwrap() {
             values.push((field.number, field.value));
         }
         assert_eq!(
-            values[..3],
-            [(1, Value::Varint(u64::MAX)), (2, Value::Varint(300)), (3, Value::Fixed32(1.5f32.to_le_bytes())),]
+            values[..4],
+            [
+                (1, Value::Varint(u64::MAX)),
+                (2, Value::Varint(300)),
+                (3, Value::Fixed32(1.5f32.to_le_bytes())),
+                (4, Value::Fixed64((-2.5f64).to_le_bytes())),
+            ]
         );
-        assert!(matches!(values[3], (16, Value::Bytes { bytes: b"\x0a\x03abc", .. })));
+        assert!(matches!(values[4], (16, Value::Bytes { bytes: b"\x0a\x03abc", .. })));
     }
 
     #[test]
