@@ -1,10 +1,9 @@
 //! The pairs that a model is most wrong about, as pictures in the page.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 
+use super::document;
 use crate::error::{Error, Result};
 use crate::eval::Comparisons;
 
@@ -70,7 +69,7 @@ fn address(image: &RgbImage) -> Result<String> {
     let mut bytes = Vec::new();
     let written = JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).encode_image(image);
     written.map_err(|e| Error::Evaluation(format!("a face of the report: {e}")))?;
-    Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(bytes)))
+    Ok(document::address("image/jpeg", &bytes))
 }
 
 #[cfg(test)]

@@ -1,12 +1,16 @@
 //! What an evaluation found, as a folder to keep and to show: `report.json` for machines, `report.md`, and `report.html`, one page that
-//! needs nothing else.
+//! needs nothing else; and how a training went, as such a page.
 
+mod axis;
+mod curve_plot;
+mod document;
 mod faces;
 mod json;
 mod markdown;
 mod page;
 mod plot;
 mod probit;
+mod training;
 
 use std::path::Path;
 
@@ -14,10 +18,14 @@ use serde_json::Value;
 
 pub use faces::{FacePair, Hardest};
 pub use json::{REAL_MASKS, REPORT_FILE, ReportFile};
+pub use training::{ArmCurves, EvaluationPoint, FIGURES, SampleRow, StepPoint, TrainingReport};
 
 use crate::error::{Error, Result};
 use crate::eval::{Histogram, Identification, OperatingPoint, Scores, SettingResult};
 use crate::files::write_atomic;
+
+/// The page.
+const PAGE_FILE: &str = "report.html";
 
 /// Everything that a report says.
 #[derive(Debug)]
@@ -91,7 +99,7 @@ impl Report {
         let page = page::page(self)?;
         write_atomic(&folder.join(REPORT_FILE), json::json(self)?.as_bytes())?;
         write_atomic(&folder.join("report.md"), markdown::markdown(self).as_bytes())?;
-        write_atomic(&folder.join("report.html"), page.as_bytes())
+        write_atomic(&folder.join(PAGE_FILE), page.as_bytes())
     }
 
     /// The models, in their order.
@@ -117,9 +125,11 @@ impl Report {
 /// When there is a report in it, or it cannot be made.
 pub fn refuse_to_replace(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let path = folder.join(REPORT_FILE);
-    if path.exists() {
-        return Err(Error::Io { source: std::io::Error::other("there is a report already"), path });
+    // The page of a training has the same name.
+    for path in [REPORT_FILE, PAGE_FILE].map(|name| folder.join(name)) {
+        if path.exists() {
+            return Err(Error::Io { source: std::io::Error::other("there is a report already"), path });
+        }
     }
     Ok(())
 }

@@ -1,14 +1,13 @@
-//! `report.html`: one page, without scripts and without anything to load.
+//! `report.html` of an evaluation.
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, PreEscaped, html};
 
+use super::document::{document, provenance, short};
 use super::faces::FacePair;
 use super::markdown::has_mark;
 use super::{Measured, Report, plot};
 use crate::error::Result;
 use crate::eval::{AtFmr, SettingResult, TOO_FEW, figure_rows};
-
-const STYLE: &str = include_str!("page.css");
 
 pub(super) fn page(report: &Report) -> Result<String> {
     let models = report.models();
@@ -16,33 +15,15 @@ pub(super) fn page(report: &Report) -> Result<String> {
     for model in &models {
         sections.push(section(report, model)?);
     }
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                title { "Evaluation: " (report.title) }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                header {
-                    h1 { (report.title) }
-                    p { "Face verification as measured by " code { "maskinv evaluate" } ". Scores are cosines; a pair is accepted from a threshold on." }
-                }
-                main {
-                    @if models.len() > 1 { (side_by_side(report, &models)?) }
-                    @for section in &sections { (section) }
-                    (provenance(report))
-                }
-                footer {
-                    p { "Face images are personal data: keep this page where the images may be. Error rates hold for people and photos like those of the test set." }
-                }
-            }
-        }
+    let lead = html! {
+        "Face verification as measured by " code { "maskinv evaluate" } ". Scores are cosines; a pair is accepted from a threshold on."
     };
-    Ok(page.into_string())
+    let body = html! {
+        @if models.len() > 1 { (side_by_side(report, &models)?) }
+        @for section in &sections { (section) }
+        (provenance("How this was measured", &report.provenance))
+    };
+    Ok(document("Evaluation", &report.title, &lead, &body))
 }
 
 /// Every model's curve, setting by setting.
@@ -187,23 +168,4 @@ fn faces(pairs: &[FacePair]) -> Markup {
             }
         }
     }
-}
-
-fn provenance(report: &Report) -> Markup {
-    html! {
-        section {
-            h2 { "How this was measured" }
-            div.scroll {
-                table.provenance {
-                    tbody { @for (name, what) in &report.provenance { tr { th { (name) } td { (what) } } } }
-                }
-            }
-        }
-    }
-}
-
-/// The end of a long name: a legend is small.
-fn short(name: &str) -> &str {
-    let start = name.char_indices().rev().nth(27).map_or(0, |(at, _)| at);
-    &name[start..]
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::eval::{Histogram, OperatingPoint};
 
 /// Colours that people with any colour vision tell apart, on black and on white (Okabe and Ito).
-const COLOURS: [RGBColor; 6] = [
+pub(super) const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -17,8 +17,8 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(86, 180, 233),
 ];
 const SIZE: (u32, u32) = (520, 400);
-const TEXT: (&str, i32) = ("sans-serif", 14);
-const TITLE: (&str, i32) = ("sans-serif", 17);
+pub(super) const TEXT: (&str, i32) = ("sans-serif", 14);
+pub(super) const TITLE: (&str, i32) = ("sans-serif", 17);
 
 /// A named curve.
 pub(super) type Line<'a> = (&'a str, &'a [OperatingPoint]);

@@ -1,0 +1,421 @@
+//! `report.html` of a training: what each arm's figures were, step by step.
+
+use std::path::Path;
+
+use maud::{Markup, PreEscaped, html};
+
+use super::PAGE_FILE;
+use super::axis::Scale;
+use super::curve_plot::{Bucket, Curve, Plot, bucket_size, buckets, ends, legend};
+use super::document::{address, document, provenance, short};
+use crate::error::{Error, Result};
+use crate::files::write_atomic;
+
+/// The figures of a step: the key and the title of each, in the order of [`StepPoint::values`].
+pub const FIGURES: [(&str, &str); 8] = [
+    ("loss", "Loss"),
+    ("margin_loss", "Margin loss"),
+    ("distill_loss", "Distillation loss"),
+    ("grad_norm", "Gradient norm"),
+    ("lr", "Learning rate"),
+    ("target_cosine", "Target cosine"),
+    ("mean_cosine", "Mean cosine"),
+    ("images_per_s", "Images per second"),
+];
+/// Those that are told apart by their magnitudes, where they differ by more than a decade.
+const MAGNITUDES: [&str; 3] = ["distill_loss", "grad_norm", "lr"];
+
+/// Everything that the page of a training says.
+#[derive(Clone, Debug, Default)]
+pub struct TrainingReport {
+    /// What was trained, for people.
+    pub title: String,
+    /// What is needed to repeat it, for people: a name and what it is.
+    pub provenance: Vec<(String, String)>,
+    /// One for each arm, in the order of their training.
+    pub arms: Vec<ArmCurves>,
+    /// Images of a batch, a strip below another: the teacher's above the student's.
+    pub samples: Vec<SampleRow>,
+    /// The tables of results as the command line prints them; none before there are any.
+    pub tables: Vec<String>,
+    /// What the tables say, in words; may be empty.
+    pub conclusion: String,
+}
+
+/// One arm's figures over its steps.
+#[derive(Clone, Debug, Default)]
+pub struct ArmCurves {
+    /// The arm's name.
+    pub name: String,
+    /// Whether it has taken its last step.
+    pub is_finished: bool,
+    /// Every step, in their order.
+    pub steps: Vec<StepPoint>,
+    /// Every evaluation, in the order of their steps.
+    pub evaluations: Vec<EvaluationPoint>,
+    /// What happened on the way that people should know.
+    pub notices: Vec<String>,
+}
+
+/// The figures of one step.
+#[derive(Clone, Debug, Default)]
+pub struct StepPoint {
+    /// The step, by which points are drawn.
+    pub step: usize,
+    /// Its epoch, from 0.
+    pub epoch: usize,
+    /// The figures, as many as [`FIGURES`]; `None` where one was not finite or not measured.
+    pub values: Vec<Option<f64>>,
+}
+
+/// The error rates after one step.
+#[derive(Clone, Debug, Default)]
+pub struct EvaluationPoint {
+    /// The step.
+    pub step: usize,
+    /// What was compared, such as `U-M`, and its EER as a share.
+    pub eer: Vec<(String, f64)>,
+}
+
+/// A strip of images of a training batch.
+#[derive(Clone, Debug, Default)]
+pub struct SampleRow {
+    /// Who saw them.
+    pub caption: String,
+    /// The files, PNG.
+    pub images: Vec<Vec<u8>>,
+}
+
+impl TrainingReport {
+    /// Writes the page into `folder`, which is made if it is missing; an older page is replaced, as a training goes on.
+    ///
+    /// # Errors
+    /// When the folder cannot be written to or a curve cannot be drawn.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let page = self.page()?;
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        write_atomic(&folder.join(PAGE_FILE), page.as_bytes())
+    }
+
+    fn page(&self) -> Result<String> {
+        let lead = html! { "Training as recorded by " code { "maskinv train" } ", step by step." };
+        let body = html! {
+            (self.curves()?)
+            (self.samples())
+            (self.results())
+            (self.notices())
+            (provenance("How this was trained", &self.provenance))
+        };
+        Ok(document("Training", &self.title, &lead, &body))
+    }
+
+    fn curves(&self) -> Result<Markup> {
+        let mut plots = Vec::new();
+        for figure in 0..FIGURES.len() {
+            plots.extend(self.figure(figure)?);
+        }
+        for arm in &self.arms {
+            plots.extend(self.error_rates(arm)?);
+        }
+        let steps_a_point = self.arms.iter().map(|arm| bucket_size(arm.steps.len())).max().unwrap_or(1);
+        Ok(html! {
+            section {
+                h2 { "Curves" }
+                @if self.arms.is_empty() { p { "Nothing is trained yet." } } @else { div.scroll { (self.overview()) } }
+                @if steps_a_point > 1 {
+                    p.note { "A point is the mean of up to " (steps_a_point) " steps, the band around it goes from the lowest to the highest of them." }
+                }
+                div.plots.wide { @for plot in &plots { (plot) } }
+            }
+        })
+    }
+
+    /// How far every arm is.
+    fn overview(&self) -> Markup {
+        let last_loss = |arm: &ArmCurves| {
+            let loss = arm.steps.iter().rev().find_map(|point| point.value(0));
+            loss.map_or(
+                "-".to_owned(),
+                |loss| if loss.abs() < 1e6 { format!("{loss:.4}") } else { format!("{loss:.3e}") },
+            )
+        };
+        let num_epochs = |arm: &ArmCurves| arm.steps.last().map_or(0, |point| point.epoch.saturating_add(1));
+        html! {
+            table {
+                thead { tr { th { "arm" } th { "state" } th { "steps" } th { "epochs" } th { "last loss" } } }
+                tbody {
+                    @for arm in &self.arms {
+                        tr {
+                            th { (arm.name) }
+                            td { @if arm.is_finished { "finished" } @else { "not finished" } }
+                            td { (arm.steps.len()) }
+                            td { (num_epochs(arm)) }
+                            td { (last_loss(arm)) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the axes of steps end: those of all plots, so that they can be compared.
+    fn last_step(&self) -> usize {
+        let steps = self.arms.iter().flat_map(|arm| arm.steps.iter().map(|point| point.step));
+        let evaluated = self.arms.iter().flat_map(|arm| arm.evaluations.iter().map(|point| point.step));
+        steps.chain(evaluated).max().unwrap_or(0)
+    }
+
+    /// A figure's plot, a line for each arm that has it; none if none has.
+    fn figure(&self, figure: usize) -> Result<Option<Markup>> {
+        let (key, title) = FIGURES[figure];
+        let (mut curves, mut gaps) = (Vec::new(), Vec::new());
+        for (colour, arm) in self.arms.iter().enumerate() {
+            let points = buckets(&arm.steps, figure);
+            if points.is_empty() {
+                continue;
+            }
+            let num_missing = arm.steps.iter().filter(|point| point.value(figure).is_none()).count();
+            if num_missing > 0 {
+                gaps.push(format!("{num_missing} of {} of {}", arm.steps.len(), arm.name));
+            }
+            curves.push(Curve { name: &arm.name, colour, points });
+        }
+        let [low, high] = ends(&curves);
+        // Without a division, which may give more than a number.
+        let is_log = MAGNITUDES.contains(&key) && low > 0.0 && high / 10.0 > low;
+        let scale = if is_log { Scale::Log } else { Scale::Linear };
+        drawn(&Plot { title, scale, has_marks: false, last_step: self.last_step(), curves: &curves }, &gaps.join(", "))
+    }
+
+    /// The plot of an arm's error rates, a line for each setting; none if it was not evaluated.
+    fn error_rates(&self, arm: &ArmCurves) -> Result<Option<Markup>> {
+        let mut curves: Vec<Curve> = Vec::new();
+        for EvaluationPoint { step, eer } in &arm.evaluations {
+            let per_cent = eer.iter().map(|(name, eer)| (name, 100.0 * eer));
+            for (name, eer) in per_cent.filter(|(_, eer)| eer.is_finite()) {
+                let at = curves.iter().position(|curve| curve.name == name).unwrap_or_else(|| {
+                    curves.push(Curve { name, colour: curves.len(), points: Vec::new() });
+                    curves.len() - 1
+                });
+                curves[at].points.push(Bucket::of_one(*step, eer));
+            }
+        }
+        let title = format!("{}: EER, %", short(&arm.name));
+        let last_step = self.last_step();
+        drawn(&Plot { title: &title, scale: Scale::Linear, has_marks: true, last_step, curves: &curves }, "")
+    }
+
+    fn samples(&self) -> Markup {
+        html! {
+            @if !self.samples.is_empty() {
+                section {
+                    h2 { "What the networks saw" }
+                    div.scroll {
+                        @for SampleRow { caption, images } in &self.samples {
+                            figure {
+                                figcaption { (caption) }
+                                div.strip { @for image in images { img src=(address("image/png", image)) alt=(caption); } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn results(&self) -> Markup {
+        html! {
+            section {
+                h2 { "Results" }
+                @for table in &self.tables { pre { (table) } }
+                @if !self.conclusion.is_empty() { p.said { (self.conclusion) } }
+                @if self.tables.is_empty() && self.conclusion.is_empty() { p { "None yet." } }
+            }
+        }
+    }
+
+    fn notices(&self) -> Markup {
+        let num: usize = self.arms.iter().map(|arm| arm.notices.len()).sum();
+        html! {
+            section {
+                h2 { "Notices" }
+                @if num == 0 { p { "None." } } @else {
+                    details {
+                        summary { (num) @if num == 1 { " notice" } @else { " notices" } }
+                        @for arm in self.arms.iter().filter(|arm| !arm.notices.is_empty()) {
+                            h3 { (arm.name) }
+                            ul { @for notice in &arm.notices { li { (notice) } } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl StepPoint {
+    /// A figure, if it is a number.
+    pub(super) fn value(&self, figure: usize) -> Option<f64> {
+        self.values.get(figure).copied().flatten().filter(|value| value.is_finite())
+    }
+}
+
+/// A plot above what its lines are and where they have gaps; none without a line.
+fn drawn(plot: &Plot, gaps: &str) -> Result<Option<Markup>> {
+    if plot.curves.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(html! {
+        figure {
+            (PreEscaped(plot.svg()?))
+            figcaption.legend {
+                (legend(plot.curves))
+                @if !gaps.is_empty() { p { "Steps that were not finite or not measured: " (gaps) "." } }
+            }
+        }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An arm of which every figure is `value` of the step.
+    fn arm(name: &str, num_steps: usize, value: impl Fn(usize) -> Option<f64>) -> ArmCurves {
+        let point = |step| StepPoint { step, epoch: step / 100, values: vec![value(step); FIGURES.len()] };
+        ArmCurves { name: name.to_owned(), steps: (0..num_steps).map(point).collect(), ..Default::default() }
+    }
+
+    fn page(arms: Vec<ArmCurves>) -> String {
+        TrainingReport { title: "a training".to_owned(), arms, ..Default::default() }.page().unwrap()
+    }
+
+    #[test]
+    fn a_page_says_what_it_was_given_and_loads_nothing() {
+        let mut hg = arm("hg", 300, |step| (step % 100 != 7).then_some(1.0 + step as f64));
+        hg.is_finished = true;
+        hg.notices = vec!["a batch was left out".to_owned()];
+        let eer = |share| vec![("U-M".to_owned(), share), ("M-M".to_owned(), f64::NAN)];
+        hg.evaluations =
+            vec![EvaluationPoint { step: 100, eer: eer(0.25) }, EvaluationPoint { step: 300, eer: eer(0.125) }];
+        let mut report = TrainingReport {
+            title: "a training".to_owned(),
+            provenance: vec![("commit".to_owned(), "abc".to_owned())],
+            arms: vec![arm("teacher", 300, |_| None), hg],
+            samples: vec![SampleRow { caption: "teacher".to_owned(), images: vec![vec![1, 2, 3]; 2] }],
+            tables: vec!["model | EER %".to_owned()],
+            conclusion: "It has learnt.".to_owned(),
+        };
+        let page = report.page().unwrap();
+        for part in [
+            "Steps that were not finite or not measured: 3 of 300 of hg.",
+            "hg: EER, %",
+            "U-M",
+            "1 notice<",
+            "a batch was left out",
+            "data:image/png;base64,AQID",
+            "model | EER %",
+            "It has learnt.",
+            "<th>commit</th><td>abc</td>",
+            "<td>finished</td>",
+            "Distillation loss",
+        ] {
+            assert!(page.contains(part), "{part} is missing");
+        }
+        // Eight figures and the error rates; the arm without a number has no line, and neither has the setting.
+        assert_eq!(page.matches("</figure>").count(), FIGURES.len() + 1 + 1);
+        assert!(!page.contains("teacher: ") && !page.contains("M-M") && !page.contains("<script"));
+        let elsewhere =
+            page.match_indices("http").filter(|(at, _)| !page[*at..].starts_with("http://www.w3.org/2000/svg"));
+        assert_eq!(elsewhere.count(), 0);
+
+        // A later page takes the place of an earlier one.
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("new");
+        report.write(&folder).unwrap();
+        report.conclusion = "It has learnt more.".to_owned();
+        report.write(&folder).unwrap();
+        let written = std::fs::read_to_string(folder.join("report.html")).unwrap();
+        assert!(written.contains("It has learnt more."));
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn whatever_the_figures_are_there_is_a_page() {
+        assert!(page(vec![]).contains("Nothing is trained yet."));
+        let empty = page(vec![arm("lg", 0, |_| None)]);
+        assert!(empty.contains("<th>lg</th>") && !empty.contains("<svg"));
+        assert!(!page(vec![arm("lg", 50, |_| None)]).contains("<svg"));
+        let lonely = page(vec![arm("lg", 1, |_| Some(2.0))]);
+        assert_eq!(lonely.matches("<circle").count(), FIGURES.len());
+        let largest = |step: usize| Some([f64::MAX, -f64::MAX, 0.0, f64::INFINITY, f64::NAN, 1e-320][step % 6]);
+        let wide = |step: usize| Some([f64::MAX, 1e-320][step % 2]);
+        let values: [&dyn Fn(usize) -> Option<f64>; 8] = [
+            &|_| Some(0.0),
+            &|_| Some(0.1),
+            &|_| Some(1e30),
+            &|step| Some(1e30 + 1e14 * step as f64),
+            &|_| Some(f64::MAX),
+            &|_| Some(f64::MIN_POSITIVE),
+            &largest,
+            &wide,
+        ];
+        for value in values {
+            for num_steps in [1, 2, 3, 1000] {
+                let page = page(vec![arm("lg", num_steps, value), arm("hg", 10, |step| Some(step as f64))]);
+                assert_eq!(page.matches("<svg width=\"520\"").count(), FIGURES.len());
+                assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
+            }
+        }
+        // Fewer values than figures, and steps without an order.
+        let mut short = arm("lg", 3, |_| Some(1.0));
+        short.steps[1].values.clear();
+        short.steps[0].step = usize::MAX;
+        short.steps[2].epoch = usize::MAX;
+        short.evaluations = vec![EvaluationPoint { step: 0, eer: vec![("U-U".to_owned(), -1e300)] }];
+        assert!(page(vec![short]).contains("not measured: 1 of 3 of lg"));
+    }
+
+    #[test]
+    fn magnitudes_are_on_a_logarithmic_axis_where_they_are_far_apart() {
+        // Decades are marked on such an axis, and on no other of these.
+        let has_decade = |value: fn(usize) -> Option<f64>| page(vec![arm("lg", 300, value)]).matches("0.01\n").count();
+        assert_eq!(has_decade(|step| Some(0.1f64.powi(step as i32 % 4))), MAGNITUDES.len());
+        assert_eq!(has_decade(|step| Some(if step == 0 { 0.0 } else { 0.1f64.powi(step as i32 % 4) })), 0);
+    }
+
+    #[test]
+    fn nothing_is_taken_for_markup() {
+        let name = "<b>&\"'";
+        let text = || name.to_owned();
+        let mut arm = arm(name, 3, |step| (step > 0).then_some(1.0));
+        arm.notices = vec![text()];
+        arm.evaluations = vec![EvaluationPoint { step: 1, eer: vec![(text(), 0.1)] }];
+        let report = TrainingReport {
+            title: text(),
+            provenance: vec![(text(), text())],
+            arms: vec![arm],
+            samples: vec![SampleRow { caption: text(), images: vec![vec![0]] }],
+            tables: vec![text()],
+            conclusion: text(),
+        };
+        let page = report.page().unwrap();
+        assert!(!page.contains("<b>") && page.contains("&lt;b&gt;&amp;"));
+        assert!(page.contains("alt=\"&lt;b&gt;&amp;&quot;'\""), "{page}");
+    }
+
+    #[test]
+    fn a_million_steps_are_a_small_page_soon() {
+        let steps = |i: usize| StepPoint {
+            step: i,
+            epoch: 0,
+            values: vec![Some((i % 977) as f64), Some(1.0 / (1.0 + i as f64))],
+        };
+        let arm = ArmCurves { name: "hg".to_owned(), steps: (0..1_000_000).map(steps).collect(), ..Default::default() };
+        let began = std::time::Instant::now();
+        let page = page(vec![arm]);
+        assert!(page.contains("mean of up to 1667 steps"));
+        assert!(page.len() < 200_000, "{} bytes", page.len());
+        assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    }
+}
