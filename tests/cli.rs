@@ -50,7 +50,7 @@ pub fn faces(root: &Path, people: usize, images: usize) -> Result<PathBuf> {
     for person in 0..people {
         std::fs::create_dir_all(folder.join(format!("p{person}")))?;
         for i in 0..images {
-            let (a, b) = (30 * person as u8, 9 * i as u8);
+            let (a, b) = ((30 * person) as u8, (9 * i) as u8);
             let image = RgbImage::from_fn(112, 112, |x, y| image::Rgb([a.wrapping_add(x as u8), b, y as u8]));
             image.save(folder.join(format!("p{person}/p{person}_{:04}.jpg", i + 1)))?;
         }
@@ -274,6 +274,11 @@ fn the_examples_run() -> Result<()> {
     let onnx = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/onnx/torch_mbf.onnx");
     let text = stdout(&example("verify", &[onnx, str(&face), str(&face), "0.9"])?);
     assert!(text.contains("cosine 1.0000") && text.contains("the same person"), "{text}");
+    let text = stdout(&example("custom_loss", &["3"])?);
+    assert!(text.contains("step 2: loss ") && text.contains("EER of unseen people"), "{text}");
+    let (others, tuned) = (self::faces(&root.path().join("others"), 30, 5)?, root.path().join("tuned"));
+    let text = stdout(&example("fine_tune", &[str(&out.join("aug")), str(&others), str(&tuned)])?);
+    assert!(text.contains("the best so far") && text.contains("is what it learned"), "{text}");
     let text = stdout(&example("download", &[onnx])?);
     assert!(text.contains("MobileFaceNet (linear head)") && text.contains("RGB, (x - 127.5) / 127.5"), "{text}");
     for work in [&["infer", "mbf", "1"][..], &["margin", "4", "50", "16"]] {

@@ -193,6 +193,78 @@ fn training_with_frozen_statistics_equals_the_layers_in_f64() -> Result<()> {
     Ok(())
 }
 
+/// Embeddings, gradients by name and the state after them, of two passes.
+type Passes = (Vec<f32>, Vec<(String, Vec<f32>)>, BTreeMap<String, Vec<f64>>);
+
+fn passes(config: &ModelConfig, recomputes: bool, frozen: &[String]) -> Result<Passes> {
+    let [mut model, _] = models(config)?;
+    model.freeze(frozen)?;
+    let training = if recomputes { model.recomputing()? } else { model.training() };
+    let (mut embeddings, mut gradients) = (Vec::new(), Vec::new());
+    for n in [4, 3] {
+        let [x, _] = images(n, config.input_size)?;
+        let (embedding, recorded) = training.record(&model, &x)?;
+        let grads = recorded.backward(&fill("gy", embedding.dims(), -1.0, 1.0)?.to_dtype(DType::F32)?)?;
+        embeddings.extend(embedding.flatten_all()?.to_vec1::<f32>()?);
+        for name in grads.names() {
+            gradients.push((name.to_owned(), grads.read(name, <[f32]>::to_vec)?));
+        }
+    }
+    let state = model.params().state()?.into_iter().map(|(name, tensor)| Ok((name, flat(&tensor)?)));
+    Ok((embeddings, gradients, state.collect::<Result<_>>()?))
+}
+
+#[test]
+fn a_pass_that_computes_activations_again_gives_the_same_bits() -> Result<()> {
+    let dropping = ModelConfig { dropout: 0.4, ..configs()[0].clone() };
+    for config in configs().into_iter().chain([dropping]) {
+        let (kept, again) = (passes(&config, false, &[])?, passes(&config, true, &[])?);
+        assert!(kept.1.len() > 20 && kept == again, "{config:?}");
+    }
+    let odd = ModelConfig { arch: Arch::R18, width: 0.125, embedding_size: 16, input_size: 32, ..Default::default() };
+    let error = Model::new(&odd, &Device::Cpu, 0)?.recomputing().unwrap_err().to_string();
+    assert!(error.contains("layer by layer"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn frozen_stages_stay_and_the_others_have_the_gradients_of_the_layers_in_f64() -> Result<()> {
+    let config = &configs()[0];
+    let stages = ["conv1", "bn1", "prelu", "layer1", "layer3.1.bn2"].map(str::to_owned);
+    let [mut single, mut double] = models(config)?;
+    single.freeze(&stages)?;
+    double.freeze(&stages)?;
+    let is_frozen = |name: &str| stages.iter().any(|stage| name.starts_with(&format!("{stage}.")));
+    let before = single.params().state()?;
+    let [x, wide] = images(6, config.input_size)?;
+    let expected = double.forward_t(&wide, true)?;
+    let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
+    let expected_grads = (&expected * &weights)?.sum_all()?.backward()?;
+    let training = single.training();
+    let (found, recorded) = training.record(&single, &x)?;
+    let off = error(&flat(&found)?, &flat(&expected)?, 0.0);
+    assert!(off <= 1e-5, "{off:e}");
+    let grads = recorded.backward(&weights.to_dtype(DType::F32)?)?;
+    assert!(grads.names().all(|name| !is_frozen(name)) && grads.names().count() > 20);
+    assert!(grads.zeros()?.is_empty());
+    for (name, var) in double.params().trainable() {
+        let found = grads.read(name, |g| g.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())?;
+        let off = error(&found, &flat(expected_grads.get(var).unwrap())?, 1e-2);
+        assert!(off <= PARAMETER, "gradient of {name}: {off:e}");
+    }
+    let (after, doubles) = (single.params().state()?, double.params().state()?);
+    for (name, tensor) in before.iter().filter(|(name, _)| name.contains("running") || name.contains("num_batches")) {
+        assert_eq!(flat(tensor)? == flat(&after[name])?, is_frozen(name), "{name}");
+        assert!(error(&flat(&after[name])?, &flat(&doubles[name])?, 1e-6) <= 1e-5, "{name}");
+    }
+    // Saved and loaded as before, and with less kept in memory the same.
+    Model::new(config, &Device::Cpu, 0)?.params().load(&after)?;
+    assert!(passes(config, false, &stages)? == passes(config, true, &stages)?);
+    let error = single.freeze(&["layer9".to_owned()]).unwrap_err().to_string();
+    assert!(error.contains("under \"layer9\"; there are bn2, fc, features, layer2"), "{error}");
+    Ok(())
+}
+
 #[test]
 fn networks_that_the_engine_lacks_are_carried_out_by_layers() -> Result<()> {
     let odd = ModelConfig { arch: Arch::R18, width: 0.125, embedding_size: 16, input_size: 32, ..Default::default() };

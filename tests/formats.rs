@@ -247,8 +247,7 @@ fn losses(root: &Path, teacher: &Model) -> Result<Vec<f64>> {
     student.params().load(&teacher.params().state()?)?;
     let classes = faces.num_identities();
     let head = MarginHead::new(&config.loss, config.model.embedding_size, classes, &Device::Cpu, 1)?;
-    let distill = config.distill.of(Arm::Hg);
-    let mut trainer = Trainer::new(student, head, Some(teacher), &distill, &config.optim, 0)?;
+    let mut trainer = Trainer::new(student, head, Some(teacher), &config.step(Arm::Hg))?;
     let transform = Transform::new(&config.augment, &config.mask)?;
     let loader = Loader::new(faces, transform, &config.loader, config.model.input_size, 0)?;
     let mut losses = Vec::new();

@@ -8,17 +8,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use maskinv::Error;
-use maskinv::train::{Arm, ArmOutcome, Config, Event, Experiment, preset, states_folder};
+use maskinv::train::{Arm, ArmOutcome, Config, Event, Experiment, StepRecord, preset, read_steps, states_folder};
 
 use crate::cli::{maskinv, refused, str};
 
-/// All four arms of a few steps each, with everything that has a state of its own: dropout, momentum, running statistics.
-const SETTINGS: [&str; 15] = [
+/// All four arms of a few steps each, with everything that has a state of its own: dropout, momentum, running statistics, averages, the
+/// best evaluation so far.
+const SETTINGS: [&str; 19] = [
     "train.epochs=2",
     "train.teacher_epochs=2",
     "train.hg_start=\"lg\"",
     "train.hg_first_epoch=1",
     "train.save_every=3",
+    "train.accumulate=2",
+    "train.ema=0.8",
+    "watch.every=1",
+    "watch.patience=9",
     "model.width=0.125",
     "model.embedding_size=16",
     "model.input_size=32",
@@ -95,6 +100,18 @@ fn a_training_that_stops_anywhere_ends_as_one_that_never_did() -> Result<()> {
         assert_eq!(timeless(found.context("it was not stopped")?), timeless(expected), "{optimizer}");
         for (name, bytes) in weights(&stopped)? {
             assert!(bytes == expected_weights[&name], "{optimizer}: {name}");
+        }
+        for arm in Arm::ALL {
+            let records = |out: &Path| -> Result<Vec<StepRecord>> {
+                let timeless = |r| StepRecord { seconds: 0.0, images_per_s: None, wait_share: None, ..r };
+                Ok(read_steps(&out.join(arm.name()))?.into_iter().map(timeless).collect())
+            };
+            let (found, expected) = (records(&stopped)?, records(&whole)?);
+            assert!(expected.len() >= 4 && found == expected, "{optimizer}, {}: every step once", arm.name());
+            let evaluations = |out: &Path| -> Result<String> {
+                Ok(std::fs::read_to_string(out.join(arm.name()).join("evaluations.jsonl"))?)
+            };
+            assert_eq!(evaluations(&stopped)?, evaluations(&whole)?);
         }
         let json = |out: &Path| -> Result<serde_json::Value> {
             let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("results.json"))?)?;
@@ -211,6 +228,41 @@ fn signals_stop_after_the_step_and_a_killed_training_goes_on() -> Result<()> {
     Ok(())
 }
 
+/// A limit on the size of files takes the place of a full disk: writing fails amid a file, for root too.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_state_that_finds_no_room_leaves_the_one_before_and_the_training_goes_on_with_room() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let [whole, stopped] = ["whole", "stopped"].map(|name| root.path().join(name));
+    let limited = |out: &Path, kib: &str| -> Result<std::process::Output> {
+        let script = "trap '' XFSZ; ulimit -f \"$1\"; shift; exec \"$@\"";
+        let mut command = Command::new("bash");
+        command.args(["-c", script, "bash", kib, env!("CARGO_BIN_EXE_maskinv")]).args(flags(out, 3));
+        Ok(command.output()?)
+    };
+    assert!(limited(&whole, "unlimited")?.status.success());
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_maskinv")).args(flags(&stopped, 3)).stderr(Stdio::null()).spawn()?;
+    wait_for_another(&mut child, &stopped, None)?;
+    child.kill()?;
+    child.wait()?;
+    let before = newest(&stopped).context("a state")?;
+    // Room for the records, not for a backbone.
+    let output = limited(&stopped, "40")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let says = [format!("{before} is whole"), "cannot be saved".to_owned(), "File too large".to_owned()];
+    assert!(says.iter().all(|what| said.contains(what)), "{said}");
+    assert_eq!(newest(&stopped), Some(before));
+    let left: Vec<_> =
+        std::fs::read_dir(states_folder(&stopped.join("aug")))?.map(|e| e.map(|e| e.file_name())).collect();
+    assert!(left.iter().flatten().all(|name| name.to_string_lossy().starts_with("step-")), "{left:?}");
+    let output = maskinv(&["train", "--resume", str(&stopped)])?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(weights_of_aug(&stopped)? == weights_of_aug(&whole)?);
+    Ok(())
+}
+
 #[test]
 fn what_cannot_be_gone_on_with_is_said() -> Result<()> {
     let root = tempfile::tempdir()?;
@@ -223,7 +275,10 @@ fn what_cannot_be_gone_on_with_is_said() -> Result<()> {
     let output = maskinv(&args)?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let error = refused(&["train", "--resume", str(&out), "--lr", "0.5"])?;
-    assert!(error.contains("expected the settings that it was begun with: lr = 0.5 instead of lr = "), "{error}");
+    assert!(
+        error.contains("expected the settings that it was begun with: optim.lr = 0.5 instead of optim.lr = "),
+        "{error}"
+    );
     let error = refused(&["train", "--resume", str(&out), "--teacher", "w600k-mbf"])?;
     assert!(error.contains("the same --teacher and --start"), "{error}");
     Ok(())

@@ -39,7 +39,7 @@ fn trainer(config: &Config) -> Result<(Trainer<'static>, Loader)> {
     let train = config.data.open_train()?;
     let student = Model::new(&config.model, &candle_core::Device::Cpu, 0)?;
     let head = MarginHead::new(&config.loss, 16, train.num_identities(), &candle_core::Device::Cpu, 1)?;
-    let trainer = Trainer::new(student, head, None, &config.distill.of(Arm::Aug), &config.optim, 0)?;
+    let trainer = Trainer::new(student, head, None, &config.step(Arm::Aug))?;
     let transform = Transform::new(&config.augment, &config.mask)?;
     Ok((trainer, Loader::new(train, transform, &config.loader, config.model.input_size, 0)?))
 }

@@ -8,8 +8,10 @@ mod convert;
 mod data;
 mod device;
 mod download;
+mod dry_run;
 mod embed;
 mod evaluate;
+mod find_lr;
 mod info;
 mod interrupt;
 mod mask;
@@ -17,6 +19,8 @@ mod metrics;
 mod model;
 mod model_file;
 mod progress;
+mod run_report;
+mod runs;
 mod settings;
 mod threads;
 mod train;
@@ -39,6 +43,7 @@ use evaluate::EvaluateArgs;
 use info::InfoArgs;
 use mask::MaskArgs;
 use metrics::MetricsArgs;
+use runs::RunsArgs;
 use train::TrainArgs;
 use verify::VerifyArgs;
 
@@ -64,6 +69,8 @@ the error rates that `maskinv evaluate` measures before anything depends on a ma
 enum Command {
     /// Trains a teacher on clean faces and students on masked ones, and compares them on unseen people
     Train(TrainArgs),
+    /// Lists trainings, and puts some beside each other: settings, figures, how far they are
+    Runs(RunsArgs),
     /// Measures checkpoints on clean and masked faces of unseen people
     Evaluate(EvaluateArgs),
     /// Computes the figures of any system's scores: error rates, thresholds, intervals, groups
@@ -93,6 +100,7 @@ pub fn main() -> ExitCode {
     allocator::keep_freed_memory();
     match Cli::parse().command {
         Command::Train(args) => exit_code(args.run()),
+        Command::Runs(args) => exit_code(args.run()),
         Command::Evaluate(args) => exit_code(args.run()),
         Command::Metrics(args) => exit_code(args.run()),
         Command::Compare(args) => exit_code(args.run()),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::eval::Setting;
+use crate::eval::{Evaluation, Setting};
 use crate::train::Event;
 
 /// Time between lines where there is no terminal.
@@ -14,18 +14,35 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Shows the events of an experiment.
 pub(super) struct Progress {
     bar: ProgressBar,
-    is_terminal: bool,
+    shows: Shows,
     last_line: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shows {
+    /// A bar that moves: a terminal.
+    Bar,
+    /// A line now and then: a log.
+    Lines,
+    /// What somebody should know of, and no progress.
+    Notices,
 }
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Self { bar: ProgressBar::hidden(), is_terminal: std::io::stderr().is_terminal(), last_line: Instant::now() }
+        let shows = if std::io::stderr().is_terminal() { Shows::Bar } else { Shows::Lines };
+        Self { bar: ProgressBar::hidden(), shows, last_line: Instant::now() }
+    }
+
+    /// Shows notices alone.
+    pub(super) fn quiet() -> Self {
+        Self { shows: Shows::Notices, ..Self::new() }
     }
 
     pub(super) fn show(&mut self, event: Event) {
         match event {
-            Event::Notice(text) => eprintln!("{text}"),
+            Event::Notice(text) => self.bar.suspend(|| eprintln!("{text}")),
+            _ if self.shows == Shows::Notices => {}
             Event::Start { arm, num_steps, num_images, num_left_out, num_identities, num_skipped_identities } => {
                 let skipped = match num_skipped_identities {
                     0 => String::new(),
@@ -36,7 +53,7 @@ impl Progress {
                     n => format!(" ({n} left over each epoch, others every time)"),
                 };
                 let images = format!("{num_images} images of {num_identities} identities{left_out}{skipped}");
-                eprintln!("{}: {images}, {num_steps} steps", arm.title());
+                self.say(&format!("{}: {images}, {num_steps} steps", arm.title()));
                 self.begin(arm.name(), num_steps);
             }
             Event::Step { step, epoch, report, images_per_s, wait_share } => {
@@ -54,11 +71,13 @@ impl Progress {
                 self.advance(step, text);
             }
             Event::Embedded { done, total } => self.count("evaluate", "images embedded", done, total),
+            Event::Watched { arm, epoch, evaluation, is_best } => {
+                let best = if is_best { ", the best so far" } else { "" };
+                self.say(&format!("{} after epoch {epoch}: {}{best}", arm.title(), eers(evaluation)));
+            }
             Event::Finished { arm, evaluation } => {
                 self.bar.finish_and_clear();
-                let eers =
-                    Setting::TABLE.map(|s| format!("{} {:.2} %", s.name(), 100.0 * evaluation.get(s).metrics.eer));
-                eprintln!("{}: EER {}", arm.title(), eers.join(", "));
+                self.say(&format!("{}: {}", arm.title(), eers(evaluation)));
             }
         }
     }
@@ -74,9 +93,14 @@ impl Progress {
         }
     }
 
+    /// A line that stays, above the bar.
+    fn say(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("{text}"));
+    }
+
     fn begin(&mut self, name: &str, len: usize) {
         self.bar.finish_and_clear();
-        self.bar = if self.is_terminal { ProgressBar::new(len as u64) } else { ProgressBar::hidden() };
+        self.bar = if self.shows == Shows::Bar { ProgressBar::new(len as u64) } else { ProgressBar::hidden() };
         self.bar.set_length(len as u64);
         if let Ok(style) = ProgressStyle::with_template("{prefix:8} [{bar:24}] {pos}/{len} {eta} {wide_msg}") {
             self.bar.set_style(style.progress_chars("=> "));
@@ -87,11 +111,16 @@ impl Progress {
 
     fn advance(&mut self, position: usize, text: String) {
         self.bar.set_position(position as u64);
-        if !self.is_terminal && self.last_line.elapsed() >= LINE_EVERY {
+        if self.shows == Shows::Lines && self.last_line.elapsed() >= LINE_EVERY {
             let len = self.bar.length().unwrap_or(0);
             eprintln!("{} {position}/{len} {text}", self.bar.prefix());
             self.last_line = Instant::now();
         }
         self.bar.set_message(text);
     }
+}
+
+fn eers(evaluation: &Evaluation) -> String {
+    let eers = Setting::TABLE.map(|s| format!("{} {:.2} %", s.name(), 100.0 * evaluation.get(s).metrics.eer));
+    format!("EER {}", eers.join(", "))
 }

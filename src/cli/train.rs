@@ -1,18 +1,20 @@
 //! `maskinv train`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use super::find_lr::LrRangeArgs;
 use super::model::HubArgs;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
-use super::{STOPPED, interrupt, print, print_json, unused};
+use super::{STOPPED, dry_run, interrupt, print, print_json, run_report, unused};
 use crate::eval::{Setting, table, table_as_is};
 use crate::files::write_atomic;
-use crate::train::{Arm, CONFIG_FILE, Checkpoint, Config, Event, Experiment, Outcome, preset, preset_names};
+use crate::train::{Arm, ArmOutcome, CONFIG_FILE, Checkpoint, Config, Event, Experiment, preset, preset_names};
 
 /// What to train, on what, and how.
 #[derive(Args, Debug)]
@@ -55,6 +57,18 @@ pub struct TrainArgs {
     /// Prints the results as JSON
     #[arg(long)]
     json: bool,
+    /// Shows no progress, only what you should know of
+    #[arg(long, short)]
+    quiet: bool,
+    /// Checks settings, weights and data, takes ten steps of every arm and says how long the training will take and how much memory;
+    /// leaves nothing behind
+    #[arg(long, conflicts_with_all = ["resume", "find_lr"])]
+    dry_run: bool,
+    /// Raises the learning rate with every step of the first arm and says which ones it learns with (Smith, 2017); leaves nothing behind
+    #[arg(long, conflicts_with = "resume")]
+    find_lr: bool,
+    #[command(flatten)]
+    lr_range: LrRangeArgs,
     /// Prints the resolved settings and ends
     #[arg(long)]
     show_config: bool,
@@ -105,6 +119,15 @@ impl TrainArgs {
         }
         self.settings.threads.start()?;
         let machine = self.settings.device.open()?;
+        if self.dry_run || self.find_lr {
+            // Nothing is written there.
+            let experiment = Experiment::new(config, Path::new(""))?.on(&machine);
+            let experiment = self.with_inputs(experiment, &self.inputs(None)?)?;
+            return match self.dry_run {
+                true => dry_run::run(&experiment, self.quiet, self.json),
+                false => self.lr_range.run(&experiment, self.quiet, self.json),
+            };
+        }
         let out = match &resumed {
             Some(out) => out.clone(),
             None => self.out_folder(config.train.seed)?,
@@ -114,25 +137,31 @@ impl TrainArgs {
         if resumed.is_some() {
             experiment = experiment.resumed()?;
         } else {
+            std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
             write_atomic(&out.join(INPUTS_FILE), &serde_json::to_vec_pretty(&inputs)?)?;
         }
-        if let Some(name) = &inputs.teacher {
-            experiment = experiment.with_teacher(self.checkpoint(name).context("--teacher")?);
-        }
-        if let Some(name) = &inputs.start {
-            experiment = experiment.with_start(self.checkpoint(name).context("--start")?)?;
-        }
+        let experiment = self.with_inputs(experiment, &inputs)?;
         let stop = interrupt::flag()?;
-        let mut progress = Progress::new();
+        let mut progress = if self.quiet { Progress::quiet() } else { Progress::new() };
+        let mut notices = Vec::new();
         let on = &mut |event: Event| {
             if matches!(event, Event::Embedded { .. }) && stop.load(Ordering::Relaxed) {
                 // What was trained is saved; an evaluation has nothing to save.
                 eprintln!("stopped in an evaluation, as asked; {}", go_on(&out));
                 std::process::exit(STOPPED.into());
             }
+            if let Event::Notice(text) = &event {
+                notices.push(text.clone());
+            }
             progress.show(event);
         };
-        let outcome = experiment.stopped_by(stop).run(on).map_err(|error| match error {
+        let experiment = experiment.stopped_by(stop);
+        let outcome = experiment.run(on);
+        // Of what is there, however it ended.
+        if let Err(error) = run_report::write(&out, Some(&experiment), notices) {
+            eprintln!("{}: {error:#}", out.join(run_report::FILE).display());
+        }
+        let outcome = outcome.map_err(|error| match error {
             crate::Error::Stopped { .. } => anyhow::Error::new(error).context(go_on(&out)),
             other => other.into(),
         })?;
@@ -144,8 +173,22 @@ impl TrainArgs {
         if !outcome.real_mask_rows().is_empty() {
             print(&format!("{}\n", table_as_is("real masks", &outcome.real_mask_rows())))?;
         }
-        print(&conclusion(&outcome))?;
-        print(&format!("Checkpoints, settings and all figures are in {}.", out.display()))
+        print(&conclusion(&outcome.arms))?;
+        print(&format!(
+            "Checkpoints, settings and all figures are in {0}; {0}/{1} shows them.",
+            out.display(),
+            run_report::FILE
+        ))
+    }
+
+    fn with_inputs(&self, mut experiment: Experiment, inputs: &Inputs) -> Result<Experiment> {
+        if let Some(name) = &inputs.teacher {
+            experiment = experiment.with_teacher(self.checkpoint(name).context("--teacher")?);
+        }
+        if let Some(name) = &inputs.start {
+            experiment = experiment.with_start(self.checkpoint(name).context("--start")?)?;
+        }
+        Ok(experiment)
     }
 
     fn checkpoint(&self, name: &str) -> Result<Checkpoint> {
@@ -252,18 +295,21 @@ fn go_on(out: &Path) -> String {
     format!("maskinv train --resume {} goes on", out.display())
 }
 
-/// The lines of two settings that are not the same.
+/// The settings that are not the same.
 fn differences(before: &Config, now: &Config) -> Result<String> {
-    let (before, now) = (before.to_toml()?, now.to_toml()?);
-    let missing = |a: &str, b: &str| -> Vec<String> {
-        a.lines().filter(|line| !b.lines().any(|other| other == *line)).map(str::to_owned).collect()
+    let (before, now) = (before.entries()?, now.entries()?);
+    let of = |a: &BTreeMap<String, String>, b: &BTreeMap<String, String>| -> Vec<String> {
+        a.iter()
+            .filter(|(key, value)| b.get(*key) != Some(value))
+            .map(|(key, value)| format!("{key} = {value}"))
+            .collect()
     };
-    Ok(format!("{} instead of {}", missing(&now, &before).join(", "), missing(&before, &now).join(", ")))
+    Ok(format!("{} instead of {}", of(&now, &before).join(", "), of(&before, &now).join(", ")))
 }
 
 /// A sentence or three that say what the table shows, and no more than that.
-fn conclusion(outcome: &Outcome) -> String {
-    let eer = |arm: Arm, setting: Setting| Some(100.0 * outcome.arms.get(&arm)?.evaluation.get(setting).metrics.eer);
+pub(super) fn conclusion(arms: &BTreeMap<Arm, ArmOutcome>) -> String {
+    let eer = |arm: Arm, setting: Setting| Some(100.0 * arms.get(&arm)?.evaluation.get(setting).metrics.eer);
     let mut sentences = vec!["EER: lower is better, 50 % is guessing.".to_owned()];
     if let (Some(clean), Some(masked)) = (eer(Arm::Teacher, Setting::UU), eer(Arm::Teacher, Setting::UM)) {
         sentences.push(format!("A mask on the probe takes the teacher's from {clean:.1} % to {masked:.1} %."));

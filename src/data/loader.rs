@@ -72,6 +72,32 @@ pub struct Batch {
     pub images: Vec<u32>,
 }
 
+impl Batch {
+    /// Returns the batch in `num` parts of the same size, which must divide the number of images.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn parts(self, num: usize) -> Result<Vec<Self>> {
+        let len = self.labels.len();
+        if num == 0 || !len.is_multiple_of(num) {
+            return Err(Error::Training(format!("a batch of {len} images cannot be cut into {num} parts of one size")));
+        }
+        if num == 1 {
+            return Ok(vec![self]);
+        }
+        let part = |i: usize| {
+            let images = i * (len / num)..(i + 1) * (len / num);
+            Self {
+                teacher: self.teacher.part(images.clone()),
+                student: self.student.part(images.clone()),
+                labels: self.labels[images.clone()].to_vec(),
+                images: self.images[images].to_vec(),
+            }
+        };
+        Ok((0..num).map(part).collect())
+    }
+}
+
 /// Makes the batches of any epoch of a data set.
 pub struct Loader {
     dataset: Arc<dyn Dataset>,

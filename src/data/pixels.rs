@@ -1,5 +1,7 @@
 //! Batches of 8-bit images, and the numbers that a network sees.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use image::imageops;
@@ -55,6 +57,16 @@ impl Pixels {
             self.values.extend(imageops::thumbnail(image, size, size).into_raw());
         }
         self.num_images += 1;
+    }
+
+    /// Returns some of the images.
+    ///
+    /// # Panics
+    /// When the range is not within the batch.
+    pub fn part(&self, images: Range<usize>) -> Self {
+        let of_image = 3 * self.size * self.size;
+        let values = self.values[images.start * of_image..images.end * of_image].to_vec();
+        Self { values, num_images: images.len(), size: self.size }
     }
 
     /// Returns the images as a network that expects `preprocessing` wants them: `(N, 3, size, size)`, f32.

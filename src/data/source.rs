@@ -50,6 +50,9 @@ pub struct DataConfig {
     pub test_folds: Vec<usize>,
     /// Share of the identities kept for testing where no list says who.
     pub test_share: f64,
+    /// Share of the identities of the training set that are left out of it to be watched: evaluated between epochs (`watch.every`). 0: the
+    /// test set is watched, and what is chosen by it is no longer tested on unseen people.
+    pub watch_share: f64,
     /// Most pairs of each kind, genuine and impostor, that are drawn where no list names pairs.
     pub max_pairs: usize,
     /// Keeps the training images decoded in memory, 37 kB each.
@@ -101,6 +104,7 @@ impl Default for DataConfig {
             train_folds: Vec::new(),
             test_folds: vec![6, 7],
             test_share: 0.2,
+            watch_share: 0.0,
             max_pairs: 20_000,
             cache: true,
             on_broken: OnBroken::Fail,
@@ -116,6 +120,8 @@ pub struct Splits {
     pub train: Arc<dyn Dataset>,
     /// What to test on.
     pub test: TestSet,
+    /// What to watch in training, if that is not the test set.
+    pub watch: Option<TestSet>,
     /// Photos with real masks to test on as well.
     pub real_masks: Option<TestSet>,
     /// What was found at [`DataConfig::root`], for people.
@@ -197,6 +203,9 @@ impl DataConfig {
         if !(self.test_share > 0.0 && self.test_share < 1.0) {
             return wrong(format!("test_share: expected above 0 and below 1, found {}", self.test_share));
         }
+        if !(0.0..1.0).contains(&self.watch_share) {
+            return wrong(format!("watch_share: expected 0 to below 1, found {}", self.watch_share));
+        }
         if self.requires_root && self.root.is_none() {
             return wrong("root: this recipe is for real faces; give their folder (--data DIR)".into());
         }
@@ -232,8 +241,10 @@ impl DataConfig {
     pub fn open(&self) -> Result<Splits> {
         self.validate()?;
         let source = self.open_root()?;
+        let (train, watch) = self.train_of(source.as_ref())?;
         Ok(Splits {
-            train: self.train_of(source.as_ref())?,
+            train,
+            watch,
             test: self.test_of(source.as_ref())?,
             real_masks: self.open_real_masks()?,
             found: source.map(|source| source.to_string()),
@@ -245,7 +256,7 @@ impl DataConfig {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_train(&self) -> Result<Arc<dyn Dataset>> {
-        self.train_of(self.open_root()?.as_ref())
+        Ok(self.train_of(self.open_root()?.as_ref())?.0)
     }
 
     /// Opens the test set only.
@@ -264,7 +275,32 @@ impl DataConfig {
         self.root.as_deref().map(open_source).transpose()
     }
 
-    fn train_of(&self, source: Option<&Source>) -> Result<Arc<dyn Dataset>> {
+    /// What to train on, and what to watch.
+    fn train_of(&self, source: Option<&Source>) -> Result<(Arc<dyn Dataset>, Option<TestSet>)> {
+        let all = self.all_but_test(source)?;
+        if self.watch_share == 0.0 {
+            return Ok((all, None));
+        }
+        let mut labels: Vec<usize> = (0..all.num_identities()).collect();
+        labels.shuffle(&mut ChaCha8Rng::seed_from_u64(self.split_seed));
+        let num = (self.watch_share * labels.len() as f64).ceil() as usize;
+        let num_images = u32::try_from(all.len()).unwrap_or(u32::MAX);
+        let part = |labels: &[usize], min_images: usize| {
+            let mut is_wanted = vec![false; all.num_identities()];
+            labels.iter().for_each(|label| is_wanted[*label] = true);
+            Subset::of(all.clone(), &is_wanted, min_images, num_images)
+        };
+        let (Some(watched), Some(train)) = (part(&labels[..num], 2), part(&labels[num..], 1)) else {
+            let what =
+                format!("watch_share: {} of {} identities leaves none on one side", self.watch_share, labels.len());
+            return Err(Error::Config(format!("data.{what}")));
+        };
+        let description = format!("{} identities left out of training", watched.num_identities());
+        Ok((Arc::new(train), Some(self.with_drawn_pairs(Arc::new(watched), description)?)))
+    }
+
+    /// Everybody to train on or to watch.
+    fn all_but_test(&self, source: Option<&Source>) -> Result<Arc<dyn Dataset>> {
         let Some(source) = source else {
             return self.cached(ProceduralFaces::new(self.procedural.clone())?);
         };

@@ -33,8 +33,7 @@ impl Subset {
     pub fn new(inner: Arc<dyn Dataset>, filter: &IdentityFilter, path: &Path) -> Result<Self> {
         let error = |what: String| Error::Data { path: path.to_owned(), what };
         let num_images = u32::try_from(inner.len()).map_err(|_| error("more than four billion images".to_owned()))?;
-        let counts = inner.images_per_identity();
-        let mut is_wanted = vec![filter.names.is_none(); counts.len()];
+        let mut is_wanted = vec![filter.names.is_none(); inner.num_identities()];
         if let Some(names) = &filter.names {
             let mut sorted: Vec<&str> = names.iter().map(String::as_str).collect();
             sorted.sort_unstable();
@@ -49,10 +48,19 @@ impl Subset {
                 return Err(error(format!("expected images of identity {}, found none", sorted[missing])));
             }
         }
+        Self::of(inner, &is_wanted, filter.min_images, num_images).ok_or_else(|| {
+            let (num, least) = (is_wanted.len(), filter.min_images);
+            error(format!("the filter leaves none of {num} identities (at least {least} images each)"))
+        })
+    }
+
+    /// Those of the identities that are wanted, by label, with images enough; none if there are none.
+    pub(super) fn of(inner: Arc<dyn Dataset>, is_wanted: &[bool], min_images: usize, num_images: u32) -> Option<Self> {
+        let counts = inner.images_per_identity();
         let mut label_of: Vec<Option<u32>> = vec![None; counts.len()];
         let (mut identities, mut num_skipped) = (Vec::new(), 0);
         for label in (0..counts.len()).filter(|&label| is_wanted[label]) {
-            if counts[label] < filter.min_images {
+            if counts[label] < min_images {
                 num_skipped += 1;
                 continue;
             }
@@ -60,12 +68,11 @@ impl Subset {
             identities.push(label as u32);
         }
         if identities.is_empty() {
-            let (num, least) = (counts.len(), filter.min_images);
-            return Err(error(format!("the filter leaves none of {num} identities (at least {least} images each)")));
+            return None;
         }
         let is_in = |&i: &u32| label_of[inner.label(i as usize) as usize].is_some();
         let images = (0..num_images).filter(is_in).collect();
-        Ok(Self { inner, images, identities, num_skipped })
+        Some(Self { inner, images, identities, num_skipped })
     }
 
     fn at(&self, index: usize) -> usize {

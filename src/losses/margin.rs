@@ -1,6 +1,6 @@
 //! Softmax with an additive margin: ArcFace, CosFace and ElasticFace.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rand_chacha::ChaCha8Rng;
@@ -207,6 +207,8 @@ pub struct MarginStep {
     pub of_embedding: Tensor,
     /// Those of the head's parameters.
     pub of_head: Gradients,
+    /// The cosine of each row and its class centre, in `[-1, 1]`; none for a row without a label.
+    pub target_cosines: Vec<Option<f64>>,
 }
 
 impl MarginHead {
@@ -259,14 +261,18 @@ impl MarginHead {
     /// As [`Self::forward`], and when `embedding` is not f32 on the CPU.
     pub fn step(&self, embedding: &Tensor, labels: &[i64], weight: f64, rng: &mut ChaCha8Rng) -> Result<MarginStep> {
         let margins = self.config.draw(labels.len(), rng);
-        let (config, margins) = (self.config.op(labels, &margins)?, self.config.matching(&margins));
+        let (config, matching) = (self.config.op(labels, &margins)?, self.config.matching(&margins));
+        let seen = Arc::new(OnceLock::new());
+        let cosines = seen.clone();
+        let margins = move |targets: &[Option<f64>]| matching(cosines.get_or_init(|| targets.to_vec()));
         let mut of_head = Gradients::flat(&self.params, &self.pool);
         let step = of_head.write("kernel", |gradient| {
             margin_loss_with_gradients(embedding, &self.kernel, &config, margins, weight, gradient)
         });
         let Some(step) = step else { bail!("margin: the class centres are not trained") };
         let (loss, of_embedding) = step?;
-        Ok(MarginStep { loss, of_embedding, of_head })
+        let target_cosines = seen.get().cloned().unwrap_or_default();
+        Ok(MarginStep { loss, of_embedding, of_head, target_cosines })
     }
 }
 

@@ -5,9 +5,11 @@ mod elastic;
 mod margin;
 #[cfg(any(test, feature = "cuda"))]
 mod on_gpu;
+mod projection;
 
 pub use distill::{DistillConfig, DistillKind, distillation_loss};
 pub use elastic::{PlusMatching, match_margins};
 pub use margin::{MarginConfig, MarginHead, MarginKind, MarginStep, cosines};
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) use on_gpu::GpuHead;
+pub use projection::Projection;

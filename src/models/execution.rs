@@ -74,6 +74,12 @@ pub enum Recorded<'a> {
 }
 
 impl Training {
+    /// Returns about how many bytes the activations of a batch of `n` images and their gradients take at the peak; none for a network that
+    /// goes layer by layer.
+    pub fn activation_bytes(&self, model: &Model, n: usize) -> Option<usize> {
+        Some(self.engine.as_ref()?.activation_bytes(n, model.config.input_size))
+    }
+
     /// Returns the embeddings `(N, embedding_size)`, outside any graph, of images `(N, 3, S, S)` in training mode: batch
     /// statistics, which enter the running ones, and dropout. `model` is that of [`Model::training`].
     ///
@@ -160,5 +166,20 @@ impl Model {
     /// Returns what the training of this network keeps from step to step.
     pub fn training(&self) -> Training {
         Training { engine: Engine::of(&Graph::of(self), &self.params, self.config.input_size) }
+    }
+
+    /// As [`Self::training`], with less of a forward pass in memory: some blocks' results, from which the backward pass computes the rest
+    /// again, bit for bit.
+    ///
+    /// # Errors
+    /// When the network goes layer by layer, which keeps everything.
+    pub fn recomputing(&self) -> Result<Training> {
+        match self.training().engine {
+            Some(engine) => Ok(Training { engine: Some(engine.recomputing(&self.params, self.config.input_size)) }),
+            None => bail!(
+                "{:?} is trained layer by layer, which keeps all activations: they cannot be computed again",
+                self.config
+            ),
+        }
     }
 }

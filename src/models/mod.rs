@@ -279,6 +279,14 @@ impl Model {
         &self.params
     }
 
+    /// Takes layers or stages out of training: [`Params::freeze`].
+    ///
+    /// # Errors
+    /// When nothing trained is under one of the prefixes.
+    pub fn freeze(&mut self, prefixes: &[String]) -> Result<()> {
+        prefixes.iter().try_for_each(|prefix| self.params.freeze(prefix).map(drop))
+    }
+
     /// What the network was built from.
     pub fn config(&self) -> &ModelConfig {
         &self.config

@@ -74,6 +74,11 @@ impl OnGpu {
         Tensor::from_vec(values, (n, self.embedding_size), &Candle::Cpu)
     }
 
+    /// Returns the network, keeping less of a forward pass in training. `model` is the one that was uploaded.
+    pub(crate) fn recomputing(self, model: &Model) -> Self {
+        Self { network: self.network.recomputing(model.params()), ..self }
+    }
+
     /// Uploads RGB images `(N, S, S, 3)`, 8 bits, as the network wants them.
     ///
     /// # Errors
@@ -95,7 +100,7 @@ impl OnGpu {
 
     /// As [`Self::infer`] in training mode, `model` being the one that was uploaded, with what the backward pass needs.
     pub(crate) fn record(&self, model: &Model, images: &Array) -> Result<(Array, Recording<'_>)> {
-        self.network.record(images, model.dropout(), model.params().has_frozen_statistics())
+        self.network.record(images, model.dropout(), model.params())
     }
 
     /// The network itself.

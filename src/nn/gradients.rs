@@ -7,9 +7,14 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, bail};
 
+use rayon::prelude::*;
+
 use super::engine::Pool;
 use super::params::Params;
 use crate::ops::slice::Values;
+
+/// Elements that a worker adds at once.
+const BLOCK: usize = 1 << 15;
 
 /// A gradient for each trained parameter, in the order of the names; f32.
 #[derive(Debug)]
@@ -67,6 +72,49 @@ impl Gradients {
             Some(Part::Tensor(grad)) => Ok(f(&Values::of(name, grad)?)),
             None => bail!("no gradient of {name}"),
         }
+    }
+
+    /// Adds the gradients of the same parameters.
+    ///
+    /// # Errors
+    /// When they are of others, before any is changed.
+    pub fn add(&mut self, other: &Self) -> Result<()> {
+        let len = |part: &Part| match part {
+            Part::Slice(place) => place.len(),
+            Part::Tensor(grad) => grad.elem_count(),
+        };
+        if !self.parts.iter().map(|(name, part)| (name, len(part))).eq(other.parts.iter().map(|(n, p)| (n, len(p)))) {
+            bail!("gradients of {} parameters and of {} others", self.parts.len(), other.parts.len());
+        }
+        for (name, part) in &mut self.parts {
+            match part {
+                Part::Slice(place) => other.read(name, |from| {
+                    let to = self.flat[place.clone()].par_chunks_mut(BLOCK);
+                    to.zip(from.par_chunks(BLOCK)).for_each(|(to, from)| {
+                        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+                    });
+                })?,
+                Part::Tensor(grad) => {
+                    let from = other.read(name, |from| Tensor::from_slice(from, grad.shape(), grad.device()))??;
+                    *grad = (&*grad + from)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of those that are zero everywhere: what they are of does not learn.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn zeros(&self) -> Result<Vec<String>> {
+        let mut zeros = Vec::new();
+        for name in self.names() {
+            if self.read(name, |grad| grad.iter().all(|g| *g == 0.0))? {
+                zeros.push(name.to_owned());
+            }
+        }
+        Ok(zeros)
     }
 
     /// Lets `f` write the gradient of a parameter, if that is trained, and returns what `f` does.

@@ -18,6 +18,8 @@ use rayon::prelude::*;
 #[derive(Debug)]
 pub struct Params {
     trainable: BTreeMap<String, Var>,
+    /// Those that were trainable until [`Self::freeze`].
+    held: BTreeMap<String, Var>,
     /// Those that are given: they never change.
     frozen: BTreeMap<String, Tensor>,
     buffers: BTreeMap<String, Var>,
@@ -25,7 +27,8 @@ pub struct Params {
     rng: ChaCha8Rng,
     dtype: DType,
     device: Device,
-    freeze_statistics: Arc<AtomicBool>,
+    /// By the path of a batch norm: whether its running statistics stay as they are.
+    frozen_statistics: BTreeMap<String, Arc<AtomicBool>>,
 }
 
 /// Where new parameters come from.
@@ -70,13 +73,14 @@ impl Params {
     fn with_source(source: Source, dtype: DType, device: &Device, seed: u64) -> Self {
         Self {
             trainable: BTreeMap::new(),
+            held: BTreeMap::new(),
             frozen: BTreeMap::new(),
             buffers: BTreeMap::new(),
             source,
             rng: ChaCha8Rng::seed_from_u64(seed),
             dtype,
             device: device.clone(),
-            freeze_statistics: Arc::default(),
+            frozen_statistics: BTreeMap::new(),
         }
     }
 
@@ -97,7 +101,31 @@ impl Params {
 
     /// Lets batch norm normalise by its running statistics in training too, and leave them as they are.
     pub fn freeze_statistics(&self, freeze: bool) {
-        self.freeze_statistics.store(freeze, Ordering::Relaxed);
+        self.frozen_statistics.values().for_each(|switch| switch.store(freeze, Ordering::Relaxed));
+    }
+
+    /// Takes what is under `prefix`, a layer or a stage such as `layer1`, out of training: its parameters receive no gradients, its batch
+    /// norms go by their running statistics and leave them as they are. Everything is saved and loaded as before. Returns the number of
+    /// parameters.
+    ///
+    /// # Errors
+    /// When nothing trained is under it: names what there is.
+    pub fn freeze(&mut self, prefix: &str) -> Result<usize> {
+        let is_under =
+            |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let (held, trainable): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            take(&mut self.trainable).into_iter().partition(|(name, _)| is_under(name));
+        self.trainable = trainable;
+        if held.is_empty() {
+            let mut known: Vec<&str> = self.trainable.keys().filter_map(|name| name.split('.').next()).collect();
+            known.dedup();
+            bail!("no trained parameter is under {prefix:?}; there are {}", known.join(", "));
+        }
+        let switches = self.frozen_statistics.iter().filter(|(path, _)| is_under(path));
+        switches.for_each(|(_, switch)| switch.store(true, Ordering::Relaxed));
+        let num = held.values().map(|var| var.elem_count()).sum();
+        self.held.extend(held);
+        Ok(num)
     }
 
     /// Returns the scope of the whole model.
@@ -112,7 +140,8 @@ impl Params {
 
     /// The parameter or buffer of this name, as it is now and as it will be; outside any graph.
     pub fn get(&self, name: &str) -> Option<Tensor> {
-        let var = self.trainable.get(name).or_else(|| self.buffers.get(name)).map(Var::as_detached_tensor);
+        let maps = [&self.trainable, &self.held, &self.buffers];
+        let var = maps.into_iter().find_map(|vars| vars.get(name)).map(Var::as_detached_tensor);
         var.or_else(|| self.frozen.get(name).cloned())
     }
 
@@ -123,7 +152,8 @@ impl Params {
 
     /// Gives up all parameters with more than one axis.
     pub(super) fn take_weights(&mut self) -> BTreeMap<String, Tensor> {
-        let (trainable, vectors) = take(&mut self.trainable).into_iter().partition(|(_, var)| var.rank() > 1);
+        let all = take(&mut self.trainable).into_iter().chain(take(&mut self.held));
+        let (trainable, vectors) = all.partition(|(_, var)| var.rank() > 1);
         self.trainable = vectors;
         let (mut weights, vectors): (BTreeMap<_, _>, _) =
             take(&mut self.frozen).into_iter().partition(|(_, tensor)| tensor.rank() > 1);
@@ -138,15 +168,20 @@ impl Params {
         self.buffers.get(name)
     }
 
-    /// Whether batch norm leaves its running statistics as they are.
-    pub(crate) fn has_frozen_statistics(&self) -> bool {
-        self.freeze_statistics.load(Ordering::Relaxed)
+    /// Whether the batch norm under `path` leaves its running statistics as they are.
+    pub(crate) fn has_frozen_statistics(&self, path: &str) -> bool {
+        self.frozen_statistics.get(path).is_some_and(|switch| switch.load(Ordering::Relaxed))
+    }
+
+    /// Whether the parameter `name` is trained.
+    pub(crate) fn is_trained(&self, name: &str) -> bool {
+        self.trainable.contains_key(name)
     }
 
     /// Number of elements of all parameters, trained or given, without buffers: as papers count.
     pub fn num_parameters(&self) -> usize {
-        let trainable = self.trainable.values().map(|var| var.as_tensor());
-        trainable.chain(self.frozen.values()).map(Tensor::elem_count).sum()
+        let vars = self.trainable.values().chain(self.held.values()).map(|var| var.as_tensor());
+        vars.chain(self.frozen.values()).map(Tensor::elem_count).sum()
     }
 
     /// Returns the shape of every parameter and buffer by name.
@@ -202,7 +237,8 @@ impl Params {
         for (name, var) in self.variables() {
             problems.extend(problem(name, state.get(name), var.shape(), var.dtype()));
         }
-        let known = |name: &String| self.trainable.contains_key(name) || self.buffers.contains_key(name);
+        let known =
+            |name: &String| [&self.trainable, &self.held, &self.buffers].iter().any(|vars| vars.contains_key(name));
         problems.extend(state.keys().filter(|name| !known(name)).map(|name| format!("unexpected {name}")));
         misfit(&problems)?;
         let variables: Vec<(&str, &Var)> = self.variables().collect();
@@ -213,7 +249,7 @@ impl Params {
     }
 
     fn variables(&self) -> impl Iterator<Item = (&str, &Var)> {
-        self.trainable.iter().chain(&self.buffers).map(|(name, var)| (name.as_str(), var))
+        self.trainable.iter().chain(&self.held).chain(&self.buffers).map(|(name, var)| (name.as_str(), var))
     }
 
     /// What `path` starts from.
@@ -290,9 +326,9 @@ impl Scope<'_> {
         Scope { params: self.params, prefix }
     }
 
-    /// Whether batch norm leaves its running statistics as they are, now and later.
-    pub(super) fn statistics_switch(&self) -> Arc<AtomicBool> {
-        self.params.freeze_statistics.clone()
+    /// Whether the batch norm of this scope leaves its running statistics as they are, now and later.
+    pub(super) fn statistics_switch(&mut self) -> Arc<AtomicBool> {
+        self.params.frozen_statistics.entry(self.prefix.clone()).or_default().clone()
     }
 
     /// The names' prefix, without a dot at its end.

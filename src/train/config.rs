@@ -1,10 +1,13 @@
 //! All settings of an experiment, its presets, and overrides of single settings.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
+use super::step::StepConfig;
+use super::watch::WatchConfig;
 use crate::data::mask::{MaskConfig, MaskProtocol};
 use crate::data::{AugmentConfig, DataConfig, LoaderConfig};
 use crate::error::{Error, Result};
@@ -19,6 +22,8 @@ use crate::optim::{OptimConfig, ScheduleConfig};
 pub struct Config {
     /// Length of the training, where students start, the seed.
     pub train: TrainConfig,
+    /// Evaluations in between, and early stopping.
+    pub watch: WatchConfig,
     /// Weight and kind of distillation.
     pub distill: DistillArms,
     /// The margin loss.
@@ -68,6 +73,18 @@ pub struct TrainConfig {
     /// what the start knew of faces unlike the training's (WiSE-FT, Wortsman et al., CVPR 2022, eq. 1 with
     /// `alpha = 1 - start_share`).
     pub start_share: f64,
+    /// Whether class centres that come with the weights to start from are used where the identities are as many; else they start anew.
+    pub keep_head: bool,
+    /// Layers and stages that stay as the weights that an arm starts from have them, running statistics and all, by the prefix of their
+    /// names: `["conv1", "bn1", "prelu", "layer1"]` is an IResNet's beginning.
+    pub freeze: Vec<String>,
+    /// Parts of equal size in which a batch goes through the network, for less memory: their gradients are added up before the step. Each
+    /// part has batch statistics of its own.
+    pub accumulate: usize,
+    /// Whether most activations are computed again in the backward pass instead of kept: less memory, more time, the same bits.
+    pub recompute: bool,
+    /// Decay of the exponential moving average of the weights that an arm ends with and is evaluated by, such as 0.999; 0 for none.
+    pub ema: f64,
     /// Steps between states that are saved for going on after a stop, beside those at the ends of epochs; 0 for those alone.
     pub save_every: usize,
     /// States that are kept, the newest.
@@ -90,6 +107,11 @@ impl Default for TrainConfig {
             batch_norm: BatchNormMode::default(),
             head_start: HeadStart::default(),
             start_share: 0.0,
+            keep_head: true,
+            freeze: Vec::new(),
+            accumulate: 1,
+            recompute: false,
+            ema: 0.0,
             save_every: 0,
             keep_states: 2,
             max_skipped: 10,
@@ -176,7 +198,11 @@ impl Config {
         Self::parse(&text).map_err(|what| Error::Config(format!("{}: {what}", path.display())))
     }
 
-    fn parse(text: &str) -> std::result::Result<Self, String> {
+    /// Reads the text of a TOML file.
+    ///
+    /// # Errors
+    /// When a key is unknown or a value of the wrong type, with its line.
+    pub(super) fn parse(text: &str) -> std::result::Result<Self, String> {
         toml::from_str(text).map_err(|e| describe(&e, text))
     }
 
@@ -224,6 +250,27 @@ impl Config {
         toml::to_string_pretty(self).map_err(|e| Error::Config(e.to_string()))
     }
 
+    /// Returns every setting by its dotted path, as TOML writes its value.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8.
+    pub fn entries(&self) -> Result<BTreeMap<String, String>> {
+        let all = toml::Value::try_from(self).map_err(|e| Error::Config(e.to_string()))?;
+        let (mut entries, mut left) = (BTreeMap::new(), vec![(String::new(), &all)]);
+        while let Some((path, value)) = left.pop() {
+            match value {
+                toml::Value::Table(table) => {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    left.extend(table.iter().map(|(key, value)| (format!("{path}{dot}{key}"), value)));
+                }
+                value => {
+                    entries.insert(path, value.to_string());
+                }
+            }
+        }
+        Ok(entries)
+    }
+
     /// Checks the ranges of all components.
     ///
     /// # Errors
@@ -247,6 +294,18 @@ impl Config {
             let what = format!("train.start_share: expected 0 to below 1, found {}", self.train.start_share);
             return Err(Error::Config(what));
         }
+        let TrainConfig { accumulate, ema, .. } = self.train;
+        let batch = self.loader.batch_size;
+        // Batch norm has no statistics of a single image.
+        if accumulate == 0 || !batch.is_multiple_of(accumulate) || batch / accumulate < 2 {
+            let what = format!(
+                "train.accumulate: expected parts of two or more of the batch's {batch} images, found {accumulate}"
+            );
+            return Err(Error::Config(what));
+        }
+        if !(0.0..1.0).contains(&ema) {
+            return Err(Error::Config(format!("train.ema: expected 0 to below 1, found {ema}")));
+        }
         if !(1..=1000).contains(&self.train.keep_states) {
             let what = format!("train.keep_states: expected 1 to 1000, found {}", self.train.keep_states);
             return Err(Error::Config(what));
@@ -254,6 +313,7 @@ impl Config {
         if self.train.start == Start::Lg {
             return Err(Error::Config("train.start: lg cannot start from itself; only hg_start may be lg".into()));
         }
+        self.watch.validate()?;
         self.distill.of(Arm::Lg).validate()?;
         self.distill.of(Arm::Hg).validate()?;
         self.loss.validate()?;
@@ -265,6 +325,17 @@ impl Config {
         self.data.validate()?;
         self.mask.validate()?;
         self.eval.validate()
+    }
+
+    /// How the steps of `arm` are taken.
+    pub fn step(&self, arm: Arm) -> StepConfig {
+        let TrainConfig { accumulate, recompute, ema, seed, .. } = self.train;
+        StepConfig { distill: self.distill.of(arm), optim: self.optim.clone(), accumulate, recompute, ema, seed }
+    }
+
+    /// The learning rate before the schedule, for the batch size that there is.
+    pub fn base_lr(&self) -> f64 {
+        self.optim.lr * self.loader.batch_size as f64 / self.optim.lr_batch as f64
     }
 
     /// Epochs that `arm` is trained in; the schedule counts from 0 all the same.

@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use super::arm::Arm;
 use super::checkpoint::{Checkpoint, save_checkpoint};
-use super::config::Start;
+use super::config::{Config, Start};
+use super::guards::Guards;
 use super::outcome::Event;
-use super::run::{Experiment, frozen};
+use super::records::{Records, Speed, StepRecord};
+use super::run::Experiment;
 use super::state::{Position, TrainState, states_folder};
 use super::step::{StepReport, Trainer};
 use crate::data::{AugmentConfig, Dataset, Loader, Transform};
@@ -27,7 +29,8 @@ impl Experiment {
         let (state, problems) = TrainState::newest(&folder)?;
         problems.into_iter().for_each(|problem| on(Event::Notice(problem)));
         if let Some(TrainState { position, settings, .. }) = &state {
-            if *settings != self.config.to_toml()? {
+            // As settings, not as text: a later version knows more of them.
+            if Config::parse(settings).ok().as_ref() != Some(&self.config) {
                 let what = "expected states of the same settings, found other settings".to_owned();
                 return Err(Error::Data { path: folder, what });
             }
@@ -37,18 +40,36 @@ impl Experiment {
     }
 
     /// Saves all that later steps depend on.
-    fn save_state(&self, trainer: &mut Trainer, position: &mut Position) -> Result<()> {
+    fn save_state(&self, trainer: &mut Trainer, position: &mut Position, records: &mut Records) -> Result<()> {
         position.last_loss = Some(trainer.synchronise()?.loss).filter(|loss| loss.is_finite()).or(position.last_loss);
         position.dropout_words = trainer.student.dropout().map_or(0, |dropout| dropout.num_words());
+        let named = |(name, tensors): (&str, _)| (name.to_owned(), tensors);
         let state = TrainState {
             position: position.clone(),
             settings: self.config.to_toml()?,
             backbone: trainer.student.params().state()?,
             head: trainer.any_head().params().state()?,
-            optimizer: trainer.optimizers()?,
+            others: trainer.state()?.into_iter().map(named).collect(),
         };
+        records.flush()?;
         let folder = states_folder(&self.out.join(position.arm.name()));
         state.save(&folder, self.config.train.keep_states)
+    }
+
+    /// Returns what makes the batches of an arm.
+    ///
+    /// # Errors
+    /// When there are fewer images than a batch, or a mask's template is missing or broken.
+    pub fn loader(&self, arm: Arm) -> Result<Loader> {
+        let config = &self.config;
+        let augment = match arm {
+            Arm::Teacher => AugmentConfig { flip: config.augment.flip, mask: 0.0, ..AugmentConfig::default() },
+            _ => config.augment.clone(),
+        };
+        let transform = Transform::new(&augment, &config.mask)?;
+        let train = self.splits.train.clone();
+        let loader = Loader::new(train, transform, &config.loader, config.model.input_size, config.train.seed)?;
+        Ok(loader.on_broken(config.data.on_broken))
     }
 
     /// Trains from `position` on; returns where it ended and, if HG needs it, the LG student at HG's first epoch.
@@ -60,15 +81,7 @@ impl Experiment {
         position: Option<Position>,
         on: &mut dyn FnMut(Event),
     ) -> Result<(Position, Option<Checkpoint>)> {
-        let config = &self.config;
-        let augment = match arm {
-            Arm::Teacher => AugmentConfig { flip: config.augment.flip, mask: 0.0, ..AugmentConfig::default() },
-            _ => config.augment.clone(),
-        };
-        let transform = Transform::new(&augment, &config.mask)?;
-        let train = self.splits.train.clone();
-        let loader = Loader::new(train.clone(), transform, &config.loader, config.model.input_size, config.train.seed)?
-            .on_broken(config.data.on_broken);
+        let (config, train, loader) = (&self.config, &self.splits.train, self.loader(arm)?);
         let (epochs, per_epoch) = (config.epochs(arm), loader.num_batches());
         on(Event::Start {
             arm,
@@ -79,85 +92,171 @@ impl Experiment {
             num_skipped_identities: train.num_skipped_identities(),
         });
         let mut at = position.unwrap_or_else(|| Position::start(arm, epochs.start));
-        let (before, first) = (at.seconds, at.step);
-        let base_lr = config.optim.lr * config.loader.batch_size as f64 / config.optim.lr_batch as f64;
-        let (began, mut waited) = (Instant::now(), 0.0);
+        let folder = self.out.join(arm.name());
+        let mut records = Records::open(&folder, at.step)?;
         let keeps_lg = arm == Arm::Lg && config.train.hg_start == Start::Lg;
         let mut lg = match keeps_lg && (at.epoch, at.batch) > (config.train.hg_first_epoch, 0) {
             true => Some(self.saved(&self.lg_folder())?),
             false => None,
         };
-        let mut skipped_in_a_row = 0;
-        while at.epoch < epochs.end {
+        let mut session = Session::new(arm, train.num_identities(), &at);
+        loop {
+            if config.watch.is_due(&at, epochs.start, epochs.end) {
+                self.watch(trainer, &mut at, &mut records, on)?;
+            }
+            if at.epoch >= epochs.end || config.watch.stops(&at) {
+                break;
+            }
             if keeps_lg && (at.epoch, at.batch) == (config.train.hg_first_epoch, 0) {
                 // Kept, so that a later run can start HG from it.
                 trainer.synchronise()?;
-                save_checkpoint(&self.lg_folder(), &trainer.student, trainer.head())?;
-                lg = Some(frozen(trainer)?);
+                let averaged = trainer.averaged()?;
+                save_checkpoint(&self.lg_folder(), averaged.as_ref().unwrap_or(&trainer.student), trainer.head())?;
+                lg = Some(self.saved(&self.lg_folder())?);
             }
-            let mut batches = loader.epoch_from(at.epoch as u64, at.batch);
-            loop {
-                let asked = Instant::now();
-                let Some(batch) = batches.next() else { break };
-                waited += asked.elapsed().as_secs_f64();
-                let batch = batch?;
-                let (images, scheduled) = (batch.images.clone(), epochs.start * per_epoch + at.step);
-                let lr = base_lr * config.schedule.factor(scheduled, per_epoch, epochs.end);
-                let report = trainer.step(batch, scheduled as u64, lr)?;
-                at.step += 1;
-                at.batch += 1;
-                let elapsed = began.elapsed().as_secs_f64();
-                at.seconds = before + elapsed;
-                if let Some(report) = report {
-                    if report.is_skipped {
-                        at.num_skipped += 1;
-                        skipped_in_a_row += 1;
-                        on(Event::Notice(skipped(at.step, &report, &images, train.as_ref())));
-                        if skipped_in_a_row >= config.train.max_skipped.max(1) {
-                            return Err(Error::Training(diagnosis(skipped_in_a_row, at.step, &report)));
-                        }
-                    } else {
-                        skipped_in_a_row = 0;
-                        at.last_loss = Some(report.loss);
-                    }
-                    let images_per_s = ((at.step - first) * config.loader.batch_size) as f64 / elapsed;
-                    let (step, epoch, wait_share) = (at.step, at.epoch, waited / elapsed);
-                    on(Event::Step { step, epoch, report: &report, images_per_s, wait_share });
-                }
-                let stops = self.is_stopped();
-                let is_due = config.train.save_every > 0 && at.step.is_multiple_of(config.train.save_every);
-                // At the end of an epoch it is saved below.
-                if (stops || is_due) && at.batch < per_epoch {
-                    self.save_state(trainer, &mut at)?;
-                }
-                if stops && at.batch < per_epoch {
-                    return Err(Error::Stopped { arm: arm.name().to_owned(), step: at.step });
-                }
-            }
-            if let [first, ..] = &batches.broken()[..] {
-                let (num, epoch) = (batches.broken().len(), at.epoch);
-                on(Event::Notice(format!("epoch {epoch}: others took the place of {num} broken images: {first}")));
-            }
+            self.epoch(trainer, &loader, (&mut session, &mut at, &mut records), on)?;
             (at.epoch, at.batch) = (at.epoch + 1, 0);
-            self.save_state(trainer, &mut at)?;
+            self.save_state(trainer, &mut at, &mut records)?;
+            let centres = trainer.head().and_then(|head| head.params().get("kernel"));
+            let name = |class: usize| train.identity_name(class as u32);
+            for said in session.guards.epoch(centres.as_ref(), at.epoch == epochs.start + 1, name)? {
+                on(Event::Notice(format!("epoch {}: {said}", at.epoch - 1)));
+            }
             if at.epoch < epochs.end {
-                save_checkpoint(&self.out.join(arm.name()), &trainer.student, trainer.head())?;
+                let averaged = trainer.averaged()?;
+                save_checkpoint(&folder, averaged.as_ref().unwrap_or(&trainer.student), trainer.head())?;
                 if self.is_stopped() {
                     return Err(Error::Stopped { arm: arm.name().to_owned(), step: at.step });
                 }
             }
         }
         trainer.synchronise()?;
+        self.conclude(trainer, &at, on)?;
         if let Some(start) = start.filter(|_| config.train.start_share > 0.0) {
-            average(&trainer.student, &start.backbone, config.train.start_share)?;
+            blend(&trainer.student, &start.backbone, config.train.start_share)?;
         }
-        save_checkpoint(&self.out.join(arm.name()), &trainer.student, trainer.head())?;
+        save_checkpoint(&folder, &trainer.student, trainer.head())?;
+        records.flush()?;
         Ok((at, lg))
+    }
+
+    /// Takes the steps of an epoch that are left.
+    fn epoch(
+        &self,
+        trainer: &mut Trainer,
+        loader: &Loader,
+        (session, at, records): (&mut Session, &mut Position, &mut Records),
+        on: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let config = &self.config;
+        let (epochs, per_epoch) = (config.epochs(session.arm), loader.num_batches());
+        let mut batches = loader.epoch_from(at.epoch as u64, at.batch);
+        loop {
+            let asked = Instant::now();
+            let Some(batch) = batches.next() else { break };
+            session.waited += asked.elapsed().as_secs_f64();
+            let batch = batch?;
+            let (images, labels) = (batch.images.clone(), batch.labels.clone());
+            let scheduled = epochs.start * per_epoch + at.step;
+            let lr = config.base_lr() * config.schedule.factor(scheduled, per_epoch, epochs.end);
+            let report = trainer.step(batch, scheduled as u64, lr)?;
+            at.step += 1;
+            at.batch += 1;
+            session.elapsed += asked.elapsed().as_secs_f64();
+            at.seconds = session.seconds_before + session.elapsed;
+            if let Some(report) = report {
+                self.reported(trainer, &report, (session, at), (&images, &labels), records, on)?;
+            }
+            let stops = self.is_stopped();
+            let is_due = config.train.save_every > 0 && at.step.is_multiple_of(config.train.save_every);
+            // At the end of an epoch it is saved after it.
+            if (stops || is_due) && at.batch < per_epoch {
+                self.save_state(trainer, at, records)?;
+            }
+            if stops && at.batch < per_epoch {
+                return Err(Error::Stopped { arm: session.arm.name().to_owned(), step: at.step });
+            }
+        }
+        if let [first, ..] = &batches.broken()[..] {
+            let (num, epoch) = (batches.broken().len(), at.epoch);
+            on(Event::Notice(format!("epoch {epoch}: others took the place of {num} broken images: {first}")));
+        }
+        Ok(())
+    }
+
+    /// Records a step that was waited for, and says what is to be said of it.
+    fn reported(
+        &self,
+        trainer: &Trainer,
+        report: &StepReport,
+        (session, at): (&mut Session, &mut Position),
+        (images, labels): (&[u32], &[i64]),
+        records: &mut Records,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let batch_size = self.config.loader.batch_size;
+        let speed = Speed {
+            seconds: at.seconds,
+            images_per_s: ((at.step - session.first_step) * batch_size) as f64 / session.elapsed,
+            wait_share: session.waited / session.elapsed,
+        };
+        records.step(&StepRecord::new(at.step, at.epoch, report, speed, images))?;
+        if let [first, ..] = trainer.without_gradient()
+            && at.step == session.first_step + 1
+        {
+            let num = trainer.without_gradient().len();
+            on(Event::Notice(format!("{num} parameters got no gradient at all in the first step, {first} among them")));
+        }
+        session
+            .guards
+            .step(labels, report)
+            .into_iter()
+            .for_each(|said| on(Event::Notice(format!("step {}: {said}", at.step))));
+        if report.is_skipped {
+            at.num_skipped += 1;
+            session.skipped_in_a_row += 1;
+            on(Event::Notice(skipped(at.step, report, images, self.splits.train.as_ref())));
+            if session.skipped_in_a_row >= self.config.train.max_skipped.max(1) {
+                records.flush()?;
+                return Err(Error::Training(diagnosis(session.skipped_in_a_row, at.step, report)));
+            }
+        } else {
+            session.skipped_in_a_row = 0;
+            at.last_loss = Some(report.loss);
+        }
+        let (step, epoch) = (at.step, at.epoch);
+        on(Event::Step { step, epoch, report, images_per_s: speed.images_per_s, wait_share: speed.wait_share });
+        Ok(())
     }
 
     /// Whether the training is to stop after this step.
     fn is_stopped(&self) -> bool {
         self.stop.is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+}
+
+/// What an arm in training counts since it began or went on.
+struct Session {
+    arm: Arm,
+    guards: Guards,
+    first_step: usize,
+    seconds_before: f64,
+    elapsed: f64,
+    waited: f64,
+    skipped_in_a_row: usize,
+}
+
+impl Session {
+    fn new(arm: Arm, num_classes: usize, at: &Position) -> Self {
+        Self {
+            arm,
+            guards: Guards::new(num_classes),
+            first_step: at.step,
+            seconds_before: at.seconds,
+            elapsed: 0.0,
+            waited: 0.0,
+            skipped_in_a_row: 0,
+        }
     }
 }
 
@@ -195,7 +294,7 @@ fn diagnosis(num: usize, step: usize, report: &StepReport) -> String {
 }
 
 /// Moves the weights of `model` towards those of `start`, of which they become `share`; counters stay.
-fn average(model: &Model, start: &Model, share: f64) -> Result<()> {
+fn blend(model: &Model, start: &Model, share: f64) -> Result<()> {
     let (mut state, start) = (model.params().state()?, start.params().state()?);
     for (name, weights) in state.iter_mut().filter(|(_, t)| t.dtype().is_float()) {
         *weights = ((&*weights * (1.0 - share))? + (&start[name] * share)?)?;

@@ -1,14 +1,17 @@
 //! The training step on the CPU.
 
-use candle_core::{Device, Var};
+use candle_core::{Device, Tensor, Var};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::step::StepReport;
+use super::ema::Ema;
+use super::step::{StepConfig, StepReport};
 use crate::data::Batch;
-use crate::losses::{DistillConfig, MarginHead, distillation_loss};
+use crate::losses::{MarginHead, Projection, distillation_loss};
 use crate::models::{Inference, Model, Training};
-use crate::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
+use crate::nn::Gradients;
+use crate::ops::slice::Values;
+use crate::optim::{Optimizer, clip_scale, grad_norm};
 
 /// Images that the teacher sees at once are at least about so many.
 const TEACHER_BATCH: usize = 16;
@@ -17,11 +20,31 @@ const TEACHER_BATCH: usize = 16;
 pub(super) struct CpuTrainer<'a> {
     training: Training,
     teacher: Option<(&'a Model, Inference<'a>)>,
-    distill: DistillConfig,
-    student_optim: Optimizer,
-    head_optim: Optimizer,
-    clip_norm: f64,
-    seed: u64,
+    config: StepConfig,
+    pub student_optim: Optimizer,
+    pub head_optim: Optimizer,
+    /// To the length of the teacher's embeddings, if that is another.
+    pub projection: Option<(Projection, Optimizer)>,
+    pub ema: Option<Ema>,
+    /// The trained parameters to which the first step gave no gradient at all: they do not learn.
+    pub without_gradient: Option<Vec<String>>,
+}
+
+/// The gradients of a batch, or of a part of it.
+struct Found {
+    of_student: Gradients,
+    of_head: Option<Gradients>,
+    of_projection: Option<Gradients>,
+}
+
+/// Figures of a batch that are summed over its parts.
+#[derive(Default)]
+struct Sums {
+    margin_loss: f64,
+    distill_loss: f64,
+    target_cosines: Vec<f64>,
+    /// Of the normalised embeddings.
+    direction: Vec<f64>,
 }
 
 impl<'a> CpuTrainer<'a> {
@@ -29,33 +52,30 @@ impl<'a> CpuTrainer<'a> {
         student: &Model,
         head: &MarginHead,
         teacher: Option<&'a Model>,
-        distill: &DistillConfig,
-        optim: &OptimConfig,
-        seed: u64,
+        config: &StepConfig,
     ) -> crate::Result<Self> {
         let teacher = match teacher {
             Some(teacher) => Some((teacher, teacher.inference(TEACHER_BATCH)?)),
             None => None,
         };
+        let size = student.config().embedding_size;
+        let other = teacher.as_ref().map(|(teacher, _)| teacher.config().embedding_size).filter(|other| *other != size);
+        let projection = other.map(|other| -> crate::Result<_> {
+            let projection = Projection::new(size, other, &Device::Cpu, config.seed.wrapping_add(2))?;
+            let optim = Optimizer::new(projection.params(), &config.optim);
+            Ok((projection, optim))
+        });
+        let ema = (config.ema > 0.0).then(|| Ema::new(student.params(), config.ema));
         Ok(Self {
-            training: student.training(),
+            training: if config.recompute { student.recomputing()? } else { student.training() },
             teacher,
-            distill: distill.clone(),
-            student_optim: Optimizer::new(student.params(), optim),
-            head_optim: Optimizer::new(head.params(), optim),
-            clip_norm: optim.clip_norm,
-            seed,
+            config: config.clone(),
+            student_optim: Optimizer::new(student.params(), &config.optim),
+            head_optim: Optimizer::new(head.params(), &config.optim),
+            projection: projection.transpose()?,
+            ema: ema.transpose()?,
+            without_gradient: None,
         })
-    }
-
-    /// What the optimisers of the student and the head remember.
-    pub fn optimizers(&self) -> [&Optimizer; 2] {
-        [&self.student_optim, &self.head_optim]
-    }
-
-    /// The same, to be changed.
-    pub fn optimizers_mut(&mut self) -> [&mut Optimizer; 2] {
-        [&mut self.student_optim, &mut self.head_optim]
     }
 
     /// Trains the student and the head, those of [`Self::new`], on one batch.
@@ -63,7 +83,7 @@ impl<'a> CpuTrainer<'a> {
         &mut self,
         student: &Model,
         head: &MarginHead,
-        batch: &Batch,
+        batch: Batch,
         step: u64,
         lr: f64,
     ) -> crate::Result<StepReport> {
@@ -75,49 +95,137 @@ impl<'a> CpuTrainer<'a> {
         &mut self,
         student: &Model,
         head: &MarginHead,
-        batch: &Batch,
+        batch: Batch,
         step: u64,
         lr: f64,
     ) -> crate::Result<StepReport> {
-        let images = batch.student.to_tensor(student.preprocessing(), &Device::Cpu)?;
         let statistics = student.params().buffers()?;
-        let (embedding, recorded) = self.training.record(student, &images)?;
-        let mut report = StepReport { lr, ..StepReport::default() };
-        let (mut of_embedding, mut of_head) = (None, None);
-        if self.distill.margin_weight > 0.0 {
-            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-            rng.set_stream(step);
-            let margin = head.step(&embedding, &batch.labels, self.distill.margin_weight, &mut rng)?;
-            report.margin_loss = self.distill.margin_weight * margin.loss;
-            (of_embedding, of_head) = (Some(margin.of_embedding), Some(margin.of_head));
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
+        rng.set_stream(step);
+        let (num_images, mut sums, mut all) = (batch.labels.len(), Sums::default(), None::<Found>);
+        for part in batch.parts(self.config.accumulate)? {
+            let found = self.gradients(student, head, &part, &mut rng, &mut sums)?;
+            match &mut all {
+                None => all = Some(found),
+                Some(all) => all.add(&found)?,
+            }
         }
-        if let Some((teacher, network)) = &self.teacher {
-            let target = network.run(&batch.teacher.to_tensor(teacher.preprocessing(), &Device::Cpu)?)?;
-            // The distance builds a graph of its own; the network's backward begins where it ends.
-            let embedding = Var::from_tensor(&embedding)?;
-            let distance = distillation_loss(&embedding, &target, self.distill.kind)?;
-            report.distill_loss = f64::from(distance.to_scalar::<f32>()?);
-            let grads = (distance * self.distill.lambda)?.backward()?;
-            let Some(of_distance) = grads.get(&embedding) else {
-                return Err(crate::Error::Training("the embeddings received no gradient".into()));
-            };
-            of_embedding = Some(of_embedding.map_or_else(|| Ok(of_distance.clone()), |sum| sum + of_distance)?);
-        }
-        let Some(of_embedding) = of_embedding else {
-            return Err(crate::Error::Training("no loss has a weight".into()));
-        };
-        report.loss = report.margin_loss + self.distill.lambda * report.distill_loss;
-        let of_student = recorded.backward(&of_embedding)?;
-        report.grad_norm = grad_norm(&of_student)?;
+        let Some(found) = all else { return Err(crate::Error::Training("a batch of no images".into())) };
+        let mut report = sums.report(num_images);
+        report.loss = report.margin_loss + self.config.distill.lambda * report.distill_loss;
+        (report.lr, report.grad_norm) = (lr, grad_norm(&found.of_student)?);
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
             student.params().restore_buffers(&statistics)?;
             report.is_skipped = true;
             return Ok(report);
         }
-        self.student_optim.step(&of_student, lr, clip_scale(report.grad_norm, self.clip_norm))?;
-        if let Some(of_head) = of_head {
+        if self.without_gradient.is_none() {
+            self.without_gradient = Some(found.without_gradient()?);
+        }
+        self.student_optim.step(&found.of_student, lr, clip_scale(report.grad_norm, self.config.optim.clip_norm))?;
+        if let Some(of_head) = found.of_head {
             self.head_optim.step(&of_head, lr, 1.0)?;
         }
+        if let (Some((_, optim)), Some(gradients)) = (&mut self.projection, found.of_projection) {
+            optim.step(&gradients, lr, 1.0)?;
+        }
+        if let Some(ema) = &mut self.ema {
+            ema.update(student.params())?;
+        }
         Ok(report)
+    }
+
+    /// The gradients of a part of a batch, each weighing as much as its images do.
+    fn gradients(
+        &self,
+        student: &Model,
+        head: &MarginHead,
+        part: &Batch,
+        rng: &mut ChaCha8Rng,
+        sums: &mut Sums,
+    ) -> crate::Result<Found> {
+        let (distill, share) = (&self.config.distill, 1.0 / self.config.accumulate as f64);
+        let images = part.student.to_tensor(student.preprocessing(), &Device::Cpu)?;
+        let (embedding, recorded) = self.training.record(student, &images)?;
+        sums.add_directions(&embedding)?;
+        let (mut of_embedding, mut of_head, mut of_projection) = (None, None, None);
+        if distill.margin_weight > 0.0 {
+            let margin = head.step(&embedding, &part.labels, distill.margin_weight * share, rng)?;
+            sums.margin_loss += distill.margin_weight * share * margin.loss;
+            sums.target_cosines.extend(margin.target_cosines.iter().map(|cosine| cosine.unwrap_or(f64::NAN)));
+            (of_embedding, of_head) = (Some(margin.of_embedding), Some(margin.of_head));
+        }
+        if let Some((teacher, network)) = &self.teacher {
+            let target = network.run(&part.teacher.to_tensor(teacher.preprocessing(), &Device::Cpu)?)?;
+            // The distance builds a graph of its own; the network's backward begins where it ends.
+            let embedding = Var::from_tensor(&embedding)?;
+            let projected = match &self.projection {
+                Some((projection, _)) => projection.forward(&embedding)?,
+                None => embedding.as_tensor().clone(),
+            };
+            let distance = distillation_loss(&projected, &target, distill.kind)?;
+            sums.distill_loss += share * f64::from(distance.to_scalar::<f32>()?);
+            let grads = (distance * (distill.lambda * share))?.backward()?;
+            let Some(of_distance) = grads.get(&embedding) else {
+                return Err(crate::Error::Training("the embeddings received no gradient".into()));
+            };
+            of_embedding = Some(of_embedding.map_or_else(|| Ok(of_distance.clone()), |sum| sum + of_distance)?);
+            if let Some((projection, _)) = &self.projection {
+                of_projection = Some(Gradients::of(projection.params(), &grads)?);
+            }
+        }
+        let Some(of_embedding) = of_embedding else {
+            return Err(crate::Error::Training("no loss has a weight".into()));
+        };
+        Ok(Found { of_student: recorded.backward(&of_embedding)?, of_head, of_projection })
+    }
+}
+
+impl Found {
+    fn without_gradient(&self) -> crate::Result<Vec<String>> {
+        let mut names = self.of_student.zeros()?;
+        for (part, gradients) in [("head", &self.of_head), ("projection", &self.of_projection)] {
+            let zeros = gradients.as_ref().map(Gradients::zeros).transpose()?.unwrap_or_default();
+            names.extend(zeros.into_iter().map(|name| format!("{part}.{name}")));
+        }
+        Ok(names)
+    }
+
+    fn add(&mut self, other: &Self) -> crate::Result<()> {
+        self.of_student.add(&other.of_student)?;
+        for (sum, other) in [(&mut self.of_head, &other.of_head), (&mut self.of_projection, &other.of_projection)] {
+            if let (Some(sum), Some(other)) = (sum, other) {
+                sum.add(other)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sums {
+    /// Adds the directions of embeddings `(N, d)`.
+    fn add_directions(&mut self, embedding: &Tensor) -> crate::Result<()> {
+        let (_, d) = embedding.dims2()?;
+        self.direction.resize(d, 0.0);
+        for row in Values::of("embedding", embedding)?.chunks_exact(d.max(1)) {
+            let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            self.direction.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) / norm);
+        }
+        Ok(())
+    }
+
+    /// The figures of all parts of a batch of `n` images.
+    fn report(self, n: usize) -> StepReport {
+        let n = n as f64;
+        let known: Vec<f64> = self.target_cosines.iter().copied().filter(|cosine| !cosine.is_nan()).collect();
+        let squares: f64 = self.direction.iter().map(|v| v * v).sum();
+        StepReport {
+            margin_loss: self.margin_loss,
+            distill_loss: self.distill_loss,
+            mean_cosine: (n > 1.0).then(|| (squares - n) / (n * (n - 1.0))),
+            target_cosine: (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64),
+            target_cosines: self.target_cosines,
+            ..StepReport::default()
+        }
     }
 }

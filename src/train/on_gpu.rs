@@ -3,16 +3,16 @@
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::step::StepReport;
+use super::step::{StepConfig, StepReport};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::gpu::batch_norm::{Seen, apply};
 use crate::gpu::update::{Flat, Guard};
 use crate::gpu::{Array, Element};
-use crate::losses::{DistillConfig, GpuHead, MarginHead};
+use crate::losses::{GpuHead, MarginHead};
 use crate::machine::Precision;
 use crate::models::{Model, OnGpu};
-use crate::optim::{GpuOptimizer, OptimConfig};
+use crate::optim::GpuOptimizer;
 
 /// Steps between those whose figures are read.
 const REPORT_EVERY: u64 = 20;
@@ -22,12 +22,10 @@ pub(super) struct GpuTrainer {
     student: OnGpu,
     head: GpuHead,
     teacher: Option<OnGpu>,
-    distill: DistillConfig,
+    config: StepConfig,
     student_optim: GpuOptimizer,
     head_optim: GpuOptimizer,
     guard: Guard,
-    clip_norm: f64,
-    seed: u64,
     /// Steps so far, and those that the guard had skipped when it was last read.
     num_steps: u64,
     last: Option<Last>,
@@ -43,14 +41,7 @@ struct Last {
 
 impl GpuTrainer {
     /// Copies all that training needs to the student's machine.
-    pub fn new(
-        student: &Model,
-        head: &MarginHead,
-        teacher: Option<&Model>,
-        distill: &DistillConfig,
-        optim: &OptimConfig,
-        seed: u64,
-    ) -> Result<Self> {
+    pub fn new(student: &Model, head: &MarginHead, teacher: Option<&Model>, config: &StepConfig) -> Result<Self> {
         let Some(gpu) = student.machine().gpu() else {
             return Err(Error::Training(format!("the student's machine is {}", student.machine())));
         };
@@ -58,7 +49,18 @@ impl GpuTrainer {
             let what = "f16's range is too small for gradients: train in bf16, tf32 or f32";
             return Err(Error::Training(what.into()));
         }
+        let unknown = |what: &str| Err(Error::Training(format!("{what}: computed by --device cpu only")));
+        if config.accumulate > 1 {
+            return unknown("batches in parts (train.accumulate)");
+        }
+        if config.ema > 0.0 {
+            return unknown("averages of weights (train.ema)");
+        }
+        if teacher.is_some_and(|teacher| teacher.config().embedding_size != student.config().embedding_size) {
+            return unknown("a teacher whose embeddings have another length");
+        }
         let on_gpu = OnGpu::upload(student)?;
+        let on_gpu = if config.recompute { on_gpu.recomputing(student) } else { on_gpu };
         let teacher = teacher
             .map(|teacher| match teacher.machine().gpu() {
                 Some(_) => Ok(OnGpu::upload(teacher)?),
@@ -66,18 +68,16 @@ impl GpuTrainer {
             })
             .transpose()?;
         let head = GpuHead::upload(head, &gpu.device, gpu.element())?;
-        let student_optim = GpuOptimizer::new(optim, &gpu.device, on_gpu.network().params().flat().0.len())?;
-        let head_optim = GpuOptimizer::new(optim, &gpu.device, head.flat().0.len())?;
+        let student_optim = GpuOptimizer::new(&config.optim, &gpu.device, on_gpu.network().params().flat().0.len())?;
+        let head_optim = GpuOptimizer::new(&config.optim, &gpu.device, head.flat().0.len())?;
         Ok(Self {
             student: on_gpu,
             head,
             teacher,
-            distill: distill.clone(),
+            config: config.clone(),
             student_optim,
             head_optim,
             guard: Guard::new(&gpu.device)?,
-            clip_norm: optim.clip_norm,
-            seed,
             num_steps: 0,
             last: None,
         })
@@ -99,9 +99,9 @@ impl GpuTrainer {
         let (embeddings, recording) = self.student.record(model, &images)?;
         let n = batch.labels.len();
         let size = embeddings.len() / n.max(1);
-        let weight = self.distill.margin_weight;
+        let weight = self.config.distill.margin_weight;
         let margin = if weight > 0.0 {
-            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
             rng.set_stream(step);
             Some(self.head.step(&embeddings, &batch.labels, weight, &mut rng)?)
         } else {
@@ -111,7 +111,7 @@ impl GpuTrainer {
             Some(teacher) => {
                 let target = teacher.infer(&teacher.images(&batch.teacher.values)?)?;
                 let margin = margin.as_ref().map(|(loss, _)| (loss, weight as f32));
-                Some(self.distill.on_gpu(n, size).with_gradient(&embeddings, &target, n, margin)?)
+                Some(self.config.distill.on_gpu(n, size).with_gradient(&embeddings, &target, n, margin)?)
             }
             None => None,
         };
@@ -129,7 +129,7 @@ impl GpuTrainer {
         };
         recording.backward(&gradient)?;
         let (param, grad, copy) = self.student.network().params().flat();
-        self.guard.measure(grad, self.clip_norm as f32, total)?;
+        self.guard.measure(grad, self.config.optim.clip_norm as f32, total)?;
         self.student_optim.step(&Flat { param, grad, copy }, lr, &self.guard, true)?;
         if margin.is_some() {
             let (param, grad) = self.head.flat();
@@ -148,8 +148,8 @@ impl GpuTrainer {
             Ok(x.as_ref().map(Array::read::<f32>).transpose()?.map_or(0.0, |values| f64::from(values[0])))
         };
         let (margin, distill_loss, state) = (read(&last.margin)?, read(&last.distance)?, self.guard.read()?);
-        let margin_loss = self.distill.margin_weight * margin;
-        let loss = margin_loss + self.distill.lambda * distill_loss;
+        let margin_loss = self.config.distill.margin_weight * margin;
+        let loss = margin_loss + self.config.distill.lambda * distill_loss;
         if state.num_skipped > 0 {
             let what = format!(
                 "{} of the steps up to {} had a loss or gradient that is not finite, and changed nothing: loss {loss}, gradient \
@@ -159,14 +159,14 @@ impl GpuTrainer {
             return Err(Error::Training(what));
         }
         let grad_norm = f64::from(state.norm);
-        Ok(StepReport { loss, margin_loss, distill_loss, grad_norm, lr: last.lr, is_skipped: false })
+        Ok(StepReport { loss, margin_loss, distill_loss, grad_norm, lr: last.lr, ..StepReport::default() })
     }
 
     /// Copies weights and running statistics back, and returns the figures of the last step; waits for the device.
     pub fn synchronise(&self, student: &Model, head: &MarginHead) -> Result<StepReport> {
         let report = self.report()?;
         self.student.network().download(student.params())?;
-        if self.distill.margin_weight > 0.0 {
+        if self.config.distill.margin_weight > 0.0 {
             self.head.download(head)?;
         }
         Ok(report)
@@ -213,7 +213,7 @@ mod tests {
     fn trainer<'a>(config: &Config, arm: Arm, machine: &Machine, teacher: &'a Model) -> Result<Trainer<'a>> {
         let student = model(config, machine, 0)?;
         let head = MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 1)?;
-        Trainer::new(student, head, Some(teacher), &config.distill.of(arm), &config.optim, 0)
+        Trainer::new(student, head, Some(teacher), &config.step(arm))
     }
 
     type Weights = BTreeMap<String, Vec<f32>>;
@@ -306,7 +306,7 @@ mod tests {
         state.insert("features.bias".to_owned(), Tensor::full(f32::NAN, 16, &Device::Cpu)?);
         student.params().load(&state)?;
         let head = MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 1)?;
-        let mut trainer = Trainer::new(student, head, Some(&teacher), &config.distill.of(Arm::Aug), &config.optim, 0)?;
+        let mut trainer = Trainer::new(student, head, Some(&teacher), &config.step(Arm::Aug))?;
         let batch = loader(&config)?.epoch(0).next().ok_or_else(|| Error::Training("no batch".into()))??;
         let error = trainer.step(batch, 0, 0.1).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(error.contains("1 of the steps up to 0") && error.contains("changed nothing: loss NaN"), "{error}");
@@ -327,7 +327,7 @@ mod tests {
             let batches = loader(&config)?.epoch(0).take(3).collect::<Result<Vec<_>>>()?;
             let state = |trainer: &mut Trainer| -> Result<_> {
                 trainer.synchronise()?;
-                Ok((trainer.student.params().state()?, trainer.any_head().params().state()?, trainer.optimizers()?))
+                Ok((trainer.student.params().state()?, trainer.any_head().params().state()?, trainer.state()?))
             };
             let mut whole = trainer(&config, Arm::Hg, &machine, &teacher)?;
             for (i, batch) in batches.iter().take(2).enumerate() {
@@ -343,21 +343,24 @@ mod tests {
             of_student.params().load(&student)?;
             of_head.params().load(&head)?;
             of_student.dropout().into_iter().for_each(|dropout| dropout.skip_to(words));
-            let distill = config.distill.of(Arm::Hg);
-            let mut resumed = Trainer::new(of_student, of_head, Some(&teacher), &distill, &config.optim, 0)?;
-            resumed.load_optimizers(&moments)?;
+            let named =
+                |state: BTreeMap<&str, _>| state.into_iter().map(|(name, part)| (name.to_owned(), part)).collect();
+            let mut resumed = Trainer::new(of_student, of_head, Some(&teacher), &config.step(Arm::Hg))?;
+            resumed.load_state(&named(moments))?;
             resumed.step(batches[2].clone(), 2, 0.002)?;
             let found = state(&mut resumed)?;
             let read = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>();
-            for (found, expected) in [(found.0, expected.0), (found.1, expected.1), (found.2, expected.2)] {
+            let moments = |mut state: BTreeMap<_, _>| state.remove("optimizer").unwrap_or_default();
+            let pairs = [(found.0, expected.0), (found.1, expected.1), (moments(found.2), moments(expected.2))];
+            for (found, expected) in pairs {
                 assert_eq!(found.len(), expected.len());
                 for (name, tensor) in &found {
                     assert_eq!(read(tensor)?, read(&expected[name])?, "{kind:?} {name}");
                 }
             }
-            let cpu = trainer(&config, Arm::Hg, &Machine::default(), &model(&config, &Machine::default(), 5)?)?
-                .optimizers()?;
-            let error = resumed.load_optimizers(&cpu).err().map(|e| e.to_string()).unwrap_or_default();
+            let cpu =
+                trainer(&config, Arm::Hg, &Machine::default(), &model(&config, &Machine::default(), 5)?)?.state()?;
+            let error = resumed.load_state(&named(cpu)).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(error.contains("saved by a training on the CPU"), "{error}");
         }
         Ok(())

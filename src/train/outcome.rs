@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::arm::Arm;
 use super::config::Config;
 use super::step::StepReport;
+use super::watch::Best;
 use crate::eval::{Evaluation, SettingResult};
 
 /// What happens while an experiment runs, for whoever shows it.
@@ -50,6 +51,17 @@ pub enum Event<'a> {
         /// In all.
         total: usize,
     },
+    /// The weights were evaluated between two epochs.
+    Watched {
+        /// Which arm.
+        arm: Arm,
+        /// Epochs of training before it, from the schedule's start.
+        epoch: usize,
+        /// The figures.
+        evaluation: &'a Evaluation,
+        /// Whether they are the best so far.
+        is_best: bool,
+    },
     /// An arm is trained and evaluated.
     Finished {
         /// Which arm.
@@ -65,6 +77,14 @@ pub(super) const RESULTS_FILE: &str = "results.json";
 /// What a later run needs of that record.
 #[derive(Debug, Deserialize)]
 pub(super) struct Finished {
+    #[serde(default)]
+    pub version: String,
+    #[serde(default)]
+    pub commit: String,
+    #[serde(default)]
+    pub device: String,
+    #[serde(default)]
+    pub test_set: String,
     pub config: Config,
     pub arms: BTreeMap<Arm, ArmOutcome>,
 }
@@ -103,6 +123,9 @@ pub struct ArmOutcome {
     pub seconds: f64,
     /// The loss of the last step.
     pub last_loss: Option<f64>,
+    /// The best of the evaluations in between, if there were some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
     /// The figures on the test set.
     #[serde(flatten)]
     pub evaluation: Evaluation,

@@ -32,9 +32,9 @@ pub struct Experiment {
     pub(super) splits: Splits,
     pub(super) out: PathBuf,
     /// Weights that are given instead of trained.
-    teacher: Option<Checkpoint>,
-    start: Option<Checkpoint>,
-    machine: Machine,
+    pub(super) teacher: Option<Checkpoint>,
+    pub(super) start: Option<Checkpoint>,
+    pub(super) machine: Machine,
     /// Arms that were trained before.
     finished: BTreeMap<Arm, ArmOutcome>,
     pub(super) resumes: bool,
@@ -42,17 +42,16 @@ pub struct Experiment {
 }
 
 impl Experiment {
-    /// Opens the data and writes the resolved config to `out/config.toml`.
+    /// Opens the data; results will be in `out`.
     ///
     /// # Errors
-    /// When a setting is out of range, data is missing or broken, or `out` cannot be written to.
+    /// When a setting is out of range, or data is missing or broken.
     pub fn new(config: Config, out: &Path) -> Result<Self> {
         config.validate()?;
         let splits = config.data.open()?;
         splits.test.check_images()?;
+        splits.watch.iter().try_for_each(TestSet::check_images)?;
         splits.real_masks.iter().try_for_each(TestSet::check_images)?;
-        std::fs::create_dir_all(out).map_err(Error::io(out))?;
-        write_atomic(&out.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
         Ok(Self {
             config,
             splits,
@@ -64,6 +63,16 @@ impl Experiment {
             resumes: false,
             stop: None,
         })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The data.
+    pub fn splits(&self) -> &Splits {
+        &self.splits
     }
 
     /// Goes on with what is in the results folder: arms that are finished stay as they are, the one that was in training goes on from
@@ -123,13 +132,15 @@ impl Experiment {
         Ok(Self { start: Some(start), ..self })
     }
 
-    /// Trains and evaluates the arms of the settings, each saved under its name in the results folder; writes
-    /// `results.json` there after each.
+    /// Trains and evaluates the arms of the settings, each saved under its name in the results folder; writes the resolved settings to
+    /// `config.toml` there, and `results.json` after each arm.
     ///
     /// # Errors
     /// When an arm needs another that is neither given nor trained before it, or training, saving or evaluation fails.
     pub fn run(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
-        self.check()?;
+        self.check(&self.config.train.arms)?;
+        std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out))?;
+        write_atomic(&self.out.join(CONFIG_FILE), self.config.to_toml()?.as_bytes())?;
         if let Some(found) = &self.splits.found {
             on(Event::Notice(found.clone()));
         }
@@ -150,8 +161,15 @@ impl Experiment {
             // The students' table compares them with it.
             let (evaluation, real_masks) = self.evaluate(&teacher.backbone, on)?;
             on(Event::Finished { arm: Arm::Teacher, evaluation: &evaluation });
-            let result =
-                ArmOutcome { num_steps: 0, num_skipped: 0, seconds: 0.0, last_loss: None, evaluation, real_masks };
+            let result = ArmOutcome {
+                num_steps: 0,
+                num_skipped: 0,
+                seconds: 0.0,
+                last_loss: None,
+                best: None,
+                evaluation,
+                real_masks,
+            };
             outcome.arms.insert(Arm::Teacher, result);
         }
         for &arm in arms {
@@ -195,8 +213,8 @@ impl Experiment {
         self.out.join(Arm::Lg.name()).join(format!("epoch-{}", self.config.train.hg_first_epoch))
     }
 
-    fn check(&self) -> Result<()> {
-        let arms = &self.config.train.arms;
+    /// Whether each of some arms has what it needs.
+    pub(super) fn check(&self, arms: &[Arm]) -> Result<()> {
         for (i, &arm) in arms.iter().enumerate() {
             let has = |wanted| arms[..i].contains(&wanted);
             let has_teacher = self.teacher.is_some() || has(Arm::Teacher);
@@ -223,6 +241,10 @@ impl Experiment {
                 let what = "train.batch_norm = frozen and train.head_start = mean-embedding need weights to start from";
                 return Err(Error::Training(format!("{what}: {} has none", arm.name())));
             }
+            if !self.config.train.freeze.is_empty() && arm != Arm::Teacher && origin.is_none() {
+                let what = format!("train.freeze: {} starts from no weights that could stay as they are", arm.name());
+                return Err(Error::Training(what));
+            }
             if self.config.train.start_share > 0.0 && arm != Arm::Teacher && origin.is_none() {
                 let what = format!("train.start_share: {} starts from no weights that could have a share", arm.name());
                 return Err(Error::Training(what));
@@ -232,7 +254,7 @@ impl Experiment {
     }
 
     /// Whose weights an arm starts from, if any.
-    fn origin(&self, arm: Arm) -> Option<Origin> {
+    pub(super) fn origin(&self, arm: Arm) -> Option<Origin> {
         if self.start.is_some() {
             return Some(Origin::Given);
         }
@@ -263,7 +285,7 @@ impl Experiment {
             self.trainer(arm, teacher.map(|t| &t.backbone), start, state.as_ref(), &mut trained.centres, on)?;
         let start = start.map(|(_, weights)| weights);
         let (position, lg) = self.train(arm, &mut trainer, start, state.map(|state| state.position), on)?;
-        let Position { step: num_steps, seconds, num_skipped, last_loss, .. } = position;
+        let Position { step: num_steps, seconds, num_skipped, last_loss, best, .. } = position;
         let checkpoint = frozen(&trainer)?;
         let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, on)?;
         match arm {
@@ -271,7 +293,7 @@ impl Experiment {
             Arm::Lg => trained.lg = lg,
             Arm::Aug | Arm::Hg => {}
         }
-        Ok(ArmOutcome { num_steps, num_skipped, seconds, last_loss, evaluation, real_masks })
+        Ok(ArmOutcome { num_steps, num_skipped, seconds, last_loss, best, evaluation, real_masks })
     }
 
     fn evaluate(&self, model: &Model, on: &mut dyn FnMut(Event)) -> Result<(Evaluation, Option<SettingResult>)> {
@@ -282,7 +304,7 @@ impl Experiment {
         Ok((evaluation, real_masks.transpose()?))
     }
 
-    fn trainer<'a>(
+    pub(super) fn trainer<'a>(
         &self,
         arm: Arm,
         teacher: Option<&'a Model>,
@@ -295,13 +317,16 @@ impl Experiment {
         let seed = config.train.seed;
         let mut student = Model::new(&config.model, &Device::Cpu, seed)?.on(&self.machine);
         student.params().freeze_statistics(config.train.batch_norm == BatchNormMode::Frozen);
+        if start.is_some() {
+            student.freeze(&config.train.freeze)?;
+        }
         let classes = self.splits.train.num_identities();
         let size = config.model.embedding_size;
         let head = MarginHead::new(&config.loss, size, classes, &Device::Cpu, seed.wrapping_add(1))?;
         if let Some((origin, start)) = start {
             student = student.with_preprocessing(start.backbone.preprocessing().clone());
             student.params().load(&start.backbone.params().state()?)?;
-            match start.header.as_ref().filter(|h| fits(h, size, classes)) {
+            match start.header.as_ref().filter(|h| config.train.keep_head && fits(h, size, classes)) {
                 // Its own are loaded below.
                 _ if state.is_some() => {}
                 Some(header) => head.params().load(header)?,
@@ -330,9 +355,9 @@ impl Experiment {
                 dropout.skip_to(state.position.dropout_words);
             }
         }
-        let mut trainer = Trainer::new(student, head, teacher, &config.distill.of(arm), &config.optim, seed)?;
+        let mut trainer = Trainer::new(student, head, teacher, &config.step(arm))?;
         if let Some(state) = state {
-            trainer.load_optimizers(&state.optimizer)?;
+            trainer.load_state(&state.others)?;
         }
         Ok(trainer)
     }
@@ -349,7 +374,7 @@ struct Trained {
 
 /// Whose weights an arm starts from.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Origin {
+pub(super) enum Origin {
     /// Those of [`Experiment::with_start`].
     Given,
     Teacher,

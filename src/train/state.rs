@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::checkpoint::HEADER_FILE;
+use super::watch::Best;
 use crate::error::{Error, Result};
 use crate::files::{UNFINISHED, remove_unfinished, sha256, sync_folder, write_atomic};
 use crate::models::BACKBONE_FILE;
@@ -15,8 +16,7 @@ use crate::weights::{read_safetensors, write_safetensors};
 
 /// What names and checks the other files; written last.
 const STATE_FILE: &str = "state.json";
-/// Moments of the optimisers.
-const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const EXTENSION: &str = "safetensors";
 /// A state's folder: this and its step.
 const PREFIX: &str = "step-";
 /// Changes when an older program could not go on from what is written.
@@ -42,12 +42,33 @@ pub struct Position {
     pub last_loss: Option<f64>,
     /// How many words the generator of dropout has given.
     pub dropout_words: u64,
+    /// The epoch before which it was last evaluated.
+    #[serde(default)]
+    pub watched: usize,
+    /// The best of those evaluations.
+    #[serde(default)]
+    pub best: Option<Best>,
+    /// Evaluations since then.
+    #[serde(default)]
+    pub num_worse: usize,
 }
 
 impl Position {
     /// Before the first step of an arm that begins at this epoch.
     pub fn start(arm: Arm, epoch: usize) -> Self {
-        Self { arm, step: 0, epoch, batch: 0, seconds: 0.0, num_skipped: 0, last_loss: None, dropout_words: 0 }
+        Self {
+            arm,
+            step: 0,
+            epoch,
+            batch: 0,
+            seconds: 0.0,
+            num_skipped: 0,
+            last_loss: None,
+            dropout_words: 0,
+            watched: epoch,
+            best: None,
+            num_worse: 0,
+        }
     }
 }
 
@@ -62,8 +83,8 @@ pub struct TrainState {
     pub backbone: BTreeMap<String, Tensor>,
     /// The head's parameters.
     pub head: BTreeMap<String, Tensor>,
-    /// What the optimisers remember.
-    pub optimizer: BTreeMap<String, Tensor>,
+    /// What the optimisers remember, and whatever else the steps depend on, by the name of its file.
+    pub others: BTreeMap<String, BTreeMap<String, Tensor>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,11 +133,12 @@ impl TrainState {
         let unfinished = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(folder).map_err(Error::io(folder))?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let mut files = BTreeMap::new();
-        let parts = [(BACKBONE_FILE, &self.backbone), (HEADER_FILE, &self.head), (OPTIMIZER_FILE, &self.optimizer)];
-        for (name, tensors) in parts {
-            let path = unfinished.path().join(name);
+        let others = self.others.iter().map(|(name, tensors)| (format!("{name}.{EXTENSION}"), tensors));
+        let parts = [(BACKBONE_FILE.to_owned(), &self.backbone), (HEADER_FILE.to_owned(), &self.head)];
+        for (name, tensors) in parts.into_iter().chain(others) {
+            let path = unfinished.path().join(&name);
             write_safetensors(&path, tensors, &metadata)?;
-            files.insert(name.to_owned(), sha256(&path)?);
+            files.insert(name, sha256(&path)?);
         }
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let (position, settings) = (self.position.clone(), self.settings.clone());
@@ -164,8 +186,15 @@ impl TrainState {
             }
             Ok(read_safetensors(&path)?.tensors)
         };
-        let (backbone, head, optimizer) = (part(BACKBONE_FILE)?, part(HEADER_FILE)?, part(OPTIMIZER_FILE)?);
-        Ok(Self { position: state.position, settings: state.settings, backbone, head, optimizer })
+        let (backbone, head) = (part(BACKBONE_FILE)?, part(HEADER_FILE)?);
+        let mut others = BTreeMap::new();
+        for file in state.files.keys().filter(|name| ![BACKBONE_FILE, HEADER_FILE].contains(&name.as_str())) {
+            match file.strip_suffix(EXTENSION).and_then(|name| name.strip_suffix('.')) {
+                Some(name) if !name.contains(['/', '\\']) => others.insert(name.to_owned(), part(file)?),
+                _ => return Err(wrong(format!("expected names of {EXTENSION} files beside it, found {file}"))),
+            };
+        }
+        Ok(Self { position: state.position, settings: state.settings, backbone, head, others })
     }
 }
 
@@ -199,11 +228,14 @@ mod tests {
                 num_skipped: 0,
                 last_loss: Some(1.0 / 3.0),
                 dropout_words: 7,
+                watched: 1,
+                best: Some(Best { epoch: 1, step: 9, eer: 0.1 + 0.2 }),
+                num_worse: 3,
             },
             settings: "seed = 0".to_owned(),
             backbone: tensors(step as f64),
             head: tensors(2.0),
-            optimizer: tensors(3.0),
+            others: BTreeMap::from([("optimizer".to_owned(), tensors(3.0)), ("ema".to_owned(), tensors(4.0))]),
         }
     }
 
@@ -224,6 +256,7 @@ mod tests {
         let (found, _) = TrainState::newest(&folder).unwrap();
         let found = found.unwrap();
         assert_eq!(found.position, state(200).position);
+        assert_eq!(found.others["ema"]["w"].to_vec2::<f32>().unwrap(), [[4.0; 3]; 2]);
         assert_eq!(found.backbone["w"].to_vec2::<f32>().unwrap(), [[200.0; 3]; 2]);
         // Saving the same step again changes nothing.
         state(200).save(&folder, 2).unwrap();
@@ -237,7 +270,7 @@ mod tests {
         state(1).save(folder, 3).unwrap();
         state(2).save(folder, 3).unwrap();
         let path = folder.join("step-000000002");
-        for file in [BACKBONE_FILE, HEADER_FILE, OPTIMIZER_FILE, STATE_FILE] {
+        for file in [BACKBONE_FILE, HEADER_FILE, "optimizer.safetensors", "ema.safetensors", STATE_FILE] {
             let whole = std::fs::read(path.join(file)).unwrap();
             for changed in
                 [whole[..whole.len() - 1].to_vec(), Vec::new(), [&whole[..9], &[whole[9] ^ 1], &whole[10..]].concat()]

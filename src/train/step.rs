@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::on_cpu::CpuTrainer;
 #[cfg(any(test, feature = "cuda"))]
@@ -15,6 +15,10 @@ use crate::optim::OptimConfig;
 /// Whose the tensors of a saved optimiser are.
 const STUDENT: &str = "student";
 const HEAD: &str = "head";
+/// Parts of a state, and the names of their files.
+const PROJECTION: &str = "projection";
+const OPTIMIZER: &str = "optimizer";
+const EMA: &str = "ema";
 
 /// A student with its head and optimisers, and the teacher it learns from.
 pub struct Trainer<'a> {
@@ -27,6 +31,36 @@ pub struct Trainer<'a> {
     engine: Engine<'a>,
 }
 
+/// How steps are taken; the default is the published recipe without a teacher.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepConfig {
+    /// Kind and weights of the losses.
+    pub distill: DistillConfig,
+    /// The optimiser.
+    pub optim: OptimConfig,
+    /// Parts of equal size in which a batch goes through the network; their gradients are added up. Each has batch statistics of its own.
+    pub accumulate: usize,
+    /// Whether most activations are computed again in the backward pass instead of kept.
+    pub recompute: bool,
+    /// Decay of the exponential moving average of the weights, below 1; 0 for none.
+    pub ema: f64,
+    /// Decides the margins drawn and where a projection starts.
+    pub seed: u64,
+}
+
+impl Default for StepConfig {
+    fn default() -> Self {
+        Self {
+            distill: DistillConfig::default(),
+            optim: OptimConfig::default(),
+            accumulate: 1,
+            recompute: false,
+            ema: 0.0,
+            seed: 0,
+        }
+    }
+}
+
 /// What carries the steps out.
 enum Engine<'a> {
     Cpu(Box<CpuTrainer<'a>>),
@@ -35,7 +69,7 @@ enum Engine<'a> {
 }
 
 /// What one step did.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
     /// The objective: `margin_loss + lambda * distill_loss`.
     pub loss: f64,
@@ -47,49 +81,43 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f64,
+    /// Mean cosine of all pairs of embeddings in the batch: near 1, they have collapsed. None on a GPU.
+    pub mean_cosine: Option<f64>,
+    /// Mean cosine of the embeddings and their class centres. None on a GPU, and without the margin loss.
+    pub target_cosine: Option<f64>,
+    /// The same for each image of the batch; NaN without a label.
+    pub target_cosines: Vec<f64>,
     /// Whether the loss or the gradient was not finite: nothing was changed then, not even the running statistics.
     pub is_skipped: bool,
 }
 
 impl<'a> Engine<'a> {
     /// That of the student's machine.
-    fn new(
-        student: &Model,
-        head: &MarginHead,
-        teacher: Option<&'a Model>,
-        distill: &DistillConfig,
-        optim: &OptimConfig,
-        seed: u64,
-    ) -> crate::Result<Self> {
+    fn new(student: &Model, head: &MarginHead, teacher: Option<&'a Model>, config: &StepConfig) -> crate::Result<Self> {
         #[cfg(any(test, feature = "cuda"))]
         if student.machine().gpu().is_some() {
-            return Ok(Self::Gpu(Box::new(GpuTrainer::new(student, head, teacher, distill, optim, seed)?)));
+            return Ok(Self::Gpu(Box::new(GpuTrainer::new(student, head, teacher, config)?)));
         }
-        Ok(Self::Cpu(Box::new(CpuTrainer::new(student, head, teacher, distill, optim, seed)?)))
+        Ok(Self::Cpu(Box::new(CpuTrainer::new(student, head, teacher, config)?)))
     }
 }
 
 impl<'a> Trainer<'a> {
-    /// Returns a trainer on the student's machine, which must be the teacher's; `teacher` is used if `distill` has a weight.
+    /// Returns a trainer on the student's machine, which must be the teacher's; `teacher` is used if distillation has a weight. A teacher
+    /// whose embeddings have another length is followed through a [`Projection`](crate::losses::Projection).
     ///
     /// # Errors
-    /// When memory for the optimisers cannot be had, a teacher is missing or of another embedding or input size, or the
-    /// machine has no way for a network.
+    /// When memory for the optimisers cannot be had, a teacher is missing or of another input size, or the machine has no way for a
+    /// network or for what `config` asks.
     pub fn new(
         student: Model,
         head: MarginHead,
         teacher: Option<&'a Model>,
-        distill: &DistillConfig,
-        optim: &OptimConfig,
-        seed: u64,
+        config: &StepConfig,
     ) -> crate::Result<Self> {
-        let teacher = if distill.lambda > 0.0 {
+        let teacher = if config.distill.lambda > 0.0 {
             let wrong = |what: String| Err(crate::Error::Training(what));
             let Some(teacher) = teacher else { return wrong("distillation needs a teacher".into()) };
-            let (t, s) = (teacher.config().embedding_size, student.config().embedding_size);
-            if t != s {
-                return wrong(format!("the teacher's embeddings have {t} elements, the student's {s}"));
-            }
             let (t, s) = (teacher.config().input_size, student.config().input_size);
             if t != s {
                 return wrong(format!("the teacher sees images of {t} pixels, the student of {s}"));
@@ -98,8 +126,8 @@ impl<'a> Trainer<'a> {
         } else {
             None
         };
-        let engine = Engine::new(&student, &head, teacher, distill, optim, seed)?;
-        let trains_head = distill.margin_weight > 0.0;
+        let engine = Engine::new(&student, &head, teacher, config)?;
+        let trains_head = config.distill.margin_weight > 0.0;
         Ok(Self { student, head, trains_head, report: StepReport::default(), engine })
     }
 
@@ -122,51 +150,100 @@ impl<'a> Trainer<'a> {
     /// parameter, the running statistics are spoiled.
     pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<Option<StepReport>> {
         let report = match &mut self.engine {
-            Engine::Cpu(engine) => Some(engine.step(&self.student, &self.head, &batch, step, lr)?),
+            Engine::Cpu(engine) => Some(engine.step(&self.student, &self.head, batch, step, lr)?),
             #[cfg(any(test, feature = "cuda"))]
             Engine::Gpu(engine) => engine.step(&self.student, &batch, step, lr)?,
         };
-        self.report = report.unwrap_or(self.report);
+        if let Some(report) = &report {
+            self.report = report.clone();
+        }
         Ok(report)
     }
 
-    /// Returns what the optimisers remember, by names that [`Self::load_optimizers`] knows.
+    /// The trained parameters to which the first step gave no gradient at all, by name: they do not learn. Empty before it, and on a GPU.
+    pub fn without_gradient(&self) -> &[String] {
+        match &self.engine {
+            Engine::Cpu(engine) => engine.without_gradient.as_deref().unwrap_or_default(),
+            #[cfg(any(test, feature = "cuda"))]
+            Engine::Gpu(_) => &[],
+        }
+    }
+
+    /// Returns the average of the student's weights over the steps, as a network that receives no gradients, if one is kept.
+    ///
+    /// # Errors
+    /// When memory for it cannot be had.
+    pub fn averaged(&self) -> crate::Result<Option<Model>> {
+        let ema = match &self.engine {
+            Engine::Cpu(engine) => &engine.ema,
+            #[cfg(any(test, feature = "cuda"))]
+            Engine::Gpu(_) => &None,
+        };
+        let Some(ema) = ema else { return Ok(None) };
+        let student = &self.student;
+        let model = Model::frozen(student.config(), ema.weights(student.params())?, &Device::Cpu)?;
+        Ok(Some(model.with_preprocessing(student.preprocessing().clone()).on(student.machine())))
+    }
+
+    /// Returns everything that later steps depend on beside the student and the head, by the file that it is kept in: what the optimisers
+    /// remember, the projection, the average.
     ///
     /// # Errors
     /// When memory for the copies cannot be had.
-    pub fn optimizers(&self) -> crate::Result<BTreeMap<String, Tensor>> {
-        let [student, head] = match &self.engine {
-            Engine::Cpu(engine) => {
-                let [student, head] = engine.optimizers();
-                [student.state()?, head.state()?]
-            }
+    pub(super) fn state(&self) -> crate::Result<BTreeMap<&'static str, BTreeMap<String, Tensor>>> {
+        let named = |part: &'static str| move |(name, tensor)| (format!("{part}.{name}"), tensor);
+        let engine = match &self.engine {
+            Engine::Cpu(engine) => engine,
             #[cfg(any(test, feature = "cuda"))]
             Engine::Gpu(engine) => {
                 let [student, head] = engine.optimizers();
-                [student.state()?, head.state()?]
+                let all =
+                    student.state()?.into_iter().map(named(STUDENT)).chain(head.state()?.into_iter().map(named(HEAD)));
+                return Ok(BTreeMap::from([(OPTIMIZER, all.collect())]));
             }
         };
-        let named = |part: &'static str| move |(name, tensor)| (format!("{part}.{name}"), tensor);
-        Ok(student.into_iter().map(named(STUDENT)).chain(head.into_iter().map(named(HEAD))).collect())
+        let mut optimizers: BTreeMap<String, Tensor> = BTreeMap::new();
+        optimizers.extend(engine.student_optim.state()?.into_iter().map(named(STUDENT)));
+        optimizers.extend(engine.head_optim.state()?.into_iter().map(named(HEAD)));
+        let mut state = BTreeMap::new();
+        if let Some((projection, optim)) = &engine.projection {
+            optimizers.extend(optim.state()?.into_iter().map(named(PROJECTION)));
+            state.insert(PROJECTION, projection.params().state()?);
+        }
+        if let Some(ema) = &engine.ema {
+            state.insert(EMA, ema.state()?);
+        }
+        state.insert(OPTIMIZER, optimizers);
+        Ok(state)
     }
 
-    /// Goes on with what the optimisers of another trainer of the same kind remembered.
+    /// Goes on with [`Self::state`] of another trainer of the same kind.
     ///
     /// # Errors
     /// When a tensor is missing, unexpected or of another shape.
-    pub fn load_optimizers(&mut self, state: &BTreeMap<String, Tensor>) -> crate::Result<()> {
+    pub(super) fn load_state(&mut self, state: &BTreeMap<String, BTreeMap<String, Tensor>>) -> crate::Result<()> {
+        let file = |name: &str| {
+            state.get(name).ok_or_else(|| crate::Error::Training(format!("the state of a training has no {name}")))
+        };
+        let optimizers = file(OPTIMIZER)?;
         let part = |part: &str| -> BTreeMap<String, Tensor> {
             let named = |(name, tensor): (&String, &Tensor)| {
                 Some((name.strip_prefix(part)?.strip_prefix('.')?.to_owned(), tensor.clone()))
             };
-            state.iter().filter_map(named).collect()
+            optimizers.iter().filter_map(named).collect()
         };
         let [of_student, of_head] = [part(STUDENT), part(HEAD)];
         match &mut self.engine {
             Engine::Cpu(engine) => {
-                let [student, head] = engine.optimizers_mut();
-                student.load(&of_student)?;
-                head.load(&of_head)?;
+                engine.student_optim.load(&of_student)?;
+                engine.head_optim.load(&of_head)?;
+                if let Some((projection, optim)) = &mut engine.projection {
+                    projection.params().load(file(PROJECTION)?)?;
+                    optim.load(&part(PROJECTION))?;
+                }
+                if let Some(ema) = &mut engine.ema {
+                    ema.load(file(EMA)?)?;
+                }
             }
             #[cfg(any(test, feature = "cuda"))]
             Engine::Gpu(engine) => {
@@ -187,6 +264,6 @@ impl<'a> Trainer<'a> {
         if let Engine::Gpu(engine) = &self.engine {
             self.report = engine.synchronise(&self.student, &self.head)?;
         }
-        Ok(self.report)
+        Ok(self.report.clone())
     }
 }

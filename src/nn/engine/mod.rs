@@ -12,6 +12,7 @@ mod plan;
 mod pool;
 mod program;
 mod recording;
+mod schedule;
 
 pub use plan::Plan;
 pub(crate) use pool::Pool;

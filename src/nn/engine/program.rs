@@ -37,6 +37,16 @@ impl Step {
             Self::Add { a, b } => vec![*a, *b],
         }
     }
+
+    /// The names of its parameters.
+    pub fn param_names(&self) -> Vec<String> {
+        match self {
+            Self::Conv { path, .. } => vec![format!("{path}.weight")],
+            Self::Linear { path, has_bias: true, .. } => vec![format!("{path}.weight"), format!("{path}.bias")],
+            Self::Linear { path, .. } => vec![format!("{path}.weight")],
+            Self::Add { .. } | Self::Write { .. } => Vec::new(),
+        }
+    }
 }
 
 /// A value as it is, or after its norm.
@@ -53,6 +63,14 @@ pub(super) struct Norm {
     pub bn: String,
     /// Path of the PReLU's slopes.
     pub prelu: Option<String>,
+}
+
+impl Norm {
+    /// The names of its parameters.
+    pub fn param_names(&self) -> Vec<String> {
+        let slope = self.prelu.as_ref().map(|prelu| format!("{prelu}.weight"));
+        [format!("{}.weight", self.bn), format!("{}.bias", self.bn)].into_iter().chain(slope).collect()
+    }
 }
 
 impl Program {
@@ -165,16 +183,8 @@ impl Program {
 
     /// The names of all parameters.
     pub fn param_names(&self) -> HashSet<String> {
-        let of_steps = self.steps.iter().flat_map(|step| match step {
-            Step::Conv { path, .. } => vec![format!("{path}.weight")],
-            Step::Linear { path, has_bias: true, .. } => vec![format!("{path}.weight"), format!("{path}.bias")],
-            Step::Linear { path, .. } => vec![format!("{path}.weight")],
-            Step::Add { .. } | Step::Write { .. } => Vec::new(),
-        });
-        let of_norms = self.views.iter().filter_map(|view| view.norm.as_ref()).flat_map(|norm| {
-            let slope = norm.prelu.as_ref().map(|prelu| format!("{prelu}.weight"));
-            [format!("{}.weight", norm.bn), format!("{}.bias", norm.bn)].into_iter().chain(slope)
-        });
+        let of_steps = self.steps.iter().flat_map(Step::param_names);
+        let of_norms = self.views.iter().filter_map(|view| view.norm.as_ref()).flat_map(Norm::param_names);
         of_steps.chain(of_norms).collect()
     }
 

@@ -8,6 +8,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::pool::Pool;
 use super::program::{Norm, Program, Step, ViewId};
+use super::schedule::{Keep, Schedule};
 use crate::nn::gradients::Gradients;
 use crate::nn::graph::Graph;
 use crate::nn::layers::{BatchNorm, Dropout, RunningStats};
@@ -22,21 +23,15 @@ use crate::ops::slice::Values;
 #[derive(Debug)]
 pub struct Engine {
     program: Program,
+    schedule: Schedule,
     pool: Arc<Pool>,
     /// The shapes of parameters and buffers.
     weights: BTreeMap<String, Vec<usize>>,
 }
 
-/// Shape `(n, h, w, c)` and values.
-#[derive(Debug)]
-struct Value {
-    shape: [usize; 4],
-    data: Vec<f32>,
-}
-
 impl Engine {
     /// Returns an engine for the network of `graph` with images `(3, side, side)`; none if it has an operation, a number of
-    /// channels or a type that the engine lacks.
+    /// channels or a type that the engine lacks. Parameters that are frozen now stay so.
     pub fn of(graph: &Graph, params: &Params, side: usize) -> Option<Self> {
         let program = Program::of(graph)?;
         // A parameter without a gradient would never train.
@@ -45,8 +40,25 @@ impl Engine {
             return None;
         }
         let weights = params.shapes();
-        program.shapes(&weights, [1, side, side, 3])?;
-        Some(Self { program, pool: Arc::default(), weights })
+        let shapes = program.shapes(&weights, [1, side, side, 3])?;
+        let schedule = Schedule::new(&program, &shapes, |name| params.is_trained(name), Keep::All);
+        Some(Self { program, schedule, pool: Arc::default(), weights })
+    }
+
+    /// Returns the engine, keeping some blocks' results of a forward pass alone and computing the rest again in the backward pass: the
+    /// same bits in less memory and more time. `params` and `side` are those of [`Self::of`].
+    pub fn recomputing(self, params: &Params, side: usize) -> Self {
+        let shapes = self.program.shapes(&self.weights, [1, side, side, 3]).unwrap_or_default();
+        let schedule = Schedule::new(&self.program, &shapes, |name| params.is_trained(name), Keep::Some);
+        Self { schedule, ..self }
+    }
+
+    /// Returns about how many bytes the activations of `n` images of `side` pixels and their gradients take at the peak.
+    pub fn activation_bytes(&self, n: usize, side: usize) -> usize {
+        let shapes = self.program.shapes(&self.weights, [1, side, side, 3]).unwrap_or_default();
+        let largest = shapes.iter().map(|shape| shape.iter().product::<usize>()).max().unwrap_or_default();
+        let of_image = self.schedule.peak(&shapes) + 2 * largest;
+        n.saturating_mul(of_image).saturating_mul(size_of::<f32>())
     }
 
     /// Returns the embeddings of images `(N, 3, S, S)`, f32, in training mode, with what the backward pass needs. Running
@@ -70,15 +82,18 @@ impl Engine {
         let mut recording = Recording {
             engine: self,
             params,
-            values: vec![Some(Value { shape: shapes[0], data: first })],
+            values: vec![None; shapes.len()],
+            shapes,
             norms: (0..self.program.views.len()).map(|_| None).collect(),
             flat: BTreeMap::new(),
         };
-        for (i, step) in self.program.steps.iter().enumerate() {
-            let mut y = self.pool.take(shapes[i + 1].iter().product());
-            recording.forward(i, step, shapes[i + 1], dropout, &mut y)?;
-            recording.values.push(Some(Value { shape: shapes[i + 1], data: y }));
+        recording.values[0] = Some(first);
+        for (i, released) in self.schedule.released.iter().enumerate() {
+            recording.forward(i, dropout)?;
             recording.normalise(i + 1)?;
+            for value in released {
+                recording.values[*value].take().into_iter().for_each(|memory| self.pool.give(memory));
+            }
         }
         let embedding = recording.output()?;
         Ok((embedding, recording))
@@ -94,7 +109,9 @@ fn dims4(x: &Tensor) -> Option<[usize; 4]> {
 pub struct Recording<'a> {
     engine: &'a Engine,
     params: &'a Params,
-    values: Vec<Option<Value>>,
+    /// The shapes `(n, h, w, c)` of all values.
+    shapes: Vec<[usize; 4]>,
+    values: Vec<Option<Vec<f32>>>,
     /// By view.
     norms: Vec<Option<Normalised>>,
     /// The input of each fully connected step, and what dropout multiplied it by.
@@ -102,14 +119,17 @@ pub struct Recording<'a> {
 }
 
 impl Recording<'_> {
-    fn value(&self, view: ViewId) -> &Value {
-        self.values[self.engine.program.views[view].value]
-            .as_ref()
-            .expect("values are kept until their own step goes back")
+    fn value(&self, view: ViewId) -> &[f32] {
+        let value = &self.values[self.engine.program.views[view].value];
+        value.as_ref().expect("the schedule keeps, or computes again, what is read")
+    }
+
+    fn shape(&self, view: ViewId) -> [usize; 4] {
+        self.shapes[self.engine.program.views[view].value]
     }
 
     fn seen(&self, view: ViewId) -> Seen<'_> {
-        Seen { x: &self.value(view).data, constants: self.norms[view].as_ref().map(Normalised::constants) }
+        Seen { x: self.value(view), constants: self.norms[view].as_ref().map(Normalised::constants) }
     }
 
     fn param(&self, path: &str, name: &str) -> Result<Tensor> {
@@ -120,24 +140,20 @@ impl Recording<'_> {
         }
     }
 
-    fn forward(
-        &mut self,
-        i: usize,
-        step: &Step,
-        shape: [usize; 4],
-        dropout: Option<&Dropout>,
-        y: &mut [f32],
-    ) -> Result<()> {
+    /// Carries out step `i`.
+    fn forward(&mut self, i: usize, dropout: Option<&Dropout>) -> Result<()> {
+        let (step, shape) = (&self.engine.program.steps[i], self.shapes[i + 1]);
+        let mut y = self.engine.pool.take(shape.iter().product());
         match step {
             Step::Conv { x, path, .. } => {
                 let (weight, seen) = (self.param(path, "weight")?, self.seen(*x));
                 let weight = Values::of("conv2d", &weight)?;
-                self.conv(step)?.forward(seen.x, seen.prologue(), &weight, Epilogue::default(), y);
+                self.conv(step)?.forward(seen.x, seen.prologue(), &weight, Epilogue::default(), &mut y);
             }
-            Step::Add { a, b } => channels::add(self.seen(*a), self.seen(*b), shape[3], y),
-            Step::Write { x } => channels::write(self.seen(*x), shape[3], y),
+            Step::Add { a, b } => channels::add(self.seen(*a), self.seen(*b), shape[3], &mut y),
+            Step::Write { x } => channels::write(self.seen(*x), shape[3], &mut y),
             Step::Linear { x, path, has_bias } => {
-                let [n, h, w, c] = self.value(*x).shape;
+                let [n, h, w, c] = self.shape(*x);
                 let mut flat = self.engine.pool.take(n * h * w * c);
                 channels::to_channels_first(self.seen(*x), c, h * w, &mut flat);
                 let mask = dropout.and_then(|dropout| dropout.mask(flat.len()));
@@ -148,17 +164,18 @@ impl Recording<'_> {
                 let bias = has_bias.then(|| self.param(path, "bias")).transpose()?;
                 let bias = bias.as_ref().map(|bias| Values::of("linear", bias)).transpose()?;
                 let weight = Values::of("linear", &weight)?;
-                linear::forward(&flat, &weight, bias.as_deref(), [n, h * w * c, shape[3]], y);
+                linear::forward(&flat, &weight, bias.as_deref(), [n, h * w * c, shape[3]], &mut y);
                 self.flat.insert(i, (flat, mask));
             }
         }
+        self.values[i + 1] = Some(y);
         Ok(())
     }
 
     fn conv(&self, step: &Step) -> Result<Conv> {
         let Step::Conv { x, path, config } = step else { bail!("{step:?} is no convolution") };
         let weight = self.param(path, "weight")?;
-        match dims4(&weight).and_then(|w| Conv::new(self.value(*x).shape, w, *config)) {
+        match dims4(&weight).and_then(|w| Conv::new(self.shape(*x), w, *config)) {
             Some(conv) => Ok(conv),
             None => bail!("conv2d: {path}: no method"),
         }
@@ -168,9 +185,9 @@ impl Recording<'_> {
     fn normalise(&mut self, value: usize) -> Result<()> {
         let Some(view) = self.engine.program.norm_of(value) else { return Ok(()) };
         let Some(Norm { bn, prelu }) = &self.engine.program.views[view].norm else { return Ok(()) };
-        let Value { shape, data } = self.value(view);
+        let (shape, data) = (self.shape(view), self.value(view));
         let running = RunningStats::of(self.params, bn)?;
-        let is_frozen = self.params.has_frozen_statistics();
+        let is_frozen = self.params.has_frozen_statistics(bn);
         let stats = if is_frozen { running.read()? } else { batch_norm::stats(data, shape[3]) };
         if !is_frozen {
             running.track(&stats, data.len() / shape[3])?;
@@ -181,7 +198,7 @@ impl Recording<'_> {
 
     fn output(&self) -> Result<Tensor> {
         let output = self.engine.program.output;
-        let [n, h, w, c] = self.value(output).shape;
+        let [n, h, w, c] = self.shape(output);
         let mut y = vec![0.0; n * h * w * c];
         channels::write(self.seen(output), c, &mut y);
         Tensor::from_vec(y, (n, h * w * c), &Device::Cpu)
@@ -192,27 +209,37 @@ impl Recording<'_> {
     /// # Errors
     /// When the gradient's shape is not that of the embeddings.
     pub fn backward(mut self, grad: &Tensor) -> Result<Gradients> {
-        let (program, pool) = (&self.engine.program, &self.engine.pool);
+        let (program, pool, schedule) = (&self.engine.program, &self.engine.pool, &self.engine.schedule);
         let mut all = Gradients::flat(self.params, pool);
         let grad = grad.contiguous()?;
         let grad = Values::of("backward", &grad)?;
-        if grad.len() != self.value(program.output).data.len() {
-            bail!("backward: a gradient of {} elements for {}", grad.len(), self.value(program.output).data.len());
+        let len: usize = self.shape(program.output).iter().product();
+        if grad.len() != len {
+            bail!("backward: a gradient of {} elements for {len}", grad.len());
         }
         // By view; shared where a sum hands it on to both sides.
         let mut grads: Vec<Option<Rc<Vec<f32>>>> = vec![None; program.views.len()];
         grads[program.output] = Some(Rc::new(grad.to_vec()));
         for (i, step) in program.steps.iter().enumerate().rev() {
-            let Some(gy) = self.through_norm(i + 1, &mut grads, &mut all)? else {
-                bail!("backward: no gradient reaches step {i}");
-            };
+            let gy = self.through_norm(i + 1, &mut grads, &mut all)?;
+            if !schedule.values[i + 1] {
+                // Nothing that it was computed from is trained.
+                self.release(gy);
+                continue;
+            }
+            let Some(gy) = gy else { bail!("backward: no gradient reaches step {i}") };
+            for again in schedule.again.get(&(i + 1)).into_iter().flat_map(Clone::clone) {
+                self.forward(again, None)?;
+            }
             match step {
                 Step::Conv { x, path, .. } => {
                     let (conv, weight) = (self.conv(step)?, self.param(path, "weight")?);
-                    let seen = self.seen(*x);
-                    all.write(&format!("{path}.weight"), |gw| conv.grad_w(seen.x, seen.prologue(), &gy, gw));
-                    if program.views[*x].value > 0 {
-                        let (mut gx, other) = (pool.take(seen.x.len()), grads[*x].take());
+                    all.write(&format!("{path}.weight"), |gw| {
+                        let seen = self.seen(*x);
+                        conv.grad_w(seen.x, seen.prologue(), &gy, gw);
+                    });
+                    if schedule.views[*x] {
+                        let (mut gx, other) = (pool.take(self.shape(*x).iter().product()), grads[*x].take());
                         let epilogue =
                             Epilogue { residual: other.as_ref().map(|g| g.as_slice()), ..Default::default() };
                         conv.grad_x(&gy, &Values::of("conv2d", &weight)?, epilogue, &mut gx);
@@ -245,11 +272,12 @@ impl Recording<'_> {
         let program = &self.engine.program;
         let direct = program.raw_of(value).and_then(|view| grads[view].take());
         let normed = program.norm_of(value).and_then(|view| Some((view, grads[view].take()?)));
-        let Some(Value { data: mut x, .. }) = self.values[value].take() else { return Ok(direct) };
+        let x = self.values[value].take();
         let Some((view, gy)) = normed else {
-            self.engine.pool.give(x);
+            x.into_iter().for_each(|memory| self.engine.pool.give(memory));
             return Ok(direct);
         };
+        let mut x = x.expect("the schedule keeps, or computes again, what is read");
         let (Some(norm), Some(normalised)) = (&program.views[view].norm, &self.norms[view]) else {
             bail!("backward: view {view} has no norm");
         };
@@ -267,7 +295,7 @@ impl Recording<'_> {
 
     /// Adds a gradient to that of a view.
     fn hand_on(&self, view: ViewId, gy: &Rc<Vec<f32>>, grads: &mut [Option<Rc<Vec<f32>>>]) {
-        if self.engine.program.views[view].value == 0 {
+        if !self.engine.schedule.views[view] {
             return;
         }
         grads[view] = Some(match grads[view].take() {
@@ -275,7 +303,7 @@ impl Recording<'_> {
             Some(old) => {
                 let mut sum = self.engine.pool.take(gy.len());
                 let seen = |x| Seen { x, constants: None };
-                channels::add(seen(&old), seen(gy), self.value(view).shape[3], &mut sum);
+                channels::add(seen(&old), seen(gy), self.shape(view)[3], &mut sum);
                 self.release(Some(old));
                 Rc::new(sum)
             }
@@ -297,7 +325,7 @@ impl Recording<'_> {
         all: &mut Gradients,
     ) -> Result<Vec<f32>> {
         let Some((flat, mask)) = self.flat.remove(&i) else { bail!("backward: step {i} was not recorded") };
-        let [n, h, w, c] = self.value(x).shape;
+        let [n, h, w, c] = self.shape(x);
         let (inputs, outputs) = (h * w * c, gy.len() / n);
         all.write(&format!("{path}.weight"), |gw| linear::grad_w(&flat, gy, [n, inputs, outputs], gw));
         if has_bias {
@@ -324,7 +352,7 @@ impl Recording<'_> {
 
 impl Drop for Recording<'_> {
     fn drop(&mut self) {
-        let values = self.values.drain(..).flatten().map(|value| value.data);
+        let values = self.values.drain(..).flatten();
         let flat = std::mem::take(&mut self.flat).into_values().map(|(flat, _)| flat);
         values.chain(flat).for_each(|memory| self.engine.pool.give(memory));
     }

@@ -12,6 +12,7 @@ use crate::gpu::batch_norm::{self, Norm, Seen};
 use crate::gpu::conv::Conv;
 use crate::gpu::{Array, Device, Element, Product, rows};
 use crate::nn::engine::program::{Program, Step, ViewId};
+use crate::nn::engine::schedule::{Keep, Schedule};
 use crate::nn::graph::Graph;
 use crate::nn::layers::Dropout;
 use crate::nn::params::Params;
@@ -19,36 +20,36 @@ use crate::nn::params::Params;
 /// A network whose parameters are on a GPU.
 pub(crate) struct Network {
     pub(super) program: Program,
+    pub(super) schedule: Schedule,
     pub(super) device: Device,
     pub(super) element: Element,
     pub(super) params: DeviceParams,
     /// `(h, w, c)` of each value; of the images with the channels that fill up an access.
-    shapes: Vec<[usize; 3]>,
+    pub(super) shapes: Vec<[usize; 3]>,
     side: usize,
     /// Norms by running statistics that never change, by view.
     fixed: Mutex<BTreeMap<ViewId, Norm>>,
 }
 
-/// Shape `(n, h, w, c)` and elements.
-#[derive(Clone)]
-pub(super) struct Value {
-    pub shape: [usize; 4],
-    pub data: Array,
-}
-
 /// What a forward pass knows so far.
 pub(super) struct Forward {
-    pub values: Vec<Option<Value>>,
+    /// Number of images.
+    pub n: usize,
+    /// `(n, h, w, c)` each, with the sizes of [`Network::shapes`].
+    pub values: Vec<Option<Array>>,
+    /// The types of the values.
+    pub elements: Vec<Element>,
     /// By view.
     pub norms: Vec<Option<Norm>>,
     /// By step: the input of a fully connected layer, and what dropout multiplied it by.
     pub flat: Vec<Option<(Array, Option<Array>)>>,
 }
 
-/// Whether norms are those of the batch.
+/// What norms go by.
 #[derive(Clone, Copy)]
-pub(super) enum Statistics {
-    OfBatch,
+pub(super) enum Statistics<'a> {
+    /// The batch, except where these are frozen.
+    OfBatch(&'a Params),
     Running,
 }
 
@@ -88,8 +89,10 @@ impl Network {
         let uploaded = DeviceParams::upload(&program, &shapes, params, device, element)?;
         let mut shapes: Vec<[usize; 3]> = shapes.into_iter().map(|[_, h, w, c]| [h, w, c]).collect();
         shapes[0][2] = per_access;
+        let schedule = Self::schedule(&program, &shapes, params, Keep::All);
         Ok(Some(Self {
             program,
+            schedule,
             device: device.clone(),
             element,
             params: uploaded,
@@ -97,6 +100,17 @@ impl Network {
             side,
             fixed: Mutex::default(),
         }))
+    }
+
+    fn schedule(program: &Program, shapes: &[[usize; 3]], params: &Params, keep: Keep) -> Schedule {
+        let shapes: Vec<[usize; 4]> = shapes.iter().map(|&[h, w, c]| [1, h, w, c]).collect();
+        Schedule::new(program, &shapes, |name| params.is_trained(name), keep)
+    }
+
+    /// Returns the network, keeping some blocks' results of a forward pass in training alone and computing the rest again in the backward
+    /// pass. `params` are those that were uploaded.
+    pub fn recomputing(self, params: &Params) -> Self {
+        Self { schedule: Self::schedule(&self.program, &self.shapes, params, Keep::Some), ..self }
     }
 
     /// Copies parameters and running statistics to those of the model on the CPU; waits for the device.
@@ -133,25 +147,18 @@ impl Network {
         self.output(&forward)
     }
 
-    /// As [`Self::infer`], in training mode, with what the backward pass needs. `statistics_are_frozen`: norms go by the running
-    /// statistics, and leave them.
+    /// As [`Self::infer`], in training mode, with what the backward pass needs. `params` are those that were uploaded: norms whose
+    /// statistics are frozen there go by the running ones, and leave them.
     ///
     /// # Errors
     /// When the images are others, or a batch has one value per channel.
-    pub fn record(
-        &self,
-        images: &Array,
-        dropout: Option<&Dropout>,
-        statistics_are_frozen: bool,
-    ) -> Result<(Array, Recording<'_>)> {
-        let statistics = if statistics_are_frozen { Statistics::Running } else { Statistics::OfBatch };
+    pub fn record(&self, images: &Array, dropout: Option<&Dropout>, params: &Params) -> Result<(Array, Recording<'_>)> {
         let mut forward = self.start(images)?;
-        for i in 0..self.program.steps.len() {
-            self.step(i, &mut forward, statistics, dropout)?;
+        for (i, released) in self.schedule.released.iter().enumerate() {
+            self.step(i, &mut forward, Statistics::OfBatch(params), dropout)?;
+            released.iter().for_each(|value| forward.values[*value] = None);
         }
-        if !statistics_are_frozen {
-            self.params.count_batch();
-        }
+        self.params.count_batch();
         let embedding = self.output(&forward)?;
         Ok((embedding, Recording::new(self, forward)))
     }
@@ -179,24 +186,31 @@ impl Network {
                 side = self.side
             );
         }
-        let [h, w, c] = self.shapes[0];
-        let first = Value { shape: [images.len() / of_image, h, w, c], data: images.clone() };
+        let mut values = vec![None; self.shapes.len()];
+        values[0] = Some(images.clone());
         Ok(Forward {
-            values: vec![Some(first)],
+            n: images.len() / of_image,
+            values,
+            elements: vec![self.element; self.shapes.len()],
             norms: (0..self.program.views.len()).map(|_| None).collect(),
             flat: vec![None; self.program.steps.len()],
         })
     }
 
-    /// Carries out step `i` and prepares the norm behind it.
-    fn step(&self, i: usize, forward: &mut Forward, statistics: Statistics, dropout: Option<&Dropout>) -> Result<()> {
+    /// Carries out step `i` and prepares the norm behind it, unless it is.
+    pub(super) fn step(
+        &self,
+        i: usize,
+        forward: &mut Forward,
+        statistics: Statistics,
+        dropout: Option<&Dropout>,
+    ) -> Result<()> {
         let step = &self.program.steps[i];
-        let n = forward.value(&self.program, step.inputs()[0])?.shape[0];
-        let [h, w, c] = self.shapes[i + 1];
+        let (n, [h, w, c]) = (forward.n, self.shapes[i + 1]);
         let is_linear = |step: &Step| matches!(step, Step::Linear { .. });
         let element = match step {
             step if is_linear(step) => Element::F32,
-            step => forward.value(&self.program, step.inputs()[0])?.data.element(),
+            step => forward.elements[self.program.views[step.inputs()[0]].value],
         };
         let y = self.device.array(element, n * h * w * c)?;
         match step {
@@ -235,41 +249,47 @@ impl Network {
                 forward.flat[i] = Some((flat, mask));
             }
         }
-        forward.values.push(Some(Value { shape: [n, h, w, c], data: y }));
+        (forward.values[i + 1], forward.elements[i + 1]) = (Some(y), element);
         self.prepare_norm(i + 1, forward, statistics)
     }
 
     fn prepare_norm(&self, value: usize, forward: &mut Forward, statistics: Statistics) -> Result<()> {
         let Some(view) = self.program.norm_of(value) else { return Ok(()) };
-        let Some(norm) = &self.program.views[view].norm else { return Ok(()) };
+        let Some(norm) = self.program.views[view].norm.as_ref().filter(|_| forward.norms[view].is_none()) else {
+            return Ok(());
+        };
         let params = self.params.norm(norm)?;
-        let Value { shape, data } = forward.value(&self.program, view)?;
+        let (data, [.., c]) = (forward.value(&self.program, view)?, self.shapes[value]);
+        let statistics = match statistics {
+            Statistics::OfBatch(params) if params.has_frozen_statistics(&norm.bn) => Statistics::Running,
+            other => other,
+        };
         forward.norms[view] = Some(match statistics {
             Statistics::Running if self.params.is_trained() => Norm::frozen(&params)?,
             Statistics::Running => match self.fixed.lock().unwrap_or_else(PoisonError::into_inner).entry(view) {
                 Entry::Occupied(known) => known.get().clone(),
                 Entry::Vacant(unknown) => unknown.insert(Norm::frozen(&params)?).clone(),
             },
-            Statistics::OfBatch if data.len() == shape[3] => {
+            Statistics::OfBatch(_) if data.len() == c => {
                 bail!("batch_norm: training needs more than one value per channel")
             }
-            Statistics::OfBatch => Norm::of_batch(data, &params)?,
+            Statistics::OfBatch(_) => Norm::of_batch(data, &params)?,
         });
         Ok(())
     }
 
     pub(super) fn seen<'a>(&self, forward: &'a Forward, view: ViewId) -> Result<Seen<'a>> {
-        Ok(Seen { x: &forward.value(&self.program, view)?.data, norm: forward.norms[view].as_ref() })
+        Ok(Seen { x: forward.value(&self.program, view)?, norm: forward.norms[view].as_ref() })
     }
 
     /// What is seen, in the type of the products.
     pub(super) fn materialise(&self, forward: &Forward, view: ViewId) -> Result<Array> {
-        let (seen, shape) = (self.seen(forward, view)?, forward.value(&self.program, view)?.shape);
+        let (seen, [.., c]) = (self.seen(forward, view)?, self.shapes[self.program.views[view].value]);
         let applied = match seen.norm {
             None => seen.x.clone(),
             Some(_) => {
                 let y = self.device.array(seen.x.element(), seen.x.len())?;
-                batch_norm::apply(seen, None, shape[3], &y)?;
+                batch_norm::apply(seen, None, c, &y)?;
                 y
             }
         };
@@ -310,9 +330,9 @@ impl Network {
 
     fn output(&self, forward: &Forward) -> Result<Array> {
         let output = self.program.output;
-        let (seen, shape) = (self.seen(forward, output)?, forward.value(&self.program, output)?.shape);
+        let (seen, [.., c]) = (self.seen(forward, output)?, self.shapes[self.program.views[output].value]);
         let y = self.device.array(seen.x.element(), seen.x.len())?;
-        batch_norm::apply(seen, None, shape[3], &y)?;
+        batch_norm::apply(seen, None, c, &y)?;
         if y.element() == Element::F32 {
             return Ok(y);
         }
@@ -323,7 +343,7 @@ impl Network {
 }
 
 impl Forward {
-    pub fn value(&self, program: &Program, view: ViewId) -> Result<&Value> {
+    pub fn value(&self, program: &Program, view: ViewId) -> Result<&Array> {
         match self.values.get(program.views[view].value) {
             Some(Some(value)) => Ok(value),
             _ => bail!("value {} is not kept", program.views[view].value),

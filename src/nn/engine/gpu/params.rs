@@ -81,6 +81,8 @@ pub(crate) struct DeviceParams {
     short: Option<Array>,
     /// f32: running statistics, and parameters that are not trained of a network that is.
     fixed: Array,
+    /// The same in the type of the products, unless that is f32.
+    short_fixed: Option<Array>,
     /// Batches that entered the running statistics since they were last downloaded.
     num_batches: AtomicU64,
     is_trained: bool,
@@ -132,17 +134,16 @@ impl DeviceParams {
             all.resize(all.len().next_multiple_of(ALIGNMENT), 0.0);
         }
         let values = device.upload(&flat)?;
-        let short = if element == Element::F32 { None } else { Some(device.array(element, flat.len())?) };
+        let shortened = |len| (element != Element::F32).then(|| device.array(element, len)).transpose();
+        let (short, short_fixed) = (shortened(flat.len())?, shortened(fixed.len())?);
         let grads = device.zeros(Element::F32, if is_trained { flat.len() } else { 0 })?;
         let fixed = device.upload(&fixed)?;
-        let uploaded = Self { places, values, grads, short, fixed, num_batches: AtomicU64::new(0), is_trained };
-        uploaded.shorten()?;
-        Ok(uploaded)
-    }
-
-    /// Renews the copy in the type of the products.
-    fn shorten(&self) -> Result<()> {
-        self.short.as_ref().map_or(Ok(()), |short| rows::convert(&self.values, short))
+        for (wide, short) in [(&values, &short), (&fixed, &short_fixed)] {
+            if let Some(short) = short {
+                rows::convert(wide, short)?;
+            }
+        }
+        Ok(Self { places, values, grads, short, fixed, short_fixed, num_batches: AtomicU64::new(0), is_trained })
     }
 
     /// Copies parameters and running statistics back; waits for the device.
@@ -157,7 +158,12 @@ impl DeviceParams {
                     Tensor::from_vec(values, shape, &Candle::Cpu)?
                 }
                 // Nothing but the counters of batches.
-                None => (read(params, &name)?.copy()? + self.num_batches.load(Ordering::Relaxed) as f64)?,
+                None => {
+                    let norm = name.rsplit_once('.').map_or("", |(norm, _)| norm);
+                    let is_frozen = params.has_frozen_statistics(norm);
+                    let num = if is_frozen { 0 } else { self.num_batches.load(Ordering::Relaxed) };
+                    (read(params, &name)?.copy()? + num as f64)?
+                }
             };
             state.insert(name, tensor);
         }
@@ -175,10 +181,13 @@ impl DeviceParams {
     /// A parameter in the type of the products.
     pub fn weight(&self, path: &str) -> Result<Array> {
         let place = self.place(path, "weight")?;
-        if place.is_fixed {
-            bail!("{path}.weight: a layer whose weight is not trained in a network that is");
-        }
-        Ok(self.short.as_ref().unwrap_or(&self.values).part(place.start, place.len))
+        let (wide, short) = if place.is_fixed { (&self.fixed, &self.short_fixed) } else { (&self.values, &self.short) };
+        Ok(short.as_ref().unwrap_or(wide).part(place.start, place.len))
+    }
+
+    /// Whether updates reach the weight of a layer.
+    pub fn is_updated(&self, path: &str) -> bool {
+        self.is_trained && self.place(path, "weight").is_ok_and(|place| !place.is_fixed)
     }
 
     /// Where the gradient of a parameter goes, f32.
@@ -220,7 +229,7 @@ impl DeviceParams {
         self.is_trained
     }
 
-    /// Counts a batch whose statistics entered the running ones.
+    /// Counts a batch whose statistics entered the running ones where those are not frozen.
     pub fn count_batch(&self) {
         self.num_batches.fetch_add(1, Ordering::Relaxed);
     }

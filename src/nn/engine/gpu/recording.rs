@@ -2,7 +2,7 @@
 
 use candle_core::{Result, bail};
 
-use super::network::{Forward, Network, Value};
+use super::network::{Forward, Network, Statistics};
 use crate::gpu::batch_norm::{self, Seen};
 use crate::gpu::{Array, Element, Product, rows};
 use crate::nn::engine::program::{Step, ViewId};
@@ -24,8 +24,8 @@ impl<'a> Recording<'a> {
     /// When the gradient's size is not that of the embeddings.
     pub fn backward(mut self, grad: &Array) -> Result<()> {
         let network = self.network;
-        let program = &network.program;
-        let output = &self.forward.value(program, program.output)?.data;
+        let (program, schedule) = (&network.program, &network.schedule);
+        let output = self.forward.value(program, program.output)?;
         if grad.len() != output.len() || grad.element() != Element::F32 {
             bail!("backward: a gradient of {} {:?} for {} embeddings", grad.len(), grad.element(), output.len());
         }
@@ -33,17 +33,25 @@ impl<'a> Recording<'a> {
         let mut grads: Vec<Option<Array>> = vec![None; program.views.len()];
         grads[program.output] = Some(self.in_type_of(grad, output.element())?);
         for (i, step) in program.steps.iter().enumerate().rev() {
-            let Some(gy) = self.through_norm(i + 1, &mut grads)? else {
-                bail!("backward: no gradient reaches step {i}");
-            };
+            let gy = self.through_norm(i + 1, &mut grads)?;
+            if !schedule.values[i + 1] {
+                // Nothing that it was computed from is trained.
+                continue;
+            }
+            let Some(gy) = gy else { bail!("backward: no gradient reaches step {i}") };
+            for again in schedule.again.get(&(i + 1)).into_iter().flat_map(Clone::clone) {
+                network.step(again, &mut self.forward, Statistics::Running, None)?;
+            }
             match step {
                 Step::Conv { x, path, .. } => {
-                    let n = self.forward.value(program, *x)?.shape[0];
-                    let conv = network.conv(i, n)?;
-                    let seen = network.materialise(&self.forward, *x)?;
-                    conv.grad_w(&seen, &gy, &network.params.grad(path, "weight")?)?;
-                    if program.views[*x].value > 0 {
-                        let gx = network.device.array(network.element, seen.len())?;
+                    let conv = network.conv(i, self.forward.n)?;
+                    if network.params.is_updated(path) {
+                        let seen = network.materialise(&self.forward, *x)?;
+                        conv.grad_w(&seen, &gy, &network.params.grad(path, "weight")?)?;
+                    }
+                    if schedule.views[*x] {
+                        let [h, w, c] = network.shapes[program.views[*x].value];
+                        let gx = network.device.array(network.element, self.forward.n * h * w * c)?;
                         conv.grad_x(&gy, &network.params.weight(path)?, &gx)?;
                         self.hand_on(*x, gx, &mut grads)?;
                     }
@@ -54,7 +62,7 @@ impl<'a> Recording<'a> {
                 }
                 Step::Write { x } => self.hand_on(*x, gy, &mut grads)?,
                 Step::Linear { x, path, has_bias } => {
-                    let gx = self.linear(i, (*x, path, *has_bias), &gy)?;
+                    let gx = self.linear(i, (path, *has_bias), &gy)?;
                     self.hand_on(*x, gx, &mut grads)?;
                 }
             }
@@ -76,8 +84,9 @@ impl<'a> Recording<'a> {
         let program = &self.network.program;
         let direct = program.raw_of(value).and_then(|view| grads[view].take());
         let normed = program.norm_of(value).and_then(|view| Some((view, grads[view].take()?)));
-        let Some(Value { data: x, .. }) = self.forward.values[value].take() else { return Ok(direct) };
+        let x = self.forward.values[value].take();
         let Some((view, gy)) = normed else { return Ok(direct) };
+        let Some(x) = x else { bail!("backward: value {value} is not kept") };
         let (Some(norm), Some(prepared)) = (&program.views[view].norm, &self.forward.norms[view]) else {
             bail!("backward: view {view} has no norm");
         };
@@ -90,17 +99,17 @@ impl<'a> Recording<'a> {
 
     /// Adds a gradient to that of a view.
     fn hand_on(&self, view: ViewId, gy: Array, grads: &mut [Option<Array>]) -> Result<()> {
-        if self.network.program.views[view].value == 0 {
+        if !self.network.schedule.views[view] {
             return Ok(());
         }
-        let value = self.forward.value(&self.network.program, view)?;
-        let gy = self.in_type_of(&gy, value.data.element())?;
+        let value = self.network.program.views[view].value;
+        let gy = self.in_type_of(&gy, self.forward.elements[value])?;
         grads[view] = Some(match grads[view].take() {
             None => gy,
             Some(old) => {
                 let sum = self.network.device.array(gy.element(), gy.len())?;
                 let seen = |x| Seen { x, norm: None };
-                batch_norm::apply(seen(&old), Some(seen(&gy)), value.shape[3], &sum)?;
+                batch_norm::apply(seen(&old), Some(seen(&gy)), self.network.shapes[value][2], &sum)?;
                 sum
             }
         });
@@ -108,10 +117,10 @@ impl<'a> Recording<'a> {
     }
 
     /// Writes the gradients of a fully connected layer; returns that of its input.
-    fn linear(&mut self, i: usize, (x, path, has_bias): (ViewId, &str, bool), gy: &Array) -> Result<Array> {
+    fn linear(&mut self, i: usize, (path, has_bias): (&str, bool), gy: &Array) -> Result<Array> {
         let network = self.network;
         let Some((flat, mask)) = self.forward.flat[i].take() else { bail!("backward: step {i} was not recorded") };
-        let n = self.forward.value(&network.program, x)?.shape[0];
+        let n = self.forward.n;
         let (inputs, outputs) = (flat.len() / n, gy.len() / n);
         if has_bias {
             rows::sum(gy, &network.params.grad(path, "bias")?)?;

@@ -1,0 +1,69 @@
+//! `maskinv train --find-lr`: the learning-rate range test.
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::progress::Progress;
+use super::{print, print_json};
+use crate::train::{Event, Experiment, LrPoint, LrRange};
+
+/// Rows of the table.
+const NUM_ROWS: usize = 24;
+/// Length of the longest bar.
+const BAR: f64 = 40.0;
+
+/// Which rates.
+#[derive(Args, Debug)]
+pub(super) struct LrRangeArgs {
+    /// The rate of the first step
+    #[arg(long, value_name = "X", default_value_t = 1e-5, requires = "find_lr")]
+    lr_from: f64,
+    /// The rate of the last step, if the loss has not grown beyond bounds before
+    #[arg(long, value_name = "X", default_value_t = 10.0, requires = "find_lr")]
+    lr_to: f64,
+    /// Steps, each with a rate of its own
+    #[arg(long, value_name = "N", default_value_t = 200, requires = "find_lr")]
+    lr_steps: usize,
+}
+
+impl LrRangeArgs {
+    /// Tests the first arm of the settings, and prints what came out.
+    pub(super) fn run(&self, experiment: &Experiment, quiet: bool, json: bool) -> Result<()> {
+        let arm = *experiment.config().train.arms.first().context("train.arms: expected at least one")?;
+        let mut progress = if quiet { Progress::quiet() } else { Progress::new() };
+        let on = &mut |event: Event| match event {
+            Event::Step { step, .. } if !quiet => progress.count("rate", "steps", step, self.lr_steps),
+            Event::Step { .. } => {}
+            other => progress.show(other),
+        };
+        let range = experiment.find_lr(arm, [self.lr_from, self.lr_to], self.lr_steps, on)?;
+        if json {
+            return print_json(&range);
+        }
+        print(&format!("{}: loss by optim.lr, smoothed\n{}\n", arm.title(), chart(&range.points)))?;
+        print(&advice(&range))
+    }
+}
+
+/// A row for every few steps, with a bar as long as the loss is high.
+fn chart(points: &[LrPoint]) -> String {
+    let highest = points.iter().map(|p| p.smoothed).fold(0.0, f64::max);
+    let row = |p: &LrPoint| {
+        let bar = "#".repeat((BAR * p.smoothed / highest).round().max(0.0) as usize);
+        format!("{:9.2e} {:9.3} {bar}", p.lr, p.smoothed)
+    };
+    let rows = points.chunks(points.len().div_ceil(NUM_ROWS).max(1)).filter_map(|chunk| chunk.last());
+    rows.map(row).collect::<Vec<_>>().join("\n")
+}
+
+fn advice(range: &LrRange) -> String {
+    let LrRange { steepest, tenth_of_least, has_diverged, points, .. } = range;
+    let (Some(steepest), Some(tenth)) = (steepest, tenth_of_least) else {
+        return "the loss grew beyond bounds at once: begin with a lower rate (--lr-from)".to_owned();
+    };
+    let end = match (has_diverged, points.last()) {
+        (true, Some(last)) => format!("beyond {:.2e} the loss grows out of bounds", last.lr),
+        _ => "the loss stayed within bounds up to the end: go on to a higher rate (--lr-to)".to_owned(),
+    };
+    format!("the loss falls fastest at {steepest:.2e}; a tenth of the rate with the least loss is {tenth:.2e}; {end}")
+}

@@ -1,0 +1,128 @@
+//! `report.html` of a training, from its records.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use image::{ImageFormat, RgbImage};
+
+use super::train::conclusion;
+use crate::data::Pixels;
+use crate::eval::{Evaluation, Setting, SettingResult, table, table_as_is};
+use crate::report::{ArmCurves, EvaluationPoint, FIGURES, SampleRow, StepPoint, TrainingReport};
+use crate::train::{Arm, ArmOutcome, Config, Experiment, Progressed, Run, StepRecord, read_evaluations, read_steps};
+
+/// Its name in the training's folder.
+pub(super) const FILE: &str = "report.html";
+/// Images of a batch that are shown.
+const NUM_SAMPLES: usize = 12;
+
+/// Writes the page of the training in `folder`, with some of its first batch if its data can be read. `experiment`: the training, if it is
+/// at hand.
+pub(super) fn write(folder: &Path, experiment: Option<&Experiment>, notices: Vec<String>) -> Result<()> {
+    let run = Run::read(folder)?;
+    let mut arms = Vec::new();
+    for (arm, progressed) in &run.arms {
+        let steps = read_steps(&folder.join(arm.name()))?;
+        let evaluations = read_evaluations(&folder.join(arm.name()))?;
+        if steps.is_empty() && evaluations.is_empty() {
+            continue;
+        }
+        arms.push(ArmCurves {
+            name: arm.title().to_owned(),
+            is_finished: matches!(progressed, Progressed::Finished(_)),
+            steps: steps.iter().map(point).collect(),
+            evaluations: evaluations
+                .iter()
+                .map(|e| EvaluationPoint { step: e.step, eer: eers(&e.evaluation) })
+                .collect(),
+            notices: Vec::new(),
+        });
+    }
+    if let Some(arm) = arms.first_mut() {
+        arm.notices = notices;
+    }
+    let outcomes: BTreeMap<Arm, ArmOutcome> = run.finished().map(|(arm, outcome)| (arm, outcome.clone())).collect();
+    let report = TrainingReport {
+        title: folder.display().to_string(),
+        provenance: provenance(&run)?,
+        arms,
+        samples: samples(&run.config, experiment).unwrap_or_else(|error| {
+            eprintln!("{FILE} shows no images: {error:#}");
+            Vec::new()
+        }),
+        tables: tables(&outcomes),
+        conclusion: if outcomes.is_empty() { String::new() } else { conclusion(&outcomes) },
+    };
+    Ok(report.write(folder)?)
+}
+
+fn point(record: &StepRecord) -> StepPoint {
+    let figures: BTreeMap<&str, Option<f64>> = record.figures().into();
+    let value = |(key, _): &(&str, &str)| figures.get(key).copied().flatten();
+    StepPoint { step: record.step, epoch: record.epoch, values: FIGURES.iter().map(value).collect() }
+}
+
+fn eers(evaluation: &Evaluation) -> Vec<(String, f64)> {
+    let of = |setting: Setting| Some((setting.name().to_owned(), evaluation.settings.get(&setting)?.metrics.eer));
+    Setting::TABLE.into_iter().filter_map(of).collect()
+}
+
+fn tables(outcomes: &BTreeMap<Arm, ArmOutcome>) -> Vec<String> {
+    let rows: Vec<(&str, &Evaluation)> = outcomes.iter().map(|(arm, o)| (arm.title(), &o.evaluation)).collect();
+    let real = |(arm, o): (&Arm, &ArmOutcome)| -> Option<(String, SettingResult)> {
+        Some((arm.title().to_owned(), o.real_masks.clone()?))
+    };
+    let real: Vec<(String, SettingResult)> = outcomes.iter().filter_map(real).collect();
+    let real: Vec<(&str, &SettingResult)> = real.iter().map(|(name, result)| (name.as_str(), result)).collect();
+    let mut tables = Vec::new();
+    if !rows.is_empty() {
+        tables.push(table(&rows));
+    }
+    if !real.is_empty() {
+        tables.push(table_as_is("real masks", &real));
+    }
+    tables
+}
+
+/// Every setting that is not its default, and what computed the results.
+fn provenance(run: &Run) -> Result<Vec<(String, String)>> {
+    let mut all = Vec::new();
+    if let Some(p) = &run.provenance {
+        let pairs = [("version", &p.version), ("commit", &p.commit), ("device", &p.device), ("tested on", &p.test_set)];
+        all.extend(pairs.map(|(name, what)| (name.to_owned(), what.clone())));
+    }
+    let defaults = Config::default().entries()?;
+    all.extend(run.config.entries()?.into_iter().filter(|(key, value)| defaults.get(key) != Some(value)));
+    Ok(all)
+}
+
+/// The first images of the first batch, as each side sees them.
+fn samples(config: &Config, experiment: Option<&Experiment>) -> Result<Vec<SampleRow>> {
+    let arm = config.train.arms.iter().find(|arm| **arm != Arm::Teacher).or(config.train.arms.first());
+    let arm = *arm.context("no arm")?;
+    let opened;
+    let experiment = match experiment {
+        Some(experiment) => experiment,
+        None => {
+            opened = Experiment::new(config.clone(), Path::new(""))?;
+            &opened
+        }
+    };
+    let Some(batch) = experiment.loader(arm)?.epoch(0).next() else { return Ok(Vec::new()) };
+    let batch = batch?;
+    let row = |caption: &str, pixels: &Pixels| -> Result<SampleRow> {
+        let images = pixels.values.chunks_exact((3 * pixels.size * pixels.size).max(1)).take(NUM_SAMPLES);
+        let images = images.map(|rgb| png(rgb, pixels.size)).collect::<Result<_>>()?;
+        Ok(SampleRow { caption: caption.to_owned(), images })
+    };
+    Ok(vec![row("teacher", &batch.teacher)?, row("student", &batch.student)?])
+}
+
+fn png(rgb: &[u8], size: usize) -> Result<Vec<u8>> {
+    let image = RgbImage::from_raw(size as u32, size as u32, rgb.to_vec()).context("an image of another size")?;
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Png)?;
+    Ok(bytes.into_inner())
+}

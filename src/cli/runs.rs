@@ -1,0 +1,166 @@
+//! `maskinv runs`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use super::{print, print_json, run_report};
+use crate::eval::{Setting, SettingResult, figure_rows};
+use crate::train::{Arm, Progressed, Run};
+
+/// Which trainings.
+#[derive(Args, Debug)]
+pub struct RunsArgs {
+    /// Folders of trainings, or folders of such folders; two trainings or more are put beside each other [default: runs]
+    #[arg(value_name = "DIR")]
+    folders: Vec<PathBuf>,
+    /// Writes report.html anew into each training's folder
+    #[arg(long)]
+    report: bool,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl RunsArgs {
+    /// Lists the trainings in a folder, or compares those that are named.
+    ///
+    /// # Errors
+    /// When there are none, or one that is named has no settings or broken records.
+    pub fn run(self) -> Result<()> {
+        let default = [PathBuf::from("runs")];
+        let named: &[PathBuf] = if self.folders.is_empty() { &default } else { &self.folders };
+        let mut runs = Vec::new();
+        for folder in named {
+            match Run::is_in(folder) {
+                true => runs.push(Run::read(folder)?),
+                // One that is broken does not hide the others.
+                false => runs.extend(inside(folder)?.into_iter().filter_map(|folder| match Run::read(&folder) {
+                    Ok(run) => Some(run),
+                    Err(error) => {
+                        eprintln!("{}: {error}", folder.display());
+                        None
+                    }
+                })),
+            }
+        }
+        if runs.is_empty() {
+            let names: Vec<String> = named.iter().map(|folder| folder.display().to_string()).collect();
+            bail!("{}: expected trainings, folders with config.toml, found none", names.join(", "));
+        }
+        if self.report {
+            for run in &runs {
+                run_report::write(&run.folder, None, Vec::new())?;
+                print(&run.folder.join(run_report::FILE).display().to_string())?;
+            }
+            return Ok(());
+        }
+        if self.json {
+            return print_json(&runs);
+        }
+        let is_comparison = runs.len() > 1 && named.iter().all(|folder| Run::is_in(folder));
+        if is_comparison { compare(&runs) } else { list(&runs) }
+    }
+}
+
+/// The folders of trainings in a folder, in name order.
+fn inside(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("{}: trainings", folder.display()))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| folder.display().to_string())?.path();
+        if Run::is_in(&path) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A line for every training, and under it one for each of its arms.
+fn list(runs: &[Run]) -> Result<()> {
+    for run in runs {
+        let config = &run.config;
+        let data = config.data.root.as_ref().map_or("procedural faces".to_owned(), |root| root.display().to_string());
+        let commit = run.provenance.as_ref().map_or(String::new(), |p| format!(", commit {}", p.commit));
+        let (arch, seed) = (config.model.arch.name(), config.train.seed);
+        print(&format!("{}: {arch} on {data}, seed {seed}{commit}", run.folder.display()))?;
+        for (arm, progressed) in &run.arms {
+            print(&format!("  {:8} {}", arm.name(), describe(progressed)))?;
+        }
+    }
+    Ok(())
+}
+
+fn describe(progressed: &Progressed) -> String {
+    match progressed {
+        Progressed::Waiting => "not begun".to_owned(),
+        Progressed::Begun(step) => {
+            let loss = step.loss.map_or("not finite".to_owned(), |loss| format!("{loss:.3}"));
+            format!("at step {}, epoch {}, loss {loss}", step.step, step.epoch)
+        }
+        Progressed::Finished(outcome) => {
+            let settings = Setting::TABLE.into_iter().filter_map(|setting| {
+                let result = outcome.evaluation.settings.get(&setting)?;
+                Some(format!("{} {:.2} %", setting.name(), 100.0 * result.metrics.eer))
+            });
+            let settings = settings.collect::<Vec<_>>().join(", ");
+            format!("{} steps in {:.0} s, EER {settings}", outcome.num_steps, outcome.seconds)
+        }
+    }
+}
+
+/// What differs in the settings, and every figure of the arms that are finished in more than one.
+fn compare(runs: &[Run]) -> Result<()> {
+    let names: Vec<String> = runs.iter().map(|run| run.folder.display().to_string()).collect();
+    let entries = runs.iter().map(|run| run.config.entries()).collect::<Result<Vec<_>, _>>()?;
+    let keys: BTreeSet<&String> = entries.iter().flat_map(|entries| entries.keys()).collect();
+    let rows = keys.into_iter().filter_map(|key| {
+        let values: Vec<String> =
+            entries.iter().map(|entries| entries.get(key).cloned().unwrap_or_else(|| "-".to_owned())).collect();
+        values.iter().any(|value| *value != values[0]).then(|| (key.clone(), values))
+    });
+    let rows: Vec<_> = rows.collect();
+    print(&match rows.is_empty() {
+        true => "the same settings\n".to_owned(),
+        false => grid("setting", &names, &rows),
+    })?;
+    for arm in Arm::ALL {
+        for setting in Setting::TABLE {
+            let of = |run: &Run| -> Option<SettingResult> {
+                let (_, outcome) = run.finished().find(|(finished, _)| *finished == arm)?;
+                outcome.evaluation.settings.get(&setting).cloned()
+            };
+            let found: Vec<(&String, SettingResult)> =
+                names.iter().zip(runs).filter_map(|(name, run)| Some((name, of(run)?))).collect();
+            if found.len() > 1 {
+                let results: Vec<&SettingResult> = found.iter().map(|(_, result)| result).collect();
+                let names: Vec<String> = found.iter().map(|(name, _)| (*name).clone()).collect();
+                let rows: Vec<(String, Vec<String>)> =
+                    figure_rows(&results).into_iter().map(|(name, cells)| (name.to_string(), cells)).collect();
+                print(&grid(&format!("{}, {}", arm.name(), setting.name()), &names, &rows))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A table with a column for each name.
+fn grid(title: &str, names: &[String], rows: &[(String, Vec<String>)]) -> String {
+    let header = (title.to_owned(), names.to_vec());
+    let all: Vec<&(String, Vec<String>)> = std::iter::once(&header).chain(rows).collect();
+    let width = |column: usize| {
+        let cell = |row: &(String, Vec<String>)| match column {
+            0 => row.0.chars().count(),
+            column => row.1[column - 1].chars().count(),
+        };
+        all.iter().map(|row| cell(row)).max().unwrap_or_default()
+    };
+    let line = |row: &(String, Vec<String>)| {
+        let cells = row.1.iter().enumerate().map(|(i, cell)| format!("  {cell:w$}", w = width(i + 1)));
+        format!("{:w$}{}", row.0, cells.collect::<String>(), w = width(0)).trim_end().to_owned()
+    };
+    all.iter().map(|row| line(row)).collect::<Vec<_>>().join("\n") + "\n"
+}

@@ -1,0 +1,128 @@
+//! The exponential moving average of a network's weights.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::nn::Params;
+use crate::ops::slice::Values;
+
+/// Name of the number of steps among the averages.
+const NUM_STEPS: &str = "num_steps";
+/// Elements that a worker averages at once.
+const BLOCK: usize = 1 << 15;
+
+/// The average of parameters and running statistics over the steps, later ones weighing more: `average += (1 - decay) * (weights -
+/// average)` after each (Polyak and Juditsky, 1992; the form of Tarvainen and Valpola, NeurIPS 2017, section 2). So that the start is
+/// soon forgotten, the decay of step `n` is at most `(1 + n) / (10 + n)`.
+#[derive(Debug)]
+pub(super) struct Ema {
+    decay: f64,
+    num_steps: u64,
+    /// Floats by name; what is no float is taken as it is.
+    values: BTreeMap<String, Vec<f32>>,
+}
+
+impl Ema {
+    /// Returns that of no step yet: the weights as they are.
+    pub fn new(params: &Params, decay: f64) -> Result<Self> {
+        let floats = params.state()?.into_iter().filter(|(_, tensor)| tensor.dtype() == DType::F32);
+        let values = floats.map(|(name, tensor)| Ok((name, tensor.flatten_all()?.to_vec1()?)));
+        Ok(Self { decay, num_steps: 0, values: values.collect::<Result<_>>()? })
+    }
+
+    /// Lets the weights of a step enter.
+    pub fn update(&mut self, params: &Params) -> Result<()> {
+        let n = self.num_steps as f64;
+        let share = 1.0 - self.decay.min((1.0 + n) / (10.0 + n));
+        for (name, average) in &mut self.values {
+            let weights = params.get(name).ok_or_else(|| missing(name))?.contiguous()?;
+            let weights = Values::of(name, &weights)?;
+            average.par_chunks_mut(BLOCK).zip(weights.par_chunks(BLOCK)).for_each(|(average, weights)| {
+                average.iter_mut().zip(weights).for_each(|(a, w)| *a += share as f32 * (w - *a));
+            });
+        }
+        self.num_steps += 1;
+        Ok(())
+    }
+
+    /// Returns the averages with whatever else `params` have, as a network's state.
+    pub fn weights(&self, params: &Params) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = params.state()?;
+        for (name, values) in &self.values {
+            let tensor = state.get_mut(name).ok_or_else(|| missing(name))?;
+            *tensor = Tensor::from_slice(values, tensor.shape(), &Device::Cpu)?;
+        }
+        Ok(state)
+    }
+
+    /// Returns what it is, for [`Self::load`].
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let values = self
+            .values
+            .iter()
+            .map(|(name, values)| Ok((name.clone(), Tensor::from_slice(values, values.len(), &Device::Cpu)?)));
+        let mut state = values.collect::<Result<BTreeMap<_, _>>>()?;
+        state.insert(NUM_STEPS.to_owned(), Tensor::new(&[self.num_steps as i64], &Device::Cpu)?);
+        Ok(state)
+    }
+
+    /// Goes on with what [`Self::state`] returned.
+    pub fn load(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let read = |name: &str, len: usize| -> Result<Vec<f32>> {
+            let values: Vec<f32> = state.get(name).ok_or_else(|| missing(name))?.to_vec1()?;
+            if values.len() != len {
+                return Err(Error::Training(format!("ema: {name}: expected {len} elements, found {}", values.len())));
+            }
+            Ok(values)
+        };
+        let values = self.values.iter().map(|(name, values)| Ok((name.clone(), read(name, values.len())?)));
+        let values = values.collect::<Result<BTreeMap<_, _>>>()?;
+        let num_steps = state.get(NUM_STEPS).ok_or_else(|| missing(NUM_STEPS))?.to_vec1::<i64>()?;
+        (self.values, self.num_steps) = (values, num_steps.first().map_or(0, |num| num.unsigned_abs()));
+        Ok(())
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::Training(format!("ema: no {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Init;
+
+    #[test]
+    fn averages_are_those_of_the_formula_and_go_on_from_a_state() -> Result<()> {
+        let mut params = Params::new(DType::F32, &Device::Cpu, 0);
+        params.root().param("w", 3, Init::Const(1.0))?;
+        params.root().counter("n")?;
+        let mut average = Ema::new(&params, 0.5)?;
+        let mut expected = 1f64;
+        for step in 0..20 {
+            let value = f64::from(step).sin();
+            let state = BTreeMap::from([
+                ("w".to_owned(), Tensor::full(value as f32, 3, &Device::Cpu)?),
+                ("n".to_owned(), Tensor::new(i64::from(step), &Device::Cpu)?),
+            ]);
+            params.load(&state)?;
+            average.update(&params)?;
+            let decay = 0.5f64.min((1.0 + f64::from(step)) / (10.0 + f64::from(step)));
+            expected = decay * expected + (1.0 - decay) * value;
+            // From a state, as from itself.
+            let mut other = Ema::new(&params, 0.5)?;
+            other.load(&average.state()?)?;
+            average = other;
+        }
+        let weights = average.weights(&params)?;
+        let found = weights["w"].to_vec1::<f32>()?;
+        assert!(found.iter().all(|w| (f64::from(*w) - expected).abs() < 1e-6), "{found:?}, expected {expected}");
+        assert_eq!(weights["n"].to_scalar::<i64>()?, 19);
+        let error = average.load(&BTreeMap::new()).unwrap_err().to_string();
+        assert!(error.contains("ema: no w"), "{error}");
+        Ok(())
+    }
+}

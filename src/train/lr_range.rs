@@ -1,0 +1,117 @@
+//! The learning-rate range test (Smith, WACV 2017, section 3.3).
+
+use serde::Serialize;
+
+use super::arm::Arm;
+use super::outcome::Event;
+use super::run::{Experiment, Origin};
+use crate::error::{Error, Result};
+
+/// Weight of what was before in the smoothed loss.
+const SMOOTHING: f64 = 0.95;
+/// The test ends where the smoothed loss is so many times the least, less what it was at the least.
+const DIVERGED: f64 = 3.0;
+/// Steps at the start that no advice follows from: their mean is of too few.
+const NUM_FIRST: usize = 5;
+
+/// A step of the test.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LrPoint {
+    /// The learning rate, for the batch size that `optim.lr_batch` says: a value of `optim.lr`.
+    pub lr: f64,
+    /// The loss before the step.
+    pub loss: f64,
+    /// Its moving average.
+    pub smoothed: f64,
+}
+
+/// Losses of a training whose rate grows with every step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LrRange {
+    /// Which arm.
+    pub arm: Arm,
+    /// Up to where the loss grew beyond bounds, or was not finite.
+    pub points: Vec<LrPoint>,
+    /// Whether the loss ended so, rather than at the highest rate.
+    pub has_diverged: bool,
+    /// The rate at which the smoothed loss falls fastest against the logarithm of the rate.
+    pub steepest: Option<f64>,
+    /// A tenth of the rate with the least smoothed loss.
+    pub tenth_of_least: Option<f64>,
+}
+
+impl LrRange {
+    fn new(arm: Arm, points: Vec<LrPoint>, has_diverged: bool) -> Self {
+        let later = &points[NUM_FIRST.min(points.len())..];
+        let least = later.iter().min_by(|a, b| a.smoothed.total_cmp(&b.smoothed));
+        // Beyond the least it does not fall for long.
+        let falling: Vec<&LrPoint> = later.iter().take_while(|p| least.is_none_or(|least| p.lr <= least.lr)).collect();
+        let slope = |w: &[&LrPoint]| (w[1].smoothed - w[0].smoothed) / (w[1].lr / w[0].lr).ln();
+        let steepest = falling.windows(2).min_by(|a, b| slope(a).total_cmp(&slope(b))).map(|w| w[1].lr);
+        let tenth_of_least = least.map(|least| least.lr / 10.0);
+        Self { arm, points, has_diverged, steepest, tenth_of_least }
+    }
+}
+
+impl Experiment {
+    /// Trains an arm for `num_steps` steps with rates from `range[0]` to `range[1]`, each as many times the one before, and forgets it.
+    ///
+    /// # Errors
+    /// As a training; when the arm needs another that is not given; when the range is empty.
+    pub fn find_lr(&self, arm: Arm, range: [f64; 2], num_steps: usize, on: &mut dyn FnMut(Event)) -> Result<LrRange> {
+        let [low, high] = range;
+        if !(low > 0.0 && low < high && high.is_finite()) || num_steps < 2 * NUM_FIRST {
+            let what = format!("expected rising rates and {} steps or more, found {low} to {high}", 2 * NUM_FIRST);
+            return Err(Error::Config(format!("{what} and {num_steps}")));
+        }
+        self.check(&[arm])?;
+        let start = match self.origin(arm) {
+            None => None,
+            Some(Origin::Given) => self.start.as_ref().map(|start| (Origin::Given, start)),
+            Some(origin) => self.teacher.as_ref().map(|teacher| (origin, teacher)),
+        };
+        let teacher = self.teacher.as_ref().map(|teacher| &teacher.backbone);
+        let mut trainer = self.trainer(arm, teacher, start, None, &mut Default::default(), on)?;
+        let loader = self.loader(arm)?;
+        let mut points: Vec<LrPoint> = Vec::new();
+        let (mut mean, mut least) = (0.0, f64::INFINITY);
+        let scale = self.config.base_lr() / self.config.optim.lr;
+        let batches = (0..).flat_map(|epoch| loader.epoch(epoch)).take(num_steps);
+        for (i, batch) in batches.enumerate() {
+            let lr = low * (high / low).powf(i as f64 / (num_steps - 1) as f64);
+            trainer.step(batch?, i as u64, lr * scale)?;
+            // On a GPU it is not waited for otherwise.
+            let report = trainer.synchronise()?;
+            on(Event::Step { step: i + 1, epoch: 0, report: &report, images_per_s: f64::NAN, wait_share: f64::NAN });
+            mean = SMOOTHING * mean + (1.0 - SMOOTHING) * report.loss;
+            let smoothed = mean / (1.0 - SMOOTHING.powi(i as i32 + 1));
+            if !smoothed.is_finite() || (i > NUM_FIRST && smoothed > DIVERGED * least) {
+                return Ok(LrRange::new(arm, points, true));
+            }
+            least = least.min(smoothed);
+            points.push(LrPoint { lr, loss: report.loss, smoothed });
+        }
+        Ok(LrRange::new(arm, points, false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_follows_from_where_the_loss_falls_and_is_least() {
+        // A fall between 1e-3 and 1e-1, steepest at 1e-2, and a rise behind it.
+        let point = |i: usize| {
+            let x = -5.0 + i as f64 * 0.05;
+            let smoothed = 10.0 - 4.0 / (1.0 + (-6.0 * (x + 2.0)).exp()) + 30.0 * (x + 0.5f64).max(0.0).powi(2);
+            LrPoint { lr: 10f64.powf(x), loss: smoothed, smoothed }
+        };
+        let range = LrRange::new(Arm::Teacher, (0..110).map(point).collect(), true);
+        let (steepest, tenth) = (range.steepest.unwrap(), range.tenth_of_least.unwrap());
+        assert!((0.8e-2..1.3e-2).contains(&steepest), "{steepest}");
+        assert!((0.02..0.05).contains(&tenth), "{tenth}");
+        let range = LrRange::new(Arm::Teacher, Vec::new(), true);
+        assert_eq!((range.steepest, range.tenth_of_least), (None, None));
+    }
+}

@@ -1,0 +1,282 @@
+//! Records of an arm: every step as a line of JSON and for TensorBoard, and the evaluations in between.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::step::StepReport;
+use crate::error::{Error, Result};
+use crate::eval::{Evaluation, Setting};
+use crate::files::write_atomic;
+use crate::tensorboard::EventFile;
+
+/// Names in the folder of an arm.
+const STEPS_FILE: &str = "steps.jsonl";
+const EVALUATIONS_FILE: &str = "evaluations.jsonl";
+const TENSORBOARD_FOLDER: &str = "tensorboard";
+
+/// One step, a line of `steps.jsonl`. Figures that are not finite are `null`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// From 1.
+    pub step: usize,
+    /// From 0.
+    pub epoch: usize,
+    /// Of training so far, without evaluations.
+    pub seconds: f64,
+    /// See [`StepReport`].
+    pub loss: Option<f64>,
+    /// See [`StepReport`].
+    pub margin_loss: Option<f64>,
+    /// See [`StepReport`].
+    pub distill_loss: Option<f64>,
+    /// See [`StepReport`].
+    pub grad_norm: Option<f64>,
+    /// See [`StepReport`].
+    pub lr: Option<f64>,
+    /// See [`StepReport`].
+    pub mean_cosine: Option<f64>,
+    /// See [`StepReport`].
+    pub target_cosine: Option<f64>,
+    /// Images a second since the training began or went on.
+    pub images_per_s: Option<f64>,
+    /// Share of that time spent waiting for data.
+    pub wait_share: Option<f64>,
+    /// The images of a step that changed nothing, by number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped_images: Vec<u32>,
+}
+
+/// The weights as they were between two epochs, a line of `evaluations.jsonl`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EvaluationRecord {
+    /// Steps of training before it.
+    pub step: usize,
+    /// Epochs of training before it.
+    pub epoch: usize,
+    /// The figures.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+}
+
+/// Figures that take the place of one another as time goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Speed {
+    pub seconds: f64,
+    pub images_per_s: f64,
+    pub wait_share: f64,
+}
+
+impl StepRecord {
+    pub(super) fn new(step: usize, epoch: usize, report: &StepReport, speed: Speed, images: &[u32]) -> Self {
+        let finite = |value: f64| Some(value).filter(|value| value.is_finite());
+        Self {
+            step,
+            epoch,
+            seconds: speed.seconds,
+            loss: finite(report.loss),
+            margin_loss: finite(report.margin_loss),
+            distill_loss: finite(report.distill_loss),
+            grad_norm: finite(report.grad_norm),
+            lr: finite(report.lr),
+            mean_cosine: report.mean_cosine.and_then(finite),
+            target_cosine: report.target_cosine.and_then(finite),
+            images_per_s: finite(speed.images_per_s),
+            wait_share: finite(speed.wait_share),
+            skipped_images: if report.is_skipped { images.to_vec() } else { Vec::new() },
+        }
+    }
+
+    /// Returns its figures by name.
+    pub fn figures(&self) -> [(&'static str, Option<f64>); 9] {
+        [
+            ("loss", self.loss),
+            ("margin_loss", self.margin_loss),
+            ("distill_loss", self.distill_loss),
+            ("grad_norm", self.grad_norm),
+            ("lr", self.lr),
+            ("mean_cosine", self.mean_cosine),
+            ("target_cosine", self.target_cosine),
+            ("images_per_s", self.images_per_s),
+            ("wait_share", self.wait_share),
+        ]
+    }
+}
+
+/// The records of an arm that is in training.
+pub(super) struct Records {
+    folder: PathBuf,
+    steps: BufWriter<File>,
+    tensorboard: EventFile,
+}
+
+impl Records {
+    /// Goes on with the records in the folder of an arm after `step`, which become those of an arm that is there: what was written of
+    /// later steps goes, since they are taken again.
+    pub fn open(folder: &Path, step: usize) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let tensorboard = folder.join(TENSORBOARD_FOLDER);
+        if step == 0 && tensorboard.exists() {
+            // Of an earlier training in the same folder.
+            std::fs::remove_dir_all(&tensorboard).map_err(Error::io(&tensorboard))?;
+        }
+        keep_lines(&folder.join(STEPS_FILE), |of| of <= step)?;
+        // An evaluation comes after the state of its step, and is carried out again.
+        keep_lines(&folder.join(EVALUATIONS_FILE), |of| of < step)?;
+        let path = folder.join(STEPS_FILE);
+        let steps = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path))?;
+        std::fs::create_dir_all(&tensorboard).map_err(Error::io(&tensorboard))?;
+        let first = (step > 0).then_some(step as u64 + 1);
+        let tensorboard = EventFile::create(&tensorboard, wall_time(), first)?;
+        Ok(Self { folder: folder.to_owned(), steps: BufWriter::new(steps), tensorboard })
+    }
+
+    pub fn step(&mut self, record: &StepRecord) -> Result<()> {
+        let path = self.folder.join(STEPS_FILE);
+        let line = serde_json::to_string(record).map_err(|e| Error::Config(e.to_string()))?;
+        writeln!(self.steps, "{line}").map_err(Error::io(&path))?;
+        let tags = record.figures().map(|(name, value)| (format!("train/{name}"), value));
+        let is_known = |name: &str, value: Option<f64>| value.is_some() || !name.ends_with("_cosine");
+        let scalars: Vec<(&str, f32)> = tags
+            .iter()
+            .filter(|(name, value)| is_known(name, *value))
+            .map(|(name, value)| (name.as_str(), value.map_or(f32::NAN, |value| value as f32)))
+            .collect();
+        self.tensorboard.scalars(record.step as u64, wall_time(), &scalars)
+    }
+
+    pub fn evaluation(&mut self, record: &EvaluationRecord) -> Result<()> {
+        let path = self.folder.join(EVALUATIONS_FILE);
+        let mut file = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path))?;
+        let line = serde_json::to_string(record).map_err(|e| Error::Config(e.to_string()))?;
+        writeln!(file, "{line}").map_err(Error::io(&path))?;
+        let settings = Setting::ALL.into_iter().filter_map(|setting| {
+            Some((format!("eer/{}", setting.name()), record.evaluation.settings.get(&setting)?.metrics.eer as f32))
+        });
+        let tags: Vec<(String, f32)> = settings.collect();
+        let scalars: Vec<(&str, f32)> = tags.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        self.tensorboard.scalars(record.step as u64, wall_time(), &scalars)
+    }
+
+    /// Waits until everything is on the disk: what a state says was done is in the records too.
+    pub fn flush(&mut self) -> Result<()> {
+        let written = self.steps.flush().and_then(|()| self.steps.get_ref().sync_data());
+        written.map_err(Error::io(&self.folder.join(STEPS_FILE)))?;
+        self.tensorboard.flush()
+    }
+}
+
+/// Returns the steps of an arm from its folder; none if there is no record of them.
+///
+/// # Errors
+/// When a line is no record.
+pub fn read_steps(arm_folder: &Path) -> Result<Vec<StepRecord>> {
+    read(&arm_folder.join(STEPS_FILE))
+}
+
+/// Returns the evaluations in between of an arm from its folder; none if there were none.
+///
+/// # Errors
+/// When a line is no record.
+pub fn read_evaluations(arm_folder: &Path) -> Result<Vec<EvaluationRecord>> {
+    read(&arm_folder.join(EVALUATIONS_FILE))
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    let mut offset = 0;
+    each_line(path, |line| {
+        if line.ends_with('\n') {
+            let record = serde_json::from_str(line);
+            let what = |e: serde_json::Error| format!("no record of a training: {e}");
+            found.push(record.map_err(|e| Error::Format { path: path.to_owned(), offset, what: what(e) })?);
+        }
+        // A last line without an end is still being written.
+        offset += line.len() as u64;
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Takes the lines of other steps than `is_kept` says out of a record, and those that are not whole.
+fn keep_lines(path: &Path, is_kept: impl Fn(usize) -> bool) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Step {
+        step: usize,
+    }
+    if !path.exists() {
+        return Ok(());
+    }
+    let (mut kept, mut has_others) = (String::new(), false);
+    each_line(path, |line| {
+        match serde_json::from_str::<Step>(line) {
+            Ok(record) if is_kept(record.step) && line.ends_with('\n') => kept.push_str(line),
+            _ => has_others = true,
+        }
+        Ok(())
+    })?;
+    if has_others { write_atomic(path, kept.as_bytes()) } else { Ok(()) }
+}
+
+fn each_line(path: &Path, mut f: impl FnMut(&str) -> Result<()>) -> Result<()> {
+    let mut file = BufReader::new(File::open(path).map_err(Error::io(path))?);
+    let mut line = Vec::new();
+    while file.read_until(b'\n', &mut line).map_err(Error::io(path))? > 0 {
+        f(&String::from_utf8_lossy(&line))?;
+        line.clear();
+    }
+    Ok(())
+}
+
+fn wall_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(step: usize, loss: f64) -> StepRecord {
+        let report = StepReport { loss, lr: 0.1, is_skipped: !loss.is_finite(), ..StepReport::default() };
+        StepRecord::new(step, 0, &report, Speed { seconds: 0.5, images_per_s: 10.0, wait_share: 0.0 }, &[3, 4])
+    }
+
+    #[test]
+    fn records_go_on_after_a_step_and_lines_that_are_not_whole_go() -> Result<()> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut records = Records::open(folder.path(), 0)?;
+        (1..=5).try_for_each(|step| records.step(&record(step, if step == 3 { f64::NAN } else { 0.1 + 0.2 })))?;
+        records.flush()?;
+        drop(records);
+        let path = folder.path().join(STEPS_FILE);
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\":2,").unwrap();
+        assert_eq!(read_steps(folder.path())?.len(), 5, "the line that is being written is left out");
+        let mut records = Records::open(folder.path(), 3)?;
+        records.step(&record(4, 7.0))?;
+        drop(records);
+        let found = read_steps(folder.path())?;
+        let expected: Vec<_> =
+            [(1, 0.1 + 0.2), (2, 0.1 + 0.2), (3, f64::NAN), (4, 7.0)].map(|(s, l)| record(s, l)).into();
+        assert_eq!(found, expected);
+        assert_eq!((found[2].loss, &found[2].skipped_images[..]), (None, &[3, 4][..]));
+        // From the start again.
+        drop(Records::open(folder.path(), 0)?);
+        assert_eq!(read_steps(folder.path())?, []);
+        Ok(())
+    }
+
+    #[test]
+    fn a_record_of_something_else_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(STEPS_FILE), "{\"step\":1}\n").unwrap();
+        let error = read_steps(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("steps.jsonl") && error.contains("no record of a training"), "{error}");
+    }
+}

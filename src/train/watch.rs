@@ -1,0 +1,166 @@
+//! Evaluations while an arm is trained: which weights were the best, and when to stop early.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::arm::Arm;
+use super::checkpoint::save_checkpoint;
+use super::outcome::Event;
+use super::records::{EvaluationRecord, Records};
+use super::run::Experiment;
+use super::state::Position;
+use super::step::Trainer;
+use crate::error::{Error, Result};
+use crate::eval::{Evaluation, Setting, evaluate};
+
+/// When to evaluate in between, and what follows from it; the default does not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WatchConfig {
+    /// Epochs between evaluations; 0 for none before the end.
+    pub every: usize,
+    /// The setting whose equal error rate is watched.
+    pub setting: Setting,
+    /// Evaluations in a row without a lower error rate after which an arm stops; it ends with the weights that had the lowest. 0 for never:
+    /// it ends with the last ones.
+    pub patience: usize,
+}
+
+impl Default for WatchConfig {
+    fn default() -> Self {
+        Self { every: 0, setting: Setting::UM, patience: 0 }
+    }
+}
+
+/// The evaluation with the lowest error rate so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Epochs of training before it, from the schedule's start.
+    pub epoch: usize,
+    /// Steps of training before it.
+    pub step: usize,
+    /// The equal error rate of the setting that is watched, `[0, 1]`.
+    pub eer: f64,
+}
+
+impl WatchConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        if self.patience > 0 && self.every == 0 {
+            let what = "watch.patience: expected watch.every of 1 or more too, the epochs between evaluations, found 0";
+            return Err(Error::Config(what.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Whether an evaluation comes before the next step of an arm that began at epoch `first` and ends before `end`.
+    pub(super) fn is_due(&self, at: &Position, first: usize, end: usize) -> bool {
+        let is_new = at.batch == 0 && at.epoch > first && at.watched < at.epoch;
+        self.every > 0 && is_new && ((at.epoch - first).is_multiple_of(self.every) || at.epoch == end)
+    }
+
+    /// Takes note of an evaluation at a position; whether it is the best so far.
+    pub(super) fn note(&self, evaluation: &Evaluation, at: &mut Position) -> bool {
+        at.watched = at.epoch;
+        let eer = evaluation.get(self.setting).metrics.eer;
+        let is_best = at.best.is_none_or(|best| eer < best.eer);
+        if is_best {
+            at.best = Some(Best { epoch: at.epoch, step: at.step, eer });
+        }
+        at.num_worse = if is_best { 0 } else { at.num_worse + 1 };
+        is_best
+    }
+
+    /// Whether an arm stops early.
+    pub(super) fn stops(&self, at: &Position) -> bool {
+        self.patience > 0 && at.num_worse >= self.patience
+    }
+}
+
+impl Experiment {
+    /// Evaluates the weights between two epochs, and keeps them if they are the best so far.
+    pub(super) fn watch(
+        &self,
+        trainer: &mut Trainer,
+        at: &mut Position,
+        records: &mut Records,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        trainer.synchronise()?;
+        let averaged = trainer.averaged()?;
+        let model = averaged.as_ref().unwrap_or(&trainer.student);
+        let (watch, mut config) = (&self.config.watch, self.config.eval.clone());
+        // Intervals are for the end.
+        config.bootstrap.replicates = 0;
+        let test = self.splits.watch.as_ref().unwrap_or(&self.splits.test);
+        let evaluation = evaluate(model, test, &config, |done, total| on(Event::Embedded { done, total }))?;
+        let is_best = watch.note(&evaluation, at);
+        if is_best && watch.patience > 0 {
+            save_checkpoint(&self.best_folder(at.arm), model, trainer.head())?;
+        }
+        on(Event::Watched { arm: at.arm, epoch: at.epoch, evaluation: &evaluation, is_best });
+        records.evaluation(&EvaluationRecord { step: at.step, epoch: at.epoch, evaluation })
+    }
+
+    /// Brings the student to the weights that its arm ends with: the best, the average, or the last.
+    pub(super) fn conclude(&self, trainer: &Trainer, at: &Position, on: &mut dyn FnMut(Event)) -> Result<()> {
+        if let Some(best) = at.best.filter(|_| self.config.watch.patience > 0) {
+            let checkpoint = self.saved(&self.best_folder(at.arm))?;
+            trainer.student.params().load(&checkpoint.backbone.params().state()?)?;
+            if let (Some(head), Some(header)) = (trainer.head(), &checkpoint.header) {
+                head.params().load(header)?;
+            }
+            let Best { epoch, step, eer } = best;
+            let setting = self.config.watch.setting.name();
+            on(Event::Notice(format!(
+                "{}: ends with the weights after epoch {epoch}, step {step}: {setting} EER {:.2} %",
+                at.arm.title(),
+                100.0 * eer
+            )));
+        } else if let Some(averaged) = trainer.averaged()? {
+            trainer.student.params().load(&averaged.params().state()?)?;
+        }
+        Ok(())
+    }
+
+    /// Where the weights with the lowest error rate so far are.
+    fn best_folder(&self, arm: Arm) -> PathBuf {
+        self.out.join(arm.name()).join("best")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_are_due_at_ends_of_epochs_once_each() {
+        let watch = WatchConfig { every: 2, ..WatchConfig::default() };
+        let mut at = Position::start(Arm::Lg, 3);
+        let mut due = Vec::new();
+        for epoch in 3..=10 {
+            at.epoch = epoch;
+            if watch.is_due(&at, 3, 10) {
+                due.push(epoch);
+                at.watched = epoch;
+                assert!(!watch.is_due(&at, 3, 10));
+            }
+        }
+        assert_eq!(due, [5, 7, 9, 10]);
+        at.watched = 0;
+        at.batch = 1;
+        assert!(!watch.is_due(&at, 3, 10), "only between epochs");
+        assert!(!WatchConfig::default().is_due(&Position { batch: 0, ..at }, 3, 10));
+    }
+
+    #[test]
+    fn patience_needs_evaluations() {
+        let config = WatchConfig { patience: 1, ..WatchConfig::default() };
+        assert!(config.validate().unwrap_err().to_string().contains("watch.patience"));
+    }
+}
