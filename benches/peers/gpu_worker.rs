@@ -13,8 +13,7 @@ use maskinv::machine::bench::{Margin, kernels};
 use maskinv::machine::dry::dry;
 use maskinv::machine::{Choice, Machine, Precision};
 use maskinv::models::{Arch, Inference, Model, ModelConfig};
-use maskinv::optim::OptimConfig;
-use maskinv::train::Trainer;
+use maskinv::train::{StepConfig, Trainer};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -132,7 +131,8 @@ fn train(machine: &Machine, arch: Arch, batch: usize, classes: usize, lambda: f6
     let head = MarginHead::new(&MarginConfig::default(), 512, classes, &Device::Cpu, 1)?;
     let distill = DistillConfig { lambda, ..DistillConfig::default() };
     let student = model(machine, arch, 0)?;
-    let mut trainer = Trainer::new(student, head, Some(teacher), &distill, &OptimConfig::default(), 0)?;
+    let config = StepConfig { distill, ..StepConfig::default() };
+    let mut trainer = Trainer::new(student, head, Some(teacher), &config)?;
     let (mut rng, mut step) = (ChaCha8Rng::seed_from_u64(0), 0);
     let images = pixels(batch, &mut rng);
     Ok(Box::new(move || {

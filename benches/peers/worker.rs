@@ -1,4 +1,4 @@
-//! Our side of `benches/peers/cpu.py`: `worker infer ARCH BATCH | train ARCH BATCH CLASSES | margin N CLASSES D
+//! Our side of `benches/peers/cpu.py`: `worker infer ARCH BATCH | train ARCH BATCH CLASSES [--recompute] | margin N CLASSES D
 //! [--threads N]`. Prints `ready`, then for each line on stdin wall and CPU seconds of an iteration, at the end its peak of
 //! memory. With `--profile ROUNDS` it times that many iterations instead and leaves.
 
@@ -22,11 +22,12 @@ fn main() -> Result<()> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let threads = option(&mut args, "--threads")?.unwrap_or(2);
     let rounds = option(&mut args, "--profile")?;
+    let recomputes = args.iter().position(|arg| arg == "--recompute").map(|at| args.remove(at)).is_some();
     workers::pool(threads).build_global()?;
     let number = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
     let mut step: Box<dyn FnMut() -> Result<()>> = match args.first().map(String::as_str) {
         Some("infer") => infer(arch(&args[1])?, number(2)?)?,
-        Some("train") => train(arch(&args[1])?, number(2)?, number(3)?)?,
+        Some("train") => train(arch(&args[1])?, number(2)?, number(3)?, recomputes)?,
         Some("margin") => margin(number(1)?, number(2)?, number(3)?)?,
         _ => bail!("expected infer, train or margin"),
     };
@@ -85,12 +86,13 @@ fn infer(arch: Arch, batch: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
     }))
 }
 
-fn train(arch: Arch, batch: usize, classes: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
+fn train(arch: Arch, batch: usize, classes: usize, recomputes: bool) -> Result<Box<dyn FnMut() -> Result<()>>> {
     let model = Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, 0)?;
     let head = MarginHead::new(&MarginConfig::default(), 512, classes, &Device::Cpu, 1)?;
     let config = OptimConfig::default();
     let mut optims = [Optimizer::new(model.params(), &config), Optimizer::new(head.params(), &config)];
-    let (training, x) = (model.training(), images(batch)?);
+    let training = if recomputes { model.recomputing()? } else { model.training() };
+    let x = images(batch)?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     Ok(Box::new(move || {
         // Drawn anew, as the peers do: what is learnt by heart has gradients too small for normal numbers.

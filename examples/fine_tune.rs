@@ -1,0 +1,62 @@
+//! Fine-tunes a network on the faces of other people: first stages frozen, a new head, an average of weights, early stopping.
+//!
+//! ```sh
+//! cargo run --release --example fine_tune                                  # trains something to start from first: procedural faces
+//! cargo run --release --example fine_tune -- MODEL FACES [OUT]             # a checkpoint of any format and a data set of any kind
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use maskinv::eval::table;
+use maskinv::models::load_model;
+use maskinv::train::{Arm, Checkpoint, Config, Event, Experiment, preset};
+
+/// A short training on other faces.
+fn something_to_start_from(config: &Config, out: &Path) -> Result<Checkpoint> {
+    let mut config = config.clone();
+    config.train.arms = vec![Arm::Aug];
+    config.train.epochs = 2;
+    config.data.procedural.first_identity = 10_000;
+    println!("training something to start from");
+    Experiment::new(config, out)?.run(&mut |_| {})?;
+    Ok(Checkpoint::of(load_model(&out.join(Arm::Aug.name()), None)?)?)
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let (model, faces) = (args.next(), args.next());
+    let mut config = preset("procedural")?;
+    config.train.hg_first_epoch = 0;
+    let out = args.next().map_or_else(|| PathBuf::from("runs/fine-tune"), PathBuf::from);
+    let start = match &model {
+        Some(model) => {
+            config.data.root = Some(PathBuf::from(faces.context("usage: fine_tune MODEL FACES [OUT]")?));
+            Checkpoint::of(load_model(Path::new(model), None)?)?
+        }
+        None => something_to_start_from(&config, &out.join("start"))?,
+    };
+    config.model = start.backbone.config().clone();
+    config.train.arms = vec![Arm::Aug];
+    config.train.epochs = 4;
+    // The people are others: so are the class centres.
+    config.train.keep_head = false;
+    config.train.freeze = ["conv1", "bn1", "prelu", "layer1"].map(str::to_owned).to_vec();
+    config.train.ema = 0.99;
+    // A fifth of the people are left out, to see when it is enough.
+    config.data.watch_share = 0.2;
+    config.watch.every = 1;
+    config.watch.patience = 2;
+    config.optim.lr /= 5.0;
+    let outcome = Experiment::new(config, &out)?.with_start(start)?.run(&mut |event| match event {
+        Event::Watched { epoch, evaluation, is_best, .. } => {
+            let eer = 100.0 * evaluation.get(maskinv::eval::Setting::UM).metrics.eer;
+            println!("after epoch {epoch}: U-M EER {eer:.2} %{}", if is_best { ", the best so far" } else { "" });
+        }
+        Event::Notice(text) => println!("{text}"),
+        _ => {}
+    })?;
+    println!("{}", table(&outcome.rows()));
+    println!("{} is what it learned", out.join(Arm::Aug.name()).display());
+    Ok(())
+}
