@@ -72,7 +72,8 @@ impl Guards {
             let mut sorted: Vec<f32> = lengths.iter().copied().filter(|length| length.is_finite()).collect();
             sorted.sort_by(f32::total_cmp);
             let median = f64::from(sorted.get(sorted.len() / 2).copied().unwrap_or_default());
-            let is_dead = |(_, length): &(usize, &f32)| !(f64::from(**length) > NO_LENGTH * median);
+            let is_dead =
+                |(_, length): &(usize, &f32)| !length.is_finite() || f64::from(**length) <= NO_LENGTH * median;
             let dead = lengths.iter().enumerate().filter(is_dead).map(|(class, _)| class).collect();
             say(dead, "are dead, of no length or not finite");
         }

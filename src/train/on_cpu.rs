@@ -1,11 +1,13 @@
 //! The training step on the CPU.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor, Var};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::ema::Ema;
-use super::step::{StepConfig, StepReport};
+use super::step::{EMA, HEAD, OPTIMIZER, PROJECTION, STUDENT, StepConfig, StepReport, named};
 use crate::data::Batch;
 use crate::losses::{MarginHead, Projection, distillation_loss};
 use crate::models::{Inference, Model, Training};
@@ -76,6 +78,22 @@ impl<'a> CpuTrainer<'a> {
             ema: ema.transpose()?,
             without_gradient: None,
         })
+    }
+
+    /// What later steps depend on beside the student and the head, by the file that it is kept in.
+    pub fn state(&self) -> crate::Result<BTreeMap<&'static str, BTreeMap<String, Tensor>>> {
+        let (student, head) = (self.student_optim.state()?, self.head_optim.state()?);
+        let mut optimizers: BTreeMap<String, Tensor> = named(STUDENT, student).chain(named(HEAD, head)).collect();
+        let mut state = BTreeMap::new();
+        if let Some((projection, optim)) = &self.projection {
+            optimizers.extend(named(PROJECTION, optim.state()?));
+            state.insert(PROJECTION, projection.params().state()?);
+        }
+        if let Some(ema) = &self.ema {
+            state.insert(EMA, ema.state()?);
+        }
+        state.insert(OPTIMIZER, optimizers);
+        Ok(state)
     }
 
     /// Trains the student and the head, those of [`Self::new`], on one batch.

@@ -13,12 +13,12 @@ use crate::models::Model;
 use crate::optim::OptimConfig;
 
 /// Whose the tensors of a saved optimiser are.
-const STUDENT: &str = "student";
-const HEAD: &str = "head";
+pub(super) const STUDENT: &str = "student";
+pub(super) const HEAD: &str = "head";
 /// Parts of a state, and the names of their files.
-const PROJECTION: &str = "projection";
-const OPTIMIZER: &str = "optimizer";
-const EMA: &str = "ema";
+pub(super) const PROJECTION: &str = "projection";
+pub(super) const OPTIMIZER: &str = "optimizer";
+pub(super) const EMA: &str = "ema";
 
 /// A student with its head and optimisers, and the teacher it learns from.
 pub struct Trainer<'a> {
@@ -191,30 +191,15 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// When memory for the copies cannot be had.
     pub(super) fn state(&self) -> crate::Result<BTreeMap<&'static str, BTreeMap<String, Tensor>>> {
-        let named = |part: &'static str| move |(name, tensor)| (format!("{part}.{name}"), tensor);
-        let engine = match &self.engine {
-            Engine::Cpu(engine) => engine,
+        match &self.engine {
+            Engine::Cpu(engine) => engine.state(),
             #[cfg(any(test, feature = "cuda"))]
             Engine::Gpu(engine) => {
                 let [student, head] = engine.optimizers();
-                let all =
-                    student.state()?.into_iter().map(named(STUDENT)).chain(head.state()?.into_iter().map(named(HEAD)));
-                return Ok(BTreeMap::from([(OPTIMIZER, all.collect())]));
+                let all = named(STUDENT, student.state()?).chain(named(HEAD, head.state()?));
+                Ok(BTreeMap::from([(OPTIMIZER, all.collect())]))
             }
-        };
-        let mut optimizers: BTreeMap<String, Tensor> = BTreeMap::new();
-        optimizers.extend(engine.student_optim.state()?.into_iter().map(named(STUDENT)));
-        optimizers.extend(engine.head_optim.state()?.into_iter().map(named(HEAD)));
-        let mut state = BTreeMap::new();
-        if let Some((projection, optim)) = &engine.projection {
-            optimizers.extend(optim.state()?.into_iter().map(named(PROJECTION)));
-            state.insert(PROJECTION, projection.params().state()?);
         }
-        if let Some(ema) = &engine.ema {
-            state.insert(EMA, ema.state()?);
-        }
-        state.insert(OPTIMIZER, optimizers);
-        Ok(state)
     }
 
     /// Goes on with [`Self::state`] of another trainer of the same kind.
@@ -266,4 +251,9 @@ impl<'a> Trainer<'a> {
         }
         Ok(self.report.clone())
     }
+}
+
+/// Tensors with the name of whose they are before their own.
+pub(super) fn named(part: &str, tensors: BTreeMap<String, Tensor>) -> impl Iterator<Item = (String, Tensor)> {
+    tensors.into_iter().map(move |(name, tensor)| (format!("{part}.{name}"), tensor))
 }

@@ -50,7 +50,7 @@ impl Engine {
     pub fn recomputing(self, params: &Params, side: usize) -> Self {
         let shapes = self.program.shapes(&self.weights, [1, side, side, 3]).unwrap_or_default();
         let schedule = Schedule::new(&self.program, &shapes, |name| params.is_trained(name), Keep::Some);
-        Self { schedule, ..self }
+        Self { schedule, pool: Arc::new(Pool::lean()), ..self }
     }
 
     /// Returns about how many bytes the activations of `n` images of `side` pixels and their gradients take at the peak.
