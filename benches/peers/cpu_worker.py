@@ -1,4 +1,4 @@
-"""One peer of cpu.py, in a process of its own: builds the work, warms up, then times one sample for every `go`.
+"""One peer of cpu.py or memory.py, in a process of its own: builds the work, warms up, then times one sample for every `go`.
 
     python3 benches/peers/cpu_worker.py infer ARCH BATCH         --peer PEER [--threads 2] [--cache target/peers]
     python3 benches/peers/cpu_worker.py train ARCH BATCH CLASSES --peer PEER ...
@@ -15,7 +15,10 @@ ARCH is r18, r50, r100 (IResNet) or mbf (MobileFaceNet, as insightface's w600k_m
 
 PEER is torch, torch-channels-last or torch-compile; for infer also torch-compile-frozen (inductor's `freezing`: batch norms
 folded, weights packed; sometimes faster, sometimes slower), onnxruntime or openvino; for margin also torch-target, which takes
-acos and cos of the N target cosines only, where the published code takes them of the N x CLASSES matrix.
+acos and cos of the N target cosines only, where the published code takes them of the N x CLASSES matrix; for train also
+torch-checkpoint and torch-checkpoint-channels-last, which keep no more of a residual block (IBasicBlock, DepthWise) than its
+input and compute the block again in the backward pass: torch.utils.checkpoint(block, x, use_reentrant=False). The first
+layers and the end of a network are not in a block and stay as they are.
 
 Protocol: `ready` once warm; for every line `go` one sample, `WALL_S CPU_S` per iteration (CPU time of all threads); at the
 end of stdin `peak BYTES`. Exit code 3: torch.compile does not work here.
@@ -109,7 +112,7 @@ def is_compiled(peer):
 def laid_out(net, x, peer):
     import torch
 
-    if peer == "torch-channels-last":
+    if peer.endswith("channels-last"):
         return net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     return net, x
 
@@ -155,10 +158,24 @@ def centres(size, classes):
     return torch.nn.Parameter(torch.randn(size, classes) * 0.01)
 
 
+def checkpoint_blocks(net):
+    """Each residual block keeps its input only; its batch norms move their running statistics twice a step."""
+    from functools import partial
+
+    from models import DepthWise, IBasicBlock
+    from torch.utils.checkpoint import checkpoint
+
+    for module in net.modules():
+        if isinstance(module, (IBasicBlock, DepthWise)):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
 def train_torch(arch, batch, classes, args):
     import torch
 
     net, x = laid_out(network(arch).train(), images(batch), args.peer)
+    if args.peer.startswith("torch-checkpoint"):
+        checkpoint_blocks(net)
     w = centres(512, classes)
     backbone = [p for p in net.parameters() if p.requires_grad]
     optimizers = [torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True) for p in (backbone, [w])]

@@ -16,6 +16,8 @@ pub(super) struct Progress {
     bar: ProgressBar,
     shows: Shows,
     last_line: Instant,
+    /// Name and number of steps of the arm in training.
+    arm: (&'static str, usize),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,7 +33,7 @@ enum Shows {
 impl Progress {
     pub(super) fn new() -> Self {
         let shows = if std::io::stderr().is_terminal() { Shows::Bar } else { Shows::Lines };
-        Self { bar: ProgressBar::hidden(), shows, last_line: Instant::now() }
+        Self { bar: ProgressBar::hidden(), shows, last_line: Instant::now(), arm: ("", 0) }
     }
 
     /// Shows notices alone.
@@ -54,6 +56,7 @@ impl Progress {
                 };
                 let images = format!("{num_images} images of {num_identities} identities{left_out}{skipped}");
                 self.say(&format!("{}: {images}, {num_steps} steps", arm.title()));
+                self.arm = (arm.name(), num_steps);
                 self.begin(arm.name(), num_steps);
             }
             Event::Step { step, epoch, report, images_per_s, wait_share } => {
@@ -68,6 +71,11 @@ impl Progress {
                     report.grad_norm,
                     100.0 * wait_share
                 );
+                let (arm, num_steps) = self.arm;
+                if self.bar.prefix() != arm {
+                    // After an evaluation in between.
+                    self.begin(arm, num_steps);
+                }
                 self.advance(step, text);
             }
             Event::Embedded { done, total } => self.count("evaluate", "images embedded", done, total),

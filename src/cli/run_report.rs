@@ -32,7 +32,7 @@ pub(super) fn write(folder: &Path, experiment: Option<&Experiment>, notices: Vec
         arms.push(ArmCurves {
             name: arm.title().to_owned(),
             is_finished: matches!(progressed, Progressed::Finished(_)),
-            steps: steps.iter().map(point).collect(),
+            steps: steps.iter().map(|step| point(step, arm.distills())).collect(),
             evaluations: evaluations
                 .iter()
                 .map(|e| EvaluationPoint { step: e.step, eer: eers(&e.evaluation) })
@@ -58,9 +58,10 @@ pub(super) fn write(folder: &Path, experiment: Option<&Experiment>, notices: Vec
     Ok(report.write(folder)?)
 }
 
-fn point(record: &StepRecord) -> StepPoint {
+fn point(record: &StepRecord, distills: bool) -> StepPoint {
     let figures: BTreeMap<&str, Option<f64>> = record.figures().into();
-    let value = |(key, _): &(&str, &str)| figures.get(key).copied().flatten();
+    let is_shown = |key: &str| distills || key != "distill_loss";
+    let value = |(key, _): &(&str, &str)| figures.get(key).copied().flatten().filter(|_| is_shown(key));
     StepPoint { step: record.step, epoch: record.epoch, values: FIGURES.iter().map(value).collect() }
 }
 
