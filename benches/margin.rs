@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use maskinv::losses::{MarginConfig, MarginHead};
+use maskinv::machine::peak_bytes;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -20,7 +21,10 @@ fn main() -> Result<()> {
     println!("{:>10} {:>12} {:>12}", "K", "ms", "peak MB");
     for k in classes {
         let median = time(n, d, k, rounds)?;
-        println!("{k:10} {median:12.2} {:>12}", peak_mb().map_or("?".into(), |mb| mb.to_string()));
+        println!(
+            "{k:10} {median:12.2} {:>12}",
+            peak_bytes().map(|bytes| bytes >> 20).map_or("?".into(), |mb| mb.to_string())
+        );
     }
     Ok(())
 }
@@ -40,11 +44,4 @@ fn time(n: usize, d: usize, k: usize, rounds: usize) -> Result<f64> {
     times.remove(0);
     times.sort_by(f64::total_cmp);
     times.get(rounds / 2).copied().context("expected at least one round")
-}
-
-/// The most memory that this process has held, where the system says.
-fn peak_mb() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? / 1024)
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use maskinv::eval::{BootstrapConfig, Embeddings, FMR_TARGETS, Scores, Searches, fold_accuracy, fold_tar_at_far};
+use maskinv::machine::peak_bytes;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -47,22 +48,15 @@ fn main() -> Result<()> {
         (0..num).map(|_| middle + rng.random_range(-0.3..0.3) + rng.random_range(-0.3..0.3)).collect()
     };
     let (genuine, impostor) = (scores(impostors / 100, 0.5, &mut rng), scores(impostors, 0.0, &mut rng));
-    let before = peak_mb();
+    let before = peak_bytes().map(|bytes| bytes >> 20);
     let began = Instant::now();
     let scores = Scores::new(genuine, impostor)?;
     let metrics = scores.metrics();
     let rates: Vec<f64> = FMR_TARGETS.into_iter().filter_map(|f| scores.fnmr_at_fmr(f).ok()).collect();
     println!("{impostors} impostor scores, all figures: {:.2} s", began.elapsed().as_secs_f64());
     println!("EER {:.6}, AUC {:.6}, FNMR at FMR 1e-1 to 1e-6 {rates:?}", metrics.eer, metrics.auc);
-    if let (Some(before), Some(after)) = (before, peak_mb()) {
+    if let (Some(before), Some(after)) = (before, peak_bytes().map(|bytes| bytes >> 20)) {
         println!("{before} MB at most with the scores in memory, {after} MB at most in all");
     }
     Ok(())
-}
-
-/// The most memory that the process has had, where Linux says so.
-fn peak_mb() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kb| kb / 1024)
 }

@@ -161,6 +161,13 @@ impl Machine {
     }
 }
 
+/// Returns the most bytes of memory that this process has held; none where the system does not say.
+pub fn peak_bytes() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<usize>().ok()? * 1024)
+}
+
 /// `cpu`, or the GPU's number, name, memory and precision.
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, ModuleT, Tensor};
 use maskinv::models::{Arch, Inference, Model, ModelConfig, Recorded};
 use maskinv::nn::Params;
@@ -51,6 +52,14 @@ fn models(config: &ModelConfig) -> Result<[Model; 2]> {
     let double = Model::build(config, Params::new(DType::F64, &Device::Cpu, 7))?;
     double.params().load(&state)?;
     Ok([single, double])
+}
+
+/// The embeddings of the layers, weights for them, and the gradients of their weighted sum.
+fn layers(double: &Model, wide: &Tensor) -> Result<(Tensor, Tensor, GradStore)> {
+    let embeddings = double.forward_t(wide, true)?;
+    let weights = fill("gy", embeddings.dims(), -1.0, 1.0)?;
+    let gradients = (&embeddings * &weights)?.sum_all()?.backward()?;
+    Ok((embeddings, weights, gradients))
 }
 
 fn images(n: usize, side: usize) -> Result<[Tensor; 2]> {
@@ -127,9 +136,7 @@ fn training_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
         let [single, double] = models(&config)?;
         let (n, training) = (8, single.training());
         let [x, wide] = images(n, config.input_size)?;
-        let expected = double.forward_t(&wide, true)?;
-        let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
-        let expected_grads = (&expected * &weights)?.sum_all()?.backward()?;
+        let (expected, weights, expected_grads) = layers(&double, &wide)?;
 
         let (found, recorded) = training.record(&single, &x)?;
         assert!(matches!(recorded, Recorded::Fused(_)), "{config:?}");
@@ -172,9 +179,7 @@ fn training_with_frozen_statistics_equals_the_layers_in_f64() -> Result<()> {
         }
         let before = single.params().state()?;
         let [x, wide] = images(3, config.input_size)?;
-        let expected = double.forward_t(&wide, true)?;
-        let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
-        let expected_grads = (&expected * &weights)?.sum_all()?.backward()?;
+        let (expected, weights, expected_grads) = layers(&double, &wide)?;
         let training = single.training();
         let (found, recorded) = training.record(&single, &x)?;
         let off = error(&flat(&found)?, &flat(&expected)?, 0.0);
@@ -237,9 +242,7 @@ fn frozen_stages_stay_and_the_others_have_the_gradients_of_the_layers_in_f64() -
     let is_frozen = |name: &str| stages.iter().any(|stage| name.starts_with(&format!("{stage}.")));
     let before = single.params().state()?;
     let [x, wide] = images(6, config.input_size)?;
-    let expected = double.forward_t(&wide, true)?;
-    let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
-    let expected_grads = (&expected * &weights)?.sum_all()?.backward()?;
+    let (expected, weights, expected_grads) = layers(&double, &wide)?;
     let training = single.training();
     let (found, recorded) = training.record(&single, &x)?;
     let off = error(&flat(&found)?, &flat(&expected)?, 0.0);
@@ -275,9 +278,7 @@ fn networks_that_the_engine_lacks_are_carried_out_by_layers() -> Result<()> {
         let owned = Model::frozen(&config, single.params().state()?, &Device::Cpu)?.into_inference(2)?;
         assert!(matches!(owned, Inference::Layers(_)), "{config:?}");
         let [x, wide] = images(3, 32)?;
-        let expected = double.forward_t(&wide, true)?;
-        let weights = fill("gy", expected.dims(), -1.0, 1.0)?;
-        let expected_grads = (&expected * &weights)?.sum_all()?.backward()?;
+        let (_, weights, expected_grads) = layers(&double, &wide)?;
         let training = single.training();
         let (found, recorded) = training.record(&single, &x)?;
         assert!(!found.track_op() && matches!(recorded, Recorded::Layers(..)));

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use maskinv::losses::{MarginConfig, MarginHead};
+use maskinv::machine::peak_bytes;
 use maskinv::models::{Arch, Model, ModelConfig};
 use maskinv::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
 use maskinv::workers;
@@ -132,8 +133,6 @@ fn cpu_s() -> Result<f64> {
     Ok(1e-9 * total_ns)
 }
 
-fn peak() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)
+fn peak() -> Result<usize> {
+    peak_bytes().context("no VmHWM")
 }

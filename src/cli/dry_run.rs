@@ -7,6 +7,7 @@ use indicatif::HumanDuration;
 
 use super::progress::Progress;
 use super::{print, print_json};
+use crate::machine::peak_bytes;
 use crate::train::{Event, Experiment, MemoryEstimate, Rehearsal};
 
 /// Steps that are measured of each arm.
@@ -14,7 +15,7 @@ const NUM_STEPS: usize = 10;
 
 /// Takes a few steps of every arm, and prints how long they will all take and what is known of their memory.
 pub(super) fn run(experiment: &Experiment, quiet: bool, json: bool) -> Result<()> {
-    let mut progress = if quiet { Progress::quiet() } else { Progress::new() };
+    let mut progress = Progress::of(quiet);
     let mut rehearsals = Vec::new();
     for &arm in &experiment.config().train.arms {
         let on = &mut |event: Event| {
@@ -90,11 +91,4 @@ fn megabytes(bytes: usize) -> String {
 
 fn duration(seconds: f64) -> String {
     HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)).to_string()
-}
-
-/// The most memory that this process had; none where the system does not say.
-fn peak_bytes() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<usize>().ok()? * 1024)
 }

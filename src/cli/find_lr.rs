@@ -30,7 +30,7 @@ impl LrRangeArgs {
     /// Tests the first arm of the settings, and prints what came out.
     pub(super) fn run(&self, experiment: &Experiment, quiet: bool, json: bool) -> Result<()> {
         let arm = *experiment.config().train.arms.first().context("train.arms: expected at least one")?;
-        let mut progress = if quiet { Progress::quiet() } else { Progress::new() };
+        let mut progress = Progress::of(quiet);
         let on = &mut |event: Event| match event {
             Event::Step { step, .. } if !quiet => progress.count("rate", "steps", step, self.lr_steps),
             Event::Step { .. } => {}

@@ -19,6 +19,7 @@ mod metrics;
 mod model;
 mod model_file;
 mod progress;
+mod results;
 mod run_report;
 mod runs;
 mod settings;

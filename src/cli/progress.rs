@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::eval::{Evaluation, Setting};
+use super::results::eers;
 use crate::train::Event;
 
 /// Time between lines where there is no terminal.
@@ -36,9 +36,10 @@ impl Progress {
         Self { bar: ProgressBar::hidden(), shows, last_line: Instant::now(), arm: ("", 0) }
     }
 
-    /// Shows notices alone.
-    pub(super) fn quiet() -> Self {
-        Self { shows: Shows::Notices, ..Self::new() }
+    /// Shows notices alone if it is to be quiet.
+    pub(super) fn of(quiet: bool) -> Self {
+        let progress = Self::new();
+        Self { shows: if quiet { Shows::Notices } else { progress.shows }, ..progress }
     }
 
     pub(super) fn show(&mut self, event: Event) {
@@ -126,9 +127,4 @@ impl Progress {
         }
         self.bar.set_message(text);
     }
-}
-
-fn eers(evaluation: &Evaluation) -> String {
-    let eers = Setting::TABLE.map(|s| format!("{} {:.2} %", s.name(), 100.0 * evaluation.get(s).metrics.eer));
-    format!("EER {}", eers.join(", "))
 }

@@ -7,9 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use image::{ImageFormat, RgbImage};
 
-use super::train::conclusion;
+use super::results::{conclusion, tables};
 use crate::data::Pixels;
-use crate::eval::{Evaluation, Setting, SettingResult, table, table_as_is};
+use crate::eval::{Evaluation, Setting};
 use crate::report::{ArmCurves, EvaluationPoint, FIGURES, SampleRow, StepPoint, TrainingReport};
 use crate::train::{Arm, ArmOutcome, Config, Experiment, Progressed, Run, StepRecord, read_evaluations, read_steps};
 
@@ -70,23 +70,6 @@ fn eers(evaluation: &Evaluation) -> Vec<(String, f64)> {
     Setting::TABLE.into_iter().filter_map(of).collect()
 }
 
-fn tables(outcomes: &BTreeMap<Arm, ArmOutcome>) -> Vec<String> {
-    let rows: Vec<(&str, &Evaluation)> = outcomes.iter().map(|(arm, o)| (arm.title(), &o.evaluation)).collect();
-    let real = |(arm, o): (&Arm, &ArmOutcome)| -> Option<(String, SettingResult)> {
-        Some((arm.title().to_owned(), o.real_masks.clone()?))
-    };
-    let real: Vec<(String, SettingResult)> = outcomes.iter().filter_map(real).collect();
-    let real: Vec<(&str, &SettingResult)> = real.iter().map(|(name, result)| (name.as_str(), result)).collect();
-    let mut tables = Vec::new();
-    if !rows.is_empty() {
-        tables.push(table(&rows));
-    }
-    if !real.is_empty() {
-        tables.push(table_as_is("real masks", &real));
-    }
-    tables
-}
-
 /// Every setting that is not its default, and what computed the results.
 fn provenance(run: &Run) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();
@@ -94,8 +77,7 @@ fn provenance(run: &Run) -> Result<Vec<(String, String)>> {
         let pairs = [("version", &p.version), ("commit", &p.commit), ("device", &p.device), ("tested on", &p.test_set)];
         all.extend(pairs.map(|(name, what)| (name.to_owned(), what.clone())));
     }
-    let defaults = Config::default().entries()?;
-    all.extend(run.config.entries()?.into_iter().filter(|(key, value)| defaults.get(key) != Some(value)));
+    all.extend(run.config.entries_unlike(&Config::default())?);
     Ok(all)
 }
 

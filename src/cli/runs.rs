@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::results::eers;
 use super::{print, print_json, run_report};
 use crate::eval::{Setting, SettingResult, figure_rows};
 use crate::train::{Arm, Progressed, Run};
@@ -102,12 +103,7 @@ fn describe(progressed: &Progressed) -> String {
             format!("at step {}, epoch {}, loss {loss}", step.step, step.epoch)
         }
         Progressed::Finished(outcome) => {
-            let settings = Setting::TABLE.into_iter().filter_map(|setting| {
-                let result = outcome.evaluation.settings.get(&setting)?;
-                Some(format!("{} {:.2} %", setting.name(), 100.0 * result.metrics.eer))
-            });
-            let settings = settings.collect::<Vec<_>>().join(", ");
-            format!("{} steps in {:.0} s, EER {settings}", outcome.num_steps, outcome.seconds)
+            format!("{} steps in {:.0} s, {}", outcome.num_steps, outcome.seconds, eers(&outcome.evaluation))
         }
     }
 }

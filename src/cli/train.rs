@@ -1,6 +1,5 @@
 //! `maskinv train`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -10,11 +9,11 @@ use clap::{Args, ValueEnum};
 use super::find_lr::LrRangeArgs;
 use super::model::HubArgs;
 use super::progress::Progress;
+use super::results::{conclusion, tables};
 use super::settings::SettingsArgs;
 use super::{STOPPED, dry_run, interrupt, print, print_json, run_report, unused};
-use crate::eval::{Setting, table, table_as_is};
 use crate::files::write_atomic;
-use crate::train::{Arm, ArmOutcome, CONFIG_FILE, Checkpoint, Config, Event, Experiment, preset, preset_names};
+use crate::train::{Arm, CONFIG_FILE, Checkpoint, Config, Event, Experiment, preset, preset_names};
 
 /// What to train, on what, and how.
 #[derive(Args, Debug)]
@@ -142,7 +141,7 @@ impl TrainArgs {
         }
         let experiment = self.with_inputs(experiment, &inputs)?;
         let stop = interrupt::flag()?;
-        let mut progress = if self.quiet { Progress::quiet() } else { Progress::new() };
+        let mut progress = Progress::of(self.quiet);
         let mut notices = Vec::new();
         let on = &mut |event: Event| {
             if matches!(event, Event::Embedded { .. }) && stop.load(Ordering::Relaxed) {
@@ -169,9 +168,8 @@ impl TrainArgs {
             return print_json(&outcome);
         }
         print(&format!("{}, seed {}:\n", outcome.test_set, outcome.config.train.seed))?;
-        print(&format!("{}\n", table(&outcome.rows())))?;
-        if !outcome.real_mask_rows().is_empty() {
-            print(&format!("{}\n", table_as_is("real masks", &outcome.real_mask_rows())))?;
+        for table in tables(&outcome.arms) {
+            print(&format!("{table}\n"))?;
         }
         print(&conclusion(&outcome.arms))?;
         print(&format!(
@@ -297,31 +295,9 @@ fn go_on(out: &Path) -> String {
 
 /// The settings that are not the same.
 fn differences(before: &Config, now: &Config) -> Result<String> {
-    let (before, now) = (before.entries()?, now.entries()?);
-    let of = |a: &BTreeMap<String, String>, b: &BTreeMap<String, String>| -> Vec<String> {
-        a.iter()
-            .filter(|(key, value)| b.get(*key) != Some(value))
-            .map(|(key, value)| format!("{key} = {value}"))
-            .collect()
+    let of = |a: &Config, b: &Config| -> Result<String> {
+        let entries = a.entries_unlike(b)?.into_iter().map(|(key, value)| format!("{key} = {value}"));
+        Ok(entries.collect::<Vec<_>>().join(", "))
     };
-    Ok(format!("{} instead of {}", of(&now, &before).join(", "), of(&before, &now).join(", ")))
-}
-
-/// A sentence or three that say what the table shows, and no more than that.
-pub(super) fn conclusion(arms: &BTreeMap<Arm, ArmOutcome>) -> String {
-    let eer = |arm: Arm, setting: Setting| Some(100.0 * arms.get(&arm)?.evaluation.get(setting).metrics.eer);
-    let mut sentences = vec!["EER: lower is better, 50 % is guessing.".to_owned()];
-    if let (Some(clean), Some(masked)) = (eer(Arm::Teacher, Setting::UU), eer(Arm::Teacher, Setting::UM)) {
-        sentences.push(format!("A mask on the probe takes the teacher's from {clean:.1} % to {masked:.1} %."));
-    }
-    let best = [Arm::Lg, Arm::Hg].into_iter().filter_map(|arm| Some((arm, eer(arm, Setting::UM)?)));
-    if let Some((arm, student)) = best.min_by(|a, b| a.1.total_cmp(&b.1)) {
-        let compared = match eer(Arm::Aug, Setting::UM) {
-            Some(aug) if student < aug => format!(", with masks in training alone {aug:.1} %"),
-            Some(aug) => format!("; masks in training alone do as well, {aug:.1} %"),
-            None => String::new(),
-        };
-        sentences.push(format!("The student that learned from it, {}, has {student:.1} %{compared}.", arm.title()));
-    }
-    sentences.join(" ")
+    Ok(format!("{} instead of {}", of(now, before)?, of(before, now)?))
 }

@@ -284,11 +284,10 @@ impl DataConfig {
         let mut labels: Vec<usize> = (0..all.num_identities()).collect();
         labels.shuffle(&mut ChaCha8Rng::seed_from_u64(self.split_seed));
         let num = (self.watch_share * labels.len() as f64).ceil() as usize;
-        let num_images = u32::try_from(all.len()).unwrap_or(u32::MAX);
         let part = |labels: &[usize], min_images: usize| {
             let mut is_wanted = vec![false; all.num_identities()];
             labels.iter().for_each(|label| is_wanted[*label] = true);
-            Subset::of(all.clone(), &is_wanted, min_images, num_images)
+            Subset::of(all.clone(), &is_wanted, min_images)
         };
         let (Some(watched), Some(train)) = (part(&labels[..num], 2), part(&labels[num..], 1)) else {
             let what =

@@ -32,7 +32,9 @@ impl Subset {
     /// When the set lacks an identity that the filter names, the filter leaves none, or there are over four billion images.
     pub fn new(inner: Arc<dyn Dataset>, filter: &IdentityFilter, path: &Path) -> Result<Self> {
         let error = |what: String| Error::Data { path: path.to_owned(), what };
-        let num_images = u32::try_from(inner.len()).map_err(|_| error("more than four billion images".to_owned()))?;
+        if u32::try_from(inner.len()).is_err() {
+            return Err(error("more than four billion images".to_owned()));
+        }
         let mut is_wanted = vec![filter.names.is_none(); inner.num_identities()];
         if let Some(names) = &filter.names {
             let mut sorted: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -48,14 +50,15 @@ impl Subset {
                 return Err(error(format!("expected images of identity {}, found none", sorted[missing])));
             }
         }
-        Self::of(inner, &is_wanted, filter.min_images, num_images).ok_or_else(|| {
+        Self::of(inner, &is_wanted, filter.min_images).ok_or_else(|| {
             let (num, least) = (is_wanted.len(), filter.min_images);
             error(format!("the filter leaves none of {num} identities (at least {least} images each)"))
         })
     }
 
-    /// Those of the identities that are wanted, by label, with images enough; none if there are none.
-    pub(super) fn of(inner: Arc<dyn Dataset>, is_wanted: &[bool], min_images: usize, num_images: u32) -> Option<Self> {
+    /// Those of the identities that are wanted, by label, with images enough; none if there are none, or over four billion images.
+    pub(super) fn of(inner: Arc<dyn Dataset>, is_wanted: &[bool], min_images: usize) -> Option<Self> {
+        let num_images = u32::try_from(inner.len()).ok()?;
         let counts = inner.images_per_identity();
         let mut label_of: Vec<Option<u32>> = vec![None; counts.len()];
         let (mut identities, mut num_skipped) = (Vec::new(), 0);

@@ -76,8 +76,8 @@ pub enum Recorded<'a> {
 impl Training {
     /// Returns about how many bytes the activations of a batch of `n` images and their gradients take at the peak; none for a network that
     /// goes layer by layer.
-    pub fn activation_bytes(&self, model: &Model, n: usize) -> Option<usize> {
-        Some(self.engine.as_ref()?.activation_bytes(n, model.config.input_size))
+    pub fn activation_bytes(&self, n: usize) -> Option<usize> {
+        Some(self.engine.as_ref()?.activation_bytes(n))
     }
 
     /// Returns the embeddings `(N, embedding_size)`, outside any graph, of images `(N, 3, S, S)` in training mode: batch
@@ -175,7 +175,7 @@ impl Model {
     /// When the network goes layer by layer, which keeps everything.
     pub fn recomputing(&self) -> Result<Training> {
         match self.training().engine {
-            Some(engine) => Ok(Training { engine: Some(engine.recomputing(&self.params, self.config.input_size)) }),
+            Some(engine) => Ok(Training { engine: Some(engine.recomputing(&self.params)) }),
             None => bail!(
                 "{:?} is trained layer by layer, which keeps all activations: they cannot be computed again",
                 self.config

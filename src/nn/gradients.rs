@@ -7,14 +7,10 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, bail};
 
-use rayon::prelude::*;
-
 use super::engine::Pool;
 use super::params::Params;
 use crate::ops::slice::Values;
-
-/// Elements that a worker adds at once.
-const BLOCK: usize = 1 << 15;
+use crate::ops::update::each_pair;
 
 /// A gradient for each trained parameter, in the order of the names; f32.
 #[derive(Debug)]
@@ -88,12 +84,9 @@ impl Gradients {
         }
         for (name, part) in &mut self.parts {
             match part {
-                Part::Slice(place) => other.read(name, |from| {
-                    let to = self.flat[place.clone()].par_chunks_mut(BLOCK);
-                    to.zip(from.par_chunks(BLOCK)).for_each(|(to, from)| {
-                        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-                    });
-                })?,
+                Part::Slice(place) => {
+                    other.read(name, |from| each_pair(&mut self.flat[place.clone()], from, |to, from| *to += from))?
+                }
                 Part::Tensor(grad) => {
                     let from = other.read(name, |from| Tensor::from_slice(from, grad.shape(), grad.device()))??;
                     *grad = (&*grad + from)?;

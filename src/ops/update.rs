@@ -11,6 +11,13 @@ use super::slice;
 /// Elements a worker takes at a time.
 const BLOCK: usize = 64 * 1024;
 
+/// Calls `f` with every element of `to` and its like of `from`.
+pub(crate) fn each_pair(to: &mut [f32], from: &[f32], f: impl Fn(&mut f32, f32) + Sync) {
+    to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(to, from)| {
+        to.iter_mut().zip(from).for_each(|(to, from)| f(to, *from));
+    });
+}
+
 /// What an optimiser remembers of a parameter: `M` numbers an element.
 pub(super) struct Moments<'a, const M: usize>(pub [&'a mut [f32]; M]);
 

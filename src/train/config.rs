@@ -271,6 +271,15 @@ impl Config {
         Ok(entries)
     }
 
+    /// Returns the [`Self::entries`] that `other` lacks or has otherwise.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8.
+    pub fn entries_unlike(&self, other: &Self) -> Result<BTreeMap<String, String>> {
+        let others = other.entries()?;
+        Ok(self.entries()?.into_iter().filter(|(key, value)| others.get(key) != Some(value)).collect())
+    }
+
     /// Checks the ranges of all components.
     ///
     /// # Errors

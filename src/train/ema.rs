@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::ops::slice::Values;
+use crate::ops::update::each_pair;
 
 /// Name of the number of steps among the averages.
 const NUM_STEPS: &str = "num_steps";
-/// Elements that a worker averages at once.
-const BLOCK: usize = 1 << 15;
 
 /// The average of parameters and running statistics over the steps, later ones weighing more: `average += (1 - decay) * (weights -
 /// average)` after each (Polyak and Juditsky, 1992; the form of Tarvainen and Valpola, NeurIPS 2017, section 2). So that the start is
@@ -40,9 +38,7 @@ impl Ema {
         for (name, average) in &mut self.values {
             let weights = params.get(name).ok_or_else(|| missing(name))?.contiguous()?;
             let weights = Values::of(name, &weights)?;
-            average.par_chunks_mut(BLOCK).zip(weights.par_chunks(BLOCK)).for_each(|(average, weights)| {
-                average.iter_mut().zip(weights).for_each(|(a, w)| *a += share as f32 * (w - *a));
-            });
+            each_pair(average, &weights, |a, w| *a += share as f32 * (w - *a));
         }
         self.num_steps += 1;
         Ok(())

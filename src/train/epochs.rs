@@ -43,13 +43,12 @@ impl Experiment {
     fn save_state(&self, trainer: &mut Trainer, position: &mut Position, records: &mut Records) -> Result<()> {
         position.last_loss = Some(trainer.synchronise()?.loss).filter(|loss| loss.is_finite()).or(position.last_loss);
         position.dropout_words = trainer.student.dropout().map_or(0, |dropout| dropout.num_words());
-        let named = |(name, tensors): (&str, _)| (name.to_owned(), tensors);
         let state = TrainState {
             position: position.clone(),
             settings: self.config.to_toml()?,
             backbone: trainer.student.params().state()?,
             head: trainer.any_head().params().state()?,
-            others: trainer.state()?.into_iter().map(named).collect(),
+            others: trainer.state()?,
         };
         records.flush()?;
         let folder = states_folder(&self.out.join(position.arm.name()));
@@ -110,8 +109,7 @@ impl Experiment {
             if keeps_lg && (at.epoch, at.batch) == (config.train.hg_first_epoch, 0) {
                 // Kept, so that a later run can start HG from it.
                 trainer.synchronise()?;
-                let averaged = trainer.averaged()?;
-                save_checkpoint(&self.lg_folder(), averaged.as_ref().unwrap_or(&trainer.student), trainer.head())?;
+                trainer.save(&self.lg_folder())?;
                 lg = Some(self.saved(&self.lg_folder())?);
             }
             self.epoch(trainer, &loader, (&mut session, &mut at, &mut records), on)?;
@@ -123,8 +121,7 @@ impl Experiment {
                 on(Event::Notice(format!("epoch {}: {said}", at.epoch - 1)));
             }
             if at.epoch < epochs.end {
-                let averaged = trainer.averaged()?;
-                save_checkpoint(&folder, averaged.as_ref().unwrap_or(&trainer.student), trainer.head())?;
+                trainer.save(&folder)?;
                 if self.is_stopped() {
                     return Err(Error::Stopped { arm: arm.name().to_owned(), step: at.step });
                 }

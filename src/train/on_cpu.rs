@@ -20,7 +20,7 @@ const TEACHER_BATCH: usize = 16;
 
 /// What training keeps from step to step beside the student and its head.
 pub(super) struct CpuTrainer<'a> {
-    training: Training,
+    pub training: Training,
     teacher: Option<(&'a Model, Inference<'a>)>,
     config: StepConfig,
     pub student_optim: Optimizer,
@@ -81,18 +81,18 @@ impl<'a> CpuTrainer<'a> {
     }
 
     /// What later steps depend on beside the student and the head, by the file that it is kept in.
-    pub fn state(&self) -> crate::Result<BTreeMap<&'static str, BTreeMap<String, Tensor>>> {
+    pub fn state(&self) -> crate::Result<BTreeMap<String, BTreeMap<String, Tensor>>> {
         let (student, head) = (self.student_optim.state()?, self.head_optim.state()?);
         let mut optimizers: BTreeMap<String, Tensor> = named(STUDENT, student).chain(named(HEAD, head)).collect();
         let mut state = BTreeMap::new();
         if let Some((projection, optim)) = &self.projection {
             optimizers.extend(named(PROJECTION, optim.state()?));
-            state.insert(PROJECTION, projection.params().state()?);
+            state.insert(PROJECTION.to_owned(), projection.params().state()?);
         }
         if let Some(ema) = &self.ema {
-            state.insert(EMA, ema.state()?);
+            state.insert(EMA.to_owned(), ema.state()?);
         }
-        state.insert(OPTIMIZER, optimizers);
+        state.insert(OPTIMIZER.to_owned(), optimizers);
         Ok(state)
     }
 

@@ -138,13 +138,4 @@ impl Outcome {
     pub fn rows(&self) -> Vec<(&str, &Evaluation)> {
         self.arms.iter().map(|(arm, outcome)| (arm.title(), &outcome.evaluation)).collect()
     }
-
-    /// Returns the arms' names and figures on real masks, if there are.
-    pub fn real_mask_rows(&self) -> Vec<(&str, &SettingResult)> {
-        let row = |(arm, outcome)| -> Option<(&str, &SettingResult)> {
-            let (arm, outcome): (&Arm, &ArmOutcome) = (arm, outcome);
-            Some((arm.title(), outcome.real_masks.as_ref()?))
-        };
-        self.arms.iter().filter_map(row).collect()
-    }
 }

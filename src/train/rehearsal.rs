@@ -70,45 +70,39 @@ impl Experiment {
         let teacher = self.teacher.as_ref().unwrap_or(&stand_in);
         let mut trainer = self.rehearsed(arm, teacher, &stand_in, on)?;
         let (epochs, per_epoch) = (self.config.epochs(arm), loader.num_batches());
-        let (mut began, mut waited, mut taken) = (Instant::now(), 0.0, 0);
+        let (mut began, mut waited) = (Instant::now(), 0.0);
         let mut without_gradient = Vec::new();
-        for epoch in 0.. {
-            let mut batches = loader.epoch(epoch);
-            loop {
-                if taken == WARM_UP {
-                    trainer.synchronise()?;
-                    (began, waited) = (Instant::now(), 0.0);
-                }
-                let asked = Instant::now();
-                let Some(batch) = batches.next() else { break };
-                waited += asked.elapsed().as_secs_f64();
-                let lr = self.config.base_lr() * self.config.schedule.factor(taken, per_epoch, epochs.end);
-                if let Some(report) = trainer.step(batch?, taken as u64, lr)? {
-                    let elapsed = began.elapsed().as_secs_f64();
-                    let images_per_s = ((taken + 1) * self.config.loader.batch_size) as f64 / elapsed;
-                    let (step, epoch) = (taken + 1, epoch as usize);
-                    on(Event::Step { step, epoch, report: &report, images_per_s, wait_share: waited / elapsed });
-                }
-                if taken == 0 {
-                    without_gradient = trainer.without_gradient().to_vec();
-                }
-                taken += 1;
-                if taken == WARM_UP + num_steps {
-                    trainer.synchronise()?;
-                    let elapsed = began.elapsed().as_secs_f64();
-                    return Ok(Rehearsal {
-                        arm,
-                        num_steps: epochs.len() * per_epoch,
-                        num_measured: num_steps,
-                        step_s: elapsed / num_steps as f64,
-                        wait_share: waited / elapsed,
-                        without_gradient,
-                        memory: self.memory(arm, &trainer, teacher)?,
-                    });
-                }
+        let mut batches = (0..).flat_map(|epoch| loader.epoch(epoch));
+        for taken in 0..WARM_UP + num_steps {
+            if taken == WARM_UP {
+                trainer.synchronise()?;
+                (began, waited) = (Instant::now(), 0.0);
+            }
+            let asked = Instant::now();
+            let Some(batch) = batches.next() else { break };
+            waited += asked.elapsed().as_secs_f64();
+            let lr = self.config.base_lr() * self.config.schedule.factor(taken, per_epoch, epochs.end);
+            if let Some(report) = trainer.step(batch?, taken as u64, lr)? {
+                let elapsed = began.elapsed().as_secs_f64();
+                let images_per_s = ((taken + 1) * self.config.loader.batch_size) as f64 / elapsed;
+                let (step, epoch) = (taken + 1, taken / per_epoch);
+                on(Event::Step { step, epoch, report: &report, images_per_s, wait_share: waited / elapsed });
+            }
+            if taken == 0 {
+                without_gradient = trainer.without_gradient().to_vec();
             }
         }
-        unreachable!("epochs do not end, and each has a batch")
+        trainer.synchronise()?;
+        let elapsed = began.elapsed().as_secs_f64();
+        Ok(Rehearsal {
+            arm,
+            num_steps: epochs.len() * per_epoch,
+            num_measured: num_steps,
+            step_s: elapsed / num_steps as f64,
+            wait_share: waited / elapsed,
+            without_gradient,
+            memory: self.memory(arm, &trainer, teacher),
+        })
     }
 
     /// The weights of nobody.
@@ -143,7 +137,7 @@ impl Experiment {
         self.trainer(arm, Some(&teacher.backbone), start, None, &mut centres, on)
     }
 
-    fn memory(&self, arm: Arm, trainer: &Trainer, teacher: &Checkpoint) -> Result<MemoryEstimate> {
+    fn memory(&self, arm: Arm, trainer: &Trainer, teacher: &Checkpoint) -> MemoryEstimate {
         let config = &self.config;
         let of = |params: &Params| -> (usize, usize) {
             let all = params.shapes().values().map(|shape| shape.iter().product::<usize>()).sum();
@@ -158,23 +152,18 @@ impl Experiment {
         let (centres, _) = of(trainer.any_head().params());
         let parts = config.train.accumulate;
         let num_images = config.loader.batch_size / parts;
-        let activations = match student.machine().gpu_bytes() {
-            Some(_) => None,
-            None if config.train.recompute => student.recomputing()?.activation_bytes(student, num_images),
-            None => student.training().activation_bytes(student, num_images),
-        };
         let waiting = config.loader.threads * (config.loader.prefetch + 1) + 1;
         let image = 3 * config.model.input_size * config.model.input_size;
         let sums = if parts > 1 { 2 } else { 1 };
-        Ok(MemoryEstimate {
+        MemoryEstimate {
             weights: 4 * all * if config.train.ema > 0.0 { 2 } else { 1 },
             gradients: 4 * trained * sums,
             optimizer: 4 * trained * moments,
             head: if trainer.head().is_some() { 4 * centres * (1 + sums + moments) } else { 4 * centres },
             teacher: if config.distill.of(arm).lambda > 0.0 { 4 * of(teacher.backbone.params()).0 } else { 0 },
-            activations,
+            activations: trainer.activation_bytes(num_images),
             images: 2 * image * config.loader.batch_size * waiting,
-        })
+        }
     }
 }
 

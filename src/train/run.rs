@@ -286,7 +286,9 @@ impl Experiment {
         let start = start.map(|(_, weights)| weights);
         let (position, lg) = self.train(arm, &mut trainer, start, state.map(|state| state.position), on)?;
         let Position { step: num_steps, seconds, num_skipped, last_loss, best, .. } = position;
-        let checkpoint = frozen(&trainer)?;
+        let backbone = trainer.frozen(trainer.student.params().state()?)?;
+        let header = trainer.head().map(|head| head.params().state()).transpose()?;
+        let checkpoint = Checkpoint { path: None, backbone, header };
         let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, on)?;
         match arm {
             Arm::Teacher => trained.teacher = Some(checkpoint),
@@ -379,15 +381,6 @@ pub(super) enum Origin {
     Given,
     Teacher,
     Lg,
-}
-
-/// The trained weights in a network that builds no graph.
-pub(super) fn frozen(trainer: &Trainer) -> Result<Checkpoint> {
-    let student = &trainer.student;
-    let backbone = Model::frozen(student.config(), student.params().state()?, &Device::Cpu)?;
-    let backbone = backbone.with_preprocessing(student.preprocessing().clone()).on(student.machine());
-    let header = trainer.head().map(|head| head.params().state()).transpose()?;
-    Ok(Checkpoint { path: None, backbone, header })
 }
 
 /// Whether a head's class centres are of this size; those of other identities are of no use.

@@ -1,9 +1,11 @@
 //! One training step: both networks forward, the objective, the gradients, the update.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
+use super::checkpoint::save_checkpoint;
 use super::on_cpu::CpuTrainer;
 #[cfg(any(test, feature = "cuda"))]
 use super::on_gpu::GpuTrainer;
@@ -169,6 +171,22 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// Returns about how many bytes the activations of a batch of `n` images, or of a part of one, and their gradients take at the peak;
+    /// none where the network goes layer by layer, and on a GPU.
+    pub fn activation_bytes(&self, n: usize) -> Option<usize> {
+        match &self.engine {
+            Engine::Cpu(engine) => engine.training.activation_bytes(n),
+            #[cfg(any(test, feature = "cuda"))]
+            Engine::Gpu(_) => None,
+        }
+    }
+
+    /// Saves the weights that are evaluated as they are now, the average if one is kept, with the head.
+    pub(super) fn save(&self, folder: &Path) -> crate::Result<()> {
+        let averaged = self.averaged()?;
+        save_checkpoint(folder, averaged.as_ref().unwrap_or(&self.student), self.head())
+    }
+
     /// Returns the average of the student's weights over the steps, as a network that receives no gradients, if one is kept.
     ///
     /// # Errors
@@ -180,9 +198,14 @@ impl<'a> Trainer<'a> {
             Engine::Gpu(_) => &None,
         };
         let Some(ema) = ema else { return Ok(None) };
+        self.frozen(ema.weights(self.student.params())?).map(Some)
+    }
+
+    /// The student with these weights, as a network that receives no gradients.
+    pub(super) fn frozen(&self, weights: BTreeMap<String, Tensor>) -> crate::Result<Model> {
         let student = &self.student;
-        let model = Model::frozen(student.config(), ema.weights(student.params())?, &Device::Cpu)?;
-        Ok(Some(model.with_preprocessing(student.preprocessing().clone()).on(student.machine())))
+        let model = Model::frozen(student.config(), weights, &Device::Cpu)?;
+        Ok(model.with_preprocessing(student.preprocessing().clone()).on(student.machine()))
     }
 
     /// Returns everything that later steps depend on beside the student and the head, by the file that it is kept in: what the optimisers
@@ -190,14 +213,14 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// When memory for the copies cannot be had.
-    pub(super) fn state(&self) -> crate::Result<BTreeMap<&'static str, BTreeMap<String, Tensor>>> {
+    pub(super) fn state(&self) -> crate::Result<BTreeMap<String, BTreeMap<String, Tensor>>> {
         match &self.engine {
             Engine::Cpu(engine) => engine.state(),
             #[cfg(any(test, feature = "cuda"))]
             Engine::Gpu(engine) => {
                 let [student, head] = engine.optimizers();
                 let all = named(STUDENT, student.state()?).chain(named(HEAD, head.state()?));
-                Ok(BTreeMap::from([(OPTIMIZER, all.collect())]))
+                Ok(BTreeMap::from([(OPTIMIZER.to_owned(), all.collect())]))
             }
         }
     }

@@ -27,6 +27,8 @@ pub struct Engine {
     pool: Arc<Pool>,
     /// The shapes of parameters and buffers.
     weights: BTreeMap<String, Vec<usize>>,
+    /// The shapes `(1, h, w, c)` of the values of one image.
+    shapes: Vec<[usize; 4]>,
 }
 
 impl Engine {
@@ -42,22 +44,20 @@ impl Engine {
         let weights = params.shapes();
         let shapes = program.shapes(&weights, [1, side, side, 3])?;
         let schedule = Schedule::new(&program, &shapes, |name| params.is_trained(name), Keep::All);
-        Some(Self { program, schedule, pool: Arc::default(), weights })
+        Some(Self { program, schedule, pool: Arc::default(), weights, shapes })
     }
 
     /// Returns the engine, keeping some blocks' results of a forward pass alone and computing the rest again in the backward pass: the
-    /// same bits in less memory and more time. `params` and `side` are those of [`Self::of`].
-    pub fn recomputing(self, params: &Params, side: usize) -> Self {
-        let shapes = self.program.shapes(&self.weights, [1, side, side, 3]).unwrap_or_default();
-        let schedule = Schedule::new(&self.program, &shapes, |name| params.is_trained(name), Keep::Some);
+    /// same bits in less memory and more time. `params` are those of [`Self::of`].
+    pub fn recomputing(self, params: &Params) -> Self {
+        let schedule = Schedule::new(&self.program, &self.shapes, |name| params.is_trained(name), Keep::Some);
         Self { schedule, pool: Arc::new(Pool::lean()), ..self }
     }
 
-    /// Returns about how many bytes the activations of `n` images of `side` pixels and their gradients take at the peak.
-    pub fn activation_bytes(&self, n: usize, side: usize) -> usize {
-        let shapes = self.program.shapes(&self.weights, [1, side, side, 3]).unwrap_or_default();
-        let largest = shapes.iter().map(|shape| shape.iter().product::<usize>()).max().unwrap_or_default();
-        let of_image = self.schedule.peak(&shapes) + 2 * largest;
+    /// Returns about how many bytes the activations of `n` images and their gradients take at the peak.
+    pub fn activation_bytes(&self, n: usize) -> usize {
+        let largest = self.shapes.iter().map(|shape| shape.iter().product::<usize>()).max().unwrap_or_default();
+        let of_image = self.schedule.peak(&self.shapes) + 2 * largest;
         n.saturating_mul(of_image).saturating_mul(size_of::<f32>())
     }
 
