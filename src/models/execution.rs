@@ -7,7 +7,7 @@ use candle_core::{ModuleT, Result, Tensor, bail};
 #[cfg(any(test, feature = "cuda"))]
 use super::OnGpu;
 use super::{Model, Net};
-use crate::nn::engine::{Engine, Plan, Recording};
+use crate::nn::engine::{Engine, Keep, Plan, Recording};
 use crate::nn::{Dropout, Gradients, Graph, Params};
 
 /// A network for inference, with the weights that it had when this was made.
@@ -165,7 +165,7 @@ impl Model {
 
     /// Returns what the training of this network keeps from step to step.
     pub fn training(&self) -> Training {
-        Training { engine: Engine::of(&Graph::of(self), &self.params, self.config.input_size) }
+        Training { engine: self.engine(Keep::All) }
     }
 
     /// As [`Self::training`], with less of a forward pass in memory: some blocks' results, from which the backward pass computes the rest
@@ -174,12 +174,16 @@ impl Model {
     /// # Errors
     /// When the network goes layer by layer, which keeps everything.
     pub fn recomputing(&self) -> Result<Training> {
-        match self.training().engine {
-            Some(engine) => Ok(Training { engine: Some(engine.recomputing(&self.params)) }),
+        match self.engine(Keep::Some) {
+            Some(engine) => Ok(Training { engine: Some(engine) }),
             None => bail!(
                 "{:?} is trained layer by layer, which keeps all activations: they cannot be computed again",
                 self.config
             ),
         }
+    }
+
+    fn engine(&self, keep: Keep) -> Option<Engine> {
+        Engine::of(&Graph::of(self), &self.params, self.config.input_size, keep)
     }
 }

@@ -1,14 +1,15 @@
 //! A forward pass in training that knows its backward.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use super::memory::{Memory, Store};
 use super::pool::Pool;
 use super::program::{Norm, Program, Step, ViewId};
 use super::schedule::{Keep, Schedule};
+use super::tape::{BufferId, Forward, Tape, Task};
 use crate::nn::gradients::Gradients;
 use crate::nn::graph::Graph;
 use crate::nn::layers::{BatchNorm, Dropout, RunningStats};
@@ -23,42 +24,34 @@ use crate::ops::slice::Values;
 #[derive(Debug)]
 pub struct Engine {
     program: Program,
-    schedule: Schedule,
-    pool: Arc<Pool>,
-    /// The shapes of parameters and buffers.
-    weights: BTreeMap<String, Vec<usize>>,
+    tape: Tape,
     /// The shapes `(1, h, w, c)` of the values of one image.
     shapes: Vec<[usize; 4]>,
+    store: Store,
+    /// For the gradients of the parameters.
+    pool: Arc<Pool>,
 }
 
 impl Engine {
-    /// Returns an engine for the network of `graph` with images `(3, side, side)`; none if it has an operation, a number of
-    /// channels or a type that the engine lacks. Parameters that are frozen now stay so.
-    pub fn of(graph: &Graph, params: &Params, side: usize) -> Option<Self> {
+    /// Returns an engine for the network of `graph` with images `(3, side, side)` that keeps as much as it is told to; none if the network
+    /// has an operation, a number of channels or a type that the engine lacks. Parameters that are frozen now stay so.
+    pub fn of(graph: &Graph, params: &Params, side: usize, keep: Keep) -> Option<Self> {
         let program = Program::of(graph)?;
         // A parameter without a gradient would never train.
         let used = program.param_names();
         if !params.is_single_on_cpu() || !params.trainable().all(|(name, _)| used.contains(name)) {
             return None;
         }
-        let weights = params.shapes();
-        let shapes = program.shapes(&weights, [1, side, side, 3])?;
-        let schedule = Schedule::new(&program, &shapes, |name| params.is_trained(name), Keep::All);
-        Some(Self { program, schedule, pool: Arc::default(), weights, shapes })
+        let shapes = program.shapes(&params.shapes(), [1, side, side, 3])?;
+        let is_trained = |name: &str| params.is_trained(name);
+        let schedule = Schedule::new(&program, &shapes, is_trained, keep);
+        let tape = Tape::new(&program, &shapes, &schedule, is_trained)?;
+        Some(Self { program, tape, shapes, store: Store::default(), pool: Arc::default() })
     }
 
-    /// Returns the engine, keeping some blocks' results of a forward pass alone and computing the rest again in the backward pass: the
-    /// same bits in less memory and more time. `params` are those of [`Self::of`].
-    pub fn recomputing(self, params: &Params) -> Self {
-        let schedule = Schedule::new(&self.program, &self.shapes, |name| params.is_trained(name), Keep::Some);
-        Self { schedule, pool: Arc::new(Pool::lean()), ..self }
-    }
-
-    /// Returns about how many bytes the activations of `n` images and their gradients take at the peak.
+    /// Returns how many bytes the activations of `n` images and their gradients take.
     pub fn activation_bytes(&self, n: usize) -> usize {
-        let largest = self.shapes.iter().map(|shape| shape.iter().product::<usize>()).max().unwrap_or_default();
-        let of_image = self.schedule.peak(&self.shapes) + 2 * largest;
-        n.saturating_mul(of_image).saturating_mul(size_of::<f32>())
+        self.tape.len(n).saturating_mul(size_of::<f32>())
     }
 
     /// Returns the embeddings of images `(N, 3, S, S)`, f32, in training mode, with what the backward pass needs. Running
@@ -73,27 +66,19 @@ impl Engine {
         dropout: Option<&Dropout>,
     ) -> Result<(Tensor, Recording<'a>)> {
         let (n, c, h, w) = images.dims4()?;
-        let mut first = self.pool.take(images.elem_count());
-        let contiguous = images.contiguous()?;
-        channels::to_channels_last(&Values::of("images", &contiguous)?, c, h * w, &mut first);
-        let Some(shapes) = self.program.shapes(&self.weights, [n, h, w, c]) else {
-            bail!("images {:?} do not fit the network", images.shape());
-        };
-        let mut recording = Recording {
-            engine: self,
-            params,
-            values: vec![None; shapes.len()],
-            shapes,
-            norms: (0..self.program.views.len()).map(|_| None).collect(),
-            flat: BTreeMap::new(),
-        };
-        recording.values[0] = Some(first);
-        for (i, released) in self.schedule.released.iter().enumerate() {
-            recording.forward(i, dropout)?;
-            recording.normalise(i + 1)?;
-            for value in released {
-                recording.values[*value].take().into_iter().for_each(|memory| self.pool.give(memory));
-            }
+        if [1, h, w, c] != self.shapes[0] || n == 0 {
+            let [_, side, _, _] = self.shapes[0];
+            bail!("expected images (N, 3, {side}, {side}), found {:?}", images.shape());
+        }
+        let images = images.contiguous()?;
+        let images = Values::of("images", &images)?;
+        let mut memory = Memory::new(&self.tape, &self.store, n);
+        channels::to_channels_last(&images, c, h * w, memory.get_mut(self.tape.images));
+        let norms = (0..self.program.views.len()).map(|_| None).collect();
+        let mut recording = Recording { engine: self, params, n, memory, norms, masks: BTreeMap::new() };
+        for forward in &self.tape.forward {
+            recording.forward(forward, dropout)?;
+            recording.normalise(forward)?;
         }
         let embedding = recording.output()?;
         Ok((embedding, recording))
@@ -104,32 +89,29 @@ fn dims4(x: &Tensor) -> Option<[usize; 4]> {
     x.dims().try_into().ok()
 }
 
+/// What a norm makes of a value when it is read.
+fn seen<'a>(norm: &'a Option<Normalised>, x: &'a [f32]) -> Seen<'a> {
+    Seen { x, constants: norm.as_ref().map(Normalised::constants) }
+}
+
 /// The activations of a forward pass.
 #[derive(Debug)]
 pub struct Recording<'a> {
     engine: &'a Engine,
     params: &'a Params,
-    /// The shapes `(n, h, w, c)` of all values.
-    shapes: Vec<[usize; 4]>,
-    values: Vec<Option<Vec<f32>>>,
+    /// Number of images.
+    n: usize,
+    memory: Memory<'a>,
     /// By view.
     norms: Vec<Option<Normalised>>,
-    /// The input of each fully connected step, and what dropout multiplied it by.
-    flat: BTreeMap<usize, (Vec<f32>, Option<Vec<f32>>)>,
+    /// What dropout multiplied the input of each fully connected step by.
+    masks: BTreeMap<usize, Vec<f32>>,
 }
 
 impl Recording<'_> {
-    fn value(&self, view: ViewId) -> &[f32] {
-        let value = &self.values[self.engine.program.views[view].value];
-        value.as_ref().expect("the schedule keeps, or computes again, what is read")
-    }
-
     fn shape(&self, view: ViewId) -> [usize; 4] {
-        self.shapes[self.engine.program.views[view].value]
-    }
-
-    fn seen(&self, view: ViewId) -> Seen<'_> {
-        Seen { x: self.value(view), constants: self.norms[view].as_ref().map(Normalised::constants) }
+        let [_, h, w, c] = self.engine.shapes[self.engine.program.views[view].value];
+        [self.n, h, w, c]
     }
 
     fn param(&self, path: &str, name: &str) -> Result<Tensor> {
@@ -140,35 +122,41 @@ impl Recording<'_> {
         }
     }
 
-    /// Carries out step `i`.
-    fn forward(&mut self, i: usize, dropout: Option<&Dropout>) -> Result<()> {
-        let (step, shape) = (&self.engine.program.steps[i], self.shapes[i + 1]);
-        let mut y = self.engine.pool.take(shape.iter().product());
+    fn forward(&mut self, Forward { i, inputs, flat, y }: &Forward, dropout: Option<&Dropout>) -> Result<()> {
+        let engine = self.engine;
+        let (step, [.., c]) = (&engine.program.steps[*i], engine.shapes[*i + 1]);
         match step {
             Step::Conv { x, path, .. } => {
-                let (weight, seen) = (self.param(path, "weight")?, self.seen(*x));
-                let weight = Values::of("conv2d", &weight)?;
-                self.conv(step)?.forward(seen.x, seen.prologue(), &weight, Epilogue::default(), &mut y);
+                let (conv, weight) = (self.conv(step)?, self.param(path, "weight")?);
+                let (y, others) = self.memory.split(*y);
+                let seen = seen(&self.norms[*x], others.get(inputs[0]));
+                conv.forward(seen.x, seen.prologue(), &Values::of("conv2d", &weight)?, Epilogue::default(), y);
             }
-            Step::Add { a, b } => channels::add(self.seen(*a), self.seen(*b), shape[3], &mut y),
-            Step::Write { x } => channels::write(self.seen(*x), shape[3], &mut y),
+            Step::Add { a, b } => {
+                let (y, others) = self.memory.split(*y);
+                let of = |view: ViewId, input| seen(&self.norms[view], others.get(inputs[input]));
+                channels::add(of(*a, 0), of(*b, 1), c, y);
+            }
+            Step::Write { x } => {
+                let (y, others) = self.memory.split(*y);
+                channels::write(seen(&self.norms[*x], others.get(inputs[0])), c, y);
+            }
             Step::Linear { x, path, has_bias } => {
-                let [n, h, w, c] = self.shape(*x);
-                let mut flat = self.engine.pool.take(n * h * w * c);
-                channels::to_channels_first(self.seen(*x), c, h * w, &mut flat);
-                let mask = dropout.and_then(|dropout| dropout.mask(flat.len()));
-                if let Some(mask) = &mask {
-                    flat.iter_mut().zip(mask).for_each(|(x, m)| *x *= m);
-                }
-                let weight = self.param(path, "weight")?;
+                let Some(flat) = *flat else { bail!("linear: no place for the input of {path}") };
+                let ([n, h, w, of_input], weight) = (self.shape(*x), self.param(path, "weight")?);
                 let bias = has_bias.then(|| self.param(path, "bias")).transpose()?;
                 let bias = bias.as_ref().map(|bias| Values::of("linear", bias)).transpose()?;
+                let (features, others) = self.memory.split(flat);
+                channels::to_channels_first(seen(&self.norms[*x], others.get(inputs[0])), of_input, h * w, features);
+                if let Some(mask) = dropout.and_then(|dropout| dropout.mask(features.len())) {
+                    features.iter_mut().zip(&mask).for_each(|(x, m)| *x *= m);
+                    self.masks.insert(*i, mask);
+                }
+                let (y, others) = self.memory.split(*y);
                 let weight = Values::of("linear", &weight)?;
-                linear::forward(&flat, &weight, bias.as_deref(), [n, h * w * c, shape[3]], &mut y);
-                self.flat.insert(i, (flat, mask));
+                linear::forward(others.get(flat), &weight, bias.as_deref(), [n, h * w * of_input, c], y);
             }
         }
-        self.values[i + 1] = Some(y);
         Ok(())
     }
 
@@ -181,16 +169,17 @@ impl Recording<'_> {
         }
     }
 
-    /// Prepares the view of `value` after its norm, if it has one.
-    fn normalise(&mut self, value: usize) -> Result<()> {
-        let Some(view) = self.engine.program.norm_of(value) else { return Ok(()) };
-        let Some(Norm { bn, prelu }) = &self.engine.program.views[view].norm else { return Ok(()) };
-        let (shape, data) = (self.shape(view), self.value(view));
+    /// Prepares the view of a step's result after its norm, if it has one.
+    fn normalise(&mut self, Forward { i, y, .. }: &Forward) -> Result<()> {
+        let program = &self.engine.program;
+        let Some(view) = program.norm_of(i + 1) else { return Ok(()) };
+        let Some(Norm { bn, prelu }) = &program.views[view].norm else { return Ok(()) };
+        let ([.., c], data) = (self.shape(view), self.memory.get(*y));
         let running = RunningStats::of(self.params, bn)?;
         let is_frozen = self.params.has_frozen_statistics(bn);
-        let stats = if is_frozen { running.read()? } else { batch_norm::stats(data, shape[3]) };
+        let stats = if is_frozen { running.read()? } else { batch_norm::stats(data, c) };
         if !is_frozen {
-            running.track(&stats, data.len() / shape[3])?;
+            running.track(&stats, data.len() / c)?;
         }
         self.norms[view] = Some(normalised(self.params, (bn, prelu.as_deref()), &stats, !is_frozen)?);
         Ok(())
@@ -198,9 +187,9 @@ impl Recording<'_> {
 
     fn output(&self) -> Result<Tensor> {
         let output = self.engine.program.output;
-        let [n, h, w, c] = self.shape(output);
+        let ([n, h, w, c], x) = (self.shape(output), self.memory.get(self.engine.tape.output));
         let mut y = vec![0.0; n * h * w * c];
-        channels::write(self.seen(output), c, &mut y);
+        channels::write(seen(&self.norms[output], x), c, &mut y);
         Tensor::from_vec(y, (n, h * w * c), &Device::Cpu)
     }
 
@@ -209,152 +198,93 @@ impl Recording<'_> {
     /// # Errors
     /// When the gradient's shape is not that of the embeddings.
     pub fn backward(mut self, grad: &Tensor) -> Result<Gradients> {
-        let (program, pool, schedule) = (&self.engine.program, &self.engine.pool, &self.engine.schedule);
-        let mut all = Gradients::flat(self.params, pool);
+        let engine = self.engine;
         let grad = grad.contiguous()?;
-        let grad = Values::of("backward", &grad)?;
-        let len: usize = self.shape(program.output).iter().product();
-        if grad.len() != len {
-            bail!("backward: a gradient of {} elements for {len}", grad.len());
+        let (grad, to) = (Values::of("backward", &grad)?, self.memory.get_mut(engine.tape.gradient));
+        if grad.len() != to.len() {
+            bail!("backward: a gradient of {} elements for {}", grad.len(), to.len());
         }
-        // By view; shared where a sum hands it on to both sides.
-        let mut grads: Vec<Option<Rc<Vec<f32>>>> = vec![None; program.views.len()];
-        grads[program.output] = Some(Rc::new(grad.to_vec()));
-        for (i, step) in program.steps.iter().enumerate().rev() {
-            let gy = self.through_norm(i + 1, &mut grads, &mut all)?;
-            if !schedule.values[i + 1] {
-                // Nothing that it was computed from is trained.
-                self.release(gy);
-                continue;
-            }
-            let Some(gy) = gy else { bail!("backward: no gradient reaches step {i}") };
-            for again in schedule.again.get(&(i + 1)).into_iter().flat_map(Clone::clone) {
-                self.forward(again, None)?;
-            }
-            match step {
-                Step::Conv { x, path, .. } => {
-                    let (conv, weight) = (self.conv(step)?, self.param(path, "weight")?);
-                    all.write(&format!("{path}.weight"), |gw| {
-                        let seen = self.seen(*x);
-                        conv.grad_w(seen.x, seen.prologue(), &gy, gw);
-                    });
-                    if schedule.views[*x] {
-                        let (mut gx, other) = (pool.take(self.shape(*x).iter().product()), grads[*x].take());
-                        let epilogue =
-                            Epilogue { residual: other.as_ref().map(|g| g.as_slice()), ..Default::default() };
-                        conv.grad_x(&gy, &Values::of("conv2d", &weight)?, epilogue, &mut gx);
-                        self.release(other);
-                        grads[*x] = Some(Rc::new(gx));
-                    }
-                }
-                Step::Add { a, b } => {
-                    self.hand_on(*a, &gy, &mut grads);
-                    self.hand_on(*b, &gy, &mut grads);
-                }
-                Step::Write { x } => self.hand_on(*x, &gy, &mut grads),
-                Step::Linear { x, path, has_bias } => {
-                    let gx = self.linear(i, (*x, path, *has_bias), &gy, &mut all)?;
-                    self.hand_on(*x, &Rc::new(gx), &mut grads);
-                }
-            }
-            self.release(Some(gy));
+        to.copy_from_slice(&grad);
+        let mut all = Gradients::flat(self.params, &engine.pool);
+        for task in &engine.tape.backward {
+            self.carry_out(task, &mut all)?;
         }
         Ok(all)
     }
 
-    /// The gradient of a value as it is: what reached it directly, and through its norm. The value is given up.
-    fn through_norm(
-        &mut self,
-        value: usize,
-        grads: &mut [Option<Rc<Vec<f32>>>],
-        all: &mut Gradients,
-    ) -> Result<Option<Rc<Vec<f32>>>> {
+    fn carry_out(&mut self, task: &Task, all: &mut Gradients) -> Result<()> {
         let program = &self.engine.program;
-        let direct = program.raw_of(value).and_then(|view| grads[view].take());
-        let normed = program.norm_of(value).and_then(|view| Some((view, grads[view].take()?)));
-        let x = self.values[value].take();
-        let Some((view, gy)) = normed else {
-            x.into_iter().for_each(|memory| self.engine.pool.give(memory));
-            return Ok(direct);
-        };
-        let mut x = x.expect("the schedule keeps, or computes again, what is read");
-        let (Some(norm), Some(normalised)) = (&program.views[view].norm, &self.norms[view]) else {
-            bail!("backward: view {view} has no norm");
-        };
-        let of_params = normalised.param_grads(&x, &gy);
-        write_f64(all, &norm.bn, "weight", &of_params.weight);
-        write_f64(all, &norm.bn, "bias", &of_params.bias);
-        if let Some(prelu) = &norm.prelu {
-            write_f64(all, prelu, "weight", &of_params.slope);
-        }
-        normalised.grad_x(&mut x, &gy, &of_params, direct.as_ref().map(|g| g.as_slice()));
-        self.release(Some(gy));
-        self.release(direct);
-        Ok(Some(Rc::new(x)))
-    }
-
-    /// Adds a gradient to that of a view.
-    fn hand_on(&self, view: ViewId, gy: &Rc<Vec<f32>>, grads: &mut [Option<Rc<Vec<f32>>>]) {
-        if !self.engine.schedule.views[view] {
-            return;
-        }
-        grads[view] = Some(match grads[view].take() {
-            None => gy.clone(),
-            Some(old) => {
-                let mut sum = self.engine.pool.take(gy.len());
-                let seen = |x| Seen { x, constants: None };
-                channels::add(seen(&old), seen(gy), self.shape(view)[3], &mut sum);
-                self.release(Some(old));
-                Rc::new(sum)
+        match task {
+            Task::Again(forward) => self.forward(forward, None)?,
+            Task::Norm { view, x, gy, direct } => {
+                let (Some(norm), Some(normalised)) = (&program.views[*view].norm, &self.norms[*view]) else {
+                    bail!("backward: view {view} has no norm");
+                };
+                let (x, others) = self.memory.split(*x);
+                let gy = others.get(*gy);
+                let of_params = normalised.param_grads(x, gy);
+                write_f64(all, &norm.bn, "weight", &of_params.weight);
+                write_f64(all, &norm.bn, "bias", &of_params.bias);
+                if let Some(prelu) = &norm.prelu {
+                    write_f64(all, prelu, "weight", &of_params.slope);
+                }
+                normalised.grad_x(x, gy, &of_params, direct.map(|direct| others.get(direct)));
             }
-        });
-    }
-
-    fn release(&self, memory: Option<Rc<Vec<f32>>>) {
-        if let Some(memory) = memory.and_then(Rc::into_inner) {
-            self.engine.pool.give(memory);
+            Task::Filter { i, x, gy } => {
+                let step = &program.steps[*i];
+                let conv = self.conv(step)?;
+                let (view, name) = (step.inputs()[0], &step.param_names()[0]);
+                let seen = seen(&self.norms[view], self.memory.get(*x));
+                all.write(name, |gw| conv.grad_w(seen.x, seen.prologue(), self.memory.get(*gy), gw));
+            }
+            Task::Input { i, gy, other, gx } => {
+                let step = &program.steps[*i];
+                let Step::Conv { path, .. } = step else { bail!("{step:?} is no convolution") };
+                let (conv, weight) = (self.conv(step)?, self.param(path, "weight")?);
+                let (gx, others) = self.memory.split(*gx);
+                let epilogue = Epilogue { residual: other.map(|other| others.get(other)), ..Default::default() };
+                conv.grad_x(others.get(*gy), &Values::of("conv2d", &weight)?, epilogue, gx);
+            }
+            Task::Linear { i, flat, gy, gx } => self.linear(*i, [*flat, *gy], *gx, all)?,
+            Task::Sum { view, a, b, y } => {
+                let [.., c] = self.shape(*view);
+                let (y, others) = self.memory.split(*y);
+                channels::add(seen(&None, others.get(*a)), seen(&None, others.get(*b)), c, y);
+            }
         }
+        Ok(())
     }
 
-    /// Writes the gradients of a fully connected step; returns that of its input, channels last.
-    fn linear(
-        &mut self,
-        i: usize,
-        (x, path, has_bias): (ViewId, &str, bool),
-        gy: &[f32],
-        all: &mut Gradients,
-    ) -> Result<Vec<f32>> {
-        let Some((flat, mask)) = self.flat.remove(&i) else { bail!("backward: step {i} was not recorded") };
-        let [n, h, w, c] = self.shape(x);
-        let (inputs, outputs) = (h * w * c, gy.len() / n);
-        all.write(&format!("{path}.weight"), |gw| linear::grad_w(&flat, gy, [n, inputs, outputs], gw));
-        if has_bias {
+    /// Writes the gradients of fully connected step `i`; that of its input, if asked for, channels last.
+    fn linear(&mut self, i: usize, [flat, gy]: [BufferId; 2], gx: Option<BufferId>, all: &mut Gradients) -> Result<()> {
+        let step = &self.engine.program.steps[i];
+        let Step::Linear { x, path, has_bias } = step else { bail!("{step:?} is not fully connected") };
+        let ([n, h, w, c], [.., outputs]) = (self.shape(*x), self.engine.shapes[i + 1]);
+        let inputs = h * w * c;
+        let weight = self.param(path, "weight")?;
+        let (features, others) = self.memory.split(flat);
+        let gy = others.get(gy);
+        all.write(&format!("{path}.weight"), |gw| linear::grad_w(features, gy, [n, inputs, outputs], gw));
+        if *has_bias {
             let sums: Vec<f64> =
                 (0..outputs).map(|o| (0..n).map(|row| f64::from(gy[row * outputs + o])).sum()).collect();
             write_f64(all, path, "bias", &sums);
         }
-        let weight = self.param(path, "weight")?;
-        let mut transposed = flat;
-        linear::grad_x_transposed(gy, &Values::of("linear", &weight)?, [n, inputs, outputs], &mut transposed);
-        let mut gx = self.engine.pool.take(n * inputs);
+        let Some(gx) = gx else { return Ok(()) };
+        // Where the input was, transposed.
+        linear::grad_x_transposed(gy, &Values::of("linear", &weight)?, [n, inputs, outputs], features);
+        let mask = self.masks.get(&i);
+        let (gx, others) = self.memory.split(gx);
+        let transposed = others.get(flat);
         for (row, gx) in gx.chunks_exact_mut(inputs).enumerate() {
             for (pixel, gx) in gx.chunks_exact_mut(c).enumerate() {
                 for (channel, gx) in gx.iter_mut().enumerate() {
                     let at = channel * h * w + pixel;
-                    *gx = transposed[at * n + row] * mask.as_ref().map_or(1.0, |mask| mask[row * inputs + at]);
+                    *gx = transposed[at * n + row] * mask.map_or(1.0, |mask| mask[row * inputs + at]);
                 }
             }
         }
-        self.engine.pool.give(transposed);
-        Ok(gx)
-    }
-}
-
-impl Drop for Recording<'_> {
-    fn drop(&mut self) {
-        let values = self.values.drain(..).flatten();
-        let flat = std::mem::take(&mut self.flat).into_values().map(|(flat, _)| flat);
-        values.chain(flat).for_each(|memory| self.engine.pool.give(memory));
+        Ok(())
     }
 }
 

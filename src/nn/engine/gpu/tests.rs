@@ -7,7 +7,7 @@ use candle_core::{DType, Device as Candle, Result, Tensor};
 use super::Network;
 use crate::gpu::tests::{device, read, upload};
 use crate::gpu::{Array, Device, Element};
-use crate::nn::engine::{Engine, Plan};
+use crate::nn::engine::{Engine, Keep, Plan};
 use crate::nn::graph::{Graph, NodeId, Op, Trace};
 use crate::nn::layers::Dropout;
 use crate::nn::params::{Init, Params};
@@ -150,7 +150,7 @@ fn training_is_that_of_the_cpu() -> Result<()> {
                     paths => paths.iter().try_for_each(|path| params.freeze(path).map(drop))?,
                 }
             }
-            let engine = Engine::of(&Graph::of(&Net), &on_cpu, SIDE).expect("an engine");
+            let engine = Engine::of(&Graph::of(&Net), &on_cpu, SIDE, Keep::All).expect("an engine");
             let mut network = network(&on_gpu, &device, element)?;
             if recomputes {
                 network = network.recomputing(&on_gpu);

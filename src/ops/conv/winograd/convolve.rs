@@ -3,8 +3,8 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::Tile;
 use super::tiles::{Planes, Tiling, gather, scatter};
+use super::{Tile, group_tiles};
 use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::product::{BLOCK, product, width};
 use crate::ops::conv::kernel::{Epilogue, Prologue};
@@ -105,41 +105,46 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
         });
     }
 
-    /// All workers transform, then multiply, then transform back.
+    /// All workers transform, then multiply, then transform back, a group of tiles at a time.
     #[inline(always)]
     fn phases(self, y: &mut [f32]) {
         let (tiling, d) = (self.tiling, self.d);
         let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
-        let tiles = [0, tiling.num_tiles()];
-        let (planes_v, planes_m) = (Planes::new(N * N, tiles[1], BLOCK), Planes::new(N * N, tiles[1], width::<S>()));
-        with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
-            let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
-            v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
-                gather::<S, N>(self.simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+        let rows = (group_tiles(N * N, d) / tiling.cols).max(1);
+        for group in pieces(&tiling, y, 1, d.co).chunks_mut(rows) {
+            let first = group.first().map_or(0, |(row, ..)| row * tiling.cols);
+            let tiles = [first, group.len() * tiling.cols];
+            let (planes_v, planes_m) =
+                (Planes::new(N * N, tiles[1], BLOCK), Planes::new(N * N, tiles[1], width::<S>()));
+            with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
+                let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
+                v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
+                    gather::<S, N>(self.simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+                });
+                m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {
+                    for position in 0..N * N {
+                        self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
+                    }
+                });
+                group.par_iter_mut().for_each(|(row, rows, y)| {
+                    for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
+                        let (tiles, start) = ([*row * tiling.cols, *rows * tiling.cols], tiling.first_pixel(*row));
+                        scatter::<S, M, N>(
+                            self.simd,
+                            &tiling,
+                            planes_m,
+                            tiles[0] - first,
+                            m,
+                            self.epilogue,
+                            block,
+                            tiles,
+                            start,
+                            y,
+                        );
+                    }
+                });
             });
-            m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {
-                for position in 0..N * N {
-                    self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
-                }
-            });
-            pieces(&tiling, y, 1, d.co).into_par_iter().for_each(|(row, rows, y)| {
-                for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
-                    let (tiles, start) = ([row * tiling.cols, rows * tiling.cols], tiling.first_pixel(row));
-                    scatter::<S, M, N>(
-                        self.simd,
-                        &tiling,
-                        planes_m,
-                        tiles[0],
-                        m,
-                        self.epilogue,
-                        block,
-                        tiles,
-                        start,
-                        y,
-                    );
-                }
-            });
-        });
+        }
     }
 
     /// The product of one position for one block of output channels.

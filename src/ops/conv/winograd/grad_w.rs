@@ -4,7 +4,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::tiles::{Planes, Tiling, gather, gather_gradient};
-use super::transform;
+use super::{group_tiles, transform};
 use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::Prologue;
 use crate::ops::conv::kernel::product::{BLOCK, transposed_product, width};
@@ -19,8 +19,6 @@ const POSITIONS: usize = 36;
 const GRADIENT_TILES: usize = 48;
 /// Largest product of channels at which the gradient is summed up in the transformed domain by each of some workers.
 const MAX_SUM_CHANNELS: usize = 128 * 128;
-/// Most tiles that are transformed at once where there are more channels.
-const MAX_GROUP_TILES: usize = 512;
 
 /// Writes the gradient of the weight, `(co, c, 3, 3)`, for the convolution of `prologue(x)`.
 pub(in crate::ops::conv) fn grad_w(x: &[f32], prologue: Prologue, gy: &[f32], d: Dims, arch: Arch, gw: &mut [f32]) {
@@ -102,8 +100,9 @@ impl GradW<'_> {
         let d = self.d;
         let tiling = Tiling::new(d, 4);
         let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
-        for first in (0..tiling.num_tiles()).step_by(MAX_GROUP_TILES) {
-            let tiles = [first, MAX_GROUP_TILES.min(tiling.num_tiles() - first)];
+        let most = group_tiles(POSITIONS, d);
+        for first in (0..tiling.num_tiles()).step_by(most) {
+            let tiles = [first, most.min(tiling.num_tiles() - first)];
             let (planes_v, planes_m) =
                 (Planes::new(POSITIONS, tiles[1], BLOCK), Planes::new(POSITIONS, tiles[1], width::<S>()));
             with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {

@@ -74,6 +74,15 @@ pub(super) fn fastest(d: Dims) -> Option<Tile> {
     (cost(tile) <= 18 * d.pixels() + reading(9)).then_some(tile)
 }
 
+/// Elements of transformed tiles and their products that are there at once where the workers share them out: memory must not grow with
+/// the batch.
+const MAX_GROUP: usize = 4 << 20;
+
+/// Tiles that are transformed at once where the workers share them out.
+fn group_tiles(num_positions: usize, d: Dims) -> usize {
+    (MAX_GROUP / num_positions / (d.c + d.co)).max(1)
+}
+
 /// Elements of a filter that caches hold.
 const CACHED_FILTER: usize = 1 << 19;
 /// What reading an element of a filter from memory costs, in multiplications and additions.

@@ -1,0 +1,341 @@
+//! A training pass as tasks on buffers, each of which has its place in one block of memory: when each is alive is known ahead.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::layout::{Buffer, lay_out};
+use super::program::{Program, Step, ViewId};
+use super::schedule::Schedule;
+
+/// Number of a buffer: a value, or the gradient of one.
+pub(super) type BufferId = usize;
+
+/// A step of the program, and the buffers that it goes from and to.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Forward {
+    /// The step's number.
+    pub i: usize,
+    /// What its views are of.
+    pub inputs: Vec<BufferId>,
+    /// For the input of a fully connected step as that reads it.
+    pub flat: Option<BufferId>,
+    pub y: BufferId,
+}
+
+/// What is done in the backward pass.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Task {
+    /// A step is carried out again.
+    Again(Forward),
+    /// The gradients of a norm: `gy` of what its view shows and `direct` of the value as it is become the value's, where that was.
+    Norm { view: ViewId, x: BufferId, gy: BufferId, direct: Option<BufferId> },
+    /// The gradient of a convolution's filter.
+    Filter { i: usize, x: BufferId, gy: BufferId },
+    /// That of a convolution's input, together with what else reached it.
+    Input { i: usize, gy: BufferId, other: Option<BufferId>, gx: BufferId },
+    /// Those of a fully connected step, of its input if that is asked for. Its input as it read it is lost.
+    Linear { i: usize, flat: BufferId, gy: BufferId, gx: Option<BufferId> },
+    /// The sum of two gradients of a view.
+    Sum { view: ViewId, a: BufferId, b: BufferId, y: BufferId },
+}
+
+impl Forward {
+    fn read(&self) -> Vec<BufferId> {
+        self.inputs.clone()
+    }
+
+    fn written(&self) -> Vec<BufferId> {
+        self.flat.into_iter().chain([self.y]).collect()
+    }
+}
+
+impl Task {
+    fn read(&self) -> Vec<BufferId> {
+        match self {
+            Self::Again(forward) => forward.read(),
+            Self::Norm { x, gy, direct, .. } => [*x, *gy].into_iter().chain(*direct).collect(),
+            Self::Filter { x, gy, .. } => vec![*x, *gy],
+            Self::Input { gy, other, .. } => [*gy].into_iter().chain(*other).collect(),
+            Self::Linear { flat, gy, .. } => vec![*flat, *gy],
+            Self::Sum { a, b, .. } => vec![*a, *b],
+        }
+    }
+
+    fn written(&self) -> Vec<BufferId> {
+        match self {
+            Self::Again(forward) => forward.written(),
+            Self::Norm { x, .. } => vec![*x],
+            Self::Filter { .. } => vec![],
+            Self::Input { gx, .. } => vec![*gx],
+            Self::Linear { flat, gx, .. } => [*flat].into_iter().chain(*gx).collect(),
+            Self::Sum { y, .. } => vec![*y],
+        }
+    }
+}
+
+/// The tasks of a forward and a backward pass.
+#[derive(Clone, Debug)]
+pub(super) struct Tape {
+    pub forward: Vec<Forward>,
+    pub backward: Vec<Task>,
+    /// What the forward pass begins with.
+    pub images: BufferId,
+    /// What it ends with.
+    pub output: BufferId,
+    /// What the backward pass begins with: the gradient of what the output's view shows.
+    pub gradient: BufferId,
+    /// By buffer: its elements of the block, for one image.
+    places: Vec<Range<usize>>,
+    /// The block's elements for one image.
+    len: usize,
+}
+
+impl Tape {
+    /// Returns that of a program whose values have `shapes` for one image and whose parameters are trained where `is_trained`; none if
+    /// no gradient reaches something trained.
+    pub fn new(
+        program: &Program,
+        shapes: &[[usize; 4]],
+        schedule: &Schedule,
+        is_trained: impl Fn(&str) -> bool,
+    ) -> Option<Self> {
+        let mut writer = Writer {
+            program,
+            schedule,
+            sizes: shapes.iter().map(|shape| shape.iter().product()).collect(),
+            buffers: Vec::new(),
+            values: Vec::new(),
+            flat: BTreeMap::new(),
+            grads: vec![None; program.views.len()],
+            tasks: Vec::new(),
+        };
+        let images = writer.buffer(writer.sizes[0]);
+        writer.values.push(images);
+        let forward: Vec<Forward> = (0..program.steps.len()).map(|i| writer.step(i)).collect();
+        let output = writer.shown(program.output);
+        let gradient = writer.gradient(program.output);
+        for i in (0..program.steps.len()).rev() {
+            writer.step_backward(i, &is_trained)?;
+        }
+        let Writer { buffers: sizes, tasks: backward, .. } = writer;
+        let of_forward = forward.iter().map(|forward| [forward.read(), forward.written()].concat());
+        let of_backward = backward.iter().map(|task| [task.read(), task.written()].concat());
+        let moments = [vec![images]].into_iter().chain(of_forward).chain([vec![output], vec![gradient]]);
+        let moments = moments.chain(of_backward);
+        let mut buffers: Vec<Buffer> = sizes.into_iter().map(|size| Buffer { size, alive: 0..0 }).collect();
+        for (moment, used) in moments.enumerate() {
+            for buffer in used {
+                let alive = &mut buffers[buffer].alive;
+                *alive = if alive.end == 0 { moment } else { alive.start }..moment + 1;
+            }
+        }
+        let (begins, len) = lay_out(&buffers);
+        let places = begins.into_iter().zip(&buffers).map(|(begin, buffer)| begin..begin + buffer.size).collect();
+        Some(Self { forward, backward, images, output, gradient, places, len })
+    }
+
+    /// The elements of the block for `n` images.
+    pub fn len(&self, n: usize) -> usize {
+        self.len * n
+    }
+
+    /// Where a buffer is, for `n` images.
+    pub fn place(&self, buffer: BufferId, n: usize) -> Range<usize> {
+        let place = &self.places[buffer];
+        place.start * n..place.end * n
+    }
+}
+
+struct Writer<'a> {
+    program: &'a Program,
+    schedule: &'a Schedule,
+    /// Of the values of one image.
+    sizes: Vec<usize>,
+    /// Of the buffers for one image.
+    buffers: Vec<usize>,
+    /// Where each value is.
+    values: Vec<BufferId>,
+    /// The inputs of fully connected steps.
+    flat: BTreeMap<usize, BufferId>,
+    /// Where the gradient of each view is, as far as it is known.
+    grads: Vec<Option<BufferId>>,
+    tasks: Vec<Task>,
+}
+
+impl Writer<'_> {
+    fn buffer(&mut self, size: usize) -> BufferId {
+        self.buffers.push(size);
+        self.buffers.len() - 1
+    }
+
+    fn shown(&self, view: ViewId) -> BufferId {
+        self.values[self.program.views[view].value]
+    }
+
+    /// A buffer for the gradient of a view, which is then known.
+    fn gradient(&mut self, view: ViewId) -> BufferId {
+        let buffer = self.buffer(self.sizes[self.program.views[view].value]);
+        self.grads[view] = Some(buffer);
+        buffer
+    }
+
+    /// Carries out step `i`, for the first time or again.
+    fn step(&mut self, i: usize) -> Forward {
+        let step = &self.program.steps[i];
+        let inputs: Vec<BufferId> = step.inputs().iter().map(|view| self.shown(*view)).collect();
+        let flat = matches!(step, Step::Linear { .. }).then(|| self.buffer(self.buffers[inputs[0]]));
+        if let Some(flat) = flat {
+            self.flat.insert(i, flat);
+        }
+        let y = self.buffer(self.sizes[i + 1]);
+        self.values.resize(self.values.len().max(i + 2), y);
+        self.values[i + 1] = y;
+        Forward { i, inputs, flat, y }
+    }
+
+    fn step_backward(&mut self, i: usize, is_trained: &dyn Fn(&str) -> bool) -> Option<()> {
+        let gy = self.norm_backward(i + 1);
+        if !self.schedule.values[i + 1] {
+            // Nothing that it was computed from is trained.
+            return Some(());
+        }
+        let gy = gy?;
+        for again in self.schedule.again.get(&(i + 1)).into_iter().flat_map(Clone::clone) {
+            let forward = self.step(again);
+            self.tasks.push(Task::Again(forward));
+        }
+        let step = &self.program.steps[i];
+        match step {
+            Step::Conv { x, .. } => {
+                if step.param_names().iter().any(|name| is_trained(name)) {
+                    self.tasks.push(Task::Filter { i, x: self.shown(*x), gy });
+                }
+                if self.schedule.views[*x] {
+                    let other = self.grads[*x];
+                    let gx = self.gradient(*x);
+                    self.tasks.push(Task::Input { i, gy, other, gx });
+                }
+            }
+            Step::Add { a, b } => [a, b].into_iter().for_each(|view| self.hand_on(*view, gy)),
+            Step::Write { x } => self.hand_on(*x, gy),
+            Step::Linear { x, .. } => {
+                let gx = self.schedule.views[*x].then(|| self.buffer(self.sizes[self.program.views[*x].value]));
+                self.tasks.push(Task::Linear { i, flat: self.flat[&i], gy, gx });
+                if let Some(gx) = gx {
+                    self.hand_on(*x, gx);
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// Where the gradient of a value is as it is: what reached it directly, and through its norm.
+    fn norm_backward(&mut self, value: usize) -> Option<BufferId> {
+        let direct = self.program.raw_of(value).and_then(|view| self.grads[view]);
+        let normed = self.program.norm_of(value).and_then(|view| Some((view, self.grads[view]?)));
+        let Some((view, gy)) = normed else { return direct };
+        let x = self.values[value];
+        self.tasks.push(Task::Norm { view, x, gy, direct });
+        Some(x)
+    }
+
+    /// Adds a gradient to that of a view; no buffer of one is written to any more, as both sides of a sum share theirs.
+    fn hand_on(&mut self, view: ViewId, gy: BufferId) {
+        if !self.schedule.views[view] {
+            return;
+        }
+        match self.grads[view] {
+            None => self.grads[view] = Some(gy),
+            Some(old) => {
+                let y = self.gradient(view);
+                self.tasks.push(Task::Sum { view, a: old, b: gy, y });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::engine::Keep;
+    use crate::nn::engine::schedule::tests::program;
+
+    fn tape(num_blocks: usize, is_trained: &dyn Fn(&str) -> bool, keep: Keep) -> Tape {
+        let (program, shapes) = program(num_blocks);
+        let schedule = Schedule::new(&program, &shapes, is_trained, keep);
+        Tape::new(&program, &shapes, &schedule, is_trained).expect("all steps have gradients")
+    }
+
+    /// Whose contents the elements of a block are.
+    struct Block<'a>(&'a Tape, Vec<Option<BufferId>>);
+
+    impl Block<'_> {
+        fn read(&self, buffers: &[BufferId], what: &dyn std::fmt::Debug) {
+            for &buffer in buffers {
+                assert!(
+                    self.1[self.0.place(buffer, 1)].iter().all(|of| *of == Some(buffer)),
+                    "{buffer} is lost: {what:?}"
+                );
+            }
+        }
+
+        fn write(&mut self, buffers: &[BufferId]) {
+            for &buffer in buffers {
+                self.1[self.0.place(buffer, 1)].fill(Some(buffer));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_written_there() {
+        for frozen in [&[][..], &["stem", "0.", "1."], &["3.", "5.b", "7.norm", "fc"]] {
+            let is_trained = |name: &str| !frozen.iter().any(|prefix| name.starts_with(prefix));
+            for keep in [Keep::All, Keep::Some] {
+                let tape = tape(12, &is_trained, keep);
+                let mut block = Block(&tape, vec![None; tape.len(1)]);
+                block.write(&[tape.images]);
+                for forward in &tape.forward {
+                    block.read(&forward.read(), forward);
+                    block.write(&forward.written());
+                    // Its statistics are measured, or the second of two parts reads the first.
+                    block.read(&forward.written(), forward);
+                }
+                block.read(&[tape.output], &"output");
+                block.write(&[tape.gradient]);
+                for task in &tape.backward {
+                    block.read(&task.read(), task);
+                    block.write(&task.written());
+                    block.read(&task.written(), task);
+                }
+                let filters = tape.backward.iter().filter(|task| matches!(task, Task::Filter { .. })).count();
+                let num_frozen = frozen.len();
+                assert!(filters > 0 && (num_frozen > 0 || filters == 1 + 12 * 2 + 3), "{filters}");
+            }
+        }
+    }
+
+    #[test]
+    fn computing_again_takes_less_memory_the_deeper_the_network() {
+        for (num_blocks, most) in [(4, 1.0), (16, 0.6), (48, 0.4)] {
+            let of = |keep| tape(num_blocks, &|_| true, keep).len(1) as f64;
+            let share = of(Keep::Some) / of(Keep::All);
+            assert!(share <= most, "{num_blocks} blocks: {share}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_is_before_the_first_trained_step() {
+        let is_last = |name: &str| name.starts_with("fc") || name.starts_with("last");
+        for keep in [Keep::All, Keep::Some] {
+            let tape = tape(8, &is_last, keep);
+            // A block's input and its two convolutions, at the largest.
+            assert!(tape.len(1) <= 3 * 64 * 64 * 16, "{}", tape.len(1));
+            let is_linear = |task: &Task| matches!(task, Task::Linear { gx: None, .. });
+            assert!(
+                matches!(&tape.backward[..], [Task::Norm { .. }, linear] if is_linear(linear)),
+                "{:?}",
+                tape.backward
+            );
+        }
+    }
+}
