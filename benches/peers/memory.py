@@ -2,7 +2,7 @@
 
     python3 benches/peers/memory.py --install            # once: cpu.py's environment, target/peers/venv, and runs in it
     python3 benches/peers/memory.py [--ours PATH] [--threads 2] [--rounds 2] [--only 'train r18 *' ...] [--json FILE]
-                                    [--peers-only] [--default-malloc]
+                                    [--peers-only] [--default-malloc] [--no-times]
 
 A work is "train ARCH BATCH CLASSES" of cpu_worker.py. A round runs every program at BATCH and at 2 BATCH, each time in a process
 of its own with nothing else alive: warm up, a step or more, the peak of its resident memory. Weights, gradients, the optimiser
@@ -25,7 +25,7 @@ PyTorch's memory is the least that glibc's settings get it to: blocks from 128 K
 that is only where glibc begins: the bound grows to 32 MiB with the blocks that are freed, and the heap that larger blocks then
 come from has holes (`--default-malloc` measures that). PyTorch's time is from a run of its own, with glibc told to keep what is
 freed, as in cpu.py; so no single run of PyTorch has both. Ours runs as it is. The times are rough: few samples, and the programs
-alternate by the minute. They show what computing again costs; cpu.py compares speed.
+alternate by the minute. They show what computing again costs; cpu.py compares speed. `--no-times` leaves them out.
 """
 
 import argparse
@@ -65,8 +65,8 @@ class Program:
         return statistics.median(self.twice) / 1e6
 
     def cell(self):
-        ms = 1e3 * statistics.median(self.wall_s)
-        return f"{self.image_mb():.1f} / {self.peak_mb():.0f} / {self.twice_mb():.0f} / {ms:.0f}"
+        ms = f" / {1e3 * statistics.median(self.wall_s):.0f}" if self.wall_s else ""
+        return f"{self.image_mb():.1f} / {self.peak_mb():.0f} / {self.twice_mb():.0f}{ms}"
 
     def record(self):
         return {"peak_bytes": self.peaks, "peak_bytes_of_twice": self.twice, "wall_s": self.wall_s}
@@ -102,7 +102,8 @@ def run_round(work, name, args, program):
     least = {} if args.default_malloc else LEAST_MEMORY
     program.peaks.append(run(work, name, args, 1, least).peak)
     program.twice.append(run(f"{kind} {arch} {2 * int(batch)} {classes}", name, args, 1, least).peak)
-    program.wall_s += [wall for wall, _ in run(work, name, args, STEPS, KEEP_MEMORY).samples]
+    if not args.no_times:
+        program.wall_s += [wall for wall, _ in run(work, name, args, STEPS, KEEP_MEMORY).samples]
 
 
 def measure(work, names, args):
@@ -153,6 +154,7 @@ def main():
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every peak and sample there")
     parser.add_argument("--peers-only", action="store_true", help="leave maskinv out")
     parser.add_argument("--default-malloc", action="store_true", help="measure memory with glibc at its defaults")
+    parser.add_argument("--no-times", action="store_true", help="leave out the runs that are timed")
     parser.set_defaults(plain_malloc=False)  # of `machine`: how the times are taken
     args = parser.parse_args()
     works = [work for work in WORKS if any(fnmatch.fnmatchcase(work, pattern) for pattern in args.only)]
@@ -166,7 +168,8 @@ def main():
     print(f"{about['cpu']}, {about['cores']} cores; {args.threads} threads, {args.rounds} rounds.", end=" ")
     print(f"PyTorch's memory with glibc {'at its defaults' if args.default_malloc else 'returning blocks from 128 KiB'}.")
     print(", ".join(f"{name} {version}" for name, version in about["versions"].items()) + ".\n")
-    print("MB per image / peak MB at BATCH / peak MB at 2 BATCH / median ms at BATCH; ratios are ours / PyTorch's least.")
+    ms = "" if args.no_times else " / median ms at BATCH"
+    print(f"MB per image / peak MB at BATCH / peak MB at 2 BATCH{ms}; ratios are ours / PyTorch's least.")
     record = {"machine": about, "works": {work: {} for work in works}}
     for title, ours, peers in GROUPS:
         names = peers if args.peers_only else [ours, *peers]

@@ -110,6 +110,16 @@ impl Sizes {
     }
 }
 
+/// The loss of a batch, and what comes of it.
+pub(crate) struct OfBatch {
+    /// The mean of the rows with a label, one f32.
+    pub loss: Array,
+    /// The gradient by the embeddings `(n, d)`, f32, times its weight.
+    pub gradient: Array,
+    /// The cosine of each row and its class centre, f32; 0 for a row without a label.
+    pub targets: Array,
+}
+
 /// What is held of a block of classes.
 struct Memory {
     unit: Array,
@@ -119,8 +129,8 @@ struct Memory {
 }
 
 impl MarginLoss {
-    /// Returns the mean loss of the rows with a label, one f32, and the gradient of embeddings `(n, d)`, f32, times `weight`;
-    /// writes that of the class centres that take part to `of_centres`, `(classes, d)`, f32.
+    /// Returns the loss of embeddings `(n, d)`, f32, with its gradient times `weight`; writes that of the class centres that take part to
+    /// `of_centres`, `(classes, d)`, f32.
     pub fn with_gradients(
         &self,
         embeddings: &Array,
@@ -128,7 +138,7 @@ impl MarginLoss {
         rows: &Rows,
         weight: f32,
         of_centres: &Array,
-    ) -> Result<(Array, Array)> {
+    ) -> Result<OfBatch> {
         let (device, sizes) = (embeddings.device(), self.sizes(embeddings, centres, rows, of_centres)?);
         let Sizes { n, d, block, .. } = sizes;
         let unit = device.array(self.element, n * d)?;
@@ -139,11 +149,12 @@ impl MarginLoss {
             inv_norms: device.array(Element::F32, block)?,
             cosines: device.array(Element::F32, n * block)?,
         };
-        let (softmaxes, loss) = self.forward(&unit, centres, rows, sizes, &memory)?;
+        let targets = device.zeros(Element::F32, n)?;
+        let (softmaxes, loss) = self.forward(&unit, centres, rows, sizes, (&memory, &targets))?;
         let factor = self.scale * weight / rows.counted.max(1) as f32;
-        let of_embeddings = self.backward(&unit, centres, (rows, &softmaxes), (sizes, factor), &memory, of_centres)?;
-        through_unit_rows(embeddings, Arg::Pointer(0), &inv_norms, None, &of_embeddings)?;
-        Ok((loss, of_embeddings))
+        let gradient = self.backward(&unit, centres, (rows, &softmaxes), (sizes, factor), &memory, of_centres)?;
+        through_unit_rows(embeddings, Arg::Pointer(0), &inv_norms, None, &gradient)?;
+        Ok(OfBatch { loss, gradient, targets })
     }
 
     fn sizes(&self, embeddings: &Array, centres: &Centres, rows: &Rows, of_centres: &Array) -> Result<Sizes> {
@@ -186,24 +197,23 @@ impl MarginLoss {
         })
     }
 
-    /// Returns the rows' softmaxes and the loss.
+    /// Returns the rows' softmaxes and the loss; writes the cosines of the targets.
     fn forward(
         &self,
         embeddings: &Array,
         centres: &Centres,
         rows: &Rows,
         sizes: Sizes,
-        memory: &Memory,
+        (memory, targets): (&Memory, &Array),
     ) -> Result<(Array, Array)> {
         let (device, n) = (embeddings.device(), sizes.n);
         // Two numbers a row and block.
         let parts = device.array(Element::F32, 2 * sizes.blocks().count() * n)?;
-        let targets = device.zeros(Element::F32, n)?;
         for (i, (first, num)) in sizes.blocks().enumerate() {
             self.cosines(embeddings, centres, sizes, (first, num), memory)?;
-            self.softmax(&memory.cosines, (first, num), rows, &parts.part(2 * i * n, 2 * n), &targets)?;
+            self.softmax(&memory.cosines, (first, num), rows, &parts.part(2 * i * n, 2 * n), targets)?;
         }
-        self.join(&parts, &targets, rows)
+        self.join(&parts, targets, rows)
     }
 
     /// Writes the gradient of the class centres; returns that of the unit embeddings.
@@ -480,8 +490,8 @@ mod tests {
             let centres = device.upload(&self.centres)?;
             let centres = Centres { all: &centres, sample: None };
             let e = device.upload(&self.embeddings)?;
-            let (value, of_e) = loss.with_gradients(&e, &centres, &rows, weight, &of_centres)?;
-            Ok((value, of_e, of_centres))
+            let found = loss.with_gradients(&e, &centres, &rows, weight, &of_centres)?;
+            Ok((found.loss, found.gradient, of_centres))
         }
     }
 
@@ -549,8 +559,8 @@ mod tests {
         let centres = Centres { all: &all, sample: Some(&sample) };
         let of_sample = device.array(Element::F32, 200 * 16)?;
         let e = device.upload(&case.embeddings)?;
-        let (of_some, some_e) = loss.with_gradients(&e, &centres, &rows, 1.0, &of_sample)?;
-        assert!(read(&of_some)? == read(&value)? && read(&some_e)? == read(&of_e)?);
+        let of_some = loss.with_gradients(&e, &centres, &rows, 1.0, &of_sample)?;
+        assert!(read(&of_some.loss)? == read(&value)? && read(&of_some.gradient)? == read(&of_e)?);
         assert!(read(&of_sample)? == read(&of_w)?);
         Ok(())
     }

@@ -109,6 +109,21 @@ pub(crate) fn adamw(
     flat.param.device().launch(&format!("update_adamw_{suffix}"), launch, &args)
 }
 
+/// Lets `y` become `keep * y + share * x`, f32 of any length, unless a guard found something that is not finite; with a `keep` of 0,
+/// `y` may have any values.
+pub(crate) fn blend(y: &Array, x: &Array, [keep, share]: [f32; 2], guard: Option<&Guard>) -> Result<()> {
+    if y.len() != x.len() || [y, x].iter().any(|array| array.element() != Element::F32) {
+        bail!("blend: {} {:?} and {} {:?}", y.len(), y.element(), x.len(), x.element());
+    }
+    if y.len() == 0 {
+        return Ok(());
+    }
+    let grid = [y.len().div_ceil(PER_BLOCK).min(MAX_BLOCKS) as u32, 1];
+    let guard = guard.map(|guard| &guard.state);
+    let args = [y.arg(), x.arg(), Arg::I64(y.len() as i64), Arg::F32(keep), Arg::F32(share), guard.into()];
+    y.device().launch("update_blend", Launch { grid, block: BLOCK as u32, shared_bytes: 0 }, &args)
+}
+
 impl Flat<'_> {
     /// Checks the sizes; returns the type of the copy as kernels call it, and the launch.
     fn launch(&self, moments: &[&Array]) -> Result<(&'static str, Launch)> {
@@ -213,6 +228,31 @@ mod tests {
             assert!(read(&param)? == p && read(&velocity)? == p && !guard.read()?.is_finite);
         }
         assert_eq!(guard.read()?.num_skipped, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn a_blend_is_that_of_the_formula_and_heeds_the_guard() -> Result<()> {
+        let device = device();
+        for len in [0, 1, 7, 2048, 300_001] {
+            let [x, y] = ["x", "y"].map(|name| numbers(name, len, [-1.0, 1.0]));
+            for [keep, share] in [[0.75, 0.25], [1.0, 1.0]] {
+                let (on_y, on_x) = (device.upload(&y)?, device.upload(&x)?);
+                blend(&on_y, &on_x, [keep, share], None)?;
+                let expected: Vec<f32> = y.iter().zip(&x).map(|(y, x)| keep * y + share * x).collect();
+                close("blend", &on_y, &expected, 1e-6)?;
+            }
+            let any = device.upload(&vec![f32::NAN; len])?;
+            blend(&any, &device.upload(&x)?, [0.0, 1.0], None)?;
+            assert_eq!(read(&any)?, x);
+        }
+        let (y, one, guard) = (device.upload(&[1f32; 8])?, device.upload(&[2f32; 8])?, Guard::new(&device)?);
+        for (loss, expected) in [(f32::INFINITY, 1.0), (1.0, 2.0)] {
+            guard.measure(&one, 0.0, Some(&device.upload(&[loss])?))?;
+            blend(&y, &one, [0.0, 1.0], Some(&guard))?;
+            assert_eq!(read(&y)?, [expected; 8]);
+        }
+        assert!(blend(&y, &device.upload(&[1f32; 7])?, [0.0, 1.0], None).is_err());
         Ok(())
     }
 

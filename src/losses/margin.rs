@@ -188,6 +188,9 @@ fn target_cosines(cosine: &Tensor, labels: &[i64]) -> Result<Vec<Option<f64>>> {
     labels.iter().enumerate().map(|(row, &label)| read(row, label)).collect()
 }
 
+/// Name of the class centres among the parameters.
+pub(super) const KERNEL: &str = "kernel";
+
 /// A classification head: class centres and the margin loss over them.
 #[derive(Debug)]
 pub struct MarginHead {
@@ -224,7 +227,7 @@ impl MarginHead {
         seed: u64,
     ) -> Result<Self> {
         let mut params = Params::new(DType::F32, device, seed);
-        let kernel = params.root().param("kernel", (embedding_size, classes), Init::Normal(0.01))?;
+        let kernel = params.root().param(KERNEL, (embedding_size, classes), Init::Normal(0.01))?;
         Ok(Self { kernel, params, config: config.clone(), pool: Arc::default() })
     }
 
@@ -266,7 +269,7 @@ impl MarginHead {
         let cosines = seen.clone();
         let margins = move |targets: &[Option<f64>]| matching(cosines.get_or_init(|| targets.to_vec()));
         let mut of_head = Gradients::flat(&self.params, &self.pool);
-        let step = of_head.write("kernel", |gradient| {
+        let step = of_head.write(KERNEL, |gradient| {
             margin_loss_with_gradients(embedding, &self.kernel, &config, margins, weight, gradient)
         });
         let Some(step) = step else { bail!("margin: the class centres are not trained") };

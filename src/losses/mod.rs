@@ -11,5 +11,5 @@ pub use distill::{DistillConfig, DistillKind, distillation_loss};
 pub use elastic::{PlusMatching, match_margins};
 pub use margin::{MarginConfig, MarginHead, MarginKind, MarginStep, cosines};
 #[cfg(any(test, feature = "cuda"))]
-pub(crate) use on_gpu::GpuHead;
+pub(crate) use on_gpu::{GpuHead, GpuProjection};
 pub use projection::Projection;

@@ -1,14 +1,17 @@
 //! The objective on a GPU: a classification head whose class centres are there, and the distance from a teacher.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device as Candle, Result, Tensor, bail};
 use rand_chacha::ChaCha8Rng;
 
 use super::distill::{DistillConfig, DistillKind};
 use super::elastic::PlusMatching;
-use super::margin::{MarginConfig, MarginHead};
+use super::margin::{KERNEL, MarginConfig, MarginHead};
+use super::projection::{Projection, WEIGHT};
 use crate::gpu::distill::{Distance, Squares};
-use crate::gpu::margin::{Centres, MAX_COSINES, MarginLoss, Matching, Rows};
-use crate::gpu::{Array, Device, Element};
+use crate::gpu::margin::{Centres, MAX_COSINES, MarginLoss, Matching, OfBatch, Rows};
+use crate::gpu::{Array, Device, Element, Product};
 
 /// Class centres `(classes, embedding_size)`, f32, with their gradient.
 pub(crate) struct GpuHead {
@@ -43,18 +46,11 @@ impl GpuHead {
         Ok(Self { centres, grads, config, loss, num_classes })
     }
 
-    /// Returns the loss, one f32, and `weight` times its gradient by the embeddings `(N, embedding_size)`, f32; that of the centres
-    /// is written.
+    /// Returns the loss and `weight` times its gradient by the embeddings `(N, embedding_size)`, f32; that of the centres is written.
     ///
     /// # Errors
     /// When the number of labels is not `N` or a label is out of range.
-    pub fn step(
-        &self,
-        embeddings: &Array,
-        labels: &[i64],
-        weight: f64,
-        rng: &mut ChaCha8Rng,
-    ) -> Result<(Array, Array)> {
+    pub fn step(&self, embeddings: &Array, labels: &[i64], weight: f64, rng: &mut ChaCha8Rng) -> Result<OfBatch> {
         crate::ops::margin::check_labels("margin", labels, self.num_classes)?;
         let margins = self.config.draw(labels.len(), rng);
         let rows = Rows::new(embeddings.device(), labels, &margins, self.loss.matching)?;
@@ -67,14 +63,122 @@ impl GpuHead {
         (&self.centres, &self.grads)
     }
 
+    /// Returns what lies on the device as the class centres do, by the name of the head's parameter; waits for the device.
+    ///
+    /// # Errors
+    /// When the copy fails.
+    pub fn restored(&self, from: &Array) -> Result<BTreeMap<String, Tensor>> {
+        let size = self.centres.len() / self.num_classes;
+        let rows = Tensor::from_vec(from.read::<f32>()?, (self.num_classes, size), &Candle::Cpu)?;
+        Ok([(KERNEL.to_owned(), rows.t()?.contiguous()?)].into())
+    }
+
+    /// The inverse of [`Self::restored`]: what `get` returns for the head's parameter, as the class centres lie on the device.
+    ///
+    /// # Errors
+    /// When it is of another size.
+    pub fn laid_out(&self, get: &dyn Fn(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+        let (values, size) = (get(KERNEL)?, self.centres.len() / self.num_classes);
+        Tensor::from_vec(values, (size, self.num_classes), &Candle::Cpu)?.t()?.flatten_all()?.to_vec1()
+    }
+
     /// Copies the centres back; waits for the device.
     ///
     /// # Errors
     /// When `head` is another one.
     pub fn download(&self, head: &MarginHead) -> Result<()> {
-        let size = self.centres.len() / self.num_classes;
-        let kernel = Tensor::from_vec(self.centres.read::<f32>()?, (self.num_classes, size), &Candle::Cpu)?;
-        head.params().load(&[("kernel".to_owned(), kernel.t()?.contiguous()?)].into())
+        head.params().load(&self.restored(&self.centres)?)
+    }
+}
+
+/// A [`Projection`] on a GPU.
+pub(crate) struct GpuProjection {
+    /// f32, `(to, from)`.
+    weight: Array,
+    grads: Array,
+    from: usize,
+    to: usize,
+}
+
+impl GpuProjection {
+    /// Copies a projection to the device.
+    ///
+    /// # Errors
+    /// When the device has no memory for it, or a length is none that the kernels take.
+    pub fn upload(projection: &Projection, device: &Device) -> Result<Self> {
+        let weight = projection.weight();
+        let (to, from) = weight.dims2()?;
+        if !to.is_multiple_of(8) || !from.is_multiple_of(8) {
+            bail!("the GPU engine wants embeddings of a multiple of 8 elements, found {from} and a teacher's of {to}");
+        }
+        let weight = device.upload(&weight.flatten_all()?.to_vec1::<f32>()?)?;
+        let grads = device.array(Element::F32, weight.len())?;
+        Ok(Self { weight, grads, from, to })
+    }
+
+    /// Returns the embeddings `(n, to)` of `(n, from)`, f32.
+    ///
+    /// # Errors
+    /// When there are others.
+    pub fn forward(&self, embeddings: &Array) -> Result<Array> {
+        let (device, n) = (embeddings.device(), embeddings.len() / self.from);
+        let y = device.array(Element::F32, n * self.to)?;
+        let (a, b, c) = (embeddings.matrix(self.from), self.weight.matrix(self.from).transposed(), y.matrix(self.to));
+        device.gpu().multiply(&Product { m: n, n: self.to, k: self.from, a, b, c, alpha: 1.0, beta: 0.0 })?;
+        Ok(y)
+    }
+
+    /// Returns the gradient of the embeddings `(n, from)` from that of the projected ones, `(n, to)`; writes that of the matrix.
+    ///
+    /// # Errors
+    /// When there are others.
+    pub fn backward(&self, embeddings: &Array, gy: &Array) -> Result<Array> {
+        let (device, n) = (embeddings.device(), embeddings.len() / self.from);
+        let gx = device.array(Element::F32, n * self.from)?;
+        let (a, b, c) = (gy.matrix(self.to), self.weight.matrix(self.from), gx.matrix(self.from));
+        device.gpu().multiply(&Product { m: n, n: self.from, k: self.to, a, b, c, alpha: 1.0, beta: 0.0 })?;
+        let (a, b) = (gy.matrix(self.to).transposed(), embeddings.matrix(self.from));
+        let c = self.grads.matrix(self.from);
+        device.gpu().multiply(&Product { m: self.to, n: self.from, k: n, a, b, c, alpha: 1.0, beta: 0.0 })?;
+        Ok(gx)
+    }
+
+    /// The matrix and its gradient, for an update.
+    pub fn flat(&self) -> (&Array, &Array) {
+        (&self.weight, &self.grads)
+    }
+
+    /// Returns what lies on the device as the matrix does, by the name of the projection's parameter; waits for the device.
+    ///
+    /// # Errors
+    /// When the copy fails.
+    pub fn restored(&self, from: &Array) -> Result<BTreeMap<String, Tensor>> {
+        let weight = Tensor::from_vec(from.read::<f32>()?, (self.to, self.from), &Candle::Cpu)?;
+        Ok([(WEIGHT.to_owned(), weight)].into())
+    }
+
+    /// Takes up the projection's parameter.
+    ///
+    /// # Errors
+    /// When it is missing or of another size.
+    pub fn load(&self, params: &BTreeMap<String, Tensor>) -> Result<()> {
+        let get = |name: &str| match params.get(name) {
+            Some(tensor) => tensor.flatten_all()?.to_vec1(),
+            None => bail!("projection: no {name}"),
+        };
+        self.weight.write(&self.laid_out(&get)?)
+    }
+
+    /// The inverse of [`Self::restored`].
+    ///
+    /// # Errors
+    /// When what `get` returns is of another size.
+    pub fn laid_out(&self, get: &dyn Fn(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+        let values = get(WEIGHT)?;
+        if values.len() != self.weight.len() {
+            bail!("{WEIGHT}: expected {} elements, found {}", self.weight.len(), values.len());
+        }
+        Ok(values)
     }
 }
 
@@ -145,9 +249,12 @@ mod tests {
             let on_gpu = GpuHead::upload(&head, &device, Element::F32)?;
             let rng = || ChaCha8Rng::seed_from_u64(9);
             let expected = head.step(&Tensor::from_slice(&e, (n, d), &Candle::Cpu)?, &labels, 0.7, &mut rng())?;
-            let (loss, of_e) = on_gpu.step(&device.upload(&e)?, &labels, 0.7, &mut rng())?;
-            close("loss", &loss, &[expected.loss as f32], 1e-5)?;
-            close("embeddings", &of_e, &expected.of_embedding.flatten_all()?.to_vec1::<f32>()?, 1e-4)?;
+            let found = on_gpu.step(&device.upload(&e)?, &labels, 0.7, &mut rng())?;
+            close("loss", &found.loss, &[expected.loss as f32], 1e-5)?;
+            for (found, expected) in read(&found.targets)?.into_iter().zip(&expected.target_cosines) {
+                assert!(expected.is_none_or(|expected| (f64::from(found) - expected).abs() < 1e-5));
+            }
+            close("embeddings", &found.gradient, &expected.of_embedding.flatten_all()?.to_vec1::<f32>()?, 1e-4)?;
             let found = Tensor::from_vec(read(on_gpu.flat().1)?, (classes, d), &Candle::Cpu)?;
             let found = device.upload(&found.t()?.flatten_all()?.to_vec1::<f32>()?)?;
             close("centres", &found, &expected.of_head.read("kernel", <[f32]>::to_vec)?, 1e-4)?;

@@ -4,6 +4,9 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::nn::{Init, Params};
 
+/// Name of the matrix among the parameters.
+pub(super) const WEIGHT: &str = "weight";
+
 /// A matrix that maps embeddings of one length to another, trained with the student (the regressor of FitNets, Romero et al., ICLR 2015,
 /// section 2.2): a teacher's embeddings may have any length then. It is needed in training only.
 #[derive(Debug)]
@@ -19,13 +22,19 @@ impl Projection {
     /// When memory cannot be had.
     pub fn new(from: usize, to: usize, device: &Device, seed: u64) -> Result<Self> {
         let mut params = Params::new(DType::F32, device, seed);
-        let weight = params.root().param("weight", (to, from), Init::Uniform(1.0 / (from.max(1) as f64).sqrt()))?;
+        let weight = params.root().param(WEIGHT, (to, from), Init::Uniform(1.0 / (from.max(1) as f64).sqrt()))?;
         Ok(Self { weight, params })
     }
 
     /// The parameters.
     pub fn params(&self) -> &Params {
         &self.params
+    }
+
+    /// The matrix, `(to, from)`, outside any graph.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn weight(&self) -> Tensor {
+        self.weight.detach()
     }
 
     /// Returns embeddings `(N, to)` of embeddings `(N, from)`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device as Candle, Result, Tensor};
+use candle_core::{Device as Candle, Result, Tensor, bail};
 
 use super::optimizer::{NUM_STEPS, OptimConfig, OptimKind, num_steps};
 use crate::gpu::update::{Flat, Guard, adamw, sgd};
@@ -31,33 +31,50 @@ impl GpuOptimizer {
         Ok(Self { config: config.clone(), moments, rates: device.array(Element::F32, 3)?, num_steps: 0 })
     }
 
-    /// Returns the moments of all parameters in a row, `flat.0` and, for AdamW, `flat.1`, and the number of steps; waits for the device.
+    /// Returns what [`Optimizer::state`](super::Optimizer::state) does, where `restored` gives what lies on the device as the parameters do
+    /// by their names; waits for the device.
     ///
     /// # Errors
     /// When the copy fails.
-    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+    pub fn state(
+        &self,
+        restored: impl Fn(&Array) -> Result<BTreeMap<String, Tensor>>,
+    ) -> Result<BTreeMap<String, Tensor>> {
         let num_steps = Tensor::new(&[self.num_steps as i64], &Candle::Cpu)?;
         let mut state = BTreeMap::from([(NUM_STEPS.to_owned(), num_steps)]);
         for (i, moment) in self.moments.iter().enumerate() {
-            state.insert(format!("flat.{i}"), Tensor::new(moment.read::<f32>()?, &Candle::Cpu)?);
+            state.extend(restored(moment)?.into_iter().map(|(name, tensor)| (format!("{name}.{i}"), tensor)));
         }
         Ok(state)
     }
 
-    /// Takes up what [`Self::state`] returned.
+    /// Takes up the state of an optimiser of the same parameters and rule, on a GPU or not; `laid_out` puts what it is told for each name
+    /// as the parameters lie on the device.
     ///
     /// # Errors
-    /// When a tensor is missing or of another size, as those of a training on the CPU are.
-    pub fn load(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        let get = |name: &str| {
-            let missing = || candle_core::Error::msg(format!("optimizer: no {name}: saved by a training on the CPU?"));
-            state.get(name).ok_or_else(missing)
+    /// When a tensor is missing, unexpected or of another size.
+    pub fn load(
+        &mut self,
+        state: &BTreeMap<String, Tensor>,
+        laid_out: impl Fn(&dyn Fn(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        let get = |name: &str| state.get(name).ok_or_else(|| candle_core::Error::msg(format!("optimizer: no {name}")));
+        let of_moment = |i: usize| {
+            let num = std::cell::Cell::new(0);
+            let values = laid_out(&|name| {
+                num.set(num.get() + 1);
+                get(&format!("{name}.{i}"))?.flatten_all()?.to_vec1()
+            })?;
+            Ok((values, num.get()))
         };
-        for (i, moment) in self.moments.iter().enumerate() {
-            moment.write(&get(&format!("flat.{i}"))?.to_vec1::<f32>()?)?;
+        let loaded = (0..self.moments.len()).map(of_moment).collect::<Result<Vec<_>>>()?;
+        let expected: usize = loaded.iter().map(|(_, num)| num).sum();
+        if state.len() != expected + 1 {
+            let found = state.len().saturating_sub(1);
+            bail!("optimizer: expected {expected} moments, found {found}: another rule's");
         }
         self.num_steps = num_steps(get(NUM_STEPS)?)?;
-        Ok(())
+        self.moments.iter().zip(loaded).try_for_each(|(moment, (values, _))| moment.write(&values))
     }
 
     /// Updates the parameters with learning rate `lr`, unless the guard found something that is not finite. `is_clipped`: whether

@@ -10,7 +10,7 @@ use crate::ops::slice::Values;
 use crate::ops::update::each_pair;
 
 /// Name of the number of steps among the averages.
-const NUM_STEPS: &str = "num_steps";
+pub(super) const NUM_STEPS: &str = "num_steps";
 
 /// The average of parameters and running statistics over the steps, later ones weighing more: `average += (1 - decay) * (weights -
 /// average)` after each (Polyak and Juditsky, 1992; the form of Tarvainen and Valpola, NeurIPS 2017, section 2). So that the start is
@@ -33,8 +33,7 @@ impl Ema {
 
     /// Lets the weights of a step enter.
     pub fn update(&mut self, params: &Params) -> Result<()> {
-        let n = self.num_steps as f64;
-        let share = 1.0 - self.decay.min((1.0 + n) / (10.0 + n));
+        let share = share(self.decay, self.num_steps);
         for (name, average) in &mut self.values {
             let weights = params.get(name).ok_or_else(|| missing(name))?.contiguous()?;
             let weights = Values::of(name, &weights)?;
@@ -68,7 +67,7 @@ impl Ema {
     /// Goes on with what [`Self::state`] returned.
     pub fn load(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let read = |name: &str, len: usize| -> Result<Vec<f32>> {
-            let values: Vec<f32> = state.get(name).ok_or_else(|| missing(name))?.to_vec1()?;
+            let values = values_of(state, name)?;
             if values.len() != len {
                 return Err(Error::Training(format!("ema: {name}: expected {len} elements, found {}", values.len())));
             }
@@ -76,9 +75,27 @@ impl Ema {
         };
         let values = self.values.iter().map(|(name, values)| Ok((name.clone(), read(name, values.len())?)));
         let values = values.collect::<Result<BTreeMap<_, _>>>()?;
-        let num_steps = state.get(NUM_STEPS).ok_or_else(|| missing(NUM_STEPS))?.to_vec1::<i64>()?;
-        (self.values, self.num_steps) = (values, num_steps.first().map_or(0, |num| num.unsigned_abs()));
+        (self.num_steps, self.values) = (num_steps(state)?, values);
         Ok(())
+    }
+}
+
+/// What weights after `num_steps` others weigh in an average.
+pub(super) fn share(decay: f64, num_steps: u64) -> f64 {
+    let n = num_steps as f64;
+    1.0 - decay.min((1.0 + n) / (10.0 + n))
+}
+
+/// An average in the state of all.
+pub(super) fn values_of(state: &BTreeMap<String, Tensor>, name: &str) -> Result<Vec<f32>> {
+    Ok(state.get(name).ok_or_else(|| missing(name))?.to_vec1()?)
+}
+
+/// The number of steps in it.
+pub(super) fn num_steps(state: &BTreeMap<String, Tensor>) -> Result<u64> {
+    match state.get(NUM_STEPS).ok_or_else(|| missing(NUM_STEPS))?.to_vec1::<i64>()?.as_slice() {
+        &[num] if num >= 0 => Ok(num as u64),
+        found => Err(Error::Training(format!("ema: {NUM_STEPS}: expected a number from 0, found {found:?}"))),
     }
 }
 

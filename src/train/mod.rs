@@ -6,11 +6,15 @@ mod checkpoint;
 mod config;
 mod ema;
 mod epochs;
+mod figures;
+#[cfg(any(test, feature = "cuda"))]
+mod gpu_ema;
 mod guards;
 mod lr_range;
 mod on_cpu;
 #[cfg(any(test, feature = "cuda"))]
 mod on_gpu;
+mod others;
 mod outcome;
 mod records;
 mod rehearsal;

@@ -7,7 +7,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::ema::Ema;
-use super::step::{EMA, HEAD, OPTIMIZER, PROJECTION, STUDENT, StepConfig, StepReport, named};
+use super::figures::Figures;
+use super::others::{EMA, HEAD, OPTIMIZER, Others, PROJECTION, STUDENT, file, named, optimizer};
+use super::step::{StepConfig, StepReport};
 use crate::data::Batch;
 use crate::losses::{MarginHead, Projection, distillation_loss};
 use crate::models::{Inference, Model, Training};
@@ -23,11 +25,11 @@ pub(super) struct CpuTrainer<'a> {
     pub training: Training,
     teacher: Option<(&'a Model, Inference<'a>)>,
     config: StepConfig,
-    pub student_optim: Optimizer,
-    pub head_optim: Optimizer,
+    student_optim: Optimizer,
+    head_optim: Optimizer,
     /// To the length of the teacher's embeddings, if that is another.
-    pub projection: Option<(Projection, Optimizer)>,
-    pub ema: Option<Ema>,
+    projection: Option<(Projection, Optimizer)>,
+    ema: Option<Ema>,
     /// The trained parameters to which the first step gave no gradient at all: they do not learn.
     pub without_gradient: Option<Vec<String>>,
 }
@@ -37,16 +39,6 @@ struct Found {
     of_student: Gradients,
     of_head: Option<Gradients>,
     of_projection: Option<Gradients>,
-}
-
-/// Figures of a batch that are summed over its parts.
-#[derive(Default)]
-struct Sums {
-    margin_loss: f64,
-    distill_loss: f64,
-    target_cosines: Vec<f64>,
-    /// Of the normalised embeddings.
-    direction: Vec<f64>,
 }
 
 impl<'a> CpuTrainer<'a> {
@@ -63,7 +55,7 @@ impl<'a> CpuTrainer<'a> {
         let size = student.config().embedding_size;
         let other = teacher.as_ref().map(|(teacher, _)| teacher.config().embedding_size).filter(|other| *other != size);
         let projection = other.map(|other| -> crate::Result<_> {
-            let projection = Projection::new(size, other, &Device::Cpu, config.seed.wrapping_add(2))?;
+            let projection = Projection::new(size, other, &Device::Cpu, config.projection_seed())?;
             let optim = Optimizer::new(projection.params(), &config.optim);
             Ok((projection, optim))
         });
@@ -81,10 +73,10 @@ impl<'a> CpuTrainer<'a> {
     }
 
     /// What later steps depend on beside the student and the head, by the file that it is kept in.
-    pub fn state(&self) -> crate::Result<BTreeMap<String, BTreeMap<String, Tensor>>> {
+    pub fn state(&self) -> crate::Result<Others> {
         let (student, head) = (self.student_optim.state()?, self.head_optim.state()?);
         let mut optimizers: BTreeMap<String, Tensor> = named(STUDENT, student).chain(named(HEAD, head)).collect();
-        let mut state = BTreeMap::new();
+        let mut state = Others::new();
         if let Some((projection, optim)) = &self.projection {
             optimizers.extend(named(PROJECTION, optim.state()?));
             state.insert(PROJECTION.to_owned(), projection.params().state()?);
@@ -94,6 +86,25 @@ impl<'a> CpuTrainer<'a> {
         }
         state.insert(OPTIMIZER.to_owned(), optimizers);
         Ok(state)
+    }
+
+    /// The average of the student's weights, if one is kept, as a network's state.
+    pub fn averages(&self, student: &Model) -> crate::Result<Option<BTreeMap<String, Tensor>>> {
+        self.ema.as_ref().map(|ema| ema.weights(student.params())).transpose()
+    }
+
+    /// Goes on with [`Self::state`] of another trainer of the same kind, on a GPU or not.
+    pub fn load_state(&mut self, state: &Others) -> crate::Result<()> {
+        self.student_optim.load(&optimizer(state, STUDENT)?)?;
+        self.head_optim.load(&optimizer(state, HEAD)?)?;
+        if let Some((projection, optim)) = &mut self.projection {
+            projection.params().load(file(state, PROJECTION)?)?;
+            optim.load(&optimizer(state, PROJECTION)?)?;
+        }
+        if let Some(ema) = &mut self.ema {
+            ema.load(file(state, EMA)?)?;
+        }
+        Ok(())
     }
 
     /// Trains the student and the head, those of [`Self::new`], on one batch.
@@ -120,17 +131,16 @@ impl<'a> CpuTrainer<'a> {
         let statistics = student.params().buffers()?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
         rng.set_stream(step);
-        let (num_images, mut sums, mut all) = (batch.labels.len(), Sums::default(), None::<Found>);
+        let (num_images, mut figures, mut all) = (batch.labels.len(), Figures::default(), None::<Found>);
         for part in batch.parts(self.config.accumulate)? {
-            let found = self.gradients(student, head, &part, &mut rng, &mut sums)?;
+            let found = self.gradients(student, head, &part, &mut rng, &mut figures)?;
             match &mut all {
                 None => all = Some(found),
                 Some(all) => all.add(&found)?,
             }
         }
         let Some(found) = all else { return Err(crate::Error::Training("a batch of no images".into())) };
-        let mut report = sums.report(num_images);
-        report.loss = report.margin_loss + self.config.distill.lambda * report.distill_loss;
+        let mut report = figures.report(num_images, self.config.distill.lambda);
         (report.lr, report.grad_norm) = (lr, grad_norm(&found.of_student)?);
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
             student.params().restore_buffers(&statistics)?;
@@ -160,17 +170,18 @@ impl<'a> CpuTrainer<'a> {
         head: &MarginHead,
         part: &Batch,
         rng: &mut ChaCha8Rng,
-        sums: &mut Sums,
+        figures: &mut Figures,
     ) -> crate::Result<Found> {
         let (distill, share) = (&self.config.distill, 1.0 / self.config.accumulate as f64);
         let images = part.student.to_tensor(student.preprocessing(), &Device::Cpu)?;
         let (embedding, recorded) = self.training.record(student, &images)?;
-        sums.add_directions(&embedding)?;
+        let (_, size) = embedding.dims2()?;
+        figures.add_directions(&Values::of("embedding", &embedding)?, size);
         let (mut of_embedding, mut of_head, mut of_projection) = (None, None, None);
         if distill.margin_weight > 0.0 {
             let margin = head.step(&embedding, &part.labels, distill.margin_weight * share, rng)?;
-            sums.margin_loss += distill.margin_weight * share * margin.loss;
-            sums.target_cosines.extend(margin.target_cosines.iter().map(|cosine| cosine.unwrap_or(f64::NAN)));
+            figures.margin_loss += distill.margin_weight * share * margin.loss;
+            figures.target_cosines.extend(margin.target_cosines.iter().map(|cosine| cosine.unwrap_or(f64::NAN)));
             (of_embedding, of_head) = (Some(margin.of_embedding), Some(margin.of_head));
         }
         if let Some((teacher, network)) = &self.teacher {
@@ -182,7 +193,7 @@ impl<'a> CpuTrainer<'a> {
                 None => embedding.as_tensor().clone(),
             };
             let distance = distillation_loss(&projected, &target, distill.kind)?;
-            sums.distill_loss += share * f64::from(distance.to_scalar::<f32>()?);
+            figures.distill_loss += share * f64::from(distance.to_scalar::<f32>()?);
             let grads = (distance * (distill.lambda * share))?.backward()?;
             let Some(of_distance) = grads.get(&embedding) else {
                 return Err(crate::Error::Training("the embeddings received no gradient".into()));
@@ -217,33 +228,5 @@ impl Found {
             }
         }
         Ok(())
-    }
-}
-
-impl Sums {
-    /// Adds the directions of embeddings `(N, d)`.
-    fn add_directions(&mut self, embedding: &Tensor) -> crate::Result<()> {
-        let (_, d) = embedding.dims2()?;
-        self.direction.resize(d, 0.0);
-        for row in Values::of("embedding", embedding)?.chunks_exact(d.max(1)) {
-            let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-            self.direction.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) / norm);
-        }
-        Ok(())
-    }
-
-    /// The figures of all parts of a batch of `n` images.
-    fn report(self, n: usize) -> StepReport {
-        let n = n as f64;
-        let known: Vec<f64> = self.target_cosines.iter().copied().filter(|cosine| !cosine.is_nan()).collect();
-        let squares: f64 = self.direction.iter().map(|v| v * v).sum();
-        StepReport {
-            margin_loss: self.margin_loss,
-            distill_loss: self.distill_loss,
-            mean_cosine: (n > 1.0).then(|| (squares - n) / (n * (n - 1.0))),
-            target_cosine: (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64),
-            target_cosines: self.target_cosines,
-            ..StepReport::default()
-        }
     }
 }

@@ -9,18 +9,11 @@ use super::checkpoint::save_checkpoint;
 use super::on_cpu::CpuTrainer;
 #[cfg(any(test, feature = "cuda"))]
 use super::on_gpu::GpuTrainer;
+use super::others::Others;
 use crate::data::Batch;
 use crate::losses::{DistillConfig, MarginHead};
 use crate::models::Model;
 use crate::optim::OptimConfig;
-
-/// Whose the tensors of a saved optimiser are.
-pub(super) const STUDENT: &str = "student";
-pub(super) const HEAD: &str = "head";
-/// Parts of a state, and the names of their files.
-pub(super) const PROJECTION: &str = "projection";
-pub(super) const OPTIMIZER: &str = "optimizer";
-pub(super) const EMA: &str = "ema";
 
 /// A student with its head and optimisers, and the teacher it learns from.
 pub struct Trainer<'a> {
@@ -63,6 +56,13 @@ impl Default for StepConfig {
     }
 }
 
+impl StepConfig {
+    /// Decides where a projection starts.
+    pub(super) fn projection_seed(&self) -> u64 {
+        self.seed.wrapping_add(2)
+    }
+}
+
 /// What carries the steps out.
 enum Engine<'a> {
     Cpu(Box<CpuTrainer<'a>>),
@@ -83,9 +83,9 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Mean cosine of all pairs of embeddings in the batch: near 1, they have collapsed. None on a GPU.
+    /// Mean cosine of all pairs of embeddings in the batch: near 1, they have collapsed.
     pub mean_cosine: Option<f64>,
-    /// Mean cosine of the embeddings and their class centres. None on a GPU, and without the margin loss.
+    /// Mean cosine of the embeddings and their class centres. None without the margin loss.
     pub target_cosine: Option<f64>,
     /// The same for each image of the batch; NaN without a label.
     pub target_cosines: Vec<f64>,
@@ -154,7 +154,7 @@ impl<'a> Trainer<'a> {
         let report = match &mut self.engine {
             Engine::Cpu(engine) => Some(engine.step(&self.student, &self.head, batch, step, lr)?),
             #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(engine) => engine.step(&self.student, &batch, step, lr)?,
+            Engine::Gpu(engine) => engine.step(&self.student, batch, step, lr)?,
         };
         if let Some(report) = &report {
             self.report = report.clone();
@@ -162,12 +162,12 @@ impl<'a> Trainer<'a> {
         Ok(report)
     }
 
-    /// The trained parameters to which the first step gave no gradient at all, by name: they do not learn. Empty before it, and on a GPU.
+    /// The trained parameters to which the first step gave no gradient at all, by name: they do not learn. Empty before it.
     pub fn without_gradient(&self) -> &[String] {
         match &self.engine {
             Engine::Cpu(engine) => engine.without_gradient.as_deref().unwrap_or_default(),
             #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(_) => &[],
+            Engine::Gpu(engine) => engine.without_gradient.as_deref().unwrap_or_default(),
         }
     }
 
@@ -192,13 +192,12 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// When memory for it cannot be had.
     pub fn averaged(&self) -> crate::Result<Option<Model>> {
-        let ema = match &self.engine {
-            Engine::Cpu(engine) => &engine.ema,
+        let averages = match &self.engine {
+            Engine::Cpu(engine) => engine.averages(&self.student)?,
             #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(_) => &None,
+            Engine::Gpu(engine) => engine.averages(&self.student)?,
         };
-        let Some(ema) = ema else { return Ok(None) };
-        self.frozen(ema.weights(self.student.params())?).map(Some)
+        averages.map(|weights| self.frozen(weights)).transpose()
     }
 
     /// The student with these weights, as a network that receives no gradients.
@@ -213,54 +212,24 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// When memory for the copies cannot be had.
-    pub(super) fn state(&self) -> crate::Result<BTreeMap<String, BTreeMap<String, Tensor>>> {
+    pub(super) fn state(&self) -> crate::Result<Others> {
         match &self.engine {
             Engine::Cpu(engine) => engine.state(),
             #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(engine) => {
-                let [student, head] = engine.optimizers();
-                let all = named(STUDENT, student.state()?).chain(named(HEAD, head.state()?));
-                Ok(BTreeMap::from([(OPTIMIZER.to_owned(), all.collect())]))
-            }
+            Engine::Gpu(engine) => engine.state(),
         }
     }
 
-    /// Goes on with [`Self::state`] of another trainer of the same kind.
+    /// Goes on with [`Self::state`] of another trainer of the same kind, on whichever machine.
     ///
     /// # Errors
     /// When a tensor is missing, unexpected or of another shape.
-    pub(super) fn load_state(&mut self, state: &BTreeMap<String, BTreeMap<String, Tensor>>) -> crate::Result<()> {
-        let file = |name: &str| {
-            state.get(name).ok_or_else(|| crate::Error::Training(format!("the state of a training has no {name}")))
-        };
-        let optimizers = file(OPTIMIZER)?;
-        let part = |part: &str| -> BTreeMap<String, Tensor> {
-            let named = |(name, tensor): (&String, &Tensor)| {
-                Some((name.strip_prefix(part)?.strip_prefix('.')?.to_owned(), tensor.clone()))
-            };
-            optimizers.iter().filter_map(named).collect()
-        };
-        let [of_student, of_head] = [part(STUDENT), part(HEAD)];
+    pub(super) fn load_state(&mut self, state: &Others) -> crate::Result<()> {
         match &mut self.engine {
-            Engine::Cpu(engine) => {
-                engine.student_optim.load(&of_student)?;
-                engine.head_optim.load(&of_head)?;
-                if let Some((projection, optim)) = &mut engine.projection {
-                    projection.params().load(file(PROJECTION)?)?;
-                    optim.load(&part(PROJECTION))?;
-                }
-                if let Some(ema) = &mut engine.ema {
-                    ema.load(file(EMA)?)?;
-                }
-            }
+            Engine::Cpu(engine) => engine.load_state(state),
             #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(engine) => {
-                let [student, head] = engine.optimizers_mut();
-                student.load(&of_student)?;
-                head.load(&of_head)?;
-            }
+            Engine::Gpu(engine) => engine.load_state(state),
         }
-        Ok(())
     }
 
     /// Brings the student and the head up to date with what was trained, wherever that was; returns the figures of the last step.
@@ -274,9 +243,4 @@ impl<'a> Trainer<'a> {
         }
         Ok(self.report.clone())
     }
-}
-
-/// Tensors with the name of whose they are before their own.
-pub(super) fn named(part: &str, tensors: BTreeMap<String, Tensor>) -> impl Iterator<Item = (String, Tensor)> {
-    tensors.into_iter().map(move |(name, tensor)| (format!("{part}.{name}"), tensor))
 }

@@ -10,6 +10,7 @@ mod params;
 mod recording;
 
 pub(crate) use network::Network;
+pub(crate) use params::{DeviceParams, Group};
 pub(crate) use recording::Recording;
 
 #[cfg(test)]

@@ -68,6 +68,17 @@ struct Place {
     /// On the device, without what fills it up to the next parameter.
     len: usize,
     order: Order,
+    /// In the checkpoint.
+    shape: Vec<usize>,
+}
+
+/// Parameters that lie one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// Those that updates reach; all of a network that is not trained.
+    Updated,
+    /// The others, and running statistics.
+    Fixed,
 }
 
 /// Parameters with their gradients, and running statistics.
@@ -126,10 +137,14 @@ impl DeviceParams {
         let names: BTreeSet<String> = program.param_names().into_iter().collect();
         for (name, is_running) in names.into_iter().map(|name| (name, false)).chain(running.map(|name| (name, true))) {
             let order = orders.remove(&name).unwrap_or(Order::Same);
-            let values = order.laid_out(&read(params, &name)?.flatten_all()?.to_vec1::<f32>()?);
+            let tensor = read(params, &name)?;
+            let values = order.laid_out(&tensor.flatten_all()?.to_vec1::<f32>()?);
             let is_fixed = is_running || (is_trained && !trained.contains(name.as_str()));
             let all = if is_fixed { &mut fixed } else { &mut flat };
-            places.insert(name, Place { is_fixed, start: all.len(), len: values.len(), order });
+            places.insert(
+                name,
+                Place { is_fixed, start: all.len(), len: values.len(), order, shape: tensor.dims().to_vec() },
+            );
             all.extend(values);
             all.resize(all.len().next_multiple_of(ALIGNMENT), 0.0);
         }
@@ -148,28 +163,54 @@ impl DeviceParams {
 
     /// Copies parameters and running statistics back; waits for the device.
     pub fn download(&self, params: &Params) -> Result<()> {
-        let (values, fixed) = (self.values.read::<f32>()?, self.fixed.read::<f32>()?);
-        let mut state = BTreeMap::new();
-        for (name, shape) in params.shapes() {
-            let tensor = match self.places.get(&name) {
-                Some(Place { is_fixed, start, len, order }) => {
-                    let from = if *is_fixed { &fixed } else { &values };
-                    let values = order.restored(&from[*start..][..*len], shape.iter().product());
-                    Tensor::from_vec(values, shape, &Candle::Cpu)?
-                }
-                // Nothing but the counters of batches.
-                None => {
-                    let norm = name.rsplit_once('.').map_or("", |(norm, _)| norm);
-                    let is_frozen = params.has_frozen_statistics(norm);
-                    let num = if is_frozen { 0 } else { self.num_batches.load(Ordering::Relaxed) };
-                    (read(params, &name)?.copy()? + num as f64)?
-                }
-            };
-            state.insert(name, tensor);
+        let mut state = self.restored(&self.values, Group::Updated)?;
+        state.extend(self.restored(&self.fixed, Group::Fixed)?);
+        // Nothing else but the counters of batches.
+        let others: Vec<String> = params.shapes().into_keys().filter(|name| !state.contains_key(name)).collect();
+        for name in others {
+            let norm = name.rsplit_once('.').map_or("", |(norm, _)| norm);
+            let num = if params.has_frozen_statistics(norm) { 0 } else { self.num_batches.load(Ordering::Relaxed) };
+            let counter = (read(params, &name)?.copy()? + num as f64)?;
+            state.insert(name, counter);
         }
         params.load(&state)?;
         self.num_batches.store(0, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Those of a group, as they lie on the device.
+    pub fn array(&self, group: Group) -> &Array {
+        match group {
+            Group::Updated => &self.values,
+            Group::Fixed => &self.fixed,
+        }
+    }
+
+    /// Returns what lies on the device as the parameters of a group do, by name, in the checkpoint's order and shapes; waits for the device.
+    pub fn restored(&self, from: &Array, group: Group) -> Result<BTreeMap<String, Tensor>> {
+        let values = from.read::<f32>()?;
+        let restored = self.of_group(group).map(|(name, Place { start, len, order, shape, .. })| {
+            let values = order.restored(&values[*start..][..*len], shape.iter().product());
+            Ok((name.clone(), Tensor::from_vec(values, shape.as_slice(), &Candle::Cpu)?))
+        });
+        restored.collect()
+    }
+
+    /// The inverse of [`Self::restored`]: what `get` returns for each name, as it lies on the device.
+    pub fn laid_out(&self, group: Group, get: impl Fn(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+        let mut all = vec![0.0; self.array(group).len()];
+        for (name, Place { start, len, order, shape, .. }) in self.of_group(group) {
+            let (values, expected) = (get(name)?, shape.iter().product::<usize>());
+            if values.len() != expected {
+                bail!("{name}: expected {expected} elements, found {}", values.len());
+            }
+            all[*start..][..*len].copy_from_slice(&order.laid_out(&values));
+        }
+        Ok(all)
+    }
+
+    fn of_group(&self, group: Group) -> impl Iterator<Item = (&String, &Place)> {
+        self.places.iter().filter(move |(_, place)| place.is_fixed == (group == Group::Fixed))
     }
 
     /// A parameter, f32.

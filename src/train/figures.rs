@@ -1,0 +1,43 @@
+//! Figures of a batch that are summed over its parts.
+
+use super::step::StepReport;
+
+/// What is known of the parts so far.
+#[derive(Default)]
+pub(super) struct Figures {
+    /// With its weight.
+    pub margin_loss: f64,
+    /// Before its weight.
+    pub distill_loss: f64,
+    /// Of each image; NaN without a label.
+    pub target_cosines: Vec<f64>,
+    /// Sum of the normalised embeddings.
+    direction: Vec<f64>,
+}
+
+impl Figures {
+    /// Adds the directions of embeddings `(N, d)`.
+    pub fn add_directions(&mut self, embeddings: &[f32], d: usize) {
+        self.direction.resize(d, 0.0);
+        for row in embeddings.chunks_exact(d.max(1)) {
+            let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            self.direction.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) / norm);
+        }
+    }
+
+    /// Those of a batch of `n` images, all of whose parts are known; `lambda` is the weight of the distance.
+    pub fn report(self, n: usize, lambda: f64) -> StepReport {
+        let n = n as f64;
+        let known: Vec<f64> = self.target_cosines.iter().copied().filter(|cosine| !cosine.is_nan()).collect();
+        let squares: f64 = self.direction.iter().map(|v| v * v).sum();
+        StepReport {
+            loss: self.margin_loss + lambda * self.distill_loss,
+            margin_loss: self.margin_loss,
+            distill_loss: self.distill_loss,
+            mean_cosine: (n > 1.0).then(|| (squares - n) / (n * (n - 1.0))),
+            target_cosine: (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64),
+            target_cosines: self.target_cosines,
+            ..StepReport::default()
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The exponential moving average of weights that are on a GPU.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device as Candle, Tensor};
+
+use super::ema::{NUM_STEPS, num_steps, share, values_of};
+use crate::error::Result;
+use crate::gpu::update::{Guard, blend};
+use crate::gpu::{Array, Element};
+use crate::nn::engine::gpu::{DeviceParams, Group};
+
+const GROUPS: [Group; 2] = [Group::Updated, Group::Fixed];
+
+/// As [`Ema`](super::ema::Ema), of parameters and running statistics on a GPU. A step that the guard stops does not enter, but counts.
+pub(super) struct GpuEma {
+    decay: f64,
+    num_steps: u64,
+    /// Of [`GROUPS`], as they lie there.
+    averages: [Array; 2],
+}
+
+impl GpuEma {
+    /// Returns that of no step yet: the weights as they are.
+    pub fn new(params: &DeviceParams, decay: f64) -> Result<Self> {
+        let copy = |group| {
+            let from = params.array(group);
+            let to = from.device().array(Element::F32, from.len())?;
+            blend(&to, from, [0.0, 1.0], None).map(|()| to)
+        };
+        Ok(Self { decay, num_steps: 0, averages: [copy(GROUPS[0])?, copy(GROUPS[1])?] })
+    }
+
+    /// Lets the weights of a step enter.
+    pub fn update(&mut self, params: &DeviceParams, guard: &Guard) -> Result<()> {
+        let share = share(self.decay, self.num_steps) as f32;
+        for (average, group) in self.averages.iter().zip(GROUPS) {
+            blend(average, params.array(group), [1.0 - share, share], Some(guard))?;
+        }
+        self.num_steps += 1;
+        Ok(())
+    }
+
+    /// Returns what [`Ema::state`](super::ema::Ema::state) does; waits for the device.
+    pub fn state(&self, params: &DeviceParams) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = BTreeMap::new();
+        for (average, group) in self.averages.iter().zip(GROUPS) {
+            for (name, tensor) in params.restored(average, group)? {
+                state.insert(name, tensor.flatten_all()?);
+            }
+        }
+        state.insert(NUM_STEPS.to_owned(), Tensor::new(&[self.num_steps as i64], &Candle::Cpu)?);
+        Ok(state)
+    }
+
+    /// Goes on with what [`Self::state`] returned, or that of an average on the CPU.
+    pub fn load(&mut self, state: &BTreeMap<String, Tensor>, params: &DeviceParams) -> Result<()> {
+        let get = |name: &str| values_of(state, name).map_err(candle_core::Error::wrap);
+        let laid_out = |group| params.laid_out(group, get);
+        let (values, num_steps) = ([laid_out(GROUPS[0])?, laid_out(GROUPS[1])?], num_steps(state)?);
+        for (average, values) in self.averages.iter().zip(values) {
+            average.write(&values)?;
+        }
+        self.num_steps = num_steps;
+        Ok(())
+    }
+}
