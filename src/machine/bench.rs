@@ -132,7 +132,7 @@ impl Margin {
     /// When the GPU fails.
     pub fn step(&self, waits: bool) -> Result<()> {
         let centres = Centres { all: &self.centres, sample: None };
-        let (loss, _) = self.loss.with_gradients(&self.embeddings, &centres, &self.rows, 1.0, &self.grads)?;
+        let loss = self.loss.with_gradients(&self.embeddings, &centres, &self.rows, 1.0, &self.grads)?.loss;
         if waits {
             loss.read::<f32>()?;
         }

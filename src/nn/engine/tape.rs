@@ -118,25 +118,32 @@ impl Tape {
             writer.step_backward(i, &is_trained)?;
         }
         let Writer { buffers: sizes, tasks: backward, .. } = writer;
-        let of_forward = forward.iter().map(|forward| [forward.read(), forward.written()].concat());
-        let of_backward = backward.iter().map(|task| [task.read(), task.written()].concat());
-        let moments = [vec![images]].into_iter().chain(of_forward).chain([vec![output], vec![gradient]]);
-        let moments = moments.chain(of_backward);
-        let mut buffers: Vec<Buffer> = sizes.into_iter().map(|size| Buffer { size, alive: 0..0 }).collect();
+        let mut tape = Self { forward, backward, images, output, gradient, places: Vec::new(), len: 0 };
+        let (begins, len) = lay_out(&tape.buffers(&sizes));
+        tape.places = begins.into_iter().zip(sizes).map(|(begin, size)| begin..begin + size).collect();
+        tape.len = len;
+        Some(tape)
+    }
+
+    /// The buffers, which have these sizes, with when each is alive.
+    fn buffers(&self, sizes: &[usize]) -> Vec<Buffer> {
+        let of_forward = self.forward.iter().map(|forward| [forward.read(), forward.written()].concat());
+        let of_backward = self.backward.iter().map(|task| [task.read(), task.written()].concat());
+        let moments = [vec![self.images]].into_iter().chain(of_forward);
+        let moments = moments.chain([vec![self.output], vec![self.gradient]]).chain(of_backward);
+        let mut buffers: Vec<Buffer> = sizes.iter().map(|&size| Buffer { size, alive: 0..0 }).collect();
         for (moment, used) in moments.enumerate() {
             for buffer in used {
                 let alive = &mut buffers[buffer].alive;
                 *alive = if alive.end == 0 { moment } else { alive.start }..moment + 1;
             }
         }
-        let (begins, len) = lay_out(&buffers);
-        let places = begins.into_iter().zip(&buffers).map(|(begin, buffer)| begin..begin + buffer.size).collect();
-        Some(Self { forward, backward, images, output, gradient, places, len })
+        buffers
     }
 
     /// The elements of the block for `n` images.
     pub fn len(&self, n: usize) -> usize {
-        self.len * n
+        self.len.saturating_mul(n)
     }
 
     /// Where a buffer is, for `n` images.
@@ -188,8 +195,10 @@ impl Writer<'_> {
             self.flat.insert(i, flat);
         }
         let y = self.buffer(self.sizes[i + 1]);
-        self.values.resize(self.values.len().max(i + 2), y);
-        self.values[i + 1] = y;
+        match self.values.get_mut(i + 1) {
+            Some(value) => *value = y,
+            None => self.values.push(y),
+        }
         Forward { i, inputs, flat, y }
     }
 
@@ -258,6 +267,7 @@ impl Writer<'_> {
 mod tests {
     use super::*;
     use crate::nn::engine::Keep;
+    use crate::nn::engine::layout::least;
     use crate::nn::engine::schedule::tests::program;
 
     fn tape(num_blocks: usize, is_trained: &dyn Fn(&str) -> bool, keep: Keep) -> Tape {
@@ -311,6 +321,15 @@ mod tests {
                 let num_frozen = frozen.len();
                 assert!(filters > 0 && (num_frozen > 0 || filters == 1 + 12 * 2 + 3), "{filters}");
             }
+        }
+    }
+
+    #[test]
+    fn the_block_is_no_longer_than_what_is_alive_at_once() {
+        for (num_blocks, keep) in [4, 12, 48].into_iter().flat_map(|num| [(num, Keep::All), (num, Keep::Some)]) {
+            let tape = tape(num_blocks, &|_| true, keep);
+            let sizes: Vec<usize> = tape.places.iter().map(Range::len).collect();
+            assert_eq!(tape.len(1), least(&tape.buffers(&sizes)), "{num_blocks} blocks, {keep:?}");
         }
     }
 
