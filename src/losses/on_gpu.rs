@@ -1,4 +1,5 @@
-//! The objective on a GPU: a classification head whose class centres are there, and the distance from a teacher.
+//! The objective on a GPU: a classification head whose class centres are there, the distance from a teacher, and a projection to its
+//! embeddings.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,7 @@ use super::margin::{KERNEL, MarginConfig, MarginHead};
 use super::projection::{Projection, WEIGHT};
 use crate::gpu::distill::{Distance, Squares};
 use crate::gpu::margin::{Centres, MAX_COSINES, MarginLoss, Matching, OfBatch, Rows};
+use crate::gpu::update::Flat;
 use crate::gpu::{Array, Device, Element, Product};
 
 /// Class centres `(classes, embedding_size)`, f32, with their gradient.
@@ -59,8 +61,8 @@ impl GpuHead {
     }
 
     /// Centres and their gradient, for an update.
-    pub fn flat(&self) -> (&Array, &Array) {
-        (&self.centres, &self.grads)
+    pub fn flat(&self) -> Flat<'_> {
+        Flat { param: &self.centres, grad: &self.grads, copy: None }
     }
 
     /// Returns what lies on the device as the class centres do, by the name of the head's parameter; waits for the device.
@@ -77,7 +79,7 @@ impl GpuHead {
     ///
     /// # Errors
     /// When it is of another size.
-    pub fn laid_out(&self, get: &dyn Fn(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+    pub fn laid_out(&self, get: &mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
         let (values, size) = (get(KERNEL)?, self.centres.len() / self.num_classes);
         Tensor::from_vec(values, (size, self.num_classes), &Candle::Cpu)?.t()?.flatten_all()?.to_vec1()
     }
@@ -144,8 +146,8 @@ impl GpuProjection {
     }
 
     /// The matrix and its gradient, for an update.
-    pub fn flat(&self) -> (&Array, &Array) {
-        (&self.weight, &self.grads)
+    pub fn flat(&self) -> Flat<'_> {
+        Flat { param: &self.weight, grad: &self.grads, copy: None }
     }
 
     /// Returns what lies on the device as the matrix does, by the name of the projection's parameter; waits for the device.
@@ -162,18 +164,18 @@ impl GpuProjection {
     /// # Errors
     /// When it is missing or of another size.
     pub fn load(&self, params: &BTreeMap<String, Tensor>) -> Result<()> {
-        let get = |name: &str| match params.get(name) {
+        let mut get = |name: &str| match params.get(name) {
             Some(tensor) => tensor.flatten_all()?.to_vec1(),
             None => bail!("projection: no {name}"),
         };
-        self.weight.write(&self.laid_out(&get)?)
+        self.weight.write(&self.laid_out(&mut get)?)
     }
 
     /// The inverse of [`Self::restored`].
     ///
     /// # Errors
     /// When what `get` returns is of another size.
-    pub fn laid_out(&self, get: &dyn Fn(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+    pub fn laid_out(&self, get: &mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
         let values = get(WEIGHT)?;
         if values.len() != self.weight.len() {
             bail!("{WEIGHT}: expected {} elements, found {}", self.weight.len(), values.len());
@@ -255,7 +257,7 @@ mod tests {
                 assert!(expected.is_none_or(|expected| (f64::from(found) - expected).abs() < 1e-5));
             }
             close("embeddings", &found.gradient, &expected.of_embedding.flatten_all()?.to_vec1::<f32>()?, 1e-4)?;
-            let found = Tensor::from_vec(read(on_gpu.flat().1)?, (classes, d), &Candle::Cpu)?;
+            let found = Tensor::from_vec(read(on_gpu.flat().grad)?, (classes, d), &Candle::Cpu)?;
             let found = device.upload(&found.t()?.flatten_all()?.to_vec1::<f32>()?)?;
             close("centres", &found, &expected.of_head.read("kernel", <[f32]>::to_vec)?, 1e-4)?;
             let other = MarginHead::new(&config, d, classes, &Candle::Cpu, 5)?;

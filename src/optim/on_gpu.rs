@@ -56,25 +56,22 @@ impl GpuOptimizer {
     pub fn load(
         &mut self,
         state: &BTreeMap<String, Tensor>,
-        laid_out: impl Fn(&dyn Fn(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>>,
+        laid_out: impl Fn(&mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>>,
     ) -> Result<()> {
-        let get = |name: &str| state.get(name).ok_or_else(|| candle_core::Error::msg(format!("optimizer: no {name}")));
-        let of_moment = |i: usize| {
-            let num = std::cell::Cell::new(0);
-            let values = laid_out(&|name| {
-                num.set(num.get() + 1);
-                get(&format!("{name}.{i}"))?.flatten_all()?.to_vec1()
-            })?;
-            Ok((values, num.get()))
-        };
-        let loaded = (0..self.moments.len()).map(of_moment).collect::<Result<Vec<_>>>()?;
-        let expected: usize = loaded.iter().map(|(_, num)| num).sum();
-        if state.len() != expected + 1 {
-            let found = state.len().saturating_sub(1);
-            bail!("optimizer: expected {expected} moments, found {found}: another rule's");
+        let mut left = state.clone();
+        let mut take =
+            |name: String| left.remove(&name).ok_or_else(|| candle_core::Error::msg(format!("optimizer: no {name}")));
+        let num_steps = num_steps("optimizer", &take(NUM_STEPS.to_owned())?)?;
+        let mut loaded = Vec::new();
+        for i in 0..self.moments.len() {
+            loaded.push(laid_out(&mut |name| take(format!("{name}.{i}"))?.flatten_all()?.to_vec1())?);
         }
-        self.num_steps = num_steps(get(NUM_STEPS)?)?;
-        self.moments.iter().zip(loaded).try_for_each(|(moment, (values, _))| moment.write(&values))
+        if !left.is_empty() {
+            let found = state.len() - 1;
+            bail!("optimizer: expected {} moments, found {found}: another rule's", found - left.len());
+        }
+        self.num_steps = num_steps;
+        self.moments.iter().zip(loaded).try_for_each(|(moment, values)| moment.write(&values))
     }
 
     /// Updates the parameters with learning rate `lr`, unless the guard found something that is not finite. `is_clipped`: whether

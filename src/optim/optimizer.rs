@@ -10,8 +10,8 @@ use crate::ops::adamw::{AdamWStep, adamw_step};
 use crate::ops::sgd::{SgdStep, sgd_step};
 use crate::ops::update::sum_of_squares;
 
-/// Name of the number of steps among the moments.
-pub(super) const NUM_STEPS: &str = "num_steps";
+/// Name of the number of steps among the moments, and among averages.
+pub(crate) const NUM_STEPS: &str = "num_steps";
 
 /// The rule by which parameters are updated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,7 +146,7 @@ impl Optimizer {
                 state.len().saturating_sub(1)
             );
         }
-        self.num_steps = num_steps(get(NUM_STEPS)?)?;
+        self.num_steps = num_steps("optimizer", get(NUM_STEPS)?)?;
         let mut loaded = loaded.into_iter();
         for moment in self.vars.iter_mut().flat_map(|(.., moments)| moments) {
             *moment = loaded.next().expect("one was loaded for each");
@@ -180,11 +180,11 @@ impl Optimizer {
     }
 }
 
-/// The number of steps in the state of an optimiser.
-pub(super) fn num_steps(tensor: &Tensor) -> Result<u64> {
+/// The number of steps in the state of an optimiser or of an average, as `what` says.
+pub(crate) fn num_steps(what: &str, tensor: &Tensor) -> Result<u64> {
     match tensor.to_vec1::<i64>()?.as_slice() {
         &[num] if num >= 0 => Ok(num as u64),
-        found => bail!("optimizer: {NUM_STEPS}: expected a number from 0, found {found:?}"),
+        found => bail!("{what}: {NUM_STEPS}: expected a number from 0, found {found:?}"),
     }
 }
 

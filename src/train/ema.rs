@@ -8,9 +8,7 @@ use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::ops::slice::Values;
 use crate::ops::update::each_pair;
-
-/// Name of the number of steps among the averages.
-pub(super) const NUM_STEPS: &str = "num_steps";
+use crate::optim::{NUM_STEPS, num_steps};
 
 /// The average of parameters and running statistics over the steps, later ones weighing more: `average += (1 - decay) * (weights -
 /// average)` after each (Polyak and Juditsky, 1992; the form of Tarvainen and Valpola, NeurIPS 2017, section 2). So that the start is
@@ -75,7 +73,7 @@ impl Ema {
         };
         let values = self.values.iter().map(|(name, values)| Ok((name.clone(), read(name, values.len())?)));
         let values = values.collect::<Result<BTreeMap<_, _>>>()?;
-        (self.num_steps, self.values) = (num_steps(state)?, values);
+        (self.num_steps, self.values) = (steps_of(state)?, values);
         Ok(())
     }
 }
@@ -92,11 +90,8 @@ pub(super) fn values_of(state: &BTreeMap<String, Tensor>, name: &str) -> Result<
 }
 
 /// The number of steps in it.
-pub(super) fn num_steps(state: &BTreeMap<String, Tensor>) -> Result<u64> {
-    match state.get(NUM_STEPS).ok_or_else(|| missing(NUM_STEPS))?.to_vec1::<i64>()?.as_slice() {
-        &[num] if num >= 0 => Ok(num as u64),
-        found => Err(Error::Training(format!("ema: {NUM_STEPS}: expected a number from 0, found {found:?}"))),
-    }
+pub(super) fn steps_of(state: &BTreeMap<String, Tensor>) -> Result<u64> {
+    Ok(num_steps("ema", state.get(NUM_STEPS).ok_or_else(|| missing(NUM_STEPS))?)?)
 }
 
 fn missing(name: &str) -> Error {

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device as Candle, Tensor};
 
-use super::ema::{NUM_STEPS, num_steps, share, values_of};
+use super::ema::{share, steps_of, values_of};
 use crate::error::Result;
 use crate::gpu::update::{Guard, blend};
 use crate::gpu::{Array, Element};
 use crate::nn::engine::gpu::{DeviceParams, Group};
+use crate::optim::NUM_STEPS;
 
 const GROUPS: [Group; 2] = [Group::Updated, Group::Fixed];
 
@@ -57,7 +58,7 @@ impl GpuEma {
     pub fn load(&mut self, state: &BTreeMap<String, Tensor>, params: &DeviceParams) -> Result<()> {
         let get = |name: &str| values_of(state, name).map_err(candle_core::Error::wrap);
         let laid_out = |group| params.laid_out(group, get);
-        let (values, num_steps) = ([laid_out(GROUPS[0])?, laid_out(GROUPS[1])?], num_steps(state)?);
+        let (values, num_steps) = ([laid_out(GROUPS[0])?, laid_out(GROUPS[1])?], steps_of(state)?);
         for (average, values) in self.averages.iter().zip(values) {
             average.write(&values)?;
         }

@@ -14,8 +14,9 @@ use super::step::{StepConfig, StepReport};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::gpu::batch_norm::{Seen, apply};
+use crate::gpu::distill::Distilled;
 use crate::gpu::margin::OfBatch;
-use crate::gpu::update::{Flat, Guard, blend};
+use crate::gpu::update::{Guard, blend};
 use crate::gpu::{Array, Element};
 use crate::losses::{DistillConfig, GpuHead, GpuProjection, MarginHead, Projection};
 use crate::machine::Precision;
@@ -80,7 +81,7 @@ impl GpuTrainer {
         let projection = other.map(|other| -> Result<_> {
             let projection = Projection::new(size, other, &Candle::Cpu, config.projection_seed())?;
             let projection = GpuProjection::upload(&projection, device)?;
-            let optim = optimizer(projection.flat().0)?;
+            let optim = optimizer(projection.flat().param)?;
             Ok((projection, optim))
         });
         let projection = projection.transpose()?;
@@ -94,7 +95,7 @@ impl GpuTrainer {
             .transpose()?;
         let head = GpuHead::upload(head, device, gpu.element())?;
         let params = on_gpu.network().params();
-        let (student_optim, head_optim) = (optimizer(params.flat().0)?, optimizer(head.flat().0)?);
+        let (student_optim, head_optim) = (optimizer(params.flat().param)?, optimizer(head.flat().param)?);
         let ema = (config.ema > 0.0).then(|| GpuEma::new(params, config.ema)).transpose()?;
         let mut trainer = Self {
             student: on_gpu,
@@ -118,11 +119,15 @@ impl GpuTrainer {
         Ok(trainer)
     }
 
+    fn trains_head(&self) -> bool {
+        self.config.distill.margin_weight > 0.0
+    }
+
     /// Where the gradients of the student, the head and the projection are.
     fn gradients(&self) -> Vec<&Array> {
-        let of_head = (self.config.distill.margin_weight > 0.0).then(|| self.head.flat().1);
-        let of_projection = self.projection.as_ref().map(|(projection, _)| projection.flat().1);
-        [self.student.network().params().flat().1].into_iter().chain(of_head).chain(of_projection).collect()
+        let of_head = self.trains_head().then(|| self.head.flat().grad);
+        let of_projection = self.projection.as_ref().map(|(projection, _)| projection.flat().grad);
+        [self.student.network().params().flat().grad].into_iter().chain(of_head).chain(of_projection).collect()
     }
 
     /// What later steps depend on beside the student and the head, by the file that it is kept in; as that of a trainer on the CPU.
@@ -134,7 +139,7 @@ impl GpuTrainer {
         let mut state = Others::new();
         if let Some((projection, optim)) = &self.projection {
             optimizers.extend(named(PROJECTION, optim.state(|moment| projection.restored(moment))?));
-            state.insert(PROJECTION.to_owned(), projection.restored(projection.flat().0)?);
+            state.insert(PROJECTION.to_owned(), projection.restored(projection.flat().param)?);
         }
         if let Some(ema) = &self.ema {
             state.insert(EMA.to_owned(), ema.state(params)?);
@@ -193,16 +198,14 @@ impl GpuTrainer {
             }
             parts.push(part);
         }
-        let (param, grad, copy) = self.student.network().params().flat();
-        self.guard.measure(grad, self.config.optim.clip_norm as f32, total.as_ref())?;
-        self.student_optim.step(&Flat { param, grad, copy }, lr, &self.guard, true)?;
-        if self.config.distill.margin_weight > 0.0 {
-            let (param, grad) = self.head.flat();
-            self.head_optim.step(&Flat { param, grad, copy: None }, lr, &self.guard, false)?;
+        let flat = self.student.network().params().flat();
+        self.guard.measure(flat.grad, self.config.optim.clip_norm as f32, total.as_ref())?;
+        self.student_optim.step(&flat, lr, &self.guard, true)?;
+        if self.trains_head() {
+            self.head_optim.step(&self.head.flat(), lr, &self.guard, false)?;
         }
         if let Some((projection, optim)) = &mut self.projection {
-            let (param, grad) = projection.flat();
-            optim.step(&Flat { param, grad, copy: None }, lr, &self.guard, false)?;
+            optim.step(&projection.flat(), lr, &self.guard, false)?;
         }
         if let Some(ema) = &mut self.ema {
             ema.update(self.student.network().params(), &self.guard)?;
@@ -234,28 +237,28 @@ impl GpuTrainer {
                 let weighted = DistillConfig { lambda: distill.lambda * share, ..distill.clone() };
                 let distance = weighted.on_gpu(n, target.len() / n.max(1));
                 let margin = margin.as_ref().map(|margin| (&margin.loss, weight as f32));
-                Some(distance.with_gradient(&projected, &target, n, margin)?)
+                let found = distance.with_gradient(&projected, &target, n, margin)?;
+                Some(match &self.projection {
+                    Some((projection, _)) => {
+                        Distilled { gradient: projection.backward(&embeddings, &found.gradient)?, ..found }
+                    }
+                    None => found,
+                })
             }
             None => None,
         };
-        let of_distance = match (&self.projection, &distilled) {
-            (Some((projection, _)), Some(distilled)) => Some(projection.backward(&embeddings, &distilled.gradient)?),
-            (_, distilled) => distilled.as_ref().map(|distilled| distilled.gradient.clone()),
-        };
-        let total = distilled.as_ref().map(|d| &d.total).or(margin.as_ref().map(|margin| &margin.loss)).cloned();
-        let gradient = match (&margin, of_distance) {
-            (Some(margin), None) => margin.gradient.clone(),
-            (None, Some(of_distance)) => of_distance,
-            (Some(OfBatch { gradient: a, .. }), Some(b)) => {
-                let sum = a.device().array(Element::F32, a.len())?;
+        let (gradient, total) = match (&margin, &distilled) {
+            (Some(margin), None) => (margin.gradient.clone(), margin.loss.clone()),
+            (None, Some(distilled)) => (distilled.gradient.clone(), distilled.total.clone()),
+            (Some(margin), Some(distilled)) => {
+                let sum = embeddings.device().array(Element::F32, embeddings.len())?;
                 let seen = |x| Seen { x, norm: None };
-                apply(seen(a), Some(seen(&b)), size, &sum)?;
-                sum
+                apply(seen(&margin.gradient), Some(seen(&distilled.gradient)), size, &sum)?;
+                (sum, distilled.total.clone())
             }
             (None, None) => return Err(Error::Training("no loss has a weight".into())),
         };
         recording.backward(&gradient)?;
-        let Some(total) = total else { return Err(Error::Training("no loss has a weight".into())) };
         let distance = distilled.map(|distilled| distilled.distance);
         Ok((Part { embeddings, margin, distance, labels: batch.labels }, total))
     }
@@ -263,12 +266,12 @@ impl GpuTrainer {
     /// The trained parameters whose gradients are zero everywhere, by name; waits for the device.
     fn zeros(&self) -> Result<Vec<String>> {
         let params = self.student.network().params();
-        let mut all = params.restored(params.flat().1, Group::Updated)?;
-        if self.config.distill.margin_weight > 0.0 {
-            all.extend(named(HEAD, self.head.restored(self.head.flat().1)?));
+        let mut all = params.restored(params.flat().grad, Group::Updated)?;
+        if self.trains_head() {
+            all.extend(named(HEAD, self.head.restored(self.head.flat().grad)?));
         }
         if let Some((projection, _)) = &self.projection {
-            all.extend(named(PROJECTION, projection.restored(projection.flat().1)?));
+            all.extend(named(PROJECTION, projection.restored(projection.flat().grad)?));
         }
         let mut zeros = Vec::new();
         for (name, gradient) in all {
@@ -313,7 +316,7 @@ impl GpuTrainer {
     pub fn synchronise(&self, student: &Model, head: &MarginHead) -> Result<StepReport> {
         let report = self.report()?;
         self.student.network().download(student.params())?;
-        if self.config.distill.margin_weight > 0.0 {
+        if self.trains_head() {
             self.head.download(head)?;
         }
         Ok(report)
@@ -321,321 +324,4 @@ impl GpuTrainer {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use candle_core::{Device, Tensor};
-
-    use super::*;
-    use crate::data::{Loader, Transform};
-    use crate::machine::Machine;
-    use crate::optim::OptimKind;
-    use crate::train::{Arm, Config, Trainer, preset};
-
-    fn tiny() -> Result<Config> {
-        let mut config = preset("procedural")?;
-        for set in [
-            "model.width=0.25",
-            "model.embedding_size=16",
-            "model.input_size=32",
-            "model.dropout=0.1",
-            "loader.batch_size=6",
-            "data.procedural.num_identities=8",
-            "data.procedural.images_per_identity=8",
-        ] {
-            config.set(set)?;
-        }
-        Ok(config)
-    }
-
-    fn loader(config: &Config) -> Result<Loader> {
-        let transform = Transform::new(&config.augment, &config.mask)?;
-        Loader::new(config.data.open_train()?, transform, &config.loader, config.model.input_size, 0)
-    }
-
-    fn model(config: &Config, machine: &Machine, seed: u64) -> Result<Model> {
-        Ok(Model::new(&config.model, &Device::Cpu, seed)?.on(machine))
-    }
-
-    fn trainer<'a>(config: &Config, arm: Arm, machine: &Machine, teacher: &'a Model) -> Result<Trainer<'a>> {
-        let student = model(config, machine, 0)?;
-        let head = MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 1)?;
-        Trainer::new(student, head, Some(teacher), &config.step(arm))
-    }
-
-    type Weights = BTreeMap<String, Vec<f32>>;
-
-    /// The figures of each step, and the weights after the last by name.
-    fn run(config: &Config, arm: Arm, machine: &Machine, num_steps: usize) -> Result<(Vec<StepReport>, Weights)> {
-        let teacher = model(config, machine, 5)?;
-        let mut trainer = trainer(config, arm, machine, &teacher)?;
-        let mut reports = Vec::new();
-        for (i, batch) in loader(config)?.epoch(0).take(num_steps).enumerate() {
-            let first = trainer.step(batch?, i as u64, 0.002)?;
-            reports.push(trainer.synchronise()?);
-            assert!(first.is_none_or(|first| first == reports[i]));
-        }
-        let mut state = trainer.student.params().state()?;
-        state.extend(trainer.head().map(|head| head.params().state()).transpose()?.unwrap_or_default());
-        let read = |tensor: Tensor| tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>();
-        let weights = state.into_iter().map(|(name, tensor)| Ok((name, read(tensor)?)));
-        Ok((reports, weights.collect::<Result<_>>()?))
-    }
-
-    fn off(found: f64, expected: f64) -> f64 {
-        (found - expected).abs() / expected.abs().max(1e-9)
-    }
-
-    #[test]
-    fn steps_are_those_of_the_cpu() -> Result<()> {
-        let mut config = tiny()?;
-        for (arm, kind) in [(Arm::Aug, OptimKind::Sgd), (Arm::Hg, OptimKind::Sgd), (Arm::Lg, OptimKind::AdamW)] {
-            config.optim.kind = kind;
-            // AdamW's first steps go by the signs of gradients, which rounding turns where they are near zero.
-            config.optim.lr = if kind == OptimKind::Sgd { 0.1 } else { 1e-4 };
-            let (expected, weights) = run(&config, arm, &Machine::default(), 2)?;
-            for (precision, tol) in [(Precision::F32, 2e-3), (Precision::Bf16, 0.1)] {
-                let (found, on_gpu) = run(&config, arm, &Machine::of_tests(precision), 2)?;
-                for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                    let case = format!("{arm:?} {precision} step {i}: {found:?}, expected {expected:?}");
-                    assert!(off(found.loss, expected.loss) < tol, "{case}");
-                    assert!(off(found.margin_loss, expected.margin_loss) < tol, "{case}");
-                    assert!(off(found.distill_loss, expected.distill_loss) < tol, "{case}");
-                    let pairs =
-                        [(found.mean_cosine, expected.mean_cosine), (found.target_cosine, expected.target_cosine)];
-                    let is_close =
-                        |(a, b): (Option<f64>, Option<f64>)| a.zip(b).map_or(a == b, |(a, b)| (a - b).abs() < tol);
-                    assert!(pairs.into_iter().all(is_close), "{case}");
-                    assert_eq!(found.target_cosines.len(), expected.target_cosines.len());
-                    assert!(off(found.grad_norm, expected.grad_norm) < 3.0 * tol && found.lr == expected.lr, "{case}");
-                }
-                // No update reaches it.
-                assert!(on_gpu["features.weight"].iter().all(|w| *w == 1.0), "{arm:?} {precision}");
-                let (mut all_off, mut all) = (0.0, 0.0);
-                for (name, expected) in &weights {
-                    let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>();
-                    let off = squares(&mut on_gpu[name].iter().zip(expected).map(|(a, b)| a - b));
-                    // Means and what began as zeros are small beside what they are added to.
-                    let size = squares(&mut expected.iter().copied()).max(1e-4 * expected.len() as f64);
-                    let is_close = (off / size).sqrt() < tol;
-                    assert!(is_close || kind == OptimKind::AdamW, "{arm:?} {precision}: {name} {}", off / size);
-                    (all_off, all) = (all_off + off, all + size);
-                }
-                // Where a gradient is nothing but rounding, as in front of a norm, AdamW takes its sign.
-                assert!((all_off / all).sqrt() < tol, "{arm:?} {precision}: weights {}", all_off / all);
-            }
-        }
-        Ok(())
-    }
-
-    /// Rounding grows from step to step, so single losses part; what they come down to does not.
-    #[test]
-    fn needs_gpu_fifty_steps_come_down_as_on_the_cpu() -> Result<()> {
-        if !crate::gpu::tests::is_asked_for() {
-            println!("not run: MASKINV_GPU is not set");
-            return Ok(());
-        }
-        let mut config = tiny()?;
-        config.set("loader.batch_size=8")?;
-        config.set("data.procedural.images_per_identity=200")?;
-        let mean = |reports: &[StepReport]| reports.iter().map(|r| r.loss).sum::<f64>() / reports.len() as f64;
-        let (expected, _) = run(&config, Arm::Hg, &Machine::default(), 50)?;
-        for precision in [Precision::F32, Precision::Bf16] {
-            let (found, _) = run(&config, Arm::Hg, &Machine::of_tests(precision), 50)?;
-            for (found, expected) in found.chunks(10).zip(expected.chunks(10)) {
-                let (found, expected) = (mean(found), mean(expected));
-                assert!(off(found, expected) < 0.03, "{precision}: {found}, on the CPU {expected}");
-            }
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_loss_that_is_not_finite_updates_nothing_and_is_found() -> Result<()> {
-        let (config, machine) = (tiny()?, Machine::of_tests(Precision::F32));
-        let teacher = model(&config, &machine, 5)?;
-        let student = model(&config, &machine, 0)?;
-        let mut state = student.params().state()?;
-        state.insert("features.bias".to_owned(), Tensor::full(f32::NAN, 16, &Device::Cpu)?);
-        student.params().load(&state)?;
-        let head = MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 1)?;
-        let mut trainer = Trainer::new(student, head, Some(&teacher), &config.step(Arm::Aug))?;
-        let batch = loader(&config)?.epoch(0).next().ok_or_else(|| Error::Training("no batch".into()))??;
-        let error = trainer.step(batch, 0, 0.1).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(error.contains("1 of the steps up to 0") && error.contains("changed nothing: loss NaN"), "{error}");
-        let after = trainer.student.params().state()?;
-        assert_eq!(
-            after["conv1.weight"].flatten_all()?.to_vec1::<f32>()?,
-            state["conv1.weight"].flatten_all()?.to_vec1::<f32>()?
-        );
-        Ok(())
-    }
-
-    /// Asserts that each of `found` is near its namesake, relative to its norm or, if that is less, to numbers of 0.01.
-    fn assert_near(found: &Others, expected: &Others, tol: f64, what: &str) -> Result<()> {
-        assert!(found.keys().eq(expected.keys()), "{what}: {:?} and {:?}", found.keys(), expected.keys());
-        for (file, tensors) in found {
-            assert!(tensors.keys().eq(expected[file].keys()), "{what}: {file}");
-            for (name, tensor) in tensors {
-                let read = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>();
-                let (found, expected) = (read(tensor)?, read(&expected[file][name])?);
-                assert_eq!(found.len(), expected.len(), "{what}: {file} {name}");
-                let squares = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>();
-                let off = squares(&mut found.iter().zip(&expected).map(|(a, b)| a - b));
-                let size = squares(&mut expected.iter().copied()).max(1e-4 * expected.len() as f64);
-                assert!((off / size).sqrt() < tol, "{what}: {file} {name} {}", (off / size).sqrt());
-            }
-        }
-        Ok(())
-    }
-
-    /// All that a trainer has come to.
-    fn all(trainer: &mut Trainer) -> Result<Others> {
-        trainer.synchronise()?;
-        let mut all = trainer.state()?;
-        all.insert("student".into(), trainer.student.params().state()?);
-        all.insert("head".into(), trainer.any_head().params().state()?);
-        if let Some(averaged) = trainer.averaged()? {
-            all.insert("averaged".into(), averaged.params().state()?);
-        }
-        Ok(all)
-    }
-
-    /// Parts of a batch, an average, and a teacher whose embeddings have another length.
-    fn with_all_means() -> Result<(Config, crate::models::ModelConfig)> {
-        let mut config = tiny()?;
-        for set in ["train.accumulate=2", "train.ema=0.9", "model.dropout=0"] {
-            config.set(set)?;
-        }
-        let of_teacher = crate::models::ModelConfig { embedding_size: 24, ..config.model.clone() };
-        Ok((config, of_teacher))
-    }
-
-    #[test]
-    fn parts_averages_and_projections_are_those_of_the_cpu() -> Result<()> {
-        let (config, of_teacher) = with_all_means()?;
-        let run = |arm, machine: &Machine| -> Result<_> {
-            let teacher = Model::new(&of_teacher, &Device::Cpu, 5)?.on(machine);
-            let mut trainer = trainer(&config, arm, machine, &teacher)?;
-            for (i, batch) in loader(&config)?.epoch(0).take(3).enumerate() {
-                trainer.step(batch?, i as u64, 0.002)?;
-            }
-            let report = trainer.synchronise()?;
-            assert_eq!(trainer.without_gradient(), [] as [String; 0]);
-            Ok((all(&mut trainer)?, report))
-        };
-        for arm in [Arm::Aug, Arm::Hg] {
-            let (expected, of_cpu) = run(arm, &Machine::default())?;
-            let (found, of_gpu) = run(arm, &Machine::of_tests(Precision::F32))?;
-            assert!(["ema", "averaged"].iter().all(|file| found.contains_key(*file)));
-            assert_eq!(found.contains_key("projection"), arm == Arm::Hg);
-            assert_near(&found, &expected, 5e-3, &format!("{arm:?} after three steps"))?;
-            let figures = |r: &StepReport| [r.loss, r.margin_loss, r.distill_loss, r.grad_norm];
-            for (found, expected) in figures(&of_gpu).into_iter().zip(figures(&of_cpu)) {
-                assert!(off(found, expected) < 5e-3, "{of_gpu:?}, expected {of_cpu:?}");
-            }
-            assert_eq!(of_gpu.target_cosines.len(), 6);
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_training_goes_on_on_the_other_machine() -> Result<()> {
-        let (mut config, of_teacher) = with_all_means()?;
-        let machines = [Machine::default(), Machine::of_tests(Precision::F32)];
-        for (kind, [from, to]) in
-            [(OptimKind::Sgd, [&machines[0], &machines[1]]), (OptimKind::AdamW, [&machines[1], &machines[0]])]
-        {
-            config.optim.kind = kind;
-            let teachers = [from, to].map(|machine| Ok(Model::new(&of_teacher, &Device::Cpu, 5)?.on(machine)));
-            let [of_first, of_second]: [Result<Model>; 2] = teachers;
-            let (of_first, of_second) = (of_first?, of_second?);
-            let batches = loader(&config)?.epoch(0).take(3).collect::<Result<Vec<_>>>()?;
-            let mut whole = trainer(&config, Arm::Hg, from, &of_first)?;
-            for (i, batch) in batches.iter().take(2).enumerate() {
-                whole.step(batch.clone(), i as u64, 1e-4)?;
-            }
-            let saved = all(&mut whole)?;
-            whole.step(batches[2].clone(), 2, 1e-4)?;
-
-            let (student, head) = (model(&config, to, 8)?, MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 9)?);
-            student.params().load(&saved["student"])?;
-            head.params().load(&saved["head"])?;
-            let mut resumed = Trainer::new(student, head, Some(&of_second), &config.step(Arm::Hg))?;
-            resumed.load_state(&saved)?;
-            let what = format!("{kind:?} from {from} to {to}");
-            assert_near(&resumed.state()?, &whole_files(&saved), 1e-6, &what)?;
-            resumed.step(batches[2].clone(), 2, 1e-4)?;
-            assert_near(&all(&mut resumed)?, &all(&mut whole)?, 5e-3, &what)?;
-
-            let mut other = saved;
-            other.get_mut(OPTIMIZER).map(BTreeMap::pop_first);
-            assert!(resumed.load_state(&other).is_err(), "{what}");
-        }
-        Ok(())
-    }
-
-    /// What a trainer's state has of all.
-    fn whole_files(all: &Others) -> Others {
-        let files = [OPTIMIZER, EMA, PROJECTION].into_iter();
-        files.filter_map(|file| Some((file.to_owned(), all.get(file)?.clone()))).collect()
-    }
-
-    #[test]
-    fn a_trainer_goes_on_with_what_another_saved() -> Result<()> {
-        let (mut config, machine) = (tiny()?, Machine::of_tests(Precision::Bf16));
-        for kind in [OptimKind::Sgd, OptimKind::AdamW] {
-            config.optim.kind = kind;
-            let teacher = model(&config, &machine, 5)?;
-            let batches = loader(&config)?.epoch(0).take(3).collect::<Result<Vec<_>>>()?;
-            let state = |trainer: &mut Trainer| -> Result<_> {
-                trainer.synchronise()?;
-                Ok((trainer.student.params().state()?, trainer.any_head().params().state()?, trainer.state()?))
-            };
-            let mut whole = trainer(&config, Arm::Hg, &machine, &teacher)?;
-            for (i, batch) in batches.iter().take(2).enumerate() {
-                whole.step(batch.clone(), i as u64, 0.002)?;
-            }
-            let (student, head, moments) = state(&mut whole)?;
-            let words = whole.student.dropout().map_or(0, crate::nn::Dropout::num_words);
-            whole.step(batches[2].clone(), 2, 0.002)?;
-            let expected = state(&mut whole)?;
-
-            let (of_student, of_head) =
-                (model(&config, &machine, 0)?, MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 9)?);
-            of_student.params().load(&student)?;
-            of_head.params().load(&head)?;
-            of_student.dropout().into_iter().for_each(|dropout| dropout.skip_to(words));
-            let mut resumed = Trainer::new(of_student, of_head, Some(&teacher), &config.step(Arm::Hg))?;
-            resumed.load_state(&moments)?;
-            resumed.step(batches[2].clone(), 2, 0.002)?;
-            let found = state(&mut resumed)?;
-            let read = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>();
-            let moments = |mut state: BTreeMap<_, _>| state.remove("optimizer").unwrap_or_default();
-            let pairs = [(found.0, expected.0), (found.1, expected.1), (moments(found.2), moments(expected.2))];
-            for (found, expected) in pairs {
-                assert_eq!(found.len(), expected.len());
-                for (name, tensor) in &found {
-                    assert_eq!(read(tensor)?, read(&expected[name])?, "{kind:?} {name}");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn what_the_gpu_cannot_do_is_said_in_one_line() -> Result<()> {
-        let mut config = tiny()?;
-        let teacher = model(&config, &Machine::default(), 5)?;
-        let error = |config: &Config, machine: &Machine, arm| match trainer(config, arm, machine, &teacher) {
-            Ok(_) => String::new(),
-            Err(error) => error.to_string(),
-        };
-        let host = Machine::of_tests(Precision::Bf16);
-        assert!(error(&config, &Machine::of_tests(Precision::F16), Arm::Aug).contains("train in bf16"));
-        assert!(error(&config, &host, Arm::Hg).contains("the teacher is not on the student's machine"));
-        config.model.squeeze_excitation = true;
-        assert!(error(&config, &host, Arm::Aug).contains("computed by --device cpu only"));
-        Ok(())
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::{Device as Candle, Result, Tensor, bail};
 
 use crate::gpu::batch_norm::{NormGrads, NormParams};
+use crate::gpu::update::Flat;
 use crate::gpu::{Array, Device, Element, rows};
 use crate::nn::engine::program::{Norm, Program, Step, ViewId};
 use crate::nn::layers::BatchNorm;
@@ -197,7 +198,7 @@ impl DeviceParams {
     }
 
     /// The inverse of [`Self::restored`]: what `get` returns for each name, as it lies on the device.
-    pub fn laid_out(&self, group: Group, get: impl Fn(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+    pub fn laid_out(&self, group: Group, mut get: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
         let mut all = vec![0.0; self.array(group).len()];
         for (name, Place { start, len, order, shape, .. }) in self.of_group(group) {
             let (values, expected) = (get(name)?, shape.iter().product::<usize>());
@@ -276,8 +277,8 @@ impl DeviceParams {
     }
 
     /// All parameters, their gradients and their copy, for an update.
-    pub fn flat(&self) -> (&Array, &Array, Option<&Array>) {
-        (&self.values, &self.grads, self.short.as_ref())
+    pub fn flat(&self) -> Flat<'_> {
+        Flat { param: &self.values, grad: &self.grads, copy: self.short.as_ref() }
     }
 
     /// The gradient of a parameter in the checkpoint's order; waits for the device.
