@@ -1,5 +1,5 @@
-//! Times the convolutions of an IResNet and a MobileFaceNet: `cargo bench --bench conv -- [BATCH] [ROUNDS]` prints, for each
-//! shape, medians in milliseconds and the billions of multiplications and additions of the definition per second.
+//! Times the convolutions of an IResNet and a MobileFaceNet: `cargo bench --bench conv -- [BATCH] [ROUNDS]` prints the
+//! median time of each shape in milliseconds, and its throughput in GFLOP/s of the direct algorithm.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use maskinv::ops::conv::{ConvConfig, conv2d, conv2d_grad_w, conv2d_grad_x};
 
-/// Input side, input and output channels, kernel, stride, whether every channel is a group of its own.
+/// Input side, input channels, output channels, kernel size, stride, whether the convolution is depthwise.
 const SHAPES: &[(usize, usize, usize, usize, usize, bool)] = &[
     (112, 3, 64, 3, 1, false),
     (112, 64, 64, 3, 1, false),

@@ -1,6 +1,6 @@
-//! Memory over an epoch of a large RecordIO file: `cargo bench --bench epoch -- FOLDER [IMAGES] [--threads N]` writes a file of as
-//! many images as MS1MV2 has (5,822,653 of 85,742 people, one small JPEG over and over: 7 GB) into FOLDER, unless it is there,
-//! opens it, goes through an epoch and prints what is resident.
+//! Measures memory over an epoch of a large RecordIO file: `cargo bench --bench epoch -- FOLDER [IMAGES] [--threads
+//! N]` writes a file of the size of MS1MV2 into FOLDER unless it exists (5,822,653 images of 85,742 people, all the
+//! same small JPEG: 7 GB), opens it, loads one epoch and prints the resident memory.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use maskinv::cli::keep_freed_memory;
 use maskinv::data::mask::MaskConfig;
 use maskinv::data::{AugmentConfig, Dataset, Export, Loader, LoaderConfig, Transform, open_source, write_records};
 
-/// MS1MV2.
+/// Size of MS1MV2.
 const IMAGES: usize = 5_822_653;
 const PEOPLE: usize = 85_742;
 
-/// One image under many names.
+/// A data set that repeats one image.
 struct Same {
     num_images: usize,
     jpeg: Vec<u8>,
@@ -73,7 +73,7 @@ fn main() -> Result<()> {
         let began = Instant::now();
         let mut none = |_: usize| ();
         write_records(&mut Export::new(&Same::new(num_images)?, &mut none), &path)?;
-        // Names are not what is measured.
+        // The list of names is not measured.
         std::fs::remove_file(path.with_extension("lst"))?;
         println!("{}: written in {:.0} s", path.display(), began.elapsed().as_secs_f64());
     }
@@ -102,7 +102,7 @@ fn epoch(path: &Path, threads: usize) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of this process in memory.
+/// Returns the resident memory of this process in bytes.
 fn resident() -> Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status").context("expected Linux's /proc")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;

@@ -1,5 +1,5 @@
-//! Inference against batch size and threads: `cargo bench --bench growth -- [ARCH ...]` prints images per second, the medians
-//! of rounds in which all combinations take turns.
+//! Inference throughput by batch size and number of threads: `cargo bench --bench growth -- [ARCH ...]` prints images
+//! per second, the median over interleaved rounds.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use rayon::ThreadPool;
 const BATCHES: [usize; 4] = [1, 4, 16, 64];
 const ROUNDS: usize = 5;
 
-/// One cell of the table.
+/// A combination of network, batch size and threads: one cell of the table.
 struct Work {
     threads: usize,
     batch: usize,
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
         for (threads, _) in &pools {
             print!("{name:>6} {threads:>8}");
             for work in works.iter_mut().filter(|work| work.threads == *threads) {
-                // The first is not counted.
+                // The first round is a warm-up.
                 work.times.remove(0);
                 work.times.sort_by(f64::total_cmp);
                 print!(" {:9.1}", work.batch as f64 / work.times[ROUNDS / 2]);

@@ -1,5 +1,6 @@
-//! Times loading a safetensors file: `cargo bench --bench load -- FILE [ROUNDS]` prints, for each round, the milliseconds
-//! to named tensors and to a network that is ready to run. `benches/peers/load_time.py` runs it beside Python.
+//! Times loading a safetensors file: `cargo bench --bench load -- FILE [ROUNDS]` prints for each round the
+//! milliseconds it takes to load named tensors, and to load a network that is ready to run.
+//! `benches/peers/load_time.py` compares it with Python.
 
 use std::path::Path;
 use std::time::Instant;

@@ -1,6 +1,6 @@
-//! Times the way from a data set to batches: `cargo bench --bench loader -- DATA [--template FILE] [--threads N] [--seconds S]
-//! [--only WORK]` prints images a second and thread, for decoding alone and with flips, masks and conditions.
-//! `benches/peers/data.py` does the published pipeline's work beside it.
+//! Times the data pipeline from data set to batches: `cargo bench --bench loader -- DATA [--template FILE] [--threads
+//! N] [--seconds S] [--only WORK]` prints images per second and thread, for decoding alone and with flips, masks and
+//! other augmentation. `benches/peers/data.py` compares it with the published pipeline.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -92,7 +92,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Decoding alone, on as many threads.
+/// Times decoding alone, on `args.threads` threads.
 fn time(name: &str, seconds: f64, args: &Args, images: &dyn Dataset) -> Result<()> {
     let began = Instant::now();
     let decoded: Result<Vec<usize>> = std::thread::scope(|scope| {

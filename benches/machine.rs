@@ -1,5 +1,5 @@
-//! What the machine can do at most: `cargo bench --bench machine` prints billions of f32 multiplications and additions a
-//! second by fused instructions in registers, and gigabytes a second read and written, with one thread and with all.
+//! Peak performance of the machine: `cargo bench --bench machine` prints f32 GFLOP/s of fused multiply-add
+//! instructions on registers, and memory bandwidth in GB/s read and written, with one thread and with all threads.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use std::time::Instant;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Sums in registers: enough to hide the latency of one instruction on all units.
+/// Accumulators in registers: enough to hide the latency of fused multiply-add on all units.
 const SUMS: usize = 12;
 const ROUNDS: usize = 20_000_000;
 const COPIED: usize = 32 << 20;
@@ -21,12 +21,12 @@ fn main() {
     }
 }
 
-/// The best of five, as the machine is shared.
+/// Returns the best of five measurements, because the machine may be shared.
 fn best(f: impl FnMut() -> f64) -> f64 {
     std::iter::repeat_with(f).take(5).fold(0.0, f64::max)
 }
 
-/// Operations a second.
+/// Returns floating-point operations per second.
 fn fma(threads: usize) -> f64 {
     let began = Instant::now();
     let lanes: usize = (0..threads).into_par_iter().map(|_| Arch::new().dispatch(Fma)).sum();
@@ -52,10 +52,10 @@ impl WithSimd for Fma {
     }
 }
 
-/// Bytes read and written a second, by copies that no cache holds.
+/// Returns bytes read and written per second, from copies larger than the caches.
 fn copy(threads: usize) -> f64 {
     let x = vec![1f32; COPIED];
-    // Not zeros: those would be pages that nobody has touched yet.
+    // Non-zero, because zeros would be pages that are not mapped yet.
     let mut y = vec![2f32; COPIED];
     let piece = COPIED / threads;
     let began = Instant::now();

@@ -1,5 +1,6 @@
-//! Times a training step's margin loss, forward and backward: `cargo bench --bench margin -- [N] [K] [d] [ROUNDS]` prints the
-//! median in milliseconds and the peak memory; without `K`, for 1k to 1M classes.
+//! Times the margin loss of a training step, forward and backward: `cargo bench --bench margin -- [N] [K] [d] [ROUNDS]`
+//! prints the median time in milliseconds and the peak memory for `N` embeddings of length `d` and `K` classes; without
+//! `K`, for 1,000 to 1,000,000 classes.
 
 use std::time::Instant;
 
@@ -29,7 +30,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The median in milliseconds; the first is not counted.
+/// Returns the median time in milliseconds, without the first, warm-up round.
 fn time(n: usize, d: usize, k: usize, rounds: usize) -> Result<f64> {
     let e = Tensor::randn(0f32, 1.0, (n, d), &Device::Cpu)?;
     let head = MarginHead::new(&MarginConfig::default(), d, k, &Device::Cpu, 0)?;

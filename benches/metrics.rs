@@ -1,5 +1,5 @@
-//! Times the figures of scores: `cargo bench --bench metrics [-- IMPOSTORS]` (10,000,000 without). `benches/peers/metrics.py` does
-//! the ten-fold evaluation of the published Python beside it.
+//! Times the evaluation metrics: `cargo bench --bench metrics [-- IMPOSTORS]`, by default on 10,000,000 impostor
+//! scores. `benches/peers/metrics.py` compares it with the ten-fold evaluation of the published Python code.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ fn main() -> Result<()> {
     let number = std::env::args().skip(1).find_map(|a| a.parse::<usize>().ok());
     let (impostors, mut rng) = (number.unwrap_or(10_000_000), ChaCha8Rng::seed_from_u64(0));
 
-    // LFW's protocol: ten folds of 300 genuine and 300 impostor pairs.
+    // The LFW protocol: ten folds of 300 genuine and 300 impostor pairs.
     let is_same: Vec<bool> = (0..6000).map(|i| i / 300 % 2 == 0).collect();
     let distances: Vec<f64> = is_same
         .iter()
@@ -31,7 +31,7 @@ fn main() -> Result<()> {
         1e3 * began.elapsed().as_secs_f64() / f64::from(rounds)
     );
 
-    // IJB-C's searches in one of its galleries.
+    // Identification with the sizes of IJB-C: all probes against one gallery.
     let embeddings = |num: usize, rng: &mut ChaCha8Rng| {
         Embeddings::new((0..512 * num).map(|_| rng.random_range(-0.07..0.07)).collect(), 512)
     };

@@ -1,9 +1,11 @@
-//! A loss of one's own on the public API: supervised contrastive learning (Khosla et al., NeurIPS 2020, eq. 2) of masked and clean faces.
+//! Trains with a custom loss on the public API: supervised contrastive learning (Khosla et al., NeurIPS 2020, eq. 2) on
+//! masked and clean faces.
 //!
 //! ```sh
 //! cargo run --release --example custom_loss -- [STEPS]
 //! ```
-//! A loss needs the embeddings alone. candle differentiates it; the network's backward pass goes on from there.
+//! The loss is a function of the embeddings. candle differentiates it, and the network's backward pass continues from
+//! the gradient of the embeddings.
 
 use anyhow::{Context, Result};
 use candle_core::{D, DType, Device, Tensor, Var};
@@ -16,13 +18,14 @@ use maskinv::train::preset;
 
 const TEMPERATURE: f64 = 0.2;
 
-/// The mean, over images with another one of the same person, of `-log` of the share that those have in the softmax of all cosines.
-/// `embedding`: `(N, d)`; `labels`: `N`.
+/// Returns the supervised contrastive loss, a scalar: for each image, the mean of `-log softmax(cosine / TEMPERATURE)`
+/// over the other images of the same person, averaged over the images that have one. The softmax is over all other
+/// images. `embedding`: `(N, d)`, f32; `labels`: `N`.
 fn contrastive_loss(embedding: &Tensor, labels: &[i64]) -> candle_core::Result<Tensor> {
     let n = labels.len();
     let e = l2_normalize(embedding, 1)?;
     let others = (1.0 - Tensor::eye(n, DType::F32, &Device::Cpu)?)?;
-    // An image is not compared with itself: exp(-1e4) is 0.
+    // Removes each image's cosine with itself from the softmax: exp(-1e4) is 0.
     let logits = ((e.matmul(&e.t()?)? / TEMPERATURE)? + ((&others - 1.0)? * 1e4)?)?;
     let highest = logits.max_keepdim(D::Minus1)?.detach();
     let shifted = logits.broadcast_sub(&highest)?;
@@ -40,7 +43,7 @@ fn main() -> Result<()> {
     let num_steps: usize =
         std::env::args().nth(1).map_or(Ok(300), |n| n.parse()).context("STEPS: expected a number")?;
     let mut config = preset("procedural")?;
-    // Several images of each person in a batch.
+    // Few identities, so that a batch has several images of each person.
     config.set("data.procedural.num_identities=24")?;
     let model = Model::new(&config.model, &Device::Cpu, 0)?;
     let transform = Transform::new(&config.augment, &config.mask)?;

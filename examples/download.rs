@@ -1,11 +1,11 @@
-//! Downloads a model from the Hugging Face hub, or takes it from the cache, and shows what it is, through the library.
+//! Downloads a model from the Hugging Face hub, or loads it from the cache, and prints its network and preprocessing.
 //!
 //! ```text
 //! cargo run --release --example download -- w600k-mbf
 //! cargo run --release --example download -- hf://owner/repo@revision/model.safetensors
 //! ```
 //!
-//! `HF_TOKEN` is sent for gated models. A path works too.
+//! The access token `HF_TOKEN`, needed for gated models, is sent if it is set. The argument may also be a path.
 
 use anyhow::{Context, Result};
 use maskinv::models::open_model;
@@ -16,7 +16,7 @@ fn main() -> Result<()> {
     let token = std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty());
     let hub = Hub::new(HubConfig { token, ..HubConfig::default() });
     let loaded = open_model(&name, &hub, &mut |done, total| eprint!("\r{done} of {total} bytes"))?;
-    println!("{}: {}", loaded.path.display(), loaded.model.config().arch.title());
+    println!("{}: {}", loaded.file, loaded.model.config().arch.title());
     println!("input: {}", loaded.model.preprocessing());
     loaded.notes.iter().for_each(|note| println!("note: {note}"));
     Ok(())

@@ -1,4 +1,4 @@
-//! Loads a checkpoint and measures it on unseen procedural faces, clean and masked, through the library.
+//! Loads a checkpoint and evaluates it on unseen procedural faces, clean and masked, with the library.
 //!
 //! ```text
 //! cargo run --release --example train -- --arm teacher --out runs/teacher

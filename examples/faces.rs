@@ -1,5 +1,4 @@
-//! Draws a contact sheet of the embedded data set: a row for each person, four photos and the first of them in four
-//! masks.
+//! Draws a contact sheet of procedural faces: one row per person, with four photos and the first photo in four masks.
 //!
 //! ```text
 //! cargo run --release --example faces -- faces.png

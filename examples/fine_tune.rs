@@ -1,8 +1,9 @@
-//! Fine-tunes a network on the faces of other people: first stages frozen, a new head, an average of weights, early stopping.
+//! Fine-tunes a network on new people, with frozen first stages, a new head, a moving average of the weights and early
+//! stopping.
 //!
 //! ```sh
-//! cargo run --release --example fine_tune                                  # trains something to start from first: procedural faces
-//! cargo run --release --example fine_tune -- MODEL FACES [OUT]             # a checkpoint of any format and a data set of any kind
+//! cargo run --release --example fine_tune                          # on procedural faces; pretrains a network first
+//! cargo run --release --example fine_tune -- MODEL FACES [OUT]     # any checkpoint and data set format
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use maskinv::eval::table;
 use maskinv::models::load_model;
 use maskinv::train::{Arm, Checkpoint, Config, Event, Experiment, preset};
 
-/// A short training on other faces.
+/// Pretrains a network briefly on other faces.
 fn something_to_start_from(config: &Config, out: &Path) -> Result<Checkpoint> {
     let mut config = config.clone();
     config.train.arms = vec![Arm::Aug];
@@ -39,11 +40,11 @@ fn main() -> Result<()> {
     config.model = start.backbone.config().clone();
     config.train.arms = vec![Arm::Aug];
     config.train.epochs = 4;
-    // The people are others: so are the class centres.
+    // New people need new class centres.
     config.train.keep_head = false;
     config.train.freeze = ["conv1", "bn1", "prelu", "layer1"].map(str::to_owned).to_vec();
     config.train.ema = 0.99;
-    // A fifth of the people are left out, to see when it is enough.
+    // A fifth of the people are held out for early stopping.
     config.data.watch_share = 0.2;
     config.watch.every = 1;
     config.watch.patience = 2;

@@ -1,4 +1,4 @@
-//! Puts a white surgical mask on an aligned 112x112 crop, through the library.
+//! Draws a white surgical mask on an aligned 112x112 crop with the library.
 //!
 //! ```text
 //! cargo run --release --example mask -- face.jpg masked.png

@@ -1,13 +1,13 @@
-//! Compares two aligned 112x112 crops and decides whether they show one person, through the library.
+//! Compares two aligned 112x112 crops with the library and decides whether they show the same person.
 //!
 //! ```text
 //! cargo run --release --example verify -- model.safetensors a.jpg b.jpg 0.3
 //! cargo run --release --example verify -- w600k-mbf a.jpg b.jpg 0.3
 //! ```
 //!
-//! The threshold is the lowest cosine that counts as a match. Which one is right depends on the model, on how wrong
-//! matches and missed ones weigh, and on the faces: `maskinv evaluate` measures error rates, and only a threshold from
-//! faces like yours means anything. Without one only the score is printed.
+//! The threshold is the lowest cosine that counts as a match. The right one depends on the model, the costs of false
+//! matches and false non-matches, and the faces: measure error rates with `maskinv evaluate` on faces like yours.
+//! Without a threshold only the score is printed.
 
 use std::path::Path;
 

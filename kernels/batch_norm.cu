@@ -1,16 +1,16 @@
-// Batch norm with PReLU over activations of `rows` pixels by `c` channels, channels last (Ioffe and Szegedy, ICML 2015; He et
-// al., ICCV 2015):
+// Batch norm with PReLU over activations of `rows` pixels by `c` channels, channels last (Ioffe and Szegedy, ICML 2015;
+// He et al., ICCV 2015):
 //
 //     z = x * scale + shift,   scale = weight / sqrt(var + eps),   shift = bias - mean * scale
 //     y = z > 0 ? z : slope * z
 //
-// An activation is stored before its norm; `*_apply_*` writes what the norm makes of it. c is a multiple of the elements of
-// an access (4 of f32, 8 of bf16 and f16). A thread owns the channels of one access and walks down the rows, so a block
-// reads whole rows one after the other. Sums are made in two stages, both in an order that depends on the sizes alone:
-// a block per chunk of rows, then a warp per channel over the chunks.
+// An activation is stored before its norm; `*_apply_*` writes the norm's output. c is a multiple of the elements per
+// access (4 in f32, 8 in bf16 and f16). A thread owns the channels of one access and walks down the rows, so a block
+// reads contiguous rows. Sums take two stages, both in an order that depends only on the sizes: a block per chunk of
+// rows, then a warp per channel over the chunks.
 #include "common.cuh"
 
-// How the threads of a block share the rows: `groups` accesses a row, `lines` rows at once.
+// Division of the rows among the threads of a block: `groups` accesses per row, `lines` rows at once.
 template <class T> struct Share {
     int groups, lines, group, line;
     __device__ explicit Share(int c) {
@@ -22,7 +22,7 @@ template <class T> struct Share {
     __device__ bool works() const { return line < lines; }
 };
 
-// A mean, the sum of squared distances from it, and how many values they are of (Chan, Golub and LeVeque, 1983, eq. 2.1).
+// Mean, sum of squared deviations from it, and number of values (Chan, Golub and LeVeque, 1983, eq. 2.1).
 struct Moments {
     float mean, m2, n;
 };
@@ -35,7 +35,7 @@ __device__ inline Moments join(Moments a, Moments b) {
 }
 
 // Moments of the channels of each chunk of `chunk` rows: `means` and `m2s` are (chunks, c). Reads each element once.
-// A thread sums distances from its first value, which loses no digits where the mean is large.
+// A thread sums deviations from its first value, which keeps precision when the mean is large.
 // Grid: chunks. Shared: 2 * lines * c floats.
 template <class T>
 __device__ void stats_of_chunk(const T* x, i64 rows, int c, i64 chunk, float* means, float* m2s) {
@@ -87,7 +87,7 @@ STATS(f32)
 STATS(bf16)
 STATS(f16)
 
-// What the backward pass and `apply` need of a norm, each of c floats one after the other.
+// Constants of a norm for `apply` and the backward pass: four contiguous arrays of c floats.
 struct Constants {
     float *scale, *shift, *mean, *inv_std;
     __device__ Constants(float* all, int c) : scale(all), shift(all + c), mean(all + 2 * c), inv_std(all + 3 * c) {}
@@ -102,8 +102,9 @@ __device__ inline void write_constants(float* all, int c, int channel, float mea
     constants.inv_std[channel] = inv_std;
 }
 
-// Joins the chunks; writes the constants (4, c) and moves the running statistics by `momentum`, the variance unbiased
-// (PyTorch's BatchNorm2d; that of one row is not moved). A warp per channel. Grid: c / warps of a block, rounded up.
+// Joins the chunks; writes the constants (4, c) and updates the running statistics with `momentum` and the unbiased
+// variance, as PyTorch's BatchNorm2d; with one row the running variance does not change. A warp per channel. Grid: c
+// divided by the warps per block, rounded up.
 KERNEL(batch_norm_finish)
 (const float* means, const float* m2s, i64 rows, int c, i64 chunk, const float* weight, const float* bias, float eps,
  float momentum, float* running_mean, float* running_var, float* constants) {
@@ -127,7 +128,7 @@ KERNEL(batch_norm_finish)
 }
 EXPORT(batch_norm_finish)
 
-// The constants of a norm by its running statistics. A thread per channel.
+// Constants of a norm by its running statistics. A thread per channel.
 KERNEL(batch_norm_frozen)
 (const float* running_mean, const float* running_var, int c, const float* weight, const float* bias, float eps, float* constants) {
     const int channel = blockIdx.x * blockDim.x + threadIdx.x;
@@ -136,7 +137,7 @@ KERNEL(batch_norm_frozen)
 }
 EXPORT(batch_norm_frozen)
 
-// The values of one access per channel, 1 and 0 where there is no norm.
+// Scale, shift and slope for the channels of one access; the identity where there is no norm.
 template <int N> struct Seen {
     float scale[N], shift[N], slope[N];
     // `constants` and `slopes` may be null.
@@ -154,8 +155,8 @@ template <int N> struct Seen {
     }
 };
 
-// y = what the norm makes of a, plus, if b is not null, what its norm makes of b. y may be a or b.
-// Bytes per element: the size of T, times 2 without b and 3 with it. Grid: any; a thread keeps its channels.
+// y = a through its norm, plus b through its own norm if b is not null. y may be a or b. Bytes per element: the size of
+// T, times 2 without b and 3 with it. Grid: any; a thread keeps its channels.
 template <class T>
 __device__ void apply(const T* a, const float* a_constants, const float* a_slopes, const T* b, const float* b_constants,
                       const float* b_slopes, i64 rows, int c, T* y) {
@@ -189,9 +190,9 @@ APPLY(f32)
 APPLY(bf16)
 APPLY(f16)
 
-// Sums of each chunk over its rows, for the gradients of a norm and its PReLU from gy, that of y. With gz = gy where z > 0, else
-// slope * gy: `sums` is (chunks, 3, c) of gz, of gz * (x - mean) / std, and of gy * z where z <= 0. Reads x and gy once.
-// Grid: chunks. Shared: 3 * lines * c floats.
+// Sums over each chunk of rows for the gradients of a norm and its PReLU, from gy, the gradient of y. With gz = gy
+// where z > 0, else slope * gy, `sums` (chunks, 3, c) has the sums of gz, of gz * (x - mean) / std, and of gy * z where
+// z <= 0. Reads x and gy once. Grid: chunks. Shared: 3 * lines * c floats.
 template <class T>
 __device__ void sums_of_chunk(const T* x, const T* gy, i64 rows, int c, i64 chunk, const float* constants, const float* slopes, float* sums) {
     DYNAMIC_SHARED(float, shared);
@@ -244,8 +245,8 @@ SUMS(f32)
 SUMS(bf16)
 SUMS(f16)
 
-// Joins the chunks: the gradients of bias, weight and slopes, which may each be null, and `means` (2, c), the first two sums over
-// `rows`, for `batch_norm_grad`. A warp per channel.
+// Joins the chunks: writes the gradients of bias, weight and slopes, each of which may be null, and `means` (2, c), the
+// first two sums divided by `rows`, for `batch_norm_grad_*`. A warp per channel.
 KERNEL(batch_norm_finish_sums)
 (const float* sums, int chunks, i64 rows, int c, float* g_bias, float* g_weight, float* g_slopes, float* means) {
     const int channel = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
@@ -266,7 +267,8 @@ KERNEL(batch_norm_finish_sums)
 }
 EXPORT(batch_norm_finish_sums)
 
-// The gradient of x from that of y, plus `direct`, what reached x beside the norm, if it is not null. With batch statistics
+// Gradient of x from that of y, plus `direct`, the gradient that reaches x by other paths, if it is not null. With
+// batch statistics
 //
 //     gx = scale * (gz - mean(gz) - x_hat * mean(gz * x_hat)),   x_hat = (x - mean) / std
 //

@@ -1,7 +1,7 @@
-// What every kernel file shares: 16-byte accesses, conversions to f32, sums over a warp and a block.
+// Shared by all kernel files: 16-byte accesses, conversions to f32, sums over a warp and a block.
 //
-// The files compile in two ways: by nvcc for the GPU, and by a C++ compiler for the tests, where `host.h` runs the threads
-// of a block one after the other (MASKINV_HOST).
+// The files compile in two ways: with nvcc for the GPU, and with a C++ compiler for the tests (MASKINV_HOST), where
+// `host.h` runs the threads of a block one after the other.
 #pragma once
 
 #ifdef MASKINV_HOST
@@ -9,16 +9,16 @@
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-// The memory of a block, whose size the launch says.
+// Shared memory of a block; the launch sets its size.
 extern __shared__ __align__(16) unsigned char dynamic_shared[];
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(dynamic_shared)
 #define KERNEL(name) extern "C" __global__ void name
-// Ends a kernel: the host looks kernels up by name.
+// Follows each kernel: the host build registers it by name.
 #define EXPORT(name)
 #define CHECK_ALIGNED(p)
 #endif
 
-// Names as the kernels end with.
+// Type names as in the suffixes of the kernels.
 typedef float f32;
 typedef __nv_bfloat16 bf16;
 typedef __half f16;
@@ -38,12 +38,12 @@ template <> __device__ inline f16 from_f32<f16>(float x) { return __float2half(x
 // Elements of one 16-byte access.
 template <class T> constexpr int PER_ACCESS = 16 / sizeof(T);
 
-// The elements of one access, in f32.
+// Elements of one access, in f32.
 template <class T> struct Pack {
     float at[PER_ACCESS<T>];
 };
 
-// `p` is aligned to 16 bytes.
+// Reads one access; `p` must be aligned to 16 bytes.
 template <class T> __device__ inline Pack<T> load(const T* p) {
     CHECK_ALIGNED(p);
     union { uint4 bits; T at[PER_ACCESS<T>]; } raw = {*reinterpret_cast<const uint4*>(p)};
@@ -61,15 +61,15 @@ template <class T> __device__ inline void store(T* p, const Pack<T>& pack) {
     *reinterpret_cast<uint4*>(p) = raw.bits;
 }
 
-// The sum over the lanes of a warp, in the same order for every lane and every run. All lanes take part.
+// Sum over the lanes of a warp, in the same order for every lane and every run. All lanes must take part.
 template <class A> __device__ inline A warp_sum(A x) {
 #pragma unroll
     for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
     return x;
 }
 
-// The sum over the threads of a one-dimensional block of whole warps, for every thread. `shared` holds one element a warp
-// and may be used again after the next barrier.
+// Sum over the threads of a one-dimensional block of full warps, returned to every thread. `shared` holds one element
+// per warp and may be reused after the next barrier.
 template <class A> __device__ inline A block_sum(A x, A* shared) {
     const int warps = blockDim.x / WARP;
     x = warp_sum(x);

@@ -1,10 +1,11 @@
-// What convolutions need beside matrix products: patches of the input as rows of a matrix, their gradient back to pixels, and
-// convolutions of small groups of channels, depthwise ones among them. Activations are (n, h, w, c), c a multiple of the elements
-// of an access; a thread owns one access of one pixel. Filters are (outputs, kh, kw, c). Of groups of m channels, as many in as
-// out, they are (kh, kw, m, c): for output channel o, what its group's m input channels are multiplied by. m divides an access.
+// Convolution kernels besides the matrix products: patches of the input as rows of a matrix (im2col), their gradient
+// back to pixels, and grouped convolutions with small groups, depthwise ones among them. Activations are (n, h, w, c),
+// c a multiple of the elements per access; a thread owns one access of one pixel. Filters are (outputs, kh, kw, c). For
+// groups of m channels, as many in as out, they are (kh, kw, m, c): for each output channel, the weights of its group's
+// m input channels. m divides the elements per access.
 #include "common.cuh"
 
-// A convolution's sizes: square filters of side k.
+// Sizes of a convolution with square filters of side k.
 struct Sizes {
     int h, w, c, out_h, out_w, k, stride, pad;
 };
@@ -12,7 +13,7 @@ struct Sizes {
 #define SIZES_ARGS int h, int w, int c, int out_h, int out_w, int k, int stride, int pad
 #define SIZES Sizes{h, w, c, out_h, out_w, k, stride, pad}
 
-// The place of a thread's access among `pixels` of (height, width) with c channels; false if there is none.
+// Place of a thread's access among `pixels` of images (height, width) with c channels; not valid for surplus threads.
 template <class T> struct Place {
     i64 image;
     int row, column, channel;
@@ -28,8 +29,8 @@ template <class T> struct Place {
     }
 };
 
-// patches (n * out_h * out_w, k * k * c) of x; 0 outside of it. A thread writes one access of all k * k places of a patch.
-// Bytes per element of the patches: twice the size of T, most reads from the cache.
+// patches (n * out_h * out_w, k * k * c) of x, with zeros outside it. A thread writes one access at all k * k places of
+// a patch. Bytes per element of the patches: twice the size of T; most reads come from the cache.
 template <class T> __device__ void gather(const T* x, i64 n, Sizes s, T* patches) {
     const Place<T> place(n * s.out_h * s.out_w, s.out_h, s.out_w, s.c);
     if (!place.is_valid) return;
@@ -43,13 +44,14 @@ template <class T> __device__ void gather(const T* x, i64 n, Sizes s, T* patches
     }
 }
 
-// The output pixel that input pixel `at` meets at place `tap` of the filter, or -1.
+// Output pixel that input pixel `at` contributes to at place `tap` of the filter, or -1.
 __device__ inline int output_of(int at, int tap, int stride, int pad, int outputs) {
     const int from = at + pad - tap;
     return from >= 0 && from % stride == 0 && from / stride < outputs ? from / stride : -1;
 }
 
-// gx from the gradient of the patches: each pixel sums where it was copied to, so nothing is added by two threads.
+// gx from the gradient of the patches. Each pixel sums over the places it was copied to, so no two threads add to the
+// same element.
 template <class T> __device__ void scatter(const T* patches, i64 n, Sizes s, T* gx) {
     const Place<T> place(n * s.h * s.w, s.h, s.w, s.c);
     if (!place.is_valid) return;
@@ -68,7 +70,7 @@ template <class T> __device__ void scatter(const T* patches, i64 n, Sizes s, T* 
     store(gx + ((place.image * s.h + place.row) * s.w + place.column) * s.c + place.channel, sum);
 }
 
-// y (n, out_h, out_w, c) of a convolution in groups of m channels.
+// y (n, out_h, out_w, c) of a grouped convolution with m channels per group.
 template <class T> __device__ void grouped(const T* x, const T* filter, i64 n, Sizes s, int m, T* y) {
     const Place<T> place(n * s.out_h * s.out_w, s.out_h, s.out_w, s.c);
     if (!place.is_valid) return;
@@ -89,7 +91,7 @@ template <class T> __device__ void grouped(const T* x, const T* filter, i64 n, S
     store(y + ((place.image * s.out_h + place.row) * s.out_w + place.column) * s.c + place.channel, sum);
 }
 
-// The gradient of the input of a convolution in groups of m channels.
+// Gradient of the input of a grouped convolution with m channels per group.
 template <class T> __device__ void grouped_grad_x(const T* gy, const T* filter, i64 n, Sizes s, int m, T* gx) {
     const Place<T> place(n * s.h * s.w, s.h, s.w, s.c);
     if (!place.is_valid) return;
@@ -110,8 +112,9 @@ template <class T> __device__ void grouped_grad_x(const T* gy, const T* filter, 
     store(gx + ((place.image * s.h + place.row) * s.w + place.column) * s.c + place.channel, sum);
 }
 
-// The gradient of the filters of a convolution in groups of m channels, one sum per chunk of `chunk` output pixels: `parts`
-// (chunks, k * k, m, c), f32. Grid: chunks, k * k * m. Shared: lines * c floats, where a line is a row of accesses.
+// Gradient of the filters of a grouped convolution with m channels per group, one sum per chunk of `chunk` output
+// pixels: `parts` (chunks, k * k, m, c), f32. Grid: chunks, k * k * m. Shared: lines * c floats, where a line is the
+// threads that cover the channels of one pixel.
 template <class T>
 __device__ void grouped_grad_w(const T* x, const T* gy, i64 n, Sizes s, int m, i64 chunk, float* parts) {
     DYNAMIC_SHARED(float, shared);

@@ -1,8 +1,8 @@
-// Distances of two batches of unit embeddings (rows, d), f32 (Huber et al., FG 2021, eq. 4), as sums of squares per row, which
-// `distill_finish` joins in their order.
+// Distances between two batches of unit embeddings (rows, d), f32 (Huber et al., FG 2021, eq. 4): a sum of squares per
+// row, then `distill_finish` adds the rows in a fixed order.
 #include "common.cuh"
 
-// u = factor * (s - t), and the squared length of s - t of each row. A warp per row. Bytes per element: 12.
+// u = factor * (s - t), and the squared norm of each row of s - t. A warp per row. Bytes per element: 12.
 KERNEL(distill_difference)(const float* s, const float* t, i64 rows, int d, float factor, float* u, float* squares) {
     const i64 row = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
     const int lane = threadIdx.x % WARP;
@@ -24,7 +24,7 @@ KERNEL(distill_difference)(const float* s, const float* t, i64 rows, int d, floa
 }
 EXPORT(distill_difference)
 
-// The squared length of each row of x (rows, c). A warp per row. Bytes per element: 4.
+// Squared norm of each row of x (rows, c). A warp per row. Bytes per element: 4.
 KERNEL(distill_squares)(const float* x, i64 rows, int c, float* squares) {
     const i64 row = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
     const int lane = threadIdx.x % WARP;
@@ -36,8 +36,8 @@ KERNEL(distill_squares)(const float* x, i64 rows, int c, float* squares) {
 }
 EXPORT(distill_squares)
 
-// distance = scale * the sum of the squares of n rows; total = lambda * distance + margin_weight * *margin, if that is not
-// null. One block of threads.
+// distance = scale * the sum of `squares` (n); total = lambda * distance, plus margin_weight * *margin if `margin` is
+// not null. One block.
 KERNEL(distill_finish)
 (const float* squares, int n, float scale, float lambda, const float* margin, float margin_weight, float* distance, float* total) {
     DYNAMIC_SHARED(float, shared);

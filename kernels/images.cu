@@ -1,9 +1,9 @@
-// Images on their way in: 8 bits, RGB, rows of pixels, to what the first convolution reads.
+// Image normalisation: 8-bit RGB pixels to the input of the first convolution.
 #include "common.cuh"
 
-// y (pixels, c) = (x / 255 - mean) / std of the three channels of x (pixels, 3), in the other order if `is_bgr`, and 0 in the
-// channels behind them: tensor cores read whole accesses. c is the number of elements of an access. A thread per pixel.
-// Bytes per pixel: 3 + 16.
+// y (pixels, c) = (x / 255 - mean) / std of the three channels of x (pixels, 3), in reverse order if `is_bgr`, with
+// zeros in the channels after them, because convolutions read full accesses. c is the number of elements per access. A
+// thread per pixel. Bytes per pixel: 3 + 16.
 template <class T>
 __device__ void normalise(const unsigned char* x, i64 pixels, float mean, float std, int is_bgr, T* y) {
     const i64 pixel = i64(blockIdx.x) * blockDim.x + threadIdx.x;

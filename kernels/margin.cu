@@ -1,22 +1,22 @@
-// The margin softmax (ArcFace, Deng et al., CVPR 2019, eq. 3; CosFace, Wang et al., CVPR 2018, eq. 4; ElasticFace, Boutros et
-// al., CVPRW 2022, eq. 4 and 5) in blocks of classes: no matrix of rows by all classes is ever held.
+// Margin softmax (ArcFace, Deng et al., CVPR 2019, eq. 3; CosFace, Wang et al., CVPR 2018, eq. 4; ElasticFace, Boutros
+// et al., CVPRW 2022, eq. 4 and 5) in blocks of classes: the matrix of rows by all classes is never stored.
 //
 // With unit rows e_n (embeddings) and w_j (class centres) and c_nj = e_n . w_j, row n of target t has
 //
 //     loss_n = log(exp(l_n) + sum_{j != t} exp(s c_nj)) - l_n,   l_n = s cos(acos(c_nt) + m_n)  or  s (c_nt - m_n)
 //
-// Forward, for each block of classes: `unit_rows` of the centres, a product that gives the block's cosines, `softmax_*`
-// that leaves a maximum and a sum per row. Then `rows` joins the blocks and adds the margins. Backward, for each block:
-// the cosines again, `gradient_*` that turns them into the gradient g by the cosines, two products with it, `through_unit_rows` for
-// the centres; at the end the same for the embeddings. Cosines are f32 and the block stays in the second-level cache;
-// what the products read (T) may have 16 bits.
+// Forward, for each block of classes: `unit_rows` of the centres, a matrix product for the block's cosines, and
+// `softmax`, which leaves a maximum and a sum per row. Then `rows` joins the blocks and adds the margins. Backward, for
+// each block: the cosines again, `gradient_*`, which turns them into the gradient g with respect to the cosines, two
+// matrix products with g, and `through_unit_rows` for the centres; at the end `through_unit_rows` for the embeddings.
+// Cosines are f32 and a block stays in the second-level cache; the products' inputs (T) may have 16 bits.
 //
-// g leaves out the factor s * weight / rows, which the products apply: so its elements are at most 1, and 16 bits do.
+// g omits the common factor s * weight / rows, which the products apply. Without it g is small enough for 16 bits.
 #include "common.cuh"
 
-// Added to a squared norm, so that a zero row stays zero.
+// Added to a squared norm, so that a zero row stays zero instead of becoming NaN.
 constexpr float EPS = 1e-24f;
-// The least sin(theta) that the gradient divides by.
+// Lower bound of the sin(theta) that the gradient divides by.
 constexpr float MIN_SIN = 1e-3f;
 constexpr float LOG2_E = 1.44269504088896341f;
 
@@ -26,9 +26,9 @@ constexpr int TRUE_GRADIENT = 0;
 // Values of `matching`.
 constexpr int RANKED = 1;
 
-// Unit rows of x (rows, d), f32, and the inverse of their norms. A row of `unit` is `index[row]` of x, if `index` is not null
-// (sampled classes: An et al., ICCVW 2021). d is a multiple of 8. A warp per row. Bytes per element: 4 + the size of T, x is
-// read a second time from the cache.
+// Rows of x (rows, d), f32, scaled to unit length, and the inverses of their norms. If `index` is not null, a row of
+// `unit` is row `index[row]` of x (sampled classes: An et al., ICCVW 2021). d is a multiple of 8. A warp per row. Bytes
+// per element: 4 + the size of T; the second read of x comes from the cache.
 template <class T>
 __device__ void unit_rows(const float* x, const i64* index, i64 rows, int d, T* unit, float* inv_norms) {
     const i64 row = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
@@ -65,10 +65,10 @@ UNIT_ROWS(f32)
 UNIT_ROWS(bf16)
 UNIT_ROWS(f16)
 
-// NaN passes, so that a diverged network is noticed.
+// Clamps to [-1, 1]; NaN passes, so that a diverged network is noticed.
 __device__ inline float clamped(float c) { return c > 1.f ? 1.f : c < -1.f ? -1.f : c; }
 
-// The largest of some logits, and the sum of their exponentials over that of the largest. A NaN among them makes the sum NaN.
+// Maximum of some logits, and the sum of exp(logit - maximum). A NaN among the logits makes the sum NaN.
 struct Softmax {
     float max, sum;
 };
@@ -77,14 +77,14 @@ __device__ inline Softmax nothing() { return {-INFINITY, 0.f}; }
 
 __device__ inline Softmax join(Softmax a, Softmax b) {
     const float max = b.max > a.max ? b.max : a.max;
-    // Where both are empty the difference of infinities would be NaN.
+    // If both are empty, the difference of infinities would be NaN.
     if (max == -INFINITY) return {max, a.sum + b.sum};
     return {max, a.sum * exp2f((a.max - max) * LOG2_E) + b.sum * exp2f((b.max - max) * LOG2_E)};
 }
 
-// The softmax of each row of a block of cosines (n, stride), whose first `num` columns are the classes from `first` on, without the
-// row's target, whose cosine goes to `targets`. `parts` is (n). `labels` are class numbers, or -1 for a row that
-// is left out. A block of threads per row: grid n. Reads 4 bytes per cosine. `stride` is a multiple of 4.
+// Maximum and sum of each row of a block of cosines (n, stride), whose first `num` columns are the classes from `first`
+// on. The row's target is excluded; its cosine is written to `targets`. `parts` is (n). `labels` are class numbers, or
+// -1 for a row that does not count. A block per row: grid n. Reads 4 bytes per cosine. `stride` is a multiple of 4.
 KERNEL(margin_softmax)
 (const float* cosines, int stride, i64 first, int num, const i64* labels, float scale, float2* parts, float* targets) {
     DYNAMIC_SHARED(Softmax, shared);
@@ -112,7 +112,7 @@ KERNEL(margin_softmax)
 #pragma unroll
     for (int offset = WARP / 2; offset > 0; offset /= 2) {
         const Softmax other = {__shfl_xor_sync(0xffffffffu, all.max, offset), __shfl_xor_sync(0xffffffffu, all.sum, offset)};
-        // The lower lane first, so that both come to the same bits.
+        // The lower lane is always first, so that both lanes get the same bits.
         all = threadIdx.x & offset ? join(other, all) : join(all, other);
     }
     if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = all;
@@ -123,20 +123,20 @@ KERNEL(margin_softmax)
 }
 EXPORT(margin_softmax)
 
-// What `gradient_*` needs of a row.
+// Values of a row for `gradient_*`.
 struct Row {
-    float max;      // the largest logit
-    float inv_sum;  // of the exponentials over that of the largest; 0 for a row that is left out
-    float target;   // the gradient by the target's cosine
+    float max;      // largest logit
+    float inv_sum;  // inverse of the sum of exp(logit - max); 0 for a row without a label
+    float target;   // gradient with respect to the target's cosine
     float unused;
 };
 
-// Joins the parts (blocks, n) of each row, gives each its margin, and writes the rows and the mean loss over `counted` rows.
+// Joins the parts (blocks, n) of each row, applies its margin, and writes `rows` and the mean loss over `counted` rows.
 //
-// `margins` (n) belong to the rows, or, where `matching` is not 0, are those of the `counted` rows with a label in ascending
-// order, and are given out by the target cosines (the "+" forms): RANKED, the smaller the cosine the larger the margin;
-// REFERENCE as the published code does, which takes the permutation for its inverse. `positions` numbers the rows with a label,
-// `order` is room for n numbers. One block of threads.
+// `margins` (n) has one margin per row. If `matching` is not 0 (the "+" losses), it has those of the `counted` labelled
+// rows in ascending order, to be assigned by the target cosines. RANKED: the smaller the cosine, the larger the margin.
+// REFERENCE: as in the published code, which uses the sorting permutation in place of its inverse. `positions` numbers
+// the labelled rows; `order` is scratch space for n numbers. One block.
 KERNEL(margin_rows)
 (const float2* parts, int blocks, int n, int counted, const i64* labels, const float* targets, const float* margins, const int* positions,
  int matching, int* order, int form, int gradient, float scale, Row* rows, float* losses, float* loss) {
@@ -151,7 +151,7 @@ KERNEL(margin_rows)
                 const float other = clamped(targets[i]);
                 rank += other > own || (other == own && i < row) ? 1 : 0;
             }
-            // NaN cosines may leave ranks out.
+            // With NaN cosines some ranks may not occur.
             if (matching == RANKED) order[positions[row]] = rank;
             else order[rank] = positions[row];
         }
@@ -190,9 +190,10 @@ KERNEL(margin_rows)
 }
 EXPORT(margin_rows)
 
-// The gradient g (n, stride) by the cosines (n, stride) of a block of classes, 0 behind column `num`, and for each of `chunk` rows
-// the sums over them of g * cosine, `sums` (chunks, stride). A warp owns 128 columns, the warps of a block share the rows.
-// Grid: stride / 128 rounded up, chunks. Shared: warps * 128 floats. Bytes per cosine: 4 + the size of T.
+// Gradient g (n, stride) with respect to the cosines (n, stride) of a block of classes, 0 from column `num` on, and the
+// sums of g * cosine over each chunk of `chunk` rows, `sums` (chunks, stride). A warp owns 128 columns; the warps of a
+// block share the rows. Grid: stride / 128 rounded up, chunks. Shared: warps * 128 floats. Bytes per cosine: 4 + the
+// size of T.
 template <class T>
 __device__ void gradient_of_block(const float* cosines, int stride, i64 first, int num, int n, int chunk, const i64* labels,
                                   const Row* rows, float scale, T* g, float* sums) {
@@ -219,7 +220,7 @@ __device__ void gradient_of_block(const float* cosines, int stride, i64 first, i
                 }
                 out[k] = from_f32<T>(value);
             }
-            // Four elements: 16 bytes of f32, 8 of 16-bit ones.
+            // Four elements: 16 bytes in f32, 8 in a 16-bit type.
             if constexpr (sizeof(T) == 4) *reinterpret_cast<uint4*>(g + i64(row) * stride + j) = *reinterpret_cast<const uint4*>(out);
             else *reinterpret_cast<uint2*>(g + i64(row) * stride + j) = *reinterpret_cast<const uint2*>(out);
         }
@@ -247,12 +248,12 @@ GRADIENT(f32)
 GRADIENT(bf16)
 GRADIENT(f16)
 
-// From the gradient u of unit rows to that of the rows x (rows, d) they were made of, in place:
+// Turns the gradient u of unit rows into that of the rows x (rows, d) that they were computed from, in place:
 //
 //     gx = (u - x_hat (x_hat . u)) / |x|,   x_hat = x / |x|
 //
-// For class centres x_hat . u is `factor` times the sums over `chunks` of `sums` (chunks, stride), for embeddings (`sums` is null)
-// it is computed. `index` as in `unit_rows`. A warp per row. Bytes per element: 12.
+// For class centres, x_hat . u is `factor` times the column sums of `sums` (chunks, stride); for embeddings, `sums` is
+// null and the dot product is computed. `index` as in `unit_rows`. A warp per row. Bytes per element: 12.
 KERNEL(margin_through_unit_rows)
 (const float* x, const i64* index, const float* inv_norms, const float* sums, int chunks, int stride, float factor, i64 rows,
  int d, float* u) {

@@ -1,4 +1,4 @@
-// Small passes around products: a bias, sums of columns, other types, dropout.
+// Small passes around matrix products: bias, column sums, type conversions, element-wise products (dropout).
 #include "common.cuh"
 
 // y (rows, c) += bias (c). A thread per element. Bytes per element: 8.
@@ -8,7 +8,8 @@ KERNEL(rows_add)(float* y, const float* bias, i64 rows, int c) {
 }
 EXPORT(rows_add)
 
-// sums (c) of the columns of x (rows, c), the rows in their order. A thread per column, for few rows. Reads 4 bytes per element.
+// sums (c) of the columns of x (rows, c), in the order of the rows. A thread per column: for few rows. Reads 4 bytes
+// per element.
 KERNEL(rows_sum)(const float* x, i64 rows, int c, float* sums) {
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= c) return;
@@ -18,7 +19,7 @@ KERNEL(rows_sum)(const float* x, i64 rows, int c, float* sums) {
 }
 EXPORT(rows_sum)
 
-// y = x as T; len is a multiple of the elements of an access. Bytes per element: 4 + the size of T. Grid: any.
+// y = x as T; len is a multiple of the elements per access. Bytes per element: 4 + the size of T. Grid: any.
 template <class T> __device__ void convert(const float* x, i64 len, T* y) {
     constexpr int N = PER_ACCESS<T>;
     for (i64 i = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * N; i < len; i += i64(gridDim.x) * blockDim.x * N) {
@@ -39,7 +40,7 @@ template <class T> __device__ void convert(const float* x, i64 len, T* y) {
 CONVERT(bf16)
 CONVERT(f16)
 
-// y = x in f32; len is a multiple of the elements of an access. Bytes per element: 4 + the size of T. Grid: any.
+// y = x in f32; len is a multiple of the elements per access. Bytes per element: 4 + the size of T. Grid: any.
 template <class T> __device__ void widen(const T* x, i64 len, float* y) {
     constexpr int N = PER_ACCESS<T>;
     for (i64 i = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * N; i < len; i += i64(gridDim.x) * blockDim.x * N) {
@@ -60,7 +61,8 @@ template <class T> __device__ void widen(const T* x, i64 len, float* y) {
 WIDEN(bf16)
 WIDEN(f16)
 
-// y = a * b; len is a multiple of the elements of an access; y may be a or b. Bytes per element: 3 times the size of T. Grid: any.
+// y = a * b; len is a multiple of the elements per access; y may be a or b. Bytes per element: 3 times the size of T.
+// Grid: any.
 template <class T> __device__ void multiply(const T* a, const T* b, i64 len, T* y) {
     constexpr int N = PER_ACCESS<T>;
     for (i64 i = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * N; i < len; i += i64(gridDim.x) * blockDim.x * N) {

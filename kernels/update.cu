@@ -1,16 +1,16 @@
-// The update of all parameters at once: they lie one behind the other in f32, with gradients and moments likewise. Each begins at a
-// multiple of 8 elements, what lies between is 0 and stays 0.
+// Update of all parameters at once. Parameters are contiguous in f32, gradients and moments likewise. Each parameter
+// starts at a multiple of 8 elements; the padding between parameters is 0 and stays 0.
 #include "common.cuh"
 
-// What one step does with its gradients, on the device: nobody waits for it.
+// Decisions of a step about its gradients, kept on the device so that the host does not wait.
 struct Guard {
-    float norm;         // of all gradients together
-    float grad_scale;   // what they are multiplied by
+    float norm;         // norm of all gradients together
+    float grad_scale;   // factor of the gradients
     int is_finite;      // 0: the step changes nothing
-    int num_skipped;    // steps that were not finite
+    int num_skipped;    // number of steps that were not finite
 };
 
-// Sums of squares of x (len), one per block of threads, in f64 between threads. Reads 4 bytes per element.
+// Sums of squares of x (len), one per block: f32 within a thread, f64 across threads. Reads 4 bytes per element.
 KERNEL(update_squares)(const float* x, i64 len, double* sums) {
     DYNAMIC_SHARED(double, shared);
     float sum = 0.f;
@@ -24,8 +24,9 @@ KERNEL(update_squares)(const float* x, i64 len, double* sums) {
 }
 EXPORT(update_squares)
 
-// Joins `num` sums of squares: the norm, and the scale min(1, max_norm / (norm + 1e-6)) of PyTorch's clip_grad_norm_, 1 for a
-// `max_norm` of 0. A norm or a loss (may be null) that is not finite is counted. One block of threads.
+// Adds `num` sums of squares. Writes the norm and the scale min(1, max_norm / (norm + 1e-6)), as PyTorch's
+// clip_grad_norm_, or 1 if `max_norm` is 0. Counts the step if the norm or the loss (may be null) is not finite. One
+// block.
 KERNEL(update_guard)(const double* sums, int num, float max_norm, const float* loss, Guard* guard) {
     DYNAMIC_SHARED(double, shared);
     double sum = 0.;
@@ -41,9 +42,9 @@ KERNEL(update_guard)(const double* sums, int num, float max_norm, const float* l
 }
 EXPORT(update_guard)
 
-// SGD as PyTorch's: velocity = momentum * velocity + (grad_scale * grad + decay * param), param -= lr * velocity; and `copy`, the
-// parameters as T, if it is not null. `grad_scale` is the guard's if `is_clipped`, else 1. len is a multiple of 8.
-// Bytes per element: 20, and the size of T for the copy.
+// SGD as in PyTorch: velocity = momentum * velocity + (grad_scale * grad + decay * param), param -= lr * velocity. Also
+// writes the parameters as T to `copy`, if it is not null. `grad_scale` is the guard's if `is_clipped`, else 1. len is
+// a multiple of 8. Bytes per element: 20, and the size of T for the copy.
 template <class T>
 __device__ void sgd(float* param, float* velocity, const float* grad, i64 len, const float* lr, float momentum, float decay,
                     const Guard* guard, int is_clipped, T* copy) {
@@ -80,8 +81,8 @@ SGD(f32)
 SGD(bf16)
 SGD(f16)
 
-// AdamW (Loshchilov and Hutter, ICLR 2019, algorithm 2) in PyTorch's order of operations. `rates` are lr / (1 - beta1^t),
-// sqrt(1 - beta2^t) and 1 - lr * decay. Bytes per element: 28, and the size of T for the copy.
+// AdamW (Loshchilov and Hutter, ICLR 2019, algorithm 2) in PyTorch's order of operations. `rates` are lr / (1 -
+// beta1^t), sqrt(1 - beta2^t) and 1 - lr * decay. Bytes per element: 28, and the size of T for the copy.
 template <class T>
 __device__ void adamw(float* param, float* mean, float* square, const float* grad, i64 len, const float* rates, float beta1, float beta2,
                       const Guard* guard, int is_clipped, T* copy) {
@@ -121,8 +122,8 @@ ADAMW(f32)
 ADAMW(bf16)
 ADAMW(f16)
 
-// y = keep * y + share * x, unless a guard (may be null) says that the step is not finite; with a `keep` of 0, y is not read.
-// Any length. Bytes per element: 12, 8 with a `keep` of 0. Grid: any.
+// y = keep * y + share * x, unless the guard (may be null) found the step not finite. With a `keep` of 0, y is not
+// read. Any length. Bytes per element: 12, or 8 with a `keep` of 0. Grid: any.
 KERNEL(update_blend)(float* y, const float* x, i64 len, float keep, float share, const Guard* guard) {
     if (guard && !guard->is_finite) return;
     for (i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x; i < len; i += i64(gridDim.x) * blockDim.x)

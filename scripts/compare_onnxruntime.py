@@ -1,12 +1,12 @@
-"""Compares embeddings that maskinv wrote with those of onnxruntime on the same pixels.
+"""Compares embeddings written by maskinv with those of onnxruntime on the same pixels.
 
     pip install onnxruntime==1.32.0 numpy opencv-python-headless
     maskinv embed MODEL.onnx FOLDER --no-flip --out e.npy
     python3 scripts/compare_onnxruntime.py MODEL.onnx e.npy
 
-FOLDER should hold PNGs: decoders of JPEG differ by a grey level here and there, which alone takes the cosine of two
-embeddings of one photo down to 0.9995. Prints the number of images and the least cosine; exit code 1 if it is below
-0.99999. For models that take RGB, (x - 127.5) / 127.5.
+FOLDER should contain PNGs: JPEG decoders differ by a grey level in some pixels, which alone lowers the cosine of two
+embeddings of one photo to 0.9995. Prints the number of images and the lowest cosine; the exit code is 1 if that is
+below 0.99999. The model must take RGB, (x - 127.5) / 127.5.
 """
 
 import sys
@@ -30,7 +30,7 @@ def main():
         x = ((image - 127.5) / 127.5).transpose(2, 0, 1)[None]
         y = session.run(None, {name: np.ascontiguousarray(x)})[0][0].astype(np.float64)
         least = min(least, float(y @ embedding / np.linalg.norm(y) / np.linalg.norm(embedding)))
-    print(f"{len(paths)} images, least cosine {least:.8f}")
+    print(f"{len(paths)} images, lowest cosine {least:.8f}")
     sys.exit(least < 0.99999)
 
 

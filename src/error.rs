@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-/// A result whose error says what went wrong, and where.
+/// A result with the crate's [`Error`], which names the cause and the place.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong; one variant per thing a caller can act on.
+/// The crate's error, with one variant per cause that a caller can act on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,76 +14,76 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The bytes of an image are not what its format promises, or its size is wrong.
+    /// An image violates its format or has the wrong size.
     #[error("{}: {what}", path.display())]
     Image {
         /// The image file.
         path: PathBuf,
-        /// What was expected and found.
+        /// The expected and the actual content.
         what: String,
     },
-    /// The file was read but its bytes are not what its format promises.
+    /// A file could be read but violates its format.
     #[error("{}: at byte {offset}: {what}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// Where in it.
+        /// Byte offset of the problem in the file.
         offset: u64,
-        /// What was expected and found.
+        /// The expected and the actual content.
         what: String,
     },
-    /// A line of a text file does not follow its format or names something that is not there.
+    /// A line of a text file violates its format or names something that does not exist.
     #[error("{}:{line}: {what}", path.display())]
     Line {
         /// The text file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
-        /// What was expected and found.
+        /// The expected and the actual content.
         what: String,
     },
-    /// A data set cannot serve what is asked of it.
+    /// A data set does not satisfy a requirement.
     #[error("{}: {what}", path.display())]
     Data {
         /// The folder of the data set.
         path: PathBuf,
-        /// What was expected and found.
+        /// The expected and the actual content.
         what: String,
     },
-    /// A checkpoint does not belong to the model it is loaded into.
+    /// A checkpoint does not fit the model it is loaded into.
     #[error("{}: {what}", path.display())]
     Checkpoint {
         /// The checkpoint.
         path: PathBuf,
-        /// What was expected and found.
+        /// The expected and the actual content.
         what: String,
     },
-    /// A model reference names nothing, or its file cannot be had from the hub.
+    /// A model reference is unknown, or its file cannot be fetched from the hub.
     #[error("{reference}: {what}")]
     Hub {
         /// The reference as the user wrote it.
         reference: String,
-        /// What went wrong, and what helps.
+        /// The cause, and the remedy if there is one.
         what: String,
     },
     /// A setting is unknown, out of range or contradicts another.
     #[error("config: {0}")]
     Config(String),
-    /// Too few or degenerate scores for the figure that was asked for.
+    /// The scores are too few or too degenerate for the requested figure.
     #[error("evaluation: {0}")]
     Evaluation(String),
-    /// Training cannot go on.
+    /// Training cannot continue.
     #[error("training: {0}")]
     Training(String),
-    /// Training was asked to stop, and can go on from what it saved.
-    #[error("stopped after step {step} of {arm}, as asked")]
+    /// Training stopped on request and can resume from its saved state.
+    #[error("stopped after step {step} of {arm}, as requested")]
     Stopped {
-        /// The arm that was in training.
+        /// The arm that was being trained.
         arm: String,
-        /// Steps that it has taken.
+        /// Number of steps it has taken.
         step: usize,
     },
     /// A tensor operation failed.

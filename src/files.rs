@@ -1,4 +1,4 @@
-//! Files that are whole or not there.
+//! Atomic writes: output goes to a temporary file, which is then renamed.
 
 use std::io::Write;
 use std::path::Path;
@@ -7,18 +7,18 @@ use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 
-/// Returns the folder that a file is in, `.` of a name alone.
+/// Returns the folder that contains a file; `.` for a bare file name.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// How what is not whole yet is called: this and something random.
+/// Name prefix of temporary files and folders; a random suffix follows.
 pub const UNFINISHED: &str = ".maskinv-";
 
-/// Removes what a killed process had begun to write in a folder.
+/// Removes temporary files and folders that a killed process left in a folder.
 ///
 /// # Errors
-/// When it cannot be removed.
+/// When one cannot be removed.
 pub fn remove_unfinished(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
@@ -30,7 +30,7 @@ pub fn remove_unfinished(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Returns a new file beside `path`, to become it by a rename once it is whole; it is gone if it never does.
+/// Returns a new temporary file beside `path`, for [`persist`] to rename once it is complete. Dropping it deletes it.
 ///
 /// # Errors
 /// When the folder is missing or cannot be written to.
@@ -40,13 +40,14 @@ pub fn temporary(path: &Path) -> Result<NamedTempFile> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // Temporary files are private; a result is as readable as the user's umask lets every new file be.
+        // Temporary files are private by default; results get the usual permissions, subject to the user's umask.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
     builder.tempfile_in(folder_of(path)).map_err(Error::io(path))
 }
 
-/// Writes a file as a whole: beside `path` first, then renamed, so that a reader or an interruption never finds half of it.
+/// Writes a file atomically: to a temporary file, which is renamed to `path`. Even after an interruption, `path` holds
+/// the old file or the new one, never a partial one.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -56,7 +57,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     persist(file, path)
 }
 
-/// Makes a temporary file what it was begun for, once it is on the disk.
+/// Syncs a temporary file to disk and renames it to `path`.
 ///
 /// # Errors
 /// When it cannot be written or renamed.
@@ -65,10 +66,10 @@ pub fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
     file.persist(path).map(drop).map_err(|e| Error::io(path)(e.error))
 }
 
-/// Returns the SHA-256 of a file, in hexadecimal digits.
+/// Returns the SHA-256 of a file as lowercase hexadecimal digits.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When the file cannot be read.
 pub fn sha256(path: &Path) -> Result<String> {
     use sha2::{Digest, Sha256};
     use std::io::Read;
@@ -85,17 +86,17 @@ pub fn sha256(path: &Path) -> Result<String> {
     }
 }
 
-/// Hexadecimal digits of bytes.
+/// Returns bytes as lowercase hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Waits until what was renamed and removed in a folder is on the disk.
+/// Syncs a folder to disk, so that renames and removals in it are durable.
 ///
 /// # Errors
-/// When the disk fails.
+/// When the folder cannot be opened or synced.
 pub fn sync_folder(folder: &Path) -> Result<()> {
-    // Elsewhere folders cannot be opened, and renames are written through.
+    // Other systems cannot open folders, and they write renames through.
     #[cfg(unix)]
     std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))?;
     let _ = folder;

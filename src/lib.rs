@@ -1,9 +1,9 @@
 //! Mask-invariant face recognition in pure Rust on candle: the system of "Mask-invariant Face Recognition through
 //! Template-level Knowledge Distillation" (Huber et al., FG 2021).
 //!
-//! A frozen teacher sees clean faces; a student sees the same faces, half of them masked, and learns to give the
-//! teacher's embeddings. [`train::Experiment`] does the whole of it, [`eval::evaluate`] measures what came out; the
-//! modules below are its parts and can be used alone.
+//! A frozen teacher sees clean faces; a student sees the same faces, half of them masked, and learns to reproduce the
+//! teacher's embeddings. [`train::Experiment`] runs the whole experiment and [`eval::evaluate`] measures the result;
+//! the modules below are their parts and can be used on their own.
 #![deny(missing_docs)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 

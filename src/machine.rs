@@ -1,4 +1,4 @@
-//! What networks are carried out on: this machine's CPU, or a GPU.
+//! The machine that networks run on: the CPU or a GPU.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,10 +13,10 @@ pub mod dry;
 #[cfg(any(test, feature = "cuda"))]
 use crate::gpu;
 
-/// Which machine is wanted: `auto`, `cpu`, `cuda` or `cuda:N`.
+/// The requested machine: `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// A GPU if this build and this machine have a usable one, else the CPU.
+    /// The first GPU if this build supports it and it is usable, else the CPU.
     Auto,
     /// The CPU.
     #[default]
@@ -41,7 +41,7 @@ impl FromStr for Choice {
     }
 }
 
-/// What a GPU computes products in; sums are f32 in all of them, and so are parameters. The CPU computes in f32.
+/// Precision of products on a GPU. Sums and parameters are f32 in all of them. The CPU computes in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// 8 bits of mantissa, f32's range.
@@ -49,9 +49,9 @@ pub enum Precision {
     Bf16,
     /// 11 bits of mantissa, small range: for inference.
     F16,
-    /// f32 whose products round their factors to 11 bits.
+    /// f32, but products round their factors to 11 bits of mantissa.
     Tf32,
-    /// f32.
+    /// f32 throughout.
     F32,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Display for Precision {
     }
 }
 
-/// Where networks are carried out. The default is the CPU.
+/// A machine that runs networks. The default is the CPU.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
     #[cfg(any(test, feature = "cuda"))]
@@ -93,13 +93,13 @@ pub struct Machine {
 pub(crate) struct Gpu {
     pub device: gpu::Device,
     pub precision: Precision,
-    /// What it is called.
+    /// Display name.
     pub name: String,
 }
 
 #[cfg(any(test, feature = "cuda"))]
 impl Gpu {
-    /// The type of activations and of what products read.
+    /// Element type of activations and of the products' inputs.
     pub fn element(&self) -> gpu::Element {
         match self.precision {
             Precision::Bf16 => gpu::Element::Bf16,
@@ -110,17 +110,19 @@ impl Gpu {
 }
 
 impl Machine {
-    /// Opens the machine that is wanted; also says why it is the CPU where [`Choice::Auto`] found no usable GPU.
+    /// Opens the requested machine. If [`Choice::Auto`] falls back to the CPU in a build with the GPU engine, also
+    /// returns the reason.
     ///
     /// # Errors
-    /// When a GPU is wanted that this build or this machine has not: one line that says what is missing.
+    /// When a GPU is requested that this build does not support or that is not usable; the message is one line that
+    /// says what is missing.
     pub fn open(choice: Choice, precision: Precision) -> crate::Result<(Self, Option<String>)> {
         match choice {
             Choice::Cpu => Ok((Self::default(), None)),
             Choice::Cuda(number) => Ok((Self::cuda(number, precision)?, None)),
             Choice::Auto => match Self::cuda(0, precision) {
                 Ok(machine) => Ok((machine, None)),
-                // A build without the engine need not say so each time.
+                // A build without the GPU engine need not say so each time.
                 Err(_) if !cfg!(feature = "cuda") => Ok((Self::default(), None)),
                 Err(error) => Ok((Self::default(), Some(format!("on the CPU: {error}")))),
             },
@@ -141,7 +143,7 @@ impl Machine {
         Err(crate::Error::Config(what.into()))
     }
 
-    /// Bytes of the GPU's memory that are held; none on the CPU. What is freed is kept for the next use, unless that is missing elsewhere.
+    /// Bytes of GPU memory held, in use or pooled for reuse; none on the CPU. The pool is freed when memory runs out.
     pub fn gpu_bytes(&self) -> Option<usize> {
         #[cfg(any(test, feature = "cuda"))]
         return self.gpu.as_ref().map(|gpu| gpu.device.num_bytes());
@@ -149,7 +151,7 @@ impl Machine {
         None
     }
 
-    /// The machine of tests: the GPU's kernels on the CPU, or a GPU (`gpu/tests.rs`).
+    /// The machine of the tests: GPU kernels on the CPU, or a GPU (`gpu/tests.rs`).
     #[cfg(test)]
     pub(crate) fn of_tests(precision: Precision) -> Self {
         Self { gpu: Some(Gpu { device: gpu::tests::device(), precision, name: "tests".into() }) }
@@ -161,14 +163,14 @@ impl Machine {
     }
 }
 
-/// Returns the most bytes of memory that this process has held; none where the system does not say.
+/// Returns the peak resident memory of this process in bytes; none where the system does not report it.
 pub fn peak_bytes() -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().trim_end_matches("kB").trim().parse::<usize>().ok()? * 1024)
 }
 
-/// `cpu`, or the GPU's number, name, memory and precision.
+/// Prints `cpu`, or the GPU's number, name, memory and precision.
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         #[cfg(any(test, feature = "cuda"))]
@@ -200,7 +202,7 @@ mod tests {
     #[test]
     fn auto_falls_back_to_the_cpu_and_says_why() -> crate::Result<()> {
         let (machine, why) = Machine::open(Choice::Auto, Precision::default())?;
-        // Where there is a GPU, or none could be used, there is nothing to say.
+        // With a usable GPU, or in a build without the GPU engine, there is no reason to give.
         assert_eq!(machine.to_string() == "cpu" && cfg!(feature = "cuda"), why.is_some());
         let asked = Machine::open(Choice::Cuda(4096), Precision::default()).err().map(|e| e.to_string());
         assert!(asked.is_some_and(|error| !error.contains('\n')));

@@ -6,10 +6,10 @@ use crate::error::{Error, Result};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// Returns the numbers of a file with one axis of floats, integers or booleans.
+/// Returns the numbers of a `.npy` file with one axis of floats, integers or booleans.
 ///
 /// # Errors
-/// When it cannot be read or is no such file; nothing is allocated by what its header claims.
+/// When it cannot be read or is not such a file. No allocation depends on the sizes that the header claims.
 pub(crate) fn read(path: &Path) -> Result<Vec<f64>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let error = |offset: usize, what: String| Error::Format { path: path.to_owned(), offset: offset as u64, what };
@@ -17,13 +17,13 @@ pub(crate) fn read(path: &Path) -> Result<Vec<f64>> {
     if found != MAGIC {
         return Err(error(0, format!("expected a .npy file, found {found:02x?}")));
     }
-    // Version 1 has a length of two bytes, later ones of four.
+    // The length of the header takes two bytes in version 1, four in later versions.
     let len_size = if bytes.get(6) == Some(&1) { 2 } else { 4 };
     let len = bytes.get(8..8 + len_size).map(|len| len.iter().rev().fold(0, |sum, &b| sum << 8 | usize::from(b)));
     let start = 8 + len_size;
     let header = len.and_then(|len| bytes.get(start..start.checked_add(len)?));
     let header = header.and_then(|header| std::str::from_utf8(header).ok());
-    let Some(header) = header else { return Err(error(8, "the header is cut off or no text".to_owned())) };
+    let Some(header) = header else { return Err(error(8, "the header is truncated or not text".to_owned())) };
     let field = |name: &str| header.split_once(&format!("'{name}':")).map(|(_, rest)| rest.trim_start());
     let kind = field("descr").and_then(|rest| rest.strip_prefix('\'')?.split('\'').next());
     let shape = field("shape").and_then(|rest| rest.strip_prefix('(')?.split(')').next()).unwrap_or_default();
@@ -57,9 +57,10 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     bytes.try_into().expect("the pieces are as long as the number")
 }
 
-/// Returns a file of version 1.0 (numpy.lib.format) with an array of this kind, such as `<f4`, and shape, row by row.
+/// Returns a file of version 1.0 (numpy.lib.format) with an array of dtype `kind`, such as `<f4`, and `shape`,
+/// row-major.
 pub(crate) fn encode(kind: &str, shape: &[usize], data: impl IntoIterator<Item = u8>) -> Vec<u8> {
-    // A tuple of one has a comma.
+    // A Python tuple of one element has a comma.
     let axes: String = shape.iter().map(|axis| format!("{axis}, ")).collect();
     let axes = if shape.len() == 1 { axes.trim_end() } else { axes.trim_end_matches(", ") };
     let header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({axes}), }}");

@@ -1,20 +1,20 @@
-//! What a network expects of the pixels it is given: a part of every model.
+//! Preprocessing of a network's input pixels; every model carries its own.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// From 8-bit values to a network's input: `(x - mean) / std`, in the network's order of channels.
+/// Conversion of 8-bit values to a network's input: `(x - mean) / std`, in the network's channel order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Preprocessing {
     /// Order of the channels.
     pub channels: Channels,
-    /// What is taken from each value, 0 to 255.
+    /// Mean subtracted from each value, on the scale 0 to 255.
     pub mean: f64,
-    /// What the difference is divided by.
+    /// Divisor of the difference, on the scale 0 to 255.
     pub std: f64,
-    /// How faces were aligned that the network was trained on.
+    /// Alignment of the faces that the network was trained on.
     pub alignment: Alignment,
 }
 
@@ -29,7 +29,7 @@ pub enum Channels {
     Bgr,
 }
 
-/// Where the eyes, nose and corners of the mouth are in a crop.
+/// Positions of the eyes, nose and mouth corners in a crop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Alignment {
@@ -40,7 +40,7 @@ pub enum Alignment {
 }
 
 impl Default for Preprocessing {
-    /// insightface's and the paper's: RGB in `[-1, 1]`.
+    /// Returns insightface's and the paper's preprocessing: RGB in `[-1, 1]`.
     fn default() -> Self {
         Self { channels: Channels::Rgb, mean: 127.5, std: 127.5, alignment: Alignment::Arcface112 }
     }
@@ -58,10 +58,10 @@ impl std::fmt::Display for Preprocessing {
 }
 
 impl Preprocessing {
-    /// Checks the ranges.
+    /// Checks that the mean and the divisor are in range.
     ///
     /// # Errors
-    /// Names the setting that is out of range.
+    /// When a setting is out of range; the message names it.
     pub fn validate(&self) -> Result<()> {
         if !(-1e6..=1e6).contains(&self.mean) {
             return Err(Error::Config(format!("mean: expected a number from -1e6 to 1e6, found {}", self.mean)));
@@ -72,10 +72,10 @@ impl Preprocessing {
         Ok(())
     }
 
-    /// The network's input for each 8-bit value.
+    /// Returns the network's input for each 8-bit value.
     pub(crate) fn table(&self) -> [f32; 256] {
         let (mean, std) = ((self.mean / 255.0) as f32, (self.std / 255.0) as f32);
-        // In f32 and in units of 255, as torchvision normalises.
+        // In f32 and on the scale 0 to 1, as torchvision normalises.
         std::array::from_fn(|v| (v as f32 / 255.0 - mean) / std)
     }
 }

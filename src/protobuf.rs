@@ -1,11 +1,11 @@
-//! The wire format of protocol buffers: fields of a message, in and out.
+//! Reader and writer for the wire format of protocol buffers.
 
-/// A field's number and value, as the wire has them.
+/// A field of a message: its number and value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Field<'a> {
     pub(crate) number: u32,
     pub(crate) value: Value<'a>,
-    /// Where the field starts in the file.
+    /// Byte offset of the field in the file.
     pub(crate) offset: usize,
 }
 
@@ -18,7 +18,7 @@ pub(crate) enum Value<'a> {
     Fixed32([u8; 4]),
 }
 
-/// What is wrong with the bytes, and where.
+/// A violation of the wire format, and its byte offset in the file.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct WireError {
     pub(crate) offset: usize,
@@ -27,21 +27,21 @@ pub(crate) struct WireError {
 
 pub(crate) type Result<T> = std::result::Result<T, WireError>;
 
-/// Reads the fields of one message.
+/// Reader of one message's fields.
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     position: usize,
-    /// Where `bytes` starts in the file.
+    /// Byte offset of `bytes` in the file.
     start: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// Reads `bytes`, which start at byte `start` of the file.
+    /// Returns a reader of `bytes`, which start at byte `start` of the file.
     pub(crate) fn new(bytes: &'a [u8], start: usize) -> Self {
         Self { bytes, position: 0, start }
     }
 
-    /// Returns the next field, none at the end.
+    /// Returns the next field, or `None` at the end of the message.
     pub(crate) fn next(&mut self) -> Result<Option<Field<'a>>> {
         if self.position == self.bytes.len() {
             return Ok(None);
@@ -66,7 +66,7 @@ impl<'a> Reader<'a> {
         Ok(Some(Field { number, value, offset }))
     }
 
-    /// Returns the next varint, none at the end: for packed fields.
+    /// Returns the next varint of a packed field, or `None` at its end.
     pub(crate) fn next_varint(&mut self) -> Result<Option<u64>> {
         if self.position == self.bytes.len() { Ok(None) } else { self.varint().map(Some) }
     }
@@ -98,7 +98,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes the fields of one message.
+/// Writer of one message's fields.
 #[derive(Default)]
 pub(crate) struct Writer {
     bytes: Vec<u8>,
@@ -139,7 +139,7 @@ impl Writer {
         self.bytes(number, &message.bytes)
     }
 
-    /// Returns the message.
+    /// Returns the encoded message.
     pub(crate) fn finish(self) -> Vec<u8> {
         self.bytes
     }

@@ -1,10 +1,10 @@
-//! A CSV whose first row names its columns.
+//! CSV files with a header row.
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// A CSV with named columns.
+/// Reader of a CSV with named columns.
 pub(crate) struct Table<'a> {
     path: &'a Path,
     reader: csv::Reader<std::fs::File>,
@@ -24,15 +24,15 @@ impl<'a> Table<'a> {
         Ok(Self { path, header: header?.clone(), reader, line: 1 })
     }
 
-    /// The number of the column of this name, if there is one.
+    /// Returns the index of the column `name`, if there is one.
     pub fn find(&self, name: &str) -> Option<usize> {
         self.header.iter().position(|column| column == name)
     }
 
-    /// The number of the column of this name.
+    /// Returns the index of the column `name`.
     ///
     /// # Errors
-    /// When there is none.
+    /// When the column is missing.
     pub fn column(&self, name: &str) -> Result<usize> {
         self.find(name).ok_or_else(|| {
             let all: Vec<&str> = self.header.iter().collect();
@@ -40,10 +40,10 @@ impl<'a> Table<'a> {
         })
     }
 
-    /// The next row, as many fields as columns.
+    /// Returns the next row, with as many fields as columns; `None` at the end of the file.
     ///
     /// # Errors
-    /// When it is no CSV or has another number of fields.
+    /// When the row is not valid CSV or has a different number of fields.
     pub fn next(&mut self) -> Result<Option<csv::StringRecord>> {
         let mut record = csv::StringRecord::new();
         let read = self.reader.read_record(&mut record);
@@ -51,7 +51,7 @@ impl<'a> Table<'a> {
             Ok(_) => record.position(),
             Err(e) => e.position(),
         };
-        // The row's own line: the reader is at the next one already.
+        // The line of the row itself: the reader is already past it.
         self.line = position.map_or(self.line, csv::Position::line);
         match read {
             Ok(true) => Ok(Some(record)),
@@ -60,12 +60,12 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The line of the row read last, from 1.
+    /// Line number of the row read last, from 1.
     pub fn line(&self) -> usize {
         self.line as usize
     }
 
-    /// An error on the row read last.
+    /// Returns an error with the line number of the row read last.
     pub fn error(&self, what: String) -> Error {
         Error::Line { path: self.path.to_owned(), line: self.line(), what }
     }

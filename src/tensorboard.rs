@@ -1,7 +1,7 @@
-//! TensorBoard's event files: scalars over the steps of a training.
+//! TensorBoard event files: scalars over the steps of a training.
 //!
-//! A file is a run of records (TensorFlow's TFRecord), each of them an `Event` message. Field numbers are those of
-//! `event.proto` and `summary.proto` (tensorflow/tensorboard 2.21.0).
+//! A file is a sequence of records (TensorFlow's TFRecord), each of which is an `Event` message. Field numbers are
+//! those of `event.proto` and `summary.proto` (tensorflow/tensorboard 2.21.0).
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -10,15 +10,14 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::protobuf::Writer;
 
-/// What the name of every event file begins with.
+/// Prefix of the name of every event file.
 const PREFIX: &str = "events.out.tfevents.";
-/// What the first event of a file says.
+/// File version, in the first event of a file.
 const VERSION: &[u8] = b"brain.Event:2";
-/// SessionLog.SessionStatus.START.
+/// Value of `SessionLog.SessionStatus.START`.
 const START: i64 = 1;
 
-/// An event file that grows, for TensorBoard to read meanwhile. What was not flushed yet is when this is dropped, if it
-/// can be.
+/// Growing event file that TensorBoard can read meanwhile. Dropping it flushes what is left and ignores errors.
 #[derive(Debug)]
 pub(crate) struct EventFile {
     path: PathBuf,
@@ -26,11 +25,11 @@ pub(crate) struct EventFile {
 }
 
 impl EventFile {
-    /// Returns a new file in `folder`, which is made if it is missing; files that are there stay as they are.
+    /// Creates a new file in `folder`, which is created if missing; existing files are left as they are.
     ///
     /// - `wall_time`: now, seconds since 1970
-    /// - `first_step`: of a training that goes on, the step it goes on with; none of one that begins. TensorBoard
-    ///   forgets what older files of the folder say of that step and later ones, or all of it.
+    /// - `first_step`: the step at which a resumed training resumes; `None` for a new training. TensorBoard discards
+    ///   what older files of the folder have for this and later steps, or everything for a new training.
     ///
     /// # Errors
     /// When the folder cannot be read or written to.
@@ -38,16 +37,16 @@ impl EventFile {
         let (path, file) = new_file(folder, wall_time)?;
         let mut file = Self { path, out: BufWriter::new(file) };
         file.write(event(wall_time, 0).bytes(3, VERSION))?;
-        // In the first file too: TensorBoard's loader in Python (`_CheckForRestartAndMaybePurge`) takes the first start
-        // of a folder for the beginning, and forgets nothing at it.
+        // The first file needs a start event too: TensorBoard's loader in Python (`_CheckForRestartAndMaybePurge`)
+        // takes the first one of a folder for the beginning and discards nothing there.
         file.write(event(wall_time, first_step.unwrap_or(0)).message(7, Writer::default().int(1, START)))?;
-        // So that the next file's start is the second one even if this process is killed.
+        // Flush, so that the next file's start event is not the first one, even if this process is killed.
         file.flush()?;
         Ok(file)
     }
 
-    /// Appends the values of a step by their tags, such as `train/loss`, as one event. TensorBoard shows what is not
-    /// finite as such.
+    /// Appends the values of a step as one event, each with its tag, such as `train/loss`. TensorBoard shows NaN and
+    /// infinite values as such.
     ///
     /// # Errors
     /// When the file cannot be written to.
@@ -58,7 +57,7 @@ impl EventFile {
         self.write(event(wall_time, step).message(5, summary))
     }
 
-    /// Hands what was appended to the operating system, where TensorBoard finds it.
+    /// Writes appended events to the file, so that TensorBoard sees them.
     ///
     /// # Errors
     /// When the file cannot be written to.
@@ -71,13 +70,13 @@ impl EventFile {
     }
 }
 
-/// A file of a name that is not taken.
+/// Creates a file with an unused name that sorts behind those of all other event files of the folder.
 fn new_file(folder: &Path, wall_time: f64) -> Result<(PathBuf, File)> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let stem = |seconds: u64| format!("{PREFIX}{seconds:010}.maskinv.{}.", std::process::id());
     let mut name = stem(wall_time as u64);
-    // TensorBoard reads the files of a folder by name, not by age. The clock may have gone back, and another process
-    // may have begun in the same second.
+    // TensorBoard reads the files of a folder in the order of their names, not of their age. The clock may have gone
+    // back, and another process may have started in the same second.
     if let Some((seconds, last)) = last_file(folder)?
         && last > name
         && !last.starts_with(&name)
@@ -95,31 +94,31 @@ fn new_file(folder: &Path, wall_time: f64) -> Result<(PathBuf, File)> {
     }
 }
 
-/// The event file of a folder that TensorBoard reads last: the seconds in its name, and its name.
+/// Returns the seconds in its name, and the name, of the event file that TensorBoard reads last.
 fn last_file(folder: &Path) -> Result<Option<(u64, String)>> {
     let mut last = None;
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let name = entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned();
-        // Ten digits, as everybody writes them.
+        // All programs write ten digits.
         let seconds = name.strip_prefix(PREFIX).and_then(|rest| rest.get(..10)?.parse().ok());
         last = last.max(seconds.map(|seconds| (seconds, name)));
     }
     Ok(last)
 }
 
-/// The beginning of an Event. Protocol buffers leave out a step of 0.
+/// Starts an `Event`. Protocol buffers omit a step of 0.
 fn event(wall_time: f64, step: u64) -> Writer {
     let event = Writer::default().double(1, wall_time);
     if step == 0 { event } else { event.int(2, step as i64) }
 }
 
-/// The bytes, their length before them, and a checksum after each.
+/// Returns a record: length, checksum of the length, data, checksum of the data.
 fn record(data: &[u8]) -> Vec<u8> {
     let len = (data.len() as u64).to_le_bytes();
     [&len, &masked_crc(&len).to_le_bytes()[..], data, &masked_crc(data).to_le_bytes()].concat()
 }
 
-/// CRC-32C, masked so that the checksum of bytes with checksums in them is no special one.
+/// Masked CRC-32C. The mask avoids the degenerate CRC of bytes that contain their own CRC.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -129,7 +128,7 @@ mod tests {
     use super::*;
     use crate::protobuf::{Reader, Value};
 
-    /// What an event says.
+    /// Contents of an event.
     #[derive(Debug, Default, PartialEq)]
     struct Read {
         wall_time: f64,
@@ -202,7 +201,7 @@ mod tests {
         assert_eq!(masked_crc(&ascending), 0x951f_7892);
     }
 
-    /// Made by tests/fixtures/tensorboard.py (tensorboard 2.21.0).
+    /// The expected file is from tests/fixtures/tensorboard.py (tensorboard 2.21.0).
     #[test]
     fn bytes_are_tensorboards() {
         let folder = tempfile::tempdir().unwrap();

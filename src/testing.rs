@@ -1,8 +1,8 @@
-//! What tests of numeric code need: tolerances, comparison, gradient checks and reproducible fills.
+//! Helpers for tests of numeric code: tolerances, comparison, gradient checks and reproducible fills.
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
-/// How far two values may lie apart: `|a - b| <= abs + rel * |b|`.
+/// Tolerance of a comparison: `|a - b| <= abs + rel * |b|`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tol {
     /// Absolute part.
@@ -20,11 +20,11 @@ impl Tol {
     pub const GRAD: Self = Self { abs: 1e-6, rel: 1e-5 };
 }
 
-/// Fails with the worst place unless the shapes agree and all elements of `actual` lie within `tol` of `expected`;
-/// NaN is never close.
+/// Fails, naming the worst element, unless the shapes agree and all elements of `actual` lie within `tol` of
+/// `expected`; NaN is never close.
 ///
 /// # Errors
-/// As said, or when a tensor cannot be read.
+/// When the tensors differ, or one of them cannot be read.
 pub fn assert_close(what: &str, actual: &Tensor, expected: &Tensor, tol: Tol) -> Result<()> {
     if actual.dims() != expected.dims() {
         bail!("{what}: expected shape {:?}, found {:?}", expected.shape(), actual.shape());
@@ -46,7 +46,7 @@ pub fn assert_close(what: &str, actual: &Tensor, expected: &Tensor, tol: Tol) ->
     }
 }
 
-/// Compares the gradients of `sum(f(args) * weights)`, with fixed weights, to central differences of step `eps` for
+/// Compares the gradients of `sum(f(args) * weights)`, with fixed weights, with central differences of step `eps` for
 /// every element of every argument.
 ///
 /// # Errors
@@ -81,7 +81,7 @@ pub fn gradcheck(f: impl Fn(&[Tensor]) -> Result<Tensor>, args: &[Tensor], eps: 
 /// splitmix64 sequence. `tests/fixtures/fill.py` is the same function.
 ///
 /// # Errors
-/// When memory cannot be had.
+/// When memory cannot be allocated.
 pub fn fill(name: &str, dims: &[usize], lo: f64, hi: f64) -> Result<Tensor> {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let value = |i: u64| {

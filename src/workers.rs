@@ -1,20 +1,21 @@
-//! The threads that compute.
+//! The worker threads.
 
 use rayon::ThreadPoolBuilder;
 
-/// A pool of `threads` workers, 0 for one per CPU; `build_global` makes it the one that this crate computes with.
+/// Builder of a pool of `threads` workers, 0 for one per CPU; `build_global` makes it the pool that this crate uses.
 ///
-/// Where there is a worker for each CPU that the process may run on, each is bound to its own: the parallel loops of one
-/// image last microseconds, and a scheduler that wakes two workers on one CPU may leave them there for hundreds of loops.
-/// Fewer workers are left to the scheduler: processes beside each other would all take the same CPUs.
+/// If there is one worker for each CPU that the process may run on, each worker is pinned to a CPU of its own: the
+/// parallel loops for a single image last microseconds, and a scheduler that wakes two workers on one CPU may leave
+/// them there for hundreds of loops. With any other number of workers none is pinned, because several processes side by
+/// side would all pin theirs to the same CPUs.
 ///
-/// A thread that is started from a bound worker runs on that worker's CPU.
+/// A thread started from a pinned worker runs on that worker's CPU.
 #[must_use]
 pub fn pool(threads: usize) -> ThreadPoolBuilder {
     let cpus = core_affinity::get_core_ids().unwrap_or_default();
     ThreadPoolBuilder::new().num_threads(threads).start_handler(move |worker| {
         if rayon::current_num_threads() == cpus.len() {
-            // Where the system refuses, the scheduler goes on deciding.
+            // If the system refuses, the worker stays unpinned.
             core_affinity::set_for_current(cpus[worker]);
         }
     })
@@ -24,7 +25,7 @@ pub fn pool(threads: usize) -> ThreadPoolBuilder {
 mod tests {
     use super::*;
 
-    /// The CPUs that each worker may run on.
+    /// CPUs that each worker may run on.
     fn cpus_of(threads: usize) -> Vec<Vec<usize>> {
         let pool = pool(threads).build().expect("a pool");
         pool.broadcast(|_| core_affinity::get_core_ids().expect("a mask").iter().map(|cpu| cpu.id).collect())

@@ -57,7 +57,7 @@ fn convert_goes_round_and_takes_lists_along() -> Result<()> {
     assert!(refuse(&[str(&faces), str(&rec)])?.ends_with("x.rec: exists already"));
     assert!(refuse(&[str(&faces), str(&shards), "--to", "webdataset"])?.ends_with("shards: exists already"));
     assert!(refuse(&[str(&faces), "new"])?.contains("expected .rec or .parquet, or a folder with --to"));
-    assert!(refuse(&[str(&faces), "new.rec", "--to", "parquet"])?.contains("of another format than --to says"));
+    assert!(refuse(&[str(&faces), "new.rec", "--to", "parquet"])?.contains("the extension does not match --to"));
     assert!(refuse(&["nowhere", "new.rec"])?.contains("expected a data set, found nothing there"));
 
     // People by LFW's lists, kept apart and tested on in another format.
@@ -154,7 +154,7 @@ fn check_finds_what_is_wrong_and_is_silent_otherwise() -> Result<()> {
         "  several people: ",
         "landmarks of 2 images: 8.1 px from the template",
         "warning: 1 images (7.1 %) cannot be used",
-        "warning: 1 images are there as faces of several people",
+        "warning: 1 images appear under several people",
         "warning: 2 images are copies of another",
         "the crops were aligned to the template for 96x112 pixels, 8 px to the left",
     ] {

@@ -58,7 +58,7 @@ fn another_systems_scores_are_judged_with_intervals_and_by_group() -> Result<()>
     let interval = &figures["intervals"]["eer"];
     let [low, high] = ["low", "high"].map(|end| interval[end].as_f64().expect("a number"));
     assert!(low < eer && eer < high && high - low < 0.1, "{low} < {eer} < {high}");
-    assert_eq!(figures["bootstrap"], "200 draws of 40 people");
+    assert_eq!(figures["bootstrap"], "200 bootstrap resamples of 40 people");
     let at = |i: usize| (&figures["at_fmr"][i]["fmr_target"], figures["at_fmr"][i]["fnmr"].is_f64());
     assert_eq!(
         (at(2), at(3)),
@@ -71,7 +71,9 @@ fn another_systems_scores_are_judged_with_intervals_and_by_group() -> Result<()>
 
     let output = maskinv(&["metrics", str(&path), "--group-fmr", "0.01", "--bootstrap", "200"])?;
     let text = String::from_utf8(output.stdout)?;
-    for part in ["95 % intervals of 200 draws of 40 people", "EER %", "1e-4 not measurable on 1560", "by group"] {
+    for part in
+        ["95 % intervals of 200 bootstrap resamples of 40 people", "EER %", "1e-4 not measurable on 1560", "by group"]
+    {
         assert!(text.contains(part), "{part} in\n{text}");
     }
     // Scores that are no cosines have no folds, and nothing is said of masks.

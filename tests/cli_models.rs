@@ -20,7 +20,7 @@ fn info_says_what_a_model_is() -> Result<()> {
         "input          112x112 pixels, RGB, (x - 127.5) / 127.5, aligned to the 112-pixel ArcFace template",
         "embedding      8 elements",
         "note           49 batch norms are folded into the layers before them",
-        "note           the file does not say its preprocessing",
+        "note           the file does not state its preprocessing",
     ] {
         assert!(shown.contains(part), "{part} in: {shown}");
     }
@@ -44,7 +44,7 @@ fn convert_goes_there_and_back_without_loss() -> Result<()> {
     assert!(maskinv(&["convert", str(&first), str(&half), "--dtype", "f16"])?.status.success());
     assert!(load_model(&half, None)?.notes.is_empty());
 
-    assert!(refused(&["convert", MBF, str(&first)])?.ends_with("a.safetensors: exists"));
+    assert!(refused(&["convert", MBF, str(&first)])?.ends_with("a.safetensors: exists already"));
     assert!(refused(&["convert", MBF, str(&path("x.pth"))])?.contains("expected .safetensors or .onnx, found \"pth\""));
     assert!(
         refused(&["convert", MBF, str(&path("x.onnx")), "--dtype", "f16"])?.contains("--dtype is for .safetensors")
@@ -79,7 +79,7 @@ fn embed_writes_one_row_per_image() -> Result<()> {
 
     let flipless = stdout(&maskinv(&["embed", MBF, str(&faces), "--no-flip"])?);
     assert_ne!(flipless, csv);
-    assert!(refused(&["embed", MBF, str(&faces), "--out", str(&npy)])?.contains("e.npy: exists"));
+    assert!(refused(&["embed", MBF, str(&faces), "--out", str(&npy)])?.contains("e.npy: exists already"));
     assert!(refused(&["embed", MBF, str(&faces), "--out", "e.json"])?.contains("e.json: expected .npy or .csv"));
     assert!(refused(&["embed", MBF, "nobody.jpg"])?.contains("nobody.jpg: No such file"));
     Ok(())
@@ -94,7 +94,7 @@ fn well_known_models_are_listed_and_unknown_ones_refused() -> Result<()> {
     );
     let error = refused(&["info", "w601k-mbf"])?;
     assert!(
-        error.contains("w601k-mbf: no such file, and no published model of that name; there are w600k-mbf"),
+        error.contains("w601k-mbf: no such file and no published model of that name; known names: w600k-mbf"),
         "{error}"
     );
     let error = refused(&["info", "hf://owner"])?;

@@ -49,7 +49,7 @@ fn a_report_says_all_in_one_page_and_is_compared_with_another() -> Result<()> {
 
     let page = std::fs::read_to_string(out.join("report.html"))?;
     for part in
-        ["<svg", "DET", "ROC", "U-M: scores", "data:image/jpeg;base64,", "hardest pairs of two people", "its SHA-256"]
+        ["<svg", "DET", "ROC", "U-M: scores", "data:image/jpeg;base64,", "hardest pairs of two people", "model SHA-256"]
     {
         assert!(page.contains(part), "{part} is missing");
     }
@@ -58,7 +58,7 @@ fn a_report_says_all_in_one_page_and_is_compared_with_another() -> Result<()> {
     let elsewhere = page.match_indices("http").filter(|(at, _)| !page[*at..].starts_with("http://www.w3.org/2000/svg"));
     assert_eq!(elsewhere.count(), 0);
     let markdown = std::fs::read_to_string(out.join("report.md"))?;
-    assert!(markdown.contains("| EER % |") && markdown.contains("100 draws of"), "{markdown}");
+    assert!(markdown.contains("| EER % |") && markdown.contains("100 bootstrap resamples of"), "{markdown}");
 
     // The same figures from the scores beside it.
     let scores = out.join(report["curves"][str(&a)]["U-U"]["scores"].as_str().context("a file of scores")?);
@@ -67,7 +67,7 @@ fn a_report_says_all_in_one_page_and_is_compared_with_another() -> Result<()> {
     assert_eq!(figures["figures"]["intervals"], of_a["settings"]["U-U"]["intervals"]);
 
     let again = refused(&[&evaluate[..], &["--report", str(&out)]].concat())?;
-    assert!(again.contains("there is a report already"), "{again}");
+    assert!(again.contains("a report already exists"), "{again}");
 
     let compared = json(&["compare", str(&out), "--bootstrap", "100", "--json"])?;
     let comparisons = compared["comparisons"].as_array().context("a list")?;
@@ -114,13 +114,13 @@ fn all_pairs_are_compared_once_with_real_and_with_drawn_masks() -> Result<()> {
     assert_eq!(num(&drawn, "M-M"), [Some(15), Some(90)]);
     let report = root.path().join("out");
     let text = run(&[&base[..8], &["--worn", str(&worn), "--report", str(&report), "--faces", "1"]].concat())?;
-    assert!(text.contains("5 of them with masks"), "{text}");
+    assert!(text.contains("5 images with masks"), "{text}");
     assert!(std::fs::read_to_string(report.join("report.html"))?.contains("p0/p0_000"));
     std::fs::write(&worn, "file,masked\np0/p0_0001.jpg,1\n")?;
     let error = refused(&[&base[..], &["--worn", str(&worn)]].concat())?;
     assert!(error.contains("expected a row for p0/p0_0002.jpg"), "{error}");
     let error = refused(&["evaluate", str(&model), "--data", str(&faces), "--worn", str(&worn)])?;
-    assert!(error.contains("--worn is for --protocol all-pairs"), "{error}");
+    assert!(error.contains("--worn is for --protocol all-pairs only"), "{error}");
     Ok(())
 }
 
@@ -181,9 +181,9 @@ fn templates_are_compared_and_searched_for() -> Result<()> {
     let text = run(&[&base[..], &["--report", str(&report)]].concat())?;
     for part in [
         "TAR at the closest FAR",
-        "G1: 3 people, 6 searches for them, 6 for others",
+        "G1: 3 people, 6 mated and 6 non-mated searches",
         "rank 1 %",
-        "not measurable on 6 searches",
+        "not measurable on 6 non-mated searches",
     ] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
@@ -203,7 +203,7 @@ fn thresholds_are_chosen_kept_with_the_model_and_used() -> Result<()> {
     let text = run(&["verify", str(&plain), str(&one), str(&other)])?;
     assert!(text.contains("no threshold: see maskinv calibrate"), "{text}");
     let text = run(&["verify", str(&plain), str(&one), str(&one), "--threshold", "0.99"])?;
-    assert!(text.starts_with("cosine 1.0000: one person, by --threshold 0.99"), "{text}");
+    assert!(text.starts_with("cosine 1.0000: same person, at --threshold 0.99"), "{text}");
 
     let with = root.path().join("with.safetensors");
     let calibrate = ["calibrate", str(&plain), str(&with), "--data", str(&faces), "--set", "data.test_share=0.9"];

@@ -112,6 +112,6 @@ fn trainings_are_recorded_listed_compared_and_shown() -> Result<()> {
     let (list, stderr) = said(&["runs", str(&runs)])?;
     assert!(list.contains("seed 5") && !list.contains("seed 0") && stderr.contains("config.toml"), "{list} {stderr}");
     assert!(refused(&["runs", str(&a)])?.contains("config.toml"));
-    assert!(refused(&["runs", str(&a.join("aug"))])?.contains("expected trainings"));
+    assert!(refused(&["runs", str(&a.join("aug"))])?.contains("expected training folders"));
     Ok(())
 }

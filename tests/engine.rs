@@ -343,6 +343,6 @@ fn images_of_another_size_are_refused() -> Result<()> {
     assert!(error.contains("expected f32 on the CPU"), "{error}");
     let (_, recorded) = training.record(&single, &images(2, 32)?[0])?;
     let error = recorded.backward(&Tensor::zeros((2, 31), DType::F32, &Device::Cpu)?).unwrap_err().to_string();
-    assert!(error.contains("a gradient of 62 elements for 64"), "{error}");
+    assert!(error.contains("a gradient of 62 elements for embeddings of 64"), "{error}");
     Ok(())
 }

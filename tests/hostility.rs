@@ -104,6 +104,6 @@ fn hostile_onnx_graphs_claim_no_memory() -> Result<()> {
     };
     write_onnx(&path, &onnx)?;
     let error = load_model(&path, None).err().context("was taken")?.to_string();
-    assert!(error.contains("claims.onnx") && error.contains("is most like r200, but is not it"), "{error}");
+    assert!(error.contains("claims.onnx") && error.contains("is closest to r200, but differs from it"), "{error}");
     Ok(())
 }

@@ -144,7 +144,7 @@ fn a_hub_that_sends_to_another_server_does_not_take_the_token_there() -> Result<
     let mut client = Client::of(&server.url())?;
     client.config.token = Some("hf_x".into());
     let error = client.error(None)?;
-    assert!(error.contains("is no model hub: expected a commit"), "{error}");
+    assert!(error.contains("is not a model hub: expected a commit"), "{error}");
     assert!(other.take_requests().is_empty(), "nothing was asked there");
     assert!(client.blobs().is_empty());
     Ok(())
@@ -170,7 +170,7 @@ fn a_transfer_that_was_given_up_goes_on_in_the_next_call() -> Result<()> {
     let server = Server::start(Site { cuts: vec![70_000, 0, 0, 0, 0], ..site() })?;
     let client = Client::of(&server.url())?;
     let error = client.error(None)?;
-    assert!(error.contains("broke off at 70000 of 200000 bytes"), "{error}");
+    assert!(error.contains("stopped at 70000 of 200000 bytes"), "{error}");
     assert_eq!(client.blobs(), [format!("{SHA256}.incomplete")]);
     server.take_requests();
     let mut first = None;
@@ -220,9 +220,9 @@ fn refusals_say_what_helps() -> Result<()> {
     let mut client = Client::of(&server.url())?;
     let cases = [
         ((401, "GatedRepo", "Access is restricted."), None, "set HF_TOKEN"),
-        ((401, "RepoNotFound", "Invalid credentials"), Some("hf_x"), "the token in HF_TOKEN was refused"),
+        ((401, "RepoNotFound", "Invalid credentials"), Some("hf_x"), "the token in HF_TOKEN was rejected"),
         ((403, "GatedRepo", "Access is restricted."), None, "then set HF_TOKEN"),
-        ((403, "GatedRepo", "Access is restricted."), Some("hf_x"), "HF_TOKEN may not read owner/repo"),
+        ((403, "GatedRepo", "Access is restricted."), Some("hf_x"), "HF_TOKEN has no access to owner/repo"),
         ((404, "RepoNotFound", ""), None, "there is no repository owner/repo"),
         ((404, "RevisionNotFound", ""), None, "owner/repo has no revision main"),
         ((404, "EntryNotFound", ""), None, "owner/repo has no file folder/model.onnx at main"),
@@ -289,7 +289,7 @@ fn an_answer_that_names_files_outside_the_cache_is_refused() -> Result<()> {
         let server = Server::start(Site { etag: etag.into(), ..site() })?;
         let client = Client::of(&server.url())?;
         let error = client.error(None)?;
-        assert!(error.contains("is no model hub"), "{etag}: {error}");
+        assert!(error.contains("is not a model hub"), "{etag}: {error}");
         assert_eq!(client.cache.path().read_dir()?.count(), 0);
     }
     Ok(())

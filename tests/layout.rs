@@ -121,7 +121,7 @@ fn prefixes_of_wrappers_are_taken_off_in_any_order() -> Result<()> {
         let found = recognise(prefixed(&plain, prefix))?;
         assert!(found.tensors.keys().eq(expected.tensors.keys()));
         assert_eq!(found.config, expected.config);
-        let note = format!("every name of the network has the prefix {prefix}: taken off");
+        let note = format!("every name of the network has the prefix {prefix}: removed");
         assert!(found.notes.contains(&note), "{:?}", found.notes);
     }
     Ok(())
@@ -296,7 +296,7 @@ fn sizes_that_no_network_has_are_refused_with_what_was_found() -> Result<()> {
     };
     refused(
         ir([2, 2, 3, 2], 4, 32 * 4, 16),
-        "the stages have [2, 2, 3, 2] blocks; known are [2, 2, 2, 2], [3, 4, 6, 3]",
+        "the stages have [2, 2, 3, 2] blocks; supported are [2, 2, 2, 2], [3, 4, 6, 3]",
     )?;
     refused(ir([2, 2, 2, 2], 256, 2048 * 49, 16), "conv1.weight: expected (1 to 128, 3, 3, 3), found [256, 3, 3, 3]")?;
     refused(ir([2, 2, 2, 2], 4, 32 * 5, 16), "fc.weight: 160 inputs are not 32 channels of a square map")?;
@@ -325,7 +325,7 @@ fn the_large_mobilefacenet_is_refused_with_its_sizes() -> Result<()> {
         }
     }
     let error = recognise(more).unwrap_err().to_string();
-    assert!(error.contains("found [1, 4, 7, 2] blocks") && error.contains("known is mbf"), "{error}");
+    assert!(error.contains("found [1, 4, 7, 2] blocks") && error.contains("supported is mbf"), "{error}");
     let mut wide = tensors;
     wide.insert("layers.0.layers.0.weight".into(), Tensor::zeros((32, 3, 3, 3), DType::F32, &Device::Cpu)?);
     let error = recognise(wide).unwrap_err().to_string();
@@ -357,7 +357,7 @@ fn unknown_layouts_are_refused_with_names_found_and_layouts_known() -> Result<()
     }
     assert!(named(&["net.pos_embed", "net.patch_embed.proj.weight"])?.contains("this is a vision transformer"));
     assert!(named(&["conv1.weight", "layer1.0.conv1.weight"])?.contains("this is a ResNet without"));
-    assert!(named(&["a", "b"])?.contains("is not known"));
+    assert!(named(&["a", "b"])?.contains("the layout of the tensors is unknown"));
     assert!(named(&[])?.contains("found 0 tensors"));
     Ok(())
 }

@@ -93,7 +93,7 @@ fn a_batch_in_parts_takes_the_step_of_the_whole_batch() -> Result<()> {
     }
     let batch = batches(&config, 1)?.remove(0);
     let error = batch.parts(5).unwrap_err().to_string();
-    assert!(error.contains("16 images cannot be cut into 5 parts"), "{error}");
+    assert!(error.contains("16 images cannot be split into 5 equal parts"), "{error}");
     Ok(())
 }
 
@@ -150,7 +150,7 @@ fn checkpoint(config: &Config, seed: u64, classes: usize) -> Result<Checkpoint> 
     let model = Model::new(&config.model, &Device::Cpu, seed)?;
     let head = MarginHead::new(&config.loss, SIZE, classes, &Device::Cpu, 77)?;
     let backbone = Model::frozen(&config.model, model.params().state()?, &Device::Cpu)?;
-    Ok(Checkpoint { path: None, backbone, header: Some(head.params().state()?) })
+    Ok(Checkpoint { name: "start".to_owned(), backbone, header: Some(head.params().state()?) })
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn fine_tuning_keeps_frozen_stages_and_starts_a_new_head_if_asked() -> Result<()
     config.train.epochs = 1;
     config.train.freeze = vec!["conv1".into(), "layer1".into()];
     let error = Experiment::new(config.clone(), &folder.path().join("none"))?.run(&mut |_| {}).unwrap_err().to_string();
-    assert!(error.contains("train.freeze: aug starts from no weights"), "{error}");
+    assert!(error.contains("train.freeze: aug starts from random weights"), "{error}");
     let begun = config.clone();
     let start = || checkpoint(&begun, 9, 8);
     let before = values(&start()?.backbone.params().state()?)?;

@@ -220,7 +220,7 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
     let error = refused("train.batch_norm=frozen")?;
     assert!(error.contains("need weights to start from: hg has none"), "{error}");
     let error = refused("train.batch_norm=batch")?;
-    assert!(error.contains("hg starts from no weights that could have a share"), "{error}");
+    assert!(error.contains("train.start_share: hg starts from random weights"), "{error}");
     Ok(())
 }
 
@@ -284,9 +284,9 @@ fn a_training_without_finite_steps_ends_with_their_images_and_a_diagnosis() -> R
         }
     });
     let error = outcome.unwrap_err().to_string();
-    assert!(error.contains("3 steps in a row") && error.contains("lower rate"), "{error}");
-    let left_out: Vec<&String> = notices.iter().filter(|text| text.contains("left out: loss")).collect();
-    assert!(left_out.len() >= 3 && left_out[0].contains("its images, by number, are ["), "{notices:?}");
+    assert!(error.contains("3 steps in a row") && error.contains("lower learning rate"), "{error}");
+    let left_out: Vec<&String> = notices.iter().filter(|text| text.contains("skipped: loss")).collect();
+    assert!(left_out.len() >= 3 && left_out[0].contains("its images have the indices ["), "{notices:?}");
     Ok(())
 }
 
@@ -387,7 +387,7 @@ fn broken_checkpoints_are_refused_with_their_path() -> Result<()> {
         "{error}"
     );
     let error = load_model(&folder.path().join("header.safetensors"), None).unwrap_err().to_string();
-    assert!(error.contains("the layout of the tensors is not known"), "{error}");
+    assert!(error.contains("the layout of the tensors is unknown"), "{error}");
     let error = corrupt(&path, |b| {
         let at = b.windows(3).position(|w| w == b"r18").expect("the architecture's name");
         b[at + 1..at + 3].copy_from_slice(b"50");

@@ -1,6 +1,7 @@
-//! Our side of `benches/peers/gpu_torch.py`: `gpu_worker infer ARCH BATCH | train ARCH BATCH CLASSES | kd ARCH BATCH CLASSES |
-//! margin N CLASSES D | kernels [--precision bf16] [--gpu 0]`, in the protocol of `cpu_worker.py`; the peak is the GPU's memory.
-//! `kernels` prints a table and leaves. `dry WORK` computes nothing, needs no GPU, and prints what the work holds and calls.
+//! The maskinv worker of `benches/peers/gpu_torch.py`: `gpu_worker infer ARCH BATCH | train ARCH BATCH CLASSES | kd
+//! ARCH BATCH CLASSES | margin N CLASSES D | kernels [--precision bf16] [--gpu 0]`. It speaks the protocol of
+//! `cpu_worker.py`; its peak is the GPU's memory. `kernels` prints a table and exits. `dry WORKLOAD` needs no GPU and
+//! computes nothing: it prints the workload's memory, kernel launches and library calls, and FLOP.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -18,11 +19,11 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// Seconds that a sample lasts at least.
+/// Minimum duration of a sample in seconds.
 const SAMPLE_S: f64 = 1.0;
 const SIDE: usize = 112;
 
-/// Does a number of iterations, waits for the last, and returns how many they were.
+/// Workload that runs some iterations, waits for the last one, and returns their number.
 type Work = Box<dyn FnMut() -> Result<u32>>;
 
 fn main() -> Result<()> {
@@ -84,7 +85,7 @@ fn work(machine: &Machine, args: &[String]) -> Result<Work> {
     }
 }
 
-/// Takes `NAME VALUE` out of the arguments.
+/// Removes `NAME VALUE` from the arguments and returns the parsed value, or else the default.
 fn option<T: std::str::FromStr>(args: &mut Vec<String>, name: &str, default: &str) -> Result<T> {
     let value = match args.iter().position(|arg| arg == name) {
         Some(at) => args.drain(at..(at + 2).min(args.len())).next_back().unwrap_or_default(),
@@ -95,14 +96,14 @@ fn option<T: std::str::FromStr>(args: &mut Vec<String>, name: &str, default: &st
 
 fn arch(args: &[String]) -> Result<Arch> {
     let name = args.get(1).context("too few arguments")?;
-    Arch::ALL.into_iter().find(|arch| arch.name() == name).with_context(|| format!("no network {name}"))
+    Arch::ALL.into_iter().find(|arch| arch.name() == name).with_context(|| format!("unknown network {name}"))
 }
 
 fn model(machine: &Machine, arch: Arch, seed: u64) -> Result<Model> {
     Ok(Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, seed)?.on(machine))
 }
 
-/// As a teacher is, or what evaluates.
+/// Returns a frozen model, as used for teachers and inference.
 fn frozen(machine: &Machine, arch: Arch, seed: u64) -> Result<Model> {
     let model = model(machine, arch, seed)?;
     Ok(Model::frozen(model.config(), model.params().state()?, &Device::Cpu)?.on(machine))
@@ -124,9 +125,9 @@ fn infer(machine: &Machine, arch: Arch, batch: usize) -> Result<Work> {
     }))
 }
 
-/// Steps until one is waited for.
+/// Returns a workload of training steps; each call ends with a step whose report is read back from the GPU.
 fn train(machine: &Machine, arch: Arch, batch: usize, classes: usize, lambda: f64) -> Result<Work> {
-    // Lives as long as the process: the trainer borrows it.
+    // Leaked, because the trainer borrows it for as long as the process lives.
     let teacher: &'static Model = Box::leak(Box::new(frozen(machine, arch, 5)?));
     let head = MarginHead::new(&MarginConfig::default(), 512, classes, &Device::Cpu, 1)?;
     let distill = DistillConfig { lambda, ..DistillConfig::default() };

@@ -1,6 +1,6 @@
-//! Our side of `benches/peers/cpu.py`: `worker infer ARCH BATCH | train ARCH BATCH CLASSES [--recompute] | margin N CLASSES D
-//! [--threads N]`. Prints `ready`, then for each line on stdin wall and CPU seconds of an iteration, at the end its peak of
-//! memory. With `--profile ROUNDS` it times that many iterations instead and leaves.
+//! The maskinv worker of `benches/peers/cpu.py`: `worker infer ARCH BATCH | train ARCH BATCH CLASSES [--recompute] |
+//! margin N CLASSES D [--threads N]`. Prints `ready`, then the wall and CPU seconds of an iteration for each line on
+//! stdin, and at the end its peak memory. With `--profile ROUNDS`, it times that many iterations instead and exits.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -16,7 +16,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// Seconds that a sample lasts at least.
+/// Minimum duration of a sample in seconds.
 const SAMPLE_S: f64 = 0.1;
 
 fn main() -> Result<()> {
@@ -61,7 +61,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Takes `NAME NUMBER` out of the arguments.
+/// Removes `NAME NUMBER` from the arguments and returns the number, if it is there.
 fn option(args: &mut Vec<String>, name: &str) -> Result<Option<usize>> {
     let Some(at) = args.iter().position(|arg| arg == name) else { return Ok(None) };
     let value = args.get(at + 1).with_context(|| format!("{name} needs a number"))?.parse()?;
@@ -70,7 +70,7 @@ fn option(args: &mut Vec<String>, name: &str) -> Result<Option<usize>> {
 }
 
 fn arch(name: &str) -> Result<Arch> {
-    Arch::ALL.into_iter().find(|arch| arch.name() == name).with_context(|| format!("no network {name}"))
+    Arch::ALL.into_iter().find(|arch| arch.name() == name).with_context(|| format!("unknown network {name}"))
 }
 
 fn images(batch: usize) -> Result<Tensor> {
@@ -96,9 +96,9 @@ fn train(arch: Arch, batch: usize, classes: usize, recomputes: bool) -> Result<B
     let x = images(batch)?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     Ok(Box::new(move || {
-        // Drawn anew, as the peers do: what is learnt by heart has gradients too small for normal numbers.
+        // Drawn anew for each step, as in the peers: a memorised batch has gradients so small that they are denormal.
         let labels: Vec<i64> = (0..batch).map(|_| rng.random_range(0..classes as i64)).collect();
-        // As `train::Trainer` does it.
+        // As in `train::Trainer`.
         rayon::scope(|_| {
             let (embedding, recorded) = training.record(&model, &x)?;
             let margin = head.step(&embedding, &labels, 1.0, &mut rng)?;
@@ -123,7 +123,7 @@ fn margin(n: usize, classes: usize, d: usize) -> Result<Box<dyn FnMut() -> Resul
     }))
 }
 
-/// CPU time of all threads.
+/// Returns the CPU time of all threads in seconds.
 fn cpu_s() -> Result<f64> {
     let mut total_ns = 0.0;
     for task in std::fs::read_dir("/proc/self/task")? {

@@ -1,4 +1,4 @@
-// The runtime behind host.h. Needs POSIX's contexts: Linux; macOS untried.
+// Runtime of host.h. Needs POSIX contexts: Linux; not tried on macOS.
 #ifdef __APPLE__
 #define _XOPEN_SOURCE 700
 #endif
@@ -20,12 +20,12 @@ namespace host {
 namespace {
 constexpr size_t STACK = 64 * 1024;
 constexpr int WARP = 32, SLOT = 8;
-// Bytes behind the shared memory of a block that no kernel may change.
+// Guard bytes after the shared memory of a block, which no kernel may change.
 constexpr size_t GUARD = 256;
 
 struct Fiber {
     ucontext_t context;
-    // Where it goes on; jumps make no system call, as changes of context do.
+    // Where the fiber resumes; unlike context switches, jumps make no system call.
     jmp_buf place;
     bool is_started;
     std::unique_ptr<char[]> stack = std::make_unique<char[]>(STACK);
@@ -36,7 +36,7 @@ struct Fiber {
 struct Warp {
     int alive, waiting;
     unsigned generation;
-    // Of this generation of shuffles and the one before, which a slow lane may still read.
+    // Values of this generation of shuffles and of the previous one, which a slow lane may still read.
     unsigned char left[2][WARP][SLOT];
     bool has_left[2][WARP];
 };
@@ -100,7 +100,7 @@ void run_fiber() {
     yield();
 }
 
-// Something that changes with every step any thread makes.
+// A value that changes whenever any thread makes progress.
 unsigned long progress() {
     unsigned long sum = state.generation + unsigned(state.waiting) + 1000003ul * unsigned(state.alive);
     for (const Warp& warp : state.warps) sum = sum * 31 + warp.generation * 64 + unsigned(warp.waiting);
@@ -110,7 +110,7 @@ unsigned long progress() {
 void run_block(const std::vector<int>& order) {
     const dim3 size = state.block;
     const int num = int(order.size());
-    // All bits set: NaN in every float.
+    // All bits set: NaN in every float type.
     std::fill(state.shared.begin(), state.shared.end(), 0xff);
     state.warps.assign(size_t(num + WARP - 1) / WARP, Warp{});
     state.alive = num;
@@ -137,7 +137,7 @@ void run_block(const std::vector<int>& order) {
         if (progress() == before) fail("the threads of a block wait for each other at different barriers");
     }
     const auto is_poison = [](unsigned char byte) { return byte == 0xff; };
-    if (!std::all_of(state.shared.end() - GUARD, state.shared.end(), is_poison)) fail("a write behind the shared memory of a block");
+    if (!std::all_of(state.shared.end() - GUARD, state.shared.end(), is_poison)) fail("a write past the shared memory of a block");
 }
 }  // namespace
 
@@ -177,7 +177,7 @@ void shuffle(void* value, size_t bytes, int from) {
 }
 }  // namespace host
 
-// Runs a kernel on all blocks; returns what is wrong with the call, or null. A seed of 0 keeps the threads' order.
+// Runs a kernel on all blocks; returns an error message, or null. A seed of 0 keeps the threads in order.
 extern "C" const char* host_launch(const char* name, const unsigned grid[3], const unsigned block[3], size_t shared_bytes, const char* types,
                                    void** args, unsigned seed) {
     using host::state;

@@ -1,7 +1,8 @@
-// Runs kernels on the CPU for the tests: each thread of a block is a fiber, blocks come one after the other. Threads change
-// at barriers and shuffles, in an order that a seed shuffles; shared memory begins as NaN; a barrier that some
-// threads miss aborts. It shows arithmetic and indices, and missing barriers by chance. It cannot show: two blocks that race,
-// misaligned accesses (alignment is asserted in `load` and `store` of 16 bytes only), registers, speed.
+// Runs kernels on the CPU for the tests. Each thread of a block is a fiber; blocks run one after the other. Fibers
+// switch at barriers and shuffles, in an order that a seed determines. Shared memory starts as NaN. A barrier that some
+// threads miss aborts. This finds errors in arithmetic and indices, and missing barriers by chance. It cannot find
+// races between blocks or misaligned accesses other than those of 16 bytes by `load` and `store`, and shows neither
+// registers nor speed.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -43,7 +44,7 @@ inline __half __float2half(float x) {
     const float size = fabsf(x);
     if (x != x) return {uint16_t(0x7fff)};
     if (size >= 65520.f) return {uint16_t(sign | 0x7c00)};
-    // Adding and taking off a power of two rounds to the place of the last digit, to even at halves.
+    // Rounds to the last digit that f16 holds, halves to even.
     int exponent;
     frexpf(size, &exponent);
     const float digit = ldexpf(1.f, (exponent < -13 ? -13 : exponent) - 11);
@@ -54,20 +55,21 @@ inline __half __float2half(float x) {
 }
 
 namespace host {
-// The running thread's place, and its block's.
+// Position of the running thread and of its block.
 dim3 thread_idx();
 dim3 block_idx();
 dim3 block_dim();
 dim3 grid_dim();
 void* shared();
 void block_barrier();
-// Leaves `bytes` for the other lanes of the warp, waits for all of them, and takes what `from` left.
+// Publishes `bytes` to the other lanes of the warp, waits for all of them, and reads the value that lane `from`
+// published.
 void shuffle(void* value, size_t bytes, int from);
 int lane();
-// Ends the process with what is wrong.
+// Aborts the process with a message.
 [[noreturn]] void fail(const char* what);
 
-// A kernel by its name, the types of its arguments, a letter each, and what calls it with pointers to them.
+// A kernel: its name, the types of its arguments (one letter each), and a function that calls it with pointers to them.
 struct Entry {
     const char* name;
     const char* types;
@@ -89,7 +91,7 @@ template <class... A, void (*kernel)(A...)> struct Call<kernel> {
     static void call(void** args) { unpack(args, std::index_sequence_for<A...>()); }
 };
 
-// What all lanes of a warp see of lane `from`.
+// Returns the value of lane `from`; all lanes of the warp must call it.
 template <class T> T shuffle(T value, int from) {
     static_assert(sizeof(T) <= 8);
     shuffle(&value, sizeof(T), from);

@@ -15,26 +15,26 @@ use crate::eval::{Scores, Setting, compare};
 use crate::models::Threshold;
 use crate::train::Event;
 
-/// Which model, on which pairs, and which rates.
+/// Arguments of `maskinv calibrate`.
 #[derive(Args, Debug)]
 pub struct CalibrateArgs {
-    /// A checkpoint (safetensors, .pth, ONNX, MXNet .params), a folder of a training, hf://owner/repo/file or a short name
+    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), training folder, hf://owner/repo/file or short name
     #[arg(value_name = "MODEL")]
     model: String,
-    /// A new .safetensors or .onnx file: the model with its thresholds, instead of any that it had
+    /// New .safetensors or .onnx file: the model with the new thresholds, which replace any it had
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// A false match rate to choose a threshold for; may come several times
+    /// False match rate to choose a threshold for; may be repeated
     #[arg(long, value_name = "RATE", default_values_t = [1e-3])]
     fmr: Vec<f64>,
-    /// Who wears a mask on the pairs that thresholds are chosen on
+    /// Who wears a mask in the calibration pairs
     #[arg(long, value_enum, default_value_t = Worn::UM)]
     setting: Worn,
     #[command(flatten)]
     settings: SettingsArgs,
     #[command(flatten)]
     hub: HubArgs,
-    /// A list of pairs of images in --data, in LFW's or MFR2's format, or a verification file (.bin)
+    /// List of image pairs from --data, in LFW's or MFR2's format, or a verification file (.bin)
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
 }
@@ -44,22 +44,22 @@ enum Worn {
     /// Nobody
     #[value(name = "U-U", alias = "u-u")]
     UU,
-    /// The second of the two, the probe
+    /// The second image, the probe
     #[value(name = "U-M", alias = "u-m")]
     UM,
-    /// The first, the reference
+    /// The first image, the reference
     #[value(name = "M-U", alias = "m-u")]
     MU,
-    /// Both
+    /// Both images
     #[value(name = "M-M", alias = "m-m")]
     MM,
 }
 
 impl CalibrateArgs {
-    /// Measures the model, chooses the thresholds, writes the model with them and prints them.
+    /// Scores the pairs, chooses the thresholds, writes the model with them and prints them.
     ///
     /// # Errors
-    /// When the model or the pairs cannot be read, a rate cannot be measured on so few pairs, or the output exists.
+    /// When the model or the pairs cannot be read, there are too few pairs for a rate, or the output exists.
     pub fn run(self) -> Result<()> {
         let file = ModelFile::new(&self.output)?;
         self.settings.threads.start()?;
@@ -82,7 +82,7 @@ impl CalibrateArgs {
         };
         let comparisons = &scores[&setting];
         let scores = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?;
-        // Whoever gets the model need not know where the data was.
+        // Keep the data's local path out of the model: only its last component stays.
         let measured_on = match config.data.root.as_deref().and_then(|root| Some((root, root.file_name()?))) {
             Some((root, name)) => test.description.replace(&root.display().to_string(), &name.to_string_lossy()),
             None => test.description.clone(),

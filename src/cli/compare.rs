@@ -10,42 +10,42 @@ use super::{print, print_json};
 use crate::eval::{BootstrapConfig, PairedFigure, Setting, compare_systems, comparison_table, read_scores};
 use crate::report::ReportFile;
 
-/// Which systems.
+/// Arguments of `maskinv compare`.
 #[derive(Args, Debug)]
 pub struct CompareArgs {
-    /// Reports of `evaluate --report`, their folders or report.json; or CSVs of scores of the same pairs in the same order. The first
-    /// system is what the others are compared with
+    /// Reports of `evaluate --report` (the folder or its report.json), or CSVs of scores of the same pairs in the same
+    /// order; the first system is the baseline
     #[arg(required = true, value_name = "REPORT|SCORES")]
     inputs: Vec<PathBuf>,
     #[command(flatten)]
     bootstrap: BootstrapArgs,
-    /// Prints JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Systems on the same pairs.
+/// Figures of several systems on the same pairs.
 struct Comparison {
-    /// What was compared; empty for files of scores.
+    /// Setting, such as `U-M`; empty for score files.
     setting: String,
     systems: Vec<String>,
     figures: Vec<PairedFigure>,
-    /// Why no difference is tested.
+    /// Reason why differences are not tested, if they are not.
     note: Option<String>,
 }
 
 impl CompareArgs {
-    /// Compares the systems and prints a table for every setting that they have in common.
+    /// Compares the systems and prints a table for every setting that at least two of them share.
     ///
     /// # Errors
-    /// When a file is wrong, the systems scored other pairs, or there is only one.
+    /// When a file is invalid, the systems scored different pairs, or no setting has two systems.
     pub fn run(self) -> Result<()> {
         let bootstrap = self.bootstrap.config()?;
         let num_reports = self.inputs.iter().filter(|path| is_report(path)).count();
         let comparisons = match num_reports {
             0 => vec![self.of_scores(&bootstrap)?],
             num if num == self.inputs.len() => self.of_reports(&bootstrap)?,
-            _ => bail!("expected reports or files of scores, found both"),
+            _ => bail!("expected either reports or score files, found both"),
         };
         if self.json {
             let record = |c: &Comparison| serde_json::json!({ "setting": c.setting, "systems": c.systems, "figures": c.figures, "note": c.note });
@@ -78,7 +78,7 @@ impl CompareArgs {
                 settings.push(setting);
             }
         }
-        // In the order of the papers' tables, others after them.
+        // In the order of the papers' tables, then all other settings.
         settings.sort_by_key(|setting| {
             Setting::ALL.iter().position(|known| known.name() == *setting).unwrap_or(usize::MAX)
         });
@@ -112,13 +112,13 @@ impl CompareArgs {
             comparisons.push(Comparison { setting: setting.to_owned(), systems, figures, note });
         }
         if comparisons.is_empty() {
-            bail!("expected two systems that were measured in one setting, found none");
+            bail!("expected two systems measured in the same setting, found none");
         }
         Ok(comparisons)
     }
 }
 
-/// Whether a path is a report rather than scores.
+/// Whether a path is a report rather than a score file.
 fn is_report(path: &Path) -> bool {
     path.is_dir() || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"))
 }
@@ -129,7 +129,7 @@ fn paired(files: &[PathBuf], bootstrap: &BootstrapConfig) -> Result<Vec<PairedFi
     Ok(compare_systems(&systems, bootstrap)?)
 }
 
-/// The figures as the reports have them.
+/// The figures as stored in the reports, without differences.
 fn as_reported(measured: &[(usize, &ReportFile, &str)], setting: &str) -> Vec<PairedFigure> {
     let figures = [("EER", "eer"), ("FMR100", "fmr100"), ("FMR1000", "fmr1000"), ("FDR", "fdr"), ("AUC", "auc")];
     let figure = |(figure, key)| PairedFigure {

@@ -9,16 +9,16 @@ use clap::{Args, ValueEnum};
 use super::model::HubArgs;
 use super::model_file::ModelFile;
 
-/// Which model, and what it becomes.
+/// Arguments of `maskinv convert`.
 #[derive(Args, Debug)]
 pub struct ConvertArgs {
-    /// A checkpoint (safetensors, .pth, ONNX, MXNet .params), a folder of a training, hf://owner/repo/file or a short name
+    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), training folder, hf://owner/repo/file or short name
     #[arg(value_name = "IN")]
     input: String,
-    /// A new .safetensors file, with PyTorch's names, or .onnx, for any batch size
+    /// New .safetensors file, with PyTorch's parameter names, or .onnx file, with dynamic batch size
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Type of the numbers in a .safetensors file
+    /// Data type of the tensors in a .safetensors file
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     dtype: Precision,
     #[command(flatten)]
@@ -27,19 +27,19 @@ pub struct ConvertArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Precision {
-    /// 32 bits: nothing is lost
+    /// 32 bits, lossless
     F32,
-    /// 16 bits, 11 of precision
+    /// 16 bits with 11-bit precision
     F16,
-    /// 16 bits, 8 of precision, the range of f32
+    /// 16 bits with 8-bit precision and the range of f32
     Bf16,
 }
 
 impl ConvertArgs {
-    /// Loads the model and writes it.
+    /// Loads the model and writes it in the new format.
     ///
     /// # Errors
-    /// When it cannot be loaded, or the output exists or cannot be written.
+    /// When the model cannot be loaded, or the output exists or cannot be written.
     pub fn run(self) -> Result<()> {
         let file = ModelFile::new(&self.output)?;
         if file.is_onnx() && self.dtype != Precision::F32 {

@@ -5,19 +5,19 @@ use clap::Args;
 
 use crate::machine::{Choice, Machine, Precision};
 
-/// What computes, and in what.
+/// Flags for the device and its precision.
 #[derive(Args, Debug)]
 pub(super) struct DeviceArgs {
-    /// auto (a GPU where this build and this machine have a usable one), cpu, cuda or cuda:N
+    /// Device to run on: auto (a GPU if the build supports it and one is usable, else the CPU), cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: Choice,
-    /// What a GPU multiplies in: bf16, f16 (not for training), tf32 or f32. The CPU computes in f32
+    /// GPU precision: bf16, f16 (inference only), tf32 or f32; the CPU always computes in f32
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     precision: Precision,
 }
 
 impl DeviceArgs {
-    /// Opens the device; says on stderr why it is the CPU where that was not asked for.
+    /// Opens the device; if `auto` falls back to the CPU, prints the reason on stderr.
     pub(super) fn open(&self) -> Result<Machine> {
         let (machine, notice) = Machine::open(self.device, self.precision)?;
         if let Some(notice) = notice {

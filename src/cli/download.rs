@@ -7,19 +7,20 @@ use clap::Args;
 
 use super::model::HubArgs;
 use super::print;
-use crate::weights::ModelRef;
+use crate::files::write_atomic;
 use crate::weights::manifest::{self, Entry};
+use crate::weights::{Bundled, ModelRef, WeightsFile};
 
-/// Which models.
+/// Arguments of `maskinv download`.
 #[derive(Args, Debug)]
 pub struct DownloadArgs {
-    /// hf://owner/repo[@revision]/file, or a short name from --list
+    /// hf://owner/repo[@revision]/file or short name from --list
     #[arg(value_name = "MODEL", required_unless_present = "list")]
     model: Option<String>,
-    /// Copies the file there as well; it stays in the cache that Python's huggingface_hub uses too
+    /// Also copy the file to FILE; the original stays in the cache shared with Python's huggingface_hub
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Prints the well-known models and ends
+    /// List the well-known models and exit
     #[arg(long)]
     list: bool,
     #[command(flatten)]
@@ -27,36 +28,49 @@ pub struct DownloadArgs {
 }
 
 impl DownloadArgs {
-    /// Downloads the model's file, unless it is in the cache, and prints its path.
+    /// Downloads the model's file, unless it is cached, and prints its path.
     ///
     /// # Errors
-    /// When there is no such model or no network, or the file is not the one that was seen before.
+    /// When the model is unknown, the download fails, or the file's SHA-256 differs from the expected one.
     pub fn run(self) -> Result<()> {
         if self.list {
-            return manifest::entries().iter().try_for_each(|entry| print(&describe(entry)));
+            manifest::entries().iter().try_for_each(|entry| print(&describe(entry)))?;
+            return manifest::bundled().iter().try_for_each(|bundled| print(&describe_bundled(bundled)));
         }
         if let Some(out) = self.out.as_ref().filter(|out| out.exists()) {
-            bail!("{}: exists", out.display());
+            bail!("{}: exists already", out.display());
         }
         let name = self.model.unwrap_or_default();
         let reference = ModelRef::parse(&name)?;
         if let ModelRef::Named(entry) = &reference {
             eprintln!("{name}: licence {}; {}", entry.licence, entry.source);
         }
-        let path = self.hub.fetch(&reference)?;
-        match &self.out {
-            Some(out) => {
+        match (self.hub.fetch(&reference)?, &self.out) {
+            (WeightsFile::Path(path), Some(out)) => {
                 std::fs::copy(&path, out).with_context(|| format!("{} to {}", path.display(), out.display()))?;
                 print(&out.display().to_string())
             }
-            None => print(&path.display().to_string()),
+            (WeightsFile::Path(path), None) => print(&path.display().to_string()),
+            (WeightsFile::Bundled(bundled), Some(out)) => {
+                write_atomic(out, bundled.bytes())?;
+                print(&out.display().to_string())
+            }
+            (WeightsFile::Bundled(_), None) => {
+                bail!("{name}: part of this program, nothing to download; --out FILE writes the weights to a file")
+            }
         }
     }
 }
 
+fn describe_bundled(bundled: &Bundled) -> String {
+    let size = bundled.bytes().len() as f64 / 1e6;
+    let Bundled { name, data, licence, .. } = bundled;
+    format!("{name:28} {size:.1} MB, part of this program, trained on {data}\n{:28} licence: {licence}", "")
+}
+
 fn describe(entry: &Entry) -> String {
     let size = entry.bytes.map_or(String::new(), |bytes| format!(", {:.0} MB", bytes as f64 / 1e6));
-    let lfw = entry.reported.as_ref().map_or(String::new(), |r| format!(", LFW {:.2} % as reported", 100.0 * r.lfw));
-    let seen = if entry.verified { "verified by us" } else { "not tried by us" };
+    let lfw = entry.reported.as_ref().map_or(String::new(), |r| format!(", LFW {:.2} % (reported)", 100.0 * r.lfw));
+    let seen = if entry.verified { "verified by this project" } else { "not tested by this project" };
     format!("{:28} {}{size}{lfw}, {seen}\n{:28} licence: {}", entry.name, entry.arch, "", entry.licence)
 }

@@ -1,4 +1,4 @@
-//! `maskinv train --dry-run`: what a training will take.
+//! `maskinv train --dry-run`: time and memory that a training will need.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use super::{print, print_json};
 use crate::machine::peak_bytes;
 use crate::train::{Event, Experiment, MemoryEstimate, Rehearsal};
 
-/// Steps that are measured of each arm.
+/// Number of measured steps per arm.
 const NUM_STEPS: usize = 10;
 
-/// Takes a few steps of every arm, and prints how long they will all take and what is known of their memory.
+/// Runs a few steps of every arm and prints the expected training time and memory.
 pub(super) fn run(experiment: &Experiment, quiet: bool, json: bool) -> Result<()> {
     let mut progress = Progress::of(quiet);
     let mut rehearsals = Vec::new();
@@ -41,28 +41,28 @@ pub(super) fn run(experiment: &Experiment, quiet: bool, json: bool) -> Result<()
     if let Some(watch) = &splits.watch {
         print(&format!("watch: {}, {} pairs", watch.description, watch.pairs.len()))?;
     }
-    print(&format!("test: {}, {} pairs, every image decoded\n", test.description, test.pairs.len()))?;
-    print("arm      steps     ms/step  waits for data  training")?;
+    print(&format!("test: {}, {} pairs, all images decodable\n", test.description, test.pairs.len()))?;
+    print("arm      steps     ms/step  waiting for data  training")?;
     for Rehearsal { arm, num_steps, step_s, wait_share, .. } in &rehearsals {
         let ms = 1e3 * step_s;
         let time = duration(step_s * *num_steps as f64);
         print(&format!("{:8} {num_steps:<9} {ms:<8.0} {:>14.0} %  {time}", arm.name(), 100.0 * wait_share))?;
     }
-    print(&format!("all      {:35}{}, without evaluations\n", "", duration(total_s)))?;
+    print(&format!("all        {:35}{}, without evaluations\n", "", duration(total_s)))?;
     for rehearsal in &rehearsals {
         if let [first, ..] = &rehearsal.without_gradient[..] {
             let num = rehearsal.without_gradient.len();
             print(&format!(
-                "{}: {num} parameters got no gradient in the first step: {first} ...",
+                "{}: {num} parameters received no gradient in the first step: {first} ...",
                 rehearsal.arm.name()
             ))?;
         }
     }
     if let Some(largest) = rehearsals.iter().max_by_key(|r| r.memory.total()) {
-        print(&format!("memory of {}, computed:\n{}", largest.arm.name(), memory(&largest.memory)))?;
+        print(&format!("estimated memory of {}:\n{}", largest.arm.name(), memory(&largest.memory)))?;
     }
     if let Some(peak) = peak {
-        print(&format!("measured, the whole process at its peak: {}, its data among it", megabytes(peak)))?;
+        print(&format!("measured peak memory of the whole process, including data: {}", megabytes(peak)))?;
     }
     Ok(())
 }
@@ -73,14 +73,14 @@ fn memory(memory: &MemoryEstimate) -> String {
         ("weights and statistics", Some(*weights)),
         ("gradients", Some(*gradients)),
         ("optimiser", Some(*optimizer)),
-        ("class centres, with both", Some(*head)),
+        ("class centres + grad + opt", Some(*head)),
         ("teacher", Some(*teacher)),
         ("activations", *activations),
-        ("batches that wait", Some(*images)),
-        ("sum", Some(memory.total())),
+        ("prefetched batches", Some(*images)),
+        ("total", Some(memory.total())),
     ];
     let row = |(name, bytes): &(&str, Option<usize>)| {
-        format!("  {name:26} {:>10}", bytes.map_or("not known".to_owned(), megabytes))
+        format!("  {name:26} {:>10}", bytes.map_or("unknown".to_owned(), megabytes))
     };
     rows.iter().map(row).collect::<Vec<_>>().join("\n")
 }

@@ -16,23 +16,23 @@ use crate::files::write_atomic;
 use crate::npy;
 use crate::train::Event;
 
-/// Which model, which images, and where the embeddings go.
+/// Arguments of `maskinv embed`.
 #[derive(Args, Debug)]
 pub struct EmbedArgs {
-    /// A checkpoint (safetensors, .pth, ONNX, MXNet .params), a folder of a training, hf://owner/repo/file or a short name
+    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), training folder, hf://owner/repo/file or short name
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Aligned 112x112 crops, or folders of them with any sub-folders
+    /// Aligned 112x112 crops, or folders of them (searched recursively)
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
-    /// A new .npy file, f32 (images, elements), with the images' names in a .txt beside it, or a .csv; CSV on stdout
-    /// without it
+    /// New .npy file, f32 of shape (images, elements), with the image names in a .txt file beside it, or new .csv file
+    /// [default: CSV on stdout]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Leaves out the mirrored image, whose embedding is otherwise added before normalisation
+    /// Embed the image alone, without adding the embedding of its mirror image before normalisation
     #[arg(long)]
     no_flip: bool,
-    /// Images that go through the network together
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch_size: u16,
     #[command(flatten)]
@@ -44,7 +44,7 @@ pub struct EmbedArgs {
 }
 
 impl EmbedArgs {
-    /// Embeds the images and writes the embeddings, each of length 1.
+    /// Embeds the images and writes the embeddings, each normalised to length 1.
     ///
     /// # Errors
     /// When the model or an image cannot be read, or the output exists or cannot be written.
@@ -65,10 +65,10 @@ impl EmbedArgs {
         destination.write(&names, &embeddings)
     }
 
-    /// Where the embeddings go, checked before the work.
+    /// Returns the output's destination, checked before any image is embedded.
     fn destination(&self) -> Result<Destination> {
         let Some(out) = self.out.clone() else { return Ok(Destination::Stdout) };
-        let exists = |path: &Path| if path.exists() { bail!("{}: exists", path.display()) } else { Ok(()) };
+        let exists = |path: &Path| if path.exists() { bail!("{}: exists already", path.display()) } else { Ok(()) };
         exists(&out)?;
         match out.extension().and_then(|e| e.to_str()) {
             Some("csv") => Ok(Destination::Csv(out)),
@@ -103,7 +103,7 @@ impl Destination {
     }
 }
 
-/// A row an image: its name and the elements, which read back to the same f32.
+/// Formats one CSV row per image: its name and its elements, which parse back to the same f32.
 fn csv(names: &[String], embeddings: &Embeddings) -> Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let head = (0..embeddings.dim()).map(|i| format!("e{i}"));

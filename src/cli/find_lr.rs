@@ -7,32 +7,32 @@ use super::progress::Progress;
 use super::{print, print_json};
 use crate::train::{Event, Experiment, LrPoint, LrRange};
 
-/// Rows of the table.
+/// Number of rows in the printed chart.
 const NUM_ROWS: usize = 24;
-/// Length of the longest bar.
+/// Length of the longest bar, in characters.
 const BAR: f64 = 40.0;
 
-/// Which rates.
+/// Flags for the range of learning rates.
 #[derive(Args, Debug)]
 pub(super) struct LrRangeArgs {
-    /// The rate of the first step
+    /// Learning rate of the first step of --find-lr
     #[arg(long, value_name = "X", default_value_t = 1e-5, requires = "find_lr")]
     lr_from: f64,
-    /// The rate of the last step, if the loss has not grown beyond bounds before
+    /// Learning rate of the last step of --find-lr, which stops earlier if the loss diverges
     #[arg(long, value_name = "X", default_value_t = 10.0, requires = "find_lr")]
     lr_to: f64,
-    /// Steps, each with a rate of its own
+    /// Number of steps of --find-lr, each with a higher learning rate
     #[arg(long, value_name = "N", default_value_t = 200, requires = "find_lr")]
     lr_steps: usize,
 }
 
 impl LrRangeArgs {
-    /// Tests the first arm of the settings, and prints what came out.
+    /// Runs the test on the first configured arm and prints the result.
     pub(super) fn run(&self, experiment: &Experiment, quiet: bool, json: bool) -> Result<()> {
         let arm = *experiment.config().train.arms.first().context("train.arms: expected at least one")?;
         let mut progress = Progress::of(quiet);
         let on = &mut |event: Event| match event {
-            Event::Step { step, .. } if !quiet => progress.count("rate", "steps", step, self.lr_steps),
+            Event::Step { step, .. } if !quiet => progress.count("find-lr", "steps", step, self.lr_steps),
             Event::Step { .. } => {}
             other => progress.show(other),
         };
@@ -40,12 +40,12 @@ impl LrRangeArgs {
         if json {
             return print_json(&range);
         }
-        print(&format!("{}: loss by optim.lr, smoothed\n{}\n", arm.title(), chart(&range.points)))?;
+        print(&format!("{}: smoothed loss by optim.lr\n{}\n", arm.title(), chart(&range.points)))?;
         print(&advice(&range))
     }
 }
 
-/// A row for every few steps, with a bar as long as the loss is high.
+/// Formats one row for every few steps, with a bar proportional to the loss.
 fn chart(points: &[LrPoint]) -> String {
     let highest = points.iter().map(|p| p.smoothed).fold(0.0, f64::max);
     let row = |p: &LrPoint| {
@@ -59,11 +59,11 @@ fn chart(points: &[LrPoint]) -> String {
 fn advice(range: &LrRange) -> String {
     let LrRange { steepest, tenth_of_least, has_diverged, points, .. } = range;
     let (Some(steepest), Some(tenth)) = (steepest, tenth_of_least) else {
-        return "the loss grew beyond bounds at once: begin with a lower rate (--lr-from)".to_owned();
+        return "the loss diverged at once: start from a lower learning rate (--lr-from)".to_owned();
     };
     let end = match (has_diverged, points.last()) {
-        (true, Some(last)) => format!("beyond {:.2e} the loss grows out of bounds", last.lr),
-        _ => "the loss stayed within bounds up to the end: go on to a higher rate (--lr-to)".to_owned(),
+        (true, Some(last)) => format!("above {:.2e} it diverges", last.lr),
+        _ => "it never diverged: test higher rates (--lr-to)".to_owned(),
     };
-    format!("the loss falls fastest at {steepest:.2e}; a tenth of the rate with the least loss is {tenth:.2e}; {end}")
+    format!("the loss falls fastest at {steepest:.2e}; a tenth of the rate with the lowest loss is {tenth:.2e}; {end}")
 }

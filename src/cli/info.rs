@@ -7,24 +7,24 @@ use super::model::HubArgs;
 use super::{print, print_json};
 use crate::models::Loaded;
 
-/// Which models.
+/// Arguments of `maskinv info`.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
-    /// Checkpoints (safetensors, .pth, ONNX, MXNet .params), folders of trainings, hf://owner/repo/file or short names
+    /// Checkpoints (safetensors, .pth, ONNX or MXNet .params), training folders, hf://owner/repo/file or short names
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
     #[command(flatten)]
     hub: HubArgs,
-    /// Prints JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 impl InfoArgs {
-    /// Loads each model and prints what it is.
+    /// Loads each model and prints its description.
     ///
     /// # Errors
-    /// When one cannot be loaded: it says what is missing, unexpected or misshapen.
+    /// When a model cannot be loaded; the message lists missing, unexpected and misshapen tensors.
     pub fn run(self) -> Result<()> {
         let loaded = self.models.iter().map(|name| self.hub.load(name)).collect::<Result<Vec<_>>>()?;
         if self.json {
@@ -40,8 +40,8 @@ impl InfoArgs {
 fn record(loaded: &Loaded) -> Result<serde_json::Value> {
     let model = &loaded.model;
     Ok(serde_json::json!({
-        "file": loaded.path,
-        "bytes": std::fs::metadata(&loaded.path)?.len(),
+        "file": loaded.file.to_string(),
+        "bytes": loaded.file.num_bytes()?,
         "format": loaded.format.name(),
         "recognised_by": loaded.layout.to_string(),
         "model": model.config(),
@@ -62,10 +62,10 @@ fn describe(name: &str, loaded: &Loaded) -> Result<String> {
         network += ", squeeze-excitation";
     }
     let size = config.input_size;
-    let megabytes = std::fs::metadata(&loaded.path)?.len() as f64 / 1e6;
+    let megabytes = loaded.file.num_bytes()? as f64 / 1e6;
     let mut lines = vec![
         format!("{name}:"),
-        format!("  file           {} ({megabytes:.1} MB, {})", loaded.path.display(), loaded.format.name()),
+        format!("  file           {} ({megabytes:.1} MB, {})", loaded.file, loaded.format.name()),
         format!("  recognised by  {}", loaded.layout),
         format!("  network        {network}, {:.2} M parameters", loaded.model.params().num_parameters() as f64 / 1e6),
         format!("  input          {size}x{size} pixels, {}", loaded.model.preprocessing()),

@@ -1,4 +1,4 @@
-//! Ctrl-C while something is written.
+//! Ctrl-C and SIGTERM during a command that must stop cleanly.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,7 +6,8 @@ use anyhow::Result;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Returns a flag that Ctrl-C sets from now on, instead of ending the process; a second one ends it. Call it once.
+/// Installs a handler and returns a flag. The first signal sets the flag instead of ending the process; the second ends
+/// it with exit code 130. Call it once.
 pub(super) fn flag() -> Result<&'static AtomicBool> {
     ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {

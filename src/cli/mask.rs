@@ -13,42 +13,42 @@ use super::list_images;
 use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
 use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, read_image};
 
-/// Largest number of faces on a contact sheet.
+/// Maximum number of faces on a contact sheet.
 const SHEET_ROWS: usize = 12;
 
-/// Quality of written JPEGs: the mask is to differ from the photo, not its compression.
+/// Quality of written JPEGs, high enough that compression adds little to the difference made by the mask.
 const JPEG_QUALITY: u8 = 95;
-/// Size of the template that the default points belong to.
+/// Size in pixels of the published template, to which the default points belong.
 const PUBLISHED_TEMPLATE_SIZE: (u32, u32) = (1627, 1085);
 
-/// Which images, and which masks.
+/// Arguments of `maskinv mask`.
 #[derive(Args, Debug)]
 pub struct MaskArgs {
-    /// An aligned 112x112 crop, a photo with --landmarks, or a folder of crops with any sub-folders
+    /// Aligned 112x112 crop, photo with --landmarks, or folder of crops (searched recursively)
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// Where the masked image goes, or the folder of them; they keep their names
+    /// Output image, or output folder in which images keep their names
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Kinds to draw from: surgical, cloth, ffp2, low_worn, high_worn, patterned, respirator, gaiter [default: all]
+    /// Kinds to choose from: surgical, cloth, ffp2, low_worn, high_worn, patterned, respirator, gaiter [default: all]
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = parse_name::<MaskKind>)]
     kind: Vec<MaskKind>,
-    /// Colours to draw from, such as white, light_blue, black [default: all]
+    /// Colours to choose from, such as white, light_blue, black [default: all]
     #[arg(long, value_name = "COLOUR", value_delimiter = ',', value_parser = parse_name::<MaskColour>)]
     colour: Vec<MaskColour>,
-    /// The published code's masks from this RGBA template, 8 px to the left on crops, colours wrapping around
+    /// Draw the published code's masks from this RGBA template: 8 px to the left on crops, colours wrapping around
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "colour"])]
     reference: Option<PathBuf>,
-    /// The template's own landmarks, ten numbers as in --landmarks, for another than the published one
+    /// Landmarks of the template, ten numbers as in --landmarks; needed unless it is the published one
     #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, requires = "reference")]
     template_points: Vec<f32>,
-    /// Ten numbers x1,y1,..,x5,y5 in pixels: eyes, nose, mouth corners, each pair from the image's left
+    /// Landmarks of the face, ten numbers x1,y1,..,x5,y5 in pixels: eyes, nose, mouth corners, left of the image first
     #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, allow_hyphen_values = true)]
     landmarks: Vec<f32>,
-    /// Decides the masks
+    /// Random seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Writes one picture instead: up to 12 faces, each clean and with every kind
+    /// Write a single picture instead: up to 12 faces, each without a mask and with every kind
     #[arg(long, conflicts_with = "landmarks")]
     sheet: bool,
 }
@@ -64,7 +64,7 @@ impl MaskArgs {
     /// When an image or the template is missing or broken, or the output exists or cannot be written.
     pub fn run(self) -> Result<()> {
         if self.input.is_dir() && !self.landmarks.is_empty() {
-            bail!("--landmarks are those of one image, and {} is a folder", self.input.display());
+            bail!("--landmarks applies to one image, but {} is a folder", self.input.display());
         }
         let inputs = list_images(&self.input)?;
         if self.sheet {
@@ -104,7 +104,7 @@ impl MaskArgs {
             if !self.template_points.is_empty() {
                 config.template_points = parse_points("--template-points", &self.template_points)?;
             } else if image::image_dimensions(template).is_ok_and(|size| size != PUBLISHED_TEMPLATE_SIZE) {
-                bail!("{}: not the published template; give its --template-points", template.display());
+                bail!("{}: not the published template, so --template-points is required", template.display());
             }
         }
         Ok(config)
@@ -117,7 +117,7 @@ impl MaskArgs {
         let (w, h) = image.dimensions();
         if (w, h) != (FACE_SIZE, FACE_SIZE) {
             let path = path.display();
-            bail!("{path}: expected a crop aligned to {FACE_SIZE}x{FACE_SIZE}, found {w}x{h}; give its --landmarks");
+            bail!("{path}: expected a crop aligned to {FACE_SIZE}x{FACE_SIZE}, found {w}x{h}; pass --landmarks");
         }
         Ok(mask_landmarks(protocol, &ALIGNED_LANDMARKS))
     }
@@ -133,7 +133,7 @@ impl MaskArgs {
             }
         };
         let maskers = columns.iter().map(Masker::new).collect::<crate::Result<Vec<_>>>()?;
-        // Spread over the folder rather than its first identity.
+        // Rows are spread over the folder, so that they are not all of the first identity.
         let step = inputs.len().div_ceil(SHEET_ROWS).max(1);
         let rows: Vec<&PathBuf> = inputs.iter().step_by(step).collect();
         let mut sheet = RgbImage::new(FACE_SIZE * (1 + maskers.len() as u32), FACE_SIZE * rows.len() as u32);
@@ -161,7 +161,7 @@ fn parse_points(flag: &str, numbers: &[f32]) -> Result<Landmarks> {
     }
 }
 
-/// Writes a new image; the format follows the extension.
+/// Writes a new image in the format of its extension.
 fn save(image: &RgbImage, path: &Path) -> Result<()> {
     if path.exists() {
         bail!("{}: exists already", path.display());

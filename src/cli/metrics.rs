@@ -11,25 +11,25 @@ use crate::eval::{
     Figures, Groups, ScoreFile, SettingResult, details_of, group_rates, group_table, operating_points, read_scores,
 };
 
-/// Which scores, and what to make of them.
+/// Arguments of `maskinv metrics`.
 #[derive(Args, Debug)]
 pub struct MetricsArgs {
-    /// A CSV with the columns score and is_same, and maybe person_a, person_b, group_a and group_b; or a .npy file of scores. Higher
-    /// scores mean more alike
+    /// CSV with the columns score and is_same (optionally person_a, person_b, group_a, group_b), or .npy file of
+    /// scores; higher scores mean more similar
     #[arg(value_name = "SCORES")]
     scores: PathBuf,
-    /// A .npy file of zeros and ones, which of the scores of a .npy file are of one person
+    /// For .npy scores, a .npy file of labels: 1 for genuine pairs, 0 for impostor pairs
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
-    /// Folds of equal size that the pairs fall into, in their order, for LFW's accuracy; the scores must be cosines
+    /// Number of folds for LFW's accuracy: equal parts of the pairs in file order; scores must be cosines
     #[arg(long, default_value_t = 0, value_name = "N")]
     folds: usize,
-    /// False match rate whose threshold the groups are compared at
+    /// Overall false match rate that sets the threshold for comparing groups
     #[arg(long, default_value_t = 1e-3, value_name = "RATE")]
     group_fmr: f64,
     #[command(flatten)]
     bootstrap: BootstrapArgs,
-    /// Prints all figures as JSON
+    /// Print all figures as JSON
     #[arg(long)]
     json: bool,
 }
@@ -38,12 +38,12 @@ impl MetricsArgs {
     /// Computes the figures of the scores and prints them.
     ///
     /// # Errors
-    /// When the file is wrong or the scores are too few.
+    /// When the file is invalid or has too few scores.
     pub fn run(self) -> Result<()> {
         let ScoreFile { comparisons, groups, repeated } = read_scores(&self.scores, self.labels.as_deref())?;
         if let Some(line) = repeated.first() {
             let (path, num) = (self.scores.display(), repeated.len());
-            eprintln!("{path}: {num} pairs come again, the first one in line {line}: they count each time");
+            eprintln!("{path}: {num} repeated pairs, the first in line {line}; each occurrence counts");
         }
         let bootstrap = self.bootstrap.config()?;
         let name = || self.scores.display().to_string();
@@ -70,12 +70,12 @@ impl MetricsArgs {
         let mut text =
             format!("{}: {} genuine, {} impostor comparisons", self.scores.display(), m.num_genuine, m.num_impostor);
         if let Some(drawn) = &result.bootstrap {
-            text += &format!("; in brackets {} % intervals of {drawn}", 100.0 * confidence);
+            text += &format!("; in brackets: {} % intervals of {drawn}", 100.0 * confidence);
         }
         text += &format!("\n\n{}\n\n{}", details_of(&[("scores", result)]), operating_points(result));
         if let Some(groups) = groups {
             let (table, threshold, fmr) = (group_table(&groups), groups.threshold, groups.fmr_target);
-            text += &format!("\n\nby group, at the threshold {threshold:.4} of FMR {fmr} over all:\n\n{table}");
+            text += &format!("\n\nby group, at threshold {threshold:.4} (overall FMR {fmr}):\n\n{table}");
         }
         text
     }

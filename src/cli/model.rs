@@ -1,4 +1,4 @@
-//! Models as users name them: a path, `hf://owner/repo/file`, or a short name.
+//! Flags that locate and configure a model given as a path, `hf://owner/repo/file` or a short name.
 
 use std::path::{Path, PathBuf};
 
@@ -8,40 +8,40 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::models::{Loaded, open_model};
 use crate::preprocessing::Channels;
-use crate::weights::{DATASET_SCHEME, Hub, HubConfig, ModelRef};
+use crate::weights::{DATASET_SCHEME, Hub, HubConfig, ModelRef, WeightsFile};
 
-/// How models are found that are not files, and what is known of them that no file says.
+/// Flags for hub access and for overriding a model's preprocessing.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct HubArgs {
-    /// Takes models of the Hugging Face hub from the cache only; also HF_HUB_OFFLINE=1
+    /// Use only cached files of the Hugging Face hub; same as HF_HUB_OFFLINE=1
     #[arg(long)]
     offline: bool,
-    /// Gives the model BGR images, whatever its file says; for the original AdaFace files
+    /// Feed images in BGR order, overriding the model file; for the original AdaFace files
     #[arg(long)]
     bgr: bool,
-    /// What is taken from each pixel value, 0 to 255, whatever the model's file says
+    /// Mean subtracted from each pixel value (0 to 255), overriding the model file
     #[arg(long, value_name = "X")]
     mean: Option<f64>,
-    /// What the difference is divided by, whatever the model's file says
+    /// Divisor applied after subtracting the mean, overriding the model file
     #[arg(long, value_name = "X")]
     std: Option<f64>,
 }
 
 impl HubArgs {
-    /// For commands about data sets, which have no model.
+    /// Returns flags for the `data` commands, which have no model.
     pub(super) fn of_data(offline: bool) -> Self {
         Self { offline, ..Self::default() }
     }
 
-    /// Returns the file of a model, downloaded if need be.
-    pub(super) fn fetch(&self, reference: &ModelRef) -> Result<PathBuf> {
+    /// Returns a model's file, which is downloaded if it is not cached.
+    pub(super) fn fetch(&self, reference: &ModelRef) -> Result<WeightsFile> {
         let bar = bar(&reference.to_string());
-        let path = self.hub().resolve(reference, &mut |done, total| show(&bar, done, total));
+        let file = self.hub().resolve(reference, &mut |done, total| show(&bar, done, total));
         bar.finish_and_clear();
-        Ok(path?)
+        Ok(file?)
     }
 
-    /// Returns a model with what was found while it was loaded.
+    /// Loads a model, with the notes made while it was loaded, and applies the preprocessing flags.
     pub(super) fn load(&self, name: &str) -> Result<Loaded> {
         let bar = bar(name);
         let loaded = open_model(name, &self.hub(), &mut |done, total| show(&bar, done, total));
@@ -55,20 +55,20 @@ impl HubArgs {
             preprocessing.mean = self.mean.unwrap_or(preprocessing.mean);
             preprocessing.std = self.std.unwrap_or(preprocessing.std);
             preprocessing.validate()?;
-            loaded.notes.push(format!("preprocessing as the flags say: {preprocessing}"));
+            loaded.notes.push(format!("preprocessing overridden by flags: {preprocessing}"));
             loaded.model = loaded.model.with_preprocessing(preprocessing);
         }
         Ok(loaded)
     }
 
-    /// As [`Self::load`], and prints the notes on stderr.
+    /// Like [`Self::load`], but also prints the notes on stderr.
     pub(super) fn load_with_notes(&self, name: &str) -> Result<Loaded> {
         let loaded = self.load(name)?;
         loaded.notes.iter().for_each(|note| eprintln!("{name}: {note}"));
         Ok(loaded)
     }
 
-    /// Returns where a data set is, downloaded if it is one of the hub's.
+    /// Returns the path of a data set; one of the hub's is downloaded if it is not cached.
     pub(super) fn dataset(&self, path: &Path) -> Result<PathBuf> {
         let Some(reference) = path.to_str().filter(|text| text.starts_with(DATASET_SCHEME)) else {
             return Ok(path.to_owned());
@@ -79,7 +79,7 @@ impl HubArgs {
     }
 
     fn hub(&self) -> Hub {
-        // The variables that Python's huggingface_hub reads too.
+        // Python's huggingface_hub reads the same variables.
         let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let is_true = |value: String| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
         Hub::new(HubConfig {
@@ -91,7 +91,7 @@ impl HubArgs {
     }
 }
 
-/// A bar in bytes, not drawn before there are some.
+/// Returns a progress bar in bytes, which is drawn once there is progress.
 fn bar(name: &str) -> ProgressBar {
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta}") {

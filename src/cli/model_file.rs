@@ -1,4 +1,4 @@
-//! A model's file that a command is to write.
+//! Model files written by commands.
 
 use std::path::{Path, PathBuf};
 
@@ -14,13 +14,13 @@ pub(super) struct ModelFile {
 }
 
 impl ModelFile {
-    /// Checks the name of a file before the work.
+    /// Checks the output path, before any expensive work.
     ///
     /// # Errors
-    /// When the file exists or its extension is another.
+    /// When the file exists or its extension is neither `.safetensors` nor `.onnx`.
     pub fn new(path: &Path) -> Result<Self> {
         if path.exists() {
-            bail!("{}: exists", path.display());
+            bail!("{}: exists already", path.display());
         }
         let is_onnx = match path.extension().and_then(|e| e.to_str()).unwrap_or_default() {
             "safetensors" => false,
@@ -30,15 +30,15 @@ impl ModelFile {
         Ok(Self { path: path.to_owned(), is_onnx })
     }
 
-    /// Whether it is an ONNX graph, which computes in f32.
+    /// Whether the output is an ONNX graph, which computes in f32.
     pub fn is_onnx(&self) -> bool {
         self.is_onnx
     }
 
-    /// Writes the model; `dtype` is that of a .safetensors file.
+    /// Writes the model; `dtype` applies to a .safetensors file only.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When the file cannot be written.
     pub fn write(&self, model: &Model, dtype: DType) -> Result<()> {
         match self.is_onnx {
             true => export_onnx(&self.path, model)?,

@@ -1,4 +1,4 @@
-//! Progress on stderr: a bar on a terminal, a line now and then elsewhere.
+//! Progress on stderr: a bar on a terminal, periodic lines elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -8,25 +8,25 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::results::eers;
 use crate::train::Event;
 
-/// Time between lines where there is no terminal.
+/// Time between progress lines if stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Shows the events of an experiment.
+/// Progress display for the events of an experiment.
 pub(super) struct Progress {
     bar: ProgressBar,
     shows: Shows,
     last_line: Instant,
-    /// Name and number of steps of the arm in training.
+    /// Name and number of steps of the arm being trained.
     arm: (&'static str, usize),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shows {
-    /// A bar that moves: a terminal.
+    /// A progress bar, for terminals.
     Bar,
-    /// A line now and then: a log.
+    /// Periodic lines, for log files.
     Lines,
-    /// What somebody should know of, and no progress.
+    /// Notices only, no progress.
     Notices,
 }
 
@@ -36,7 +36,7 @@ impl Progress {
         Self { bar: ProgressBar::hidden(), shows, last_line: Instant::now(), arm: ("", 0) }
     }
 
-    /// Shows notices alone if it is to be quiet.
+    /// Shows only notices if `quiet` is set.
     pub(super) fn of(quiet: bool) -> Self {
         let progress = Self::new();
         Self { shows: if quiet { Shows::Notices } else { progress.shows }, ..progress }
@@ -49,11 +49,11 @@ impl Progress {
             Event::Start { arm, num_steps, num_images, num_left_out, num_identities, num_skipped_identities } => {
                 let skipped = match num_skipped_identities {
                     0 => String::new(),
-                    n => format!(", {n} identities with too few left out"),
+                    n => format!(", {n} identities with too few images left out"),
                 };
                 let left_out = match num_left_out {
                     0 => String::new(),
-                    n => format!(" ({n} left over each epoch, others every time)"),
+                    n => format!(" ({n} left out of each epoch, different ones every time)"),
                 };
                 let images = format!("{num_images} images of {num_identities} identities{left_out}{skipped}");
                 self.say(&format!("{}: {images}, {num_steps} steps", arm.title()));
@@ -74,7 +74,7 @@ impl Progress {
                 );
                 let (arm, num_steps) = self.arm;
                 if self.bar.prefix() != arm {
-                    // After an evaluation in between.
+                    // The bar was replaced by that of an evaluation.
                     self.begin(arm, num_steps);
                 }
                 self.advance(step, text);
@@ -91,7 +91,7 @@ impl Progress {
         }
     }
 
-    /// Shows that `done` of `total` images are dealt with, in a work that is called `name`.
+    /// Shows that `done` of `total` items are processed; `name` is the task and `what` the text beside the bar.
     pub(super) fn count(&mut self, name: &str, what: &str, done: usize, total: usize) {
         if self.bar.length() != Some(total as u64) || done < self.bar.position() as usize {
             self.begin(name, total);
@@ -102,7 +102,7 @@ impl Progress {
         }
     }
 
-    /// A line that stays, above the bar.
+    /// Prints a permanent line above the bar.
     fn say(&self, text: &str) {
         self.bar.suspend(|| eprintln!("{text}"));
     }

@@ -1,4 +1,4 @@
-//! `report.html` of a training, from its records.
+//! Writes a training's `report.html` from its records.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -13,13 +13,13 @@ use crate::eval::{Evaluation, Setting};
 use crate::report::{ArmCurves, EvaluationPoint, FIGURES, SampleRow, StepPoint, TrainingReport};
 use crate::train::{Arm, ArmOutcome, Config, Experiment, Progressed, Run, StepRecord, read_evaluations, read_steps};
 
-/// Its name in the training's folder.
+/// Name of the report in the training's folder.
 pub(super) const FILE: &str = "report.html";
-/// Images of a batch that are shown.
+/// Number of sample images shown per batch.
 const NUM_SAMPLES: usize = 12;
 
-/// Writes the page of the training in `folder`, with some of its first batch if its data can be read. `experiment`: the training, if it is
-/// at hand.
+/// Writes the report of the training in `folder`, with samples of its first batch if its data can be read. Pass
+/// `experiment` if the training is already open; otherwise its data set is opened from the saved settings.
 pub(super) fn write(folder: &Path, experiment: Option<&Experiment>, notices: Vec<String>) -> Result<()> {
     let run = Run::read(folder)?;
     let mut arms = Vec::new();
@@ -49,11 +49,11 @@ pub(super) fn write(folder: &Path, experiment: Option<&Experiment>, notices: Vec
         provenance: provenance(&run)?,
         arms,
         samples: samples(&run.config, experiment).unwrap_or_else(|error| {
-            eprintln!("{FILE} shows no images: {error:#}");
+            eprintln!("{FILE}: no sample images: {error:#}");
             Vec::new()
         }),
         tables: tables(&outcomes),
-        conclusion: if outcomes.is_empty() { String::new() } else { conclusion(&outcomes) },
+        conclusion: if outcomes.is_empty() { String::new() } else { conclusion(&outcomes, &run.paired_tests) },
     };
     Ok(report.write(folder)?)
 }
@@ -70,7 +70,7 @@ fn eers(evaluation: &Evaluation) -> Vec<(String, f64)> {
     Setting::TABLE.into_iter().filter_map(of).collect()
 }
 
-/// Every setting that is not its default, and what computed the results.
+/// Returns the version, commit, device and test set, and every setting that differs from its default.
 fn provenance(run: &Run) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();
     if let Some(p) = &run.provenance {
@@ -81,10 +81,10 @@ fn provenance(run: &Run) -> Result<Vec<(String, String)>> {
     Ok(all)
 }
 
-/// The first images of the first batch, as each side sees them.
+/// Returns the first images of the first batch, as teacher and student see them.
 fn samples(config: &Config, experiment: Option<&Experiment>) -> Result<Vec<SampleRow>> {
     let arm = config.train.arms.iter().find(|arm| **arm != Arm::Teacher).or(config.train.arms.first());
-    let arm = *arm.context("no arm")?;
+    let arm = *arm.context("train.arms: expected at least one")?;
     let opened;
     let experiment = match experiment {
         Some(experiment) => experiment,
@@ -104,7 +104,7 @@ fn samples(config: &Config, experiment: Option<&Experiment>) -> Result<Vec<Sampl
 }
 
 fn png(rgb: &[u8], size: usize) -> Result<Vec<u8>> {
-    let image = RgbImage::from_raw(size as u32, size as u32, rgb.to_vec()).context("an image of another size")?;
+    let image = RgbImage::from_raw(size as u32, size as u32, rgb.to_vec()).context("unexpected image size")?;
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, ImageFormat::Png)?;
     Ok(bytes.into_inner())

@@ -11,25 +11,25 @@ use super::{print, print_json, run_report};
 use crate::eval::{Setting, SettingResult, figure_rows};
 use crate::train::{Arm, Progressed, Run};
 
-/// Which trainings.
+/// Arguments of `maskinv runs`.
 #[derive(Args, Debug)]
 pub struct RunsArgs {
-    /// Folders of trainings, or folders of such folders; two trainings or more are put beside each other [default: runs]
+    /// Training folders, or folders that contain some; two or more training folders are compared [default: runs]
     #[arg(value_name = "DIR")]
     folders: Vec<PathBuf>,
-    /// Writes report.html anew into each training's folder
+    /// Rewrite report.html in each training folder
     #[arg(long)]
     report: bool,
-    /// Prints JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 impl RunsArgs {
-    /// Lists the trainings in a folder, or compares those that are named.
+    /// Lists the trainings in a folder, or compares the given trainings.
     ///
     /// # Errors
-    /// When there are none, or one that is named has no settings or broken records.
+    /// When there are none, or a given training has no settings or corrupt records.
     pub fn run(self) -> Result<()> {
         let default = [PathBuf::from("runs")];
         let named: &[PathBuf] = if self.folders.is_empty() { &default } else { &self.folders };
@@ -37,7 +37,7 @@ impl RunsArgs {
         for folder in named {
             match Run::is_in(folder) {
                 true => runs.push(Run::read(folder)?),
-                // One that is broken does not hide the others.
+                // A corrupt training is reported, and the rest are still listed.
                 false => runs.extend(inside(folder)?.into_iter().filter_map(|folder| match Run::read(&folder) {
                     Ok(run) => Some(run),
                     Err(error) => {
@@ -49,7 +49,7 @@ impl RunsArgs {
         }
         if runs.is_empty() {
             let names: Vec<String> = named.iter().map(|folder| folder.display().to_string()).collect();
-            bail!("{}: expected trainings, folders with config.toml, found none", names.join(", "));
+            bail!("{}: expected training folders (with config.toml), found none", names.join(", "));
         }
         if self.report {
             for run in &runs {
@@ -66,9 +66,9 @@ impl RunsArgs {
     }
 }
 
-/// The folders of trainings in a folder, in name order.
+/// Returns the training folders inside a folder, in name order.
 fn inside(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("{}: trainings", folder.display()))?;
+    let entries = std::fs::read_dir(folder).with_context(|| format!("{}: cannot list trainings", folder.display()))?;
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.with_context(|| folder.display().to_string())?.path();
@@ -80,7 +80,7 @@ fn inside(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A line for every training, and under it one for each of its arms.
+/// Prints a line for every training, followed by one for each of its arms.
 fn list(runs: &[Run]) -> Result<()> {
     for run in runs {
         let config = &run.config;
@@ -97,7 +97,7 @@ fn list(runs: &[Run]) -> Result<()> {
 
 fn describe(progressed: &Progressed) -> String {
     match progressed {
-        Progressed::Waiting => "not begun".to_owned(),
+        Progressed::Waiting => "not started".to_owned(),
         Progressed::Begun(step) => {
             let loss = step.loss.map_or("not finite".to_owned(), |loss| format!("{loss:.3}"));
             format!("at step {}, epoch {}, loss {loss}", step.step, step.epoch)
@@ -108,7 +108,7 @@ fn describe(progressed: &Progressed) -> String {
     }
 }
 
-/// What differs in the settings, and every figure of the arms that are finished in more than one.
+/// Prints the settings that differ, and all figures of the arms finished in more than one training.
 fn compare(runs: &[Run]) -> Result<()> {
     let names: Vec<String> = runs.iter().map(|run| run.folder.display().to_string()).collect();
     let entries = runs.iter().map(|run| run.config.entries()).collect::<Result<Vec<_>, _>>()?;
@@ -120,7 +120,7 @@ fn compare(runs: &[Run]) -> Result<()> {
     });
     let rows: Vec<_> = rows.collect();
     print(&match rows.is_empty() {
-        true => "the same settings\n".to_owned(),
+        true => "identical settings\n".to_owned(),
         false => grid("setting", &names, &rows),
     })?;
     for arm in Arm::ALL {
@@ -143,7 +143,7 @@ fn compare(runs: &[Run]) -> Result<()> {
     Ok(())
 }
 
-/// A table with a column for each name.
+/// Formats a table with one column per name.
 fn grid(title: &str, names: &[String], rows: &[(String, Vec<String>)]) -> String {
     let header = (title.to_owned(), names.to_vec());
     let all: Vec<&(String, Vec<String>)> = std::iter::once(&header).chain(rows).collect();

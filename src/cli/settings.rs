@@ -1,4 +1,4 @@
-//! The flags that `train` and `evaluate` share: where settings come from and what changes them.
+//! Flags shared by `train`, `evaluate` and `calibrate`: the source of the settings and their overrides.
 
 use std::path::{Path, PathBuf};
 
@@ -10,27 +10,27 @@ use super::model::HubArgs;
 use super::threads::ThreadsArgs;
 use crate::train::{Config, preset};
 
-/// Where settings come from, and what changes them.
+/// Flags for the source of the settings and their overrides.
 #[derive(Args, Debug)]
 pub(super) struct SettingsArgs {
-    /// Faces: a folder of people, a .rec, .tar or .parquet file, a list of images, a folder of one of these, or hf://datasets/owner/name; with LFW's lists
-    /// beside it, they say whom to train and test on; procedural faces without it
+    /// Data set: folder of people, .rec, .tar or .parquet file, list of images, folder with any of these, or
+    /// hf://datasets/owner/name; LFW's people.txt and pairs.txt beside it define the split [default: procedural faces]
     #[arg(long, value_name = "PATH")]
     pub(super) data: Option<PathBuf>,
-    /// Photos with real masks to measure on as well, as they are: a CSV of two files and `same`, 1 or 0, a row
+    /// CSV of pairs of photos with real masks to evaluate on as well: two file columns and `same` (1 or 0)
     #[arg(long, value_name = "CSV")]
     real_masks: Option<PathBuf>,
-    /// Settings to start from; `train --list-presets` shows them [default: in `train` procedural, or lfw-small with
-    /// --data; in `evaluate` those that the first model was trained with]
+    /// Preset to start from, see `train --list-presets` [default: procedural, or lfw-small with --data; `evaluate` and
+    /// `calibrate` use the settings that the (first) model was trained with]
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     pub(super) preset: Option<String>,
-    /// Settings from a TOML file, such as the config.toml of a training, instead of a preset
+    /// TOML file of settings to use instead of a preset, such as a training's config.toml
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Behaves as the published code does, with its masks from this RGBA template
+    /// Follow the published code's protocol, drawing its masks from this RGBA template
     #[arg(long, value_name = "TEMPLATE")]
     reference: Option<PathBuf>,
-    /// Any other setting, such as model.width=0.5, or KEY=none for its default; may be repeated
+    /// Set any setting, such as model.width=0.5; KEY=none restores its default; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     #[command(flatten)]
@@ -40,7 +40,7 @@ pub(super) struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// The settings that --config or --preset name, before anything changes them.
+    /// Returns the settings named by `--config` or `--preset`, without overrides.
     pub(super) fn chosen(&self) -> Result<Option<Config>> {
         Ok(match (&self.config, &self.preset) {
             (Some(path), _) => Some(Config::read(path)?),
@@ -49,25 +49,26 @@ impl SettingsArgs {
         })
     }
 
-    /// What was asked for, or what `model` was trained with: its people were kept apart from the test's.
+    /// Returns the chosen settings, or else those that `model` was trained with, which keep its training people out of
+    /// the test set.
     pub(super) fn chosen_or_beside(&self, model: &str) -> Result<Config> {
         if let Some(config) = self.chosen()? {
             return Ok(config);
         }
-        // runs/NAME/ARM, or a file in it.
+        // `model` is runs/NAME/ARM or a file in it.
         match Path::new(model).ancestors().take(3).map(|p| p.join("config.toml")).find(|p| p.is_file()) {
             Some(path) => {
-                eprintln!("settings of {}", path.display());
+                eprintln!("settings from {}", path.display());
                 Ok(Config::read(&path)?)
             }
             None => {
-                eprintln!("{model}: no config.toml beside it; default settings");
+                eprintln!("{model}: no config.toml beside it, using default settings");
                 Ok(Config::default())
             }
         }
     }
 
-    /// Changes `config` as the flags say, `--set` last, and checks the outcome.
+    /// Applies the flags to `config`, `--set` last, and validates the result.
     pub(super) fn apply(&self, config: &mut Config, hub: &HubArgs) -> Result<()> {
         if let Some(root) = &self.data {
             config.data.root = Some(root.clone());
@@ -81,7 +82,7 @@ impl SettingsArgs {
         for assignment in &self.set {
             config.set(assignment)?;
         }
-        // Last: what the settings name may be on the hub too.
+        // Comes last, because `--set` may name a data set of the hub too.
         config.data.root = config.data.root.take().map(|root| hub.dataset(&root)).transpose()?;
         Ok(config.validate()?)
     }

@@ -5,16 +5,16 @@ use clap::Args;
 
 use crate::workers;
 
-/// How many threads compute.
+/// Flag for the number of compute threads.
 #[derive(Args, Debug)]
 pub(super) struct ThreadsArgs {
-    /// Threads of the computation [default: all cores]
+    /// Number of compute threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 
 impl ThreadsArgs {
-    /// Starts them; once in a process, before anything is computed.
+    /// Starts the global thread pool. Call it once, before any computation.
     pub(super) fn start(&self) -> Result<()> {
         Ok(workers::pool(self.threads.unwrap_or(0).into()).build_global()?)
     }

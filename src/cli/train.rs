@@ -1,5 +1,6 @@
 //! `maskinv train`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -12,8 +13,9 @@ use super::progress::Progress;
 use super::results::{conclusion, tables};
 use super::settings::SettingsArgs;
 use super::{STOPPED, dry_run, interrupt, print, print_json, run_report, unused};
-use crate::files::write_atomic;
 use crate::train::{Arm, CONFIG_FILE, Checkpoint, Config, Event, Experiment, preset, preset_names};
+use crate::weights::Bundled;
+use crate::weights::manifest::find_bundled;
 
 /// What to train, on what, and how.
 #[derive(Args, Debug)]
@@ -22,26 +24,26 @@ pub struct TrainArgs {
     settings: SettingsArgs,
     #[command(flatten)]
     hub: HubArgs,
-    /// Which networks to train [default: those of the settings; all in most presets]
+    /// Network to train; repeat for several [default: from the settings]
     #[arg(long, value_enum)]
-    arm: Option<ArmChoice>,
-    /// A trained teacher to learn from, instead of training one: a checkpoint in any format (see `maskinv info`), its
-    /// folder, hf://owner/repo/file or a short name
+    arm: Vec<ArmChoice>,
+    /// Trained teacher to distil from instead of training one: a checkpoint in any format (see `maskinv info`), the folder
+    /// of a training, hf://owner/repo/file or a short name
     #[arg(long, value_name = "MODEL")]
     teacher: Option<String>,
-    /// Weights to start from, named as a teacher is
+    /// Weights that every arm starts from, named like a teacher
     #[arg(long, value_name = "MODEL")]
     start: Option<String>,
-    /// Where results go [default: a new folder in runs/]
+    /// Folder for the results [default: a new folder in runs/]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Writes into --out although something is there
+    /// Write into --out even if it is not empty
     #[arg(long, requires = "out", conflicts_with = "resume")]
     overwrite: bool,
-    /// Goes on with the training in this folder, as if it had never stopped; `auto`: with the one in --out, if there is one
+    /// Resume the training in DIR; `auto` resumes the one in --out, or starts it if there is none
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
-    /// Decides initial weights, batches, masks and margins
+    /// Seed of initial weights, batches, masks and margins
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Epochs of every arm
@@ -50,54 +52,56 @@ pub struct TrainArgs {
     /// Images per batch
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
-    /// Learning rate, for the batch size that the settings name
+    /// Learning rate for a batch of optim.lr_batch images; it is scaled with the batch size
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
-    /// Prints the results as JSON
+    /// Print results as JSON
     #[arg(long)]
     json: bool,
-    /// Shows no progress, only what you should know of
+    /// Hide progress; notices and errors are still shown
     #[arg(long, short)]
     quiet: bool,
-    /// Checks settings, weights and data, takes ten steps of every arm and says how long the training will take and how much memory;
-    /// leaves nothing behind
+    /// Check settings, weights and data, run ten steps of every arm, and print the expected time and memory; write nothing
     #[arg(long, conflicts_with_all = ["resume", "find_lr"])]
     dry_run: bool,
-    /// Raises the learning rate with every step of the first arm and says which ones it learns with (Smith, 2017); leaves nothing behind
+    /// Raise the learning rate step by step and print the range in which the first arm learns (Smith, 2017); write nothing
     #[arg(long, conflicts_with = "resume")]
     find_lr: bool,
     #[command(flatten)]
     lr_range: LrRangeArgs,
-    /// Prints the resolved settings and ends
+    /// Print the resolved settings and exit
     #[arg(long)]
     show_config: bool,
-    /// Prints the presets and ends
+    /// List the presets and exit
     #[arg(long)]
     list_presets: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ArmChoice {
-    /// The teacher, then aug, lg and hg
+    /// The paper's four: teacher, aug, lg and hg
     All,
     /// Margin loss on clean faces
     Teacher,
-    /// Margin loss on faces of which half are masked
+    /// Margin loss on clean and masked faces
     Aug,
-    /// As aug, with weak distillation from the teacher: MaskInv-LG
+    /// aug with weak distillation from the teacher: MaskInv-LG
     Lg,
-    /// As aug, with strong distillation from the teacher: MaskInv-HG
+    /// aug with strong distillation from the teacher: MaskInv-HG
     Hg,
+    /// Distillation from the teacher alone, without labels
+    Distill,
 }
 
 impl ArmChoice {
     fn arms(self) -> Vec<Arm> {
         match self {
-            Self::All => Arm::ALL.to_vec(),
+            Self::All => Arm::PAPER.to_vec(),
             Self::Teacher => vec![Arm::Teacher],
             Self::Aug => vec![Arm::Aug],
             Self::Lg => vec![Arm::Lg],
             Self::Hg => vec![Arm::Hg],
+            Self::Distill => vec![Arm::Distill],
         }
     }
 }
@@ -120,8 +124,7 @@ impl TrainArgs {
         let machine = self.settings.device.open()?;
         if self.dry_run || self.find_lr {
             // Nothing is written there.
-            let experiment = Experiment::new(config, Path::new(""))?.on(&machine);
-            let experiment = self.with_inputs(experiment, &self.inputs(None)?)?;
+            let experiment = self.with_models(Experiment::new(config, Path::new(""))?.on(&machine))?;
             return match self.dry_run {
                 true => dry_run::run(&experiment, self.quiet, self.json),
                 false => self.lr_range.run(&experiment, self.quiet, self.json),
@@ -131,22 +134,18 @@ impl TrainArgs {
             Some(out) => out.clone(),
             None => self.out_folder(config.train.seed)?,
         };
-        let inputs = self.inputs(resumed.as_deref())?;
         let mut experiment = Experiment::new(config, &out)?.on(&machine);
         if resumed.is_some() {
             experiment = experiment.resumed()?;
-        } else {
-            std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-            write_atomic(&out.join(INPUTS_FILE), &serde_json::to_vec_pretty(&inputs)?)?;
         }
-        let experiment = self.with_inputs(experiment, &inputs)?;
+        let experiment = self.with_models(experiment)?;
         let stop = interrupt::flag()?;
         let mut progress = Progress::of(self.quiet);
         let mut notices = Vec::new();
         let on = &mut |event: Event| {
             if matches!(event, Event::Embedded { .. }) && stop.load(Ordering::Relaxed) {
                 // What was trained is saved; an evaluation has nothing to save.
-                eprintln!("stopped in an evaluation, as asked; {}", go_on(&out));
+                eprintln!("stopped in an evaluation, as requested; {}", go_on(&out));
                 std::process::exit(STOPPED.into());
             }
             if let Event::Notice(text) = &event {
@@ -171,7 +170,7 @@ impl TrainArgs {
         for table in tables(&outcome.arms) {
             print(&format!("{table}\n"))?;
         }
-        print(&conclusion(&outcome.arms))?;
+        print(&conclusion(&outcome.arms, &outcome.paired_tests))?;
         print(&format!(
             "Checkpoints, settings and all figures are in {0}; {0}/{1} shows them.",
             out.display(),
@@ -179,12 +178,14 @@ impl TrainArgs {
         ))
     }
 
-    fn with_inputs(&self, mut experiment: Experiment, inputs: &Inputs) -> Result<Experiment> {
-        if let Some(name) = &inputs.teacher {
-            experiment = experiment.with_teacher(self.checkpoint(name).context("--teacher")?);
+    /// Opens the models that the settings name.
+    fn with_models(&self, mut experiment: Experiment) -> Result<Experiment> {
+        let train = experiment.config().train.clone();
+        if let Some(name) = train.teacher.filter(|_| !train.arms.contains(&Arm::Teacher)) {
+            experiment = experiment.with_teacher(self.checkpoint(&name).context("teacher")?);
         }
-        if let Some(name) = &inputs.start {
-            experiment = experiment.with_start(self.checkpoint(name).context("--start")?)?;
+        if let Some(name) = train.start_weights {
+            experiment = experiment.with_start(self.checkpoint(&name).context("start weights")?)?;
         }
         Ok(experiment)
     }
@@ -209,19 +210,6 @@ impl TrainArgs {
         Ok(out.join(CONFIG_FILE).is_file().then(|| out.clone()))
     }
 
-    /// The models that the training was given.
-    fn inputs(&self, resumed: Option<&Path>) -> Result<Inputs> {
-        let given = Inputs { teacher: self.teacher.clone(), start: self.start.clone() };
-        let Some(path) = resumed.map(|folder| folder.join(INPUTS_FILE)) else { return Ok(given) };
-        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        let before: Inputs = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-        let is_other = |given: &Option<String>, before| given.is_some() && given != before;
-        if is_other(&given.teacher, &before.teacher) || is_other(&given.start, &before.start) {
-            bail!("{}: expected the same --teacher and --start as before, found {given:?}", path.display());
-        }
-        Ok(before)
-    }
-
     fn resolve(&self, resumed: Option<&Path>) -> Result<Config> {
         let before = resumed.map(|folder| Config::read(&folder.join(CONFIG_FILE))).transpose()?;
         let mut config = match self.settings.chosen()?.or_else(|| before.clone()) {
@@ -242,13 +230,30 @@ impl TrainArgs {
         if let Some(lr) = self.lr {
             config.optim.lr = lr;
         }
-        if let Some(choice) = self.arm {
-            config.train.arms = choice.arms();
+        if self.teacher.is_some() && self.arm.contains(&ArmChoice::Teacher) {
+            bail!("--teacher gives a trained teacher, --arm teacher trains one: expected one of the two");
         }
-        if self.teacher.is_some() {
+        if !self.arm.is_empty() {
+            let chosen: BTreeSet<Arm> = self.arm.iter().flat_map(|choice| choice.arms()).collect();
+            config.train.arms = chosen.into_iter().collect();
+        }
+        if let Some(teacher) = &self.teacher {
             config.train.arms.retain(|&arm| arm != Arm::Teacher);
+            config.train.teacher = Some(teacher.clone());
+        } else if config.train.arms.contains(&Arm::Teacher) {
+            config.train.teacher = None;
+        }
+        if let Some(start) = &self.start {
+            config.train.start_weights = Some(start.clone());
         }
         self.settings.apply(&mut config, &self.hub)?;
+        let teacher = config.train.teacher.as_deref().filter(|_| self.teacher.is_none() && resumed.is_none());
+        if let Some(bundled) = teacher.and_then(find_bundled).filter(|_| config.data.root.is_some()) {
+            let Bundled { name, data, .. } = bundled;
+            bail!(
+                "the teacher of these settings, {name}, was trained on {data}: with --data, expected --teacher or --arm"
+            );
+        }
         match (before, resumed) {
             (Some(before), Some(folder)) if before != config => {
                 bail!(
@@ -278,22 +283,12 @@ impl TrainArgs {
     }
 }
 
-/// The models that a training was given, as they were named.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-struct Inputs {
-    teacher: Option<String>,
-    start: Option<String>,
-}
-
-/// Where a training keeps them.
-const INPUTS_FILE: &str = "inputs.json";
-
-/// How to go on.
+/// Returns the command that resumes a training.
 fn go_on(out: &Path) -> String {
-    format!("maskinv train --resume {} goes on", out.display())
+    format!("resume with: maskinv train --resume {}", out.display())
 }
 
-/// The settings that are not the same.
+/// Describes the settings that differ.
 fn differences(before: &Config, now: &Config) -> Result<String> {
     let of = |a: &Config, b: &Config| -> Result<String> {
         let entries = a.entries_unlike(b)?.into_iter().map(|(key, value)| format!("{key} = {value}"));

@@ -13,25 +13,25 @@ use crate::data::read_face;
 use crate::eval::{EmbedConfig, embed};
 use crate::models::Threshold;
 
-/// Which model, which two faces, and what counts as a match.
+/// Arguments of `maskinv verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// A checkpoint (safetensors, .pth, ONNX, MXNet .params), a folder of a training, hf://owner/repo/file or a short name
+    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), training folder, hf://owner/repo/file or short name
     #[arg(value_name = "MODEL")]
     model: String,
-    /// An aligned 112x112 crop
+    /// First face, an aligned 112x112 crop
     #[arg(value_name = "IMAGE")]
     a: PathBuf,
-    /// Another one
+    /// Second face, an aligned 112x112 crop
     #[arg(value_name = "IMAGE")]
     b: PathBuf,
-    /// The model's threshold for this false match rate; the strictest that it has without it
+    /// Use the model's threshold for this false match rate [default: its lowest rate]
     #[arg(long, value_name = "RATE", conflicts_with = "threshold")]
     fmr: Option<f64>,
-    /// The lowest cosine that counts as a match, whatever the model says
+    /// Lowest cosine that counts as a match, overriding the model's thresholds
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true, value_parser = cosine)]
     threshold: Option<f64>,
-    /// Prints JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -48,7 +48,7 @@ fn cosine(text: &str) -> Result<f64, String> {
 }
 
 impl VerifyArgs {
-    /// Compares the two faces and prints the score and, by a threshold, the decision.
+    /// Compares the two faces and prints the score and, if there is a threshold, the decision.
     ///
     /// # Errors
     /// When the model or an image cannot be read, or the model has no threshold for the rate.
@@ -71,19 +71,19 @@ impl VerifyArgs {
             }));
         }
         let decision = match is_match {
-            Some(true) => "one person",
-            Some(false) => "two people",
-            None => "no threshold: see maskinv calibrate, or give --threshold",
+            Some(true) => "same person",
+            Some(false) => "different people",
+            None => "no threshold: see maskinv calibrate, or pass --threshold",
         };
         let by = match (self.threshold, measured) {
-            (Some(threshold), _) => format!(", by --threshold {threshold}"),
-            (None, Some(measured)) => format!(", by the threshold {measured}"),
+            (Some(threshold), _) => format!(", at --threshold {threshold}"),
+            (None, Some(measured)) => format!(", at threshold {measured}"),
             (None, None) => String::new(),
         };
         print(&format!("cosine {score:.4}: {decision}{by}"))
     }
 
-    /// The threshold of the model that is asked for.
+    /// Returns the model's threshold to use: that of `--fmr`, or the strictest; none with `--threshold`.
     fn measured<'a>(&self, thresholds: &'a [Threshold]) -> Result<Option<&'a Threshold>> {
         if self.threshold.is_some() {
             return Ok(None);
@@ -93,7 +93,7 @@ impl VerifyArgs {
         if found.is_none() {
             let rates: Vec<f64> = thresholds.iter().map(|t| t.fmr).collect();
             bail!(
-                "{}: expected a threshold for FMR {fmr}, found those for {rates:?}: see maskinv calibrate",
+                "{}: expected a threshold for FMR {fmr}, found those for {rates:?}; see maskinv calibrate",
                 self.model
             );
         }

@@ -1,4 +1,4 @@
-//! From a photo with five landmarks to an aligned crop.
+//! Aligns a photo with five landmarks to the face template.
 
 use image::RgbImage;
 
@@ -6,8 +6,9 @@ use super::bilinear::bilinear;
 use super::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks};
 use crate::error::{Error, Result};
 
-/// Returns the crop of `image`, [`FACE_SIZE`] square, that has its landmarks as close to [`ALIGNED_LANDMARKS`] as a shift, a turn and
-/// a scaling can bring them (least squares; Umeyama, PAMI 1991), bilinear, black outside the photo, as insightface's `norm_crop`.
+/// Returns the [`FACE_SIZE`] square crop of `image` whose landmarks are as close to [`ALIGNED_LANDMARKS`] as a
+/// similarity transform (shift, rotation, scaling) can bring them (least squares; Umeyama, PAMI 1991). Sampling is
+/// bilinear, and black outside the photo, as in insightface's `norm_crop`.
 ///
 /// # Errors
 /// [`Error::Evaluation`] when all landmarks are in one place or one is not finite.
@@ -19,7 +20,7 @@ pub fn align_face(image: &RgbImage, landmarks: &Landmarks) -> Result<RgbImage> {
     }))
 }
 
-/// `p -> a p + b` with points as complex numbers.
+/// Similarity transform `p -> a p + b`, with points as complex numbers.
 #[derive(Clone, Copy, Debug)]
 struct Similarity {
     a: [f64; 2],
@@ -27,7 +28,8 @@ struct Similarity {
 }
 
 impl Similarity {
-    /// The map from a crop to the photo: the inverse of the one that brings the photo's landmarks closest to the template's.
+    /// Returns the map from the crop to the photo: the inverse of the one that brings the photo's landmarks closest to
+    /// the template's.
     fn from_template_to(landmarks: &Landmarks) -> Result<Self> {
         let photo = landmarks.map(|p| p.map(f64::from));
         let template = ALIGNED_LANDMARKS.map(|p| p.map(f64::from));
@@ -44,7 +46,7 @@ impl Similarity {
         let size = product[0].hypot(product[1]) / spread;
         if !(size.is_finite() && size > 1e-9) {
             return Err(Error::Evaluation(format!(
-                "expected five landmarks apart from each other, found {landmarks:?}"
+                "expected five landmarks that are finite and not all in one place, found {landmarks:?}"
             )));
         }
         // The inverse of multiplying by product / spread.
@@ -64,7 +66,7 @@ mod tests {
 
     use super::*;
 
-    /// A photo that changes smoothly, so that a wrong place shows.
+    /// A smooth gradient, so that a wrong position shows.
     fn photo(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| Rgb([(x / 2) as u8, (y / 2) as u8, ((x + y) / 4) as u8]))
     }

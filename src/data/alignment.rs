@@ -1,29 +1,29 @@
-//! Whether faces are where the alignment template has them.
+//! Checks whether faces are aligned to the 112x112 template.
 
 use image::RgbImage;
 use serde::Serialize;
 
 use super::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks};
 
-/// Side of a crop.
+/// Side of a crop, in pixels.
 const SIDE: usize = FACE_SIZE as usize;
-/// Faces that a mean needs to look like one.
+/// Fewest faces whose mean is meaningful.
 const MIN_FACES: u64 = 50;
-/// Axes of symmetry that are looked for, in pixels.
+/// Candidate columns for the axis of symmetry, in pixels.
 const AXES: std::ops::RangeInclusive<usize> = 36..=76;
-/// Rows in which eyes are looked for.
+/// Rows searched for the eyes.
 const EYE_ROWS: std::ops::Range<usize> = 28..76;
-/// Columns of an eye on both sides of the axis.
+/// Distances of an eye's columns from the axis, on either side.
 const EYE_COLUMNS: std::ops::Range<usize> = 10..26;
-/// How far the mean face may be from the template, in pixels, before it is worth a warning. Faces that are aligned by other
-/// detectors differ by one or two.
+/// Largest offset of the mean face from the template without a warning, in pixels. Crops aligned with different
+/// detectors differ by one or two pixels.
 const TOLERANCE_PX: f64 = 3.0;
-/// How far one face's landmarks may be, on average over the five, before it counts as misaligned.
+/// Largest mean distance of a face's five landmarks from the template before it counts as misaligned, in pixels.
 const MISALIGNED_PX: f64 = 8.0;
-/// How far left the landmarks of the 96-pixel-wide template are.
+/// Horizontal offset of the 96-pixel-wide template's landmarks from the 112-pixel template's.
 const OLD_TEMPLATE_SHIFT_PX: f64 = -8.0;
 
-/// The sum of many faces.
+/// Running sum of crops, to compute their mean.
 #[derive(Clone)]
 pub(super) struct MeanFace {
     sum: Vec<u64>,
@@ -36,8 +36,8 @@ impl Default for MeanFace {
     }
 }
 
-/// Where the mean of many faces is. Faces are nearly symmetric, and eyes are dark: no landmark is needed to see that a set was
-/// aligned to another template.
+/// Position of the mean face. Faces are nearly symmetric and eyes are dark, so this shows that a data set was aligned
+/// to another template without needing landmarks.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MeanFaceAlignment {
     /// Column of the axis of symmetry, in pixels.
@@ -60,13 +60,13 @@ impl MeanFace {
         self.num += other.num;
     }
 
-    /// Returns where the face is; none for too few faces.
+    /// Returns the position of the mean face, or `None` for fewer than [`MIN_FACES`] faces.
     pub fn alignment(&self) -> Option<MeanFaceAlignment> {
         if self.num < MIN_FACES {
             return None;
         }
         let mean: Vec<f64> = self.sum.iter().map(|&sum| sum as f64 / (3 * self.num) as f64).collect();
-        // In half pixels: an axis may be on a column or between two.
+        // In steps of half a pixel: the axis may lie on a column or between two.
         let scores: Vec<(f64, f64)> =
             (2 * AXES.start()..=2 * AXES.end()).map(|twice| (twice as f64 / 2.0, asymmetry(&mean, twice))).collect();
         let axis = lowest(&scores)?;
@@ -75,7 +75,7 @@ impl MeanFace {
     }
 }
 
-/// Mean squared difference between a face and itself mirrored at column `twice / 2`, over the columns that both have.
+/// Mean squared difference between a face and its mirror image about column `twice / 2`, over the columns both have.
 fn asymmetry(mean: &[f64], twice: usize) -> f64 {
     let (mut sum, mut num) = (0.0, 0);
     for row in mean.chunks_exact(SIDE) {
@@ -89,7 +89,8 @@ fn asymmetry(mean: &[f64], twice: usize) -> f64 {
     sum / f64::from(num.max(1))
 }
 
-/// How bright a row is where eyes would be, against the rows above and below: eyes are darker than brow bone and cheek.
+/// Brightness of a row at the eyes' columns, relative to the rows above and below: eyes are darker than brow bone and
+/// cheek.
 fn eye_brightness(mean: &[f64], row: usize, axis: f64) -> f64 {
     let of_row = |row: usize| {
         let columns = EYE_COLUMNS.flat_map(|d| [axis - d as f64, axis + d as f64]).map(|x| x.round() as usize);
@@ -102,7 +103,7 @@ fn eye_brightness(mean: &[f64], row: usize, axis: f64) -> f64 {
     band(row - 2..row + 3) - 0.5 * (band(row - 14..row - 8) + band(row + 9..row + 15))
 }
 
-/// Where a curve is lowest, between its points by a parabola.
+/// Position of a curve's minimum, refined between the points by a parabola.
 fn lowest(curve: &[(f64, f64)]) -> Option<f64> {
     let (at, &(x, y)) = curve.iter().enumerate().min_by(|a, b| a.1.1.total_cmp(&b.1.1))?;
     let neighbours = at.checked_sub(1).and_then(|before| Some((curve.get(before)?, curve.get(at + 1)?)));
@@ -112,7 +113,7 @@ fn lowest(curve: &[(f64, f64)]) -> Option<f64> {
 }
 
 impl MeanFaceAlignment {
-    /// Returns a sentence if the face is not where the 112x112 template has it.
+    /// Returns a warning if the mean face is not where the 112x112 template has it.
     pub fn warning(&self) -> Option<String> {
         let [left, right] = [ALIGNED_LANDMARKS[0], ALIGNED_LANDMARKS[1]].map(|p| p.map(f64::from));
         let expected = [0.5 * (left[0] + right[0]), 0.5 * (left[1] + right[1])];
@@ -121,7 +122,7 @@ impl MeanFaceAlignment {
             return None;
         }
         let where_it_is = format!(
-            "the mean face has its middle at column {:.1} and its eyes at row {:.1}; the 112x112 template has them at {:.1} and \
+            "the mean face has its axis at column {:.1} and its eyes at row {:.1}; the 112x112 template has them at {:.1} and \
              {:.1}",
             self.axis_px, self.eyes_px, expected[0], expected[1]
         );
@@ -129,31 +130,31 @@ impl MeanFaceAlignment {
     }
 }
 
-/// What to make of a shift.
+/// Likely cause of a shift from the template.
 fn advice(shift: [f64; 2]) -> String {
     if (shift[0] - OLD_TEMPLATE_SHIFT_PX).abs() <= TOLERANCE_PX && shift[1].abs() <= TOLERANCE_PX {
         return "the crops were aligned to the template for 96x112 pixels, 8 px to the left; published networks lose much \
-                accuracy on them, align them anew"
+                accuracy on them: realign them"
             .to_owned();
     }
-    "the crops were aligned otherwise, or not at all; published networks lose accuracy on them".to_owned()
+    "the crops were aligned to a different template, or not at all; published networks lose accuracy on them".to_owned()
 }
 
-/// How far landmarks of a set are from the template.
+/// Distances of a data set's landmarks from the template.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LandmarkAlignment {
-    /// Images with landmarks.
+    /// Number of images with landmarks.
     pub num_images: usize,
     /// Mean of each landmark's offset from the template, in pixels.
     pub mean_offset_px: [[f64; 2]; 5],
     /// Mean distance of a landmark from the template, in pixels.
     pub mean_distance_px: f64,
-    /// Images whose landmarks are over 8 px away on average, the worst first, and how far.
+    /// Images whose landmarks are over 8 px from the template on average, with that distance, worst first.
     pub misaligned: Vec<(String, f64)>,
 }
 
 impl LandmarkAlignment {
-    /// Compares landmarks of named images with the template; none without images.
+    /// Compares the landmarks of named images with the template; `None` if there are no images.
     pub fn measure(landmarks: impl Iterator<Item = (String, Landmarks)>) -> Option<Self> {
         let mut sums = [[0f64; 2]; 5];
         let (mut num_images, mut distances, mut misaligned) = (0, 0.0, Vec::new());
@@ -180,8 +181,10 @@ impl LandmarkAlignment {
         })
     }
 
-    /// Returns what a colleague would say of it; nothing if all is well. A mean face that is where it should be tells landmarks
-    /// of other images from faces that are elsewhere.
+    /// Returns warnings for the user; empty if the landmarks fit the template.
+    ///
+    /// If `mean_face` is in place but the landmarks are not, the landmarks belong to other images and the crops are
+    /// aligned.
     pub fn warnings(&self, mean_face: Option<&MeanFaceAlignment>) -> Vec<String> {
         let mean: [f64; 2] =
             [0, 1].map(|axis| self.mean_offset_px.iter().map(|offset| offset[axis]).sum::<f64>() / 5.0);
@@ -195,7 +198,7 @@ impl LandmarkAlignment {
             let of_others = is_face_in_place || mean.iter().any(|offset| offset.abs() > 0.3 * SIDE as f64);
             warnings.push(match of_others {
                 true => {
-                    format!("{away}: they are of other images than these crops, the photos before alignment perhaps")
+                    format!("{away}: they belong to other images than these crops, perhaps the photos before alignment")
                 }
                 false => format!("{away}: {}", advice(mean)),
             });
@@ -217,7 +220,7 @@ mod tests {
 
     use super::*;
 
-    /// A bright oval with two dark eyes, moved.
+    /// A bright disc with two dark eyes, shifted by `(dx, dy)`.
     fn face(dx: i32, dy: i32) -> RgbImage {
         RgbImage::from_fn(112, 112, |x, y| {
             let (x, y) = (x as i32 - dx, y as i32 - dy);
@@ -246,7 +249,7 @@ mod tests {
         }
         assert_eq!(alignment(0, 0).warning(), None);
         assert!(alignment(-8, 0).warning().is_some_and(|w| w.contains("96x112")));
-        assert!(alignment(0, 10).warning().is_some_and(|w| w.contains("otherwise")));
+        assert!(alignment(0, 10).warning().is_some_and(|w| w.contains("different template")));
         assert!(MeanFace::default().alignment().is_none());
     }
 
@@ -261,9 +264,9 @@ mod tests {
         assert!(good.warnings(None).is_empty() && (good.mean_distance_px - 2.0 / 3.0).abs() < 1e-4);
         let old = measure(&[-8.0, -8.2, -7.8])?;
         assert!(old.warnings(None)[0].contains("96x112"), "{:?}", old.warnings(None));
-        assert!(measure(&[80.0, 60.0])?.warnings(None)[0].contains("of other images"));
+        assert!(measure(&[80.0, 60.0])?.warnings(None)[0].contains("belong to other images"));
         let in_place = MeanFaceAlignment { axis_px: 56.0, eyes_px: 51.0 };
-        assert!(old.warnings(Some(&in_place))[0].contains("of other images"));
+        assert!(old.warnings(Some(&in_place))[0].contains("belong to other images"));
         let one = measure(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.5])?;
         assert_eq!(one.misaligned.len(), 1);
         assert!(one.misaligned[0].0 == "6" && one.warnings(None)[0].starts_with("1 images (14.3 %)"));

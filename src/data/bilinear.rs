@@ -1,12 +1,12 @@
-//! The colour of an image between its pixels.
+//! Bilinear sampling of images.
 
 use image::{Rgb, RgbImage};
 
-/// The value between four pixels; black outside.
+/// Returns the colour of `image` at `(x, y)`, interpolated between four pixels; black outside.
 pub(super) fn bilinear(image: &RgbImage, x: f32, y: f32) -> Rgb<u8> {
     let (left, top) = (x.floor(), y.floor());
     let (fx, fy) = (x - left, y - top);
-    // The casts saturate: a point may be far away.
+    // The casts saturate: a point may lie far outside.
     let at = |start: f32, offset: i64| u32::try_from((start as i64).saturating_add(offset));
     let mut sum = [0f32; 3];
     let corners = [(0, 0, (1.0 - fx) * (1.0 - fy)), (1, 0, fx * (1.0 - fy)), (0, 1, (1.0 - fx) * fy), (1, 1, fx * fy)];

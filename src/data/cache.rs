@@ -5,10 +5,10 @@ use rayon::prelude::*;
 use super::{Dataset, OnBroken, Sample};
 use crate::error::Result;
 
-/// All samples of a data set, decoded: 37 kB a face.
+/// All samples of a data set, decoded: 37 kB per face.
 pub struct Cached<D> {
     inner: D,
-    /// None where an image is broken.
+    /// `None` where an image is broken.
     samples: Vec<Option<Sample>>,
 }
 
@@ -63,7 +63,7 @@ impl<D: Dataset> Dataset for Cached<D> {
     fn get(&self, index: usize) -> Result<Sample> {
         match self.samples.get(index) {
             Some(Some(sample)) => Ok(sample.clone()),
-            // Its error again.
+            // A broken image fails again with its error.
             _ => self.inner.get(index),
         }
     }

@@ -1,4 +1,4 @@
-//! What is wrong with a data set: broken images, the same image twice, faces that are not where they should be.
+//! Checks a data set for broken images, duplicates and misaligned faces.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,31 +11,32 @@ use serde::Serialize;
 use super::Dataset;
 use super::alignment::{MeanFace, MeanFaceAlignment};
 
-/// What was found in a data set.
+/// Results of checking a data set.
 #[derive(Clone, Debug, Serialize)]
 pub struct Findings {
-    /// Images that were looked at.
+    /// Number of images checked.
     pub num_images: usize,
-    /// Images that cannot be used, and why, in the set's order.
+    /// Names of images that cannot be used, with the reason, in the set's order.
     pub broken: Vec<(String, String)>,
     /// Groups of images with the same pixels, in the set's order.
     pub duplicates: Vec<Duplicates>,
-    /// Where the mean of all faces is.
+    /// Position of the mean face; `None` for too few faces.
     pub mean_face: Option<MeanFaceAlignment>,
 }
 
 /// Images with the same pixels.
 #[derive(Clone, Debug, Serialize)]
 pub struct Duplicates {
-    /// Their names.
+    /// Names of the images.
     pub images: Vec<String>,
-    /// Whether they count as faces of several people.
+    /// Whether they are labelled as different people.
     pub is_across_people: bool,
 }
 
-/// Decodes every image of a data set, in parallel; `progress` receives how many are done.
+/// Decodes every image of a data set in parallel and reports what is wrong; `progress` receives the number of images
+/// done.
 ///
-/// In memory are 16 bytes for each image.
+/// Memory is 16 bytes per image.
 pub fn check(images: &dyn Dataset, progress: impl FnMut(usize) + Send) -> Findings {
     let done = AtomicUsize::new(0);
     let progress = Mutex::new(progress);
@@ -82,14 +83,14 @@ impl State {
     }
 }
 
-/// Images whose pixels have one hash and are the same.
+/// Groups images with the same hash and the same pixels.
 fn duplicates(images: &dyn Dataset, mut hashes: Vec<(u64, u32)>) -> Vec<Duplicates> {
     hashes.sort_unstable();
     let mut found: Vec<Vec<u32>> = Vec::new();
     for group in hashes.chunk_by(|a, b| a.0 == b.0).filter(|group| group.len() > 1) {
         let mut by_pixels: HashMap<Vec<u8>, Vec<u32>> = HashMap::new();
         for &(_, index) in group {
-            // It could be decoded before; if it cannot now, it is no duplicate.
+            // The image could be decoded before; if it cannot now, it does not count as a duplicate.
             if let Ok(sample) = images.get(index as usize) {
                 by_pixels.entry(sample.image.into_raw()).or_default().push(index);
             }
@@ -106,12 +107,12 @@ fn duplicates(images: &dyn Dataset, mut hashes: Vec<(u64, u32)>) -> Vec<Duplicat
 }
 
 impl Findings {
-    /// Returns the number of images that are duplicates of an earlier one.
+    /// Returns the number of images that are copies of an earlier one.
     pub fn num_duplicates(&self) -> usize {
         self.duplicates.iter().map(|group| group.images.len() - 1).sum()
     }
 
-    /// Returns what a colleague would say, a sentence a problem; nothing if all is well.
+    /// Returns a warning per problem; empty if there are none.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if !self.broken.is_empty() {
@@ -124,14 +125,14 @@ impl Findings {
         let across = self.duplicates.iter().filter(|group| group.is_across_people).count();
         if across > 0 {
             warnings.push(format!(
-                "{across} images are there as faces of several people: one of the names is wrong, and pairs of them count as \
-                 impostors with a perfect score"
+                "{across} images appear under several people: one of the labels is wrong, and pairs of them count \
+                 as impostors with a perfect score"
             ));
         }
         let within = self.num_duplicates();
         if within > 0 && self.duplicates.len() > across {
             warnings.push(format!(
-                "{within} images are copies of another: in a test set they are genuine pairs that anything recognises"
+                "{within} images are copies of another: in a test set they form genuine pairs that any system recognises"
             ));
         }
         warnings.extend(self.mean_face.as_ref().and_then(MeanFaceAlignment::warning));

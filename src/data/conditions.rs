@@ -1,4 +1,5 @@
-//! Conditions under which a face is seen, put onto a crop: misalignment, a tight frame, low resolution, other light.
+//! Augmentations that imitate capture conditions: misalignment, a tight frame, low resolution, lighting; and random
+//! cropping and erasing.
 
 use std::ops::Range;
 
@@ -10,26 +11,26 @@ use rand_chacha::ChaCha8Rng;
 use super::AugmentConfig;
 use super::bilinear::bilinear;
 
-/// Largest turn of a misaligned face, radians.
+/// Largest rotation of a misaligned face, in radians.
 const MAX_TURN_RAD: f32 = 0.12;
-/// Largest relative change of its size.
+/// Largest relative change in size of a misaligned face.
 const MAX_SCALING: f32 = 0.1;
-/// Largest shift, as a share of the side.
+/// Largest shift of a misaligned face, as a share of the side.
 const MAX_SHIFT: f32 = 0.05;
-/// Largest turn of a frame against the face, radians.
+/// Largest rotation of a frame relative to the face, in radians.
 const MAX_FRAME_TURN_RAD: f32 = 0.35;
-/// Shares of the side that a frame may take from left and right, top, bottom.
+/// Largest shares of the side that a frame cuts off at left and right, top, bottom.
 const FRAME: [f32; 3] = [0.3, 0.3, 0.15];
-/// Shares of the area that a part has that is scaled up, and height by width of it.
+/// Share of the area that a random crop keeps, and its ratio of height to width.
 const CROP_AREA: Range<f32> = 0.6..1.0;
 const CROP_RATIO: Range<f32> = 0.75..1.333;
-/// The same of a part that is erased.
+/// Share of the area that is erased, and its ratio of height to width.
 const ERASED_AREA: Range<f32> = 0.02..0.2;
 const ERASED_RATIO: Range<f32> = 0.333..3.0;
-/// Least side that a face is scaled down to, as a share.
+/// Smallest side that a face is scaled down to, as a share of the original.
 const MIN_RESOLUTION: f32 = 0.2;
 
-/// Puts conditions onto `image`, each with its probability in `config`.
+/// Applies each augmentation to `image` with its probability in `config`.
 pub(super) fn apply(image: &mut RgbImage, config: &AugmentConfig, rng: &mut ChaCha8Rng) {
     if rng.random_bool(config.misalign) {
         *image = misaligned(image, rng);
@@ -64,7 +65,8 @@ pub(super) fn apply(image: &mut RgbImage, config: &AugmentConfig, rng: &mut ChaC
     }
 }
 
-/// Width and height of a part of an image: its share of the area, and height by width, the logarithm of which is uniform.
+/// Random width and height of a rectangle: its share of the area is uniform in `area`, its ratio of height to width
+/// log-uniform in `ratio`.
 fn part(image: &RgbImage, area: Range<f32>, ratio: Range<f32>, rng: &mut ChaCha8Rng) -> [u32; 2] {
     let (width, height) = image.dimensions();
     let area = rng.random_range(area) * width as f32 * height as f32;
@@ -73,12 +75,12 @@ fn part(image: &RgbImage, area: Range<f32>, ratio: Range<f32>, rng: &mut ChaCha8
     [(size[0].round() as u32).clamp(1, width), (size[1].round() as u32).clamp(1, height)]
 }
 
-/// Left and top of a part of this size.
+/// Random left and top of a rectangle of this size.
 fn place(image: &RgbImage, size: [u32; 2], rng: &mut ChaCha8Rng) -> [u32; 2] {
     [rng.random_range(0..=image.width() - size[0]), rng.random_range(0..=image.height() - size[1])]
 }
 
-/// The image turned, scaled and shifted a little, black where nothing is known.
+/// The image rotated, scaled and shifted a little, black outside the original.
 fn misaligned(image: &RgbImage, rng: &mut ChaCha8Rng) -> RgbImage {
     let (width, height) = image.dimensions();
     let centre = [width as f32 / 2.0, height as f32 / 2.0];
@@ -91,8 +93,8 @@ fn misaligned(image: &RgbImage, rng: &mut ChaCha8Rng) -> RgbImage {
     })
 }
 
-/// Blackens what is outside a rectangle that is turned against the face: tight crops look like this once they are
-/// aligned.
+/// Blackens everything outside a rectangle that is rotated relative to the face, as in tight crops that were aligned
+/// afterwards.
 fn frame(image: &mut RgbImage, rng: &mut ChaCha8Rng) {
     let (width, height) = (image.width() as f32, image.height() as f32);
     let (sin, cos) = rng.random_range(-MAX_FRAME_TURN_RAD..MAX_FRAME_TURN_RAD).sin_cos();
@@ -109,7 +111,7 @@ fn frame(image: &mut RgbImage, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// Another brightness, contrast and tint.
+/// Changes brightness, contrast and tint at random.
 fn light(image: &mut RgbImage, rng: &mut ChaCha8Rng) {
     let contrast = rng.random_range(0.6..1.3);
     let brightness = rng.random_range(-50.0..50.0);
@@ -164,7 +166,7 @@ mod tests {
             let changed = image.pixels().zip(original.pixels()).filter(|(a, b)| a != b).count();
             assert!((200..2700).contains(&changed), "seed {seed}: {changed}");
             let image = applied(&cropped, seed);
-            // A part of a gradient, stretched: less of it, in the same direction.
+            // A stretched part of a gradient has a smaller range in the same direction.
             let across = i32::from(image.get_pixel(111, 56).0[0]) - i32::from(image.get_pixel(0, 56).0[0]);
             assert!((60..=111).contains(&across), "seed {seed}: {across}");
         }

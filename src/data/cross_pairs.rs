@@ -1,4 +1,4 @@
-//! Pairs of images under two conditions, and lists of pairs out.
+//! Draws pairs of images under two conditions, and writes lists of pairs.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
@@ -12,14 +12,16 @@ use super::pairs::{count_images, list_number};
 use super::{Dataset, Pair};
 use crate::error::{Error, Result};
 
-/// Up to this many impostor pairs are written down to draw from; beyond, they are drawn until enough are different.
+/// Up to this many combinations of reference and probe, impostor pairs are listed and drawn from the list; above,
+/// combinations are drawn until enough are distinct.
 const MAX_LISTED: usize = 1 << 22;
 
-/// Draws pairs of a reference and a probe, such as a clean face and a masked one, without repetition and in an order that
-/// mixes both kinds: up to `max_genuine` of one identity and up to `max_impostor` of two.
+/// Draws pairs of a reference and a probe, such as a clean face and a masked one, without repetition and with both
+/// kinds shuffled together: up to `max_genuine` of the same identity and up to `max_impostor` of different identities.
 ///
-/// `is_probe` says of each image which of both it is, or neither. The same arguments give the same pairs. In each, `a` is the
-/// reference and `b` the probe; `fold` is 0. Uniform over all pairs of a kind.
+/// `is_probe` holds for each image whether it is a probe, a reference (`Some(false)`) or neither (`None`). The same
+/// arguments return the same pairs. In every pair `a` is the reference, `b` the probe and `fold` 0. Drawing is uniform
+/// over all pairs of a kind.
 pub fn sample_cross_pairs(
     labels: &[u32],
     is_probe: &[Option<bool>],
@@ -64,11 +66,12 @@ pub fn sample_cross_pairs(
     pairs
 }
 
-/// Returns pairs in LFW's format: a line `folds n`, then per fold `n` genuine and `n` impostor pairs, as many as there are of
-/// both kinds.
+/// Returns pairs in LFW's format: a line `folds n`, then per fold `n` genuine and `n` impostor pairs, with the largest
+/// `n` that both kinds allow.
 ///
 /// # Errors
-/// When an image's name is not `PERSON_NUMBER`, a person's name has blanks, or there are too few pairs for the folds.
+/// When an image is not named `PERSON_NUMBER`, a person's name contains blanks, or there are too few pairs for the
+/// folds.
 pub fn lfw_list(images: &dyn Dataset, pairs: &[Pair], num_folds: usize, path: &Path) -> Result<String> {
     let error = |what: String| Error::Data { path: path.to_owned(), what };
     let [genuine, impostor] =
@@ -89,7 +92,7 @@ pub fn lfw_list(images: &dyn Dataset, pairs: &[Pair], num_folds: usize, path: &P
         {
             Some(number) => Ok((identity, number)),
             None => Err(error(format!(
-                "LFW's format calls images PERSON_NUMBER: {} is called otherwise; write a .csv or .bin",
+                "LFW's format needs images named PERSON_NUMBER, found {}; write a .csv or .bin",
                 images.name(index)
             ))),
         }
@@ -108,10 +111,10 @@ pub fn lfw_list(images: &dyn Dataset, pairs: &[Pair], num_folds: usize, path: &P
     Ok(text)
 }
 
-/// Returns pairs as a CSV with the columns `a`, `b` and `same`, which [`read_photo_pairs`](super::read_photo_pairs) reads.
+/// Returns pairs as a CSV with the columns `a`, `b` and `same`, for [`read_photo_pairs`](super::read_photo_pairs).
 ///
 /// # Errors
-/// When the set does not name its images.
+/// When the data set does not name its images.
 pub fn csv_list(images: &dyn Dataset, pairs: &[Pair], path: &Path) -> Result<String> {
     let name = |index: usize| {
         images.person_and_file(index).ok_or_else(|| Error::Data {
@@ -139,7 +142,7 @@ mod tests {
         let labels: Vec<u32> = (0..60).map(|i| i / 6).collect();
         let is_probe: Vec<Option<bool>> = (0..60).map(|i| [Some(false), Some(true), None][i % 3]).collect();
         let pairs = sample_cross_pairs(&labels, &is_probe, usize::MAX, usize::MAX, 7);
-        // Ten people with two references and two probes.
+        // Ten people with two references and two probes each.
         assert_eq!(pairs.iter().filter(|p| p.is_same).count(), 40);
         assert_eq!(pairs.iter().filter(|p| !p.is_same).count(), 360);
         let distinct: HashSet<(usize, usize)> = pairs.iter().map(|p| (p.a, p.b)).collect();

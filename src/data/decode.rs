@@ -1,4 +1,4 @@
-//! Image files in: by content, within limits, whole.
+//! Decodes image files by their content, within memory limits; truncated files are errors.
 
 use std::ffi::OsStr;
 use std::io::Cursor;
@@ -14,31 +14,31 @@ use zune_jpeg::JpegDecoder;
 use super::sample::FACE_SIZE;
 use crate::error::{Error, Result};
 
-/// Extensions of images, in lower case.
+/// File extensions of images, in lower case.
 const EXTENSIONS: [&str; 7] = ["jpg", "jpeg", "png", "bmp", "webp", "pgm", "ppm"];
 
-/// The most a decoder may allocate, in bytes: a photo of 40 megapixels.
+/// Most bytes that a decoder may allocate: a photo of 40 megapixels.
 const MAX_DECODE_BYTES: u64 = 128 << 20;
 
-/// Returns whether a file is an image by its name; hidden files are not, whatever their extension.
+/// Returns whether a file name is that of an image; hidden files are not, whatever their extension.
 pub fn is_image(name: &OsStr) -> bool {
     let is_hidden = name.as_encoded_bytes().starts_with(b".");
     let extension = Path::new(name).extension();
     !is_hidden && extension.is_some_and(|x| EXTENSIONS.iter().any(|e| x.eq_ignore_ascii_case(e)))
 }
 
-/// Returns the aligned crop in an image file, [`FACE_SIZE`] square.
+/// Reads the aligned crop in an image file, [`FACE_SIZE`] square.
 ///
 /// # Errors
-/// As [`read_image`], and when the size is another.
+/// Same as [`read_image`], and when the image has another size.
 pub fn read_face(path: &Path) -> Result<RgbImage> {
     decode_face(&read_bytes(path)?, || path.to_owned())
 }
 
-/// Returns the aligned crop that an image file of these bytes holds; `name` says where they are from, for an error.
+/// Decodes the aligned crop in the bytes of an image file; `name` returns its origin for error messages.
 ///
 /// # Errors
-/// As [`read_face`].
+/// Same as [`read_face`], apart from reading the file.
 pub fn decode_face(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage> {
     decode(bytes, &name, |width, height| {
         if (width, height) == (FACE_SIZE, FACE_SIZE) {
@@ -51,11 +51,10 @@ pub fn decode_face(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage>
     })
 }
 
-/// Returns the image in a file of any supported format, as RGB; the format is that of the content, since extensions
-/// lie.
+/// Reads an image file of any supported format as RGB. The format is detected from the content, since extensions lie.
 ///
 /// # Errors
-/// When the file cannot be read, is no image, is cut off, or would need more than 128 MiB decoded.
+/// When the file cannot be read, is not an image, is truncated, or would need more than 128 MiB decoded.
 pub fn read_image(path: &Path) -> Result<RgbImage> {
     decode(&read_bytes(path)?, &|| path.to_owned(), |_, _| Ok(()))
 }
@@ -81,7 +80,7 @@ fn decode(
     limits.max_alloc = Some(MAX_DECODE_BYTES);
     reader.limits(limits);
     let decoder = reader.into_decoder().map_err(|e| error(e.to_string()))?;
-    // Before any pixel is decoded: a forged header allocates nothing.
+    // Checked before any pixel is decoded, so that a forged header allocates nothing.
     let (width, height) = decoder.dimensions();
     check_size(width, height).map_err(error)?;
     if decoder.total_bytes() > MAX_DECODE_BYTES {
@@ -89,13 +88,14 @@ fn decode(
     }
     let image = DynamicImage::from_decoder(decoder).map_err(|e| error(e.to_string()))?;
     if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
-        return Err(error("expected a whole JPEG, found one without its end marker: the file is cut off".to_owned()));
+        return Err(error("expected a complete JPEG, found no end marker: the file is truncated".to_owned()));
     }
     Ok(image.into_rgb8())
 }
 
-/// The pixels of a whole JPEG in colour, by the decoder that `image` has, whose header is read once here and not twice, and into
-/// memory that stays; none where it is something else or broken, which `image` says more of.
+/// Decodes a complete colour JPEG with the decoder that `image` uses, but reads its header only once and decodes
+/// straight into the result. Returns `None` for anything else and for broken files, for which `image` has the better
+/// error.
 fn decode_colour_jpeg(
     bytes: &[u8],
     check_size: impl Fn(u32, u32) -> std::result::Result<(), String>,
@@ -103,7 +103,7 @@ fn decode_colour_jpeg(
     if !bytes.starts_with(&[0xff, 0xd8, 0xff]) || !jpeg_is_complete(bytes) {
         return Ok(None);
     }
-    // As `image` sets them.
+    // The options that `image` sets.
     let options = DecoderOptions::default().set_strict_mode(false).set_max_width(usize::MAX).set_max_height(usize::MAX);
     let mut decoder =
         JpegDecoder::new_with_options(ZCursor::new(bytes), options.jpeg_set_out_colorspace(ColorSpace::RGB));
@@ -121,17 +121,17 @@ fn decode_colour_jpeg(
     Ok(decoder.decode_into(&mut pixels).ok().and_then(|()| RgbImage::from_raw(width, height, pixels)))
 }
 
-/// Whether a JPEG has its end-of-image marker; the decoder fills what is missing with grey and says nothing.
+/// Whether a JPEG has its end-of-image marker; the decoder silently fills missing data with grey.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
     let mut at = 2; // after the start-of-image marker
     while let Some(offset) = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xff)) {
         let marker_at = at + offset + 1;
         match bytes.get(marker_at) {
             Some(0xd9) => return true,
-            // A stuffed 0xff of the entropy-coded data, a restart marker, or a marker without a segment.
+            // A stuffed 0xff in entropy-coded data, a restart marker, or another marker without a segment.
             Some(0x00 | 0x01 | 0xd0..=0xd8) => at = marker_at + 1,
             Some(0xff) => at = marker_at,
-            // A segment: skipped by its length, for it may hold a thumbnail with an end marker of its own.
+            // A segment is skipped by its length, since it may hold a thumbnail with an end marker of its own.
             Some(_) => match bytes.get(marker_at + 1..marker_at + 3) {
                 Some(&[high, low]) => at = marker_at + 1 + usize::from(u16::from_be_bytes([high, low])),
                 _ => return false,

@@ -1,4 +1,4 @@
-//! Landmarks of images in a CSV.
+//! Landmarks and conditions of images, read from CSV files.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,22 +7,22 @@ use super::Landmarks;
 use crate::error::Result;
 use crate::table::Table;
 
-/// Names of the ten columns, as detectors' outputs are often kept: left and right are the image's.
+/// Names of the ten coordinate columns, as detectors often write them; left and right are as seen in the image.
 const COLUMNS: [&str; 10] = ["lex", "ley", "rex", "rey", "nx", "ny", "lmx", "lmy", "rmx", "rmy"];
 
-/// Reads a CSV whose first row names a column `file` and ten of coordinates, in pixels of the image: `lex, ley` (the eye on the
-/// image's left), `rex, rey`, `nx, ny` (nose), `lmx, lmy, rmx, rmy` (mouth corners). Files are `PERSON/IMAGE`;
-/// rows without coordinates are left out.
+/// Reads landmarks from a CSV with a column `file` and ten columns of coordinates, in pixels of the image: `lex, ley`
+/// (the eye on the image's left), `rex, rey`, `nx, ny` (nose), `lmx, lmy, rmx, rmy` (mouth corners). Files are named
+/// `PERSON/IMAGE`; rows without coordinates are skipped.
 ///
 /// # Errors
-/// When the list cannot be read, a column is missing, a coordinate is no number, or a file comes twice.
+/// When the list cannot be read, a column is missing, a coordinate is not a finite number, or a file is listed twice.
 pub fn read_landmarks(path: &Path) -> Result<HashMap<String, Landmarks>> {
     let mut table = Table::open(path)?;
     let file = table.column("file")?;
     let columns = COLUMNS.map(|name| table.column(name)).into_iter().collect::<Result<Vec<_>>>()?;
     let mut landmarks = HashMap::new();
     while let Some(row) = table.next()? {
-        // A detector found no face.
+        // The detector found no face.
         if columns.iter().all(|&column| row[column].is_empty()) {
             continue;
         }
@@ -39,10 +39,10 @@ pub fn read_landmarks(path: &Path) -> Result<HashMap<String, Landmarks>> {
     Ok(landmarks)
 }
 
-/// Reads a column of a CSV by the file it belongs to.
+/// Reads one column of a CSV, keyed by its column `file`.
 ///
 /// # Errors
-/// When the list cannot be read, or it or the column `file` is missing.
+/// When the list cannot be read, or `file` or the column is missing.
 pub fn read_conditions(path: &Path, column: &str) -> Result<HashMap<String, String>> {
     let mut table = Table::open(path)?;
     let (file, condition) = (table.column("file")?, table.column(column)?);

@@ -1,4 +1,5 @@
-//! Batches for training, prepared ahead on threads. Order and content depend on the seed only.
+//! Training batches, prepared ahead by worker threads. Order and content depend only on the seed and the epoch, not on
+//! the number of threads.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,21 +13,21 @@ use super::sampling::order;
 use super::{Dataset, OnBroken, Pixels, Sample, Transform};
 use crate::error::{Error, Result};
 
-/// Images that are tried in place of a broken one.
+/// Most replacements tried for a broken image.
 const MAX_TRIES: usize = 100;
 
-/// How batches are made.
+/// Settings of the loader.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoaderConfig {
-    /// Images per batch; the published recipe has 512 over four GPUs.
+    /// Images per batch; the published recipe uses 512 across four GPUs.
     pub batch_size: usize,
-    /// Threads that prepare batches.
+    /// Worker threads that prepare batches.
     pub threads: usize,
-    /// Batches that each thread prepares ahead.
+    /// Batches that each worker thread prepares ahead.
     pub prefetch: usize,
-    /// How far people with few images are made up for: 0 takes each image once an epoch, 1 each person as often as the others,
-    /// 0.5 people by the square root of how many images they have.
+    /// How strongly people with few images are balanced: 0 uses each image once per epoch, 1 draws each person equally
+    /// often, 0.5 draws people in proportion to the square root of their number of images.
     pub balance: f64,
 }
 
@@ -42,7 +43,7 @@ impl LoaderConfig {
     /// # Errors
     /// Names the first setting that is out of range.
     pub fn validate(&self) -> Result<()> {
-        // Batch norm has no statistics of a single image.
+        // Batch norm needs more than one image.
         if !(2..=65_536).contains(&self.batch_size) {
             return Err(Error::Config(format!("loader.batch_size: expected 2 to 65536, found {}", self.batch_size)));
         }
@@ -59,28 +60,28 @@ impl LoaderConfig {
     }
 }
 
-/// The views of a batch.
+/// A training batch: both views of each image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// What the teacher sees.
+    /// The teacher's views.
     pub teacher: Pixels,
-    /// What the student sees.
+    /// The student's views.
     pub student: Pixels,
-    /// Whose faces they are.
+    /// Label of each image.
     pub labels: Vec<i64>,
-    /// Which images of the data set they are.
+    /// Index of each image in the data set.
     pub images: Vec<u32>,
 }
 
 impl Batch {
-    /// Returns the batch in `num` parts of the same size, which must divide the number of images.
+    /// Splits the batch into `num` parts of equal size.
     ///
     /// # Errors
-    /// When it does not.
+    /// When `num` does not divide the number of images.
     pub fn parts(self, num: usize) -> Result<Vec<Self>> {
         let len = self.labels.len();
         if num == 0 || !len.is_multiple_of(num) {
-            return Err(Error::Training(format!("a batch of {len} images cannot be cut into {num} parts of one size")));
+            return Err(Error::Training(format!("a batch of {len} images cannot be split into {num} equal parts")));
         }
         if num == 1 {
             return Ok(vec![self]);
@@ -98,7 +99,7 @@ impl Batch {
     }
 }
 
-/// Makes the batches of any epoch of a data set.
+/// Produces the batches of any epoch of a data set.
 pub struct Loader {
     dataset: Arc<dyn Dataset>,
     transform: Arc<Transform>,
@@ -111,7 +112,7 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Returns a loader of images of side `input_size`.
+    /// Returns a loader that scales images to `input_size` pixels square.
     ///
     /// # Errors
     /// When a setting is out of range, or the data set has fewer images than a batch.
@@ -135,14 +136,17 @@ impl Loader {
         Self { on_broken, ..self }
     }
 
-    /// Returns the loader of one of several processes that train together: of every `num_ranks` batches' worth of images it takes
-    /// those of its `rank`, so that no image goes to two of them, and together they see what one with batches of all would.
+    /// Restricts the loader to one of several processes that train together.
+    ///
+    /// Each step takes `num_ranks` batches of images from the epoch's order, and each rank gets one of these batches.
+    /// Together the ranks see what a single process with the combined batch size would see, and no two share a place in
+    /// the order.
     ///
     /// # Errors
-    /// When `rank` is not below `num_ranks`, or there are fewer images than a batch for each.
+    /// When `rank` is not below `num_ranks`, or the data set has fewer images than one batch per rank.
     pub fn shard(self, rank: usize, num_ranks: usize) -> Result<Self> {
         if rank >= num_ranks {
-            return Err(Error::Config(format!("rank {rank}: expected one below {num_ranks}")));
+            return Err(Error::Config(format!("rank {rank}: expected a rank below {num_ranks}")));
         }
         let loader = Self { rank, num_ranks, ..self };
         loader.check_size()?;
@@ -162,28 +166,28 @@ impl Loader {
         Ok(())
     }
 
-    /// Images of a batch of all ranks.
+    /// Images that all ranks take in one step.
     fn images_per_step(&self) -> usize {
         self.config.batch_size * self.num_ranks
     }
 
-    /// Batches of an epoch.
+    /// Number of batches in an epoch.
     pub fn num_batches(&self) -> usize {
         self.dataset.len() / self.images_per_step()
     }
 
-    /// Images that an epoch leaves out, because they do not fill a batch; others every epoch.
+    /// Number of images at the end of an epoch's order that do not fill a batch and are left out. The order changes
+    /// every epoch.
     pub fn num_left_out(&self) -> usize {
         self.dataset.len() % self.images_per_step()
     }
 
-    /// Returns the batches of `epoch` in their order, prepared ahead by threads that end with the iterator.
+    /// Returns the batches of `epoch` in order, prepared ahead by threads that end with the iterator.
     pub fn epoch(&self, epoch: u64) -> Batches {
         self.epoch_from(epoch, 0)
     }
 
-    /// Returns the batches of `epoch` from number `first` on, each as it would have been after the ones before: to go on where a
-    /// training stopped.
+    /// Returns the batches of `epoch` from number `first` on, to resume training. Each is the same as in a full epoch.
     pub fn epoch_from(&self, epoch: u64, first: usize) -> Batches {
         let mut rng = rng_of(self.seed, epoch, u64::MAX);
         let (set, balance) = (&self.dataset, self.config.balance);
@@ -191,7 +195,7 @@ impl Loader {
         let broken = Arc::new(Mutex::new(Vec::new()));
         let (receivers, workers) = (0..self.config.threads)
             .map(|turn| {
-                // Worker `turn` makes every `threads`-th batch: taking turns restores the order.
+                // Worker `turn` makes every `threads`-th batch; receiving from the workers in turn restores the order.
                 let (sender, receiver) = sync_channel(self.config.prefetch);
                 let worker = Worker {
                     dataset: self.dataset.clone(),
@@ -213,7 +217,7 @@ impl Loader {
     }
 }
 
-/// A generator of its own for each image of each epoch, whoever prepares it.
+/// Returns a separate random generator for each image of each epoch, the same on every worker.
 fn rng_of(seed: u64, epoch: u64, index: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -238,7 +242,7 @@ impl Worker {
         for range in batches {
             let made = self.make(&self.order[range]);
             let failed = made.is_err();
-            // A closed channel means that nobody wants more.
+            // A closed channel means that the iterator was dropped.
             if sender.send(made).is_err() || failed {
                 return;
             }
@@ -263,7 +267,7 @@ impl Worker {
         Ok(batch)
     }
 
-    /// Image `index`, or another if that is broken and broken ones are skipped.
+    /// Returns image `index` with its index, or a random replacement if it is broken and broken images are skipped.
     fn sample(&self, index: usize) -> Result<(usize, Sample)> {
         let error = match (self.dataset.get(index), self.on_broken) {
             (Ok(sample), _) => return Ok((index, sample)),
@@ -278,11 +282,11 @@ impl Worker {
                 return Ok((other, sample));
             }
         }
-        Err(Error::Training(format!("{MAX_TRIES} images in place of a broken one are broken too: {error}")))
+        Err(Error::Training(format!("{MAX_TRIES} random replacements for a broken image are broken too: {error}")))
     }
 }
 
-/// The batches of one epoch; ends after an error.
+/// Iterator over the batches of one epoch; ends after an error.
 pub struct Batches {
     receivers: Vec<Receiver<Result<Batch>>>,
     workers: Vec<JoinHandle<()>>,
@@ -293,7 +297,7 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// What was wrong with each image so far that another took the place of.
+    /// Returns one error message for each broken image replaced so far, sorted.
     pub fn broken(&self) -> Vec<String> {
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
         broken.sort_unstable();
@@ -322,7 +326,7 @@ impl Drop for Batches {
     fn drop(&mut self) {
         self.receivers.clear();
         for worker in self.workers.drain(..) {
-            // A panic of a worker has been seen as an early end of its channel.
+            // A worker's panic has already shown as an early end of its channel.
             let _ = worker.join();
         }
     }

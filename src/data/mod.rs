@@ -1,4 +1,4 @@
-//! Faces for training and testing: folders, lists of pairs, procedural faces, synthetic masks, batches.
+//! Data sets for training and evaluation: image formats, pair lists, procedural faces, synthetic masks and batches.
 
 mod align;
 mod alignment;

@@ -1,7 +1,7 @@
-//! Which images to compare: the pair and people lists of LFW and MFR2, and pairs drawn from labels.
+//! Pairs of images to compare: the pair and people lists of LFW and MFR2, and pairs drawn from labels.
 //!
-//! A list is text with one record a line and fields between tabs or blanks. A byte-order mark, CRLF line ends and blank
-//! lines are accepted. Counts in a list are checked against its lines and never allocate.
+//! A list is text with one record per line and fields separated by tabs or blanks. A byte-order mark, CRLF line ends
+//! and blank lines are accepted. Counts in a list are checked against its lines; they never determine an allocation.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -21,9 +21,9 @@ pub struct Pair {
     pub a: usize,
     /// Index of the second image.
     pub b: usize,
-    /// Whether both show one person.
+    /// Whether both show the same person.
     pub is_same: bool,
-    /// The fold of the protocol, from 0; 0 without folds.
+    /// The fold of the protocol, from 0; 0 if there are no folds.
     pub fold: usize,
 }
 
@@ -43,7 +43,7 @@ pub struct PairEntry {
     pub a: ImageId,
     /// The second image.
     pub b: ImageId,
-    /// Whether both show one person.
+    /// Whether both show the same person.
     pub is_same: bool,
     /// The fold, from 0.
     pub fold: usize,
@@ -60,32 +60,32 @@ pub struct PairList {
 }
 
 impl PairList {
-    /// Reads a list in LFW's format if its first line has one or two fields, else in MFR2's.
+    /// Reads a list in LFW's format if its first line has one or two fields, otherwise in MFR2's.
     ///
     /// # Errors
-    /// As [`PairList::read_lfw`] and [`PairList::read_mfr2`].
+    /// Same as [`PairList::read_lfw`] or [`PairList::read_mfr2`].
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let text = read_text(path.as_ref())?;
         let lines = Lines::new(path.as_ref(), &text);
         if lines.first().len() <= 2 { Self::parse_lfw(lines) } else { Self::parse_mfr2(lines) }
     }
 
-    /// Reads LFW's `pairs.txt`: a line `folds n`, then per fold `n` lines `name i j` of one person and `n` lines
-    /// `name1 i name2 j` of two. A first line of just `n` (`pairsDevTest.txt`) is one fold.
+    /// Reads LFW's `pairs.txt`: a line `folds n`, then per fold `n` lines `name i j` (the same person) and `n` lines
+    /// `name1 i name2 j` (different people). If the first line is just `n` (`pairsDevTest.txt`), the list has one fold.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is not UTF-8, [`Error::Line`] where a line
-    /// has the wrong number of fields, a number that is not a whole one from 1, or two people with one name, where the
-    /// file ends early and where it goes on after the last fold.
+    /// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is not UTF-8, [`Error::Line`] for a wrong
+    /// number of fields, a number that is not a whole number from 1, two people with the same name, an early end of the
+    /// file, or text after the last fold.
     pub fn read_lfw(path: impl AsRef<Path>) -> Result<Self> {
         Self::parse_lfw(Lines::new(path.as_ref(), &read_text(path.as_ref())?))
     }
 
-    /// Reads MFR2's `pairs.txt`: lines `name i j` of one person and `name1 i name2 j` of two, in any order. All are in
-    /// fold 0.
+    /// Reads MFR2's `pairs.txt`: lines `name i j` (same person) and `name1 i name2 j` (different people), in any order.
+    /// All are in fold 0.
     ///
     /// # Errors
-    /// As [`PairList::read_lfw`], and when the list is empty.
+    /// Same as [`PairList::read_lfw`], and when the list is empty.
     pub fn read_mfr2(path: impl AsRef<Path>) -> Result<Self> {
         Self::parse_mfr2(Lines::new(path.as_ref(), &read_text(path.as_ref())?))
     }
@@ -136,11 +136,13 @@ impl PairList {
         self.num_folds
     }
 
-    /// Finds the images of every pair in a data set, by the names of its identities and, where it has them, of its images
-    /// (`<identity>_NNNN.<extension>`, with any number of leading zeros; else images are counted); the order is the list's.
+    /// Finds the images of every pair in a data set, in the list's order.
+    ///
+    /// Identities are matched by name. Images are matched by file name, `<identity>_NNNN.<extension>` with any number
+    /// of leading zeros; if the data set has no file names, by their position among the identity's images.
     ///
     /// # Errors
-    /// [`Error::Line`] at the first pair with an image that the set does not have.
+    /// [`Error::Line`] at the first pair with an image that the data set lacks.
     pub fn resolve(&self, images: &dyn Dataset) -> Result<Vec<Pair>> {
         let named: HashSet<&str> =
             self.entries.iter().flat_map(|e| [e.a.identity.as_str(), e.b.identity.as_str()]).collect();
@@ -166,7 +168,8 @@ impl PairList {
     }
 }
 
-/// The number by which lists call an image of `identity`: by its name, or as it was counted if the set names no images.
+/// Returns the number by which lists refer to an image of `identity`: from its file name, or `counted` if the data set
+/// has no file names.
 pub(super) fn list_number(images: &dyn Dataset, index: usize, identity: &str, counted: u32) -> Option<u32> {
     match images.file_name(index) {
         Some(name) => image_number(&name, identity),
@@ -174,14 +177,14 @@ pub(super) fn list_number(images: &dyn Dataset, index: usize, identity: &str, co
     }
 }
 
-/// `7` of `Jane_Doe_0007.jpg`, an image of `Jane_Doe`.
+/// Returns 7 for `Jane_Doe_0007.jpg` of identity `Jane_Doe`.
 fn image_number(file_name: &str, identity: &str) -> Option<u32> {
     let stem = Path::new(file_name).file_stem()?.to_str()?;
     let digits = stem.strip_prefix(identity)?.strip_prefix('_')?;
     if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
 
-/// Each image's number among those of its identity, from 1, in the order of the set.
+/// Returns each image's number among those of its identity, from 1, in the order of the set.
 pub(super) fn count_images(images: &dyn Dataset) -> Vec<u32> {
     let mut counts = vec![0; images.num_identities()];
     let number = |index: usize| {
@@ -201,7 +204,7 @@ pub struct Person {
     pub num_images: u32,
 }
 
-/// A people list: which identities are in which fold, no identity in two.
+/// A people list: the identities of each fold. No identity is in two folds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct People {
     /// The identities of each fold, in the list's order.
@@ -210,12 +213,12 @@ pub struct People {
 
 impl People {
     /// Reads LFW's `people.txt`: the number of folds, then per fold a line with its number of people and that many
-    /// lines `name images`. A list that begins with the number of people (`peopleDevTrain.txt`) is one fold.
+    /// lines `name images`. A list that begins with the number of people (`peopleDevTrain.txt`) has one fold.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is not UTF-8, [`Error::Line`] where a line
-    /// has the wrong number of fields, a number that is not a whole one from 1 or a name for the second time, where the
-    /// file ends early and where it goes on after the last fold.
+    /// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is not UTF-8, [`Error::Line`] for a wrong
+    /// number of fields, a number that is not a whole number from 1, a repeated name, an early end of the file, or text
+    /// after the last fold.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let text = read_text(path.as_ref())?;
         let mut lines = Lines::new(path.as_ref(), &text);
@@ -254,30 +257,30 @@ impl People {
         Ok(Self { folds })
     }
 
-    /// The names of the identities of some folds, for [`IdentityFilter`](super::IdentityFilter). A fold that is not there
-    /// has none.
+    /// Returns the names of the identities in the given folds, for [`IdentityFilter`](super::IdentityFilter). A fold
+    /// that does not exist has none.
     pub fn names(&self, folds: impl IntoIterator<Item = usize>) -> Vec<String> {
         let of = |fold: usize| self.folds.get(fold).into_iter().flatten();
         folds.into_iter().flat_map(of).map(|p| p.name.clone()).collect()
     }
 }
 
-/// Draws pairs of the images with these labels, without repetition, in an order that mixes both kinds: up to
-/// `max_genuine` of one identity and up to `max_impostor` of two. `usize::MAX` takes all there are.
+/// Draws pairs of images by their labels, without repetition and with both kinds shuffled together: up to `max_genuine`
+/// of the same identity and up to `max_impostor` of different identities. `usize::MAX` returns all of them.
 ///
-/// The same arguments give the same pairs. In each, `a < b`; `fold` is 0. Uniform over all pairs of a kind, so an
-/// identity with many images is in many pairs. Memory is that of the labels and the drawn pairs.
+/// The same arguments return the same pairs. Every pair has `a < b` and `fold` 0. Drawing is uniform over all pairs of
+/// a kind, so an identity with many images is in many pairs. Memory is that of the labels and the drawn pairs.
 pub fn sample_pairs(labels: &[u32], max_genuine: usize, max_impostor: usize, seed: u64) -> Vec<Pair> {
     let mut images: Vec<usize> = (0..labels.len()).collect();
     images.sort_by_key(|&i| labels[i]);
-    // All pairs of a kind are numbered through, identity by identity, so that a number says which pair it is.
-    // Per identity: first position in `images`, images, and the numbers of its first genuine and impostor pair.
+    // All pairs of a kind are numbered identity by identity, so that a number determines its pair. Per identity: first
+    // position in `images`, number of images, and the numbers of its first genuine and its first impostor pair.
     let mut groups: Vec<[usize; 4]> = Vec::new();
     let (mut start, mut num_genuine, mut num_impostor) = (0, 0, 0);
     for group in images.chunk_by(|&i, &j| labels[i] == labels[j]) {
         groups.push([start, group.len(), num_genuine, num_impostor]);
         num_genuine += group.len() * (group.len() - 1) / 2;
-        num_impostor += group.len() * start; // with the images of the identities before
+        num_impostor += group.len() * start; // paired with the images of earlier identities
         start += group.len();
     }
     let pair = |first: usize, second: usize, is_same| {
@@ -287,7 +290,7 @@ pub fn sample_pairs(labels: &[u32], max_genuine: usize, max_impostor: usize, see
     let genuine = |number: usize| {
         let [start, len, first, _] = groups[groups.partition_point(|g| g[2] <= number) - 1];
         let (row, column) = ((number - first) / len, (number - first) % len);
-        // Row r of the triangle of pairs (r < c) and the rest of row len - 2 - r make a rectangle `len` wide.
+        // Row r of the triangle of pairs (r < c) and row len - 2 - r together fill one row of a rectangle `len` wide.
         if column > row {
             pair(start + row, start + column, true)
         } else {
@@ -314,12 +317,12 @@ fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-/// The lines of a list that are not blank, one after the other.
+/// The non-blank lines of a list, read one after the other.
 struct Lines<'a> {
     path: &'a Path,
-    /// In reverse, so that the next one is last.
+    /// In reverse order, so that `pop` returns the next line.
     rest: Vec<Line<'a>>,
-    /// Number of the line after the last, where an early end is reported.
+    /// Number of the line after the last one, where an early end is reported.
     end: usize,
 }
 
@@ -340,7 +343,7 @@ impl<'a> Lines<'a> {
         Self { path, rest, end }
     }
 
-    /// The fields of the next line, without taking it; none at the end.
+    /// Returns the fields of the next line without consuming it; empty at the end.
     fn first(&self) -> &[&'a str] {
         self.rest.last().map_or(&[], |l| &l.fields)
     }
@@ -365,18 +368,18 @@ impl<'a> Lines<'a> {
         Error::Line { path: self.path.to_owned(), line: line.number, what }
     }
 
-    /// A whole number from 1.
+    /// Parses a whole number from 1.
     fn number<T: FromStr + PartialOrd + From<u8>>(&self, line: &Line, field: &str) -> Result<T> {
         let number = field.parse().ok().filter(|n| *n >= T::from(1));
         number.ok_or_else(|| self.error(line, &format!("expected a whole number from 1 for \"{field}\"")))
     }
 
-    /// `name i j` or `name1 i name2 j`.
+    /// Parses `name i j` or `name1 i name2 j`.
     fn pair(&self, line: &Line, fold: usize, expected: &str) -> Result<PairEntry> {
         let (a, i, b, j) = match *line.fields {
             [name, i, j] => (name, i, name, j),
             [name, _, other, _] if name == other => {
-                return Err(self.error(line, "expected two people in a line of four fields"));
+                return Err(self.error(line, "expected two different people in a line of four fields"));
             }
             [a, i, b, j] => (a, i, b, j),
             _ => return Err(self.error(line, &format!("expected {expected}"))),

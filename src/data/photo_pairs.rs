@@ -1,4 +1,4 @@
-//! Pairs of image files named in a CSV, to be compared as they are: photos with real masks.
+//! Pairs of image files listed in a CSV and compared without synthetic masks, for photos with real masks.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use super::{Dataset, Pair, TestSet};
 use crate::error::{Error, Result};
 use crate::files::folder_of;
 
-/// Reads a list of pairs: a CSV whose first row names three columns, two with image files and one, `same` or
-/// `is_same`, that says 1 or 0 (or true or false). Files are looked for in `images/` beside the list, else beside it.
+/// Reads a list of pairs: a CSV whose first row names three columns, two of image files and one, `same` or `is_same`,
+/// of 1 or 0 (or true or false). Files are relative to the folder `images/` beside the list if there is one, otherwise
+/// to the list's own folder.
 ///
-/// Pairs are mixed by a seed, so that every fold of LFW's accuracy has both kinds.
+/// Pairs are shuffled by `seed`, so that every fold of LFW's accuracy has both kinds.
 ///
 /// # Errors
-/// When the list cannot be read, a row is not what the first promises, a file is not there, or a kind of pair is
-/// missing.
+/// When the list cannot be read, a row is malformed, a file is missing, or there is no pair of one kind.
 pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(std::io::BufReader::new(file));
@@ -62,7 +62,7 @@ pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
     TestSet::new(Arc::new(Photos::new(files)), pairs, DRAWN_PAIRS_FOLDS, description)
 }
 
-/// Image files; each folder is taken for a person. [`TestSet::people`] does not believe it where pairs say otherwise.
+/// Image files. Each folder counts as one person; [`TestSet::people`] drops the labels if the pairs contradict them.
 struct Photos {
     files: Vec<PathBuf>,
     labels: Vec<u32>,

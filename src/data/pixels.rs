@@ -1,4 +1,4 @@
-//! Batches of 8-bit images, and the numbers that a network sees.
+//! Batches of 8-bit images and their conversion to network input.
 
 use std::ops::Range;
 
@@ -9,12 +9,12 @@ use image::imageops;
 use crate::error::Result;
 use crate::preprocessing::{Channels, Preprocessing};
 
-/// Images of one size, `(N, size, size, 3)`, RGB, 8 bits.
+/// A batch of images of one size, `(N, size, size, 3)`, RGB, 8 bits.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pixels {
-    /// The values, row-major.
+    /// Pixel values, row-major.
     pub values: Vec<u8>,
-    /// `N`.
+    /// Number of images, `N`.
     pub num_images: usize,
     /// Side in pixels.
     pub size: usize,
@@ -31,7 +31,7 @@ impl Pixels {
         Self { values: Vec::with_capacity(3 * size * size * num_images), num_images: 0, size }
     }
 
-    /// Appends an image, from right to left if `flip`, as [`Self::push`] does.
+    /// Appends an image like [`Self::push`], mirrored horizontally if `flip`.
     pub fn push_flipped(&mut self, image: &RgbImage, flip: bool) {
         if !flip || image.dimensions() != (self.size as u32, self.size as u32) {
             return match flip {
@@ -48,7 +48,7 @@ impl Pixels {
         self.num_images += 1;
     }
 
-    /// Appends an image, scaled by area to `size` first if it is of another size.
+    /// Appends an image, scaled to `size` by area averaging if it has another size.
     pub fn push(&mut self, image: &RgbImage) {
         let size = self.size as u32;
         if image.dimensions() == (size, size) {
@@ -59,7 +59,7 @@ impl Pixels {
         self.num_images += 1;
     }
 
-    /// Returns some of the images.
+    /// Returns the images of a range.
     ///
     /// # Panics
     /// When the range is not within the batch.
@@ -69,10 +69,10 @@ impl Pixels {
         Self { values, num_images: images.len(), size: self.size }
     }
 
-    /// Returns the images as a network that expects `preprocessing` wants them: `(N, 3, size, size)`, f32.
+    /// Returns the images as network input with `preprocessing`: `(N, 3, size, size)`, f32.
     ///
     /// # Errors
-    /// When they cannot be placed on `device`.
+    /// When the tensor cannot be created on `device`.
     pub fn to_tensor(&self, preprocessing: &Preprocessing, device: &Device) -> Result<Tensor> {
         let table = preprocessing.table();
         let order = match preprocessing.channels {

@@ -1,4 +1,4 @@
-//! What a data set holds: aligned face images with a label and five landmarks.
+//! Data sets and their samples: aligned face images with a label and five landmarks.
 
 use std::path::PathBuf;
 
@@ -10,11 +10,11 @@ use crate::error::{Error, Result};
 /// Side of an aligned face crop, in pixels.
 pub const FACE_SIZE: u32 = 112;
 
-/// Five landmarks `[x, y]` in pixels, in the order: eye, eye, nose tip, mouth corner, mouth corner; of each pair
-/// first the one on the image's left (the person's right).
+/// Five landmarks `[x, y]` in pixels: two eyes, the nose tip, two mouth corners. Of each pair, the one on the image's
+/// left (the person's right) comes first.
 pub type Landmarks = [[f32; 2]; 5];
 
-/// Where the landmarks of a 112x112 crop are after alignment (Deng et al., ArcFace; insightface's template).
+/// Landmarks of an aligned 112x112 crop (Deng et al., ArcFace; insightface's template).
 pub const ALIGNED_LANDMARKS: Landmarks =
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]];
 
@@ -23,7 +23,7 @@ pub const ALIGNED_LANDMARKS: Landmarks =
 pub struct Sample {
     /// The aligned crop, RGB, 8 bits, [`FACE_SIZE`] square.
     pub image: RgbImage,
-    /// Whose face it is: `0 .. num_identities`.
+    /// Label of the person, in `0 .. num_identities`.
     pub label: u32,
     /// Landmarks in pixels of `image`.
     pub landmarks: Landmarks,
@@ -37,23 +37,24 @@ pub trait Dataset: Send + Sync {
     /// Number of identities; every label is below it.
     fn num_identities(&self) -> usize;
 
-    /// The label of image `index`, without decoding it.
+    /// Label of image `index`, without decoding it.
     fn label(&self, index: usize) -> u32;
 
-    /// A name for people to find image `index` by, such as its path.
+    /// Name by which a user finds image `index`, such as its path.
     fn name(&self, index: usize) -> String;
 
-    /// What the set calls an identity: the name of a folder, or a number.
+    /// Name of an identity in the data set: a folder name or a number.
     fn identity_name(&self, label: u32) -> String {
         label.to_string()
     }
 
-    /// What the set calls image `index` among those of its identity, a file name without folders, if it names images.
+    /// File name of image `index` within its identity, without folders; `None` if the data set has no file names.
     fn file_name(&self, _index: usize) -> Option<String> {
         None
     }
 
-    /// Image `index` as it is stored, a JPEG, PNG or another encoded image; `None` if the set has none that are encoded.
+    /// Encoded bytes of image `index` as stored (JPEG, PNG or another format); `None` if the data set stores no encoded
+    /// images.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -61,8 +62,8 @@ pub trait Dataset: Send + Sync {
         Ok(None)
     }
 
-    /// Decodes image `index`. The same index gives the same sample, on every thread. Of an image that is stored encoded, unless
-    /// the set says otherwise, with [`ALIGNED_LANDMARKS`].
+    /// Decodes image `index`. The same index returns the same sample on every thread. By default, the image is decoded
+    /// from [`Self::encoded`] and its landmarks are [`ALIGNED_LANDMARKS`].
     ///
     /// # Errors
     /// When the image cannot be read or decoded or is not [`FACE_SIZE`] square.
@@ -73,25 +74,25 @@ pub trait Dataset: Send + Sync {
         Ok(Sample { image, label: self.label(index), landmarks: ALIGNED_LANDMARKS })
     }
 
-    /// `PERSON/IMAGE`, as lists name image `index`, if the set names images.
+    /// `PERSON/IMAGE`, the name of image `index` in lists; `None` if the data set has no file names.
     fn person_and_file(&self, index: usize) -> Option<String> {
         let file = self.file_name(index)?;
         Some(format!("{}/{file}", self.identity_name(self.label(index))))
     }
 
-    /// What the set calls its identities, by label.
+    /// Names of the identities, by label.
     fn identity_names(&self) -> Vec<String> {
         (0..self.num_identities() as u32).map(|label| self.identity_name(label)).collect()
     }
 
-    /// How many images each identity has, by label.
+    /// Number of images of each identity, by label.
     fn images_per_identity(&self) -> Vec<usize> {
         let mut counts = vec![0; self.num_identities()];
         (0..self.len()).for_each(|index| counts[self.label(index) as usize] += 1);
         counts
     }
 
-    /// Number of identities that were left out for having too few images.
+    /// Number of identities left out for having too few images.
     fn num_skipped_identities(&self) -> usize {
         0
     }

@@ -1,13 +1,13 @@
-//! In which order an epoch goes through a data set.
+//! Order in which an epoch uses the images of a data set.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// Returns as many indices as there are images, decided by `rng` alone.
+/// Returns `num_images` indices of images; all randomness comes from `rng`.
 ///
-/// With `balance` 0 each image comes once. Above, an image of a person with `n` images comes with a weight of `n^-balance`: at 1
-/// every person is as likely as the others, however many images there are of them. Images of a person take turns.
+/// With `balance` 0 each image occurs once. Above 0, images are drawn with a weight of `n^-balance`, where `n` is the
+/// number of images of the person: at 1 every person is equally likely. The images of a person take turns.
 pub(super) fn order(
     num_images: usize,
     num_identities: usize,
@@ -22,11 +22,11 @@ pub(super) fn order(
     }
     let mut of_people: Vec<Vec<u32>> = vec![Vec::new(); num_identities];
     images.iter().for_each(|&i| of_people[label(i as usize) as usize].push(i));
-    // Up to which number each person is drawn.
+    // Cumulative weights of the people.
     let mut ends = Vec::with_capacity(num_identities);
     let mut sum = 0.0;
     for person in &of_people {
-        // The cast of an empty person's 0^0 would be 1.
+        // A person without images would otherwise weigh 0^0 = 1.
         sum += if person.is_empty() { 0.0 } else { (person.len() as f64).powf(1.0 - balance) };
         ends.push(sum);
     }

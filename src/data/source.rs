@@ -1,4 +1,4 @@
-//! From settings to a training set and a test set of other people.
+//! Opens the training and test sets that the settings describe.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -17,62 +17,65 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// Folds of pairs that we draw; they come in a mixed order.
+/// Number of folds for shuffled pairs.
 pub(super) const DRAWN_PAIRS_FOLDS: usize = 10;
-/// Procedural images are numbered in memory; more than this is a mistake.
+/// Most procedural images; they are indexed in memory, and a larger number is a mistake.
 const MAX_PROCEDURAL_IMAGES: usize = 10_000_000;
-/// The most that a cache holds: 11 GB.
+/// Most images that the cache holds: 11 GB.
 const MAX_CACHED_IMAGES: usize = 300_000;
 
-/// Where faces come from, and who is kept for testing.
+/// Data settings: where faces come from, and who is kept for testing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// A data set of any kind that [`open_source`] knows; with `people.txt` and `pairs.txt` in LFW's format beside it, they say
-    /// who is for training and which pairs for testing; procedural faces if absent.
+    /// A data set in any format that [`open_source`] knows; procedural faces if absent. If `people.txt` and `pairs.txt`
+    /// in LFW's format lie beside it, they decide who is trained on and which pairs are tested.
     pub root: Option<PathBuf>,
-    /// Pairs to test on instead: a list in LFW's or MFR2's format of images in `root`, or a verification file (`.bin`), which
-    /// has its own images.
+    /// Pairs to test on instead: a list in LFW's or MFR2's format of images in `root`, or a verification file (`.bin`)
+    /// with its own images.
     pub pairs: Option<PathBuf>,
-    /// Photos of people with real masks to test on as well, as they are: a list of pairs
-    /// ([`read_photo_pairs`](super::read_photo_pairs)).
+    /// Pairs of photos with real masks to test on as well, without synthetic masks: a list for
+    /// [`read_photo_pairs`](super::read_photo_pairs).
     pub real_masks: Option<PathBuf>,
-    /// Refuses to run on procedural faces: a recipe for real ones.
+    /// Whether the recipe is for real faces and refuses to run on procedural ones.
     pub requires_root: bool,
-    /// Decides who is kept for testing and which pairs are drawn, where no list does. Apart from the seed of the
-    /// training, so that all trainings are tested on the same unseen people.
+    /// Seed that decides who is kept for testing and which pairs are drawn, where no list does. It is independent of
+    /// the training seed, so that all trainings are tested on the same unseen people.
     pub split_seed: u64,
     /// Identities with fewer images are left out of training.
     pub min_images: usize,
-    /// Folds of `people.txt`, from 1, to train on; all that are not tested on if empty.
+    /// Folds of `people.txt` to train on, from 1; all that are not in `test_folds` if empty.
     pub train_folds: Vec<usize>,
-    /// Folds of `people.txt` and `pairs.txt`, from 1, to test on.
+    /// Folds of `people.txt` and `pairs.txt` to test on, from 1.
     pub test_folds: Vec<usize>,
-    /// Share of the identities kept for testing where no list says who.
+    /// Share of the identities kept for testing where no list decides.
     pub test_share: f64,
-    /// Share of the identities of the training set that are left out of it to be watched: evaluated between epochs (`watch.every`). 0: the
-    /// test set is watched, and what is chosen by it is no longer tested on unseen people.
+    /// Share of the training identities that is held out for validation between epochs (`watch.every`). With 0 the test
+    /// set is watched, and anything selected by it is no longer tested on unseen people.
     pub watch_share: f64,
-    /// Most pairs of each kind, genuine and impostor, that are drawn where no list names pairs.
+    /// Most pairs of each kind, genuine and impostor, drawn where no list names pairs.
     pub max_pairs: usize,
-    /// Keeps the training images decoded in memory, 37 kB each.
+    /// Whether to keep the training images decoded in memory, 37 kB each.
     pub cache: bool,
-    /// What to do where an image for training cannot be decoded; images to test on must be whole.
+    /// Policy for training images that cannot be decoded; every test image must be readable.
     pub on_broken: OnBroken,
     /// The training set if `root` is absent.
     pub procedural: ProceduralConfig,
-    /// Unseen procedural identities to test on, and images of each.
+    /// The training set of the teacher if `root` is absent: identities that neither the students nor the test see.
+    /// `procedural` if absent.
+    pub procedural_teacher: Option<ProceduralConfig>,
+    /// Size of the procedural test set, whose identities follow the training set's.
     pub procedural_test: ProceduralTest,
 }
 
-/// What to do where an image for training cannot be decoded.
+/// Policy for training images that cannot be decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBroken {
-    /// Stops with its error.
+    /// Stop with the image's error.
     #[default]
     Fail,
-    /// Takes another image, and counts.
+    /// Use another image and count the broken one.
     Skip,
 }
 
@@ -80,9 +83,9 @@ pub enum OnBroken {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProceduralTest {
-    /// Identities.
+    /// Number of identities.
     pub num_identities: usize,
-    /// Images of each.
+    /// Images per identity.
     pub images_per_identity: usize,
 }
 
@@ -109,22 +112,24 @@ impl Default for DataConfig {
             cache: true,
             on_broken: OnBroken::Fail,
             procedural: ProceduralConfig::default(),
+            procedural_teacher: None,
             procedural_test: ProceduralTest::default(),
         }
     }
 }
 
-/// A set to train on and one to test on, without a common identity where a list or we decide.
+/// A training set and its test sets. Training and test identities are disjoint, unless the test images come from a
+/// verification file or from [`DataConfig::real_masks`].
 pub struct Splits {
-    /// What to train on.
+    /// The training set.
     pub train: Arc<dyn Dataset>,
-    /// What to test on.
+    /// The test set.
     pub test: TestSet,
-    /// What to watch in training, if that is not the test set.
+    /// The validation set to watch during training, if it is not the test set.
     pub watch: Option<TestSet>,
-    /// Photos with real masks to test on as well.
+    /// Pairs of photos with real masks to test on as well.
     pub real_masks: Option<TestSet>,
-    /// What was found at [`DataConfig::root`], for people.
+    /// Description of the data set at [`DataConfig::root`], for the user.
     pub found: Option<String>,
 }
 
@@ -134,14 +139,14 @@ pub struct TestSet {
     pub images: Arc<dyn Dataset>,
     /// The pairs, in the protocol's order; indices into `images`.
     pub pairs: Vec<Pair>,
-    /// Folds of equal size that the pairs fall into, in their order, for LFW's accuracy.
+    /// Number of folds of equal size that the pairs fall into, in their order, for LFW's accuracy.
     pub num_folds: usize,
-    /// Whose faces they are, for people.
+    /// Description of the test set, for the user.
     pub description: String,
 }
 
 impl TestSet {
-    /// Returns a test set whose figures can be computed: with pairs of both kinds, in at most as many folds as pairs.
+    /// Returns a test set; it must have pairs of both kinds and gets at most as many folds as pairs.
     ///
     /// # Errors
     /// When there is no genuine or no impostor pair.
@@ -157,7 +162,7 @@ impl TestSet {
         Ok(Self { images, pairs, num_folds, description })
     }
 
-    /// Returns the images that occur in pairs, each once, in their order.
+    /// Returns the indices of the images that occur in pairs, each once, ascending.
     pub fn used_images(&self) -> Vec<usize> {
         let mut used: Vec<usize> = self.pairs.iter().flat_map(|p| [p.a, p.b]).collect();
         used.sort_unstable();
@@ -165,15 +170,16 @@ impl TestSet {
         used
     }
 
-    /// Returns who is on the two images of each pair, by label; none where labels and pairs contradict each other, as those of a
-    /// verification file do, which does not know whose images it has.
+    /// Returns the labels of the two images of each pair, or `None` if labels and pairs contradict each other, as in a
+    /// verification file, which does not know its people.
     pub fn people(&self) -> Option<Vec<[u32; 2]>> {
         let people = |p: &Pair| [p.a, p.b].map(|image| self.images.label(image));
         let is_known = self.pairs.iter().all(|p| (people(p)[0] == people(p)[1]) == p.is_same);
         is_known.then(|| self.pairs.iter().map(people).collect())
     }
 
-    /// Returns the pairs, by their place, of two images that an earlier pair has already, in either order: they count again.
+    /// Returns the positions of pairs that repeat an earlier pair, in either order. Such pairs are counted again in
+    /// every figure.
     pub fn repeated_pairs(&self) -> Vec<usize> {
         let mut seen = HashSet::new();
         (0..self.pairs.len())
@@ -184,17 +190,17 @@ impl TestSet {
             .collect()
     }
 
-    /// Decodes every image that occurs in pairs and forgets it again: better before a training than after.
+    /// Decodes every image that occurs in a pair, to find a broken one before training rather than after it.
     ///
     /// # Errors
-    /// When one cannot be decoded.
+    /// When an image cannot be decoded.
     pub fn check_images(&self) -> Result<()> {
         self.used_images().into_par_iter().try_for_each(|image| self.images.get(image).map(drop))
     }
 }
 
 impl DataConfig {
-    /// Checks the ranges.
+    /// Checks that the settings are in range and fit together.
     ///
     /// # Errors
     /// Names the first setting that is out of range.
@@ -207,17 +213,29 @@ impl DataConfig {
             return wrong(format!("watch_share: expected 0 to below 1, found {}", self.watch_share));
         }
         if self.requires_root && self.root.is_none() {
-            return wrong("root: this recipe is for real faces; give their folder (--data DIR)".into());
+            return wrong("root: this recipe is for real faces; name a data set (--data PATH)".into());
         }
         if self.pairs.as_ref().is_some_and(|pairs| !is_verification(pairs)) && self.root.is_none() {
-            return wrong("pairs: expected root too, the folder of the images that the list names".into());
+            return wrong("pairs: a list of pairs needs data.root too, the data set with its images".into());
         }
         let test = self.procedural_test_faces();
-        for (name, faces) in [("procedural", &self.procedural), ("procedural_test", &test)] {
+        let teacher = self.procedural_teacher.iter().map(|faces| ("procedural_teacher", faces));
+        for (name, faces) in [("procedural", &self.procedural), ("procedural_test", &test)].into_iter().chain(teacher) {
             faces.validate()?;
             let images = faces.num_identities.saturating_mul(faces.images_per_identity);
             if images > MAX_PROCEDURAL_IMAGES {
                 return wrong(format!("{name}: expected up to {MAX_PROCEDURAL_IMAGES} images, found {images}"));
+            }
+        }
+        if let Some(teacher) = &self.procedural_teacher {
+            let range = |faces: &ProceduralConfig| {
+                faces.first_identity..faces.first_identity.saturating_add(faces.num_identities as u64)
+            };
+            let (seen, tested) = (range(teacher), range(&test));
+            if teacher.seed == test.seed && seen.start < tested.end && tested.start < seen.end {
+                return wrong(format!(
+                    "procedural_teacher: the teacher sees identities {seen:?}, the test is on {tested:?}"
+                ));
             }
         }
         if self.max_pairs == 0 {
@@ -234,7 +252,7 @@ impl DataConfig {
         Ok(())
     }
 
-    /// Opens the training set and the test set.
+    /// Opens the training set and the test sets.
     ///
     /// # Errors
     /// When a folder, list or image is missing or broken, or nobody is left to train or test on.
@@ -254,7 +272,7 @@ impl DataConfig {
     /// Opens the training set only.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// Same as [`Self::open`].
     pub fn open_train(&self) -> Result<Arc<dyn Dataset>> {
         Ok(self.train_of(self.open_root()?.as_ref())?.0)
     }
@@ -262,20 +280,30 @@ impl DataConfig {
     /// Opens the test set only.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// Same as [`Self::open`].
     pub fn open_test(&self) -> Result<TestSet> {
         match &self.pairs {
-            // Their own images: whatever `root` is, it is not needed.
+            // A verification file has its own images: `root` is not opened.
             Some(pairs) if is_verification(pairs) => self.test_of(None),
             _ => self.test_of(self.open_root()?.as_ref()),
         }
+    }
+
+    /// Opens the teacher's training set, if it is not the students'.
+    ///
+    /// # Errors
+    /// When a setting is out of range.
+    pub fn open_teacher_train(&self) -> Result<Option<Arc<dyn Dataset>>> {
+        self.validate()?;
+        let faces = self.procedural_teacher.as_ref().filter(|_| self.root.is_none());
+        faces.map(|faces| self.cached(ProceduralFaces::new(faces.clone())?)).transpose()
     }
 
     fn open_root(&self) -> Result<Option<Source>> {
         self.root.as_deref().map(open_source).transpose()
     }
 
-    /// What to train on, and what to watch.
+    /// Returns the training set, and the set to watch if there is one.
     fn train_of(&self, source: Option<&Source>) -> Result<(Arc<dyn Dataset>, Option<TestSet>)> {
         let all = self.all_but_test(source)?;
         if self.watch_share == 0.0 {
@@ -290,15 +318,18 @@ impl DataConfig {
             Subset::of(all.clone(), &is_wanted, min_images)
         };
         let (Some(watched), Some(train)) = (part(&labels[..num], 2), part(&labels[num..], 1)) else {
-            let what =
-                format!("watch_share: {} of {} identities leaves none on one side", self.watch_share, labels.len());
+            let what = format!(
+                "watch_share: {} of {} identities leaves nobody to train on or nobody to watch",
+                self.watch_share,
+                labels.len()
+            );
             return Err(Error::Config(format!("data.{what}")));
         };
         let description = format!("{} identities left out of training", watched.num_identities());
         Ok((Arc::new(train), Some(self.with_drawn_pairs(Arc::new(watched), description)?)))
     }
 
-    /// Everybody to train on or to watch.
+    /// Returns the images to train on or to watch.
     fn all_but_test(&self, source: Option<&Source>) -> Result<Arc<dyn Dataset>> {
         let Some(source) = source else {
             return self.cached(ProceduralFaces::new(self.procedural.clone())?);
@@ -342,7 +373,7 @@ impl DataConfig {
         self.real_masks.as_deref().map(|path| read_photo_pairs(path, self.split_seed)).transpose()
     }
 
-    /// The identities that follow the training ones.
+    /// Returns the settings of the procedural test set: the identities that follow the training ones.
     fn procedural_test_faces(&self) -> ProceduralConfig {
         ProceduralConfig {
             first_identity: self.procedural.first_identity.saturating_add(self.procedural.num_identities as u64),
@@ -364,12 +395,12 @@ impl DataConfig {
         TestSet::new(images, pairs, DRAWN_PAIRS_FOLDS, description)
     }
 
-    /// The pairs of a list, all folds of it.
+    /// Returns the pairs of a list, in all its folds.
     fn listed_test(&self, source: &Source, path: &Path) -> Result<TestSet> {
         let list = PairList::read(path)?;
         let mut pairs = list.resolve(source.images.as_ref())?;
         let num_folds = match list.num_folds() {
-            // MFR2's list names all genuine pairs first: mixed, so that each fold has both kinds.
+            // MFR2's list names all genuine pairs first: shuffle, so that each fold has both kinds.
             0 | 1 => {
                 pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(self.split_seed));
                 DRAWN_PAIRS_FOLDS
@@ -391,7 +422,7 @@ impl DataConfig {
         Ok(Arc::new(Cached::new(dataset, self.on_broken)?))
     }
 
-    /// Names to train on and names to test on, where no list decides.
+    /// Splits the identities' names into training and test names, where no list decides.
     fn split_identities(&self, source: &Source) -> Result<(Vec<String>, Vec<String>)> {
         let mut names = source.images.identity_names();
         names.shuffle(&mut ChaCha8Rng::seed_from_u64(self.split_seed));
@@ -407,7 +438,7 @@ impl DataConfig {
     }
 }
 
-/// The identities of a data set that a list of pairs does not name.
+/// Returns the names of the identities that a list of pairs does not mention.
 fn names_outside(source: &Source, list: &Path) -> Result<Vec<String>> {
     let list = PairList::read(list)?;
     let named: BTreeSet<&str> =
@@ -415,15 +446,15 @@ fn names_outside(source: &Source, list: &Path) -> Result<Vec<String>> {
     Ok(source.images.identity_names().into_iter().filter(|name| !named.contains(name.as_str())).collect())
 }
 
-/// Whether pairs are a verification file of insightface's.
+/// Whether a file of pairs is one of insightface's verification files.
 fn is_verification(path: &Path) -> bool {
     path.extension().is_some_and(|x| x.eq_ignore_ascii_case("bin"))
 }
 
-/// What lies beside a data set and says what to test on.
+/// The test protocol found beside a data set.
 enum Beside {
     Lists(LfwLists),
-    /// A verification file; nobody in it is known by name, so all of the set is for training.
+    /// A verification file. It does not name its people, so the whole data set is for training.
     Verification(PathBuf),
     Nothing,
 }
@@ -434,13 +465,13 @@ impl Beside {
         if folder.join("people.txt").is_file() && folder.join("pairs.txt").is_file() {
             return Self::Lists(LfwLists { folder: folder.to_owned() });
         }
-        // Only insightface's data sets come with them; elsewhere such a file is something else.
+        // Only insightface's data sets come with verification files; elsewhere a `.bin` is something else.
         if source.format != Format::RecordIo {
             return Self::Nothing;
         }
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let files = entries.map(|entry| entry.path()).filter(|path| is_verification(path));
-        // LFW's is the one that everybody has.
+        // `lfw.bin` comes first: it is the most common one.
         let first = files.min_by_key(|path| (!path.ends_with("lfw.bin"), path.clone()));
         first.map_or(Self::Nothing, Self::Verification)
     }

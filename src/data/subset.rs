@@ -1,4 +1,4 @@
-//! Some of the identities of a data set.
+//! A data set restricted to some of its identities.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,30 +6,30 @@ use std::sync::Arc;
 use super::{Dataset, Sample};
 use crate::error::{Error, Result};
 
-/// Which identities to use; the default uses all.
+/// Selection of identities; the default keeps all.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct IdentityFilter {
-    /// Leave out identities with fewer images than this.
+    /// Identities with fewer images are left out.
     pub min_images: usize,
-    /// Use only identities with these names, all of which must be there; `None` for every identity.
+    /// Names of the identities to keep, all of which must exist; `None` keeps every identity.
     pub names: Option<Vec<String>>,
 }
 
-/// The identities of a data set that a filter lets through; labels count only these.
+/// The identities of a data set that pass a filter, with labels numbered anew from 0.
 pub struct Subset {
     inner: Arc<dyn Dataset>,
-    /// Indices of the images in `inner`, in its order.
+    /// Indices in `inner` of the kept images, ascending.
     images: Vec<u32>,
-    /// Labels in `inner`, in its order.
+    /// Labels in `inner` of the kept identities, ascending.
     identities: Vec<u32>,
     num_skipped: usize,
 }
 
 impl Subset {
-    /// Returns the part of `inner` that `filter` lets through; `path` says where it is from, for errors.
+    /// Returns the part of `inner` that passes `filter`; `path` is the set's origin for error messages.
     ///
     /// # Errors
-    /// When the set lacks an identity that the filter names, the filter leaves none, or there are over four billion images.
+    /// When `filter` names an identity that the set lacks or leaves no identity, or there are over four billion images.
     pub fn new(inner: Arc<dyn Dataset>, filter: &IdentityFilter, path: &Path) -> Result<Self> {
         let error = |what: String| Error::Data { path: path.to_owned(), what };
         if u32::try_from(inner.len()).is_err() {
@@ -56,7 +56,8 @@ impl Subset {
         })
     }
 
-    /// Those of the identities that are wanted, by label, with images enough; none if there are none, or over four billion images.
+    /// Returns the identities that are wanted (by label) and have at least `min_images` images; `None` if there are
+    /// none, or if there are over four billion images.
     pub(super) fn of(inner: Arc<dyn Dataset>, is_wanted: &[bool], min_images: usize) -> Option<Self> {
         let num_images = u32::try_from(inner.len()).ok()?;
         let counts = inner.images_per_identity();

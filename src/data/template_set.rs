@@ -1,4 +1,4 @@
-//! Sets whose people are templates, several images of one person each: IJB-B and IJB-C as insightface packs them.
+//! Template sets, with several images of a person in a template: IJB-B and IJB-C as insightface packs them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -15,15 +15,15 @@ use crate::table::Table;
 /// One image of a template.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TemplateImage {
-    /// Its file, in the folder of images.
+    /// File name in the folder of images.
     pub name: String,
-    /// The template that it belongs to.
+    /// Number of its template.
     pub template: u32,
-    /// The photo or video that it is from: images of one video count as one.
+    /// Number of the photo or video that it comes from; images of one video count as one.
     pub media: u32,
-    /// Its landmarks, in pixels of the file.
+    /// Landmarks, in pixels of the file.
     pub landmarks: Landmarks,
-    /// How sure the detector was of the face, which weighs the image.
+    /// The detector's score of the face, which weights the image.
     pub quality: f32,
 }
 
@@ -34,51 +34,51 @@ pub struct TemplatePair {
     pub a: u32,
     /// The second template.
     pub b: u32,
-    /// Whether both are of one person.
+    /// Whether both show the same person.
     pub is_same: bool,
 }
 
-/// A template and whose it is.
+/// A template and its person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PersonTemplate {
-    /// The template.
+    /// The template's number.
     pub template: u32,
     /// The person's number.
     pub person: u32,
 }
 
-/// People who are known, a template each, to search among.
+/// A gallery to search: known people with a template each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gallery {
-    /// Its name, such as `G1`.
+    /// Name, such as `G1`.
     pub name: String,
-    /// Who is in it.
+    /// The templates and their people.
     pub templates: Vec<PersonTemplate>,
 }
 
-/// Images in templates, the pairs of templates to compare, and galleries to search.
+/// Images grouped into templates, the pairs of templates to compare, and the galleries to search.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TemplateSet {
     folder: PathBuf,
     name: String,
     /// The images, in the set's order.
     pub images: Vec<TemplateImage>,
-    /// The pairs of templates, in the protocol's order; none in a set for searches alone.
+    /// The pairs of templates, in the protocol's order; empty in a set for identification only.
     pub pairs: Vec<TemplatePair>,
-    /// The galleries; none in a set for comparisons alone.
+    /// The galleries; empty in a set for verification only.
     pub galleries: Vec<Gallery>,
-    /// What is searched for in every gallery.
+    /// The probes, each searched for in every gallery.
     pub probes: Vec<PersonTemplate>,
 }
 
 impl TemplateSet {
-    /// Reads the lists of a set, `meta/NAME_face_tid_mid.txt` (image, template, media), `NAME_name_5pts_score.txt` (image, five
-    /// landmarks, detector's score), `NAME_template_pair_label.txt` (two templates, 1 or 0), and, for searches,
-    /// `NAME_1N_gallery_*.csv` and `NAME_1N_probe_mixed.csv` (template, person). The images are in `loose_crop/`, and are not
-    /// looked at.
+    /// Reads the lists of a set: `meta/NAME_face_tid_mid.txt` (image, template, media), `NAME_name_5pts_score.txt`
+    /// (image, five landmarks, detector's score), `NAME_template_pair_label.txt` (two templates, 1 or 0) and, for
+    /// identification, `NAME_1N_gallery_*.csv` and `NAME_1N_probe_mixed.csv` (template, person). The images in
+    /// `loose_crop/` are not opened.
     ///
     /// # Errors
-    /// When a list is missing or a line is not what it should be, lists contradict each other, or a template has no image.
+    /// When a list is missing or malformed, lists contradict each other, or a template has no image.
     pub fn open(folder: &Path) -> Result<Self> {
         let meta = folder.join("meta");
         let data = |what: String| Error::Data { path: meta.clone(), what };
@@ -119,7 +119,7 @@ impl TemplateSet {
         Ok(Self { folder: folder.to_owned(), name: name.to_owned(), images, pairs, galleries, probes })
     }
 
-    /// What the set is called, such as `ijbc`.
+    /// Name of the set, such as `ijbc`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -127,17 +127,17 @@ impl TemplateSet {
     /// Reads and aligns image `index`.
     ///
     /// # Errors
-    /// When it cannot be read or its landmarks are no face's.
+    /// When the image cannot be read or cannot be aligned by its landmarks.
     pub fn face(&self, index: usize) -> Result<RgbImage> {
         let image = &self.images[index];
         let path = self.folder.join("loose_crop").join(&image.name);
         align_face(&read_image(&path)?, &image.landmarks).map_err(|e| Error::Image { path, what: e.to_string() })
     }
 
-    /// Returns whose each template is, as far as galleries and probes say.
+    /// Returns the person of each template in the galleries and probes.
     ///
     /// # Errors
-    /// When two lists name two people for one template.
+    /// When two lists name different people for one template.
     pub fn people(&self) -> Result<BTreeMap<u32, u32>> {
         let mut people = BTreeMap::new();
         let lists = self.galleries.iter().map(|gallery| &gallery.templates).chain([&self.probes]);
@@ -152,7 +152,7 @@ impl TemplateSet {
     }
 }
 
-/// Goes through the lines of a list, with their fields; empty lines are skipped.
+/// Calls `each` with the number and the fields of every line of a list; empty lines are skipped.
 fn for_each_line(path: &Path, mut each: impl FnMut(usize, &[&str]) -> Result<(), String>) -> Result<()> {
     let mut reader = BufReader::new(File::open(path).map_err(Error::io(path))?);
     let (mut text, mut line) = (String::new(), 0);
@@ -196,7 +196,7 @@ fn read_images(templates: &Path, landmarks: &Path) -> Result<Vec<TemplateImage>>
         }
         image.quality = number(score, "a score")?;
         if !(image.quality.is_finite() && image.quality >= 0.0) {
-            return Err(format!("expected a score from 0, found {score:?}"));
+            return Err(format!("expected a score of at least 0, found {score:?}"));
         }
         next += 1;
         Ok(())
@@ -226,7 +226,7 @@ fn read_pairs(path: &Path, has_images: impl Fn(u32) -> Result<u32, String>) -> R
     Ok(pairs)
 }
 
-/// Templates with their people; a template may come once for each of its images.
+/// Reads templates and their people; a template may occur once for each of its images.
 fn read_people(path: &Path, has_images: impl Fn(u32) -> Result<u32, String>) -> Result<Vec<PersonTemplate>> {
     let mut table = Table::open(path)?;
     let mut people: BTreeMap<u32, u32> = BTreeMap::new();

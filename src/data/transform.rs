@@ -1,4 +1,4 @@
-//! What training does to a crop: the clean view for the teacher, the masked view for the student.
+//! Turns a crop into two training views: a clean one for the teacher, a possibly masked one for the student.
 
 use image::RgbImage;
 use image::imageops::flip_horizontal;
@@ -11,28 +11,29 @@ use super::mask::{MaskConfig, MaskProtocol, Masker};
 use super::{Batch, Landmarks, Sample, conditions};
 use crate::error::{Error, Result};
 
-/// How often crops are flipped, masked and otherwise changed; the defaults are the paper's.
+/// Augmentation probabilities; the defaults are the paper's.
 ///
-/// All but flips are for the student only: the teacher sees the face as it is, so that the student learns not to mind.
+/// All but the flip apply to the student's view only: the teacher sees the face as it is, and the student learns to be
+/// invariant. The reference protocol masks both views.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AugmentConfig {
     /// Probability of a horizontal flip.
     pub flip: f64,
-    /// Probability that the student sees a mask.
+    /// Probability of a mask on the student's view.
     pub mask: f64,
-    /// Probability that the face is turned, scaled and shifted a little.
+    /// Probability of a small rotation, scaling and shift.
     pub misalign: f64,
-    /// Probability of a tight frame, black outside, as crops have that were cut before they were aligned.
+    /// Probability of a tight frame, black outside, as in crops that were cut before they were aligned.
     pub frame: f64,
-    /// Probability of a resolution of 20 to 70 %.
+    /// Probability of scaling the image down to 20 to 70 % of its side and back up.
     pub low_resolution: f64,
-    /// Probability of another brightness, contrast and tint.
+    /// Probability of a random change of brightness, contrast and tint.
     pub light: f64,
-    /// Probability that a part of 60 to 100 % of the area, of sides 3:4 to 4:3, is scaled up to the whole.
+    /// Probability of a random crop of 60 to 100 % of the area, with sides from 3:4 to 4:3, scaled up to the full size.
     pub crop: f64,
-    /// Probability that a rectangle of 2 to 20 % of the area, of sides 1:3 to 3:1, is noise (Zhong et al., Random Erasing, AAAI
-    /// 2020).
+    /// Probability of replacing a rectangle of 2 to 20 % of the area, with sides from 1:3 to 3:1, by noise (Zhong et
+    /// al., Random Erasing, AAAI 2020).
     pub erase: f64,
 }
 
@@ -43,7 +44,7 @@ impl Default for AugmentConfig {
 }
 
 impl AugmentConfig {
-    /// Checks the ranges.
+    /// Checks that every setting is a probability.
     ///
     /// # Errors
     /// Names the first setting that is out of range.
@@ -70,11 +71,11 @@ impl AugmentConfig {
 /// Two views of one face.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Views {
-    /// What the teacher sees.
+    /// The teacher's view.
     pub teacher: RgbImage,
-    /// What the student sees.
+    /// The student's view.
     pub student: RgbImage,
-    /// Whether a mask was put on.
+    /// Whether a mask was applied.
     pub is_masked: bool,
 }
 
@@ -96,11 +97,11 @@ impl Transform {
         Ok(Self { augment: augment.clone(), masker: Masker::new(mask)?, protocol: mask.protocol })
     }
 
-    /// Returns the views of `sample`, decided by `rng` alone.
+    /// Returns the two views of `sample`; all randomness comes from `rng`.
     ///
-    /// Corrected protocol: only the student's view is masked, and both views are flipped alike. Reference protocol, as
-    /// the published code does: the mask is drawn into the crop that both see, at the landmarks of the 96-pixel
-    /// template, and the flips are independent.
+    /// With the corrected protocol only the student's view is masked, and both views are flipped alike. The reference
+    /// protocol follows the published code: the mask is drawn into the crop that both see, at the landmarks of the
+    /// 96-pixel template, and the flips are independent.
     ///
     /// # Errors
     /// When the landmarks cannot carry a mask.
@@ -116,7 +117,7 @@ impl Transform {
     /// Appends the views of `sample` to a batch, as [`Self::views`] makes them.
     ///
     /// # Errors
-    /// As [`Self::views`].
+    /// Same as [`Self::views`].
     pub(super) fn push_views(&self, sample: Sample, rng: &mut ChaCha8Rng, batch: &mut Batch) -> Result<()> {
         let Sample { mut image, landmarks, .. } = sample;
         let mut teacher = |image: &RgbImage, flip: bool| batch.teacher.push_flipped(image, flip);
@@ -125,8 +126,8 @@ impl Transform {
         Ok(())
     }
 
-    /// Makes of a crop what the student sees, but for the flip that is returned after whether there is a mask; gives the crop to
-    /// `teacher` when it is what the teacher sees, with the flip of that.
+    /// Turns `image` into the student's view except for its flip. Calls `teacher` with the crop and the flip of the
+    /// teacher's view. Returns whether a mask was applied, and the student's flip.
     fn change(
         &self,
         image: &mut RgbImage,
@@ -150,7 +151,7 @@ impl Transform {
     }
 }
 
-/// Returns where a mask goes: at the image's own landmarks, or where the published code puts it, 8 px to the left.
+/// Returns the landmarks to place a mask by: the image's own, or those of the published code, 8 px to the left.
 pub fn mask_landmarks(protocol: MaskProtocol, landmarks: &Landmarks) -> Landmarks {
     match protocol {
         MaskProtocol::Corrected => *landmarks,

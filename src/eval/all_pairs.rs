@@ -1,5 +1,5 @@
-//! Every unmasked image against every masked one, as insightface's Masked Face Recognition challenge does (Deng et al., ICCV
-//! Workshops 2021), and each of both among themselves.
+//! All-pairs protocol: every unmasked image against every masked one, as in insightface's Masked Face Recognition
+//! challenge (Deng et al., ICCV Workshops 2021), and all pairs within the unmasked and within the masked images.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,11 @@ use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::models::Model;
 
-/// Comparisons of one setting that are kept: 17 bytes each.
+/// Maximum number of comparisons per setting; each takes 17 bytes.
 const MAX_PAIRS: usize = 500_000_000;
 
-/// Every pair of an image of one list and one of another, no image with itself; of a list with itself each pair once.
+/// All pairs of an image of one list and an image of another, except an image with itself. Within a single list each
+/// pair comes once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllPairs {
     a: Vec<usize>,
@@ -26,24 +27,24 @@ pub struct AllPairs {
     num: usize,
 }
 
-/// The pairs of one image of the first list.
+/// Pairs of one image of the first list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Row {
-    /// Pairs before it.
+    /// Number of pairs in the rows before.
     offset: usize,
-    /// The first image of the second list that it is compared with.
+    /// Index in the second list of the first image of this row.
     start: usize,
-    /// One that it is not compared with: itself.
+    /// Index in the second list of the image itself, which is skipped.
     skip: Option<usize>,
 }
 
 impl AllPairs {
-    /// Each two of `images` once.
+    /// All pairs of two different `images`, each once.
     fn within(images: &[usize]) -> Self {
         Self::new(images, images, |row| (row + 1, None))
     }
 
-    /// Each of `a` with each of `b`, both ascending, without an image itself.
+    /// Every image of `a` with every image of `b`, except itself; both lists are ascending.
     fn across(a: &[usize], b: &[usize]) -> Self {
         Self::new(a, b, |row| (0, b.binary_search(&a[row]).ok()))
     }
@@ -65,7 +66,7 @@ impl AllPairs {
         self.num
     }
 
-    /// Whether there is none.
+    /// Whether there are no pairs.
     pub fn is_empty(&self) -> bool {
         self.num == 0
     }
@@ -73,7 +74,7 @@ impl AllPairs {
     /// Returns the two images of pair `k`, in the order of the comparisons.
     ///
     /// # Panics
-    /// When there are no more than `k` pairs.
+    /// When `k` is out of range.
     pub fn images(&self, k: usize) -> [usize; 2] {
         // Rows without pairs share their offset with the next.
         let row = self.rows.partition_point(|row| row.offset <= k) - 1;
@@ -83,10 +84,11 @@ impl AllPairs {
         [self.a[row], self.b[column]]
     }
 
-    /// The product of every pair; `label` says whose an image is. None where there are not both kinds of pairs.
+    /// Returns the dot product of every pair; `label` maps an image to its identity. `None` if there are no genuine or
+    /// no impostor pairs.
     fn compare(&self, a: &Embeddings, b: &Embeddings, label: impl Fn(usize) -> u32) -> Result<Option<Comparisons>> {
         if self.num > MAX_PAIRS {
-            let what = format!("expected up to {MAX_PAIRS} pairs, found {}: take fewer images", self.num);
+            let what = format!("expected at most {MAX_PAIRS} pairs, found {}: use fewer images", self.num);
             return Err(Error::Evaluation(what));
         }
         let mut scores = Vec::with_capacity(self.num);
@@ -108,12 +110,12 @@ impl AllPairs {
     }
 }
 
-/// Compares all images of a set with each other; `worn[i]` says whether the person on image `i` wears a mask. Without it masks are
-/// drawn, and every image is there with and without. Settings without pairs of both kinds are left out; `progress(done, total)` counts
-/// embedded images.
+/// Compares all images of a set with each other. `worn[i]` says whether the person in image `i` wears a mask. Without
+/// `worn`, every image is used twice, clean and with a synthetic mask. Settings without genuine or without impostor
+/// pairs are left out. `progress(done, total)` counts embedded images.
 ///
 /// # Errors
-/// When an image cannot be read or masked, the network fails, or there are too many pairs, or none.
+/// When an image cannot be read or masked, the network fails, a setting has too many pairs, or no setting is left.
 pub fn compare_all_pairs(
     model: &Model,
     images: &dyn Dataset,
@@ -137,7 +139,7 @@ pub fn compare_all_pairs(
     let m = embed(model, masked.len(), masked_face, config.embedding(), done)?;
     let label = |image: usize| images.label(image);
     let mut found = BTreeMap::new();
-    // All pairs of M-U are those of U-M.
+    // The pairs of M-U are the same as those of U-M.
     for setting in Setting::TABLE {
         let (pairs, a, b) = match setting {
             Setting::UU => (AllPairs::within(&unmasked), &u, &u),
@@ -151,7 +153,7 @@ pub fn compare_all_pairs(
     if found.is_empty() {
         let (u, m) = (unmasked.len(), masked.len());
         let what =
-            format!("expected genuine and impostor pairs of {u} images without and {m} with masks, found no such");
+            format!("expected genuine and impostor pairs among {u} images without and {m} with masks, found none");
         return Err(Error::Evaluation(what));
     }
     Ok(found)
@@ -182,7 +184,7 @@ mod tests {
         assert_eq!((AllPairs::across(&a, &b).len(), AllPairs::within(&b).len()), (18, 10));
         assert_eq!(AllPairs::within(&b).images(9), [7, 9]);
         assert!(AllPairs::within(&[4]).is_empty());
-        // Two images of one person: no impostor.
+        // Two images of one person: no impostor pair.
         assert_eq!(AllPairs::within(&[3, 5]).compare(&cosines(2), &cosines(2), label).unwrap(), None);
     }
 }

@@ -1,13 +1,13 @@
-//! How sure a figure is: confidence intervals by the bootstrap, over people where they are known.
+//! Bootstrap confidence intervals, resampling people where they are known.
 //!
-//! Pairs that share a person are not independent, so pairs are not what is drawn again. Each replicate draws as many people as
-//! there are, with replacement; a pair of two people counts as often as the product of how often both were drawn, a pair of one
-//! person as often as that person was. That is the bootstrap over people of Bolle, Ratha and Pankanti (CVIU 2004) with both sides of
-//! an impostor pair drawn, the "vertex bootstrap" of Fogliato, Patil and Perona (IJCV 2024). Where people are not known every pair
-//! counts as often as it is drawn, which makes the intervals too narrow.
+//! Pairs that share a person are not independent, so people are resampled instead of pairs. Each replicate draws as
+//! many people as there are, with replacement. A pair of two people gets the product of their two counts as its weight,
+//! a pair of one person that person's count. This is the bootstrap over people of Bolle, Ratha and Pankanti (CVIU 2004)
+//! with both sides of an impostor pair drawn, the "vertex bootstrap" of Fogliato, Patil and Perona (IJCV 2024). Where
+//! people are unknown, pairs are resampled, which makes the intervals too narrow.
 //!
-//! Replicate `k` draws the same people for every set of comparisons with the same people, so that two systems, or two settings of a
-//! protocol, can be compared replicate by replicate.
+//! Replicate `k` draws the same people for every set of comparisons with the same people, so two systems, or two
+//! settings of a protocol, can be compared replicate by replicate.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,15 +20,15 @@ use super::metrics::{Metrics, lowest_threshold, metrics, share_below, share_from
 use super::units::{Units, weight};
 use crate::error::{Error, Result};
 
-/// How intervals are made.
+/// Bootstrap settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BootstrapConfig {
-    /// How often people are drawn; none for no intervals.
+    /// Number of bootstrap replicates, 100 to 1,000,000; 0 for no intervals.
     pub replicates: usize,
-    /// Share of the replicates inside an interval.
+    /// Confidence level: share of the replicates inside an interval, in `[0.5, 1)`.
     pub confidence: f64,
-    /// Decides who is drawn.
+    /// Seed of the resampling.
     pub seed: u64,
 }
 
@@ -39,7 +39,7 @@ impl Default for BootstrapConfig {
 }
 
 impl BootstrapConfig {
-    /// No intervals.
+    /// Settings without intervals.
     #[cfg(test)]
     pub(super) const NONE: Self = Self { replicates: 0, confidence: 0.95, seed: 0 };
 
@@ -59,7 +59,7 @@ impl BootstrapConfig {
         Ok(())
     }
 
-    /// How often each of `num` units is drawn in replicate `k`.
+    /// Returns how often each of `num` units is drawn in replicate `k`.
     pub(super) fn draw(&self, k: usize, num: usize) -> Vec<u32> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(k as u64);
@@ -68,12 +68,13 @@ impl BootstrapConfig {
         drawn
     }
 
-    /// Returns what `figure` gives for the number of every replicate, in their order.
+    /// Calls `figure` with the index of every replicate and returns the results in order.
     pub(super) fn replicates_of<T: Send>(&self, figure: impl Fn(usize) -> Option<T> + Sync) -> Vec<Option<T>> {
         (0..self.replicates).into_par_iter().map(&figure).collect()
     }
 
-    /// Returns the interval of a figure from its replicates; none where it has no value in more than one of twenty.
+    /// Returns the percentile interval of a metric from its replicates; `None` if more than one in twenty has no finite
+    /// value.
     pub fn interval(&self, values: impl IntoIterator<Item = Option<f64>>) -> Option<Interval> {
         let mut values: Vec<f64> = values.into_iter().flatten().filter(|v| v.is_finite()).collect();
         if values.len() * 20 < self.replicates * 19 || values.is_empty() {
@@ -85,16 +86,16 @@ impl BootstrapConfig {
     }
 }
 
-/// What a figure may well be.
+/// Bootstrap confidence interval of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// As many replicates are below this as above [`Interval::high`].
+    /// Lower end: as many replicates lie below it as above [`Interval::high`].
     pub low: f64,
-    /// The upper end.
+    /// Upper end.
     pub high: f64,
 }
 
-/// Draws the pairs of one set of comparisons again.
+/// Resamples one set of comparisons.
 #[derive(Debug)]
 pub struct Bootstrap {
     genuine: Ordered,
@@ -103,14 +104,14 @@ pub struct Bootstrap {
     config: BootstrapConfig,
 }
 
-/// The scores of a class, ascending, with the two units that their weights come from.
+/// Scores of one class, ascending, each with the two units that determine its weight.
 #[derive(Debug)]
 struct Ordered {
     scores: Vec<f64>,
     units: Vec<[u32; 2]>,
 }
 
-/// The scores of one replicate.
+/// Weighted scores of one replicate.
 #[derive(Debug)]
 pub struct Replicate<'a> {
     genuine: Weighted<'a>,
@@ -121,7 +122,7 @@ impl Bootstrap {
     /// Prepares the bootstrap of `comparisons`.
     ///
     /// # Errors
-    /// When a setting is out of range, there are more than 2^32 pairs, or one of the classes has none.
+    /// When a setting is out of range, there are 2^32 or more pairs, or a class has no pairs.
     pub fn new(comparisons: &Comparisons, config: &BootstrapConfig) -> Result<Self> {
         config.validate()?;
         let units = Units::of(comparisons)?;
@@ -146,18 +147,18 @@ impl Bootstrap {
         })
     }
 
-    /// What is drawn, for people.
+    /// Human-readable description, such as `1000 bootstrap resamples of 862 people`.
     pub fn describe(&self) -> String {
-        format!("{} draws of {}", self.config.replicates, self.units)
+        format!("{} bootstrap resamples of {}", self.config.replicates, self.units)
     }
 
-    /// Returns a figure of every replicate, by its number; none where a draw has no pair of one of the classes. The same whatever
-    /// the number of threads.
+    /// Returns `figure` of every replicate, in order; `None` where a resample lacks genuine or impostor pairs. The
+    /// result does not depend on the number of threads.
     pub fn replicates<T: Send>(&self, figure: impl Fn(usize, &Replicate) -> T + Sync) -> Vec<Option<T>> {
         self.config.replicates_of(|k| self.replicate(k).map(|replicate| figure(k, &replicate)))
     }
 
-    /// How often each pair counts in replicate `k`, by its number.
+    /// Returns a function from a pair's index to its weight in replicate `k`.
     pub(super) fn weights(&self, k: usize) -> impl Fn(usize) -> u64 + '_ {
         let drawn = self.config.draw(k, self.units.num());
         move |pair| weight(self.units.of_pair(pair), &drawn)
@@ -172,7 +173,7 @@ impl Bootstrap {
         })
     }
 
-    /// Returns the intervals of all figures from those of every replicate.
+    /// Returns the intervals of all metrics from the metrics of every replicate.
     pub fn intervals(&self, all: &[Option<Metrics>]) -> MetricIntervals {
         let of =
             |figure: fn(&Metrics) -> Option<f64>| self.config.interval(all.iter().map(|m| m.as_ref().and_then(figure)));
@@ -187,8 +188,8 @@ impl Bootstrap {
         }
     }
 
-    /// Returns how a figure differs between two systems: `values` of both, and their replicates of the same people. None where a
-    /// replicate in twenty lacks a value.
+    /// Returns the difference of a metric between two systems, from its `values` and from pairs of replicates with the
+    /// same people. `None` if more than one replicate in twenty lacks a value.
     pub fn difference(
         &self,
         values: [f64; 2],
@@ -206,59 +207,59 @@ impl Bootstrap {
 }
 
 impl Replicate<'_> {
-    /// All figures, as those of [`Scores`](super::Scores).
+    /// All metrics, as those of [`Scores`](super::Scores).
     pub fn metrics(&self) -> Metrics {
         metrics(&self.genuine, &self.impostor)
     }
 
-    /// The share of genuine scores below `threshold`.
+    /// Share of genuine scores below `threshold`.
     pub fn fnmr_at_threshold(&self, threshold: f64) -> f64 {
         share_below(&self.genuine, threshold)
     }
 
-    /// The share of impostor scores from `threshold` on.
+    /// Share of impostor scores at or above `threshold`.
     pub fn fmr_at_threshold(&self, threshold: f64) -> f64 {
         share_from(&self.impostor, threshold)
     }
 
-    /// The lowest threshold whose FMR is at most `fmr`, in (0, 1).
+    /// Lowest threshold with an FMR of at most `fmr`, which must be in (0, 1).
     pub fn threshold_at_fmr(&self, fmr: f64) -> f64 {
         lowest_threshold(&self.impostor, fmr)
     }
 }
 
-/// The intervals of the figures of [`Metrics`].
+/// Intervals of the metrics in [`Metrics`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricIntervals {
-    /// Of [`Metrics::eer`].
+    /// Interval of [`Metrics::eer`].
     pub eer: Option<Interval>,
-    /// Of [`Metrics::fmr100`].
+    /// Interval of [`Metrics::fmr100`].
     pub fmr100: Option<Interval>,
-    /// Of [`Metrics::fmr1000`].
+    /// Interval of [`Metrics::fmr1000`].
     pub fmr1000: Option<Interval>,
-    /// Of [`Metrics::fdr`].
+    /// Interval of [`Metrics::fdr`].
     pub fdr: Option<Interval>,
-    /// Of [`Metrics::g_mean`].
+    /// Interval of [`Metrics::g_mean`].
     pub g_mean: Option<Interval>,
-    /// Of [`Metrics::i_mean`].
+    /// Interval of [`Metrics::i_mean`].
     pub i_mean: Option<Interval>,
-    /// Of [`Metrics::auc`].
+    /// Interval of [`Metrics::auc`].
     pub auc: Option<Interval>,
 }
 
-/// How a figure of two systems on the same pairs differs.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// Difference of a metric between two systems on the same pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
-    /// The second's figure less the first's.
+    /// Value of the second system minus that of the first.
     pub difference: f64,
-    /// Where that may well be.
+    /// Confidence interval of the difference.
     pub interval: Interval,
-    /// How often a difference as clear comes by chance where there is none: twice the share of replicates on the other side of 0,
-    /// counting one more, at most 1.
+    /// Two-sided bootstrap p-value: twice the smaller of the shares of replicates `<= 0` and `>= 0`, at most 1. Each
+    /// share is `(count + 1) / (replicates + 1)`.
     pub p_value: f64,
 }
 
-/// The value below which a share `q` of the ascending values lies, between the two nearest (Hyndman and Fan's seventh definition).
+/// Quantile `q` of ascending values, interpolated linearly (Hyndman and Fan's type 7).
 fn quantile(ascending: &[f64], q: f64) -> f64 {
     let place = q * (ascending.len() - 1) as f64;
     let low = (place as usize).min(ascending.len() - 1);
@@ -293,7 +294,7 @@ mod tests {
         bootstrap.intervals(&bootstrap.replicates(|_, replicate| replicate.metrics()))
     }
 
-    /// A replicate's figures are those of the same scores repeated.
+    /// A replicate has the metrics of the same scores repeated.
     #[test]
     fn weights_count_as_repeated_scores_do() {
         let comparisons = comparisons(1);
@@ -328,9 +329,9 @@ mod tests {
         let comparisons = comparisons(2);
         let config = BootstrapConfig { replicates: 400, ..BootstrapConfig::default() };
         let bootstrap = Bootstrap::new(&comparisons, &config).unwrap();
-        assert_eq!(bootstrap.describe(), "400 draws of 60 people");
+        assert_eq!(bootstrap.describe(), "400 bootstrap resamples of 60 people");
         let sizes = bootstrap.replicates(|_, r| (r.metrics().num_genuine, r.metrics().num_impostor));
-        // Six genuine pairs a person, and 60 people drawn every time.
+        // Six genuine pairs per person, and 60 people drawn every time.
         assert!(sizes.iter().all(|size| size.unwrap().0 == 360));
         let num_impostor = comparisons.is_same().iter().filter(|s| !**s).count() as f64;
         let mean = sizes.iter().map(|size| size.unwrap().1 as f64).sum::<f64>() / 400.0;
@@ -338,7 +339,7 @@ mod tests {
         assert!((mean / num_impostor - 59.0 / 60.0).abs() < 0.02, "{mean} of {num_impostor}");
     }
 
-    /// Of sets drawn from the same world, the interval holds the world's figure about as often as it says.
+    /// Over many sets from one distribution, the interval covers the true value about as often as its confidence level.
     #[test]
     fn intervals_hold_the_true_figure_about_as_often_as_they_say() {
         let config = BootstrapConfig { replicates: 200, confidence: 0.9, seed: 5 };
@@ -350,7 +351,7 @@ mod tests {
             inside += u32::from((interval.low..=interval.high).contains(&0.6));
         }
         assert!((80..=98).contains(&inside), "{inside} of 100");
-        // Pairs that share a person are alike: without people the interval is too narrow.
+        // Pairs that share a person are correlated: without people the interval is too narrow.
         let with = comparisons(1);
         let without = Comparisons::new(with.scores().to_vec(), with.is_same().to_vec(), None).unwrap();
         let width = |c: &Comparisons| {

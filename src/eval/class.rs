@@ -1,4 +1,4 @@
-//! The scores of one class, genuine or impostor, each counted once or as often as a weight says.
+//! Scores of one class, genuine or impostor, with or without integer weights.
 
 use std::cmp::Ordering;
 use std::iter::Peekable;
@@ -7,27 +7,27 @@ use rayon::slice::ParallelSliceMut;
 
 use crate::error::{Error, Result};
 
-/// Scores of one class in their order.
+/// Weighted scores of one class, in order; a weight counts as that many equal scores.
 pub(super) trait Class {
     /// Number of scores.
     fn num(&self) -> u64;
 
-    /// Distinct and repeated scores with how often each counts, from low to high.
+    /// Scores with their weights, ascending; equal scores may come separately.
     fn ascending(&self) -> impl Iterator<Item = (f64, u64)>;
 
-    /// The same from high to low.
+    /// The same, descending.
     fn descending(&self) -> impl Iterator<Item = (f64, u64)>;
 
     /// Number of scores below `threshold`.
     fn num_below(&self, threshold: f64) -> u64;
 }
 
-/// Scores that count once each, ascending.
+/// Ascending scores of weight one.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sorted(Vec<f64>);
 
 impl Sorted {
-    /// Checks and sorts the scores of the class of this name.
+    /// Checks and sorts `scores`; `class` names them in errors.
     pub fn new(class: &str, mut scores: Vec<f64>) -> Result<Self> {
         if scores.is_empty() {
             return Err(Error::Evaluation(format!("expected at least one {class} score, found none")));
@@ -63,7 +63,7 @@ impl Class for Sorted {
     }
 }
 
-/// Ascending scores that count as often as their weights say.
+/// Ascending scores with integer weights.
 #[derive(Clone, Debug)]
 pub(super) struct Weighted<'a> {
     scores: &'a [f64],
@@ -72,7 +72,7 @@ pub(super) struct Weighted<'a> {
 }
 
 impl<'a> Weighted<'a> {
-    /// The scores, ascending, with a weight each; none if they count nothing at all.
+    /// Combines ascending scores with their weights; `None` if all weights are 0.
     pub fn new(scores: &'a [f64], weights: Vec<u64>) -> Option<Self> {
         let num = weights.iter().sum();
         (num > 0).then_some(Self { scores, weights, num })
@@ -101,21 +101,21 @@ impl Class for Weighted<'_> {
     }
 }
 
-/// Each distinct score once, with how often it counts in all.
+/// Iterator over distinct scores with their total weights.
 pub(super) struct Distinct<I: Iterator<Item = (f64, u64)>>(Peekable<I>);
 
 impl<I: Iterator<Item = (f64, u64)>> Distinct<I> {
-    /// Of scores in order.
+    /// Merges equal scores of an ordered iterator.
     pub fn new(scores: I) -> Self {
         Self(scores.peekable())
     }
 
-    /// The next score, without taking it.
+    /// Next score, without consuming it.
     pub fn peek(&mut self) -> Option<f64> {
         self.0.peek().map(|(score, _)| *score)
     }
 
-    /// Takes the next score if it is `score`, and returns how often it counts: 0 if it is another.
+    /// Consumes the next score if it equals `score`, and returns its total weight; otherwise returns 0.
     pub fn take_score(&mut self, score: f64) -> u64 {
         let mut num = 0;
         while let Some((_, weight)) = self.0.next_if(|(next, _)| next.partial_cmp(&score) == Some(Ordering::Equal)) {

@@ -1,4 +1,4 @@
-//! What a system said of pairs of images, and whose images they are.
+//! Scores of image pairs, with their labels and identities.
 
 use crate::error::{Error, Result};
 
@@ -15,10 +15,11 @@ impl Comparisons {
     ///
     /// - `scores`: similarities, higher means more alike
     /// - `is_same`: whether each pair shows one person
-    /// - `people`: who is on the two images of each pair, in any numbers, if that is known
+    /// - `people`: the identities of the two images of each pair, as arbitrary numbers, if known
     ///
     /// # Errors
-    /// [`Error::Evaluation`] when the lengths differ, a score is NaN or infinite, or a pair's people are not what `is_same` says.
+    /// [`Error::Evaluation`] when the lengths differ, a score is NaN or infinite, or a pair's people contradict
+    /// `is_same`.
     pub fn new(scores: Vec<f64>, is_same: Vec<bool>, people: Option<Vec<[u32; 2]>>) -> Result<Self> {
         let num = scores.len();
         if is_same.len() != num {
@@ -52,7 +53,7 @@ impl Comparisons {
         &self.is_same
     }
 
-    /// Who is on the two images of each pair, if that is known.
+    /// Identities of the two images of each pair, if known.
     pub fn people(&self) -> Option<&[[u32; 2]]> {
         self.people.as_deref()
     }
@@ -62,7 +63,7 @@ impl Comparisons {
         self.scores.len()
     }
 
-    /// Whether there is no pair.
+    /// Whether there are no pairs.
     pub fn is_empty(&self) -> bool {
         self.scores.is_empty()
     }

@@ -1,4 +1,4 @@
-//! A system's errors at every threshold, for drawing and for reading off.
+//! Points of ROC and DET curves, and score histograms.
 
 use serde::Serialize;
 
@@ -7,13 +7,13 @@ use super::metrics::{Scores, ratio};
 
 /// Relative change of an error rate below which two operating points look the same.
 const STEP: f64 = 0.02;
-/// Bars of a histogram.
+/// Number of bins of a histogram.
 const NUM_BINS: usize = 100;
 
-/// What one threshold does.
+/// Error rates at one threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct OperatingPoint {
-    /// Accepts from this score on.
+    /// Lowest score that is accepted.
     pub threshold: f64,
     /// False match rate.
     pub fmr: f64,
@@ -21,21 +21,22 @@ pub struct OperatingPoint {
     pub fnmr: f64,
 }
 
-/// How often scores are in each of equal ranges.
+/// Histogram of the scores over bins of equal width.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Histogram {
-    /// Where the first range begins.
+    /// Lower edge of the first bin.
     pub low: f64,
-    /// Where the last one ends.
+    /// Upper edge of the last bin.
     pub high: f64,
-    /// Shares of the genuine scores.
+    /// Share of the genuine scores in each bin.
     pub genuine: Vec<f64>,
-    /// Shares of the impostor scores.
+    /// Share of the impostor scores in each bin.
     pub impostor: Vec<f64>,
 }
 
 impl Scores {
-    /// Calls `each` with the numbers of impostor and genuine scores from every score on, from the highest score to the lowest.
+    /// Calls `each(score, [impostor, genuine])` for every distinct score, highest first, with the numbers of scores at
+    /// or above it.
     fn for_each_point(&self, mut each: impl FnMut(f64, [u64; 2])) {
         let mut impostor = Distinct::new(self.impostor.descending());
         let mut genuine = Distinct::new(self.genuine.descending());
@@ -47,8 +48,8 @@ impl Scores {
         }
     }
 
-    /// Returns the points of the ROC and DET curves from the highest threshold to the lowest, exact, without those that differ from
-    /// the one before by less than a fiftieth in both rates.
+    /// Returns exact points of the ROC and DET curves, from the highest threshold to the lowest. A point within 2 % of
+    /// the one before in both rates, relative to the rate or its complement, is left out; the last point is kept.
     pub fn operating_points(&self) -> Vec<OperatingPoint> {
         let (num_impostor, num_genuine) = (self.impostor.num(), self.genuine.num());
         let mut points: Vec<OperatingPoint> = Vec::new();
@@ -69,11 +70,12 @@ impl Scores {
         points
     }
 
-    /// Returns the true and the false accept rate that insightface's IJB scripts print for a false accept rate: of the corners of the ROC
-    /// curve (scikit-learn's `roc_curve` drops points on straight lines) the one whose rate is closest, even if it is above the target.
+    /// Returns `[TAR, FAR]` as insightface's IJB scripts read them off for a target FAR: at the corner of the ROC curve
+    /// with the closest FAR, even if that exceeds the target. Only corners count, because scikit-learn's `roc_curve`
+    /// drops collinear points.
     pub fn tar_at_closest_far(&self, far_target: f64) -> [f64; 2] {
         let (num_impostor, num_genuine) = (self.impostor().len() as f64, self.genuine().len() as f64);
-        // The curve's start, at no acceptance; later corners at the same distance are better.
+        // Start of the curve, where nothing is accepted. Of corners at equal distance the last one wins.
         let mut best = (far_target, [0.0; 2]);
         let mut take = |[f, t]: [u64; 2]| {
             let far = f as f64 / num_impostor;
@@ -95,7 +97,7 @@ impl Scores {
         best.1
     }
 
-    /// Returns how the scores are spread over the range that both kinds have.
+    /// Returns the histogram of both classes over the range of all scores.
     pub fn histogram(&self) -> Histogram {
         let ends = [self.genuine(), self.impostor()].map(|scores| [scores[0], scores[scores.len() - 1]]);
         let (low, high) = (ends[0][0].min(ends[1][0]), ends[0][1].max(ends[1][1]));

@@ -1,4 +1,4 @@
-//! From images to embeddings.
+//! Computes embeddings of images.
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::models::{Inference, Model};
 use crate::ops::normalize::l2_normalize;
 
-/// Embeddings, one a row, of length 1 unless [`EmbedConfig::normalize`] says otherwise.
+/// Embeddings, one per row, of length 1 unless [`EmbedConfig::normalize`] is off.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embeddings {
     values: Vec<f32>,
@@ -18,13 +18,13 @@ pub struct Embeddings {
 }
 
 impl Embeddings {
-    /// Returns embeddings of `dim` elements each, row after row.
+    /// Returns embeddings of `dim` elements each, from row-major `values`.
     ///
     /// # Errors
-    /// [`Error::Evaluation`] when the values are no whole number of rows, or one is NaN or infinite.
+    /// [`Error::Evaluation`] when `dim` is 0, `values` is not a whole number of rows, or a value is NaN or infinite.
     pub fn new(values: Vec<f32>, dim: usize) -> Result<Self> {
         if dim == 0 || !values.len().is_multiple_of(dim) {
-            let what = format!("expected embeddings of {dim} elements, found {} elements in all", values.len());
+            let what = format!("expected embeddings of {dim} elements, found {} elements in total", values.len());
             return Err(Error::Evaluation(what));
         }
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
@@ -39,25 +39,25 @@ impl Embeddings {
         self.values.len() / self.dim
     }
 
-    /// Whether there is none.
+    /// Whether there are no embeddings.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// Returns these rows.
+    /// Returns the given rows, in the given order.
     ///
     /// # Panics
-    /// When there is no such row.
+    /// When a row is out of range.
     pub fn select(&self, rows: impl IntoIterator<Item = usize>) -> Self {
         Self { values: rows.into_iter().flat_map(|i| self.row(i)).copied().collect(), dim: self.dim }
     }
 
-    /// All values, row after row.
+    /// All values, row-major.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// Length of an embedding.
+    /// Number of elements of an embedding.
     pub fn dim(&self) -> usize {
         self.dim
     }
@@ -65,28 +65,30 @@ impl Embeddings {
     /// Returns embedding `i`.
     ///
     /// # Panics
-    /// When there is no row `i`.
+    /// When `i` is out of range.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.values[i * self.dim..][..self.dim]
     }
 
-    /// Returns the product of rows `i` of `self` and `j` of `other`, summed in f64: the cosine of embeddings of length 1.
+    /// Returns the dot product of row `i` of `self` and row `j` of `other`, accumulated in f64: the cosine if both have
+    /// length 1.
     ///
     /// # Panics
-    /// When there are no such rows.
+    /// When a row is out of range.
     pub fn cosine(&self, i: usize, other: &Self, j: usize) -> f64 {
         self.row(i).iter().zip(other.row(j)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
     }
 }
 
-/// How images become embeddings.
+/// Settings of [`embed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmbedConfig {
-    /// Images that go through the network together.
+    /// Number of images per batch; with `flip` the network gets twice as many.
     pub batch_size: usize,
-    /// Whether the embedding of the mirrored image is added, as the field evaluates.
+    /// Whether to add the embedding of the mirrored image, as is usual in the field.
     pub flip: bool,
-    /// Whether embeddings are scaled to length 1; templates of several images weigh them by their length.
+    /// Whether to scale embeddings to length 1. Off for template pooling, where an embedding's length is part of its
+    /// weight.
     pub normalize: bool,
 }
 
@@ -96,9 +98,9 @@ impl Default for EmbedConfig {
     }
 }
 
-/// Returns `normalize(f(x) + f(flip x))` of `num_images` images, without the flip or the normalisation if the settings say so.
+/// Returns `normalize(f(x) + f(flip x))` of `num_images` images; `config` can turn off the flip and the normalisation.
 ///
-/// `image(i)` gives the aligned crop `i`; `progress(n)` is called after each batch with the images done so far.
+/// `image(i)` returns the aligned crop `i`; `progress(n)` is called after each batch with the number of images done.
 ///
 /// # Errors
 /// When an image or the network fails, or an embedding is not finite.
@@ -136,7 +138,7 @@ pub fn embed(
     Embeddings::new(values, dim)
 }
 
-/// The embeddings of 8-bit images, which a GPU preprocesses itself.
+/// Runs the network on 8-bit RGB images; a GPU network preprocesses them on the device.
 fn run(network: &Inference, model: &Model, pixels: &Pixels) -> Result<Tensor> {
     #[cfg(any(test, feature = "cuda"))]
     if let Inference::Gpu(network) = network {

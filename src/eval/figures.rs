@@ -1,4 +1,4 @@
-//! The figures of one set of comparisons, each with the interval that it may well lie in.
+//! All metrics of one set of comparisons, with confidence intervals.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,49 +8,51 @@ use super::lfw::{FoldAccuracy, FoldTar, FoldedPairs, squared_l2};
 use super::metrics::{Metrics, Scores};
 use crate::error::Result;
 
-/// False match rates at which systems are compared: those of IJB-B and IJB-C and of NIST's reports.
+/// False match rates at which systems are compared, as in IJB-B, IJB-C and NIST's reports.
 pub const FMR_TARGETS: [f64; 6] = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
 
-/// What happens at the threshold of a stated false match rate.
+/// Error rates at the threshold for a target false match rate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AtFmr {
-    /// The false match rate that the threshold was chosen for.
+    /// Target false match rate.
     pub fmr_target: f64,
-    /// The lowest threshold that keeps it; `None`, as all that follows, with fewer than `1 / fmr_target` impostor scores: then the
-    /// rate cannot be measured.
+    /// Lowest threshold that keeps the target. With fewer than `1 / fmr_target` impostor scores the rate cannot be
+    /// measured; then this and all following fields are `None`.
     pub threshold: Option<f64>,
-    /// The share of impostor scores from that threshold on.
+    /// Share of impostor scores at or above the threshold.
     pub fmr: Option<f64>,
-    /// The share of genuine scores below it; the true accept rate is the rest.
+    /// Share of genuine scores below the threshold; the true accept rate is `1 - fnmr`.
     pub fnmr: Option<f64>,
-    /// Of `fmr`, threshold and all; `None` where the threshold was chosen on the same comparisons and keeps it by construction.
+    /// Interval of `fmr`, with the threshold chosen anew in every replicate. `None` where the threshold was chosen on
+    /// the same comparisons and keeps the rate by construction.
     pub fmr_interval: Option<Interval>,
-    /// Of `fnmr`, threshold and all.
+    /// Interval of `fnmr`, with the threshold chosen anew in every replicate.
     pub fnmr_interval: Option<Interval>,
 }
 
-/// The figures of one set of comparisons.
+/// All metrics of one set of comparisons.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SettingResult {
     /// Error rates and score statistics over all pairs.
     #[serde(flatten)]
     pub metrics: Metrics,
-    /// How sure they are; absent without a bootstrap.
+    /// Confidence intervals of `metrics`; `None` without a bootstrap.
     pub intervals: Option<MetricIntervals>,
-    /// What was drawn for the intervals, for people.
+    /// Human-readable description of the bootstrap; `None` without one.
     pub bootstrap: Option<String>,
-    /// LFW's k-fold accuracy; absent where there are no folds.
+    /// LFW's k-fold accuracy; `None` without folds or if the scores are not cosines.
     pub accuracy: Option<FoldAccuracy>,
-    /// LFW's k-fold TAR at FAR 1e-3; absent where a fold has not both kinds of pairs.
+    /// LFW's k-fold TAR at FAR 1e-3; `None` like `accuracy`, and where a fold lacks genuine or impostor pairs.
     pub tar_at_far: Option<FoldTar>,
-    /// At thresholds chosen on the same comparisons.
+    /// Error rates at thresholds chosen on the same comparisons.
     pub at_fmr: Vec<AtFmr>,
-    /// At thresholds chosen on unmasked comparisons, as in NIST's mask reports (Ngan, Grother, Hanaoka, NISTIR 8311); empty where
-    /// there are none.
+    /// Error rates at thresholds chosen on unmasked comparisons, as in NIST's mask reports (Ngan, Grother, Hanaoka,
+    /// NISTIR 8311); empty if there are no unmasked comparisons.
     pub at_unmasked_fmr: Vec<AtFmr>,
 }
 
-/// Comparisons with what is drawn of them once, for their own figures and for those of others at their thresholds.
+/// Comparisons with their sorted scores, thresholds and bootstrap replicates. These are computed once and serve both
+/// their own metrics and the error rates of other comparisons at their thresholds.
 #[derive(Debug)]
 pub struct Figures<'a> {
     comparisons: &'a Comparisons,
@@ -63,10 +65,10 @@ pub struct Figures<'a> {
 
 const NUM_TARGETS: usize = FMR_TARGETS.len();
 
-/// FMR and FNMR at every target that can be measured.
+/// `[FMR, FNMR]` at every target; `None` where a target cannot be measured.
 type Rates = [Option<[f64; 2]>; NUM_TARGETS];
 
-/// What one replicate gives.
+/// Results of one replicate.
 #[derive(Clone, Copy, Debug)]
 struct Draw {
     metrics: Metrics,
@@ -75,7 +77,8 @@ struct Draw {
 }
 
 impl<'a> Figures<'a> {
-    /// Sorts `comparisons` and draws from them; they fall into `num_folds` folds of equal size, fewer than two for none.
+    /// Sorts `comparisons` and runs the bootstrap. They fall into `num_folds` folds of equal size; below two there are
+    /// no folds.
     ///
     /// # Errors
     /// When there is no genuine or no impostor comparison, or a setting of the bootstrap is out of range.
@@ -107,8 +110,8 @@ impl<'a> Figures<'a> {
         &self.scores
     }
 
-    /// Returns all figures; `unmasked` are those of the same people without masks, these themselves perhaps, for
-    /// [`SettingResult::at_unmasked_fmr`].
+    /// Returns all metrics. `unmasked` are the comparisons of the same people without masks, possibly `self`, whose
+    /// thresholds [`SettingResult::at_unmasked_fmr`] uses.
     ///
     /// # Errors
     /// When there are more folds than comparisons.
@@ -127,10 +130,10 @@ impl<'a> Figures<'a> {
         })
     }
 
-    /// LFW's figures, where there are folds.
+    /// LFW's accuracy and TAR, if there are folds.
     fn over_folds(&self) -> Result<(Option<FoldAccuracy>, Option<FoldTar>)> {
         let (scores, is_same) = (self.comparisons.scores(), self.comparisons.is_same());
-        // Squared L2 is that of unit vectors: other scores are no cosines.
+        // LFW's squared L2 is computed from cosines; a score outside [-1, 1] is not one.
         if self.num_folds < 2 || scores.iter().any(|s| s.abs() > 1.0 + 1e-6) {
             return Ok((None, None));
         }
@@ -154,7 +157,7 @@ impl<'a> Figures<'a> {
         Ok((Some(accuracy), tar))
     }
 
-    /// What happens here at the thresholds chosen on `other`.
+    /// Error rates of these comparisons at the thresholds chosen on `other`.
     fn at(&self, other: &Self) -> Vec<AtFmr> {
         let is_own = std::ptr::eq(self, other);
         let drawn = self.drawn(other);
@@ -176,7 +179,7 @@ impl<'a> Figures<'a> {
         FMR_TARGETS.into_iter().enumerate().map(at).collect()
     }
 
-    /// The rates of every replicate at the thresholds that the same people give on `other`.
+    /// Rates of every replicate at the thresholds that the same replicate has on `other`.
     fn drawn(&self, other: &Self) -> Vec<Option<Rates>> {
         let (Some((bootstrap, own)), Some((_, chosen))) = (&self.bootstrap, &other.bootstrap) else {
             return Vec::new();
@@ -194,7 +197,7 @@ fn rates(replicate: &Replicate, thresholds: &[Option<f64>; NUM_TARGETS]) -> Rate
 }
 
 impl SettingResult {
-    /// Returns what happens at the threshold of this FMR on unmasked comparisons, if that was measured.
+    /// Returns the error rates at the threshold for this FMR on unmasked comparisons; `None` if it was not measured.
     pub fn at_unmasked(&self, fmr_target: f64) -> Option<&AtFmr> {
         self.at_unmasked_fmr.iter().find(|at| at.fmr_target == fmr_target && at.threshold.is_some())
     }

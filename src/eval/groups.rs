@@ -1,5 +1,5 @@
-//! Error rates of groups of people at one threshold for all, as NIST reports demographic differences (Grother, Ngan, Hanaoka, NISTIR
-//! 8280): a system that is good on average may fail some people more often.
+//! Error rates of groups of people at one common threshold, as NIST reports demographic effects (Grother, Ngan,
+//! Hanaoka, NISTIR 8280): a system that is good on average may fail some people more often.
 
 use std::collections::BTreeSet;
 
@@ -10,44 +10,45 @@ use super::comparisons::Comparisons;
 use super::metrics::Scores;
 use crate::error::{Error, Result};
 
-/// The error rates of groups at one threshold.
+/// Error rates of all groups at one threshold.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Groups {
-    /// The false match rate over everybody that the threshold was chosen for.
+    /// Target false match rate over all impostor comparisons.
     pub fmr_target: f64,
-    /// The lowest threshold that keeps it.
+    /// Lowest threshold that keeps the target.
     pub threshold: f64,
-    /// The rates of every group, by name.
+    /// Rates of every group, sorted by name.
     pub rates: Vec<GroupRates>,
 }
 
-/// The error rates of one group.
+/// Error rates of one group.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GroupRates {
-    /// Its name.
+    /// Name of the group.
     pub group: String,
-    /// The share of genuine comparisons below the threshold; none without any.
+    /// Share of genuine comparisons below the threshold; `None` if there are no such comparisons.
     pub fnmr: Option<f64>,
-    /// The share of impostor comparisons of two people of the group from the threshold on; none without any.
+    /// Share of impostor comparisons within the group at or above the threshold; `None` if there are no such
+    /// comparisons.
     pub fmr: Option<f64>,
-    /// Of `fnmr`, threshold and all; absent without a bootstrap.
+    /// Interval of `fnmr`, with the threshold chosen anew in every replicate; `None` without a bootstrap.
     pub fnmr_interval: Option<Interval>,
-    /// Of `fmr`, threshold and all.
+    /// Interval of `fmr`, likewise.
     pub fmr_interval: Option<Interval>,
     /// Number of genuine comparisons.
     pub num_genuine: usize,
-    /// Number of impostor comparisons of two people of the group.
+    /// Number of impostor comparisons within the group.
     pub num_impostor: usize,
 }
 
-/// Errors and comparisons of a group, genuine and impostor.
+/// `[errors, comparisons]` of a group, genuine and impostor.
 type Counts = [[u64; 2]; 2];
 
-/// Returns the rates of every group at the threshold of `fmr_target` over everybody. Impostor comparisons across groups choose the
-/// threshold and count for no group.
+/// Returns the rates of every group at the threshold for `fmr_target` over all comparisons. Impostor comparisons across
+/// groups help to choose the threshold but count for no group.
 ///
 /// # Errors
-/// [`Error::Evaluation`] when there are not two groups for each comparison, or the rate cannot be measured.
+/// [`Error::Evaluation`] when there are not two groups for each comparison, or the FMR cannot be measured.
 pub fn group_rates(
     comparisons: &Comparisons,
     groups: &[[String; 2]],
@@ -61,7 +62,7 @@ pub fn group_rates(
     let threshold = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?.threshold_at_fmr(fmr_target)?;
     let names: BTreeSet<&str> = groups.iter().filter(|[a, b]| a == b).map(|[a, _]| a.as_str()).collect();
     let names: Vec<&str> = names.into_iter().collect();
-    let number = |name: &str| names.binary_search(&name).expect("every group of a pair of one group was taken");
+    let number = |name: &str| names.binary_search(&name).expect("every group with pairs within it is listed");
     let group_of: Vec<Option<usize>> = groups.iter().map(|[a, b]| (a == b).then(|| number(a))).collect();
     let count = |threshold: f64, weight: &dyn Fn(usize) -> u64| {
         let mut counts: Vec<Counts> = vec![Counts::default(); names.len()];

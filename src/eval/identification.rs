@@ -1,4 +1,4 @@
-//! Open-set identification: whose face is this, among people who are known, if anybody's?
+//! Open-set identification: searches a gallery of known people for a face whose person may not be in it.
 
 use std::collections::BTreeMap;
 
@@ -11,91 +11,94 @@ use super::metrics::lowest_threshold;
 use super::similarity::for_each_row;
 use crate::error::{Error, Result};
 
-/// False positive identification rates at which systems are compared: those of IJB-B and IJB-C, and NIST's.
+/// False positive identification rates at which systems are compared, as in IJB-B, IJB-C and NIST's reports.
 pub const FPIR_TARGETS: [f64; 3] = [1e-1, 1e-2, 1e-3];
-/// Ranks that are reported.
+/// Reported ranks.
 const RANKS: [usize; 3] = [1, 5, 10];
 /// Highest rank of the cumulative match characteristic.
 const MAX_RANK: usize = 50;
 
-/// What came of the search for one probe.
+/// Result of the search for one probe.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Search {
-    /// The probe's person.
+    /// Identity of the probe.
     pub person: u32,
-    /// The person's own place in the gallery; none in a search for somebody who is not in it.
+    /// Gallery entry of the same person; `None` in a non-mated search, for a person who is not in the gallery.
     pub mate: Option<Mate>,
-    /// The highest score of another person.
+    /// Highest score of any other person.
     pub top_other: f64,
 }
 
-/// Where the right person was found.
+/// Score and rank of the probe's own person in the gallery.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mate {
-    /// The score.
+    /// Score of the person.
     pub score: f64,
-    /// One more than there are other people with at least this score.
+    /// One plus the number of other people with at least this score.
     pub rank: usize,
 }
 
-/// The searches for some probes in one gallery.
+/// Searches for a set of probes in one gallery.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Searches {
-    /// One a probe.
+    /// One search per probe.
     pub searches: Vec<Search>,
     /// Number of people in the gallery.
     pub num_gallery: usize,
 }
 
-/// The figures of searches in one gallery.
+/// Metrics of the searches in one gallery.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Identification {
     /// Number of people in the gallery.
     pub num_gallery: usize,
-    /// Number of searches for people who are in it.
+    /// Number of mated searches, for people in the gallery.
     pub num_mated: usize,
-    /// Number of searches for people who are not.
+    /// Number of non-mated searches, for people not in the gallery.
     pub num_nonmated: usize,
-    /// The share of mated searches with the right person among the first one, five and ten.
+    /// Identification rates at ranks 1, 5 and 10.
     pub at_rank: Vec<AtRank>,
-    /// The cumulative match characteristic: that share for every rank from 1.
+    /// Cumulative match characteristic: the identification rate at every rank from 1 to 50, or to the gallery's size if
+    /// that is smaller.
     pub cmc: Vec<f64>,
-    /// With a threshold.
+    /// Identification rates at the thresholds for [`FPIR_TARGETS`].
     pub at_fpir: Vec<AtFpir>,
 }
 
-/// Identification without a threshold.
+/// Identification rate at one rank, without a threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct AtRank {
-    /// How many candidates are looked at.
+    /// Number of candidates considered.
     pub rank: usize,
-    /// The share of mated searches with the right person among them.
+    /// Share of mated searches with the right person among the candidates.
     pub rate: f64,
-    /// Of `rate`, over the probes' people; absent without a bootstrap.
+    /// Interval of `rate`, from resampling the probes' people; `None` without a bootstrap.
     pub interval: Option<Interval>,
 }
 
-/// Identification at the threshold of a stated false positive identification rate.
+/// Identification at the threshold for a target false positive identification rate (FPIR).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct AtFpir {
-    /// The rate that the threshold was chosen for.
+    /// Target FPIR.
     pub fpir_target: f64,
-    /// The lowest threshold that keeps it; `None`, as what follows, with fewer than `1 / fpir_target` non-mated searches.
+    /// Lowest threshold that keeps the target. With fewer than `1 / fpir_target` non-mated searches, this and all
+    /// following fields are `None`.
     pub threshold: Option<f64>,
-    /// The share of non-mated searches with any score from the threshold on.
+    /// Share of non-mated searches with any score at or above the threshold.
     pub fpir: Option<f64>,
-    /// The share of mated searches with the right person first, from the threshold on.
+    /// Share of mated searches with the right person at rank 1 and at or above the threshold.
     pub tpir: Option<f64>,
-    /// Of `tpir`, threshold and all.
+    /// Interval of `tpir`, with the threshold chosen anew in every replicate.
     pub tpir_interval: Option<Interval>,
 }
 
 impl Searches {
-    /// Searches for every probe among all of a gallery, in blocks.
+    /// Searches the gallery for every probe, block by block. `people` are the identities of the probes, `known` those
+    /// of the gallery.
     ///
     /// # Errors
-    /// [`Error::Evaluation`] when there is not a person for each embedding, a person is in the gallery twice, or the gallery has
-    /// fewer than two people.
+    /// [`Error::Evaluation`] when there is not one identity for each embedding, a person is in the gallery twice, the
+    /// gallery has fewer than two people, or there are no probes.
     pub fn run(probes: &Embeddings, people: &[u32], gallery: &Embeddings, known: &[u32]) -> Result<Self> {
         for (what, embeddings, people) in [("probes", probes, people), ("gallery", gallery, known)] {
             if embeddings.len() != people.len() {
@@ -129,7 +132,7 @@ impl Searches {
         Ok(Self { searches, num_gallery: known.len() })
     }
 
-    /// Returns the figures of the searches.
+    /// Returns the metrics of the searches.
     ///
     /// # Errors
     /// When no probe is in the gallery, or a setting of the bootstrap is out of range.
@@ -157,7 +160,7 @@ impl Searches {
         let mut people: Vec<u32> = self.searches.iter().map(|search| search.person).collect();
         people.sort_unstable();
         people.dedup();
-        let number = |person: u32| people.binary_search(&person).expect("the person of every search was taken");
+        let number = |person: u32| people.binary_search(&person).expect("the person of every search is listed");
         let drawn = config.replicates_of(|k| {
             let drawn = config.draw(k, people.len());
             Some(rates(&|person| u64::from(drawn[number(person)])))
@@ -187,7 +190,7 @@ impl Searches {
         })
     }
 
-    /// The share of mated searches that are hits; NaN where none counts.
+    /// Weighted share of mated searches that are hits; NaN if their weights sum to 0.
     fn share(&self, weight: &dyn Fn(u32) -> u64, is_hit: &dyn Fn(Mate) -> bool) -> f64 {
         let (mut hits, mut num) = (0, 0);
         for search in &self.searches {
@@ -205,7 +208,7 @@ impl Searches {
 mod tests {
     use super::*;
 
-    /// Unit vectors in a plane, by their angle.
+    /// Unit vectors in the plane at these angles.
     fn at(degrees: &[f32]) -> Embeddings {
         let values = degrees.iter().flat_map(|d| [d.to_radians().cos(), d.to_radians().sin()]).collect();
         Embeddings::new(values, 2).unwrap()
@@ -224,7 +227,7 @@ mod tests {
         let figures = searches.figures(&none).unwrap();
         assert_eq!((figures.num_mated, figures.num_nonmated, figures.num_gallery), (2, 2, 3));
         assert_eq!(figures.cmc, [0.5, 1.0, 1.0]);
-        // A tenth of two searches cannot be measured.
+        // An FPIR of a tenth cannot be measured on two searches.
         assert!(figures.at_fpir.iter().all(|at| at.threshold.is_none() && at.tpir.is_none()));
         let error = |known: &[u32]| Searches::run(&at(&[0.0]), &[1], &gallery, known).unwrap_err().to_string();
         assert!(error(&[1, 2]).contains("gallery: expected 3 people, found 2"));
@@ -233,7 +236,7 @@ mod tests {
         assert!(strangers.figures(&none).unwrap_err().to_string().contains("expected probes of people in the gallery"));
     }
 
-    /// Two that score the same are not told apart: the right one is counted as the later.
+    /// On a tie the right person gets the worse rank.
     #[test]
     fn a_tie_is_no_identification() {
         let searches = Searches::run(&at(&[45.0]), &[1], &at(&[30.0, 30.0]), &[1, 2]).unwrap();

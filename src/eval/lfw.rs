@@ -1,9 +1,9 @@
 //! The ten-fold verification protocol of Labeled Faces in the Wild, as face recognition papers report it.
 //!
-//! The pairs, in their published order, are cut into contiguous folds. For every fold a threshold is chosen on all the
-//! others and applied to it. The folds, the grids of thresholds and the interpolation are those of insightface's
-//! `verification.py` (`calculate_roc`, `calculate_val`), so figures compare with published ones; a pair is "same" when
-//! its squared L2 distance is below the threshold.
+//! The pairs, in their published order, are cut into contiguous folds. For every fold a threshold is chosen on the
+//! other folds and applied to it. Folds, threshold grids and interpolation are those of insightface's `verification.py`
+//! (`calculate_roc`, `calculate_val`), so results are comparable with published ones. A pair is "same" when its squared
+//! L2 distance is below the threshold.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -26,18 +26,18 @@ pub struct FoldAccuracy {
     pub mean: f64,
     /// Population standard deviation of `accuracies`.
     pub std: f64,
-    /// Share of pairs of each fold that are classified rightly.
+    /// Share of pairs of each fold that are classified correctly.
     pub accuracies: Vec<f64>,
-    /// The squared L2 threshold used on each fold: the lowest of those most accurate on the other folds.
+    /// Squared L2 threshold of each fold: the lowest of those that are most accurate on the other folds.
     pub thresholds: Vec<f64>,
-    /// Of `mean`, thresholds and all; absent without a bootstrap.
+    /// Interval of `mean`, with thresholds chosen anew in every replicate; `None` without a bootstrap.
     pub interval: Option<Interval>,
 }
 
 /// True accept rate at a false accept rate over the folds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FoldTar {
-    /// The false accept rate aimed at.
+    /// Target false accept rate.
     pub far_target: f64,
     /// Mean of `tars`, in `[0, 1]`.
     pub tar_mean: f64,
@@ -49,60 +49,60 @@ pub struct FoldTar {
     pub tars: Vec<f64>,
     /// Share of the "different" pairs of each fold that are accepted.
     pub fars: Vec<f64>,
-    /// The squared L2 threshold used on each fold; 0 where no threshold below 4 reaches `far_target` on the others.
+    /// Squared L2 threshold of each fold; 0 where no threshold below 4 reaches `far_target` on the other folds.
     pub thresholds: Vec<f64>,
-    /// Of `tar_mean`, thresholds and all; absent without a bootstrap.
+    /// Interval of `tar_mean`, with thresholds chosen anew in every replicate; `None` without a bootstrap.
     pub interval: Option<Interval>,
 }
 
-/// Squared L2 distance of two unit vectors with this cosine, in `[0, 4]`: `2 - 2 cos`, never negative by rounding.
+/// Squared L2 distance of two unit vectors with this cosine, in `[0, 4]`: `2 - 2 cos`, clamped at 0 against rounding.
 pub fn squared_l2(cosine: f64) -> f64 {
     (2.0 - 2.0 * cosine).max(0.0)
 }
 
-/// Accuracy with the threshold of each fold chosen on the others (insightface, `calculate_roc`).
+/// Accuracy with the threshold of each fold chosen on the other folds (insightface, `calculate_roc`).
 ///
 /// - `distances`: squared L2, not negative, in the order of the protocol's pairs
 /// - `is_same`: whether each pair shows one person
 /// - `num_folds`: 10 in the protocol; the first `len % num_folds` folds are one pair longer
 ///
 /// # Errors
-/// [`Error::Evaluation`] when the lengths differ, a distance is negative or not finite, or there are not
-/// `2 <= num_folds <= pairs`.
+/// [`Error::Evaluation`] when the lengths differ, a distance is negative or not finite, or `num_folds` is below 2 or
+/// above the number of pairs.
 pub fn fold_accuracy(distances: &[f64], is_same: &[bool], num_folds: usize) -> Result<FoldAccuracy> {
     Ok(FoldedPairs::new(distances, is_same, num_folds)?.accuracy(&|_| 1))
 }
 
-/// TAR and FAR with the threshold of each fold interpolated on the others (insightface, `calculate_val`).
+/// TAR and FAR with the threshold of each fold interpolated on the other folds (insightface, `calculate_val`).
 ///
-/// `far_target` is in `(0, 1)`, 1e-3 in the protocol; the other arguments are those of [`fold_accuracy`]. Where
-/// thresholds in a row have exactly the target FAR the highest of them is taken, as SciPy's spline did.
+/// `far_target` is in `(0, 1)`, 1e-3 in the protocol; the other arguments are those of [`fold_accuracy`]. If several
+/// consecutive thresholds have exactly the target FAR, the highest of them is used, as SciPy's spline did.
 ///
 /// # Errors
-/// [`Error::Evaluation`] as [`fold_accuracy`], when `far_target` is out of range, and when a fold, or all others
-/// together, lacks "same" or "different" pairs.
+/// [`Error::Evaluation`] as for [`fold_accuracy`], when `far_target` is out of range, and when a fold lacks "same" or
+/// "different" pairs or the other folds lack "different" pairs.
 pub fn fold_tar_at_far(distances: &[f64], is_same: &[bool], num_folds: usize, far_target: f64) -> Result<FoldTar> {
     FoldedPairs::new(distances, is_same, num_folds)?.tar_at_far(far_target, &|_| 1)
 }
 
-/// Pairs in folds; each counts as often as the `weight` of its index says.
+/// Pairs cut into folds. The methods take a `weight`: how often each pair counts, by its index.
 pub(super) struct FoldedPairs<'a> {
     distances: &'a [f64],
     is_same: &'a [bool],
     folds: Vec<Range<usize>>,
-    /// The first threshold of each grid that accepts a pair, once somebody asks for the grid.
+    /// For each pair, the first threshold of the grid that accepts it; computed on first use.
     accuracy_bins: OnceLock<Vec<usize>>,
     tar_bins: OnceLock<Vec<usize>>,
 }
 
 impl<'a> FoldedPairs<'a> {
-    /// Checks the pairs and cuts them into folds, as [`fold_accuracy`].
+    /// Checks the pairs and cuts them into folds, as for [`fold_accuracy`].
     pub fn new(distances: &'a [f64], is_same: &'a [bool], num_folds: usize) -> Result<Self> {
         let folds = fold_ranges(distances, is_same, num_folds)?;
         Ok(Self { distances, is_same, folds, accuracy_bins: OnceLock::new(), tar_bins: OnceLock::new() })
     }
 
-    /// Accuracy, as [`fold_accuracy`]; NaN where a fold counts for nothing.
+    /// Accuracy, as [`fold_accuracy`]; its mean is NaN if all pairs of a fold have weight 0.
     pub fn accuracy(&self, weight: &impl Fn(usize) -> usize) -> FoldAccuracy {
         let bins = self.accuracy_bins.get_or_init(|| ACCURACY_GRID.bins(self.distances));
         let (curves, total) = ACCURACY_GRID.curves(self, bins, weight);
@@ -135,8 +135,9 @@ impl<'a> FoldedPairs<'a> {
             if test.num_same == 0 || test.num_different == 0 || train.num_different == 0 {
                 let (num_folds, same, different) = (self.folds.len(), test.num_same, test.num_different);
                 let what = format!(
-                    "fold {index} of {num_folds}: TAR at FAR needs same and different pairs in it and different pairs in \
-                     the others, found {same} same and {different} different in it and {} different in the others",
+                    "fold {index} of {num_folds}: TAR at FAR needs same and different pairs in the fold and \
+                     different pairs in the others, found {same} same and {different} different in the fold and {} \
+                     different in the others",
                     train.num_different
                 );
                 return Err(Error::Evaluation(what));
@@ -156,13 +157,13 @@ impl<'a> FoldedPairs<'a> {
     }
 }
 
-/// Thresholds `0, step, 2 step ..`, the values of `numpy.arange`.
+/// Thresholds `0, step, 2 step ..`, with the same values as `numpy.arange`.
 struct Grid {
     step: f64,
     len: usize,
 }
 
-/// How many pairs each threshold of a grid accepts.
+/// Number of pairs that each threshold of a grid accepts.
 struct Accepted {
     step: f64,
     same: Vec<usize>,
@@ -172,18 +173,18 @@ struct Accepted {
 }
 
 impl Grid {
-    /// A product, not a running sum: 0.01 is not a binary fraction and the sum drifts.
+    /// Threshold `index`. It is a product, not a running sum: 0.01 is not a binary fraction and the sum would drift.
     fn threshold(&self, index: usize) -> f64 {
         index as f64 * self.step
     }
 
-    /// The lowest threshold above each distance; the length of the grid where there is none.
+    /// Index of the lowest threshold above each distance; the length of the grid if there is none.
     fn bins(&self, distances: &[f64]) -> Vec<usize> {
         let thresholds: Vec<f64> = (0..self.len).map(|i| self.threshold(i)).collect();
         distances.iter().map(|&distance| thresholds.partition_point(|&t| t <= distance)).collect()
     }
 
-    /// How many pairs each threshold accepts, of every fold and of all.
+    /// Numbers of pairs that each threshold accepts, for every fold and for all folds together.
     fn curves(
         &self,
         pairs: &FoldedPairs,
@@ -227,7 +228,7 @@ impl Grid {
 }
 
 impl Accepted {
-    /// Counts the pairs of a fold too.
+    /// Adds the counts of a fold.
     fn add(&mut self, fold: &Self) {
         self.same.iter_mut().zip(&fold.same).for_each(|(a, b)| *a += b);
         self.different.iter_mut().zip(&fold.different).for_each(|(a, b)| *a += b);
@@ -235,7 +236,7 @@ impl Accepted {
         self.num_different += fold.num_different;
     }
 
-    /// The counts of all pairs but those of a fold.
+    /// Returns the counts without those of a fold.
     fn without(&self, fold: &Self) -> Self {
         let minus = |a: &[usize], b: &[usize]| a.iter().zip(b).map(|(a, b)| a - b).collect();
         Self {
@@ -247,18 +248,19 @@ impl Accepted {
         }
     }
 
-    /// Number of pairs classified rightly at threshold `index`.
+    /// Number of pairs classified correctly at threshold `index`.
     fn num_right(&self, index: usize) -> usize {
         self.same[index] + self.num_different - self.different[index]
     }
 
-    /// The threshold at a FAR, on the straight line between the two thresholds around it; 0 when none reaches it.
+    /// Threshold at the target FAR, interpolated linearly between its two neighbours on the grid; 0 if no threshold
+    /// reaches it.
     fn threshold_at_far(&self, target: f64) -> f64 {
         let far = |i: usize| self.different[i] as f64 / self.num_different as f64;
         let last = self.different.len() - 1;
         let above = (0..=last).find(|&i| far(i) > target);
         match above {
-            // FAR is 0 at threshold 0 and the target is positive, so there is a threshold below.
+            // FAR is 0 at threshold 0 and the target is positive, so `i` is at least 1.
             Some(i) => {
                 let (low, high) = (far(i - 1), far(i));
                 let weight = 1.0 / (high - low);
@@ -271,7 +273,7 @@ impl Accepted {
     }
 }
 
-/// Checks the input and cuts it as scikit-learn's `KFold` without shuffling does.
+/// Checks the input and returns the folds of scikit-learn's `KFold` without shuffling.
 fn fold_ranges(distances: &[f64], is_same: &[bool], num_folds: usize) -> Result<Vec<Range<usize>>> {
     let len = distances.len();
     if len != is_same.len() {
@@ -283,7 +285,7 @@ fn fold_ranges(distances: &[f64], is_same: &[bool], num_folds: usize) -> Result<
         return Err(Error::Evaluation(what));
     }
     if num_folds < 2 || num_folds > len {
-        return Err(Error::Evaluation(format!("expected 2 folds to one per pair ({len}), found {num_folds} folds")));
+        return Err(Error::Evaluation(format!("expected 2 to {len} folds for {len} pairs, found {num_folds} folds")));
     }
     let mut start = 0;
     let next = |fold| {
@@ -304,7 +306,7 @@ fn mean_and_std(values: &[f64]) -> (f64, f64) {
 mod tests {
     use super::*;
 
-    /// The bootstrap's weights mean what they say: pairs that count twice are there twice.
+    /// A weight of two equals repeating the pair.
     #[test]
     fn pairs_count_as_often_as_they_would_if_they_were_repeated() {
         let value = |i: usize| (i as f64 * 0.618_034).fract();

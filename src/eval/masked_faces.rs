@@ -1,4 +1,4 @@
-//! The masks that test images wear.
+//! Synthetic masks on test images.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::data::mask::{MaskConfig, Masker, TemplateShift, read_colours};
 use crate::data::{Dataset, TestSet, mask_landmarks};
 use crate::error::{Error, Result};
 
-/// The images of a set in the masks that they are tested with.
+/// Images of a data set with their synthetic test masks.
 pub struct MaskedFaces<'a> {
     images: &'a dyn Dataset,
     masker: Masker,
@@ -23,17 +23,17 @@ impl<'a> MaskedFaces<'a> {
     /// Prepares the masks of `config`.
     ///
     /// # Errors
-    /// When a setting is wrong or the template of masks cannot be read.
+    /// When a setting is invalid or the mask template cannot be read.
     pub fn new(images: &'a dyn Dataset, config: &'a EvalConfig) -> Result<Self> {
         // The published evaluation does not shift its template.
         let masker = Masker::new(&MaskConfig { template_shift: TemplateShift::None, ..config.mask.clone() })?;
         Ok(Self { images, masker, config })
     }
 
-    /// Returns image `index` in its mask, the same one every time.
+    /// Returns image `index` with its mask, the same one on every call.
     ///
     /// # Errors
-    /// When it cannot be read or masked.
+    /// When the image cannot be read or masked.
     pub fn get(&self, index: usize) -> Result<RgbImage> {
         let mut sample = self.images.get(index)?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
@@ -43,10 +43,10 @@ impl<'a> MaskedFaces<'a> {
         Ok(sample.image)
     }
 
-    /// Returns image `index` in the template of the `reference` protocol, of this colour.
+    /// Returns image `index` with the mask template of the `reference` protocol in the given colour.
     ///
     /// # Errors
-    /// When it cannot be read or masked.
+    /// When the image cannot be read or masked.
     pub fn coloured(&self, index: usize, colour: [u8; 3]) -> Result<RgbImage> {
         let mut sample = self.images.get(index)?;
         let landmarks = mask_landmarks(self.config.mask.protocol, &sample.landmarks);
@@ -55,7 +55,7 @@ impl<'a> MaskedFaces<'a> {
     }
 }
 
-/// The colours of a list at every place of a verification file, none where nobody wears a mask.
+/// Mask colour of every position of a verification file, from a list; `None` where the image is unmasked.
 pub(super) fn colours_of(
     list: &Path,
     setting: Setting,

@@ -1,11 +1,11 @@
-//! Exact error rates and separation figures of genuine and impostor scores.
+//! Exact error rates and separation measures of genuine and impostor scores.
 //!
 //! Scores are similarities: higher means more alike. At a threshold `t` a pair is accepted when its score is `>= t`:
 //!
 //! - `FMR(t)`, the false match rate: the share of impostor scores `>= t`
 //! - `FNMR(t)`, the false non-match rate: the share of genuine scores `< t`
 //!
-//! Both only change at a score, so every figure here is found by sorting, in `O(n log n)`, without a grid of
+//! Both only change at a score, so every metric here is computed by sorting, in `O(n log n)`, without a grid of
 //! thresholds.
 
 use serde::{Deserialize, Serialize};
@@ -20,19 +20,19 @@ pub struct Scores {
     pub(super) impostor: Sorted,
 }
 
-/// The figures of one set of [`Scores`]; rates are shares in `[0, 1]`, not per cent.
+/// Metrics of one set of [`Scores`]; rates are in `[0, 1]`, not per cent.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Equal error rate: where the straight lines between neighbouring operating points `(FMR, FNMR)` meet
-    /// `FMR = FNMR`. An operating point on that diagonal is taken as it is.
+    /// Equal error rate: where the straight lines between neighbouring operating points `(FMR, FNMR)` meet the diagonal
+    /// `FMR = FNMR`. An operating point on the diagonal needs no interpolation.
     pub eer: f64,
-    /// A threshold at `eer`: the middle of the interval of thresholds that give the operating point on the diagonal;
-    /// without one, the point between the two neighbouring scores that divides them as `eer` divides the line.
+    /// Threshold of `eer`: the middle of the interval of thresholds of the operating point on the diagonal. Without
+    /// such a point it is interpolated between the two neighbouring scores with the same weight as `eer`.
     pub eer_threshold: f64,
-    /// Lowest FNMR at FMR <= 1 %. With fewer than 100 impostor scores that is at no false match at all, and says little
-    /// about a rate of 1 %.
+    /// Lowest FNMR at FMR <= 1 %. With fewer than 100 impostor scores this is the FNMR at zero false matches, which
+    /// says little about an FMR of 1 %.
     pub fmr100: f64,
-    /// Lowest FNMR at FMR <= 0.1 %; with fewer than 1000 impostor scores, at no false match at all.
+    /// Lowest FNMR at FMR <= 0.1 %; with fewer than 1000 impostor scores, the FNMR at zero false matches.
     pub fmr1000: f64,
     /// Fisher discriminant ratio `(g_mean - i_mean)^2 / (var_G + var_I)` with population variances; `None` when both
     /// variances are zero.
@@ -41,7 +41,8 @@ pub struct Metrics {
     pub g_mean: f64,
     /// Mean impostor score.
     pub i_mean: f64,
-    /// Area under the ROC curve: the share of (genuine, impostor) couples with the genuine score higher, ties half.
+    /// Area under the ROC curve: the share of (genuine, impostor) score pairs in which the genuine score is higher;
+    /// ties count half.
     pub auc: f64,
     /// Number of genuine scores.
     pub num_genuine: usize,
@@ -50,7 +51,7 @@ pub struct Metrics {
 }
 
 impl Scores {
-    /// Returns the scores of the two classes, in any order.
+    /// Returns the sorted scores of the two classes, given in any order.
     ///
     /// # Errors
     /// [`Error::Evaluation`] when a class is empty or a score is NaN or infinite.
@@ -61,7 +62,7 @@ impl Scores {
     /// Returns the scores of a list of pairs; `is_same[i]` says whether `scores[i]` compares images of one person.
     ///
     /// # Errors
-    /// [`Error::Evaluation`] when the lengths differ, and as [`Scores::new`].
+    /// [`Error::Evaluation`] when the lengths differ, and as for [`Scores::new`].
     pub fn from_labelled(scores: &[f64], is_same: &[bool]) -> Result<Self> {
         if scores.len() != is_same.len() {
             let what = format!("expected a label for each of {} scores, found {} labels", scores.len(), is_same.len());
@@ -89,17 +90,17 @@ impl Scores {
     /// `FNMR(threshold)`: the share of genuine scores `< threshold`, in `[0, 1]`.
     ///
     /// With a threshold from [`Scores::threshold_at_fmr`] on unmasked comparisons and the scores of masked ones, this
-    /// is the figure of NIST's mask report (Ngan, Grother, Hanaoka, NISTIR 8311).
+    /// is the FNMR of NIST's mask report (Ngan, Grother, Hanaoka, NISTIR 8311).
     pub fn fnmr_at_threshold(&self, threshold: f64) -> f64 {
         share_below(&self.genuine, threshold)
     }
 
-    /// The lowest threshold whose FMR is at most `fmr`: the next `f64` above the highest impostor score that must be
+    /// Lowest threshold with an FMR of at most `fmr`: the next `f64` above the highest impostor score that must be
     /// rejected.
     ///
     /// # Errors
-    /// [`Error::Evaluation`] when `fmr` is not between 0 and 1 (exclusive), or with fewer than `1 / fmr` impostor
-    /// scores: such a rate cannot be measured on them.
+    /// [`Error::Evaluation`] when `fmr` is not between 0 and 1 (exclusive), or there are fewer than `1 / fmr`
+    /// impostor scores, on which the rate cannot be measured.
     pub fn threshold_at_fmr(&self, fmr: f64) -> Result<f64> {
         if !(fmr > 0.0 && fmr < 1.0) {
             return Err(Error::Evaluation(format!("expected an FMR between 0 and 1, found {fmr}")));
@@ -107,27 +108,27 @@ impl Scores {
         let total = self.impostor.num();
         if ratio(1, total) > fmr {
             let smallest = ratio(1, total);
-            let what = format!("FMR {fmr} cannot be measured on {total} impostor scores: one of them is {smallest}");
+            let what = format!("FMR {fmr} cannot be measured on {total} impostor scores: each counts {smallest}");
             return Err(Error::Evaluation(what));
         }
         Ok(lowest_threshold(&self.impostor, fmr))
     }
 
-    /// The lowest FNMR at an FMR of at most `fmr`, in `[0, 1]`.
+    /// Lowest FNMR at an FMR of at most `fmr`, in `[0, 1]`.
     ///
     /// # Errors
-    /// As [`Scores::threshold_at_fmr`].
+    /// As for [`Scores::threshold_at_fmr`].
     pub fn fnmr_at_fmr(&self, fmr: f64) -> Result<f64> {
         Ok(self.fnmr_at_threshold(self.threshold_at_fmr(fmr)?))
     }
 
-    /// All figures of these scores.
+    /// All metrics of these scores.
     pub fn metrics(&self) -> Metrics {
         metrics(&self.genuine, &self.impostor)
     }
 }
 
-/// All figures of the scores of two classes.
+/// All metrics of the scores of two classes.
 pub(super) fn metrics(genuine: &impl Class, impostor: &impl Class) -> Metrics {
     let (eer, eer_threshold) = equal_error(genuine, impostor);
     let (g_mean, i_mean) = (mean(genuine), mean(impostor));
@@ -146,7 +147,7 @@ pub(super) fn metrics(genuine: &impl Class, impostor: &impl Class) -> Metrics {
     }
 }
 
-/// The lowest threshold whose FMR is at most `fmr`, in (0, 1), however few the impostor scores.
+/// Lowest threshold with an FMR of at most `fmr`, in (0, 1), however few impostor scores there are.
 pub(super) fn lowest_threshold(impostor: &impl Class, fmr: f64) -> f64 {
     let (total, mut accepted) = (impostor.num(), 0);
     let mut rejected = Distinct::new(impostor.descending()).filter(|(_, num)| {
@@ -156,8 +157,8 @@ pub(super) fn lowest_threshold(impostor: &impl Class, fmr: f64) -> f64 {
     rejected.next().expect("all scores are a share of 1, which is above fmr").0.next_up()
 }
 
-/// EER and its threshold, walking up the distinct scores. Counts are compared as integers, so a point on the diagonal is
-/// recognised exactly.
+/// EER and its threshold. Walks up the distinct scores and compares counts as integers, so that a point on the diagonal
+/// is recognised exactly.
 fn equal_error(genuine: &impl Class, impostor: &impl Class) -> (f64, f64) {
     let (num_genuine, num_impostor) = (genuine.num(), impostor.num());
     // FNMR - FMR in units of 1 / (num_genuine * num_impostor), with `below_*` scores under the threshold.
@@ -168,7 +169,7 @@ fn equal_error(genuine: &impl Class, impostor: &impl Class) -> (f64, f64) {
     let (mut genuine, mut impostor) = (Distinct::new(genuine.ascending()), Distinct::new(impostor.ascending()));
     let (mut below_genuine, mut below_impostor) = (0, 0);
     loop {
-        // Thresholds up to `low` give the counts so far, those above it, up to the next score, the new counts.
+        // Thresholds up to `low` have the counts so far; those above it, up to the next score, have the new counts.
         let low = next_score(&mut genuine, &mut impostor);
         let before = difference(below_genuine, below_impostor);
         let fmr_before = ratio(num_impostor - below_impostor, num_impostor);
@@ -176,7 +177,7 @@ fn equal_error(genuine: &impl Class, impostor: &impl Class) -> (f64, f64) {
         below_impostor += impostor.take_score(low);
         let after = difference(below_genuine, below_impostor);
         if after < 0 {
-            continue; // Ends: with every score below the threshold FNMR is 1 and FMR 0.
+            continue; // Terminates: with every score below the threshold FNMR is 1 and FMR 0.
         }
         let fmr = ratio(num_impostor - below_impostor, num_impostor);
         let high = next_score(&mut genuine, &mut impostor);
@@ -190,7 +191,7 @@ fn equal_error(genuine: &impl Class, impostor: &impl Class) -> (f64, f64) {
     }
 }
 
-/// The lowest score of both that is left; infinity if none is.
+/// Lowest remaining score of the two classes; infinity if none is left.
 fn next_score<A, B>(a: &mut Distinct<A>, b: &mut Distinct<B>) -> f64
 where
     A: Iterator<Item = (f64, u64)>,
@@ -214,12 +215,12 @@ fn auc(genuine: &impl Class, impostor: &impl Class) -> f64 {
     twice_wins as f64 / (2 * u128::from(genuine.num()) * u128::from(impostor.num())) as f64
 }
 
-/// The share of scores below `threshold`.
+/// Share of scores below `threshold`.
 pub(super) fn share_below(class: &impl Class, threshold: f64) -> f64 {
     ratio(class.num_below(threshold), class.num())
 }
 
-/// The share of scores from `threshold` on.
+/// Share of scores at or above `threshold`.
 pub(super) fn share_from(class: &impl Class, threshold: f64) -> f64 {
     ratio(class.num() - class.num_below(threshold), class.num())
 }

@@ -1,4 +1,4 @@
-//! How good a model is: embeddings, comparison scores, and the field's figures.
+//! Evaluation: embeddings, comparison scores and the field's metrics.
 
 mod all_pairs;
 mod bootstrap;

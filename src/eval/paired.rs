@@ -1,4 +1,4 @@
-//! Systems beside each other on the same pairs, and whether they differ by more than chance.
+//! Paired significance tests of systems on the same pairs.
 
 use serde::Serialize;
 
@@ -7,18 +7,19 @@ use super::comparisons::Comparisons;
 use super::metrics::{Metrics, Scores};
 use crate::error::{Error, Result};
 
-/// One figure of several systems.
+/// One metric of several systems.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PairedFigure {
-    /// Its name.
+    /// Name of the metric.
     pub figure: &'static str,
-    /// Its value for each system; none where the scores have none.
+    /// Value for each system; `None` where it is undefined.
     pub values: Vec<Option<f64>>,
-    /// How each system but the first differs from the first; none where a value is missing.
+    /// Difference of each later system from the first; `None` where a value, or more than one replicate in twenty, is
+    /// missing.
     pub differences: Vec<Option<Difference>>,
 }
 
-/// A figure, by name, of [`Metrics`].
+/// Name of a metric and its value in [`Metrics`].
 type Figure = (&'static str, fn(&Metrics) -> Option<f64>);
 
 const FIGURES: [Figure; 5] = [
@@ -29,17 +30,17 @@ const FIGURES: [Figure; 5] = [
     ("AUC", |m| Some(m.auc)),
 ];
 
-/// Returns the figures of systems that scored the same pairs in the same order, and how they differ from the first one's: by a
-/// paired bootstrap, in which every draw counts the same people for all of them.
+/// Returns the metrics of systems that scored the same pairs in the same order, and their differences from the first
+/// system, by a paired bootstrap: every replicate has the same people for all systems.
 ///
 /// # Errors
-/// [`Error::Evaluation`] when there are fewer than two systems, their pairs are not the same, or there are no intervals to be made.
+/// [`Error::Evaluation`] when there are fewer than two systems, their pairs differ, or `config` has no replicates.
 pub fn compare_systems(systems: &[Comparisons], config: &BootstrapConfig) -> Result<Vec<PairedFigure>> {
     let [first, others @ ..] = systems else {
         return Err(Error::Evaluation("expected two or more systems, found none".to_owned()));
     };
     if others.is_empty() || config.replicates == 0 {
-        let what = format!("expected two or more systems and draws, found {} and {}", systems.len(), config.replicates);
+        let what = format!("expected several systems and resamples, found {} and {}", systems.len(), config.replicates);
         return Err(Error::Evaluation(what));
     }
     for (system, other) in others.iter().enumerate() {
@@ -70,7 +71,7 @@ pub fn compare_systems(systems: &[Comparisons], config: &BootstrapConfig) -> Res
 
 fn check_same_pairs(a: &Comparisons, b: &Comparisons) -> std::result::Result<(), String> {
     if a.len() != b.len() {
-        return Err(format!("expected {} pairs as the first has, found {}", a.len(), b.len()));
+        return Err(format!("expected {} pairs, as in the first, found {}", a.len(), b.len()));
     }
     if let Some(i) = (0..a.len()).find(|&i| a.is_same()[i] != b.is_same()[i]) {
         let kind = |is_same: bool| if is_same { "genuine" } else { "impostor" };
@@ -78,11 +79,11 @@ fn check_same_pairs(a: &Comparisons, b: &Comparisons) -> std::result::Result<(),
     }
     match (a.people(), b.people()) {
         (Some(a), Some(b)) => match (0..a.len()).find(|&i| a[i] != b[i]) {
-            Some(i) => Err(format!("pair {i}: expected the same two people as the first has, found others")),
+            Some(i) => Err(format!("pair {i}: expected the same two people as in the first, found others")),
             None => Ok(()),
         },
         (None, None) => Ok(()),
-        _ => Err("expected people where the first names them, and none where it does not".to_owned()),
+        _ => Err("expected people named either in both files or in neither".to_owned()),
     }
 }
 
@@ -125,7 +126,7 @@ mod tests {
             Comparisons::new(scores, is_same, people).unwrap()
         };
         assert!(error(with(base.scores()[1..].to_vec(), None)).contains("system 2: expected 1275 pairs"));
-        assert!(error(with(base.scores().to_vec(), None)).contains("names them"));
+        assert!(error(with(base.scores().to_vec(), None)).contains("named either in both"));
         let renamed = base.people().unwrap().iter().map(|pair| pair.map(|p| 49 - p)).collect();
         assert!(error(with(base.scores().to_vec(), Some(renamed))).contains("pair 0: expected the same two people"));
         assert!(compare_systems(&[comparisons(0.0)], &config).is_err());

@@ -1,4 +1,4 @@
-//! Verification of clean and masked faces: U-U, U-M and M-M on the same pairs.
+//! Verification of clean and masked faces: U-U, U-M, M-U and M-M on the same pairs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,18 +20,18 @@ use crate::models::Model;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
-    /// The masks that test images wear.
+    /// Synthetic masks on test images.
     pub mask: MaskConfig,
-    /// Decides each image's mask.
+    /// Seed of each image's mask.
     pub seed: u64,
-    /// Images that go through the network together.
+    /// Number of images per batch.
     pub batch_size: usize,
-    /// The published colours of U-M, for the `reference` protocol: a list
-    /// ([`read_colours`](crate::data::mask::read_colours)) with one for each masked image.
+    /// List ([`read_colours`](crate::data::mask::read_colours)) of the published mask colours of U-M, one for each
+    /// masked image; only for the `reference` protocol.
     pub reference_colours_um: Option<PathBuf>,
-    /// Those of M-M.
+    /// The same list for M-M.
     pub reference_colours_mm: Option<PathBuf>,
-    /// How sure figures are.
+    /// Bootstrap of the confidence intervals.
     pub bootstrap: BootstrapConfig,
 }
 
@@ -59,22 +59,22 @@ impl EvalConfig {
         }
         let has_colours = self.reference_colours_um.is_some() || self.reference_colours_mm.is_some();
         if has_colours && self.mask.protocol != MaskProtocol::Reference {
-            return Err(Error::Config("eval.reference_colours: they are for mask.protocol reference".into()));
+            return Err(Error::Config("eval.reference_colours_um and _mm: expected mask.protocol reference".into()));
         }
         self.bootstrap.validate()?;
         self.mask.validate()
     }
 
-    /// How images become embeddings.
+    /// Returns the settings of [`embed`].
     pub(super) fn embedding(&self) -> EmbedConfig {
         EmbedConfig { batch_size: self.batch_size, ..EmbedConfig::default() }
     }
 }
 
-/// Who wears a mask: the first image of a pair is the reference, the second the probe.
+/// Which images of a pair are masked. The first image is the reference, the second the probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Setting {
-    /// Nobody.
+    /// Neither image.
     #[serde(rename = "U-U")]
     UU,
     /// The probe.
@@ -91,10 +91,10 @@ pub enum Setting {
 impl Setting {
     /// All settings.
     pub const ALL: [Self; 4] = [Self::UU, Self::UM, Self::MU, Self::MM];
-    /// Those of the papers' tables, in their order.
+    /// Settings of the papers' tables, in their order.
     pub const TABLE: [Self; 3] = [Self::UU, Self::UM, Self::MM];
 
-    /// Returns the papers' name.
+    /// Returns the name that the papers use, such as `U-M`.
     pub fn name(self) -> &'static str {
         match self {
             Self::UU => "U-U",
@@ -104,10 +104,10 @@ impl Setting {
         }
     }
 
-    /// Whether the two images of pair `index` of `num_pairs` are masked.
+    /// Returns whether each of the two images of pair `index` of `num_pairs` is masked.
     ///
-    /// The published code (reference protocol) masks, for U-M, the second half of the list of all images, so half of
-    /// the pairs are U-U and half are M-M. It has no M-U; here that is the other half.
+    /// For U-M the published code (reference protocol) masks the second half of the list of all images, so half of the
+    /// pairs are U-U and half are M-M. It has no M-U; here M-U masks the first half.
     pub fn masked(self, protocol: MaskProtocol, index: usize, num_pairs: usize) -> [bool; 2] {
         match (self, protocol) {
             (Self::UU, _) => [false, false],
@@ -120,15 +120,16 @@ impl Setting {
     }
 }
 
-/// A model's figures in all settings.
+/// Metrics of a model in all settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// By setting.
+    /// Results by setting.
     pub settings: BTreeMap<Setting, SettingResult>,
 }
 
 impl Evaluation {
-    /// Computes what [`figures`] prepared, with U-U's thresholds for the masked settings if it is there.
+    /// Computes the metrics of the settings that [`figures`] prepared. Thresholds of U-U, if it is there, are applied
+    /// to all settings.
     ///
     /// # Errors
     /// When there are more folds than comparisons.
@@ -138,22 +139,22 @@ impl Evaluation {
         Ok(Self { settings: prepared.iter().map(result).collect::<Result<_>>()? })
     }
 
-    /// Returns the figures of `setting`.
+    /// Returns the metrics of `setting`.
     ///
     /// # Panics
-    /// When it was not measured: a protocol without the pairs for it.
+    /// When the setting was not measured, because the protocol has no pairs for it.
     pub fn get(&self, setting: Setting) -> &SettingResult {
         &self.settings[&setting]
     }
 }
 
-/// A model's scores in all settings, of the same pairs in the same order.
+/// Scores of a model in all settings, for the same pairs in the same order.
 pub type SettingScores = BTreeMap<Setting, Comparisons>;
 
 /// Evaluates `model` on the pairs of `test`; `progress(done, total)` counts embedded images.
 ///
 /// # Errors
-/// When an image cannot be read or masked, the network fails, or the pairs are too few for the figures.
+/// When an image cannot be read or masked, the network fails, or there are too few pairs for the metrics.
 pub fn evaluate(
     model: &Model,
     test: &TestSet,
@@ -164,10 +165,11 @@ pub fn evaluate(
     Evaluation::of(&figures(scores.iter().map(|(s, c)| (*s, c)), test.num_folds, config)?)
 }
 
-/// Prepares the figures of all settings, whose comparisons fall into `num_folds` folds of equal size, fewer than two for none.
+/// Prepares the metrics of all settings. Their comparisons fall into `num_folds` folds of equal size; below two there
+/// are no folds.
 ///
 /// # Errors
-/// When a setting is out of range or the pairs are too few.
+/// When a bootstrap setting is out of range, or a setting has no genuine or no impostor pairs.
 pub fn figures<'a>(
     scores: impl IntoIterator<Item = (Setting, &'a Comparisons)>,
     num_folds: usize,
@@ -177,7 +179,8 @@ pub fn figures<'a>(
     scores.into_iter().map(prepare).collect()
 }
 
-/// Compares the pairs of `test` by the cosine of their embeddings in every setting; `progress(done, total)` counts embedded images.
+/// Compares the pairs of `test` by the cosine of their embeddings in every setting; `progress(done, total)` counts
+/// embedded images.
 ///
 /// # Errors
 /// When an image cannot be read or masked, or the network fails.
@@ -188,7 +191,7 @@ pub fn compare(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<SettingScores> {
     config.validate()?;
-    // A list may name few of many images.
+    // A list of pairs may name only a few of the images.
     let used = test.used_images();
     let masked_faces = MaskedFaces::new(test.images.as_ref(), config)?;
     let total = 2 * used.len();
@@ -228,17 +231,17 @@ pub fn compare(
     Setting::ALL.into_iter().map(scores).collect()
 }
 
-/// The image at a place in a verification file, which has two for each pair.
+/// Image at position `place` of a verification file, which has two positions per pair.
 fn image_at(test: &TestSet, place: usize) -> usize {
     let pair = &test.pairs[place / 2];
     [pair.a, pair.b][place % 2]
 }
 
-/// Evaluates `model` on the pairs of `test` as the images are, such as photos with real masks;
+/// Evaluates `model` on the pairs of `test` without drawing masks, for example on photos with real masks.
 /// `progress(done, total)` counts embedded images.
 ///
 /// # Errors
-/// When an image cannot be read, the network fails, or the pairs are too few for the figures.
+/// When an image cannot be read, the network fails, or there are too few pairs for the metrics.
 pub fn evaluate_as_is(
     model: &Model,
     test: &TestSet,
@@ -249,7 +252,7 @@ pub fn evaluate_as_is(
     Figures::new(&comparisons, test.num_folds, &config.bootstrap)?.compute(None)
 }
 
-/// Compares the pairs of `test` as the images are, by the cosine of their embeddings.
+/// Compares the pairs of `test` by the cosine of their embeddings, without drawing masks.
 ///
 /// # Errors
 /// When an image cannot be read or the network fails.
@@ -266,12 +269,12 @@ pub fn compare_as_is(
     cosines(test, |i, side| (&embeddings, row_of[&image_at(test, 2 * i + side)]))
 }
 
-/// In which row of its embeddings each image is.
+/// Row of each image in the embeddings of the `used` images.
 fn rows(used: &[usize]) -> BTreeMap<usize, usize> {
     used.iter().enumerate().map(|(row, &image)| (image, row)).collect()
 }
 
-/// The cosine of every pair; `side(i, 0)` and `side(i, 1)` say where the embeddings of pair `i` are.
+/// Returns the cosine of every pair; `side(i, s)` returns the embeddings and the row of image `s` of pair `i`.
 fn cosines<'a>(test: &TestSet, side: impl Fn(usize, usize) -> (&'a Embeddings, usize)) -> Result<Comparisons> {
     let scores = (0..test.pairs.len()).map(|i| {
         let ((a, row_a), (b, row_b)) = (side(i, 0), side(i, 1));

@@ -1,4 +1,4 @@
-//! Scores in files: of this program's comparisons, and of any other system's that is to be judged alike.
+//! Score files: written for our own comparisons, and read from any system to measure it the same way.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -9,34 +9,34 @@ use crate::files;
 use crate::npy;
 use crate::table::Table;
 
-/// What a file of scores says.
+/// Contents of a score file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScoreFile {
-    /// The scores, in the file's order, with the people if it names them.
+    /// Scores in file order, with identities if the file names them.
     pub comparisons: Comparisons,
-    /// The groups of the two people of each pair, if it names them.
+    /// Groups of the two people of each pair, if the file names them.
     pub groups: Option<Vec<[String; 2]>>,
-    /// Lines of two images that an earlier line has already, in either order, if it names images.
+    /// Line numbers of pairs that an earlier line has already, in either order; empty if the file does not name images.
     pub repeated: Vec<usize>,
 }
 
 /// Reads scores from a CSV or a `.npy` file.
 ///
-/// A CSV has a column `score` (higher means more alike) and one `is_same` (`1`, `0`, `true` or `false`), and may have `person_a` and
-/// `person_b`, who is on the two images, `group_a` and `group_b`, what groups of people they belong to, and `image_a` and `image_b`, by
-/// which repeated pairs are found. A `.npy` file has one
-/// axis of scores, and beside them `labels`, another one of zeros and ones.
+/// A CSV has the columns `score` (higher means more alike) and `is_same` (`1`, `0`, `true` or `false`). It may have the
+/// columns `person_a` and `person_b`, the identities of the two images, `group_a` and `group_b`, the groups of people
+/// that they belong to, and `image_a` and `image_b`, by which repeated pairs are detected. A `.npy` file has one axis
+/// of scores; `labels` is then a second `.npy` file with one axis of zeros and ones.
 ///
 /// # Errors
-/// When a file cannot be read, a column is missing, a field is not what its column holds, people contradict `is_same`, or a
-/// `.npy` file has no labels or another number of them.
+/// When a file cannot be read, a column is missing, a field has an invalid value, people contradict `is_same`, a `.npy`
+/// file comes without labels or with a different number of them, or a CSV comes with labels.
 pub fn read_scores(path: &Path, labels: Option<&Path>) -> Result<ScoreFile> {
     let is_npy = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy"));
     let wrong = |what: &str| Error::Evaluation(format!("{}: {what}", path.display()));
     match (is_npy, labels) {
         (true, Some(labels)) => read_npy(path, labels),
-        (true, None) => Err(wrong("expected labels too, another .npy file of zeros and ones")),
-        (false, Some(_)) => Err(wrong("expected no labels beside a CSV, which has a column is_same")),
+        (true, None) => Err(wrong("expected a second .npy file with labels, zeros and ones")),
+        (false, Some(_)) => Err(wrong("expected no file of labels: a CSV has its column is_same")),
         (false, None) => read_csv(path),
     }
 }
@@ -88,7 +88,7 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
             which.push(columns.map(|column| row[column].to_owned()));
         }
     }
-    // By name, so that the order of the lines does not matter to who is drawn for an interval.
+    // People are numbered by name, so that the order of the lines does not change the bootstrap.
     let mut number = vec![0; names.len()];
     names.into_values().enumerate().for_each(|(sorted, found)| number[found as usize] = sorted as u32);
     let who = who.into_iter().map(|pair: [u32; 2]| pair.map(|found| number[found as usize])).collect();
@@ -96,7 +96,7 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
     Ok(ScoreFile { comparisons, groups: groups.map(|_| which), repeated })
 }
 
-/// The file in the error.
+/// Adds the path to an evaluation error.
 fn named<T>(path: &Path, result: Result<T>) -> Result<T> {
     result.map_err(|error| match error {
         Error::Evaluation(what) => Error::Evaluation(format!("{}: {what}", path.display())),
@@ -104,8 +104,9 @@ fn named<T>(path: &Path, result: Result<T>) -> Result<T> {
     })
 }
 
-/// Writes scores as a CSV that [`read_scores`] reads, or as a `.npy` file with another of labels beside it, `NAME-labels.npy`, by the
-/// extension of `path`; returns the files. `images(i)` names the two images of pair `i`, `person` who a number is.
+/// Writes scores in a format that [`read_scores`] reads and returns the files: if `path` ends in `.npy`, that file and
+/// `NAME-labels.npy` beside it, otherwise a CSV. `images(i)` names the two images of pair `i`, `person` names an
+/// identity.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -168,7 +169,7 @@ mod tests {
         assert_eq!(written[1], folder.path().join("scores-labels.npy"));
         let read = read_scores(&path, Some(&written[1])).unwrap().comparisons;
         assert_eq!((read.scores(), read.is_same(), read.people()), (comparisons.scores(), comparisons.is_same(), None));
-        assert!(read_scores(&path, None).unwrap_err().to_string().contains("labels too"));
+        assert!(read_scores(&path, None).unwrap_err().to_string().contains("a second .npy file with labels"));
         assert!(read_scores(&path, Some(&path)).unwrap_err().to_string().contains("zeros and ones"));
     }
 

@@ -1,24 +1,24 @@
-//! The products of all rows of two sets of embeddings, block by block: they are never in memory at once.
+//! Dot products of all rows of two sets of embeddings, block by block, so that they are never all in memory.
 
 use candle_core::{Device, Tensor};
 
 use super::embed::Embeddings;
 use crate::error::{Error, Result};
 
-/// Products of one block, about 8 MB.
+/// Number of dot products per block, about 8 MB.
 const BLOCK: usize = 1 << 21;
 
-/// Calls `each` with every row number of `a`, in order, and its products with all rows of `b`, in f32.
+/// Calls `each(i, products)` for every row `i` of `a` in order, with its dot products with all rows of `b`, in f32.
 ///
 /// # Errors
-/// When the embeddings have different lengths, the memory for a block cannot be had, or `each` fails.
+/// When the embeddings have different lengths, a block cannot be allocated, or `each` fails.
 pub(super) fn for_each_row(
     a: &Embeddings,
     b: &Embeddings,
     mut each: impl FnMut(usize, &[f32]) -> Result<()>,
 ) -> Result<()> {
     if a.dim() != b.dim() {
-        let what = format!("expected embeddings of one length, found {} and {} elements", a.dim(), b.dim());
+        let what = format!("expected embeddings of equal length, found {} and {} elements", a.dim(), b.dim());
         return Err(Error::Evaluation(what));
     }
     if a.is_empty() || b.is_empty() {
@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn every_product_comes_once_and_in_order() {
         let of = |n: usize| Embeddings::new((0..3 * n).map(|i| (i as f32 * 0.7).sin()).collect(), 3).unwrap();
-        // More columns than a block has products, and blocks of several rows.
+        // Rows longer than a block, and blocks of several rows.
         for (n, m) in [(3, BLOCK + 5), (1000, 4000), (7, 1)] {
             let (a, b) = (of(n), of(m));
             let mut next = 0;

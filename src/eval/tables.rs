@@ -1,4 +1,4 @@
-//! Results as a table for people.
+//! Results as plain-text tables.
 
 use super::bootstrap::Interval;
 use super::figures::SettingResult;
@@ -8,11 +8,11 @@ use super::metrics::Metrics;
 use super::paired::PairedFigure;
 use super::protocol::{Evaluation, Setting};
 
-/// What the tables say below themselves where a figure is marked.
-pub const TOO_FEW: &str = "* at no false match at all: there are fewer impostor pairs than the rate needs";
+/// Footnote of a table with marked rates.
+pub const TOO_FEW: &str = "* at zero false matches: too few impostor pairs to measure this FMR";
 
-/// Returns a text table: a row for each named evaluation; for U-U, U-M and M-M the EER, FMR100 and FMR1000 in per cent
-/// and the FDR.
+/// Returns a text table with a row for each named evaluation: EER, FMR100 and FMR1000 in per cent and the FDR, for U-U,
+/// U-M and M-M.
 pub fn table(evaluations: &[(&str, &Evaluation)]) -> String {
     let width = evaluations.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(5);
     let mut lines = vec![format!("{:width$}", "")];
@@ -34,7 +34,7 @@ pub fn table(evaluations: &[(&str, &Evaluation)]) -> String {
     finish(lines)
 }
 
-/// Returns the same for images that were compared as they are: a row for each named result.
+/// Returns the same table for images compared without drawn masks: a row for each named result.
 pub fn table_as_is(title: &str, results: &[(&str, &SettingResult)]) -> String {
     let width = results.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(5);
     let header = format!("{:width$} | {COLUMNS}", "model");
@@ -44,7 +44,7 @@ pub fn table_as_is(title: &str, results: &[(&str, &SettingResult)]) -> String {
     finish(lines)
 }
 
-/// Heads of the columns that [`columns`] fills.
+/// Headings of the columns that [`columns`] fills.
 const COLUMNS: &str = "  EER % FMR100 % FMR1000 %      FDR";
 
 fn columns(m: &Metrics) -> String {
@@ -53,12 +53,12 @@ fn columns(m: &Metrics) -> String {
     format!("{:>7.2} {fmr100:>8} {fmr1000:>9} {fdr:>8}", 100.0 * m.eer)
 }
 
-/// An error rate in per cent, marked if its FMR of 1 in `one_in` cannot be measured on the impostor scores.
+/// Error rate in per cent, marked `*` if there are too few impostor scores to measure an FMR of 1 in `one_in`.
 fn at_fmr(rate: f64, m: &Metrics, one_in: usize) -> String {
     format!("{}{}", percent(rate), if m.num_impostor < one_in { "*" } else { "" })
 }
 
-/// The lines, with the note that they call for.
+/// Joins the lines and adds the footnote if a rate is marked.
 fn finish(mut lines: Vec<String>) -> String {
     if lines.iter().any(|line| line.contains('*')) {
         lines.push(TOO_FEW.to_owned());
@@ -66,14 +66,14 @@ fn finish(mut lines: Vec<String>) -> String {
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
 }
 
-/// A figure of a setting, as text.
+/// Formats one metric of a setting.
 type Figure = fn(&SettingResult) -> String;
 
 fn percent(v: f64) -> String {
     format!("{:.2}", 100.0 * v)
 }
 
-/// A figure with its interval, if it has one.
+/// Value with its interval, if it has one.
 fn with(text: impl Fn(f64) -> String, value: f64, interval: Option<Interval>) -> String {
     text(value) + &ends(text, interval)
 }
@@ -86,13 +86,14 @@ fn or_dash(v: Option<String>) -> String {
     v.unwrap_or_else(|| "-".to_owned())
 }
 
-/// Returns all figures of one evaluation as a text table, a row a figure and a column a setting, in brackets what each may well be.
+/// Returns all metrics of one evaluation as a text table, one row per metric and one column per setting, with intervals
+/// in brackets.
 pub fn details(evaluation: &Evaluation) -> String {
     let columns: Vec<_> = evaluation.settings.iter().map(|(setting, result)| (setting.name(), result)).collect();
     details_of(&columns)
 }
 
-/// Returns the same of any results, a column each.
+/// Returns the same table for any results, one column each.
 pub fn details_of(columns: &[(&str, &SettingResult)]) -> String {
     let results: Vec<&SettingResult> = columns.iter().map(|(_, result)| *result).collect();
     let row = |name: &str, cells: Vec<String>| {
@@ -104,8 +105,8 @@ pub fn details_of(columns: &[(&str, &SettingResult)]) -> String {
     finish(lines)
 }
 
-/// Returns all figures of some results, each with its name and a cell for every result, in brackets what it may well be; without
-/// those that no result has.
+/// Returns the rows of a table of results: the name of each metric and a cell for every result, with the interval in
+/// brackets. Metrics that no result has are left out.
 pub fn figure_rows(results: &[&SettingResult]) -> Vec<(&'static str, Vec<String>)> {
     let figures: [(&'static str, Figure); 12] = [
         ("EER %", |r| with(percent, r.metrics.eer, r.intervals.and_then(|i| i.eer))),
@@ -128,22 +129,22 @@ pub fn figure_rows(results: &[&SettingResult]) -> Vec<(&'static str, Vec<String>
         ("TAR at FAR 1e-3 over folds %", |r| {
             or_dash(r.tar_at_far.as_ref().map(|t| with(percent, t.tar_mean, t.interval)))
         }),
-        ("FNMR at the U-U threshold of FMR 1 %", |r| {
+        ("FNMR % at U-U threshold of FMR 1 %", |r| {
             or_dash(r.at_unmasked(1e-2).and_then(|at| Some(with(percent, at.fnmr?, at.fnmr_interval))))
         }),
-        ("FMR at that threshold %", |r| {
+        ("FMR % at U-U threshold of FMR 1 %", |r| {
             or_dash(r.at_unmasked(1e-2).and_then(|at| Some(with(percent, at.fmr?, at.fmr_interval))))
         }),
-        ("FNMR at that of FMR 0.1 %", |r| {
+        ("FNMR % at U-U threshold of FMR 0.1 %", |r| {
             or_dash(r.at_unmasked(1e-3).and_then(|at| Some(with(percent, at.fnmr?, at.fnmr_interval))))
         }),
     ];
     let rows = figures.into_iter().map(|(name, figure)| (name, results.iter().map(|result| figure(result)).collect()));
-    // What no column has is not asked for: a list without folds, scores without masks.
+    // Leave out what does not apply, such as fold accuracy without folds or U-U thresholds without masks.
     rows.filter(|(_, cells): &(_, Vec<String>)| cells.iter().any(|cell| cell != "-")).collect()
 }
 
-/// Returns what happens at the thresholds of stated false match rates as a text table.
+/// Returns the error rates at the thresholds for the target false match rates as a text table.
 pub fn operating_points(result: &SettingResult) -> String {
     let mut lines = vec![format!("  {:>8} {:>11} {:>22} {:>22}", "FMR", "threshold", "TAR %", "FNMR %")];
     for at in &result.at_fmr {
@@ -159,12 +160,12 @@ pub fn operating_points(result: &SettingResult) -> String {
     lines.join("\n")
 }
 
-/// Returns the figures of searches in galleries as a text table, a row each.
+/// Returns the identification metrics of each gallery as a text table, one row per metric.
 pub fn identification_table(galleries: &[(&str, &Identification)]) -> String {
     let mut lines = Vec::new();
     for (name, found) in galleries {
         let Identification { num_gallery, num_mated, num_nonmated, .. } = found;
-        lines.push(format!("  {name}: {num_gallery} people, {num_mated} searches for them, {num_nonmated} for others"));
+        lines.push(format!("  {name}: {num_gallery} people, {num_mated} mated and {num_nonmated} non-mated searches"));
         let ranks = found
             .at_rank
             .iter()
@@ -172,7 +173,7 @@ pub fn identification_table(galleries: &[(&str, &Identification)]) -> String {
             .zip(found.at_rank.iter().map(|at| with(percent, at.rate, at.interval)));
         let targets = found.at_fpir.iter().map(|at| {
             let cell = at.tpir.map(|tpir| with(percent, tpir, at.tpir_interval));
-            let cell = cell.unwrap_or_else(|| format!("not measurable on {num_nonmated} searches for others"));
+            let cell = cell.unwrap_or_else(|| format!("not measurable on {num_nonmated} non-mated searches"));
             (format!("TPIR at FPIR {} %", 100.0 * at.fpir_target), cell)
         });
         lines.extend(ranks.chain(targets).map(|(name, cell)| format!("    {name:24} {cell:>22}")));
@@ -192,16 +193,16 @@ pub fn group_table(groups: &Groups) -> String {
     std::iter::once(header).chain(groups.rates.iter().map(row)).collect::<Vec<_>>().join("\n")
 }
 
-/// Returns systems beside each other as a text table, a block a figure; `*` marks a difference from the first system that chance
-/// alone brings less often than `1 - confidence`, one figure of one system taken by itself.
+/// Returns systems side by side as a text table, one block per metric. `*` marks a difference from the first system
+/// with a p-value below `1 - confidence`; each metric of each system is tested on its own.
 pub fn comparison_table(names: &[String], figures: &[PairedFigure], confidence: f64) -> String {
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let mut lines = Vec::new();
     for PairedFigure { figure, values, differences } in figures {
-        // Rates in per cent; the Fisher ratio is none.
+        // Rates are in per cent; the Fisher ratio is not a rate.
         let (title, scale) =
             if *figure == "FDR" { ((*figure).to_owned(), 1.0) } else { (format!("{figure} %"), 100.0) };
-        lines.push(format!("{title:width$}  {:>8} {:>28} {:>8}", "value", "less the first's", "p"));
+        lines.push(format!("{title:width$}  {:>8} {:>28} {:>8}", "value", "minus the first", "p"));
         let number = |v: f64| format!("{:.2}", scale * v);
         for (i, (name, value)) in names.iter().zip(values).enumerate() {
             let value = or_dash(value.map(number));
@@ -218,7 +219,7 @@ pub fn comparison_table(names: &[String], figures: &[PairedFigure], confidence: 
         lines.push(String::new());
     }
     lines.push(format!(
-        "* differs from the first by more than chance at {:.0} %, each figure by itself: one in {:.0} does so without a reason",
+        "* differs from the first at the {:.0} % level, each metric tested on its own: one in {:.0} is marked by chance alone",
         100.0 * confidence,
         1.0 / (1.0 - confidence)
     ));

@@ -1,4 +1,4 @@
-//! Templates: one embedding of several images of a person, as insightface evaluates IJB-B and IJB-C.
+//! Templates: several images of a person pooled into one embedding, as in insightface's IJB-B and IJB-C evaluation.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::embed::Embeddings;
 use crate::data::{TemplateImage, TemplatePair};
 use crate::error::{Error, Result};
 
-/// The embeddings of templates, of length 1.
+/// Template embeddings of length 1.
 #[derive(Clone, Debug)]
 pub struct Templates {
     row_of: BTreeMap<u32, usize>,
@@ -17,14 +17,14 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Returns the templates of `images`: each image's embedding times its quality, the mean over the images of one media, the sum
-    /// over the medias, scaled to length 1 (insightface, `image2template_feature`).
+    /// Pools image embeddings into templates: each embedding is multiplied by its image's quality, averaged over the
+    /// images of one media, summed over the media and scaled to length 1 (insightface, `image2template_feature`).
     ///
-    /// `features` are the images' embeddings in their order, not normalised: with `f(x) + f(flip x)` and the quality that is its
-    /// test mode N1D1F2, the published figures'.
+    /// `features` are the embeddings of `images` in the same order, not normalised. With `f(x) + f(flip x)` as the
+    /// embedding, this is insightface's test mode N1D1F2, which the published figures use.
     ///
     /// # Errors
-    /// [`Error::Evaluation`] when there is not one embedding for each image, or a template's embedding is zero.
+    /// [`Error::Evaluation`] when the numbers of embeddings and images differ, or a template's embedding is zero.
     pub fn pool(images: &[TemplateImage], features: &Embeddings) -> Result<Self> {
         if features.len() != images.len() {
             let what = format!("expected {} embeddings, one for each image, found {}", images.len(), features.len());
@@ -46,7 +46,7 @@ impl Templates {
             }
             let length = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
             if length <= 0.0 {
-                let what = format!("template {template}: expected a direction, found a sum of zero: its scores are 0");
+                let what = format!("template {template}: expected a non-zero embedding, found 0: is every quality 0?");
                 return Err(Error::Evaluation(what));
             }
             row_of.insert(template, row_of.len());
@@ -55,24 +55,25 @@ impl Templates {
         Ok(Self { row_of, embeddings: Embeddings::new(values, dim)? })
     }
 
-    /// The embeddings, in the order of the templates' numbers.
+    /// The embeddings, in ascending order of template number.
     pub fn embeddings(&self) -> &Embeddings {
         &self.embeddings
     }
 
-    /// Returns the embeddings of some templates, a row each.
+    /// Returns the embeddings of the given templates, one per row.
     ///
     /// # Errors
-    /// [`Error::Evaluation`] when there is no template of such a number.
+    /// [`Error::Evaluation`] when a template is unknown.
     pub fn rows(&self, templates: impl Iterator<Item = u32>) -> Result<Embeddings> {
         let rows = templates.map(|template| self.row(template)).collect::<Result<Vec<_>>>()?;
         Ok(self.embeddings.select(rows))
     }
 
-    /// Returns the cosine of every pair; `people` says whose templates are, as far as that is known.
+    /// Returns the cosine of every pair. `people` maps templates to identities where these are known; the result has
+    /// identities only if those of every pair are known and agree with `is_same`.
     ///
     /// # Errors
-    /// [`Error::Evaluation`] when there is no template of such a number.
+    /// [`Error::Evaluation`] when a template is unknown.
     pub fn compare(&self, pairs: &[TemplatePair], people: &BTreeMap<u32, u32>) -> Result<Comparisons> {
         let score = |pair: &TemplatePair| {
             let (a, b) = (self.row(pair.a)?, self.row(pair.b)?);
@@ -87,7 +88,7 @@ impl Templates {
     }
 
     fn row(&self, template: u32) -> Result<usize> {
-        let missing = || Error::Evaluation(format!("template {template}: expected images of it, found none"));
+        let missing = || Error::Evaluation(format!("template {template}: expected at least one image, found none"));
         self.row_of.get(&template).copied().ok_or_else(missing)
     }
 }

@@ -1,24 +1,25 @@
-//! What the bootstrap draws: people, or pairs where nobody says whose images they are.
+//! Units that the bootstrap resamples: people, or pairs where the people are unknown.
 
 use super::comparisons::Comparisons;
 use crate::error::{Error, Result};
 
-/// The units that the pairs of some comparisons consist of.
+/// Resampling units of one set of comparisons.
 #[derive(Debug)]
 pub(super) struct Units {
-    /// The two people of each pair, numbered from 0; none where they are not known, and every pair is a unit.
+    /// The two people of each pair, numbered from 0; `None` if they are unknown and every pair is a unit.
     pairs: Option<Vec<[u32; 2]>>,
     num: usize,
 }
 
 impl Units {
-    /// Numbers the people of `comparisons`, in the order of their own numbers.
+    /// Numbers the people of `comparisons` from 0, in ascending order of identity.
     ///
     /// # Errors
-    /// When there are more than 2^32 pairs.
+    /// When there are 2^32 or more pairs.
     pub fn of(comparisons: &Comparisons) -> Result<Self> {
         let num_pairs = comparisons.len();
-        u32::try_from(num_pairs).map_err(|_| Error::Evaluation(format!("{num_pairs} pairs: expected at most 2^32")))?;
+        u32::try_from(num_pairs)
+            .map_err(|_| Error::Evaluation(format!("{num_pairs} pairs: expected less than 2^32")))?;
         let Some(people) = comparisons.people() else { return Ok(Self { pairs: None, num: num_pairs }) };
         let mut known: Vec<u32> = people.iter().flatten().copied().collect();
         known.sort_unstable();
@@ -27,7 +28,7 @@ impl Units {
         Ok(Self { pairs: Some(people.iter().map(|pair| pair.map(number)).collect()), num: known.len() })
     }
 
-    /// How many there are.
+    /// Number of units.
     pub fn num(&self) -> usize {
         self.num
     }
@@ -42,12 +43,12 @@ impl std::fmt::Display for Units {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.pairs {
             Some(_) => write!(f, "{} people", self.num),
-            None => write!(f, "{} pairs: whose images they are is not known", self.num),
+            None => write!(f, "{} pairs (people unknown)", self.num),
         }
     }
 }
 
-/// How often a pair of these units counts where unit `u` was drawn `drawn[u]` times.
+/// Weight of a pair of units when unit `u` was drawn `drawn[u]` times.
 pub(super) fn weight([a, b]: [u32; 2], drawn: &[u32]) -> u64 {
     let times = u64::from(drawn[a as usize]);
     if a == b { times } else { times * u64::from(drawn[b as usize]) }

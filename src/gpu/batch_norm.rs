@@ -4,55 +4,55 @@ use candle_core::{Result, bail};
 
 use super::{Arg, Array, Element, Launch};
 
-/// Threads of a block.
+/// Threads per block.
 const BLOCK: usize = 256;
-/// Blocks that share the rows of a sum; the sums' bits depend on it.
+/// Maximum number of blocks that share the rows of a sum; the sums' rounding depends on it.
 const MAX_CHUNKS: usize = 1024;
-/// Blocks that share the rows of a pass without sums.
+/// Maximum number of blocks that share the rows of a pass without sums.
 const MAX_BLOCKS: usize = 2048;
 
-/// A value with the norm it is read through.
+/// An activation and the norm it is read through.
 #[derive(Clone, Copy)]
 pub(crate) struct Seen<'a> {
     /// `(rows, c)`.
     pub x: &'a Array,
-    /// None for the value as it is.
+    /// None reads the activation unchanged.
     pub norm: Option<&'a Norm>,
 }
 
-/// A norm whose statistics are known.
+/// A norm with its statistics.
 #[derive(Clone)]
 pub(crate) struct Norm {
-    /// `(4, c)`, f32: factor, shift, mean, one over the standard deviation.
+    /// `(4, c)`, f32: scale, shift, mean, inverse standard deviation.
     constants: Array,
-    /// `(c)`, f32: of the PReLU behind it.
+    /// Slopes of the PReLU after the norm, `(c)`, f32.
     slopes: Option<Array>,
-    /// Whether the statistics are those of the very batch, and the gradient flows through them.
+    /// Whether the statistics are the batch's own, so that the gradient flows through them.
     of_batch: bool,
 }
 
-/// What a norm is made of, `(c)` each, f32.
+/// Parameters and running statistics of a norm, `(c)` each, f32.
 #[derive(Clone)]
 pub(crate) struct NormParams {
     pub weight: Array,
     pub bias: Array,
-    /// Of the PReLU behind it.
+    /// Slopes of the PReLU after the norm.
     pub slopes: Option<Array>,
     pub running_mean: Array,
     pub running_var: Array,
     pub eps: f32,
-    /// What the running statistics move by.
+    /// Weight of the batch's statistics in an update of the running ones.
     pub momentum: f32,
 }
 
-/// Where the gradients of a norm's parameters go, `(c)` each, f32.
+/// Output arrays for the gradients of a norm's parameters, `(c)` each, f32.
 pub(crate) struct NormGrads<'a> {
     pub weight: &'a Array,
     pub bias: &'a Array,
     pub slopes: Option<&'a Array>,
 }
 
-/// How the threads of a block share rows of `c` channels.
+/// Division of rows of `c` channels among the threads of a block, `lines` rows at a time.
 struct Share {
     lines: usize,
     rows: usize,
@@ -68,7 +68,7 @@ impl Share {
         Ok(Self { lines: BLOCK / groups, rows: x.len() / c, c })
     }
 
-    /// Rows of each block that makes sums, at least a few for each of its lines.
+    /// Rows per block in a pass with sums: at least four for each of its lines.
     fn chunk(&self) -> usize {
         self.rows.div_ceil(MAX_CHUNKS).max(4 * self.lines)
     }
@@ -87,7 +87,7 @@ impl Share {
         Launch { grid: [blocks as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
     }
 
-    /// A warp per channel.
+    /// Launch with one warp per channel.
     fn warps(&self) -> Launch {
         Launch { grid: [(self.c * 32).div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
     }
@@ -98,7 +98,7 @@ impl Share {
 }
 
 impl Norm {
-    /// By the statistics of `x: (rows, c)`, which also move the running ones.
+    /// Returns a norm by the statistics of `x: (rows, c)`, which also update the running ones.
     pub fn of_batch(x: &Array, params: &NormParams) -> Result<Self> {
         let c = params.weight.len();
         let (device, share) = (x.device(), Share::new(x, c)?);
@@ -132,7 +132,7 @@ impl Norm {
         Ok(Self { constants, slopes: params.slopes.clone(), of_batch: true })
     }
 
-    /// By the running statistics.
+    /// Returns a norm by the running statistics.
     pub fn frozen(params: &NormParams) -> Result<Self> {
         let (device, c) = (params.weight.device(), params.weight.len());
         let constants = device.array(Element::F32, 4 * c)?;
@@ -150,8 +150,8 @@ impl Norm {
         Ok(Self { constants, slopes: params.slopes.clone(), of_batch: false })
     }
 
-    /// Writes the gradient of `x` to `gx` from that of what the norm makes of it, plus `direct`, what reaches `x` beside it;
-    /// `gx` may be any of them.
+    /// Writes the gradient of `x` to `gx`: that of the norm's output, `gy`, passed back through the norm, plus
+    /// `direct`, the gradient that reaches `x` by other paths. `gx` may be any of the inputs.
     pub fn backward(&self, x: &Array, gy: &Array, direct: Option<&Array>, grads: &NormGrads, gx: &Array) -> Result<()> {
         let c = grads.weight.len();
         let (device, share, suffix) = (x.device(), Share::new(x, c)?, x.element().suffix());
@@ -183,7 +183,7 @@ impl Norm {
     }
 }
 
-/// Writes what is seen of `a`, plus what is seen of `b`, to `y`, which may be one of them.
+/// Writes `a` read through its norm, plus `b` read through its own if given, to `y`, which may be one of them.
 pub(crate) fn apply(a: Seen, b: Option<Seen>, c: usize, y: &Array) -> Result<()> {
     let (device, share) = (y.device(), Share::new(y, c)?);
     same_size(y, &[Some(a.x), b.map(|b| b.x)])?;
@@ -206,7 +206,7 @@ pub(crate) fn apply(a: Seen, b: Option<Seen>, c: usize, y: &Array) -> Result<()>
 
 fn same_size(x: &Array, others: &[Option<&Array>]) -> Result<()> {
     match others.iter().flatten().find(|y| y.len() != x.len() || y.element() != x.element()) {
-        Some(y) => bail!("batch_norm: {} {:?} beside {} {:?}", y.len(), y.element(), x.len(), x.element()),
+        Some(y) => bail!("batch_norm: {} {:?} do not match {} {:?}", y.len(), y.element(), x.len(), x.element()),
         None => Ok(()),
     }
 }
@@ -221,10 +221,11 @@ mod tests {
     const EPS: f32 = 1e-5;
     const MOMENTUM: f32 = 0.1;
 
-    /// Rows and channels: one, odd, several chunks, channels that leave threads without work, the widest of a network.
+    /// Rows and channels: one row, odd sizes, several chunks, channels that leave threads idle, the widest of a
+    /// network.
     const SIZES: [(usize, usize); 6] = [(1, 8), (7, 24), (1000, 64), (5001, 40), (130, 200), (37, 512)];
 
-    /// The parameters of a norm of `c` channels, on both sides.
+    /// Parameters of a norm of `c` channels, on the CPU and on the device.
     struct Both {
         values: [Vec<f32>; 5],
         params: NormParams,
@@ -345,7 +346,7 @@ mod tests {
                 let gx = device.array(element, rows * c)?;
                 norm.backward(&on_x, &on_gy, has_direct.then_some(&on_other), &grads, &gx)?;
                 let f32s = |values: &[f64]| values.iter().map(|x| *x as f32).collect::<Vec<f32>>();
-                // Where a batch has one row, x - mean and with it the weight's gradient are nothing but rounding.
+                // With one row in the batch, x - mean and hence the weight's gradient are only rounding error.
                 if rows > 1 || !of_batch {
                     close("weight", &weight, &f32s(&of_params.weight), 2e-5)?;
                     close("gx", &gx, &expected, 2e-5)?;
@@ -354,7 +355,7 @@ mod tests {
                 if has_slopes {
                     close("slopes", &slopes, &f32s(&of_params.slope), 1e-5)?;
                 }
-                // In place of each of its inputs.
+                // In place, over each of the inputs.
                 for at in 0..3 {
                     let inputs = [on_x.clone(), on_gy.clone(), on_other.clone()];
                     let copy = upload(&device, [&x, &gy, &other][at], element)?;

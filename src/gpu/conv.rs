@@ -1,17 +1,19 @@
-//! Convolutions, channels last: patches and matrix products, and those of small groups directly (`kernels/conv.cu`).
+//! Channels-last convolutions by patches (im2col) and matrix products; those of small groups by direct kernels
+//! (`kernels/conv.cu`).
 
 use candle_core::{Result, bail};
 
 use super::{Arg, Array, Convolution, Element, Launch, Pass, Product, rows};
 
-/// Threads of a block.
+/// Threads per block.
 const BLOCK: usize = 256;
-/// Bytes of patches that are gathered at once.
+/// Maximum bytes of patches held at once, unless one image alone has more.
 const MAX_PATCH_BYTES: usize = 64 << 20;
-/// Blocks that share the pixels of the gradient of grouped filters; its bits depend on it.
+/// Maximum number of blocks that share the pixels in the gradient of grouped filters; its rounding depends on it.
 const MAX_CHUNKS: usize = 128;
 
-/// A convolution's sizes: `x: (n, h, w, c)`, square filters `(co, k, k, c)`, or `(k, k, m, c)` of groups of `m` channels.
+/// Sizes of a convolution: input `x: (n, h, w, c)`, square filters `(co, k, k, c)`, or `(k, k, m, c)` for groups of `m`
+/// channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Conv {
     pub x: [usize; 4],
@@ -19,28 +21,28 @@ pub(crate) struct Conv {
     pub k: usize,
     pub stride: usize,
     pub padding: usize,
-    /// Channels of a group, as many in as out; 1 for a depthwise one, none if every filter sees every channel.
+    /// Channels per group, as many in as out: 1 for a depthwise convolution, none without groups.
     pub group: Option<usize>,
 }
 
 impl Conv {
-    /// `(n, h, w, c)` of the result.
+    /// Shape of the output, `(n, h, w, c)`.
     pub fn y(&self) -> [usize; 4] {
         let out = |size: usize| (size + 2 * self.padding - self.k) / self.stride + 1;
         [self.x[0], out(self.x[1]), out(self.x[2]), self.co]
     }
 
-    /// Elements of all filters.
+    /// Number of elements of all filters.
     pub fn num_weights(&self) -> usize {
         self.patch() * self.group.unwrap_or(self.co)
     }
 
-    /// Elements that a filter sees of all channels.
+    /// Number of elements of a patch over all channels.
     fn patch(&self) -> usize {
         self.k * self.k * self.x[3]
     }
 
-    /// Whether the input already is the matrix of patches.
+    /// Whether the input is already the matrix of patches.
     fn is_pointwise(&self) -> bool {
         self.k == 1 && self.stride == 1 && self.padding == 0
     }
@@ -51,17 +53,23 @@ impl Conv {
         let fits = x.len() == self.x.iter().product::<usize>() && y.len() == self.y().iter().product::<usize>();
         let is_grouped = self.group.is_none_or(|m| m > 0 && per_access.is_multiple_of(m) && self.co == self.x[3]);
         if !is_whole || !fits || w.len() != self.num_weights() || !is_grouped {
-            bail!("conv: {self:?} of {} {:?}, filters of {}, to {}", x.len(), x.element(), w.len(), y.len());
+            bail!(
+                "conv: {self:?} does not fit an input of {} {:?}, filters of {} and an output of {} elements",
+                x.len(),
+                x.element(),
+                w.len(),
+                y.len()
+            );
         }
         Ok(())
     }
 
-    /// The convolution of some of the images.
+    /// The same convolution for `n` images.
     fn of_images(&self, n: usize) -> Self {
         Self { x: [n, self.x[1], self.x[2], self.x[3]], ..*self }
     }
 
-    /// First image and number of images of each run whose patches are held at once.
+    /// First image and number of images of each run; a run's patches are held at once.
     fn runs(&self, element: Element) -> impl Iterator<Item = (usize, usize)> + use<> {
         let [n, ho, wo, _] = self.y();
         let of_image = ho * wo * self.patch() * element.bytes();
@@ -69,7 +77,7 @@ impl Conv {
         (0..n).step_by(run.max(1)).map(move |first| (first, run.min(n - first)))
     }
 
-    /// Lets the machine's own library do it, if there is one.
+    /// Runs a pass with the device's library; returns false if it has none for it.
     fn by_library(&self, pass: Pass, x: &Array, w: &Array, y: &Array) -> Result<bool> {
         let (conv, element) = (self, x.element());
         let pass = Convolution { conv, pass, element, x: x.address(), w: w.address(), y: y.address() };
@@ -84,7 +92,7 @@ impl Conv {
         [Arg::I64(n as i64), a, b, c, d, e, f, g, i]
     }
 
-    /// Launches a kernel with a thread for each access of a pixel of `(n, h, w, c)`.
+    /// Launches a kernel with one thread per access of an array `(n, h, w, c)`.
     fn launch(&self, kernel: &str, [n, h, w, c]: [usize; 4], inputs: &[&Array], output: &Array) -> Result<()> {
         let threads = n * h * w * (c / output.element().per_access());
         let launch = Launch { grid: [threads.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
@@ -105,7 +113,7 @@ impl Conv {
         Ok(patches)
     }
 
-    /// Writes the result to `y`.
+    /// Writes the output to `y`.
     pub fn forward(&self, x: &Array, w: &Array, y: &Array) -> Result<()> {
         self.check(x, w, y)?;
         if self.group.is_some() {
@@ -171,7 +179,7 @@ impl Conv {
         if let Some(m) = self.group {
             return self.grouped_grad_w(x, gy, m, gw);
         }
-        // A library's gradient has the type of the input.
+        // The library's gradient has the type of the input.
         let of_library =
             if x.element() == Element::F32 { gw.clone() } else { gw.device().array(x.element(), gw.len())? };
         if self.by_library(Pass::GradW, x, &of_library, gy)? {
@@ -200,7 +208,7 @@ impl Conv {
         let (c, taps, pixels) = (self.co, self.k * self.k * m, gy.len() / self.co);
         let groups = c / x.element().per_access();
         if groups > BLOCK {
-            bail!("conv: {c} channels of {:?} are more than a block's threads take", x.element());
+            bail!("conv: {c} channels of {:?} are more than a block of threads can take", x.element());
         }
         let lines = BLOCK / groups;
         let chunk = pixels.div_ceil(MAX_CHUNKS).max(4 * lines);
@@ -216,7 +224,7 @@ impl Conv {
     }
 }
 
-/// Some images from `first` on.
+/// `shape[0]` images of `x` from `first` on.
 fn images(x: &Array, first: usize, shape: [usize; 4]) -> Array {
     let of_image: usize = shape[1..].iter().product();
     x.part(first * of_image, shape[0] * of_image)
@@ -234,7 +242,8 @@ mod tests {
         Conv { x, co, k, stride, padding, group }
     }
 
-    /// Padded or not, strides, one pixel, sizes that strides do not divide, points, groups of one, two and four channels.
+    /// With and without padding, strides, one pixel, sizes that the stride does not divide, 1x1 filters, groups of one,
+    /// two and four channels.
     fn cases() -> Vec<Conv> {
         vec![
             conv([2, 7, 5, 8], 16, [3, 1, 1], None),
@@ -250,7 +259,7 @@ mod tests {
         ]
     }
 
-    /// From `(co, k, k, c)` to PyTorch's `(co, c, k, k)`; of groups from `(k, k, m, c)` to `(c, m, k, k)`.
+    /// Filters from `(co, k, k, c)` to PyTorch's `(co, c, k, k)`, or for groups from `(k, k, m, c)` to `(c, m, k, k)`.
     fn to_oihw(conv: &Conv, w: &[f32]) -> Result<Tensor> {
         let Conv { co, k, .. } = *conv;
         if let Some(m) = conv.group {
@@ -283,7 +292,7 @@ mod tests {
             conv.forward(&on_x, &on_w, &y)?;
             close("y", &y, &flat(conv2d(&on_cpu, &w_cpu, config)?)?, 1e-5)?;
             conv.grad_x(&on_gy, &on_w, &gx)?;
-            // Each of the patches' gradients is rounded before they are added.
+            // The patches' gradients are rounded before they are added.
             let tol = if element == Element::F32 || conv.group.is_some() { 1e-5 } else { 0.01 };
             close("gx", &gx, &flat(conv2d_grad_x(&gy_cpu, &w_cpu, on_cpu.shape(), config)?)?, tol)?;
             let gw = device.array(Element::F32, conv.num_weights())?;

@@ -1,4 +1,4 @@
-//! An NVIDIA GPU: the driver, the kernels' machine code, cuBLAS; cuDNN under its feature.
+//! An NVIDIA GPU: the driver, the compiled kernels, cuBLAS, and cuDNN with the feature `cudnn`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_void;
@@ -14,7 +14,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::{Arg, Element, Gpu, Launch, Matrix, Memory, Product};
 
-/// The kernels' files by the names that theirs begin with.
+/// Compiled kernel files, by the prefix of their kernels' names.
 const KERNELS: [(&str, &[u8]); 7] = [
     ("batch_norm", include_bytes!(concat!(env!("OUT_DIR"), "/batch_norm.fatbin"))),
     ("conv", include_bytes!(concat!(env!("OUT_DIR"), "/conv.fatbin"))),
@@ -25,26 +25,26 @@ const KERNELS: [(&str, &[u8]); 7] = [
     ("update", include_bytes!(concat!(env!("OUT_DIR"), "/update.fatbin"))),
 ];
 
-/// What cuBLAS gets to work in; what NVIDIA recommends for an H100.
+/// Bytes of cuBLAS workspace: NVIDIA's recommendation for an H100.
 const WORKSPACE: usize = 32 << 20;
-/// Copies from page-locked memory that may be under way at once.
+/// Maximum number of copies from page-locked memory in flight.
 const MAX_COPIES: usize = 8;
 
-/// Whether products of f32 may round their factors to 10 bits, as tensor cores do.
+/// Whether f32 products may round their factors to TF32 (11 bits of mantissa), as tensor cores do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Factors {
     Exact,
     Tf32,
 }
 
-/// A GPU and the stream that all work goes to.
+/// A GPU and the one stream that all work is queued on.
 pub(crate) struct Cuda {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     modules: BTreeMap<&'static str, Arc<CudaModule>>,
     functions: Mutex<HashMap<String, CudaFunction>>,
     blas: Blas,
-    /// Page-locked copies of what was written, until the GPU has it.
+    /// Page-locked staging copies of written bytes, kept until the GPU has read them.
     copies: Mutex<VecDeque<Copy>>,
     #[cfg(feature = "cudnn")]
     dnn: Option<super::cudnn::Dnn>,
@@ -63,7 +63,7 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether one of some libraries can be loaded.
+/// Whether one of the named libraries can be loaded.
 pub(super) fn is_present(names: &[&str]) -> bool {
     // SAFETY: NVIDIA's libraries; loading them runs nothing that depends on this process.
     names.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok())
@@ -73,13 +73,13 @@ impl Cuda {
     /// Opens GPU `ordinal`.
     ///
     /// # Errors
-    /// When the driver, cuBLAS, such a GPU or kernels for it are missing: one line that says which.
+    /// When the driver, cuBLAS, the GPU or kernels for it are missing; the message is one line that says which.
     pub fn new(ordinal: usize, factors: Factors) -> Result<Self> {
         if !is_present(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"]) {
             bail!("no CUDA driver on this machine: libcuda.so.1 is missing");
         }
         if !is_present(&["libcublas.so.13", "libcublas.so.12", "libcublas.so", "cublas64_13.dll", "cublas64_12.dll"]) {
-            bail!("cuBLAS is missing: no libcublas.so.13 or .12 where libraries are looked for (LD_LIBRARY_PATH)");
+            bail!("cuBLAS is missing: no libcublas.so.13 or .12 on the library path (LD_LIBRARY_PATH)");
         }
         result::init().map_err(|error| Error::Msg(format!("no usable CUDA driver: {error}")))?;
         let num = CudaContext::device_count().map_err(wrap)?;
@@ -116,18 +116,18 @@ impl Cuda {
         })
     }
 
-    /// What the GPU is called, and how much memory it has.
+    /// Name and memory size of the GPU.
     pub fn describe(&self) -> Result<String> {
         let bytes = self.context.total_mem().map_err(wrap)?;
         Ok(format!("{}, {} GiB", self.context.name().map_err(wrap)?, bytes >> 30))
     }
 
-    /// Free memory and all of it, in bytes.
+    /// Free and total memory, in bytes.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.context.mem_get_info().map_err(wrap)
     }
 
-    /// The stream, for calls that want this thread to use this GPU.
+    /// Binds the GPU to this thread, as raw driver and library calls require, and returns the stream.
     fn bound(&self) -> Result<cudarc::driver::sys::CUstream> {
         self.context.bind_to_thread().map_err(wrap)?;
         Ok(self.stream.cu_stream())
@@ -144,7 +144,7 @@ impl Cuda {
         Ok(function)
     }
 
-    /// Page-locked memory of a copy that is done, or new one.
+    /// Page-locked memory of at least `bytes`: a finished copy's if one is large enough, else new.
     fn pinned(&self, bytes: usize) -> Result<PinnedHostSlice<u8>> {
         let mut copies = locked(&self.copies);
         let found = copies.iter().position(|copy| copy.memory.len() >= bytes && copy.done.is_complete());
@@ -161,7 +161,7 @@ impl Cuda {
     }
 }
 
-/// cuBLAS on a stream, with memory to work in.
+/// cuBLAS on a stream, with its workspace.
 struct Blas {
     handle: cudarc::cublas::CudaBlas,
     factors: Factors,
@@ -193,8 +193,8 @@ impl Blas {
             true => blas::cublasOperation_t::CUBLAS_OP_T,
             false => blas::cublasOperation_t::CUBLAS_OP_N,
         };
-        // cuBLAS counts by columns: what it sees of each matrix is the transposed one, so it computes b' a' = c'.
-        // SAFETY: the callers' matrices lie in arrays of their sizes; the factors are f32, as the computation is.
+        // cuBLAS is column-major and sees each matrix transposed, so it computes b' a' = c'.
+        // SAFETY: the callers' matrices lie in arrays of their sizes; alpha and beta are f32, as the computation is.
         unsafe {
             cudarc::cublas::result::gemm_ex(
                 *self.handle.handle(),
@@ -236,7 +236,7 @@ impl Gpu for Cuda {
         // SAFETY: arrays are written before they are read.
         let slice = unsafe { self.stream.alloc::<u8>(bytes) }.map_err(|error| {
             let (free, all) = self.memory().unwrap_or_default();
-            Error::Msg(format!("{bytes} bytes of the GPU's memory: {error} ({free} of {all} bytes are free)"))
+            Error::Msg(format!("cannot allocate {bytes} bytes on the GPU: {error} ({free} of {all} bytes are free)"))
         })?;
         let address = slice.device_ptr(&self.stream).0;
         Ok(Memory { address, bytes, _owner: Box::new(slice) })
@@ -246,7 +246,7 @@ impl Gpu for Cuda {
         let mut memory = self.pinned(bytes.len())?;
         memory.as_mut_slice().map_err(wrap)?[..bytes.len()].copy_from_slice(bytes);
         let staged = &memory.as_slice().map_err(wrap)?[..bytes.len()];
-        // SAFETY: the array has that many bytes; the copy's own memory is kept until its event has come.
+        // SAFETY: the array has that many bytes; the staging memory is kept until its event is complete.
         unsafe { result::memcpy_htod_async(to, staged, self.bound()?) }.map_err(wrap)?;
         let done = self.stream.record_event(None).map_err(wrap)?;
         locked(&self.copies).push_back(Copy { memory, done });
@@ -254,7 +254,7 @@ impl Gpu for Cuda {
     }
 
     fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
-        // SAFETY: the array has that many bytes, and the stream is waited for before the slice is given back.
+        // SAFETY: the array has that many bytes, and the stream is synchronised before the borrow of the slice ends.
         unsafe { result::memcpy_dtoh_async(bytes, from, self.bound()?) }.map_err(wrap)?;
         self.stream.synchronize().map_err(wrap)
     }
@@ -280,8 +280,9 @@ impl Gpu for Cuda {
             block_dim: (launch.block, 1, 1),
             shared_mem_bytes: launch.shared_bytes,
         };
-        // SAFETY: the callers' arguments have the kernel's types, in its order, which the same calls show on the CPU; arrays
-        // live until work that was queued before their next use is done, since all of it goes to one stream.
+        // SAFETY: the callers' arguments have the kernel's types, in its order: the tests make the same calls on the
+        // CPU, where types are checked. Memory is only reused after earlier work on it, since all work is on one
+        // stream.
         unsafe { builder.launch(config) }.map_err(|error| Error::Msg(format!("{kernel}: {error}")))?;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Convolutions by cuDNN, channels last. What is fastest of each is measured once and kept.
+//! Channels-last convolutions by cuDNN. The fastest algorithm of each is measured once and cached.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,9 +13,9 @@ use super::conv::Conv;
 use super::cuda::{Factors, is_present};
 use super::{Convolution, Element, Pass};
 
-/// What a convolution may use beside its arrays.
+/// Bytes of workspace for a convolution.
 const WORKSPACE: usize = 1 << 30;
-/// Ways that are measured.
+/// Maximum number of algorithms that are measured.
 const MAX_WAYS: usize = 10;
 
 type Key = (Conv, Pass, usize);
@@ -29,7 +29,7 @@ pub(super) struct Dnn {
     workspace: CudaSlice<u8>,
 }
 
-/// A convolution's descriptions and the way it goes.
+/// Descriptors of a convolution and the algorithm that runs it.
 struct Plan {
     x: Descriptor<sys::cudnnTensorDescriptor_t>,
     w: Descriptor<sys::cudnnFilterDescriptor_t>,
@@ -45,7 +45,7 @@ enum Way {
     GradW(sys::cudnnConvolutionBwdFilterAlgo_t),
 }
 
-/// A description that is given back when it is dropped.
+/// A cuDNN descriptor, destroyed on drop.
 struct Descriptor<T: Copy> {
     raw: T,
     destroy: unsafe fn(T) -> std::result::Result<(), result::CudnnError>,
@@ -53,12 +53,12 @@ struct Descriptor<T: Copy> {
 
 impl<T: Copy> Drop for Descriptor<T> {
     fn drop(&mut self) {
-        // SAFETY: it was created with the plan, and nobody else holds it. An error leaves nothing to do.
+        // SAFETY: the descriptor was created with the plan and has no other owner. On an error there is nothing to do.
         let _ = unsafe { (self.destroy)(self.raw) };
     }
 }
 
-// SAFETY: the handle and the descriptions are used under the lock of the plans only, by one thread at a time.
+// SAFETY: the handle and the descriptors are only used under the lock of the plans, by one thread at a time.
 unsafe impl Send for Dnn {}
 // SAFETY: as above.
 unsafe impl Sync for Dnn {}
@@ -66,7 +66,7 @@ unsafe impl Sync for Dnn {}
 impl Drop for Dnn {
     fn drop(&mut self) {
         self.plans().clear();
-        // SAFETY: it was created by `new`. An error leaves nothing to do.
+        // SAFETY: the handle was created by `new`. On an error there is nothing to do.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
@@ -76,7 +76,7 @@ fn wrap(error: result::CudnnError) -> Error {
 }
 
 impl Dnn {
-    /// Opens cuDNN; none where it is not installed.
+    /// Opens cuDNN; returns none if it is not installed.
     pub fn new(stream: &Arc<CudaStream>, factors: Factors) -> Result<Option<Self>> {
         if !is_present(&["libcudnn.so.9", "libcudnn.so", "cudnn64_9.dll"]) {
             return Ok(None);
@@ -84,13 +84,13 @@ impl Dnn {
         let handle = result::create_handle().map_err(wrap)?;
         // SAFETY: the stream lives as long as the handle.
         unsafe { result::set_stream(handle, stream.cu_stream().cast()) }.map_err(wrap)?;
-        // SAFETY: cuDNN writes it before it reads it.
+        // SAFETY: cuDNN writes the workspace before it reads it.
         let workspace = unsafe { stream.alloc::<u8>(WORKSPACE) }.map_err(Error::wrap)?;
         Ok(Some(Self { handle, factors, plans: Mutex::default(), stream: stream.clone(), workspace }))
     }
 
-    /// Carries out a pass, in the type of its arrays, also the gradient of the filters; false where cuDNN has no deterministic way
-    /// for it.
+    /// Runs a pass; all arrays, the filters' gradient included, have the same type. Returns false if cuDNN has no
+    /// deterministic algorithm for it.
     pub fn convolve(&self, pass: &Convolution) -> Result<bool> {
         let key = (*pass.conv, pass.pass, pass.element.bytes() + usize::from(pass.element == Element::F16));
         let mut plans = self.plans();
@@ -115,8 +115,8 @@ impl Dnn {
         let Plan { x, w, y, conv, way } = plan;
         let [px, pw, py] = [pass.x, pass.w, pass.y].map(|address| address as *mut c_void);
         let (handle, workspace) = (self.handle, self.workspace());
-        // SAFETY: the descriptions are those of the arrays, whose sizes the caller checked; the factors are f32, as the computation
-        // is; the stream orders the uses of the workspace.
+        // SAFETY: the descriptors match the arrays, whose sizes the caller checked; alpha and beta are f32, as the
+        // computation is; the stream orders the uses of the workspace.
         unsafe {
             match *way {
                 Way::Forward(way) => result::convolution_forward(
@@ -133,12 +133,12 @@ impl Dnn {
         .map_err(wrap)
     }
 
-    /// Describes a convolution, and measures which way it goes fastest. The arrays hold what is to be computed from; what is
-    /// computed is overwritten.
+    /// Describes a convolution and measures which algorithm is fastest on its arrays; the output array is overwritten.
+    /// Returns none if no algorithm is deterministic.
     fn plan(&self, pass: &Convolution) -> Result<Option<Plan>> {
         let Conv { x: [n, h, width, c], co, k, stride, padding, group } = *pass.conv;
         if group.is_some() {
-            bail!("cuDNN: convolutions in groups go by kernels");
+            bail!("cuDNN: grouped convolutions run on our own kernels");
         }
         let [_, ho, wo, _] = pass.conv.y();
         let data_type = match pass.element {
@@ -157,7 +157,7 @@ impl Dnn {
             let raw = result::create_tensor_descriptor().map_err(wrap)?;
             let descriptor = Descriptor { raw, destroy: result::destroy_tensor_descriptor };
             let sizes = [size(n)?, size(c)?, size(h)?, size(w)?];
-            // SAFETY: it was just created.
+            // SAFETY: the descriptor was just created.
             unsafe { result::set_tensor4d_descriptor(raw, format, data_type, sizes) }.map_err(wrap)?;
             Ok(descriptor)
         };
@@ -165,14 +165,14 @@ impl Dnn {
         let raw = result::create_filter_descriptor().map_err(wrap)?;
         let w = Descriptor { raw, destroy: result::destroy_filter_descriptor };
         let sizes = [size(co)?, size(c)?, size(k)?, size(k)?];
-        // SAFETY: it was just created.
+        // SAFETY: the descriptor was just created.
         unsafe { result::set_filter4d_descriptor(raw, data_type, format, sizes) }.map_err(wrap)?;
         let raw = result::create_convolution_descriptor().map_err(wrap)?;
         let conv = Descriptor { raw, destroy: result::destroy_convolution_descriptor };
         let (padding, stride) = (size(padding)?, size(stride)?);
         let mode = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
         let compute = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
-        // SAFETY: it was just created.
+        // SAFETY: the descriptor was just created.
         unsafe {
             result::set_convolution2d_descriptor(raw, padding, padding, stride, stride, 1, 1, mode, compute)
                 .map_err(wrap)?;
@@ -190,18 +190,18 @@ impl Dnn {
         Ok(Some(plan))
     }
 
-    /// The fastest way that gives the same bits each time, if cuDNN finds one.
+    /// The fastest deterministic algorithm, if cuDNN finds one.
     fn fastest(&self, pass: &Convolution, plan: &Plan) -> Option<Way> {
         let Plan { x, w, y, conv, .. } = plan;
         let [px, pw, py] = [pass.x, pass.w, pass.y].map(|address| address as *mut c_void);
         let (handle, workspace) = (self.handle, self.workspace());
         let (wanted, mut num) = (MAX_WAYS as i32, 0);
-        /// The first, which is the fastest, that worked and is deterministic.
+        /// First result that succeeded and is deterministic: cuDNN lists the fastest first.
         macro_rules! first {
             ($Perf:ty, $way:path, |$found:ident| $find:expr) => {{
-                // SAFETY: plain numbers, for which zeros are values.
+                // SAFETY: plain numbers, for which all zeros is a valid value.
                 let mut $found: [$Perf; MAX_WAYS] = unsafe { std::mem::zeroed() };
-                // SAFETY: as in `run`; there is room for as many results as are asked for.
+                // SAFETY: as in `run`; there is room for as many results as are requested.
                 unsafe { $find }.result().ok()?;
                 let found = $found.iter().take(usize::try_from(num).unwrap_or_default()).find(|perf| {
                     perf.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS

@@ -1,4 +1,4 @@
-//! A GPU with a pool of its memory, and typed pieces of it.
+//! A GPU with a memory pool, and typed arrays in its memory.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use half::{bf16, f16};
 
 use super::{Arg, Gpu, Launch, Matrix, Memory};
 
-/// Type of the elements of an [`Array`].
+/// Element type of an [`Array`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Element {
     U8,
@@ -31,12 +31,12 @@ impl Element {
         }
     }
 
-    /// Elements of an access of 16 bytes, which kernels read and write.
+    /// Elements per access: kernels read and write 16 bytes at a time.
     pub fn per_access(self) -> usize {
         16 / self.bytes()
     }
 
-    /// What the names of kernels for it end with.
+    /// Suffix of the names of kernels for this type.
     pub fn suffix(self) -> &'static str {
         match self {
             Self::U8 => "u8",
@@ -50,30 +50,30 @@ impl Element {
     }
 }
 
-/// A GPU, and memory that was given back and waits for its next use: a training step asks for the same sizes each time.
+/// A GPU with a pool of freed memory for reuse, by size: a training step asks for the same sizes each time.
 #[derive(Clone)]
 pub(crate) struct Device(Arc<Inner>);
 
 struct Inner {
     gpu: Box<dyn Gpu>,
-    /// By length.
+    /// Pooled allocations, by length in bytes.
     free: Mutex<BTreeMap<usize, Vec<Memory>>>,
     num_bytes: AtomicUsize,
 }
 
-/// Elements in device memory. A clone shows the same memory.
+/// Typed elements in device memory. Clones share the memory.
 #[derive(Clone)]
 pub(crate) struct Array {
     piece: Arc<Piece>,
-    /// Its first element, counted from the piece's begin.
+    /// Index of the first element within the piece.
     start: usize,
     len: usize,
     element: Element,
 }
 
-/// Memory that goes back to the pool.
+/// An allocation that returns to the pool on drop.
 struct Piece {
-    /// None while it is dropped.
+    /// `None` only during `drop`.
     memory: Option<Memory>,
     device: Device,
 }
@@ -95,24 +95,25 @@ impl Device {
         self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that were ever asked of the machine: what is in use, and what waits.
+    /// Number of bytes allocated on the device, in use or pooled.
     pub fn num_bytes(&self) -> usize {
         self.0.num_bytes.load(Ordering::Relaxed)
     }
 
-    /// The machine itself.
+    /// The underlying device.
     pub fn gpu(&self) -> &dyn Gpu {
         &*self.0.gpu
     }
 
-    /// Returns elements of any content.
+    /// Returns an uninitialised array.
     pub fn array(&self, element: Element, len: usize) -> Result<Array> {
         let bytes = (len.max(1) * element.bytes()).next_multiple_of(256);
         let found = self.free().get_mut(&bytes).and_then(Vec::pop);
         let memory = match found {
             Some(memory) => memory,
             None => {
-                // What waits has other sizes, of another batch size perhaps; its memory may be what is missing.
+                // Out of memory: free the pool, whose pieces have other sizes (perhaps of another batch size), and
+                // retry.
                 let memory = self.0.gpu.alloc(bytes).or_else(|_| {
                     let waiting: usize = std::mem::take(&mut *self.free()).values().flatten().map(|m| m.bytes).sum();
                     self.0.num_bytes.fetch_sub(waiting, Ordering::Relaxed);
@@ -132,14 +133,14 @@ impl Device {
         Ok(array)
     }
 
-    /// Returns a copy of some values on the device.
+    /// Copies values to a new array on the device.
     pub fn upload<T: Plain>(&self, values: &[T]) -> Result<Array> {
         let array = self.array(T::ELEMENT, values.len())?;
         array.write(values)?;
         Ok(array)
     }
 
-    /// Runs a kernel; without blocks it does nothing.
+    /// Launches a kernel; an empty grid does nothing.
     pub fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         if launch.grid.contains(&0) {
             return Ok(());
@@ -148,7 +149,7 @@ impl Device {
     }
 }
 
-/// What arrays are written from and read to.
+/// Host types that arrays are written from and read into.
 pub(crate) trait Plain: Copy + Default {
     const ELEMENT: Element;
     fn bytes(values: &[Self]) -> &[u8];
@@ -166,7 +167,7 @@ macro_rules! plain {
             }
 
             fn bytes_mut(values: &mut [Self]) -> &mut [u8] {
-                // SAFETY: as above, and any bytes are a value of the type.
+                // SAFETY: as above, and any bytes are a valid value of the type.
                 unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
             }
         }
@@ -193,17 +194,17 @@ impl Array {
         memory.address + (self.start * self.element.bytes()) as u64
     }
 
-    /// As a kernel's argument.
+    /// The array as a kernel argument.
     pub fn arg(&self) -> Arg {
         Arg::Pointer(self.address())
     }
 
-    /// As a matrix of `stride` columns.
+    /// The array as a matrix of `stride` columns.
     pub fn matrix(&self, stride: usize) -> Matrix {
         Matrix { address: self.address(), element: self.element, stride, is_transposed: false }
     }
 
-    /// A part of it.
+    /// Returns `len` elements from `start` on, in the same memory.
     pub fn part(&self, start: usize, len: usize) -> Self {
         assert!(start + len <= self.len, "elements {start}.. {len} of {}", self.len);
         Self { start: self.start + start, len, ..self.clone() }
@@ -218,7 +219,7 @@ impl Array {
         self.device().gpu().write(self.address(), T::bytes(values))
     }
 
-    /// Waits for all work so far, and returns the values.
+    /// Waits for all queued work and returns the values.
     pub fn read<T: Plain>(&self) -> Result<Vec<T>> {
         self.check::<T>(self.len)?;
         let mut values = vec![T::default(); self.len];
@@ -264,13 +265,13 @@ mod tests {
     use crate::gpu::host::Host;
     use crate::gpu::{Launch, Product};
 
-    /// A machine with little memory.
+    /// A device with little memory.
     struct Small {
         host: Host,
         left: Arc<Mutex<usize>>,
     }
 
-    /// Gives its bytes back.
+    /// Adds its bytes to those left on drop.
     struct Lent(Memory, Arc<Mutex<usize>>);
 
     impl Drop for Lent {
@@ -321,7 +322,7 @@ mod tests {
         assert_eq!(part.read::<f32>()?, [1.0; 12], "a part keeps its memory");
         drop(part);
         assert_eq!((device.array(Element::F32, 512)?.address(), device.num_bytes()), (address, 2048));
-        // 2048 bytes wait and 2048 are left: 3072 are there once the first are given up.
+        // 2048 bytes are pooled and 2048 are left: 3072 fit once the pool is freed.
         assert_eq!((device.zeros(Element::U8, 3072)?.len(), device.num_bytes()), (3072, 3072));
         let error = device.array(Element::F64, 513).unwrap_err().to_string();
         assert!(error.contains("4352 bytes, 4096 are left"), "{error}");

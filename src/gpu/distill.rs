@@ -1,43 +1,44 @@
-//! Distances of the student's embeddings from the teacher's: `kernels/distill.cu`.
+//! Distances between the student's and the teacher's embeddings: `kernels/distill.cu`.
 
 use candle_core::{Result, bail};
 
 use super::margin::{through_unit_rows, unit_rows_of};
 use super::{Arg, Array, Element, Launch, Product};
 
-/// Threads of a block.
+/// Threads per block.
 const BLOCK: usize = 256;
 
-/// What is squared and summed up, of both batches normalised.
+/// Differences whose squares are summed; both batches are normalised first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Squares {
-    /// The differences of embeddings.
+    /// Differences of embeddings.
     OfEmbeddings,
-    /// The differences of the cosines of all pairs of a batch.
+    /// Differences of the cosines of all pairs within a batch.
     OfCosines,
 }
 
-/// `scale` times the sum of squares.
+/// A distance between batches: `scale` times the sum of squares.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Distance {
     pub squares: Squares,
     pub scale: f32,
-    /// Its weight in the objective.
+    /// Weight in the objective.
     pub lambda: f32,
 }
 
-/// A distance of a batch, and what comes of it, one f32 each.
+/// Distance, objective and gradient of a batch.
 pub(crate) struct Distilled {
-    /// The distance before its weight.
+    /// Unweighted distance, one f32.
     pub distance: Array,
-    /// The objective: `lambda * distance`, plus the margin loss with its weight.
+    /// Objective, one f32: `lambda * distance` plus the weighted margin loss.
     pub total: Array,
-    /// The gradient of `lambda * distance` by the student's embeddings, `(n, d)`, f32.
+    /// Gradient of `lambda * distance` with respect to the student's embeddings, `(n, d)`, f32.
     pub gradient: Array,
 }
 
 impl Distance {
-    /// Returns the distance of two batches `(n, d)`, f32, and its gradient; `margin` is the margin loss, one f32, and its weight.
+    /// Returns the distance between two batches `(n, d)`, f32, with its gradient; `margin` is the margin loss, one f32,
+    /// and its weight.
     pub fn with_gradient(
         &self,
         student: &Array,
@@ -68,7 +69,7 @@ impl Distance {
                 }
                 let args = [pairs.arg(), Arg::I64(n as i64), Arg::I32(n as i32), squares.arg()];
                 device.launch("distill_squares", warps, &args)?;
-                // Each embedding is in two cosines of a pair.
+                // The matrix of cosines is symmetric: each pair is in it twice.
                 let (alpha, beta) = (4.0 * self.scale * self.lambda, 0.0);
                 let (a, b, c) = (pairs.matrix(n), s.matrix(d), gradient.matrix(d));
                 device.gpu().multiply(&Product { m: n, n: d, k: n, a, b, c, alpha, beta })?;

@@ -1,4 +1,5 @@
-//! The kernels on the CPU: compiled as C++ by the test itself, threads of a block one after the other (`kernels/host`).
+//! Kernels on the CPU: the tests compile them as C++ and run the threads of a block one after the other
+//! (`kernels/host`).
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
@@ -11,9 +12,9 @@ use libloading::Library;
 
 use super::{Arg, Element, Gpu, Launch, Matrix, Memory, Product};
 
-/// Bytes before and behind each piece of memory that no kernel may change.
+/// Guard bytes before and after each allocation, which no kernel may change.
 const GUARD: usize = 256;
-/// What memory begins as: NaN in every float.
+/// Initial value of every byte of memory: NaN in every float type.
 const POISON: u8 = 0xff;
 
 type HostLaunch = unsafe extern "C" fn(
@@ -26,7 +27,7 @@ type HostLaunch = unsafe extern "C" fn(
     u32,
 ) -> *const c_char;
 
-/// Compiles `kernels/` once a process.
+/// Compiles `kernels/`, once per process.
 fn library() -> &'static Library {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     LIBRARY.get_or_init(|| {
@@ -42,9 +43,9 @@ fn library() -> &'static Library {
             .expect("the tests of the kernels need a C++ compiler");
         let mut command = compiler.to_command();
         command.args(["-std=c++17", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-Wno-deprecated-declarations"]);
-        // Jumps between stacks are what it looks for.
+        // `_FORTIFY_SOURCE` aborts at jumps between stacks.
         command.arg("-U_FORTIFY_SOURCE");
-        // Misaligned accesses and signed overflow end the process.
+        // Misaligned accesses and signed overflow abort the process.
         command.args(["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-DMASKINV_HOST"]);
         command.arg("-I").arg(kernels.join("host")).args(["-x", "c++"]);
         let mut sources: Vec<_> = std::fs::read_dir(&kernels)
@@ -57,12 +58,12 @@ fn library() -> &'static Library {
         command.args(sources).arg(kernels.join("host/host.cpp")).arg("-o").arg(&path);
         let output = command.output().expect("the C++ compiler runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        // SAFETY: what runs at loading are the constructors of `Entry`, which build a list.
+        // SAFETY: loading only runs the constructors of `Entry`, which build a list.
         unsafe { Library::new(path) }.expect("the compiled kernels load")
     })
 }
 
-/// Runs kernels on the CPU; each launch shuffles the order of the threads anew.
+/// Runs kernels on the CPU; each launch shuffles the order of the threads with another seed.
 pub(super) struct Host {
     seed: AtomicU32,
 }
@@ -73,7 +74,7 @@ impl Host {
     }
 }
 
-/// Memory between guards.
+/// Memory between guard bytes.
 struct Guarded(Vec<u128>);
 
 impl Guarded {
@@ -93,12 +94,12 @@ impl Drop for Guarded {
     }
 }
 
-/// The bytes at an address that `Host` gave out.
+/// Bytes at an address that `Host` allocated.
 ///
 /// # Safety
-/// They lie in one living piece of memory, and nobody else uses them.
+/// The bytes must lie in one live allocation, and nothing else may access them.
 unsafe fn bytes<'a>(address: u64, len: usize) -> &'a mut [u8] {
-    // SAFETY: by the contract.
+    // SAFETY: by this function's contract.
     unsafe { std::slice::from_raw_parts_mut(address as *mut u8, len) }
 }
 
@@ -110,7 +111,7 @@ impl Gpu for Host {
     }
 
     fn write(&self, to: u64, from: &[u8]) -> Result<()> {
-        // SAFETY: arrays give their own addresses and lengths.
+        // SAFETY: arrays pass their own addresses and lengths.
         unsafe { bytes(to, from.len()) }.copy_from_slice(from);
         Ok(())
     }
@@ -180,7 +181,7 @@ impl Gpu for Host {
         let Product { m, n, k, a, b, c, alpha, beta } = *product;
         let (a, b) = (values(a, [m, k]), values(b, [k, n]));
         let mut y = if beta == 0.0 { vec![0.0; m * n] } else { values(c, [m, n]) };
-        // SAFETY: the slices have the sizes and strides that are said.
+        // SAFETY: the slices have the stated sizes and strides.
         unsafe {
             gemm::gemm(
                 m,
@@ -216,7 +217,7 @@ fn address_of(matrix: Matrix, row: usize, column: usize) -> u64 {
     matrix.address + ((row * matrix.stride + column) * matrix.element.bytes()) as u64
 }
 
-/// The values of a matrix, row by row.
+/// Values of a matrix, row by row.
 fn values(matrix: Matrix, [rows, columns]: [usize; 2]) -> Vec<f32> {
     let at = |i: usize| address_of(matrix, i / columns, i % columns);
     // SAFETY: the callers' matrices lie in arrays of their own.

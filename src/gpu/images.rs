@@ -1,24 +1,24 @@
-//! Images on their way in: `kernels/images.cu`.
+//! Image normalisation: `kernels/images.cu`.
 
 use candle_core::{Result, bail};
 
 use super::{Arg, Array, Launch};
 
-/// Threads of a block.
+/// Threads per block.
 const BLOCK: usize = 256;
 
-/// How 8-bit values become a network's input.
+/// Conversion of 8-bit values to a network's input: `(x / 255 - mean) / std`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Normalisation {
-    /// Of values in `[0, 1]`.
+    /// Mean of values in `[0, 1]`; `std` is on the same scale.
     pub mean: f32,
     pub std: f32,
-    /// Whether the network reads blue first.
+    /// Whether the network reads BGR.
     pub is_bgr: bool,
 }
 
-/// Writes RGB pixels `(pixels, 3)`, u8, to `y: (pixels, c)`, normalised, zeros behind the third channel; `c` is the number of
-/// elements of an access.
+/// Writes RGB pixels `(pixels, 3)`, u8, to `y: (pixels, c)`, normalised, with zeros after the third channel; `c` is the
+/// number of elements per access.
 pub(crate) fn normalise(x: &Array, normalisation: Normalisation, y: &Array) -> Result<()> {
     let pixels = x.len() / 3;
     if pixels * y.element().per_access() != y.len() || pixels * 3 != x.len() {

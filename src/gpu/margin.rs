@@ -1,57 +1,57 @@
-//! The margin softmax in blocks of classes: `kernels/margin.cu`. Beside the class centres and their gradient, memory is
-//! that of the rows by one block.
+//! Margin softmax in blocks of classes: `kernels/margin.cu`. Besides the class centres and their gradient, the largest
+//! buffers hold one block of classes for all rows.
 
 use candle_core::{Result, bail};
 
 use super::{Arg, Array, Device, Element, Launch, Product};
 use crate::ops::margin::{MarginForm, MarginGradient};
 
-/// Threads of a block.
+/// Threads per block.
 const BLOCK: usize = 256;
-/// Classes come in multiples of what a warp takes of a row.
+/// Columns that a warp takes of a row; a block of classes is a multiple of it.
 const COLUMNS: usize = 128;
-/// Cosines of a block of classes that the second-level cache of a large GPU holds.
+/// Cosines of a block of classes, as many as the second-level cache of a large GPU holds.
 pub(crate) const MAX_COSINES: usize = 4 << 20;
-/// Parts of the rows whose sums over a class are joined later; the sums' bits depend on it.
+/// Maximum number of chunks of rows with sums of their own per class; the sums' rounding depends on it.
 const MAX_CHUNKS: usize = 8;
 
-/// What matches margins to rows in the "+" forms.
+/// Assignment of margins to rows in the "+" losses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Matching {
     /// Each row has its own margin.
     Own = 0,
     /// The smaller the cosine, the larger the margin.
     Ranked = 1,
-    /// As the published code does.
+    /// As in the published code, which indexes with the sorting permutation instead of its inverse.
     Reference = 2,
 }
 
-/// The loss, without its rows.
+/// Settings of the loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct MarginLoss {
     pub form: MarginForm,
     pub gradient: MarginGradient,
     pub matching: Matching,
     pub scale: f32,
-    /// Type of what the products read.
+    /// Element type of the products' inputs.
     pub element: Element,
-    /// Cosines that are held at once, at least [`COLUMNS`] a row.
+    /// Maximum number of cosines held at once; the minimum is [`COLUMNS`] per row.
     pub max_cosines: usize,
 }
 
 /// Labels and margins of a batch, on the device.
 pub(crate) struct Rows {
-    /// i64, `(n)`: class numbers, or -1.
+    /// Class numbers, i64, `(n)`; -1 for a row without a label.
     labels: Array,
-    /// f32: of the rows, or sorted for the "+" forms.
+    /// Margins, f32: one per row, or sorted for the "+" losses.
     margins: Array,
-    /// i32, `(n)`: the rows with a label, numbered.
+    /// Number of each labelled row among the labelled rows, i32, `(n)`.
     positions: Array,
     counted: usize,
 }
 
 impl Rows {
-    /// Uploads them. For the "+" forms the margins are sorted, those of rows without a label left out.
+    /// Uploads labels and margins. For the "+" losses the margins are sorted, without those of unlabelled rows.
     pub fn new(device: &Device, labels: &[i64], margins: &[f64], matching: Matching) -> Result<Self> {
         if labels.len() != margins.len() {
             bail!("margin: {} labels, but {} margins", labels.len(), margins.len());
@@ -76,15 +76,16 @@ impl Rows {
     }
 }
 
-/// Class centres `(k, d)`, f32, a row a class.
+/// Class centres `(k, d)`, f32, one row per class.
 pub(crate) struct Centres<'a> {
     pub all: &'a Array,
-    /// The classes that take part, i64, and labels count these; all if there is none (An et al., ICCVW 2021: Partial FC).
+    /// Sampled classes, i64, which labels then index; none uses all classes (An et al., ICCVW 2021: Partial FC).
     pub sample: Option<&'a Array>,
 }
 
 impl Centres<'_> {
-    /// The rows that a block's are among, and their numbers, if they are not the first of those.
+    /// Returns an array that contains the block's centres, and the index of their rows, null if they are its first
+    /// ones.
     fn of_block(&self, d: usize, (first, num): (usize, usize)) -> (Array, Arg) {
         match self.sample {
             Some(sample) => (self.all.clone(), sample.part(first, num).arg()),
@@ -93,13 +94,13 @@ impl Centres<'_> {
     }
 }
 
-/// The sizes of a pass.
+/// Sizes of a pass: rows, embedding length, classes.
 #[derive(Clone, Copy)]
 struct Sizes {
     n: usize,
     d: usize,
     k: usize,
-    /// Classes of a block.
+    /// Classes per block.
     block: usize,
 }
 
@@ -110,27 +111,27 @@ impl Sizes {
     }
 }
 
-/// The loss of a batch, and what comes of it.
+/// Loss, gradient and target cosines of a batch.
 pub(crate) struct OfBatch {
-    /// The mean of the rows with a label, one f32.
+    /// Mean loss of the labelled rows, one f32.
     pub loss: Array,
-    /// The gradient by the embeddings `(n, d)`, f32, times its weight.
+    /// Gradient with respect to the embeddings, `(n, d)`, f32, times the weight.
     pub gradient: Array,
-    /// The cosine of each row and its class centre, f32; 0 for a row without a label.
+    /// Cosine between each row and its class centre, f32; 0 for a row without a label.
     pub targets: Array,
 }
 
-/// What is held of a block of classes.
+/// Buffers for one block of classes.
 struct Memory {
     unit: Array,
     inv_norms: Array,
-    /// f32, `(n, block)`.
+    /// Cosines, f32, `(n, block)`.
     cosines: Array,
 }
 
 impl MarginLoss {
-    /// Returns the loss of embeddings `(n, d)`, f32, with its gradient times `weight`; writes that of the class centres that take part to
-    /// `of_centres`, `(classes, d)`, f32.
+    /// Returns the loss of embeddings `(n, d)`, f32, with its gradient times `weight`. Writes the gradient of all or
+    /// the sampled class centres to `of_centres`, `(classes, d)`, f32.
     pub fn with_gradients(
         &self,
         embeddings: &Array,
@@ -167,13 +168,13 @@ impl MarginLoss {
         }
         let k = of_centres.len() / d;
         if k == 0 || k != centres.sample.map_or(centres.all.len() / d, Array::len) {
-            bail!("margin: gradients of {k} classes");
+            bail!("margin: the gradient has {k} rows, which is not the number of classes");
         }
         let block = (self.max_cosines / n / COLUMNS * COLUMNS).max(COLUMNS).min(k.next_multiple_of(COLUMNS));
         Ok(Sizes { n, d, k, block })
     }
 
-    /// The cosines of a block of classes.
+    /// Computes the cosines of a block of classes.
     fn cosines(
         &self,
         embeddings: &Array,
@@ -197,7 +198,7 @@ impl MarginLoss {
         })
     }
 
-    /// Returns the rows' softmaxes and the loss; writes the cosines of the targets.
+    /// Returns the rows' softmaxes and the loss; writes the target cosines.
     fn forward(
         &self,
         embeddings: &Array,
@@ -207,7 +208,7 @@ impl MarginLoss {
         (memory, targets): (&Memory, &Array),
     ) -> Result<(Array, Array)> {
         let (device, n) = (embeddings.device(), sizes.n);
-        // Two numbers a row and block.
+        // A maximum and a sum per row and block.
         let parts = device.array(Element::F32, 2 * sizes.blocks().count() * n)?;
         for (i, (first, num)) in sizes.blocks().enumerate() {
             self.cosines(embeddings, centres, sizes, (first, num), memory)?;
@@ -232,7 +233,7 @@ impl MarginLoss {
         let sums = Sums { all: device.array(Element::F32, chunks_of(n).1 * block)?, stride: block, factor };
         for (first, num) in sizes.blocks() {
             if k > block {
-                // Of a single block they are still there.
+                // With a single block they are still in memory.
                 self.cosines(embeddings, centres, sizes, (first, num), memory)?;
             }
             self.gradient(&memory.cosines, (first, num), (rows, softmaxes), &g, &sums.all)?;
@@ -263,8 +264,8 @@ impl MarginLoss {
         Ok(of_embeddings)
     }
 
-    /// Writes what a block of cosines `(n, block)`, the classes from `first` on, adds to the rows' softmaxes, two numbers a row,
-    /// and the cosines of targets among them.
+    /// Writes the contribution of a block of cosines `(n, block)`, the classes from `first` on, to the rows' softmaxes:
+    /// a maximum and a sum per row. Also writes the cosines of the targets in the block.
     fn softmax(
         &self,
         cosines: &Array,
@@ -288,7 +289,8 @@ impl MarginLoss {
         cosines.device().launch("margin_softmax", launch, &args)
     }
 
-    /// Returns the rows' softmaxes, four numbers a row, and the loss, from the parts of all blocks.
+    /// Joins the parts of all blocks: returns the rows' softmaxes, four numbers per row (`Row` in `margin.cu`), and the
+    /// loss.
     fn join(&self, parts: &Array, targets: &Array, rows: &Rows) -> Result<(Array, Array)> {
         let (device, n) = (parts.device(), rows.labels.len());
         let softmaxes = device.array(Element::F32, 4 * n)?;
@@ -317,8 +319,8 @@ impl MarginLoss {
         Ok((softmaxes, loss))
     }
 
-    /// Writes the gradient `g: (n, block)` by the cosines of a block, without what all of it is multiplied by, and the sums of its
-    /// products with them over each part of the rows.
+    /// Writes the gradient `g: (n, block)` with respect to a block's cosines, without its common factor, and the sums
+    /// of `g * cosine` over each chunk of rows.
     fn gradient(
         &self,
         cosines: &Array,
@@ -351,34 +353,36 @@ impl MarginLoss {
     }
 }
 
-/// Returns the unit rows of `x: (n, d)`, f32, and one over the norms of its rows.
+/// Returns the rows of `x: (n, d)`, f32, scaled to unit length, and their inverse norms.
 pub(super) fn unit_rows_of(x: &Array, n: usize) -> Result<(Array, Array)> {
     let (unit, inv_norms) = (x.device().array(Element::F32, x.len())?, x.device().array(Element::F32, n)?);
     unit_rows(x, Arg::Pointer(0), n, &unit, &inv_norms)?;
     Ok((unit, inv_norms))
 }
 
-/// Writes `rows` unit rows of `x`, those that `index` says if it is not null, and one over their norms.
+/// Writes `rows` rows of `x` scaled to unit length, and their inverse norms. `index` selects the rows if it is not
+/// null.
 fn unit_rows(x: &Array, index: Arg, rows: usize, unit: &Array, inv_norms: &Array) -> Result<()> {
     let d = unit.len() / inv_norms.len();
     let args = [x.arg(), index, Arg::I64(rows as i64), Arg::I32(d as i32), unit.arg(), inv_norms.arg()];
     x.device().launch(&format!("margin_unit_rows_{}", unit.element().suffix()), warps(rows), &args)
 }
 
-/// How many rows a part has, and how many parts there are.
+/// Number of rows per chunk, and number of chunks.
 fn chunks_of(n: usize) -> (usize, usize) {
     let chunk = n.div_ceil(MAX_CHUNKS).max(8);
     (chunk, n.div_ceil(chunk))
 }
 
-/// The products of the class centres' gradients with the unit centres: `(parts of the rows, stride)`, to be multiplied by `factor`.
+/// Dot products of the class centres' gradients with the unit centres, as sums over chunks of rows: `(chunks, stride)`,
+/// still to be multiplied by `factor`.
 pub(super) struct Sums {
     all: Array,
     stride: usize,
     factor: f32,
 }
 
-/// Turns the gradient of unit rows into that of `x`, in place; the rows are those with an inverse norm.
+/// Turns the gradient of unit rows into that of `x`, in place, for as many rows as there are inverse norms.
 pub(super) fn through_unit_rows(
     x: &Array,
     index: Arg,
@@ -403,7 +407,7 @@ pub(super) fn through_unit_rows(
     x.device().launch("margin_through_unit_rows", warps(rows), &args)
 }
 
-/// A warp per row.
+/// Launch with one warp per row.
 fn warps(rows: usize) -> Launch {
     Launch { grid: [(rows * 32).div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
 }
@@ -424,7 +428,7 @@ mod tests {
         (MarginForm::Angular, MarginGradient::True, Matching::Reference),
     ];
 
-    /// What `matching` makes of margins once the target cosines are known; each row without a label has none.
+    /// Margins of the rows after `matching` by the target cosines, which rows without a label do not have.
     fn matched(cosines: &[Option<f64>], margins: &[f64], matching: Matching) -> Vec<f64> {
         let rows: Vec<usize> = (0..cosines.len()).filter(|row| cosines[*row].is_some()).collect();
         let mut sorted: Vec<f64> = rows.iter().map(|row| margins[*row]).collect();
@@ -437,7 +441,7 @@ mod tests {
             match matching {
                 Matching::Own => {}
                 Matching::Ranked => matched[*row] = sorted[rank],
-                // The margins are sorted, then taken by the very permutation that sorts the cosines.
+                // The sorted margins, indexed by the permutation that sorts the cosines.
                 Matching::Reference => matched[rows[rank]] = sorted[position],
             }
         }
@@ -457,11 +461,11 @@ mod tests {
         fn new([n, d, k]: [usize; 3]) -> Self {
             let mut embeddings = numbers("e", n * d, [-2.0, 2.0]);
             let centres = numbers("w", k * d, [-0.1, 0.1]);
-            // Some rows without a label; the last class is one.
+            // Every fourth row has no label; the first row has the last class.
             let label = |i: usize| if i % 4 == 3 { -1 } else { (k as i64 - 1 - 7 * i as i64).rem_euclid(k as i64) };
             let mut labels: Vec<i64> = (0..n).map(label).collect();
             if n > 4 {
-                // Two rows whose cosines are the same: which of them has the larger margin?
+                // Two rows with equal cosines: a tie that ranking must break as the CPU does.
                 embeddings.copy_within(..d, 4 * d);
                 labels[4] = labels[0];
             }
@@ -469,7 +473,7 @@ mod tests {
             Self { sizes: [n, d, k], embeddings, centres, labels, margins }
         }
 
-        /// Loss, gradients of embeddings and centres by the CPU's op.
+        /// Loss and gradients of embeddings and centres by the CPU op.
         fn on_cpu(&self, loss: &MarginLoss, weight: f64) -> Result<(f32, Vec<f32>, Vec<f32>)> {
             let [n, d, k] = self.sizes;
             let e = candle_core::Var::from_slice(&self.embeddings, (n, d), &Candle::Cpu)?;
@@ -502,7 +506,7 @@ mod tests {
     #[test]
     fn loss_and_gradients_are_those_of_the_cpu() -> Result<()> {
         let device = device();
-        // One class; one row; classes that are no whole accesses; several blocks of classes, the last of them not whole.
+        // One class; one row; class counts that no access divides; several blocks of classes, the last one partial.
         for (sizes, max_cosines) in [
             ([3, 8, 1], MAX_COSINES),
             ([1, 16, 5], MAX_COSINES),
@@ -516,7 +520,7 @@ mod tests {
                 let (value, of_e, of_w) = case.on_cpu(&loss, 0.5)?;
                 let (on_gpu, gpu_e, gpu_w) = case.on_gpu(&device, &loss, 0.5)?;
                 close("loss", &on_gpu, &[value], 1e-5)?;
-                // Of one class the loss is 0 and its gradient rounding.
+                // With one class the loss is 0 and its gradient is rounding error.
                 if sizes[2] > 1 {
                     close("embeddings", &gpu_e, &of_e, 1e-4)?;
                     close("centres", &gpu_w, &of_w, 1e-4)?;
@@ -534,7 +538,7 @@ mod tests {
         for element in ELEMENTS {
             let loss = MarginLoss { element, ..loss };
             let (on_gpu, gpu_e, gpu_w) = case.on_gpu(&device, &loss, 1.0)?;
-            // Cosines are off by up to 2^-9 of themselves, and logits by 64 times that.
+            // Cosines have a relative error of up to 2^-9, and logits 64 times the error of the cosine.
             let tol = if element == Element::F32 { 1e-5 } else { 0.03 };
             close("loss", &on_gpu, &[value], tol)?;
             close("embeddings", &gpu_e, &of_e, 3.0 * tol)?;
@@ -548,7 +552,7 @@ mod tests {
         let (device, case) = (device(), Case::new([9, 16, 200]));
         let loss = loss(KINDS[0], 0);
         let (value, of_e, of_w) = case.on_gpu(&device, &loss, 1.0)?;
-        // The classes lie among others, every second one and backwards.
+        // The sampled classes are every second row, in reverse order.
         let mut scattered = numbers("others", 400 * 16, [-1.0, 1.0]);
         let sample: Vec<i64> = (0..200).map(|class| 398 - 2 * class).collect();
         for (class, at) in sample.iter().enumerate() {
@@ -569,7 +573,7 @@ mod tests {
     fn rows_without_a_label_and_cosines_of_one_are_finite() -> Result<()> {
         let device = device();
         let mut case = Case::new([8, 16, 140]);
-        // Embeddings that are centres, their opposites, and nothing; a centre that is nothing.
+        // Embeddings equal to their centres, opposite to them, and zero; a zero centre.
         for i in 0..6 {
             let sign = if i < 3 { 1.0 } else { -1.0 };
             let centre: Vec<f32> = case.centres[i * 16..][..16].iter().map(|x| sign * x).collect();
@@ -595,7 +599,7 @@ mod tests {
     #[test]
     fn no_gradient_passes_a_cosine_that_was_clamped() -> Result<()> {
         let device = device();
-        // Cosines that rounding made too large, among the targets and elsewhere.
+        // Cosines that rounding made larger than 1 in magnitude, among the targets and elsewhere.
         let mut cosines = numbers("c", 3 * 128, [-0.9, 0.9]);
         [cosines[0], cosines[128 + 1], cosines[2 * 128 + 2], cosines[4]] = [1.0 + 1e-6, -1.0 - 1e-6, 1.0, 1.0 + 1e-6];
         let (loss, labels, num) = (MarginLoss { scale: 4.0, ..loss(KINDS[0], 0) }, [0, 1, 2], 60);
@@ -618,7 +622,7 @@ mod tests {
                 let p = logit(class).exp() / (0..num).map(|class| logit(class).exp()).sum::<f64>();
                 match cosines[at].abs() > 1.0 || class >= num {
                     true => 0.0,
-                    // The slope at an angle of 0, whose sine is taken as 1e-3.
+                    // The slope at an angle of 0, whose sine is clamped to 1e-3.
                     false if class == row => ((p - 1.0) * (0.5f64.cos() + 0.5f64.sin() / 1e-3)) as f32,
                     false => p as f32,
                 }

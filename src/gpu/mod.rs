@@ -1,7 +1,7 @@
-//! Computing on a GPU: memory, kernels (`kernels/*.cu`), matrix products and convolutions behind one trait.
+//! GPU compute: memory, kernels (`kernels/*.cu`), matrix products and convolutions behind one trait, [`Gpu`].
 //!
-//! `cuda.rs` is the GPU. The tests run the same kernel sources on the CPU (`host.rs`), so what is written here in
-//! terms of [`Gpu`] is compared with the CPU's ops on every machine. Work is queued: nothing waits but [`Array::read`].
+//! `cuda.rs` drives a real GPU. The tests run the same kernel sources on the CPU (`host.rs`), so all code built on
+//! [`Gpu`] is compared with the CPU ops on every machine. Work is queued: only [`Array::read`] waits for it.
 
 pub(crate) mod batch_norm;
 pub(crate) mod conv;
@@ -28,34 +28,34 @@ pub(crate) use device::{Array, Device, Element};
 
 use candle_core::Result;
 
-/// A piece of device memory, freed when it is dropped.
+/// A device allocation, freed on drop.
 pub(crate) struct Memory {
-    /// Where it begins; a multiple of 256.
+    /// Start address, aligned at least to the 16 bytes of a kernel's access.
     pub address: u64,
-    /// Its length.
+    /// Length in bytes.
     pub bytes: usize,
-    /// Frees it when it is dropped.
+    /// Frees the memory on drop.
     pub _owner: Box<dyn std::any::Any + Send + Sync>,
 }
 
-/// An argument of a kernel.
+/// A kernel argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Arg {
-    /// A place in device memory; 0 for none.
+    /// A device address; 0 is null.
     Pointer(u64),
     I32(i32),
     I64(i64),
     F32(f32),
 }
 
-/// How many threads run a kernel.
+/// Launch dimensions of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Launch {
-    /// Blocks.
+    /// Number of blocks in x and y.
     pub grid: [u32; 2],
-    /// Threads of a block.
+    /// Threads per block.
     pub block: u32,
-    /// Shared memory of a block.
+    /// Shared memory per block.
     pub shared_bytes: u32,
 }
 
@@ -64,20 +64,20 @@ pub(crate) struct Launch {
 pub(crate) struct Matrix {
     pub address: u64,
     pub element: Element,
-    /// Elements from a row to the next.
+    /// Elements from one row to the next.
     pub stride: usize,
-    /// Whether it is read with rows and columns exchanged.
+    /// Whether the matrix is read transposed.
     pub is_transposed: bool,
 }
 
 impl Matrix {
-    /// With rows and columns exchanged.
+    /// Returns the transposed matrix.
     pub fn transposed(self) -> Self {
         Self { is_transposed: !self.is_transposed, ..self }
     }
 }
 
-/// `c: (m, n) = alpha * a: (m, k) * b: (k, n) + beta * c`, summed up in f32.
+/// `c: (m, n) = alpha * a: (m, k) * b: (k, n) + beta * c`, accumulated in f32.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
     pub m: usize,
@@ -90,20 +90,20 @@ pub(crate) struct Product {
     pub beta: f32,
 }
 
-/// A pass of a convolution whose arrays have one type.
+/// One pass of a convolution; all arrays have the same element type.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(feature = "cudnn"), expect(dead_code, reason = "only cuDNN has a way of its own"))]
 pub(crate) struct Convolution<'a> {
     pub conv: &'a conv::Conv,
     pub pass: Pass,
     pub element: Element,
-    /// The input or its gradient, the filters or theirs, the result or its gradient.
+    /// Address of the input or its gradient; `w` is that of the filters or theirs, `y` that of the output or its own.
     pub x: u64,
     pub w: u64,
     pub y: u64,
 }
 
-/// What a [`Convolution`] computes from the other two.
+/// Pass of a [`Convolution`]: which of its three arrays is computed from the other two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Pass {
     Forward,
@@ -111,21 +111,21 @@ pub(crate) enum Pass {
     GradW,
 }
 
-/// A machine that runs kernels in the order in which they are given.
+/// A device that runs kernels in the order of their launches.
 pub(crate) trait Gpu: Send + Sync {
-    /// Returns memory of any content.
+    /// Allocates uninitialised memory.
     fn alloc(&self, bytes: usize) -> Result<Memory>;
-    /// Copies to the device.
+    /// Copies bytes to the device.
     fn write(&self, to: u64, bytes: &[u8]) -> Result<()>;
-    /// Waits for all work so far, and copies from the device.
+    /// Waits for all queued work, then copies bytes from the device.
     fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
-    /// Fills with zeros.
+    /// Fills memory with zeros.
     fn zero(&self, at: u64, bytes: usize) -> Result<()>;
     /// Runs a kernel of `kernels/`.
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
     /// Multiplies matrices.
     fn multiply(&self, product: &Product) -> Result<()>;
-    /// Carries out a pass of a convolution, if the machine has a way of its own for it: false, if nothing was done.
+    /// Runs a convolution pass with the device's own library; returns false, with nothing done, if it has none.
     fn convolve(&self, _pass: &Convolution) -> Result<bool> {
         Ok(false)
     }

@@ -1,12 +1,12 @@
-//! Small passes around products: `kernels/rows.cu`.
+//! Small passes around matrix products: `kernels/rows.cu`.
 
 use candle_core::{Result, bail};
 
 use super::{Arg, Array, Element, Launch};
 
-/// Threads of a block.
+/// Threads per block.
 const BLOCK: usize = 256;
-/// Blocks of a pass in which a thread takes more than one access.
+/// Maximum number of blocks of a pass whose threads may loop over several accesses.
 const MAX_BLOCKS: usize = 4096;
 
 /// Adds `bias: (c)` to each row of `y: (rows, c)`, f32.
@@ -16,29 +16,29 @@ pub(crate) fn add(y: &Array, bias: &Array) -> Result<()> {
     y.device().launch("rows_add", launch, &[y.arg(), bias.arg(), Arg::I64((len / c) as i64), Arg::I32(c as i32)])
 }
 
-/// Writes the sums of the columns of `x: (rows, c)` to `sums: (c)`, f32.
+/// Writes the column sums of `x: (rows, c)` to `sums: (c)`, f32.
 pub(crate) fn sum(x: &Array, sums: &Array) -> Result<()> {
     let c = sums.len();
     let launch = Launch { grid: [c.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
     x.device().launch("rows_sum", launch, &[x.arg(), Arg::I64((x.len() / c) as i64), Arg::I32(c as i32), sums.arg()])
 }
 
-/// Writes the products of the elements of `a` and `b` to `y`, which may be one of them.
+/// Writes the element-wise product of `a` and `b` to `y`, which may be one of them.
 pub(crate) fn multiply(a: &Array, b: &Array, y: &Array) -> Result<()> {
     let (element, len) = (y.element(), y.len());
     if [a, b].iter().any(|x| x.element() != element || x.len() != len) || !len.is_multiple_of(element.per_access()) {
-        bail!("multiply: {} and {} elements to {len} {element:?}", a.len(), b.len());
+        bail!("multiply: factors of {} and {} elements for a product of {len} {element:?}", a.len(), b.len());
     }
     let args = [a.arg(), b.arg(), Arg::I64(len as i64), y.arg()];
     y.device().launch(&format!("rows_multiply_{}", element.suffix()), accesses(len / element.per_access()), &args)
 }
 
-/// A thread an access, or more of them.
+/// Launch with one thread per access, up to [`MAX_BLOCKS`] blocks.
 fn accesses(num: usize) -> Launch {
     Launch { grid: [num.div_ceil(BLOCK).min(MAX_BLOCKS) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
 }
 
-/// Writes the values of `x` to `y`, one of which is f32 and the other of 16 bits.
+/// Converts `x` to the type of `y`: one of them is f32, the other bf16 or f16.
 pub(crate) fn convert(x: &Array, y: &Array) -> Result<()> {
     let (kernel, short) = match x.element() {
         Element::F32 => ("convert", y.element()),
@@ -78,7 +78,7 @@ mod tests {
         }
         for element in [Element::Bf16, Element::F16] {
             for len in [8, 808, 50_000] {
-                // The largest f16 is 65504: what is larger is infinite.
+                // The largest f16 is 65504: larger values become infinite.
                 let x = numbers("x", len, [-70000.0, 70000.0]);
                 let (short, back) = (device.array(element, len)?, device.array(Element::F32, len)?);
                 convert(&device.upload(&x)?, &short)?;

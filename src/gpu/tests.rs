@@ -1,6 +1,6 @@
-//! What the tests of everything on a GPU share. They run on the CPU (`host.rs`), or, if `MASKINV_GPU` is a number in a build
-//! with `cuda`, on that GPU: the same comparisons, of what only a GPU shows too. Set to `host` it only turns on the tests that
-//! take minutes on the CPU.
+//! Shared code of the GPU tests. They run on the CPU (`host.rs`) or, in a build with `cuda` and with `MASKINV_GPU` set
+//! to a number, on that GPU with the same comparisons. `MASKINV_GPU=host` stays on the CPU and also turns on the tests
+//! that take minutes there.
 
 use candle_core::{DType, Result, Tensor};
 use half::{bf16, f16};
@@ -9,7 +9,7 @@ use super::host::Host;
 use super::{Array, Device, Element, Gpu};
 use crate::testing::{Tol, assert_close, fill};
 
-/// The device of the tests, and what it is.
+/// The device that the tests run on.
 pub(crate) fn device() -> Device {
     #[cfg(feature = "cuda")]
     if let Some(number) = std::env::var("MASKINV_GPU").ok().filter(|number| number != "host") {
@@ -20,12 +20,12 @@ pub(crate) fn device() -> Device {
     Device::new(Box::new(Host::new()) as Box<dyn Gpu>)
 }
 
-/// Whether tests that take minutes on the CPU are to run.
+/// Whether to run the tests that take minutes on the CPU.
 pub(crate) fn is_asked_for() -> bool {
     std::env::var_os("MASKINV_GPU").is_some()
 }
 
-/// The types of activations.
+/// Element types of activations.
 pub(crate) const ELEMENTS: [Element; 3] = [Element::F32, Element::Bf16, Element::F16];
 
 /// Values in `[lo, hi)` that depend on `name`.
@@ -34,7 +34,7 @@ pub(crate) fn numbers(name: &str, len: usize, [lo, hi]: [f64; 2]) -> Vec<f32> {
     values.expect("memory for a test's values")
 }
 
-/// Values as the element holds them.
+/// Values rounded to the element type.
 pub(crate) fn rounded(values: &[f32], element: Element) -> Vec<f32> {
     let round = |x: &f32| match element {
         Element::Bf16 => bf16::from_f32(*x).to_f32(),
@@ -60,7 +60,7 @@ pub(crate) fn read(array: &Array) -> Result<Vec<f32>> {
     })
 }
 
-/// As [`assert_close`], with what a result of the element is off by when it is rounded once, and `tol` beside it.
+/// Like [`assert_close`]: allows `tol` plus one rounding to the element type.
 pub(crate) fn close(what: &str, actual: &Array, expected: &[f32], tol: f64) -> Result<()> {
     let rounding = match actual.element() {
         Element::Bf16 => 1.0 / 256.0,

@@ -1,31 +1,31 @@
-//! The update of all parameters at once: `kernels/update.cu`.
+//! Optimiser updates of all parameters at once: `kernels/update.cu`.
 
 use candle_core::{Result, bail};
 
 use super::{Arg, Array, Device, Element, Launch};
 
-/// Threads of a block.
+/// Threads per block.
 const BLOCK: usize = 256;
-/// Blocks that share the elements of a sum; its bits depend on it.
+/// Maximum number of blocks that share the elements of a sum; its rounding depends on it.
 const MAX_BLOCKS: usize = 1024;
-/// Elements that a block's threads take at once.
+/// Elements per block of threads before the grid reaches [`MAX_BLOCKS`].
 const PER_BLOCK: usize = 8 * BLOCK;
 
-/// What a step does with its gradients, decided on the device.
+/// Gradient norm, clipping and the check for non-finite values of a step, all on the device.
 pub(crate) struct Guard {
-    /// Norm, factor, whether the step is finite, and how many were not: two f32 and two i32.
+    /// Norm and clipping factor, f32; whether the step is finite and the number of steps that were not, i32.
     state: Array,
     sums: Array,
 }
 
-/// What a [`Guard`] knows.
+/// State of a [`Guard`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct GuardState {
-    /// Of all gradients together.
+    /// Norm of all gradients together.
     pub norm: f32,
-    /// Whether loss and norm were finite: where not, the step changed nothing.
+    /// Whether loss and norm were finite; if not, the step changed nothing.
     pub is_finite: bool,
-    /// Steps that were not, since the guard was made.
+    /// Number of steps that were not finite since the guard was created.
     pub num_skipped: u32,
 }
 
@@ -34,7 +34,8 @@ impl Guard {
         Ok(Self { state: device.zeros(Element::I32, 4)?, sums: device.array(Element::F64, MAX_BLOCKS)? })
     }
 
-    /// Measures the gradients; a norm over `max_norm` is scaled down to it, unless that is 0. `loss` is one f32.
+    /// Measures the norm of the gradients and the factor that scales it down to `max_norm` if it is larger; 0 turns
+    /// clipping off. `loss` is one f32.
     pub fn measure(&self, grad: &Array, max_norm: f32, loss: Option<&Array>) -> Result<()> {
         let device = grad.device();
         let blocks = blocks_of(grad.len())?;
@@ -45,22 +46,22 @@ impl Guard {
         device.launch("update_guard", Launch { grid: [1, 1], ..launch }, &args)
     }
 
-    /// Waits for all work so far.
+    /// Waits for all queued work and returns the state.
     pub fn read(&self) -> Result<GuardState> {
         let state = self.state.read::<i32>()?;
         Ok(GuardState { norm: f32::from_bits(state[0] as u32), is_finite: state[2] != 0, num_skipped: state[3] as u32 })
     }
 }
 
-/// Parameters, one behind the other, f32, with what an update needs of them.
+/// Contiguous parameters and gradients, f32, for an update.
 pub(crate) struct Flat<'a> {
     pub param: &'a Array,
     pub grad: &'a Array,
-    /// Of the parameters in another type, for the products.
+    /// Copy of the parameters in the type of the products, which the update also writes.
     pub copy: Option<&'a Array>,
 }
 
-/// SGD with momentum as PyTorch's. `lr` is one f32; `is_clipped`: whether the guard's factor applies.
+/// SGD with momentum, as in PyTorch. `lr` is one f32; `is_clipped` says whether the guard's factor applies.
 pub(crate) fn sgd(
     flat: &Flat,
     velocity: &Array,
@@ -84,7 +85,7 @@ pub(crate) fn sgd(
     flat.param.device().launch(&format!("update_sgd_{suffix}"), launch, &args)
 }
 
-/// AdamW. `rates` are `lr / (1 - beta1^t)`, `sqrt(1 - beta2^t)` and `1 - lr * decay`, f32.
+/// AdamW, as in PyTorch. `rates` are `lr / (1 - beta1^t)`, `sqrt(1 - beta2^t)` and `1 - lr * decay`, f32.
 pub(crate) fn adamw(
     flat: &Flat,
     [mean, square]: [&Array; 2],
@@ -109,8 +110,8 @@ pub(crate) fn adamw(
     flat.param.device().launch(&format!("update_adamw_{suffix}"), launch, &args)
 }
 
-/// Lets `y` become `keep * y + share * x`, f32 of any length, unless a guard found something that is not finite; with a `keep` of 0,
-/// `y` may have any values.
+/// Sets `y` to `keep * y + share * x`, f32 of any length, unless the guard found the step not finite. With a `keep` of
+/// 0, `y` may be uninitialised.
 pub(crate) fn blend(y: &Array, x: &Array, [keep, share]: [f32; 2], guard: Option<&Guard>) -> Result<()> {
     if y.len() != x.len() || [y, x].iter().any(|array| array.element() != Element::F32) {
         bail!("blend: {} {:?} and {} {:?}", y.len(), y.element(), x.len(), x.element());
@@ -125,11 +126,11 @@ pub(crate) fn blend(y: &Array, x: &Array, [keep, share]: [f32; 2], guard: Option
 }
 
 impl Flat<'_> {
-    /// Checks the sizes; returns the type of the copy as kernels call it, and the launch.
+    /// Checks the sizes; returns the kernel suffix for the type of the copy, and the launch.
     fn launch(&self, moments: &[&Array]) -> Result<(&'static str, Launch)> {
         let len = self.param.len();
         if [self.grad].iter().chain(moments).chain(&self.copy).any(|x| x.len() != len) {
-            bail!("update: {len} parameters, but gradients, moments or a copy of others");
+            bail!("update: {len} parameters, but gradients, moments or a copy of another length");
         }
         let launch = Launch { grid: [blocks_of(len)?, 1], block: BLOCK as u32, shared_bytes: 0 };
         Ok((self.copy.map_or(Element::F32, Array::element).suffix(), launch))
@@ -203,7 +204,7 @@ mod tests {
             let rates = [lr / (1.0 - 0.9f64.powi(7)), (1.0 - 0.999f64.powi(7)).sqrt(), 1.0 - lr * weight_decay];
             let rates = device.upload(&rates.map(|rate| rate as f32))?;
             let flat = Flat { param: &param, grad: &grad, copy: Some(&copy) };
-            // Not clipped, though the guard would.
+            // Not clipped, although the guard has a clipping factor.
             adamw(&flat, [&on_m, &on_s], &rates, [0.9, 0.999], (&guard, false))?;
             close("mean", &on_m, &mean, 1e-6)?;
             close("square", &on_s, &square, 1e-6)?;

@@ -1,34 +1,34 @@
-//! Template-level knowledge distillation: the student's embedding of a masked face is drawn to the teacher's embedding
-//! of the clean one (Huber et al., FG 2021, eq. 4).
+//! Template-level knowledge distillation: the student's embedding of a masked face is pulled towards the teacher's
+//! embedding of the clean one (Huber et al., FG 2021, eq. 4).
 
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::ops::normalize::l2_normalize;
 
-/// The distance between the student's and the teacher's embeddings, both normalised.
+/// Distance between the student's and the teacher's embeddings, both normalised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DistillKind {
-    /// Mean of the squared differences over all `N * d` elements: MaskInv's.
+    /// Mean of the squared differences over all `N * d` elements, as in MaskInv.
     #[default]
     Mse,
     /// Mean over the rows of `1 - cos`; `d / 2` times the mean squared error.
     Cosine,
     /// Mean over all `N * N` pairs of the squared difference of their cosines in the two batches (relational
-    /// distillation, Park et al., CVPR 2019, on cosines): the student may turn the space.
+    /// distillation, Park et al., CVPR 2019, on cosines): the student may rotate the embedding space.
     Relational,
 }
 
-/// Distillation settings; the default is the teacher's own training: none.
+/// Distillation settings; the default is no distillation, as in the teacher's own training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistillConfig {
-    /// Which distance.
+    /// Distance between the embeddings.
     pub kind: DistillKind,
-    /// Its weight in the objective: 100 for MaskInv-LG, 3000 for MaskInv-HG, 0 for none.
+    /// Weight of the distance in the objective: 100 for MaskInv-LG, 3000 for MaskInv-HG, 0 for no distillation.
     pub lambda: f64,
-    /// Weight of the margin loss beside it: 1 in the paper; with 0 the class centres are not trained.
+    /// Weight of the margin loss: 1 in the paper; with 0 the class centres are not trained.
     pub margin_weight: f64,
 }
 
@@ -59,13 +59,14 @@ impl DistillConfig {
     }
 }
 
-/// Returns the scalar distance of two batches of embeddings `(N, d)`, normalised here; before the weight.
+/// Returns the scalar distance between two batches of embeddings `(N, d)`, which are normalised here; `lambda` is not
+/// applied.
 ///
 /// # Errors
 /// When the shapes differ.
 pub fn distillation_loss(student: &Tensor, teacher: &Tensor, kind: DistillKind) -> Result<Tensor> {
     if student.dims() != teacher.dims() || student.rank() != 2 {
-        bail!("distillation: expected two (N, d), found student {:?}, teacher {:?}", student.shape(), teacher.shape());
+        bail!("distillation: expected both (N, d), found student {:?}, teacher {:?}", student.shape(), teacher.shape());
     }
     let (s, t) = (l2_normalize(student, 1)?, l2_normalize(teacher, 1)?);
     match kind {

@@ -1,15 +1,15 @@
-//! The matching of drawn margins to samples in the "+" forms of ElasticFace (Boutros et al., CVPRW 2022, section 3.3).
+//! Matching of drawn margins to samples in the "+" forms of ElasticFace (Boutros et al., CVPRW 2022, section 3.3).
 
 use serde::{Deserialize, Serialize};
 
-/// Which sample gets which of the drawn margins in a "+" form.
+/// Rule that assigns the drawn margins to samples in a "+" form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PlusMatching {
     /// The smaller a sample's target cosine, the larger its margin, as the paper says.
     #[default]
     Ranked,
-    /// As the published code does: the sorted margins are indexed with the sorting permutation itself, not with its
+    /// The published code's rule: the sorted margins are indexed with the sorting permutation itself, not with its
     /// inverse, so ranks do not match.
     Reference,
 }

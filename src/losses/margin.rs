@@ -20,7 +20,7 @@ pub enum MarginKind {
     ArcFace,
     /// `s (cos(theta) - m)` (Wang et al., CVPR 2018).
     CosFace,
-    /// ArcFace with `m` drawn per sample and step from `N(m, sigma)` (Boutros et al., CVPRW 2022): MaskInv's.
+    /// ArcFace with `m` drawn per sample and step from `N(m, sigma)` (Boutros et al., CVPRW 2022), as in MaskInv.
     #[default]
     ElasticArc,
     /// ElasticArc with the larger margins given to the smaller target cosines.
@@ -52,17 +52,17 @@ impl MarginKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MarginConfig {
-    /// Which loss.
+    /// Margin loss.
     pub kind: MarginKind,
-    /// What the cosines are multiplied by before the softmax.
+    /// Factor from cosines to the logits of the softmax.
     pub scale: f64,
-    /// Mean margin, in radians or cosine; if absent, the published one of `kind`.
+    /// Mean margin, in radians or cosine; `None` for the published one of `kind`.
     pub margin: Option<f64>,
-    /// Standard deviation of drawn margins; if absent, the published one of `kind`.
+    /// Standard deviation of drawn margins; `None` for the published one of `kind`.
     pub sigma: Option<f64>,
-    /// How the gradient passes an angular margin.
+    /// Gradient of an angular margin.
     pub gradient: MarginGradient,
-    /// How the "+" forms match margins to samples.
+    /// Rule by which the "+" forms match margins to samples.
     pub plus_matching: PlusMatching,
 }
 
@@ -81,7 +81,7 @@ impl Default for MarginConfig {
 }
 
 impl MarginConfig {
-    /// Returns the mean margin: that set, or the published one.
+    /// Returns the mean margin: the one set, or the published one.
     pub fn mean(&self) -> f64 {
         self.margin.unwrap_or(match self.kind.form() {
             MarginForm::Angular => 0.5,
@@ -89,7 +89,7 @@ impl MarginConfig {
         })
     }
 
-    /// Returns the standard deviation of drawn margins: that set, or the published one.
+    /// Returns the standard deviation of drawn margins: the one set, or the published one.
     pub fn std(&self) -> f64 {
         self.sigma.unwrap_or(match self.kind {
             MarginKind::ArcFace | MarginKind::CosFace => 0.0,
@@ -115,7 +115,7 @@ impl MarginConfig {
             return wrong(format!("sigma: expected 0 to 1, found {}", self.std()));
         }
         if !self.kind.is_elastic() && self.std() > 0.0 {
-            return wrong(format!("sigma: {:?} draws no margins, found {}", self.kind, self.std()));
+            return wrong(format!("sigma: expected 0, as {:?} draws no margins, found {}", self.kind, self.std()));
         }
         Ok(())
     }
@@ -129,7 +129,7 @@ impl MarginConfig {
     /// Returns the mean cross-entropy, a scalar, of the rows with a label; 0 if none has one.
     ///
     /// - `embedding`: `(N, d)`; `kernel`: `(d, K)`, the class centres; both f32 or f64, normalised here
-    /// - `labels`: `N` targets below `K`, or -1 for a row that does not count
+    /// - `labels`: `N` targets below `K`, or -1 for a row to ignore
     /// - `margins`: `N`; the "+" forms reorder them by the target cosines
     ///
     /// # Errors
@@ -138,7 +138,7 @@ impl MarginConfig {
         margin_loss(embedding, kernel, &self.op(labels, margins)?, self.matching(margins))
     }
 
-    /// The settings of the op for some rows.
+    /// Returns the settings of the op for these labels.
     fn op(&self, labels: &[i64], margins: &[f64]) -> Result<MarginLossConfig> {
         if margins.len() != labels.len() {
             bail!("margin: {} labels, but {} margins", labels.len(), margins.len());
@@ -147,14 +147,14 @@ impl MarginConfig {
         Ok(MarginLossConfig { labels: labels.to_vec(), form, gradient, scale })
     }
 
-    /// What matches margins to rows once their target cosines are known.
+    /// Returns the function that assigns margins to rows once their target cosines are known.
     fn matching(&self, margins: &[f64]) -> impl Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync + 'static {
         let (margins, is_plus, matching) = (margins.to_vec(), self.kind.is_plus(), self.plus_matching);
         move |cosines| if is_plus { match_margins(cosines, &margins, matching) } else { margins.clone() }
     }
 
-    /// Returns the scaled logits `(N, K)` of `cosine: (N, K)` for one margin per row: what [`Self::loss`] takes
-    /// the cross-entropy of.
+    /// Returns the scaled logits `(N, K)` of `cosine: (N, K)` for one margin per row: [`Self::loss`] is their
+    /// cross-entropy.
     ///
     /// - `labels`: `N` targets below `K`, or -1 for a row without a margin
     /// - `margins`: `N`; the "+" forms reorder them by the target cosines
@@ -197,28 +197,29 @@ pub struct MarginHead {
     kernel: Tensor,
     params: Params,
     config: MarginConfig,
-    /// What gradients are written to: fresh memory of that size costs as much as computing them.
+    /// Reused memory for the gradients: touching fresh memory of that size costs as much as computing them.
     pool: Arc<Pool>,
 }
 
-/// The margin loss of a batch with its gradients.
+/// Margin loss of a batch with its gradients.
 #[derive(Debug)]
 pub struct MarginStep {
-    /// The mean cross-entropy of the rows with a label.
+    /// Mean cross-entropy of the rows with a label.
     pub loss: f64,
-    /// The gradient of the embeddings, `(N, embedding_size)`, f32.
+    /// Gradient of the embeddings, `(N, embedding_size)`, f32.
     pub of_embedding: Tensor,
-    /// Those of the head's parameters.
+    /// Gradients of the head's parameters.
     pub of_head: Gradients,
-    /// The cosine of each row and its class centre, in `[-1, 1]`; none for a row without a label.
+    /// Cosine between each row and its class centre, in `[-1, 1]`; `None` for a row without a label.
     pub target_cosines: Vec<Option<f64>>,
 }
 
 impl MarginHead {
-    /// Creates `kernel: (embedding_size, classes)`, `N(0, 0.01)`, the name and layout of ElasticFace's header files.
+    /// Creates `kernel: (embedding_size, classes)` from `N(0, 0.01)`, with the name and layout of ElasticFace's header
+    /// files.
     ///
     /// # Errors
-    /// When memory cannot be had.
+    /// When memory cannot be allocated.
     pub fn new(
         config: &MarginConfig,
         embedding_size: usize,
@@ -248,7 +249,7 @@ impl MarginHead {
         &self.config
     }
 
-    /// Returns the mean cross-entropy, a scalar, of embeddings `(N, embedding_size)`, normalised here or before.
+    /// Returns the mean cross-entropy, a scalar, of embeddings `(N, embedding_size)`, which are normalised here.
     ///
     /// # Errors
     /// When the number of labels is not `N` or a label is out of range.
@@ -257,11 +258,11 @@ impl MarginHead {
         self.config.loss(embedding, &self.kernel, labels, &margins)
     }
 
-    /// Returns the loss of [`Self::forward`] and, outside any graph, `weight` times its gradients: for training, in less time
-    /// and memory.
+    /// Returns the loss of [`Self::forward`] and `weight` times its gradients, outside any graph: for training, it
+    /// takes less time and memory.
     ///
     /// # Errors
-    /// As [`Self::forward`], and when `embedding` is not f32 on the CPU.
+    /// Same as [`Self::forward`], and when `embedding` is not f32 on the CPU.
     pub fn step(&self, embedding: &Tensor, labels: &[i64], weight: f64, rng: &mut ChaCha8Rng) -> Result<MarginStep> {
         let margins = self.config.draw(labels.len(), rng);
         let (config, matching) = (self.config.op(labels, &margins)?, self.config.matching(&margins));
@@ -279,10 +280,10 @@ impl MarginHead {
     }
 }
 
-/// Returns the cosines `(N, K)` of embeddings `(N, d)` and class centres `(d, K)`, neither normalised.
+/// Returns the cosines `(N, K)` of embeddings `(N, d)` and class centres `(d, K)`, both normalised here.
 ///
 /// # Errors
-/// When the shapes do not fit each other.
+/// When the shapes do not match.
 pub fn cosines(embedding: &Tensor, kernel: &Tensor) -> Result<Tensor> {
     l2_normalize(embedding, 1)?.matmul(&l2_normalize(kernel, 0)?)
 }

@@ -1,4 +1,4 @@
-//! What training minimises: the margin loss of a classification head, and template-level distillation.
+//! Training objectives: the margin loss of a classification head, and template-level distillation.
 
 mod distill;
 mod elastic;

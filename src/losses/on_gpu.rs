@@ -1,5 +1,5 @@
-//! The objective on a GPU: a classification head whose class centres are there, the distance from a teacher, and a projection to its
-//! embeddings.
+//! The objective on a GPU: a classification head with its class centres, the distance from a teacher, and the
+//! projection to the teacher's embeddings.
 
 use std::collections::BTreeMap;
 
@@ -25,15 +25,15 @@ pub(crate) struct GpuHead {
 }
 
 impl GpuHead {
-    /// Copies a head to the device; its products are of `element`.
+    /// Copies a head to the device; its matrix products run in `element`.
     ///
     /// # Errors
-    /// When the device has no memory for it.
+    /// When the device has no memory for it, or the embedding size is not a multiple of 8.
     pub fn upload(head: &MarginHead, device: &Device, element: Element) -> Result<Self> {
         let kernel = head.kernel();
         let (size, num_classes) = kernel.dims2()?;
         if !size.is_multiple_of(8) {
-            bail!("the GPU engine wants embeddings of a multiple of 8 elements, found {size}");
+            bail!("the GPU engine needs an embedding size that is a multiple of 8, found {size}");
         }
         let centres = device.upload(&kernel.t()?.flatten_all()?.to_vec1::<f32>()?)?;
         let grads = device.array(Element::F32, centres.len())?;
@@ -48,7 +48,8 @@ impl GpuHead {
         Ok(Self { centres, grads, config, loss, num_classes })
     }
 
-    /// Returns the loss and `weight` times its gradient by the embeddings `(N, embedding_size)`, f32; that of the centres is written.
+    /// Returns the loss and `weight` times its gradient with respect to the embeddings `(N, embedding_size)`, f32;
+    /// writes the gradient of the centres.
     ///
     /// # Errors
     /// When the number of labels is not `N` or a label is out of range.
@@ -60,12 +61,13 @@ impl GpuHead {
         self.loss.with_gradients(embeddings, &centres, &rows, weight as f32, &self.grads)
     }
 
-    /// Centres and their gradient, for an update.
+    /// Class centres and their gradient, for an update.
     pub fn flat(&self) -> Flat<'_> {
         Flat { param: &self.centres, grad: &self.grads, copy: None }
     }
 
-    /// Returns what lies on the device as the class centres do, by the name of the head's parameter; waits for the device.
+    /// Reads an array in the device's layout of the class centres; returns it under the name of the head's parameter.
+    /// Waits for the device.
     ///
     /// # Errors
     /// When the copy fails.
@@ -75,19 +77,20 @@ impl GpuHead {
         Ok([(KERNEL.to_owned(), rows.t()?.contiguous()?)].into())
     }
 
-    /// The inverse of [`Self::restored`]: what `get` returns for the head's parameter, as the class centres lie on the device.
+    /// Inverse of [`Self::restored`]: arranges the values that `get` returns for the head's parameter in the device's
+    /// layout.
     ///
     /// # Errors
-    /// When it is of another size.
+    /// When `get` returns another number of values.
     pub fn laid_out(&self, get: &mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
         let (values, size) = (get(KERNEL)?, self.centres.len() / self.num_classes);
         Tensor::from_vec(values, (size, self.num_classes), &Candle::Cpu)?.t()?.flatten_all()?.to_vec1()
     }
 
-    /// Copies the centres back; waits for the device.
+    /// Copies the class centres back to `head`; waits for the device.
     ///
     /// # Errors
-    /// When `head` is another one.
+    /// When `head` has other sizes.
     pub fn download(&self, head: &MarginHead) -> Result<()> {
         head.params().load(&self.restored(&self.centres)?)
     }
@@ -106,22 +109,22 @@ impl GpuProjection {
     /// Copies a projection to the device.
     ///
     /// # Errors
-    /// When the device has no memory for it, or a length is none that the kernels take.
+    /// When the device has no memory for it, or an embedding size is not a multiple of 8.
     pub fn upload(projection: &Projection, device: &Device) -> Result<Self> {
         let weight = projection.weight();
         let (to, from) = weight.dims2()?;
         if !to.is_multiple_of(8) || !from.is_multiple_of(8) {
-            bail!("the GPU engine wants embeddings of a multiple of 8 elements, found {from} and a teacher's of {to}");
+            bail!("the GPU engine needs embedding sizes that are multiples of 8, found {from} and the teacher's {to}");
         }
         let weight = device.upload(&weight.flatten_all()?.to_vec1::<f32>()?)?;
         let grads = device.array(Element::F32, weight.len())?;
         Ok(Self { weight, grads, from, to })
     }
 
-    /// Returns the embeddings `(n, to)` of `(n, from)`, f32.
+    /// Returns the projected embeddings `(n, to)` of `(n, from)`, f32.
     ///
     /// # Errors
-    /// When there are others.
+    /// When the device has no memory for the result, or a product fails.
     pub fn forward(&self, embeddings: &Array) -> Result<Array> {
         let (device, n) = (embeddings.device(), embeddings.len() / self.from);
         let y = device.array(Element::F32, n * self.to)?;
@@ -130,10 +133,11 @@ impl GpuProjection {
         Ok(y)
     }
 
-    /// Returns the gradient of the embeddings `(n, from)` from that of the projected ones, `(n, to)`; writes that of the matrix.
+    /// Returns the gradient of the embeddings `(n, from)` from that of the projected ones, `(n, to)`; writes the
+    /// gradient of the matrix.
     ///
     /// # Errors
-    /// When there are others.
+    /// When the device has no memory for the result, or a product fails.
     pub fn backward(&self, embeddings: &Array, gy: &Array) -> Result<Array> {
         let (device, n) = (embeddings.device(), embeddings.len() / self.from);
         let gx = device.array(Element::F32, n * self.from)?;
@@ -150,7 +154,8 @@ impl GpuProjection {
         Flat { param: &self.weight, grad: &self.grads, copy: None }
     }
 
-    /// Returns what lies on the device as the matrix does, by the name of the projection's parameter; waits for the device.
+    /// Reads an array in the device's layout of the matrix; returns it under the name of the projection's parameter.
+    /// Waits for the device.
     ///
     /// # Errors
     /// When the copy fails.
@@ -159,7 +164,7 @@ impl GpuProjection {
         Ok([(WEIGHT.to_owned(), weight)].into())
     }
 
-    /// Takes up the projection's parameter.
+    /// Loads the projection's parameter.
     ///
     /// # Errors
     /// When it is missing or of another size.
@@ -171,10 +176,10 @@ impl GpuProjection {
         self.weight.write(&self.laid_out(&mut get)?)
     }
 
-    /// The inverse of [`Self::restored`].
+    /// Inverse of [`Self::restored`].
     ///
     /// # Errors
-    /// When what `get` returns is of another size.
+    /// When `get` returns another number of values.
     pub fn laid_out(&self, get: &mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
         let values = get(WEIGHT)?;
         if values.len() != self.weight.len() {
@@ -185,12 +190,12 @@ impl GpuProjection {
 }
 
 impl DistillConfig {
-    /// The distance of batches of `n` embeddings of `d` elements.
+    /// Returns the distance for batches of `n` embeddings of `d` elements.
     pub(crate) fn on_gpu(&self, n: usize, d: usize) -> Distance {
         let (n, d) = (n as f64, d as f64);
         let (squares, scale) = match self.kind {
             DistillKind::Mse => (Squares::OfEmbeddings, 1.0 / (n * d)),
-            // |s - t|^2 = 2 - 2 cos; what lies along s does not pass the normalisation.
+            // |s - t|^2 = 2 - 2 cos for unit vectors; the part of the gradient along s does not pass the normalisation.
             DistillKind::Cosine => (Squares::OfEmbeddings, 0.5 / n),
             DistillKind::Relational => (Squares::OfCosines, 1.0 / (n * n)),
         };

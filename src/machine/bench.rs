@@ -1,4 +1,4 @@
-//! What `benches/peers/gpu_worker.rs` times below the public API. No part of it.
+//! Internals that `benches/peers/gpu_worker.rs` times. Not part of the public API.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::gpu::margin::{Centres, MAX_COSINES, MarginLoss, Matching, Rows};
 use crate::gpu::{Array, Device, Element, rows};
 use crate::ops::margin::{MarginForm, MarginGradient};
 
-/// Passes that are timed at once.
+/// Number of passes in a timing.
 const PASSES: u32 = 20;
 
 fn device(machine: &Machine) -> Result<&Device> {
@@ -20,7 +20,7 @@ fn device(machine: &Machine) -> Result<&Device> {
     }
 }
 
-/// Values that are neither constant nor random: what a kernel does with them depends on none.
+/// Values that vary without being random; a kernel's work does not depend on them.
 fn values(device: &Device, element: Element, len: usize) -> Result<Array> {
     let wide: Vec<f32> = (0..len).map(|i| (i * 7919 % 2003) as f32 / 1000.0 - 1.0).collect();
     let (wide, array) = (device.upload(&wide)?, device.array(element, len)?);
@@ -31,7 +31,7 @@ fn values(device: &Device, element: Element, len: usize) -> Result<Array> {
     Ok(array)
 }
 
-/// Seconds of one of [`PASSES`] passes.
+/// Mean seconds per pass over [`PASSES`] passes.
 fn time(device: &Device, mut pass: impl FnMut() -> Result<()>) -> Result<f64> {
     let wait = device.zeros(Element::F32, 1)?;
     for _ in 0..3 {
@@ -46,10 +46,11 @@ fn time(device: &Device, mut pass: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(began.elapsed().as_secs_f64() / f64::from(PASSES))
 }
 
-/// Returns lines of a table: batch norm with PReLU, forward and backward, as a share of the bandwidth of a copy of the same bytes.
+/// Times batch norm with PReLU, forward and backward. Returns one line per shape, with the bandwidth as a share of that
+/// of a copy of the same bytes.
 ///
 /// # Errors
-/// When the machine has no GPU, or that no memory.
+/// When the machine has no GPU, or the GPU runs out of memory.
 pub fn kernels(machine: &Machine) -> Result<Vec<String>> {
     let device = device(machine)?;
     let mut lines = Vec::new();
@@ -58,7 +59,7 @@ pub fn kernels(machine: &Machine) -> Result<Vec<String>> {
         let [x, gy, y] = [(); 3].map(|()| values(device, Element::Bf16, len));
         let (x, gy, y) = (x?, gy?, y?);
         let bytes = (2 * len) as f64;
-        // Without a norm it reads each element once and writes it once.
+        // Without a norm, `apply` is a copy: it reads and writes each element once.
         let copy = 2.0 * bytes / time(device, || apply(Seen { x: &x, norm: None }, None, c, &y))?;
         let parameter = || values(device, Element::F32, c);
         let params = NormParams {
@@ -92,7 +93,7 @@ pub fn kernels(machine: &Machine) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// The margin loss of random embeddings, forward and backward.
+/// Margin loss of synthetic embeddings, forward and backward.
 pub struct Margin {
     loss: MarginLoss,
     embeddings: Array,
@@ -102,10 +103,10 @@ pub struct Margin {
 }
 
 impl Margin {
-    /// With logits in bf16.
+    /// Creates the loss for `n` embeddings of length `d`, with products in bf16.
     ///
     /// # Errors
-    /// When the machine has no GPU, or that no memory.
+    /// When the machine has no GPU, or the GPU runs out of memory.
     pub fn new(machine: &Machine, n: usize, classes: usize, d: usize) -> Result<Self> {
         let device = device(machine)?;
         let loss = MarginLoss {
@@ -126,7 +127,7 @@ impl Margin {
         })
     }
 
-    /// One pass, which is waited for if `waits`.
+    /// Runs one pass, and waits for it if `waits`.
     ///
     /// # Errors
     /// When the GPU fails.

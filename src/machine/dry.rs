@@ -1,4 +1,4 @@
-//! A GPU that computes nothing: how much memory works hold and how many kernels they launch, found out on any machine.
+//! A dry-run GPU: counts memory and kernel launches without a GPU and computes nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,14 +8,14 @@ use candle_core::Result;
 use super::{Machine, Precision};
 use crate::gpu::{Arg, Convolution, Device, Gpu, Launch, Memory, Product};
 
-/// Counts what is asked of it. Convolutions count as one call each, as by cuDNN.
+/// A dry-run GPU that counts its calls. A convolution counts as one call, as with cuDNN.
 #[derive(Debug, Default)]
 struct Dry {
     next: AtomicU64,
     calls: Arc<Calls>,
 }
 
-/// The calls of a machine that computes nothing.
+/// Counts of the calls to a dry-run GPU.
 #[derive(Debug, Default)]
 pub struct Calls {
     num: AtomicU64,
@@ -23,18 +23,18 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Kernels, products, convolutions, copies and fills so far.
+    /// Number of kernel launches, matrix products, convolutions, copies and fills so far.
     pub fn num(&self) -> u64 {
         self.num.load(Ordering::Relaxed)
     }
 
-    /// Multiplications and additions of products and convolutions so far.
+    /// Number of multiplications and additions in matrix products and convolutions so far.
     pub fn flops(&self) -> u64 {
         self.flops.load(Ordering::Relaxed)
     }
 }
 
-/// Returns a machine that computes nothing, for [`Machine::gpu_bytes`], and its calls.
+/// Returns a machine with a dry-run GPU, whose memory [`Machine::gpu_bytes`] counts, and the counts of its calls.
 pub fn dry(precision: Precision) -> (Machine, Arc<Calls>) {
     let gpu = Dry::default();
     let calls = gpu.calls.clone();
@@ -52,7 +52,7 @@ impl Dry {
 
 impl Gpu for Dry {
     fn alloc(&self, bytes: usize) -> Result<Memory> {
-        // Behind the null pointer.
+        // Never the null pointer.
         let address = 256 + self.next.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(Memory { address, bytes, _owner: Box::new(()) })
     }
@@ -80,7 +80,7 @@ impl Gpu for Dry {
 
     fn convolve(&self, pass: &Convolution) -> Result<bool> {
         let [n, ho, wo, _] = pass.conv.y();
-        // Each pixel of the result meets each filter once.
+        // Every weight is used once per output pixel.
         self.count(n * ho * wo * pass.conv.num_weights()).map(|()| true)
     }
 }

@@ -1,8 +1,8 @@
-//! Backbones in files: whatever format they come in, and our own out.
+//! Backbones in files: loading from any supported format, writing as safetensors or ONNX.
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -12,32 +12,32 @@ use super::{Found, Model, ModelConfig, Threshold};
 use crate::error::{Error, Result};
 use crate::preprocessing::Preprocessing;
 use crate::weights::{
-    OnnxModel, looks_like_onnx, read_mxnet_params, read_onnx, read_pytorch, read_safetensors, write_onnx,
-    write_safetensors,
+    Bundled, OnnxModel, TensorFile, WeightsFile, looks_like_onnx, parse_safetensors, read_mxnet_params, read_onnx,
+    read_pytorch, read_safetensors, write_onnx, write_safetensors,
 };
 
-/// Name of the backbone in the folder of a training.
+/// File name of the backbone in the folder of a training run.
 pub const BACKBONE_FILE: &str = "backbone.safetensors";
 /// Metadata key of the architecture, JSON of [`ModelConfig`].
 const MODEL_KEY: &str = "maskinv.model";
-/// Metadata key of what the network expects of its input, JSON of [`Preprocessing`].
+/// Metadata key of the preprocessing, JSON of [`Preprocessing`].
 const PREPROCESSING_KEY: &str = "maskinv.preprocessing";
 
 /// Metadata key of the thresholds, JSON of a list of [`Threshold`].
 const THRESHOLDS_KEY: &str = "maskinv.thresholds";
 
-/// A frozen backbone and what was found while it was loaded.
+/// A frozen backbone, with how it was recognised and notes on its file.
 #[derive(Debug)]
 pub struct Loaded {
     /// The backbone.
     pub model: Model,
-    /// The file.
-    pub path: PathBuf,
-    /// The file's format.
+    /// File that the weights came from.
+    pub file: WeightsFile,
+    /// Format of the file.
     pub format: Format,
-    /// By what the network was recognised.
+    /// How the network was recognised.
     pub layout: Layout,
-    /// What was recognised, assumed or left out, for people.
+    /// Notes for the user about what was recognised, assumed or left out.
     pub notes: Vec<String>,
 }
 
@@ -46,7 +46,7 @@ pub struct Loaded {
 pub enum Format {
     /// Named tensors and metadata.
     Safetensors,
-    /// What `torch.save` writes, zip or legacy.
+    /// Output of `torch.save`, zip or legacy.
     PyTorch,
     /// MXNet's list of named arrays, `.params`.
     MxNet,
@@ -55,7 +55,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Returns the name for people.
+    /// Returns the display name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Safetensors => "safetensors",
@@ -65,16 +65,16 @@ impl Format {
         }
     }
 
-    /// Returns the format that a file's first bytes show.
+    /// Detects the format by a file's first bytes.
     fn of(path: &Path) -> Result<Self> {
         let mut head = Vec::new();
         let file = std::fs::File::open(path).map_err(Error::io(path))?;
-        // Up to where a tar file says that it is one.
+        // Up to the end of a tar file's magic number.
         file.take(262).read_to_end(&mut head).map_err(Error::io(path))?;
         match head.as_slice() {
             // A zip archive, or the pickled magic number of torch before 1.6.
             [b'P', b'K', ..] | [0x80, 0..=5, ..] => Ok(Self::PyTorch),
-            // PyTorch's reader says what to do with the oldest form.
+            // A tar file, PyTorch's oldest form: its reader says how to convert it.
             [.., b'u', b's', b't', b'a', b'r'] => Ok(Self::PyTorch),
             [0x12, 0x01, 0, 0, 0, 0, 0, 0, ..] => Ok(Self::MxNet),
             [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Self::Safetensors),
@@ -91,28 +91,51 @@ impl Format {
     }
 }
 
-/// Loads a backbone, frozen, from a file in any [`Format`], or from the folder of a training.
+/// Loads a backbone, frozen, from a file in any [`Format`], or from the folder of a training run.
 ///
-/// What the file says of its preprocessing is taken, else `preprocessing`, else insightface's is assumed.
+/// The preprocessing is the file's own if it states one, else `preprocessing`, else insightface's is assumed.
 ///
 /// # Errors
-/// When the file cannot be read or is broken, when none of our networks is recognised in it, and when a weight is
-/// missing, unexpected or of another shape.
+/// When the file cannot be read or is corrupt, when none of our networks is recognised in it, and when a weight is
+/// missing, unexpected or has another shape.
 pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<Loaded> {
     let path = if path.is_dir() { path.join(BACKBONE_FILE) } else { path.to_owned() };
-    let wrong = |what: String| Error::Checkpoint { path: path.clone(), what };
     let format = Format::of(&path)?;
-    let (mut found, metadata) = match format {
-        Format::Onnx => {
-            let onnx = read_onnx(&path)?;
-            (from_onnx(&onnx).map_err(wrong)?, onnx.metadata)
-        }
-        named => {
-            let file = match named {
-                Format::PyTorch => read_pytorch(&path)?,
-                Format::MxNet => read_mxnet_params(&path)?,
-                _ => read_safetensors(&path)?,
-            };
+    let contents = match format {
+        Format::Onnx => Contents::Graph(read_onnx(&path)?),
+        Format::PyTorch => Contents::Named(read_pytorch(&path)?),
+        Format::MxNet => Contents::Named(read_mxnet_params(&path)?),
+        Format::Safetensors => Contents::Named(read_safetensors(&path)?),
+    };
+    build(contents, WeightsFile::Path(path), format, preprocessing)
+}
+
+/// Loads a backbone that is part of the program, frozen.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_bundled(bundled: &'static Bundled) -> Result<Loaded> {
+    let contents = Contents::Named(parse_safetensors(bundled.bytes(), Path::new(&bundled.name))?);
+    build(contents, WeightsFile::Bundled(bundled), Format::Safetensors, None)
+}
+
+/// The contents of a file of weights.
+enum Contents {
+    Graph(OnnxModel),
+    Named(TensorFile),
+}
+
+/// Recognises a network in `contents` and builds it.
+fn build(
+    contents: Contents,
+    file: WeightsFile,
+    format: Format,
+    preprocessing: Option<&Preprocessing>,
+) -> Result<Loaded> {
+    let wrong = |what: String| Error::Checkpoint { path: file.to_string().into(), what };
+    let (mut found, metadata) = match contents {
+        Contents::Graph(onnx) => (from_onnx(&onnx).map_err(wrong)?, onnx.metadata),
+        Contents::Named(file) => {
             (recognise_named(file.tensors, &file.metadata, file.notes).map_err(wrong)?, file.metadata)
         }
     };
@@ -135,19 +158,19 @@ pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<
         Some(stated) => stated.validate().map_err(|e| wrong(format!("preprocessing: {e}")))?,
         None => {
             let assumed = Preprocessing::default();
-            found.notes.push(format!("the file does not say its preprocessing: {assumed} is assumed"));
+            found.notes.push(format!("the file does not state its preprocessing: {assumed} is assumed"));
             if found.layout == Layout::CvlFace {
-                found.notes.push("the original AdaFace files have the same names and take BGR".to_owned());
+                found.notes.push("the original AdaFace files have the same names but expect BGR".to_owned());
             }
         }
     }
     let (layout, arch, notes) = (found.layout, found.config.arch, std::mem::take(&mut found.notes));
     let model = found.build(DType::F32, &Device::Cpu);
     let model = model.map_err(|e| wrong(format!("{} by {layout}: {e}", arch.name())))?;
-    Ok(Loaded { model: model.with_thresholds(thresholds), path, format, layout, notes })
+    Ok(Loaded { model: model.with_thresholds(thresholds), file, format, layout, notes })
 }
 
-/// What is in a file of named tensors: the network that its metadata names, or the one that the names show.
+/// Recognises the network in a file of named tensors, by our metadata or else by the tensor names.
 fn recognise_named(
     tensors: BTreeMap<String, Tensor>,
     metadata: &BTreeMap<String, String>,
@@ -164,11 +187,11 @@ fn recognise_named(
     Ok(Found { notes, ..found })
 }
 
-/// Writes a backbone as safetensors under PyTorch's names, its floats as `dtype` (f32, f16 or bf16), with its
+/// Writes a backbone as safetensors under PyTorch's names, with floats as `dtype` (f32, f16 or bf16) and with its
 /// architecture, preprocessing and thresholds in the metadata.
 ///
 /// # Errors
-/// When the folder cannot be written to; an older file stays whole.
+/// When a value is too large for `dtype`, or the folder is not writable; an existing file then stays intact.
 pub fn save_model(path: &Path, model: &Model, dtype: DType) -> Result<()> {
     let convert = |(name, tensor): (String, Tensor)| {
         if !tensor.dtype().is_float() {
@@ -177,14 +200,14 @@ pub fn save_model(path: &Path, model: &Model, dtype: DType) -> Result<()> {
         let largest = |t: &Tensor| t.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
         let narrow = tensor.to_dtype(dtype)?;
         if dtype != DType::F32 && largest(&tensor)?.is_finite() && !largest(&narrow)?.is_finite() {
-            let what = format!("{name}: {} is too large for {}; bf16 has room", largest(&tensor)?, dtype.as_str());
+            let what = format!("{name}: {} is too large for {}; bf16 can hold it", largest(&tensor)?, dtype.as_str());
             return Err(Error::Checkpoint { path: path.to_owned(), what });
         }
         Ok((name, narrow))
     };
     let tensors = model.params().state()?.into_iter().map(convert).collect::<Result<_>>()?;
     let mut metadata = metadata(model)?;
-    // Hugging Face's libraries ask for it.
+    // Hugging Face's libraries require it.
     metadata.insert("format".to_owned(), "pt".to_owned());
     write_safetensors(path, &tensors, &metadata)
 }
@@ -192,7 +215,7 @@ pub fn save_model(path: &Path, model: &Model, dtype: DType) -> Result<()> {
 /// Writes a backbone as an ONNX graph, f32, for any batch size, with the metadata of [`save_model`].
 ///
 /// # Errors
-/// As [`save_model`].
+/// When the folder is not writable; an existing file then stays intact.
 pub fn export_onnx(path: &Path, model: &Model) -> Result<()> {
     write_onnx(path, &OnnxModel { metadata: metadata(model)?, ..to_onnx(model)? })
 }

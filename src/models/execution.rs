@@ -1,4 +1,4 @@
-//! How a network is carried out: by the fused engine where that can, else layer by layer.
+//! Execution of a network: by the fused engine if it supports the network, else layer by layer.
 
 use std::ops::Deref;
 
@@ -10,24 +10,24 @@ use super::{Model, Net};
 use crate::nn::engine::{Engine, Keep, Plan, Recording};
 use crate::nn::{Dropout, Gradients, Graph, Params};
 
-/// A network for inference, with the weights that it had when this was made.
+/// A network prepared for inference with its current weights.
 #[derive(Debug)]
 pub enum Inference<'a> {
-    /// Norms folded, filters packed.
+    /// A plan of the fused engine, with norms folded and filters packed.
     Plan(Box<Plan>),
-    /// Layer by layer, for what the engine lacks.
+    /// Layer by layer, for networks that the engine does not support.
     Layers(Kept<'a>),
     /// On a GPU.
     #[cfg(any(test, feature = "cuda"))]
     Gpu(Box<OnGpu>),
 }
 
-/// A network that is somebody else's, or not.
+/// A borrowed or owned network.
 #[derive(Debug)]
 pub enum Kept<'a> {
-    /// Somebody else's.
+    /// A borrowed network.
     Borrowed(&'a Model),
-    /// Nobody else's.
+    /// An owned network.
     Owned(Box<Model>),
 }
 
@@ -47,7 +47,7 @@ impl Inference<'_> {
     /// [`Model::preprocessing`] says.
     ///
     /// # Errors
-    /// When the images are of another size or type.
+    /// When the images have another size or type.
     pub fn run(&self, images: &Tensor) -> Result<Tensor> {
         match self {
             Self::Plan(plan) => plan.run(images),
@@ -58,33 +58,34 @@ impl Inference<'_> {
     }
 }
 
-/// What the training of one network keeps from step to step.
+/// State that the training of one network keeps between steps.
 #[derive(Debug)]
 pub struct Training {
     engine: Option<Engine>,
 }
 
-/// A forward pass in training that knows its backward.
+/// A recorded forward pass in training, for its backward pass.
 #[derive(Debug)]
 pub enum Recorded<'a> {
-    /// By the fused engine.
+    /// A recording of the fused engine.
     Fused(Box<Recording<'a>>),
     /// Layer by layer: the embeddings, with candle's graph.
     Layers(Tensor, &'a Params),
 }
 
 impl Training {
-    /// Returns about how many bytes the activations of a batch of `n` images and their gradients take at the peak; none for a network that
-    /// goes layer by layer.
+    /// Returns the approximate peak memory, in bytes, of activations and their gradients for a batch of `n` images;
+    /// none for a network that runs layer by layer.
     pub fn activation_bytes(&self, n: usize) -> Option<usize> {
         Some(self.engine.as_ref()?.activation_bytes(n))
     }
 
-    /// Returns the embeddings `(N, embedding_size)`, outside any graph, of images `(N, 3, S, S)` in training mode: batch
-    /// statistics, which enter the running ones, and dropout. `model` is that of [`Model::training`].
+    /// Returns the embeddings `(N, embedding_size)`, outside any graph, of images `(N, 3, S, S)`, and a recording for
+    /// the backward pass. Training mode uses dropout and batch statistics, which update the running ones. `model` is
+    /// the one that [`Model::training`] was called on.
     ///
     /// # Errors
-    /// When the images are of another size or type, or a batch has one value per channel.
+    /// When the images have another size or type, or a norm gets only one value per channel.
     pub fn record<'a>(&'a self, model: &'a Model, images: &Tensor) -> Result<(Tensor, Recorded<'a>)> {
         let side = model.config.input_size;
         match &self.engine {
@@ -119,10 +120,12 @@ impl Recorded<'_> {
 }
 
 impl Model {
-    /// Returns the network for inference, of about `batch_size` images at once; others are slower at the most.
+    /// Returns the network for inference, prepared for batches of about `batch_size` images; other sizes work, but may
+    /// be slower.
     ///
     /// # Errors
-    /// When a parameter cannot be read, or the model's GPU has no memory or no way for it.
+    /// When a parameter cannot be read, or the model's GPU runs out of memory or its engine does not support the
+    /// network.
     pub fn inference(&self, batch_size: usize) -> Result<Inference<'_>> {
         #[cfg(any(test, feature = "cuda"))]
         if self.machine.gpu().is_some() {
@@ -132,10 +135,10 @@ impl Model {
         Ok(self.plan(batch_size)?.map_or_else(layers, |plan| Inference::Plan(Box::new(plan))))
     }
 
-    /// As [`Self::inference`], giving up the weights as they are packed: less memory at the peak, and later.
+    /// Like [`Self::inference`], but drops the weights as they are packed: less memory at the peak and afterwards.
     ///
     /// # Errors
-    /// When a parameter cannot be read.
+    /// Same as [`Self::inference`].
     pub fn into_inference(self, batch_size: usize) -> Result<Inference<'static>> {
         #[cfg(any(test, feature = "cuda"))]
         if self.machine.gpu().is_some() {
@@ -151,7 +154,7 @@ impl Model {
         Ok(Inference::Plan(Box::new(Plan::consuming(&graph, params, images)?)))
     }
 
-    /// What drops features in training, if the network has it.
+    /// Dropout of the features in training, if the network has it.
     pub(crate) fn dropout(&self) -> Option<&Dropout> {
         match &self.net {
             Net::IResNet(net) => Some(net.dropout()),
@@ -163,21 +166,21 @@ impl Model {
         Plan::of(&Graph::of(self), &self.params, [batch_size, self.config.input_size])
     }
 
-    /// Returns what the training of this network keeps from step to step.
+    /// Returns the state for training this network.
     pub fn training(&self) -> Training {
         Training { engine: self.engine(Keep::All) }
     }
 
-    /// As [`Self::training`], with less of a forward pass in memory: some blocks' results, from which the backward pass computes the rest
-    /// again, bit for bit.
+    /// Like [`Self::training`], with activation checkpointing: a forward pass keeps some block outputs, from which the
+    /// backward pass recomputes the rest, bit for bit.
     ///
     /// # Errors
-    /// When the network goes layer by layer, which keeps everything.
+    /// When the network runs layer by layer, which keeps all activations.
     pub fn recomputing(&self) -> Result<Training> {
         match self.engine(Keep::Some) {
             Some(engine) => Ok(Training { engine: Some(engine) }),
             None => bail!(
-                "{:?} is trained layer by layer, which keeps all activations: they cannot be computed again",
+                "{:?} is trained layer by layer, which keeps all activations: no activation checkpointing",
                 self.config
             ),
         }

@@ -8,7 +8,7 @@ use crate::ops::conv::ConvConfig;
 
 /// Standard deviation of the initial convolution weights.
 const CONV_INIT: Init = Init::Normal(0.1);
-/// What a squeeze-excitation block divides its channels by.
+/// Divisor of the channels in a squeeze-excitation block.
 const SE_REDUCTION: usize = 16;
 
 /// Sizes of an IResNet.
@@ -22,14 +22,14 @@ pub struct IResNetConfig {
     pub embedding_size: usize,
     /// Side of the input in pixels, a multiple of 16.
     pub input_size: usize,
-    /// Share of the features before `fc` that training drops.
+    /// Dropout rate of the features before `fc`.
     pub dropout: f64,
     /// Whether blocks have squeeze-excitation.
     pub squeeze_excitation: bool,
 }
 
 impl IResNetConfig {
-    /// The sizes that `config` asks for, with `layers` blocks in the stages.
+    /// Sizes for `config`, with `layers` blocks in the stages.
     pub(super) fn of(config: &ModelConfig, layers: [usize; 4]) -> Self {
         Self {
             layers,
@@ -60,7 +60,7 @@ impl IResNet {
     /// Creates the network under insightface's parameter names.
     ///
     /// # Errors
-    /// When a name is taken or memory cannot be had.
+    /// When a parameter name is already in use or memory cannot be allocated.
     pub fn new(config: &IResNetConfig, mut p: Scope) -> Result<Self> {
         let [first, .., last] = config.planes;
         let conv1 =
@@ -91,7 +91,7 @@ impl IResNet {
         })
     }
 
-    /// What acts on the features before `fc` in training.
+    /// Dropout of the features before `fc` in training.
     pub(super) fn dropout(&self) -> &Dropout {
         &self.dropout
     }
@@ -108,7 +108,7 @@ impl Trace for IResNet {
 }
 
 impl ModuleT for IResNet {
-    /// `(N, 3, S, S)` to `(N, embedding_size)`.
+    /// Maps images `(N, 3, S, S)` to embeddings `(N, embedding_size)`.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let mut y =
             channels_last(x, self.input_size)?.apply(&self.conv1)?.apply_t(&self.bn1, train)?.apply(&self.prelu)?;
@@ -120,7 +120,7 @@ impl ModuleT for IResNet {
     }
 }
 
-/// Images `(N, 3, side, side)` as `(N, side, side, 3)`.
+/// Permutes images `(N, 3, side, side)` to `(N, side, side, 3)`.
 pub(super) fn channels_last(x: &Tensor, side: usize) -> Result<Tensor> {
     match x.dims() {
         [_, 3, h, w] if *h == side && *w == side => x.permute((0, 2, 3, 1))?.contiguous(),
@@ -184,7 +184,7 @@ impl Trace for IBasicBlock {
 }
 
 impl ModuleT for IBasicBlock {
-    /// `(N, H, W, c_in)` to `(N, H / stride, W / stride, c_out)`.
+    /// Maps `(N, H, W, c_in)` to `(N, H / stride, W / stride, c_out)`.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let y = x.apply_t(&self.bn1, train)?.apply(&self.conv1)?.apply_t(&self.bn2, train)?;
         let mut y = y.apply(&self.prelu)?.apply(&self.conv2)?.apply_t(&self.bn3, train)?;

@@ -12,7 +12,7 @@ use crate::ops::conv::ConvConfig;
 pub struct MobileFaceNetConfig {
     /// Depthwise blocks at the four resolutions.
     pub blocks: [usize; 4],
-    /// Base channels times this are the channels between the blocks.
+    /// Channels between the blocks as a multiple of `base`, doubled in the later stages.
     pub scale: usize,
     /// Base channels; 64 is the published network.
     pub base: usize,
@@ -20,22 +20,22 @@ pub struct MobileFaceNetConfig {
     pub embedding_size: usize,
     /// Side of the input in pixels, a multiple of 16.
     pub input_size: usize,
-    /// What turns the last map into the embedding.
+    /// Layers that turn the last feature map into the embedding.
     pub head: MobileFaceNetHead,
 }
 
 /// The last layers of a MobileFaceNet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MobileFaceNetHead {
-    /// 1x1 convolution to the base channels, linear over the map, batch norm with a frozen weight: that of the
+    /// 1x1 convolution to the base channels, linear layer over the map, batch norm with a frozen weight, as in the
     /// published `w600k_mbf.onnx`.
     Linear,
-    /// Global depthwise convolution, linear without bias, batch norm: that of arcface_torch's source.
+    /// Global depthwise convolution, linear layer without bias, batch norm, as in arcface_torch's source.
     GlobalDepthwise,
 }
 
 impl MobileFaceNetConfig {
-    /// The sizes that `config` asks for.
+    /// Sizes for `config`.
     pub(super) fn of(config: &ModelConfig) -> Self {
         let head = match config.arch {
             Arch::MbfGdc => MobileFaceNetHead::GlobalDepthwise,
@@ -52,7 +52,7 @@ impl MobileFaceNetConfig {
     }
 }
 
-/// The network: eight groups of layers, a separating 1x1 convolution, the head.
+/// The network: eight groups of layers, a 1x1 convolution (`conv_sep`), the head.
 #[derive(Debug)]
 pub struct MobileFaceNet {
     stem: ConvBlock,
@@ -80,7 +80,7 @@ impl MobileFaceNet {
     /// Creates the network under insightface's parameter names.
     ///
     /// # Errors
-    /// When a name is taken or memory cannot be had.
+    /// When a parameter name is already in use or memory cannot be allocated.
     pub fn new(config: &MobileFaceNetConfig, mut p: Scope) -> Result<Self> {
         let base = config.base;
         let (narrow, wide) = (base * config.scale, 2 * base * config.scale);
@@ -139,7 +139,7 @@ impl Trace for MobileFaceNet {
 }
 
 impl ModuleT for MobileFaceNet {
-    /// `(N, 3, S, S)` to `(N, embedding_size)`.
+    /// Maps images `(N, 3, S, S)` to embeddings `(N, embedding_size)`.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let mut y = channels_last(x, self.input_size)?.apply_t(&self.stem, train)?.apply_t(&self.second, train)?;
         for stage in &self.stages {

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, ModuleT, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-pub use checkpoint::{BACKBONE_FILE, Format, Loaded, export_onnx, load_model, save_model};
+pub use checkpoint::{BACKBONE_FILE, Format, Loaded, export_onnx, load_bundled, load_model, save_model};
 pub use execution::{Inference, Kept, Recorded, Training};
 pub use iresnet::{IResNet, IResNetConfig};
 pub use layout::{Layout, recognise};
@@ -53,7 +53,7 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// All of them.
+    /// All architectures.
     pub const ALL: [Self; 7] = [Self::R18, Self::R34, Self::R50, Self::R100, Self::R200, Self::Mbf, Self::MbfGdc];
 
     /// Returns the name in configs.
@@ -69,7 +69,7 @@ impl Arch {
         }
     }
 
-    /// Returns the name for people.
+    /// Returns the display name.
     pub fn title(self) -> &'static str {
         match self {
             Self::R18 => "IResNet-18",
@@ -95,19 +95,19 @@ impl Arch {
     }
 }
 
-/// What a backbone is built from; the default is the paper's ResNet-100.
+/// Settings of a backbone; the default is the paper's ResNet-100.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// Which network.
+    /// Architecture.
     pub arch: Arch,
     /// Length of the embedding.
     pub embedding_size: usize,
-    /// What the number of channels is multiplied by, for small machines: 1 is the published network.
+    /// Factor of the channel counts: 1 is the published network, less is for small machines.
     pub width: f64,
     /// Side of the input in pixels: 112 is the published network; crops are scaled to it.
     pub input_size: usize,
-    /// Share of the features before the last layer that training drops (IResNet only).
+    /// Dropout rate of the features before the last linear layer (IResNet only).
     pub dropout: f64,
     /// Whether blocks have squeeze-excitation (IResNet only).
     pub squeeze_excitation: bool,
@@ -152,24 +152,24 @@ impl ModelConfig {
     }
 }
 
-/// A network of ours that was found in somebody's file.
+/// A network recognised in a file as one of ours.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// By what it was recognised.
+    /// How the network was recognised.
     pub layout: Layout,
-    /// The architecture; dropout is 0, it leaves no trace in a checkpoint.
+    /// Architecture. Dropout is 0 unless our own metadata states it: it leaves no trace in the tensors.
     pub config: ModelConfig,
-    /// Its parameters and buffers under our names, and whatever else the file holds: [`Self::build`] takes exactly
-    /// that network's.
+    /// Parameters and buffers under our names, plus any other tensors of the file: [`Self::build`] accepts exactly the
+    /// network's own.
     pub tensors: BTreeMap<String, Tensor>,
-    /// What the network expects of its input, where the file says so.
+    /// Preprocessing of the input, if the file states it.
     pub preprocessing: Option<Preprocessing>,
-    /// What was recognised, changed or left out, a sentence each, to be shown to the user.
+    /// Notes for the user about what was recognised, changed or left out, one sentence each.
     pub notes: Vec<String>,
 }
 
 impl Found {
-    /// Returns the network, frozen, in `dtype`; in f32, f32 tensors are not copied.
+    /// Returns the network, frozen, in `dtype`. With f32, tensors that are f32 are not copied.
     ///
     /// # Errors
     /// When the names and shapes are not exactly that network's: one error that lists up to 20 of them and their count.
@@ -200,12 +200,12 @@ impl Model {
     /// Returns a trainable network, f32, with the published initialisation drawn from `seed`.
     ///
     /// # Errors
-    /// When the config is out of range or memory cannot be had.
+    /// When the config is out of range or memory cannot be allocated.
     pub fn new(config: &ModelConfig, device: &Device, seed: u64) -> Result<Self> {
         Self::build(config, Params::new(DType::F32, device, seed))
     }
 
-    /// Returns a network of these parameters and buffers, f32, that never receives gradients, such as a teacher.
+    /// Returns a network with the given parameters and buffers, f32, that never receives gradients, such as a teacher.
     ///
     /// # Errors
     /// As [`Self::new`], and when the names and shapes are not exactly this network's.
@@ -213,7 +213,7 @@ impl Model {
         Self::build(config, Params::given(state, DType::F32, device))
     }
 
-    /// Returns a network of zeros that take no memory: what is computed, and the names and shapes of its parameters.
+    /// Returns a network whose weights are zeros that take no memory: for its graph, parameter names and shapes.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -243,7 +243,7 @@ impl Model {
         })
     }
 
-    /// Returns the network with another expectation of its input.
+    /// Returns the network with other preprocessing.
     pub fn with_preprocessing(self, preprocessing: Preprocessing) -> Self {
         Self { preprocessing, ..self }
     }
@@ -253,23 +253,23 @@ impl Model {
         Self { thresholds, ..self }
     }
 
-    /// Returns the network, to be carried out by another machine than the CPU. Its parameters stay where they are: a machine
-    /// that needs them elsewhere copies them in [`Self::inference`].
+    /// Returns the network, to run on `machine`. Its parameters stay where they are: [`Self::inference`] and training
+    /// copy them to a GPU.
     pub fn on(self, machine: &Machine) -> Self {
         Self { machine: machine.clone(), ..self }
     }
 
-    /// What carries it out.
+    /// Machine that the network runs on.
     pub fn machine(&self) -> &Machine {
         &self.machine
     }
 
-    /// What it expects of its input.
+    /// Preprocessing that the network expects of its input.
     pub fn preprocessing(&self) -> &Preprocessing {
         &self.preprocessing
     }
 
-    /// From which scores two faces count as one person, as far as that was measured.
+    /// Calibrated match thresholds; empty without calibration.
     pub fn thresholds(&self) -> &[Threshold] {
         &self.thresholds
     }
@@ -279,15 +279,15 @@ impl Model {
         &self.params
     }
 
-    /// Takes layers or stages out of training: [`Params::freeze`].
+    /// Freezes layers or stages: [`Params::freeze`].
     ///
     /// # Errors
-    /// When nothing trained is under one of the prefixes.
+    /// When no trained parameter is under one of the prefixes.
     pub fn freeze(&mut self, prefixes: &[String]) -> Result<()> {
         prefixes.iter().try_for_each(|prefix| self.params.freeze(prefix).map(drop))
     }
 
-    /// What the network was built from.
+    /// Settings that the network was built from.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -303,8 +303,8 @@ impl Trace for Model {
 }
 
 impl ModuleT for Model {
-    /// Images `(N, 3, S, S)`, preprocessed as [`Self::preprocessing`] says, to embeddings `(N, embedding_size)`, not
-    /// normalised.
+    /// Returns the embeddings `(N, embedding_size)`, not normalised, of images `(N, 3, S, S)`, preprocessed as
+    /// [`Self::preprocessing`] says.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         match &self.net {
             Net::IResNet(net) => net.forward_t(x, train),

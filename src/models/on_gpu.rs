@@ -21,17 +21,17 @@ pub struct OnGpu {
 }
 
 impl OnGpu {
-    /// Copies the weights of a model to its machine.
+    /// Copies the weights of a model to its GPU.
     ///
     /// # Errors
-    /// When the engine has no way for the network, or the GPU no memory.
+    /// When the engine does not support the network, or the GPU runs out of memory.
     pub(crate) fn upload(model: &Model) -> Result<Self> {
-        let Some(gpu) = model.machine().gpu() else { bail!("the model's machine is {}", model.machine()) };
+        let Some(gpu) = model.machine().gpu() else { bail!("the model runs on {}, not on a GPU", model.machine()) };
         let (side, device, element) = (model.config().input_size, gpu.device.clone(), gpu.element());
         let Some(network) = Network::upload(&Graph::of(model), model.params(), side, &device, element)? else {
             bail!(
-                "the GPU engine has no way for {:?}: squeeze-excitation and channels that are no multiple of {} are \
-                 computed by --device cpu only",
+                "the GPU engine does not support {:?}: squeeze-excitation and channel counts that are not a multiple \
+                 of {} need --device cpu",
                 model.config(),
                 element.per_access()
             );
@@ -48,7 +48,7 @@ impl OnGpu {
     /// Returns the embeddings `(N, embedding_size)`, not normalised, of RGB images `(N, S, S, 3)`, 8 bits.
     ///
     /// # Errors
-    /// When they are of another size.
+    /// When the images have another size.
     pub fn run_rgb(&self, rgb: &[u8]) -> Result<Tensor> {
         self.read(&self.network.infer(&self.images(rgb)?)?)
     }
@@ -74,15 +74,15 @@ impl OnGpu {
         Tensor::from_vec(values, (n, self.embedding_size), &Candle::Cpu)
     }
 
-    /// Returns the network, keeping less of a forward pass in training. `model` is the one that was uploaded.
+    /// Returns the network with activation checkpointing in training. `model` is the one that was uploaded.
     pub(crate) fn recomputing(self, model: &Model) -> Self {
         Self { network: self.network.recomputing(model.params()), ..self }
     }
 
-    /// Uploads RGB images `(N, S, S, 3)`, 8 bits, as the network wants them.
+    /// Uploads RGB images `(N, S, S, 3)`, 8 bits, and normalises them for the network.
     ///
     /// # Errors
-    /// When they are of another size.
+    /// When the images have another size.
     pub(crate) fn images(&self, rgb: &[u8]) -> Result<Array> {
         let of_image = 3 * self.side * self.side;
         if rgb.is_empty() || !rgb.len().is_multiple_of(of_image) {
@@ -98,7 +98,8 @@ impl OnGpu {
         self.network.infer(images)
     }
 
-    /// As [`Self::infer`] in training mode, `model` being the one that was uploaded, with what the backward pass needs.
+    /// Like [`Self::infer`], but in training mode, and returns a recording for the backward pass. `model` is the one
+    /// that was uploaded.
     pub(crate) fn record(&self, model: &Model, images: &Array) -> Result<(Array, Recording<'_>)> {
         self.network.record(images, model.dropout(), model.params())
     }
@@ -118,13 +119,13 @@ mod tests {
     use crate::models::{Inference, ModelConfig, load_model};
     use crate::preprocessing::Preprocessing;
 
-    /// The cosines of the rows of two batches of embeddings.
+    /// Cosines between the rows of two batches of embeddings.
     fn cosines(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
         let norm = |x: &Tensor| x.sqr()?.sum(1)?.sqrt();
         ((a * b)?.sum(1)? / (norm(a)? * norm(b)?)?)?.to_vec1()
     }
 
-    /// As the CPU's networks take them.
+    /// Preprocessed images as the CPU's networks read them.
     fn to_tensor(rgb: &[u8], side: usize, preprocessing: &Preprocessing) -> Result<Tensor> {
         let n = rgb.len() / (3 * side * side);
         let table = preprocessing.table();

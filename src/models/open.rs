@@ -1,20 +1,23 @@
-//! A model by what users call it.
+//! Loading of a model by path, `hf://` reference or short name.
 
-use super::{Loaded, load_model};
+use super::{Loaded, load_bundled, load_model};
 use crate::error::{Error, Result};
-use crate::weights::{Hub, ModelRef};
+use crate::weights::{Hub, ModelRef, WeightsFile};
 
-/// Loads the model that `name` means, frozen: a path, `hf://owner/repo[@revision]/file` or a short name of the
-/// [`manifest`](crate::weights::manifest), which also says its preprocessing. `progress` receives bytes done and bytes in
-/// all while its file is fetched.
+/// Loads the model that `name` refers to, frozen: a path, `hf://owner/repo[@revision]/file` or a short name of the
+/// [`manifest`](crate::weights::manifest), which also states its preprocessing. `progress` receives bytes done and
+/// bytes in total during a download.
 ///
 /// # Errors
-/// When `name` means nothing, the file cannot be had ([`Hub::fetch`]) or loaded ([`load_model`]), or it is another
-/// network than the manifest says.
+/// When `name` is unknown, the file cannot be fetched ([`Hub::fetch`]) or loaded ([`load_model`]), or its network is
+/// not the one that the manifest states.
 pub fn open_model(name: &str, hub: &Hub, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
     let reference = ModelRef::parse(name)?;
     let entry = reference.entry();
-    let loaded = load_model(&hub.resolve(&reference, progress)?, entry.map(|e| &e.preprocessing))?;
+    let loaded = match hub.resolve(&reference, progress)? {
+        WeightsFile::Path(path) => load_model(&path, entry.map(|e| &e.preprocessing))?,
+        WeightsFile::Bundled(bundled) => load_bundled(bundled)?,
+    };
     if let Some(entry) = entry {
         let config = loaded.model.config();
         let expected = (entry.arch.as_str(), entry.embedding_size, entry.input_size);

@@ -1,26 +1,26 @@
-//! From which score two faces count as one person: chosen on pairs, kept with the model.
+//! Match thresholds: the score from which two faces count as one person, calibrated on pairs and stored with the model.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// A threshold with what was measured when it was chosen.
+/// A match threshold with the figures of its calibration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Threshold {
-    /// The false match rate that it keeps.
+    /// False match rate that the threshold was calibrated for.
     pub fmr: f64,
-    /// The lowest cosine that counts as a match, of embeddings with the mirrored image added.
+    /// Lowest cosine that counts as a match. Embeddings are those of an image plus its mirror image.
     pub threshold: f64,
-    /// The false non-match rate at it.
+    /// False non-match rate at the threshold.
     pub fnmr: f64,
-    /// Who wore masks, such as `U-M`.
+    /// Mask setting of the pairs, such as `U-M`.
     pub setting: String,
-    /// Number of impostor pairs that it was chosen on.
+    /// Number of impostor pairs that the threshold was calibrated on.
     pub num_impostor: usize,
     /// Number of genuine pairs that `fnmr` was measured on.
     pub num_genuine: usize,
-    /// What pairs they were, for people.
+    /// Description of the pairs, for people.
     pub measured_on: String,
 }
 
@@ -48,7 +48,7 @@ impl std::fmt::Display for Threshold {
         let fnmr = 100.0 * fnmr;
         write!(
             f,
-            "{threshold:.4}, FMR {fmr} and FNMR {fnmr:.2} % on {setting} pairs, {num_impostor} impostor ones, of {measured_on}"
+            "{threshold:.4}, FMR {fmr} and FNMR {fnmr:.2} % on {setting} pairs of {measured_on}, {num_impostor} of them impostor"
         )
     }
 }

@@ -1,4 +1,4 @@
-//! The gradients of all trained parameters, wherever they come from.
+//! Gradients of all trained parameters, from candle's backward pass or the fused engine's.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,11 +12,11 @@ use super::params::Params;
 use crate::ops::slice::Values;
 use crate::ops::update::each_pair;
 
-/// A gradient for each trained parameter, in the order of the names; f32.
+/// Gradient of each trained parameter, in name order; f32.
 #[derive(Debug)]
 pub struct Gradients {
     parts: BTreeMap<String, Part>,
-    /// What slices are slices of.
+    /// Memory of the slices.
     flat: Vec<f32>,
     pool: Option<Arc<Pool>>,
 }
@@ -28,10 +28,11 @@ enum Part {
 }
 
 impl Gradients {
-    /// Returns those that candle's backward pass found for the trained parameters of `params`.
+    /// Returns the gradients that candle's backward pass computed for the trained parameters of `params`.
     ///
     /// # Errors
-    /// When a parameter received none: one error that names it. A silently skipped parameter would never train.
+    /// When parameters received no gradient: one error that names the first 20 of them. A silently skipped parameter
+    /// would never train.
     pub fn of(params: &Params, store: &GradStore) -> Result<Self> {
         let missing: Vec<_> = params.trainable().filter(|(_, var)| store.get(var).is_none()).map(|(n, _)| n).collect();
         if !missing.is_empty() {
@@ -43,7 +44,7 @@ impl Gradients {
         Ok(Self { parts: grads.map(part).collect::<Result<_>>()?, flat: Vec::new(), pool: None })
     }
 
-    /// Returns room for those of the trained parameters of `params`, with any values, which `pool` gets back.
+    /// Returns gradients of unspecified value for the trained parameters of `params`, in memory that `pool` gets back.
     pub(crate) fn flat(params: &Params, pool: &Arc<Pool>) -> Self {
         let (mut parts, mut len) = (BTreeMap::new(), 0);
         for (name, var) in params.trainable() {
@@ -53,7 +54,7 @@ impl Gradients {
         Self { parts, flat: pool.take(len), pool: Some(pool.clone()) }
     }
 
-    /// The names of the parameters, in order.
+    /// Names of the parameters, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.parts.keys().map(String::as_str)
     }
@@ -70,17 +71,17 @@ impl Gradients {
         }
     }
 
-    /// Adds the gradients of the same parameters.
+    /// Adds `other`, gradients of the same parameters.
     ///
     /// # Errors
-    /// When they are of others, before any is changed.
+    /// When `other` has other parameters; then nothing is changed.
     pub fn add(&mut self, other: &Self) -> Result<()> {
         let len = |part: &Part| match part {
             Part::Slice(place) => place.len(),
             Part::Tensor(grad) => grad.elem_count(),
         };
         if !self.parts.iter().map(|(name, part)| (name, len(part))).eq(other.parts.iter().map(|(n, p)| (n, len(p)))) {
-            bail!("gradients of {} parameters and of {} others", self.parts.len(), other.parts.len());
+            bail!("gradients of different parameters: {} and {} of them", self.parts.len(), other.parts.len());
         }
         for (name, part) in &mut self.parts {
             match part {
@@ -96,10 +97,10 @@ impl Gradients {
         Ok(())
     }
 
-    /// The names of those that are zero everywhere: what they are of does not learn.
+    /// Returns the names of the parameters whose gradient is zero everywhere: they do not learn.
     ///
     /// # Errors
-    /// When one cannot be read.
+    /// When a gradient cannot be read.
     pub fn zeros(&self) -> Result<Vec<String>> {
         let mut zeros = Vec::new();
         for name in self.names() {
@@ -110,7 +111,7 @@ impl Gradients {
         Ok(zeros)
     }
 
-    /// Lets `f` write the gradient of a parameter, if that is trained, and returns what `f` does.
+    /// Lets `f` write the gradient of a parameter and returns its result; `None` if the parameter is not trained.
     pub(crate) fn write<R>(&mut self, name: &str, f: impl FnOnce(&mut [f32]) -> R) -> Option<R> {
         match self.parts.get(name) {
             Some(Part::Slice(place)) => Some(f(&mut self.flat[place.clone()])),

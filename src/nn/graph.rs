@@ -1,31 +1,31 @@
-//! A network as a list of operations: what is written to and matched against files that hold graphs.
+//! A network as a list of operations, which graph files such as ONNX are written from and matched against.
 
 use crate::ops::conv::ConvConfig;
 
-/// Number of a node in its [`Graph`].
+/// Index of a node in its [`Graph`].
 pub type NodeId = usize;
 
-/// What a node computes from its inputs; in evaluation, so dropout is nothing.
+/// Operation of a node in evaluation mode, so there is no dropout.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// The images.
+    /// The input images.
     Input,
     /// Convolution without bias; parameter `weight`.
     Conv2d(ConvConfig),
     /// Batch normalisation by running statistics; parameters `weight`, `bias`, `running_mean`, `running_var`.
     BatchNorm,
-    /// A slope per channel below zero; parameter `weight`.
+    /// PReLU with a slope per channel; parameter `weight`.
     PRelu,
     /// Fully connected; parameters `weight` and, if it has one, `bias`.
     Linear {
         /// Whether there is a `bias`.
         has_bias: bool,
     },
-    /// Channels, rows, columns into one axis, in this order.
+    /// Channels, rows and columns flattened into one axis, in this order.
     Flatten,
-    /// Sum of two.
+    /// Sum of two inputs.
     Add,
-    /// Product of two, the second with one value per channel.
+    /// Product of two inputs, the second with one value per channel.
     Mul,
     /// Mean over the pixels of each channel.
     GlobalAveragePool,
@@ -35,14 +35,14 @@ pub enum Op {
     Sigmoid,
 }
 
-/// An operation, where its parameters are, and what it is computed from.
+/// An operation, the path of its parameters, and its inputs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    /// What is computed.
+    /// The operation.
     pub op: Op,
     /// Prefix of its parameters' names; empty if it has none.
     pub path: String,
-    /// Nodes before this one.
+    /// Inputs, all earlier nodes.
     pub inputs: Vec<NodeId>,
 }
 
@@ -53,7 +53,7 @@ impl Node {
     }
 }
 
-/// Nodes in an order of computation: the first is the input, the last the output.
+/// Nodes in order of computation: the first is the input, the last the output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Graph {
     nodes: Vec<Node>,
@@ -67,13 +67,13 @@ impl Graph {
         graph
     }
 
-    /// Appends a node and returns its number.
+    /// Appends a node and returns its index.
     pub fn push(&mut self, op: Op, path: &str, inputs: &[NodeId]) -> NodeId {
         self.nodes.push(Node { op, path: path.to_owned(), inputs: inputs.to_vec() });
         self.nodes.len() - 1
     }
 
-    /// Appends `layers`, each computed from the one before and the first from `x`; returns the last one's node.
+    /// Appends `layers`, the first computed from `x` and each other from the one before; returns the last one's node.
     pub fn chain(&mut self, x: NodeId, layers: &[&dyn Trace]) -> NodeId {
         layers.iter().fold(x, |x, layer| layer.trace(self, x))
     }
@@ -84,8 +84,8 @@ impl Graph {
     }
 }
 
-/// A layer or network that can say what it computes.
+/// A layer or network that can describe its computation.
 pub trait Trace {
-    /// Appends what is computed from node `x` to `graph` and returns the node of the result.
+    /// Appends the nodes computed from node `x` to `graph` and returns the node of the result.
     fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId;
 }

@@ -1,4 +1,5 @@
-//! Convolution, batch norm, PReLU, linear, dropout and squeeze-excitation layers with PyTorch's parameter names and layouts.
+//! Convolution, batch norm, PReLU, linear, dropout and squeeze-excitation layers with PyTorch's parameter names and
+//! layouts.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,7 +63,7 @@ impl RunningStats {
         })
     }
 
-    /// Those of the batch norm under `path`.
+    /// Returns the running statistics of the batch norm under `path`.
     pub fn of(params: &Params, path: &str) -> Result<Self> {
         let buffer = |name: &str| match params.buffer(&format!("{path}.{name}")) {
             Some(var) => Ok(var.clone()),
@@ -75,7 +76,7 @@ impl RunningStats {
         })
     }
 
-    /// Lets the statistics of a batch of `count` values per channel enter.
+    /// Updates the running statistics with those of a batch of `count` values per channel.
     pub fn track(&self, stats: &Stats, count: usize) -> Result<()> {
         if count < 2 {
             candle_core::bail!("batch_norm: training needs more than one value per channel");
@@ -90,7 +91,7 @@ impl RunningStats {
         self.num_batches_tracked.set(&(self.num_batches_tracked.as_detached_tensor() + 1.0)?)
     }
 
-    /// As they are now.
+    /// Returns the current statistics.
     pub fn read(&self) -> Result<Stats> {
         let to_f64 = |v: &Var| v.as_detached_tensor().to_dtype(candle_core::DType::F64)?.to_vec1();
         Ok(Stats { mean: to_f64(&self.mean)?, var: to_f64(&self.var)? })
@@ -110,7 +111,7 @@ pub struct BatchNorm {
 impl BatchNorm {
     /// Added to the variance; PyTorch's default.
     pub const EPS: f64 = 1e-5;
-    /// A running variance in f32 with which a batch norm of mean 0, weight 1 and bias 0 changes no bit of its input.
+    /// Running variance, in f32, with which a batch norm of mean 0, weight 1 and bias 0 is the identity, bit for bit.
     pub const IDENTITY_VAR: f32 = (1.0 - Self::EPS) as f32;
     /// Weight of the newest batch in the running statistics; PyTorch's default.
     pub const MOMENTUM: f64 = 0.1;
@@ -124,7 +125,7 @@ impl BatchNorm {
         Self::with_weight(weight, channels, p)
     }
 
-    /// As [`Self::new`], with a weight that stays 1.
+    /// Like [`Self::new`], with a weight that stays 1.
     ///
     /// # Errors
     /// When a name is taken.
@@ -151,8 +152,8 @@ impl Trace for BatchNorm {
 }
 
 impl ModuleT for BatchNorm {
-    /// `(.., C)` to the same shape; in training by the batch's statistics, which also enter the running ones, unless
-    /// those are frozen ([`Params::freeze_statistics`](super::Params::freeze_statistics)).
+    /// `(.., C)` to the same shape. Training normalises by the batch's statistics and updates the running ones with
+    /// them, unless those are frozen ([`Params::freeze_statistics`](super::Params::freeze_statistics)).
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         if !train || self.frozen.load(Ordering::Relaxed) {
             return batch_norm(x, &self.weight, &self.bias, &self.running.read()?, StatsOrigin::Running, Self::EPS);
@@ -250,7 +251,8 @@ pub struct SqueezeExcitation {
 }
 
 impl SqueezeExcitation {
-    /// Creates `fc1.weight: (channels / reduction, channels, 1, 1)` and `fc2.weight`, the reverse.
+    /// Creates `fc1.weight: (channels / reduction, channels, 1, 1)` and
+    /// `fc2.weight: (channels, channels / reduction, 1, 1)`.
     ///
     /// # Errors
     /// When a name is taken.
@@ -278,7 +280,8 @@ impl Trace for SqueezeExcitation {
 }
 
 impl Module for SqueezeExcitation {
-    /// `(N, H, W, C)`, each channel scaled by a factor in (0, 1) computed from the means of all.
+    /// `(N, H, W, C)` to the same shape, each channel scaled by a factor in (0, 1) computed from the means of all
+    /// channels.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (n, h, w, c) = x.dims4()?;
         let mean = x.reshape((n, h * w, c))?.mean(1)?;
@@ -288,9 +291,9 @@ impl Module for SqueezeExcitation {
     }
 }
 
-/// Dropout (Srivastava et al., JMLR 2014), scaled so that the mean stays.
+/// Dropout (Srivastava et al., JMLR 2014), scaled so that the mean is unchanged.
 ///
-/// candle's draws from a generator that cannot be seeded on the CPU; this one continues the model's.
+/// candle's dropout uses a generator that cannot be seeded on the CPU; this one derives its generator from the model's.
 #[derive(Clone, Debug)]
 pub struct Dropout {
     probability: f64,
@@ -303,17 +306,17 @@ impl Dropout {
         Self { probability, rng: Arc::new(Mutex::new(p.fork_rng())) }
     }
 
-    /// How many words its generator has given: where a training that goes on must be.
+    /// Number of words drawn from the generator so far: a resumed training continues from there.
     pub fn num_words(&self) -> u64 {
         self.rng.lock().unwrap_or_else(PoisonError::into_inner).get_word_pos() as u64
     }
 
-    /// Goes on as if its generator had given so many words.
+    /// Moves the generator to where `num_words` words have been drawn.
     pub fn skip_to(&self, num_words: u64) {
         self.rng.lock().unwrap_or_else(PoisonError::into_inner).set_word_pos(num_words.into());
     }
 
-    /// Returns what the next `len` elements are multiplied by in training; none if nothing is dropped.
+    /// Returns the factors of the next `len` elements in training; `None` if nothing is dropped.
     pub(super) fn mask(&self, len: usize) -> Option<Vec<f32>> {
         if self.probability == 0.0 {
             return None;
@@ -325,7 +328,7 @@ impl Dropout {
 }
 
 impl ModuleT for Dropout {
-    /// Any shape to the same; in evaluation, the input.
+    /// Any shape to the same shape; in evaluation, returns the input.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         match train.then(|| self.mask(x.elem_count())).flatten() {
             Some(mask) => x * Tensor::from_vec(mask, x.shape(), x.device())?.to_dtype(x.dtype())?,

@@ -1,4 +1,4 @@
-//! Layers: named parameters and the ops that use them. Activations are channels-last.
+//! Layers, their named parameters, and the engine that runs whole networks. Activations are channels-last.
 
 pub mod engine;
 mod gradients;

@@ -1,4 +1,4 @@
-//! Named parameters, in name order, with buffers apart.
+//! Named parameters and buffers, in name order.
 
 use std::collections::BTreeMap;
 use std::mem::take;
@@ -13,36 +13,36 @@ use rayon::prelude::*;
 
 /// The parameters (trained) and buffers (saved, not trained) of a model, under PyTorch's names.
 ///
-/// A model is built against a [`Scope`] of it; afterwards both share the variables. The order is that of the names,
-/// so nothing that is summed, clipped or saved depends on a hash.
+/// A model is built from a [`Scope`] of the set; afterwards both share the variables. Iteration is in name order, so no
+/// sum, clipping or file depends on a hash.
 #[derive(Debug)]
 pub struct Params {
     trainable: BTreeMap<String, Var>,
-    /// Those that were trainable until [`Self::freeze`].
+    /// Parameters that were trainable until [`Self::freeze`].
     held: BTreeMap<String, Var>,
-    /// Those that are given: they never change.
+    /// Given tensors, which never change.
     frozen: BTreeMap<String, Tensor>,
     buffers: BTreeMap<String, Var>,
     source: Source,
     rng: ChaCha8Rng,
     dtype: DType,
     device: Device,
-    /// By the path of a batch norm: whether its running statistics stay as they are.
+    /// By the path of a batch norm: whether its running statistics are frozen.
     frozen_statistics: BTreeMap<String, Arc<AtomicBool>>,
 }
 
-/// Where new parameters come from.
+/// Source of new parameters.
 #[derive(Debug)]
 enum Source {
-    /// Their [`Init`].
+    /// Each parameter's [`Init`].
     Init,
-    /// Tensors by name, of which each is taken once, and what did not fit.
+    /// Tensors by name, each removed when it is used, and the problems found so far.
     Given { tensors: BTreeMap<String, Tensor>, problems: Vec<String> },
-    /// Nowhere: all are one zero.
+    /// Zeros that take no memory: one element for each parameter.
     Outline,
 }
 
-/// How a parameter starts.
+/// Initialisation of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// Every element the same.
@@ -54,18 +54,20 @@ pub enum Init {
 }
 
 impl Params {
-    /// Returns an empty set whose parameters will start from `seed`; the names do not enter, the order of creation does.
+    /// Returns an empty set whose parameters are initialised from `seed`; they depend on the order of creation, not on
+    /// names.
     pub fn new(dtype: DType, device: &Device, seed: u64) -> Self {
         Self::with_source(Source::Init, dtype, device, seed)
     }
 
-    /// Returns an empty set whose parameters will be `tensors`, where they can without a copy, and receive no gradient:
-    /// what is computed with them builds no graph. [`Self::finish`] says what did not fit; no memory is taken for it.
+    /// Returns an empty set whose parameters will be `tensors`, without a copy where possible. They receive no
+    /// gradient, so computing with them builds no graph. [`Self::finish`] reports tensors that do not fit; their
+    /// parameters take no memory.
     pub fn given(tensors: BTreeMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
         Self::with_source(Source::Given { tensors, problems: Vec::new() }, dtype, device, 0)
     }
 
-    /// Returns an empty set whose parameters have names and shapes and take no memory; all are zeros.
+    /// Returns an empty set whose parameters have names and shapes but take no memory; all are zeros.
     pub fn outline(dtype: DType, device: &Device) -> Self {
         Self::with_source(Source::Outline, dtype, device, 0)
     }
@@ -84,11 +86,11 @@ impl Params {
         }
     }
 
-    /// Checks that the given tensors were exactly those that were asked for.
+    /// Checks that the given tensors are exactly those that the model needs.
     ///
     /// # Errors
-    /// When a name was missing, unexpected or had another shape or kind of number: one error that lists up to 20 of them
-    /// and their count.
+    /// When a name is missing, unexpected or has another shape or kind of number (float or integer): one error that
+    /// lists up to 20 of them and their count.
     pub fn finish(&mut self) -> Result<()> {
         match &mut self.source {
             Source::Given { tensors, problems } => {
@@ -99,17 +101,18 @@ impl Params {
         }
     }
 
-    /// Lets batch norm normalise by its running statistics in training too, and leave them as they are.
+    /// Freezes, or unfreezes, the running statistics of every batch norm: frozen ones are used in training too and not
+    /// updated.
     pub fn freeze_statistics(&self, freeze: bool) {
         self.frozen_statistics.values().for_each(|switch| switch.store(freeze, Ordering::Relaxed));
     }
 
-    /// Takes what is under `prefix`, a layer or a stage such as `layer1`, out of training: its parameters receive no gradients, its batch
-    /// norms go by their running statistics and leave them as they are. Everything is saved and loaded as before. Returns the number of
-    /// parameters.
+    /// Freezes everything under `prefix`, a layer or a stage such as `layer1`: its parameters receive no gradients, and
+    /// its batch norms use their running statistics without updating them. Everything is saved and loaded as before.
+    /// Returns the number of frozen parameters, by elements.
     ///
     /// # Errors
-    /// When nothing trained is under it: names what there is.
+    /// When no trained parameter is under `prefix`; the error lists the prefixes that exist.
     pub fn freeze(&mut self, prefix: &str) -> Result<usize> {
         let is_under =
             |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
@@ -133,12 +136,13 @@ impl Params {
         Scope { params: self, prefix: String::new() }
     }
 
-    /// The trained parameters in name order; none if they were given.
+    /// Trained parameters in name order; empty if they were given.
     pub fn trainable(&self) -> impl Iterator<Item = (&str, &Var)> {
         self.trainable.iter().map(|(name, var)| (name.as_str(), var))
     }
 
-    /// The parameter or buffer of this name, as it is now and as it will be; outside any graph.
+    /// Returns the parameter or buffer of this name, outside any graph; it shares the memory, so later changes show in
+    /// it.
     pub fn get(&self, name: &str) -> Option<Tensor> {
         let maps = [&self.trainable, &self.held, &self.buffers];
         let var = maps.into_iter().find_map(|vars| vars.get(name)).map(Var::as_detached_tensor);
@@ -150,7 +154,7 @@ impl Params {
         self.dtype == DType::F32 && matches!(self.device, Device::Cpu)
     }
 
-    /// Gives up all parameters with more than one axis.
+    /// Removes and returns all parameters with more than one axis.
     pub(super) fn take_weights(&mut self) -> BTreeMap<String, Tensor> {
         let all = take(&mut self.trainable).into_iter().chain(take(&mut self.held));
         let (trainable, vectors) = all.partition(|(_, var)| var.rank() > 1);
@@ -163,12 +167,12 @@ impl Params {
         weights
     }
 
-    /// The buffer of this name.
+    /// Returns the buffer of this name.
     pub(super) fn buffer(&self, name: &str) -> Option<&Var> {
         self.buffers.get(name)
     }
 
-    /// Whether the batch norm under `path` leaves its running statistics as they are.
+    /// Whether the batch norm under `path` has frozen running statistics.
     pub(crate) fn has_frozen_statistics(&self, path: &str) -> bool {
         self.frozen_statistics.get(path).is_some_and(|switch| switch.load(Ordering::Relaxed))
     }
@@ -178,7 +182,7 @@ impl Params {
         self.trainable.contains_key(name)
     }
 
-    /// Number of elements of all parameters, trained or given, without buffers: as papers count.
+    /// Number of elements of all parameters, trained, frozen or given, without buffers, as papers count them.
     pub fn num_parameters(&self) -> usize {
         let vars = self.trainable.values().chain(self.held.values()).map(|var| var.as_tensor());
         vars.chain(self.frozen.values()).map(Tensor::elem_count).sum()
@@ -194,7 +198,7 @@ impl Params {
     /// Returns every parameter and buffer by name, as they are now.
     ///
     /// # Errors
-    /// When memory for the copies cannot be had.
+    /// When memory for the copies cannot be allocated.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let copy = |(name, var): (&str, &Var)| Ok((name.to_owned(), var.as_detached_tensor().copy()?));
         let mut state = self.variables().map(copy).collect::<Result<BTreeMap<_, _>>>()?;
@@ -202,18 +206,18 @@ impl Params {
         Ok(state)
     }
 
-    /// Returns the buffers by name, as they are now: what a step changes before anything is known of it.
+    /// Returns copies of the buffers by name, to undo a step's changes to them with [`Self::restore_buffers`].
     ///
     /// # Errors
-    /// When memory for the copies cannot be had.
+    /// When memory for the copies cannot be allocated.
     pub(crate) fn buffers(&self) -> Result<BTreeMap<String, Tensor>> {
         self.buffers.iter().map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?))).collect()
     }
 
-    /// Brings back what [`Self::buffers`] returned.
+    /// Restores the buffers that [`Self::buffers`] returned.
     ///
     /// # Errors
-    /// When it is of other buffers.
+    /// When a buffer is missing or has another shape.
     pub(crate) fn restore_buffers(&self, buffers: &BTreeMap<String, Tensor>) -> Result<()> {
         for (name, var) in &self.buffers {
             match buffers.get(name) {
@@ -224,14 +228,14 @@ impl Params {
         Ok(())
     }
 
-    /// Copies `state` into the trained parameters and buffers, all or nothing.
+    /// Copies `state` into the parameters and buffers, all or nothing.
     ///
     /// # Errors
-    /// When a name is missing, unexpected or has another shape or kind of number: one error that lists up to 20 of them
-    /// and their count. When the parameters are not trained.
+    /// When a name is missing, unexpected or has another shape or kind of number (float or integer): one error that
+    /// lists up to 20 of them and their count. When the parameters were given or are an outline.
     pub fn load(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         if !matches!(self.source, Source::Init) {
-            bail!("given parameters stay as they are");
+            bail!("parameters that were given cannot be loaded again");
         }
         let mut problems = Vec::new();
         for (name, var) in self.variables() {
@@ -242,7 +246,7 @@ impl Params {
         problems.extend(state.keys().filter(|name| !known(name)).map(|name| format!("unexpected {name}")));
         misfit(&problems)?;
         let variables: Vec<(&str, &Var)> = self.variables().collect();
-        // Most of the time goes into the first touch of the memory of a new model.
+        // In parallel, as most of the time goes into touching a new model's memory for the first time.
         variables.into_par_iter().try_for_each(|(name, var)| {
             var.set(&state[name].to_dtype(var.dtype())?.to_device(&self.device)?.contiguous()?)
         })
@@ -252,7 +256,7 @@ impl Params {
         self.trainable.iter().chain(&self.held).chain(&self.buffers).map(|(name, var)| (name.as_str(), var))
     }
 
-    /// What `path` starts from.
+    /// Returns the initial value of `path`.
     fn start(&mut self, path: &str, shape: &Shape, dtype: DType, init: Init) -> Result<Tensor> {
         let zero = || Tensor::zeros((), dtype, &self.device)?.broadcast_as(shape);
         match &mut self.source {
@@ -282,7 +286,7 @@ impl Params {
     }
 }
 
-/// Why a tensor cannot be the parameter `name`, if so.
+/// Returns why a tensor cannot be the parameter `name`, if it cannot.
 fn problem(name: &str, found: Option<&Tensor>, shape: &Shape, dtype: DType) -> Option<String> {
     match found {
         None => Some(format!("missing {name} {shape:?}")),
@@ -294,7 +298,7 @@ fn problem(name: &str, found: Option<&Tensor>, shape: &Shape, dtype: DType) -> O
     }
 }
 
-/// One error for all problems, if there are any.
+/// Returns one error for all problems, if there are any.
 fn misfit(problems: &[String]) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
@@ -305,7 +309,7 @@ fn misfit(problems: &[String]) -> Result<()> {
     bail!("{} tensors do not fit the model: {listed}{rest}", problems.len());
 }
 
-/// One draw by Box and Muller's transform (1958).
+/// Draws from the standard normal distribution by the Box-Muller transform (1958).
 pub(crate) fn standard_normal(rng: &mut ChaCha8Rng) -> f64 {
     use rand::Rng;
     // 1 - u is in (0, 1]: the logarithm is finite.
@@ -326,20 +330,20 @@ impl Scope<'_> {
         Scope { params: self.params, prefix }
     }
 
-    /// Whether the batch norm of this scope leaves its running statistics as they are, now and later.
+    /// Returns the switch that freezes the running statistics of this scope's batch norm.
     pub(super) fn statistics_switch(&mut self) -> Arc<AtomicBool> {
         self.params.frozen_statistics.entry(self.prefix.clone()).or_default().clone()
     }
 
-    /// The names' prefix, without a dot at its end.
+    /// Prefix of the names, without a trailing dot.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Returns a new parameter; it takes part in the graph unless it was given.
+    /// Returns a new parameter; it takes part in the graph if it is trained.
     ///
     /// # Errors
-    /// When the name is taken or memory for it cannot be had.
+    /// When the name is taken or memory for it cannot be allocated.
     pub fn param(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
         let (path, dtype) = (self.new_path(name)?, self.params.dtype);
         let start = self.params.start(&path, &shape.into(), dtype, init)?;
@@ -355,15 +359,15 @@ impl Scope<'_> {
     /// Returns a new buffer: saved and loaded with the model, never trained.
     ///
     /// # Errors
-    /// As [`Self::param`].
+    /// Same as [`Self::param`].
     pub fn buffer(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Var> {
         self.insert_buffer(name, &shape.into(), self.params.dtype, init)
     }
 
-    /// Returns a new 64-bit counter, starting at 0: a buffer.
+    /// Returns a new buffer with a 64-bit counter, starting at 0.
     ///
     /// # Errors
-    /// As [`Self::param`].
+    /// Same as [`Self::param`].
     pub fn counter(&mut self, name: &str) -> Result<Var> {
         self.insert_buffer(name, &Shape::from(()), DType::I64, Init::Const(0.0))
     }

@@ -14,19 +14,19 @@ pub struct AdamWStep {
     pub lr: f64,
     /// Decay rates of the mean gradient and of the mean squared gradient.
     pub betas: [f64; 2],
-    /// Share of the parameter, times `lr`, that is taken off in each step.
+    /// Decoupled weight decay: a step takes `lr * weight_decay` times the parameter off the parameter.
     pub weight_decay: f64,
-    /// What the gradient is multiplied by first, for clipping.
+    /// Factor that the gradient is multiplied by first, for clipping.
     pub grad_scale: f64,
-    /// Number of this step, from 1: the means start at zero, and are corrected for it.
+    /// Number of this step, from 1, for the bias correction: the means start at zero.
     pub num_steps: u64,
 }
 
 /// Updates the two means and the parameter by algorithm 2 of Loshchilov and Hutter (ICLR 2019) with PyTorch's order of
-/// operations; all of one size, the means zero before the first step.
+/// operations. All have the same size; the means must be zero before the first step.
 ///
 /// # Errors
-/// When the parameter is not contiguous, not f32 or of another size than the others.
+/// When the parameter is not contiguous or not f32, or the sizes differ.
 pub fn adamw_step(param: &Tensor, means: [&mut [f32]; 2], grad: &[f32], step: AdamWStep) -> Result<()> {
     let [beta1, beta2] = step.betas;
     let [keep_mean, keep_square] = [beta1 as f32, beta2 as f32];

@@ -1,6 +1,6 @@
-//! What the fused engine does to rows of channels between convolutions, in f32: batch norm with PReLU as one map per
-//! channel, sums of two, and their backward. Reductions run over blocks of a fixed number of rows and are joined in f64
-//! in the blocks' order, so they do not depend on the number of threads.
+//! Passes of the fused engine over rows of channels between convolutions, in f32: batch norm with PReLU as one map per
+//! channel, sums of two inputs, and the backward passes. Reductions run over blocks of a fixed number of rows and are
+//! joined in f64 in the blocks' order, so they do not depend on the number of threads.
 
 use rayon::prelude::*;
 
@@ -10,38 +10,38 @@ use super::lanes::{load, prelu, store};
 use super::rows::block_len;
 use super::simd::dispatched;
 
-/// Elements that constants are repeated to at least: a long inner loop for few channels.
+/// Constants are repeated to at least this many elements, so that inner loops are long with few channels too.
 const PERIOD: usize = 512;
 
-/// `z = scale * x + shift`, then `z` above zero and `slope * z` elsewhere, per channel.
+/// Map per channel: `z = scale * x + shift`, then `z` above zero and `slope * z` elsewhere.
 #[derive(Clone, Debug)]
 pub(crate) struct Constants {
     /// Factor per channel.
     pub scale: Vec<f32>,
-    /// Added per channel.
+    /// Offset per channel.
     pub shift: Vec<f32>,
-    /// Slope per channel; none for no activation.
+    /// Slope per channel; `None` without an activation.
     pub slope: Option<Vec<f32>>,
 }
 
-/// Values with what becomes of them when they are read.
+/// Values with the map that is applied when they are read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
-    /// `(.., channels)`.
+    /// Stored values, `(.., channels)`.
     pub x: &'a [f32],
-    /// None for the values as they are.
+    /// The map; `None` leaves the values as they are.
     pub constants: Option<&'a Constants>,
 }
 
 impl<'a> Seen<'a> {
-    /// What a convolution does to see the same.
+    /// Returns the same map as the prologue of a convolution.
     pub fn prologue(&self) -> Prologue<'a> {
         let affine = |c: &'a Constants| Prologue { affine: Some([&c.scale, &c.shift]), slope: c.slope.as_deref() };
         self.constants.map(affine).unwrap_or_default()
     }
 }
 
-/// Constants repeated over whole rows.
+/// Constants repeated to [`period`] elements.
 struct Repeated {
     scale: Vec<f32>,
     shift: Vec<f32>,
@@ -62,7 +62,7 @@ impl Repeated {
     }
 }
 
-/// Elements of the rows that constants are repeated over.
+/// Number of elements that constants are repeated to: whole rows of `channels`, at least [`PERIOD`].
 fn period(channels: usize) -> usize {
     channels * PERIOD.div_ceil(channels)
 }
@@ -71,7 +71,7 @@ fn repeat(constants: &[f32]) -> Vec<f32> {
     constants.repeat(PERIOD.div_ceil(constants.len()))
 }
 
-/// Writes what is seen to `y`.
+/// Writes `x`, with its map applied, to `y`.
 pub(crate) fn write(x: Seen, channels: usize, y: &mut [f32]) {
     assert_eq!(x.x.len(), y.len());
     let constants = Repeated::new(x.constants, channels);
@@ -79,7 +79,7 @@ pub(crate) fn write(x: Seen, channels: usize, y: &mut [f32]) {
     y.par_chunks_mut(len).zip(x.x.par_chunks(len)).for_each(|(y, x)| write_block(x, &constants, y));
 }
 
-/// Writes the sum of two to `y`.
+/// Writes the sum of `a` and `b`, each with its map applied, to `y`.
 pub(crate) fn add(a: Seen, b: Seen, channels: usize, y: &mut [f32]) {
     assert!(a.x.len() == y.len() && b.x.len() == y.len(), "{} + {}", a.x.len(), b.x.len());
     let (of_a, of_b) = (Repeated::new(a.constants, channels), Repeated::new(b.constants, channels));
@@ -88,7 +88,8 @@ pub(crate) fn add(a: Seen, b: Seen, channels: usize, y: &mut [f32]) {
     y.par_chunks_mut(len).zip(sides).for_each(|(y, (a, b))| add_block(a, &of_a, b, &of_b, y));
 }
 
-/// Calls `$vector` with the place of each whole vector of a row of `$len` elements, and `$scalar` with what is left.
+/// Runs `$vector` at the start of each full vector of a row of `$len` elements, and `$scalar` for each element left
+/// over.
 macro_rules! for_lanes {
     ($len:expr, $S:ident, |$at:ident| $vector:block, |$i:ident| $scalar:block) => {
         let mut $at = 0;
@@ -102,16 +103,16 @@ macro_rules! for_lanes {
     };
 }
 
-/// `z = scale * x + shift`, then `z` above zero, `slope * z` elsewhere.
+/// Returns `z = scale * x + shift` above zero, `slope * z` elsewhere.
 fn see(x: f32, constants: &Repeated, i: usize) -> f32 {
     let z = x * constants.scale[i] + constants.shift[i];
     if z > 0.0 { z } else { z * constants.slope[i] }
 }
 
-/// As [`see`], for a vector of elements from `at` on.
+/// [`see`] for the vector of elements from `at` on.
 ///
 /// # Safety
-/// The constants hold that vector.
+/// The vector lies within the constants.
 #[inline(always)]
 unsafe fn see_lanes<S: pulp::Simd>(simd: S, x: S::f32s, constants: &Repeated, at: usize) -> S::f32s {
     // SAFETY: by the contract.
@@ -167,29 +168,29 @@ dispatched! {
     }
 }
 
-/// Batch norm, and PReLU if there are slopes, with all that its backward needs.
+/// Batch norm, with PReLU if there are slopes, and everything that its backward pass needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Normalised {
     mean: Vec<f64>,
     inv_std: Vec<f64>,
     constants: Constants,
-    /// Whether the statistics are those of the very batch, and the gradient flows through them.
+    /// Whether the statistics are the batch's own, so that the gradient flows through them.
     of_batch: bool,
 }
 
-/// The gradients of batch norm's and PReLU's parameters.
+/// Gradients of the parameters of batch norm and PReLU.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct NormGrads {
-    /// Of batch norm's weight.
+    /// Gradient of batch norm's weight.
     pub weight: Vec<f64>,
-    /// Of its bias.
+    /// Gradient of batch norm's bias.
     pub bias: Vec<f64>,
-    /// Of PReLU's slope; zeros without one.
+    /// Gradient of PReLU's slope; zeros without PReLU.
     pub slope: Vec<f64>,
 }
 
 impl Normalised {
-    /// With `(x - mean) / sqrt(var + eps) * weight + bias`.
+    /// Returns the map `(x - mean) / sqrt(var + eps) * weight + bias`, followed by PReLU if there are slopes.
     pub fn new(stats: &Stats, of_batch: bool, eps: f64, [weight, bias]: [&[f32]; 2], slope: Option<&[f32]>) -> Self {
         let inv_std: Vec<f64> = stats.var.iter().map(|var| 1.0 / (var + eps).sqrt()).collect();
         let scale = |c: usize| f64::from(weight[c]) * inv_std[c];
@@ -202,7 +203,7 @@ impl Normalised {
         Self { mean: stats.mean.clone(), inv_std, constants, of_batch }
     }
 
-    /// What becomes of each value.
+    /// Returns the map of the forward pass.
     pub fn constants(&self) -> &Constants {
         &self.constants
     }
@@ -237,7 +238,7 @@ impl Normalised {
         grads
     }
 
-    /// Overwrites the input `x` by its gradient, plus `other`, the gradient that reaches it by other ways.
+    /// Overwrites the input `x` with its gradient plus `other`, the gradient from the other uses of the input.
     pub fn grad_x(&self, x: &mut [f32], gy: &[f32], grads: &NormGrads, other: Option<&[f32]>) {
         assert!(x.len() == gy.len() && other.is_none_or(|other| other.len() == x.len()));
         let channels = self.mean.len();
@@ -261,7 +262,8 @@ impl Normalised {
 }
 
 dispatched! {
-    /// Adds to the sums of `g`, `g * (x - mean)` and the slope's gradient, where `g` is `gy` before the PReLU.
+    /// Adds to the sums of `g`, of `g * (x - mean)` and of the slope's gradient, where `g` is the gradient before the
+    /// PReLU.
     fn sums_block<S>(
         simd,
         x: &'a [f32],
@@ -314,8 +316,8 @@ dispatched! {
 }
 
 dispatched! {
-    /// `x = g * scale + (x - mean) * linear + constant + other`, where `g` is `gy` before the PReLU and `terms` are `mean`,
-    /// `linear` and `constant`.
+    /// Writes `x = g * scale + (x - mean) * linear + constant + other`, where `g` is the gradient before the PReLU and
+    /// `terms` are `mean`, `linear` and `constant`.
     fn grad_block<S>(
         simd,
         x: &'a mut [f32],
@@ -365,7 +367,7 @@ dispatched! {
     }
 }
 
-/// Moves `(n, c, hw)` to `(n, hw, c)`, as `constants` show it.
+/// Transposes `x: (n, c, hw)` to `y: (n, hw, c)`.
 pub(crate) fn to_channels_last(x: &[f32], channels: usize, pixels: usize, y: &mut [f32]) {
     assert!(x.len() == y.len() && x.len().is_multiple_of(channels * pixels), "{} values", x.len());
     let images = y.par_chunks_mut(channels * pixels).zip(x.par_chunks(channels * pixels));
@@ -380,7 +382,7 @@ pub(crate) fn to_channels_last(x: &[f32], channels: usize, pixels: usize, y: &mu
     });
 }
 
-/// Moves what is seen of `(n, hw, c)` to `(n, c, hw)`.
+/// Applies the map of `x: (n, hw, c)` and transposes the result to `y: (n, c, hw)`.
 pub(crate) fn to_channels_first(x: Seen, channels: usize, pixels: usize, y: &mut [f32]) {
     assert!(x.x.len() == y.len() && y.len().is_multiple_of(channels * pixels), "{} values", y.len());
     let constants = Repeated::new(x.constants, channels);

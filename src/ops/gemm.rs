@@ -1,4 +1,4 @@
-//! A bounds-checked door to the `gemm` crate's single-threaded matrix product.
+//! A bounds-checked wrapper of the `gemm` crate's single-threaded matrix product.
 
 use candle_core::WithDType;
 
@@ -19,13 +19,13 @@ impl<'a, T> Mat<'a, T> {
         Self { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
-    /// Some columns of a row-major matrix with `stride` of them.
+    /// `cols` columns, from `first` on, of a row-major matrix with `stride` columns.
     pub(super) fn columns(data: &'a [T], rows: usize, stride: usize, first: usize, cols: usize) -> Self {
         assert!(first + cols <= stride && data.len() >= rows * stride, "columns {first} and {cols} more of {stride}");
         Self { data: &data[first..], rows, cols, row_stride: stride, col_stride: 1 }
     }
 
-    /// The transpose, without moving anything.
+    /// The transpose, without a copy.
     pub(super) fn t(self) -> Self {
         Self {
             data: self.data,
@@ -37,14 +37,14 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
-/// What happens to the values already in the output.
+/// Whether a product replaces the values in the output or is added to them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Output {
     Overwrite,
     Accumulate,
 }
 
-/// Writes `a * b` to the row-major `y`, or adds it there.
+/// Writes `a * b` to the row-major `y`, or adds it to `y`.
 pub(super) fn gemm<T: WithDType>(y: &mut [T], a: Mat<T>, b: Mat<T>, output: Output) {
     assert_eq!(a.cols, b.rows, "inner sizes of a matrix product");
     assert!(y.len() >= a.rows * b.cols, "output {}x{} in {} elements", a.rows, b.cols, y.len());

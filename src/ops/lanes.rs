@@ -1,8 +1,8 @@
-//! Unchecked vectors of channels for kernels.
+//! Unchecked loads and stores of vectors of channels for kernels.
 
 use pulp::Simd;
 
-/// The vector at `x[at..]`.
+/// Loads the vector at `x[at..]`.
 ///
 /// # Safety
 /// `at + S::F32_LANES <= x.len()`.
@@ -13,7 +13,7 @@ pub(in crate::ops) unsafe fn load<S: Simd>(x: &[f32], at: usize) -> S::f32s {
     unsafe { x.as_ptr().add(at).cast::<S::f32s>().read_unaligned() }
 }
 
-/// Writes the vector at `x[at..]`.
+/// Stores the vector at `x[at..]`.
 ///
 /// # Safety
 /// `at + S::F32_LANES <= x.len()`.
@@ -24,7 +24,7 @@ pub(in crate::ops) unsafe fn store<S: Simd>(x: &mut [f32], at: usize, value: S::
     unsafe { x.as_mut_ptr().add(at).cast::<S::f32s>().write_unaligned(value) }
 }
 
-/// Asks for the memory at `at` to be brought near; a hint, so any address will do.
+/// Prefetches the memory at `at`; a hint, so any address is allowed.
 #[inline(always)]
 pub(in crate::ops) fn prefetch(at: *const f32) {
     #[cfg(target_arch = "x86_64")]
@@ -37,7 +37,7 @@ pub(in crate::ops) fn prefetch(at: *const f32) {
     let _ = at;
 }
 
-/// `value` above zero, `slope * value` below; a NaN stays one.
+/// PReLU: `value` above zero, `slope * value` elsewhere; a NaN stays NaN.
 #[inline(always)]
 pub(in crate::ops) fn prelu<S: Simd>(simd: S, value: S::f32s, slope: S::f32s) -> S::f32s {
     let is_above = simd.greater_than_f32s(value, simd.splat_f32s(0.0));

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::gemm::{Mat, Output, gemm};
 use super::scratch::with_scratch;
 
-/// Outputs, or inputs, that a worker takes at once.
+/// Outputs that a worker thread takes at a time; of inputs, 16 times as many.
 const PIECE: usize = 32;
 
 /// Writes `x w^T + bias`: `x: (n, k)`, `w: (m, k)`, `bias: (m)`, `y: (n, m)`.
@@ -43,7 +43,7 @@ pub(crate) fn grad_x_transposed(gy: &[f32], w: &[f32], [n, k, m]: [usize; 3], gx
     });
 }
 
-/// `(rows, columns)` to `(columns, rows)`.
+/// Transposes `x: (rows, columns)` to `y: (columns, rows)`.
 fn transpose(x: &[f32], rows: usize, columns: usize, y: &mut [f32]) {
     for (column, y) in y.chunks_exact_mut(rows.max(1)).enumerate() {
         for (row, y) in y.iter_mut().enumerate() {

@@ -1,7 +1,8 @@
-//! Differentiable operations that candle lacks or does badly (convolution gradients, batch norm in training, PReLU,
-//! the margin softmax). Activations are channels-last: `(N, H, W, C)`.
+//! Differentiable operations that candle lacks or implements poorly (convolution gradients, batch norm in training,
+//! PReLU, the margin softmax). Activations are channels-last: `(N, H, W, C)`.
 //!
-//! An op is a documented function, a CPU kernel, and a `reference` made of candle's tensor ops for the tests.
+//! An op is a documented function and a CPU kernel; some have a `*_reference` made of candle's tensor ops for the
+//! tests.
 
 pub mod adamw;
 pub mod batch_norm;

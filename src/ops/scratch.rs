@@ -1,10 +1,10 @@
-//! Memory that kernels keep from one to the next: fresh pages cost more than what is done on them.
+//! Scratch buffers that are reused from kernel to kernel: touching fresh pages costs more than the work done in them.
 
 use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
 
-/// Elements from which memory is one worker's for another: what the workers share is asked for by whichever has the kernel to carry out,
-/// and each would come to hold as much.
+/// Number of elements from which buffers are shared between threads. Any thread may run the kernel that needs a large
+/// buffer; with buffers per thread, each thread would come to keep one.
 const LARGE: usize = 1 << 18;
 
 thread_local! {
@@ -12,10 +12,11 @@ thread_local! {
 }
 static LARGE_KEPT: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
-/// Calls `f` with `len` elements of any value; inside, other calls get other memory.
+/// Calls `f` with a scratch buffer of `len` elements of unspecified value; nested calls get other buffers.
 pub(super) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let found = with_kept(len, |kept| {
-        // The smallest that will do; or else the largest makes place for one that will: its values are not copied.
+        // The smallest that is large enough. If there is none, the largest is freed for a new one, without copying its
+        // values.
         let enough = (0..kept.len()).filter(|&i| kept[i].len() >= len).min_by_key(|&i| kept[i].len());
         let chosen = enough.or_else(|| (0..kept.len()).max_by_key(|&i| kept[i].len()));
         chosen.map(|i| kept.swap_remove(i)).filter(|memory| memory.len() >= len)
@@ -26,7 +27,7 @@ pub(super) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R 
     result
 }
 
-/// Calls `f` with what is kept of such a length.
+/// Calls `f` with the kept buffers for requests of `len` elements.
 fn with_kept<R>(len: usize, f: impl FnOnce(&mut Vec<Vec<f32>>) -> R) -> R {
     if len < LARGE {
         return KEPT.with_borrow_mut(f);

@@ -9,19 +9,19 @@ use super::update::{Moments, update};
 pub struct SgdStep {
     /// Learning rate.
     pub lr: f64,
-    /// Share of the previous update that is kept.
+    /// Factor of the previous velocity.
     pub momentum: f64,
     /// L2 penalty, added to the gradient as `weight_decay * param`.
     pub weight_decay: f64,
-    /// What the gradient is multiplied by first, for clipping.
+    /// Factor that the gradient is multiplied by first, for clipping.
     pub grad_scale: f64,
 }
 
-/// Updates `velocity = momentum * velocity + grad_scale * grad + weight_decay * param`, then
-/// `param -= lr * velocity`; all of one size. A zero velocity makes the first step PyTorch's.
+/// Updates `velocity = momentum * velocity + grad_scale * grad + weight_decay * param`, then `param -= lr * velocity`;
+/// all have the same size. A zero velocity makes the first step PyTorch's.
 ///
 /// # Errors
-/// When the parameter is not contiguous, not f32 or of another size than the others.
+/// When the parameter is not contiguous or not f32, or the sizes differ.
 pub fn sgd_step(param: &Tensor, velocity: &mut [f32], grad: &[f32], step: SgdStep) -> Result<()> {
     let (momentum, decay) = (step.momentum as f32, step.weight_decay as f32);
     let (scale, lr) = (step.grad_scale as f32, step.lr as f32);

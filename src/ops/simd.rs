@@ -1,15 +1,15 @@
-//! The widest vector instructions of the machine, for loops that the compiler vectorises.
+//! Loops that the compiler vectorises for the widest vector instructions of the machine.
 
-/// Runs `f`, compiled for AVX-512, AVX2 or the least that the target has, whichever this machine knows. Sums keep
-/// their order, so results are the same bits on all.
+/// Runs `f`, compiled for the widest vectors that this machine has: AVX-512, AVX2 or the target's baseline. Sums keep
+/// their order, so the result has the same bits with each.
 ///
-/// What `f` calls is compiled anew only if it is inlined.
+/// A function that `f` calls uses these vectors only if it is inlined.
 #[inline(always)]
 pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Inlined(f))
 }
 
-/// A closure that is compiled for the vectors of the machine with everything that is inlined into it.
+/// A closure that is compiled, with everything inlined into it, for the vectors of the machine.
 pub(super) struct Inlined<F>(pub F);
 
 impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Inlined<F> {
@@ -21,11 +21,11 @@ impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Inlined<F> {
     }
 }
 
-/// Defines a function that is compiled for the vectors of the machine with everything in it that is inlined always. The
-/// lifetime `'a` is that of all it borrows.
+/// Defines a function that is compiled for the vectors of the machine, together with everything in it that is
+/// `inline(always)`. The lifetime `'a` is that of all its borrowed arguments.
 ///
-/// A closure given to `vectorize` is inlined or not as the compiler likes, and what is not is compiled without the
-/// machine's vectors, forty times slower. The method of a trait can be inlined always; hence a type for each kernel.
+/// The compiler is free not to inline a closure given to `vectorize`, and then compiles it without the machine's
+/// vectors, forty times slower. A trait method can be `inline(always)`, hence a type for each kernel.
 macro_rules! kernel {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident<$S:ident $(, const $N:ident: usize)*>(
         $simd:ident, $($argument:ident: $type:ty),* $(,)?
@@ -56,7 +56,7 @@ macro_rules! kernel {
 }
 pub(super) use kernel;
 
-/// As [`kernel`], for a function that finds out about the machine itself.
+/// Like [`kernel`], for a function that detects the machine's vectors itself.
 macro_rules! dispatched {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident<$S:ident>(
         $simd:ident, $($argument:ident: $type:ty),* $(,)?

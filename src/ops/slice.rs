@@ -1,4 +1,5 @@
-//! The only reader of candle storages and layouts, and the only place that branches on the dtype.
+//! Turns candle's storages and layouts into slices, and selects code by dtype. No other file of `ops` reads strides or
+//! offsets.
 
 use std::ops::{Deref, Range};
 
@@ -14,7 +15,7 @@ impl<'a> Values<'a> {
     /// Borrows the elements of `x`.
     ///
     /// # Errors
-    /// When it is not contiguous, not f32 or not on the CPU.
+    /// When `x` is not contiguous, not f32 or not on the CPU.
     pub fn of(op: &str, x: &'a Tensor) -> Result<Self> {
         let (storage, layout) = x.storage_and_layout();
         let Storage::Cpu(CpuStorage::F32(_)) = &*storage else { bail!("{op}: expected f32 on the CPU") };
@@ -36,7 +37,7 @@ impl Deref for Values<'_> {
     }
 }
 
-/// Returns the contiguous elements that `layout` selects of a CPU storage.
+/// Returns the contiguous elements that `layout` selects from a CPU storage.
 pub(super) fn cpu<'a, T: WithDType>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("{op}: expected a contiguous tensor, found strides {:?} for {:?}", layout.stride(), layout.shape());
@@ -44,7 +45,7 @@ pub(super) fn cpu<'a, T: WithDType>(op: &str, storage: &'a CpuStorage, layout: &
     Ok(&T::cpu_storage_as_slice(storage)?[start..end])
 }
 
-/// As [`cpu`], to be written.
+/// Like [`cpu`], mutable and f32 only.
 pub(super) fn cpu_f32_mut<'a>(op: &str, storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("{op}: expected a contiguous tensor, found strides {:?} for {:?}", layout.stride(), layout.shape());

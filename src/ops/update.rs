@@ -1,4 +1,4 @@
-//! One pass over a parameter, its gradient and what an optimiser remembers of it, in place.
+//! In-place pass over a parameter, its gradient and the optimiser's moments of it.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,17 +8,17 @@ use rayon::prelude::*;
 use super::simd::simd;
 use super::slice;
 
-/// Elements a worker takes at a time.
+/// Elements that a worker thread takes at a time.
 const BLOCK: usize = 64 * 1024;
 
-/// Calls `f` with every element of `to` and its like of `from`.
+/// Calls `f` with every element of `to` and the corresponding element of `from`.
 pub(crate) fn each_pair(to: &mut [f32], from: &[f32], f: impl Fn(&mut f32, f32) + Sync) {
     to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(to, from)| {
         to.iter_mut().zip(from).for_each(|(to, from)| f(to, *from));
     });
 }
 
-/// What an optimiser remembers of a parameter: `M` numbers an element.
+/// Optimiser state of a parameter: `M` numbers per element.
 pub(super) struct Moments<'a, const M: usize>(pub [&'a mut [f32]; M]);
 
 /// Calls `f` with blocks of the parameter, the gradient and the moments.
@@ -65,7 +65,7 @@ impl<F: Fn(&mut [f32], &[f32], [&mut [f32]; M]) + Sync, const M: usize> InplaceO
     }
 }
 
-/// Returns the sum of the squares, blocks joined in their order.
+/// Returns the sum of the squares; blocks are added in order.
 pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
     let of_block = |x: &[f32]| {
         let mut sums = [0f32; 64];

@@ -1,4 +1,4 @@
-//! The optimiser and the learning-rate schedules.
+//! Optimisers and learning-rate schedules.
 
 #[cfg(any(test, feature = "cuda"))]
 mod on_gpu;

@@ -1,4 +1,4 @@
-//! The optimiser on a GPU: all parameters of a network in one pass.
+//! Optimiser on a GPU: updates all parameters of a network in one pass.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use super::optimizer::{NUM_STEPS, OptimConfig, OptimKind, num_steps};
 use crate::gpu::update::{Flat, Guard, adamw, sgd};
 use crate::gpu::{Array, Device, Element};
 
-/// What the optimiser remembers of parameters on a GPU.
+/// An optimiser with its moments on a GPU.
 pub(crate) struct GpuOptimizer {
     config: OptimConfig,
-    /// The velocity, or the mean gradient and the mean squared gradient.
+    /// Velocity, or mean gradient and mean squared gradient.
     moments: Vec<Array>,
     rates: Array,
     num_steps: u64,
@@ -31,8 +31,8 @@ impl GpuOptimizer {
         Ok(Self { config: config.clone(), moments, rates: device.array(Element::F32, 3)?, num_steps: 0 })
     }
 
-    /// Returns what [`Optimizer::state`](super::Optimizer::state) does, where `restored` gives what lies on the device as the parameters do
-    /// by their names; waits for the device.
+    /// Returns the same state as [`Optimizer::state`](super::Optimizer::state). `restored` splits an array in the
+    /// device's layout of the parameters into tensors by name. Waits for the device.
     ///
     /// # Errors
     /// When the copy fails.
@@ -48,8 +48,8 @@ impl GpuOptimizer {
         Ok(state)
     }
 
-    /// Takes up the state of an optimiser of the same parameters and rule, on a GPU or not; `laid_out` puts what it is told for each name
-    /// as the parameters lie on the device.
+    /// Loads the state of an optimiser of the same parameters and rule, from a GPU or the CPU. `laid_out` arranges the
+    /// values that it requests by name in the device's layout of the parameters.
     ///
     /// # Errors
     /// When a tensor is missing, unexpected or of another size.
@@ -68,14 +68,14 @@ impl GpuOptimizer {
         }
         if !left.is_empty() {
             let found = state.len() - 1;
-            bail!("optimizer: expected {} moments, found {found}: another rule's", found - left.len());
+            bail!("optimizer: expected {} moments, found {found}: saved by another update rule", found - left.len());
         }
         self.num_steps = num_steps;
         self.moments.iter().zip(loaded).try_for_each(|(moment, values)| moment.write(&values))
     }
 
-    /// Updates the parameters with learning rate `lr`, unless the guard found something that is not finite. `is_clipped`: whether
-    /// the gradients are scaled down as it says.
+    /// Updates the parameters with learning rate `lr`, unless the guard found a non-finite value. `is_clipped` says
+    /// whether the guard's clipping factor scales the gradients.
     ///
     /// # Errors
     /// When the sizes differ.

@@ -10,10 +10,10 @@ use crate::ops::adamw::{AdamWStep, adamw_step};
 use crate::ops::sgd::{SgdStep, sgd_step};
 use crate::ops::update::sum_of_squares;
 
-/// Name of the number of steps among the moments, and among averages.
+/// Key of the number of steps in the saved states of optimisers and weight averages.
 pub(crate) const NUM_STEPS: &str = "num_steps";
 
-/// The rule by which parameters are updated.
+/// Rule that updates the parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimKind {
@@ -24,22 +24,23 @@ pub enum OptimKind {
     AdamW,
 }
 
-/// Optimiser settings; the defaults are those of METHOD's recipe (fdbtrs/ElasticFace and fdbtrs/Masked-Face-Recognition-KD,
+/// Optimiser settings; the defaults are the published recipe (fdbtrs/ElasticFace and fdbtrs/Masked-Face-Recognition-KD,
 /// `config/config.py`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimConfig {
-    /// Which rule.
+    /// Update rule.
     pub kind: OptimKind,
     /// Learning rate before any decay, for a batch of `lr_batch`.
     pub lr: f64,
-    /// Batch size that `lr` is meant for; the rate is scaled by `batch / lr_batch` (Goyal et al., 2017).
+    /// Batch size that `lr` is meant for; the learning rate is scaled by `batch / lr_batch` (Goyal et al., 2017).
     pub lr_batch: usize,
-    /// Share of the previous update that is kept, for [`OptimKind::Sgd`].
+    /// Momentum: factor of the previous velocity, for [`OptimKind::Sgd`].
     pub momentum: f64,
     /// Decay rates of the mean gradient and the mean squared gradient, for [`OptimKind::AdamW`].
     pub betas: [f64; 2],
-    /// L2 penalty on every trained parameter, backbone and head; AdamW takes this share, times the rate, off each step.
+    /// Weight decay of every trained parameter, backbone and head: an L2 penalty for SGD; AdamW takes
+    /// `lr * weight_decay` times the parameter off in each step.
     pub weight_decay: f64,
     /// Largest norm of the backbone's gradient; a longer one is scaled down to it. 0 turns clipping off.
     pub clip_norm: f64,
@@ -76,7 +77,7 @@ impl OptimConfig {
             return wrong(format!("momentum: expected 0 <= momentum < 1, found {}", self.momentum));
         }
         if self.betas.iter().any(|beta| !(0.0..1.0).contains(beta)) {
-            return wrong(format!("betas: expected two from 0 to below 1, found {:?}", self.betas));
+            return wrong(format!("betas: expected two numbers, 0 <= beta < 1, found {:?}", self.betas));
         }
         if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
             return wrong(format!("weight_decay: expected 0 or more, found {}", self.weight_decay));
@@ -91,7 +92,7 @@ impl OptimConfig {
 /// The optimiser: parameters with their moments, in name order.
 #[derive(Debug)]
 pub struct Optimizer {
-    /// Name, parameter, and its velocity, or its mean gradient and mean squared gradient.
+    /// Name, parameter and moments: the velocity, or the mean gradient and the mean squared gradient.
     vars: Vec<(String, Var, Vec<Vec<f32>>)>,
     config: OptimConfig,
     num_steps: u64,
@@ -109,10 +110,10 @@ impl Optimizer {
         Self { vars, config: config.clone(), num_steps: 0 }
     }
 
-    /// Returns what it remembers: the moments of every parameter, `NAME.0` and, for AdamW, `NAME.1`, and the number of steps.
+    /// Returns the state: the moments of every parameter, `NAME.0` and, for AdamW, `NAME.1`, and the number of steps.
     ///
     /// # Errors
-    /// When memory for the copies cannot be had.
+    /// When memory for the copies cannot be allocated.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::from([(NUM_STEPS.to_owned(), Tensor::new(&[self.num_steps as i64], &Device::Cpu)?)]);
         for (name, var, moments) in &self.vars {
@@ -123,7 +124,7 @@ impl Optimizer {
         Ok(state)
     }
 
-    /// Takes up what [`Self::state`] returned of an optimiser of the same parameters and rule, all or nothing.
+    /// Loads the [`Self::state`] of an optimiser of the same parameters and rule, all or nothing.
     ///
     /// # Errors
     /// When a tensor is missing, unexpected or of another shape.
@@ -141,7 +142,7 @@ impl Optimizer {
         }
         if state.len() != loaded.len() + 1 {
             bail!(
-                "optimizer: expected {} moments, found {}: another rule's",
+                "optimizer: expected {} moments, found {}: saved by another update rule",
                 loaded.len(),
                 state.len().saturating_sub(1)
             );
@@ -157,10 +158,10 @@ impl Optimizer {
     /// Updates every parameter with learning rate `lr` and its gradient times `grad_scale`.
     ///
     /// # Errors
-    /// When `gradients` are not those of the very parameters, before any is updated.
+    /// When `gradients` are of other parameters; then nothing is updated.
     pub fn step(&mut self, gradients: &Gradients, lr: f64, grad_scale: f64) -> Result<()> {
         if !gradients.names().eq(self.vars.iter().map(|(name, ..)| name.as_str())) {
-            bail!("optimizer: {} parameters, but the gradients of others", self.vars.len());
+            bail!("optimizer: the gradients are not those of its {} parameters", self.vars.len());
         }
         self.num_steps += 1;
         let OptimConfig { momentum, weight_decay, betas, .. } = self.config;
@@ -180,15 +181,15 @@ impl Optimizer {
     }
 }
 
-/// The number of steps in the state of an optimiser or of an average, as `what` says.
+/// Reads the number of steps from the state of an optimiser or of a weight average; `what` names it in errors.
 pub(crate) fn num_steps(what: &str, tensor: &Tensor) -> Result<u64> {
     match tensor.to_vec1::<i64>()?.as_slice() {
         &[num] if num >= 0 => Ok(num as u64),
-        found => bail!("{what}: {NUM_STEPS}: expected a number from 0, found {found:?}"),
+        found => bail!("{what}: {NUM_STEPS}: expected one number, 0 or more, found {found:?}"),
     }
 }
 
-/// Returns the L2 norm of all gradients taken together (PyTorch's `clip_grad_norm_`); blocks are joined in f64.
+/// Returns the L2 norm of all gradients together (PyTorch's `clip_grad_norm_`); blocks are added in f64.
 ///
 /// # Errors
 /// When a gradient cannot be read.
@@ -197,7 +198,7 @@ pub fn grad_norm(gradients: &Gradients) -> Result<f64> {
     Ok(sums.iter().sum::<f64>().sqrt())
 }
 
-/// Returns what gradients of norm `norm` are multiplied by so that it is at most `max_norm`: PyTorch's
+/// Returns the factor that scales gradients of norm `norm` to at most `max_norm`: PyTorch's
 /// `min(1, max_norm / (norm + 1e-6))`; 1 if `max_norm` is 0.
 pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The shape of the decay after warm-up.
+/// Shape of the decay after warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScheduleKind {
-    /// Times `gamma` at the start of each epoch of `milestones`; the published recipe.
+    /// Multiplies the learning rate by `gamma` at the start of each epoch of `milestones`; the published recipe.
     #[default]
     Step,
     /// Half a cosine from 1 to 0 (Loshchilov and Hutter, 2017, eq. 5).
@@ -21,11 +21,11 @@ pub enum ScheduleKind {
 pub struct ScheduleConfig {
     /// Shape of the decay.
     pub kind: ScheduleKind,
-    /// Epochs of linear growth from 0 before the decay; fractions count.
+    /// Warm-up: epochs of linear growth from 0 before the decay; may be fractional.
     pub warmup_epochs: f64,
-    /// Epochs (from 0) at which the rate falls, for [`ScheduleKind::Step`].
+    /// Epochs (from 0) at which the learning rate falls, for [`ScheduleKind::Step`].
     pub milestones: Vec<usize>,
-    /// What it is multiplied by there.
+    /// Factor of the learning rate at each milestone.
     pub gamma: f64,
     /// Exponent of [`ScheduleKind::Polynomial`].
     pub power: f64,
@@ -59,11 +59,11 @@ impl ScheduleConfig {
         Ok(())
     }
 
-    /// Returns what the learning rate is multiplied by at `step` (from 0) of `epochs * steps_per_epoch`.
+    /// Returns the factor of the learning rate at `step` (from 0) of `epochs * steps_per_epoch`.
     pub fn factor(&self, step: usize, steps_per_epoch: usize, epochs: usize) -> f64 {
         let per_epoch = steps_per_epoch.max(1) as f64;
         let warmup = self.warmup_epochs * per_epoch;
-        // The first step of a warm-up is not lost to a rate of 0.
+        // Counting steps from 1 gives the first step of a warm-up a learning rate above 0.
         let done = step as f64 + 1.0;
         if done <= warmup {
             return done / warmup;

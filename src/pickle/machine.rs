@@ -1,4 +1,4 @@
-//! The machine that pickles are programs of, without the part that runs anything.
+//! The pickle virtual machine, without the ability to call anything.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use super::text::{raw_unicode, unquote};
 use super::{Global, Id, Object, Pickle, PickleError, Value, shown};
 
-/// More values than any checkpoint or verification set has; at 32 bytes each it bounds the memory of hostile files.
+/// Maximum number of values. No checkpoint or verification set has so many; at 32 bytes each, it bounds the memory that
+/// a hostile file can use.
 const MAX_VALUES: usize = 1 << 22;
 
-/// An operation, or why it cannot be done.
+/// Result of an operation; the error says why it failed.
 type Step<T = ()> = Result<T, String>;
 
 pub(super) struct Machine<'a> {
@@ -17,7 +18,7 @@ pub(super) struct Machine<'a> {
     at: usize,
     values: Vec<Value<'a>>,
     stack: Vec<Id>,
-    /// Heights of the stack.
+    /// Stack heights at the open marks.
     marks: Vec<usize>,
     memo: BTreeMap<u32, Id>,
 }
@@ -43,7 +44,7 @@ impl<'a> Machine<'a> {
 
     fn step(&mut self, code: u8) -> Step {
         match code {
-            // The protocol decides nothing: opcodes never changed their meaning.
+            // The protocol number is only checked: opcodes never changed their meaning.
             0x80 => match self.array()? {
                 [0..=5] => Ok(()),
                 [version] => Err(format!("expected a protocol of at most 5, found {version}")),
@@ -97,13 +98,13 @@ impl<'a> Machine<'a> {
             }
             b'Q' => self.pop().and_then(|id| self.push(Value::PersistentId(id))),
             b'c' | 0x93 | b'i' | b'o' | b'R' | 0x81 | 0x92 | b'b' => self.object_step(code),
-            0x82..=0x84 => Err("an extension code means something to one Python program only".to_owned()),
-            0x97 | 0x98 => Err("the buffer it stands for is not in the file".to_owned()),
+            0x82..=0x84 => Err("extension codes are not supported".to_owned()),
+            0x97 | 0x98 => Err("out-of-band buffers are not supported".to_owned()),
             _ => Err("unknown opcode".to_owned()),
         }
     }
 
-    /// Names, calls that are not made, and their states.
+    /// Executes an opcode for globals, calls (which are only recorded) or object state.
     fn object_step(&mut self, code: u8) -> Step {
         match code {
             b'c' => {
@@ -116,7 +117,7 @@ impl<'a> Machine<'a> {
                     Value::Str(text) => Ok(text.clone()),
                     _ => Err("expected a module and a name, found something else".to_owned()),
                 };
-                // Names are short; a long one that is used again and again would be copied again and again.
+                // Real names are short. A long one would be copied each time it is used, so its length is bounded.
                 let global = Global { module: short(text(module)?)?, name: short(text(name)?)? };
                 self.push(Value::Global(Box::new(global)))
             }
@@ -225,7 +226,7 @@ impl<'a> Machine<'a> {
     fn text(&mut self, code: u8) -> Step<Cow<'a, str>> {
         if code == b'V' {
             let line = self.line()?;
-            let wrong = || format!("expected escapes of Unicode, found {}", shown(&String::from_utf8_lossy(line)));
+            let wrong = || format!("expected Unicode escapes, found {}", shown(&String::from_utf8_lossy(line)));
             return raw_unicode(line).map(Cow::Owned).ok_or_else(wrong);
         }
         let length = match code {
@@ -239,7 +240,7 @@ impl<'a> Machine<'a> {
 
     fn recall(&mut self, code: u8) -> Step {
         let key = self.memo_key(code)?;
-        let id = *self.memo.get(&key).ok_or_else(|| format!("nothing was stored under {key}"))?;
+        let id = *self.memo.get(&key).ok_or_else(|| format!("no memo entry {key}"))?;
         self.stack.push(id);
         Ok(())
     }
@@ -259,7 +260,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Appends to what is on top.
+    /// Appends to the value on top of the stack.
     fn extend(&mut self, ids: Vec<Id>) -> Step {
         let top = self.top()?;
         match &mut self.values[top.0 as usize] {
@@ -270,7 +271,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Sets items of what is on top.
+    /// Sets items of the value on top of the stack.
     fn set_items(&mut self, items: Vec<(Id, Id)>) -> Step {
         let top = self.top()?;
         match &mut self.values[top.0 as usize] {
@@ -290,7 +291,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// The lowest height the stack may have.
+    /// Returns the lowest height to which the stack may be popped.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
@@ -315,11 +316,11 @@ impl<'a> Machine<'a> {
 
     fn pop_to_mark(&mut self) -> Step<Vec<Id>> {
         let mark = self.marks.pop().ok_or("no mark on the stack")?;
-        // Not `split_off`, which may hand on the capacity of the whole stack.
+        // Not `split_off`, which may return a vector with the capacity of the whole stack.
         Ok(self.stack.drain(mark..).collect())
     }
 
-    /// Fails unless `length` more bytes are there.
+    /// Fails unless at least `length` bytes remain.
     fn has(&self, length: usize) -> Step {
         let left = self.bytes.len() - self.at;
         if length > left { Err(format!("expected {length} more bytes, found {left}")) } else { Ok(()) }
@@ -336,17 +337,17 @@ impl<'a> Machine<'a> {
         self.take(N).map(|bytes| bytes.try_into().expect("N bytes were taken"))
     }
 
-    /// A little-endian length of `N` bytes.
+    /// Reads a little-endian length of `N` bytes.
     fn length<const N: usize>(&mut self) -> Step<usize> {
         let mut word = [0; 8];
         word[..N].copy_from_slice(&self.array::<N>()?);
         usize::try_from(u64::from_le_bytes(word)).map_err(|e| e.to_string())
     }
 
-    /// The bytes up to a line feed, which is taken too.
+    /// Reads the bytes up to a line feed, which is consumed too.
     fn line(&mut self) -> Step<&'a [u8]> {
         let rest = &self.bytes[self.at..];
-        let length = rest.iter().position(|b| *b == b'\n').ok_or("expected a line, found no end of it")?;
+        let length = rest.iter().position(|b| *b == b'\n').ok_or("expected a line, found no line feed")?;
         self.at += length + 1;
         Ok(&rest[..length])
     }
@@ -367,5 +368,5 @@ fn pairs(ids: Vec<Id>) -> Step<Vec<(Id, Id)>> {
 }
 
 fn short(text: Cow<'_, str>) -> Step<Cow<'_, str>> {
-    if text.len() > 1024 { Err(format!("a name of {} bytes", text.len())) } else { Ok(text) }
+    if text.len() > 1024 { Err(format!("a name of {} bytes, expected at most 1024", text.len())) } else { Ok(text) }
 }

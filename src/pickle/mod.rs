@@ -1,10 +1,10 @@
-//! Python pickles, protocols 0 to 5, read as data: nothing named in a pickle is ever looked up, imported or called.
+//! Reader of Python pickles (protocols 0 to 5) as data: nothing named in a pickle is looked up, imported or called.
 //!
-//! [`Pickle::read`] gives the values in one flat list and an [`Id`] for each. Lists and dicts hold ids, so a value that
+//! [`Pickle::read`] returns the values in one flat list, each with an [`Id`]. Lists and dicts hold ids, so a value that
 //! the pickle uses twice is stored once, a value may contain itself, and neither nesting nor sharing can exhaust the
-//! stack or the memory: one opcode makes at most three values. Whoever walks the values bounds the walk.
+//! stack or memory: one opcode makes at most three values. Callers that walk the values must bound the walk themselves.
 //!
-//! The format is that of Python's `pickletools`; strings of Python 2 are [`Value::Bytes`].
+//! Opcodes are as documented in Python's `pickletools`; strings of Python 2 are [`Value::Bytes`].
 
 mod machine;
 mod text;
@@ -25,11 +25,11 @@ pub struct Pickle<'a> {
     num_bytes: usize,
 }
 
-/// Which value of a [`Pickle`].
+/// Index of a value in a [`Pickle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id(u32);
 
-/// One value; what it contains is named by [`Id`].
+/// A value; it refers to the values it contains by [`Id`].
 #[derive(Debug)]
 pub enum Value<'a> {
     /// `None`.
@@ -38,7 +38,7 @@ pub enum Value<'a> {
     Bool(bool),
     /// An integer that fits 64 bits.
     Int(i64),
-    /// An integer that does not: little-endian, two's complement.
+    /// A larger integer, as little-endian two's complement.
     Long(&'a [u8]),
     /// A float.
     Float(f64),
@@ -52,11 +52,11 @@ pub enum Value<'a> {
     List(Vec<Id>),
     /// A set or frozen set, in the order of the pickle.
     Set(Vec<Id>),
-    /// Keys and values in the order of the pickle; a key may come twice.
+    /// Keys and values in the order of the pickle; a key may occur twice.
     Dict(Vec<(Id, Id)>),
     /// A class or function, by name only.
     Global(Box<Global<'a>>),
-    /// What calling something would have given.
+    /// The result of a call that was not made.
     Object(Box<Object>),
     /// A reference to something outside the pickle.
     PersistentId(Id),
@@ -71,32 +71,32 @@ pub struct Global<'a> {
     pub name: Cow<'a, str>,
 }
 
-/// A call that was not made, and what would have been done to its result.
+/// A call that was not made, and the operations on its result.
 #[derive(Debug)]
 pub struct Object {
-    /// What would have been called, a [`Value::Global`] unless the pickle is odd.
+    /// The callable, a [`Value::Global`] in ordinary pickles.
     pub callable: Id,
     /// The arguments, a [`Value::Tuple`]. Keyword arguments (`NEWOBJ_EX`) are not kept.
     pub args: Id,
     /// The argument of `__setstate__`, or the attributes.
     pub state: Option<Id>,
-    /// Elements that would have been appended or added.
+    /// Elements to append or add to the result.
     pub elements: Vec<Id>,
-    /// Items that would have been set, in the order of the pickle.
+    /// Items to set in the result, in the order of the pickle.
     pub items: Vec<(Id, Id)>,
 }
 
-/// Why bytes are not a pickle.
+/// A violation of the pickle format.
 #[derive(Debug)]
 pub struct PickleError {
-    /// Where: bytes from the start of the pickle.
+    /// Byte offset from the start of the pickle.
     pub offset: usize,
-    /// The opcode, what was expected and what was found.
+    /// The opcode, and the expected and the actual content.
     pub what: String,
 }
 
 impl PickleError {
-    /// Returns the error of a pickle that starts at byte `start` of the file at `path`.
+    /// Converts to the error of a file at `path` in which the pickle starts at byte `start`.
     pub fn in_file(self, path: &Path, start: usize) -> Error {
         let offset = start as u64 + self.offset as u64;
         Error::Format { path: path.to_owned(), offset, what: format!("pickle: {}", self.what) }
@@ -104,22 +104,22 @@ impl PickleError {
 }
 
 impl<'a> Pickle<'a> {
-    /// Reads the pickle that `bytes` starts with; what follows it is not looked at.
+    /// Reads the pickle at the start of `bytes`; anything after it is ignored.
     ///
     /// # Errors
-    /// When the bytes end early, an opcode is unknown, finds something it cannot work on, or stands for something that
-    /// only a running Python has (an extension code, a buffer kept elsewhere); when there are more than four million
-    /// values. Memory stays within a constant times the bytes read.
+    /// When the bytes are truncated; when an opcode is unknown, has an operand of the wrong type, or needs a running
+    /// Python (an extension code, an out-of-band buffer); when there are more than 2^22 values. Memory stays within a
+    /// constant times the bytes read.
     pub fn read(bytes: &'a [u8]) -> Result<Self, PickleError> {
         machine::Machine::new(bytes).run()
     }
 
-    /// Returns the value that the pickle is of.
+    /// Returns the id of the outermost value, the pickled object.
     pub fn root(&self) -> Id {
         self.root
     }
 
-    /// Returns how many bytes the pickle has, its `STOP` included.
+    /// Returns the length of the pickle in bytes, including its `STOP`.
     pub fn num_bytes(&self) -> usize {
         self.num_bytes
     }
@@ -129,12 +129,12 @@ impl<'a> Pickle<'a> {
         &self.values[id.0 as usize]
     }
 
-    /// Returns every value the pickle ever makes, in the order in which it starts to.
+    /// Returns all values that the pickle creates, in order of creation.
     pub fn values(&self) -> &[Value<'a>] {
         &self.values
     }
 
-    /// Returns the text of a string; of a string of Python 2 if it is UTF-8.
+    /// Returns the text of a string, or of a Python 2 string if it is valid UTF-8.
     pub fn text(&self, id: Id) -> Option<&str> {
         match self.get(id) {
             Value::Str(text) => Some(text),
@@ -143,8 +143,8 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// Returns the bytes of a bytes object or a string of Python 2, or of what protocols below 3 write for bytes: a call of
-    /// `_codecs.encode` with a string of Latin-1 characters.
+    /// Returns the bytes of a bytes object or a Python 2 string. Protocols below 3 write bytes as a call of
+    /// `_codecs.encode` with a string of Latin-1 characters, which is decoded too.
     pub fn bytes(&self, id: Id) -> Option<Cow<'_, [u8]>> {
         match self.get(id) {
             Value::Bytes(bytes) => Some(Cow::Borrowed(bytes)),
@@ -160,7 +160,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// Returns an integer of at most 64 bits.
+    /// Returns the value of an integer that fits 64 bits.
     pub fn int(&self, id: Id) -> Option<i64> {
         match self.get(id) {
             Value::Int(int) => Some(*int),
@@ -168,7 +168,8 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// Returns what a tuple, list or set holds, a set of protocols below 4 (a call of `set` with a list) included.
+    /// Returns the elements of a tuple, list or set. Protocols below 4 write a set as a call of `set` with a list,
+    /// which is recognised too.
     pub fn elements(&self, id: Id) -> Option<&[Id]> {
         match self.get(id) {
             Value::Tuple(ids) | Value::List(ids) | Value::Set(ids) => Some(ids),
@@ -186,7 +187,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// Returns module and name of a class or function.
+    /// Returns the module and name of a class or function.
     pub fn global(&self, id: Id) -> Option<(&str, &str)> {
         match self.get(id) {
             Value::Global(global) => Some((&global.module, &global.name)),
@@ -194,11 +195,11 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// Returns what a value is in a few words, for messages.
+    /// Describes a value's type in a few words, for messages.
     pub fn kind(&self, id: Id) -> String {
         let name = |id| match self.global(id) {
             Some((module, name)) => shown(&format!("{module}.{name}")),
-            None => "something without a name".to_owned(),
+            None => "an unnamed callable".to_owned(),
         };
         match self.get(id) {
             Value::None => "None".to_owned(),
@@ -211,14 +212,14 @@ impl<'a> Pickle<'a> {
             Value::List(ids) => format!("a list of {}", ids.len()),
             Value::Set(ids) => format!("a set of {}", ids.len()),
             Value::Dict(items) => format!("a dict of {}", items.len()),
-            Value::Global(_) => format!("the name {}", name(id)),
+            Value::Global(_) => format!("the global {}", name(id)),
             Value::Object(object) => format!("a {}", name(object.callable)),
             Value::PersistentId(_) => "a persistent id".to_owned(),
         }
     }
 }
 
-/// Text of a file for a message: without control characters, at most 60 characters.
+/// Returns text from a file in a form safe for messages: control characters escaped, truncated to 60 characters.
 pub fn shown(text: &str) -> String {
     let escaped = |text: &str| text.escape_debug().to_string();
     match text.char_indices().nth(60) {

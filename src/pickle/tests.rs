@@ -1,6 +1,6 @@
 use super::*;
 
-/// A value as text, much as Python prints it; what it already is inside of as `...`.
+/// Renders a value much as Python prints it, and a value that contains itself as `...`.
 fn render(pickle: &Pickle<'_>, id: Id, inside: &mut Vec<Id>) -> String {
     if inside.contains(&id) {
         return "...".to_owned();
@@ -120,14 +120,14 @@ fn errors_say_where_and_what() {
             b"X\x01\0\0\0\xff.",
             "0: opcode 0x58 ('X'): the string is not UTF-8: invalid utf-8 sequence of 1 bytes from index 0",
         ),
-        (b"h\x07.", "0: opcode 0x68 ('h'): nothing was stored under 7"),
+        (b"h\x07.", "0: opcode 0x68 ('h'): no memo entry 7"),
         (b"I12x\n.", "0: opcode 0x49 ('I'): expected an integer of 64 bits, found 12x"),
         (
             b"L1180591620717411303424L\n.",
             "0: opcode 0x4c ('L'): expected an integer of 64 bits, found 1180591620717411303424L",
         ),
         (b"Snothing\n.", "0: opcode 0x53 ('S'): expected a quoted string, found nothing"),
-        (b"S'no end", "0: opcode 0x53 ('S'): expected a line, found no end of it"),
+        (b"S'no end", "0: opcode 0x53 ('S'): expected a line, found no line feed"),
         (b"]NNs.", "3: opcode 0x73 ('s'): expected a dict or an object to set items of, found something else"),
         (b"}(Nu.", "3: opcode 0x75 ('u'): expected keys with values, found 1 values"),
         (b"}(NNe.", "4: opcode 0x65 ('e'): expected a list or an object to append to, found something else"),
@@ -138,14 +138,14 @@ fn errors_say_where_and_what() {
         (b"ca\nb\n)R}b}b.", "10: opcode 0x62 ('b'): the object already has a state"),
         (b"]}b.", "2: opcode 0x62 ('b'): expected an object to give a state to, found something else"),
         (b"NN\x93.", "2: opcode 0x93 ('\\x93'): expected a module and a name, found something else"),
-        (b"\x82\x01.", "0: opcode 0x82 ('\\x82'): an extension code means something to one Python program only"),
-        (b"\x97.", "0: opcode 0x97 ('\\x97'): the buffer it stands for is not in the file"),
+        (b"\x82\x01.", "0: opcode 0x82 ('\\x82'): extension codes are not supported"),
+        (b"\x97.", "0: opcode 0x97 ('\\x97'): out-of-band buffers are not supported"),
     ] {
         assert_eq!(error(bytes), expected, "{}", bytes.escape_ascii());
     }
 }
 
-/// What would be 10^30 lists, written out, is 31; a tuple a million deep is a million values.
+/// 31 lists that would be 10^30 without sharing, and a tuple nested a million deep.
 #[test]
 fn sharing_and_nesting_cost_nothing() {
     let mut laughs = b"]q\0".to_vec();
@@ -168,7 +168,7 @@ fn the_number_of_values_is_bounded() {
     assert!(size_of::<Value>() <= 32);
     let many = b"N".repeat(5_000_000);
     assert_eq!(error(&many), "4194304: opcode 0x4e ('N'): more than 4194304 values");
-    // A tuple holds what was on the stack, not its capacity.
+    // A tuple holds the values from the stack, without the stack's capacity.
     let tuples = [&b"N".repeat(100_000)[..], b"0".repeat(100_000).as_slice(), &b"(t0".repeat(1000), b"N."].concat();
     let pickle = Pickle::read(&tuples).expect("a valid pickle");
     let held = |value: &Value| if let Value::Tuple(ids) = value { ids.capacity() } else { 0 };

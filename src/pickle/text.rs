@@ -1,6 +1,6 @@
-//! The literals of the protocols that are text.
+//! Literals of the text-based protocols.
 
-/// The bytes of a quoted string of Python 2 with its escapes, as `repr` writes them.
+/// Decodes a quoted Python 2 string with escapes, as written by `repr`, to its bytes.
 pub(super) fn unquote(text: &[u8]) -> Option<Vec<u8>> {
     let quote = text.first().filter(|q| matches!(q, b'\'' | b'"'))?;
     let mut rest = text.get(1..)?.strip_suffix(&[*quote])?.iter().copied().peekable();
@@ -25,7 +25,7 @@ pub(super) fn unquote(text: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The text of a `raw-unicode-escape` line: Latin-1, with `\uXXXX` and `\UXXXXXXXX`.
+/// Decodes a `raw-unicode-escape` line: Latin-1 with `\uXXXX` and `\UXXXXXXXX` escapes.
 pub(super) fn raw_unicode(line: &[u8]) -> Option<String> {
     let mut text = String::with_capacity(line.len());
     let mut rest = line;

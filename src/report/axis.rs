@@ -1,35 +1,35 @@
-//! Axes of curves over steps: round marks, whatever the numbers are.
+//! Plot axes with ticks at round numbers, for any range of values.
 
 use std::ops::Range;
 
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 
-/// About as many marks an axis.
+/// Approximate number of ticks per axis.
 const NUM_MARKS: usize = 6;
-/// What is beyond is drawn at the end of the axis: the difference of two of these is a number still.
+/// Larger values are drawn at the end of the axis, so that the difference of two values is finite.
 const LARGEST: f64 = 1e300;
-/// What is below counts as zero: steps between marks are not numbers any more.
+/// Smaller magnitudes count as zero: the distance between ticks would underflow.
 const SMALLEST: f64 = 1e-290;
 
-/// How values are spread on an axis.
+/// Scale of an axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Scale {
     Linear,
     Log,
 }
 
-/// Numbers from `low` to `high`.
+/// Numeric axis from `low` to `high`.
 #[derive(Clone, Debug)]
 pub(super) struct NumberAxis {
     low: f64,
     high: f64,
     scale: Scale,
-    /// The least distance between marks of a linear axis.
+    /// Smallest distance between ticks of a linear axis.
     least: f64,
 }
 
 impl NumberAxis {
-    /// An axis that ends at the two values, or a little beyond where they are as good as equal.
+    /// Linear axis from `low` to `high`, a little wider if the two are nearly equal.
     pub fn linear(low: f64, high: f64) -> Self {
         let [low, high] = [low, high].map(|v| v.clamp(-LARGEST, LARGEST));
         let size = low.abs().max(high.abs());
@@ -41,12 +41,12 @@ impl NumberAxis {
         Self { low: low - room, high: high + room, scale: Scale::Linear, least: 0.0 }
     }
 
-    /// An axis of steps, from none, without marks between them.
+    /// Axis of training steps from 0 to `last`, with ticks at whole steps only.
     pub fn steps(last: usize) -> Self {
         Self { low: 0.0, high: last.max(1) as f64, scale: Scale::Linear, least: 1.0 }
     }
 
-    /// An axis of magnitudes.
+    /// Logarithmic axis.
     ///
     /// # Panics
     /// Unless `0 < low < high`.
@@ -55,7 +55,7 @@ impl NumberAxis {
         Self { low, high, scale: Scale::Log, least: 0.0 }
     }
 
-    /// Where a value is, from 0 at the low end to 1 at the high end.
+    /// Position of a value, from 0 at the low end to 1 at the high end.
     fn share(&self, value: f64) -> f64 {
         let value = value.clamp(self.low, self.high);
         match self.scale {
@@ -71,7 +71,7 @@ impl NumberAxis {
                 let decade = 10f64.powi(least.log10().floor() as i32);
                 let step = [1.0, 2.0, 5.0].map(|m| m * decade).into_iter().find(|step| *step >= least);
                 let step = step.unwrap_or(10.0 * decade);
-                // Whole numbers, so that there are never more and zero is zero.
+                // Ticks are whole multiples of the step, so that rounding adds none and zero is exact.
                 let [first, last] = [(self.low / step).ceil(), (self.high / step).floor()];
                 (0..=2 * NUM_MARKS).map(|i| first + i as f64).take_while(|i| *i <= last).map(|i| i * step).collect()
             }
@@ -103,7 +103,7 @@ impl Ranged for NumberAxis {
     }
 }
 
-/// A number in a few digits, without zeros that say nothing.
+/// Formats a number in a few digits, without trailing zeros.
 pub(super) fn number(value: f64) -> String {
     let trimmed = |text: &str| match text.contains('.') {
         true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),

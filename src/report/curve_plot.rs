@@ -1,4 +1,4 @@
-//! Figures over the steps of a training as SVG, and which line is which.
+//! SVG plots of metrics over the steps of a training, and their legends.
 
 use maud::{Markup, html};
 use plotters::prelude::*;
@@ -8,14 +8,14 @@ use super::plot::{COLOURS, TEXT, TITLE};
 use super::training::StepPoint;
 use crate::error::{Error, Result};
 
-/// A line has no more points: a plot is not wider in pixels.
+/// Maximum number of points of a line: more would not show at the width of a plot.
 const MAX_POINTS: usize = 600;
 const SIZE: (u32, u32) = (520, 300);
 
-/// What a figure was in some steps that follow each other.
+/// Summary of a metric over some consecutive steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Bucket {
-    /// The middle of them.
+    /// Middle of the steps.
     pub step: f64,
     pub mean: f64,
     pub low: f64,
@@ -26,37 +26,37 @@ pub(super) struct Bucket {
 #[derive(Debug)]
 pub(super) struct Curve<'a> {
     pub name: &'a str,
-    /// Which of the colours it has.
+    /// Index into [`COLOURS`], modulo their number.
     pub colour: usize,
     pub points: Vec<Bucket>,
 }
 
-/// What is drawn where.
+/// Lines over the steps of a training.
 #[derive(Debug)]
 pub(super) struct Plot<'a> {
     pub title: &'a str,
-    /// Of the values.
+    /// Scale of the value axis.
     pub scale: Scale,
-    /// Whether the points are few and each of them counts.
+    /// Whether to mark every point, for lines of few points.
     pub has_marks: bool,
-    /// Where the axis of steps ends.
+    /// End of the step axis.
     pub last_step: usize,
     pub curves: &'a [Curve<'a>],
 }
 
 impl Bucket {
-    /// One value by itself.
+    /// Bucket of a single value.
     pub fn of_one(step: usize, value: f64) -> Self {
         Self { step: step as f64, mean: value, low: value, high: value }
     }
 }
 
-/// How many steps a point of a line stands for.
+/// Number of steps per point of a line.
 pub(super) fn bucket_size(num_steps: usize) -> usize {
     num_steps.div_ceil(MAX_POINTS).max(1)
 }
 
-/// A figure in buckets of steps, without the buckets in which it never was finite.
+/// Returns a metric in buckets of steps, without the buckets that have no finite value.
 pub(super) fn buckets(steps: &[StepPoint], figure: usize) -> Vec<Bucket> {
     steps.chunks(bucket_size(steps.len())).filter_map(|chunk| bucket(chunk, figure)).collect()
 }
@@ -67,7 +67,7 @@ fn bucket(chunk: &[StepPoint], figure: usize) -> Option<Bucket> {
     let mut num = 0.0;
     for value in chunk.iter().filter_map(|point| point.value(figure)) {
         num += 1.0;
-        // Two divisions, as a difference or sum of the largest numbers is not one.
+        // Two divisions, because a difference or sum of the largest numbers overflows.
         bucket.mean += value / num - bucket.mean / num;
         bucket.low = bucket.low.min(value);
         bucket.high = bucket.high.max(value);
@@ -75,16 +75,16 @@ fn bucket(chunk: &[StepPoint], figure: usize) -> Option<Bucket> {
     (num > 0.0).then_some(bucket)
 }
 
-/// The least and the largest of all values.
+/// Smallest and largest of all values.
 pub(super) fn ends(curves: &[Curve]) -> [f64; 2] {
     let points = curves.iter().flat_map(|curve| &curve.points);
     points.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], p| [low.min(p.low), high.max(p.high)])
 }
 
 impl Plot<'_> {
-    /// The lines in a frame, each over a band of its extremes; there must be a point.
+    /// Draws the lines, each over a band from its minimum to its maximum. There must be at least one point.
     pub fn svg(&self) -> Result<String> {
-        let wrong = |e: &dyn std::fmt::Display| Error::Training(format!("a plot: {e}"));
+        let wrong = |e: &dyn std::fmt::Display| Error::Training(format!("cannot draw a plot: {e}"));
         let mut svg = String::new();
         {
             let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -127,7 +127,7 @@ impl Plot<'_> {
         Ok(svg)
     }
 
-    /// The axis of the values, with a little room at its ends, though not below zero for that.
+    /// Value axis with a small margin, which never takes non-negative values below zero.
     fn values(&self) -> NumberAxis {
         let [low, high] = ends(self.curves);
         if self.scale == Scale::Log {
@@ -138,7 +138,7 @@ impl Plot<'_> {
     }
 }
 
-/// What the lines are, as text beside their colours.
+/// Legend: the colour and name of each line.
 pub(super) fn legend(curves: &[Curve]) -> Markup {
     html! {
         @for curve in curves {

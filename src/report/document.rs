@@ -1,4 +1,4 @@
-//! What the pages have in common: one document each, without scripts and without anything to load.
+//! Shared parts of the pages. Each page is one self-contained document without scripts.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 const STYLE: &str = include_str!("page.css");
 
-/// A page: what kind of report it is and of what, a sentence on it, and its sections.
+/// Returns a page, from the kind of report, its title, a leading sentence and its sections.
 pub(super) fn document(kind: &str, title: &str, lead: &Markup, body: &Markup) -> String {
     let page = html! {
         (DOCTYPE)
@@ -25,7 +25,7 @@ pub(super) fn document(kind: &str, title: &str, lead: &Markup, body: &Markup) ->
                 }
                 main { (body) }
                 footer {
-                    p { "Face images are personal data: keep this page where the images may be. Error rates hold for people and photos like those of the test set." }
+                    p { "Face images are personal data: keep this page only where the images may be kept. Error rates hold only for people and photos like those of the test set." }
                 }
             }
         }
@@ -33,7 +33,7 @@ pub(super) fn document(kind: &str, title: &str, lead: &Markup, body: &Markup) ->
     page.into_string()
 }
 
-/// The section that says what is needed to repeat it.
+/// Section with everything needed to reproduce the results, as (name, value) rows.
 pub(super) fn provenance(heading: &str, rows: &[(String, String)]) -> Markup {
     html! {
         section {
@@ -47,12 +47,12 @@ pub(super) fn provenance(heading: &str, rows: &[(String, String)]) -> Markup {
     }
 }
 
-/// The file of an image, as an address.
+/// Returns an image file as a `data:` URL.
 pub(super) fn address(media_type: &str, bytes: &[u8]) -> String {
     format!("data:{media_type};base64,{}", STANDARD.encode(bytes))
 }
 
-/// The end of a long name: a legend is small.
+/// Returns the last 28 characters of a name, so that it fits into a legend.
 pub(super) fn short(name: &str) -> &str {
     let start = name.char_indices().rev().nth(27).map_or(0, |(at, _)| at);
     &name[start..]

@@ -1,4 +1,4 @@
-//! The pairs that a model is most wrong about, as pictures in the page.
+//! The pairs that a model gets most wrong, as images in the page.
 
 use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
@@ -7,21 +7,21 @@ use super::document;
 use crate::error::{Error, Result};
 use crate::eval::Comparisons;
 
-/// Quality of the pictures, up to 100.
+/// JPEG quality of the images, up to 100.
 const JPEG_QUALITY: u8 = 85;
 
-/// Two faces and what a model said of them.
+/// Two face images and a model's score of them.
 #[derive(Debug)]
 pub struct FacePair {
     /// The model's score.
     pub score: f64,
-    /// What the images are called.
+    /// Names of the images.
     pub names: [String; 2],
-    /// The images, as the model saw them, as `data:` addresses.
+    /// The images as the model saw them, as `data:` URLs.
     pub(super) images: [String; 2],
 }
 
-/// The pairs that a model is most wrong about.
+/// The pairs that a model gets most wrong.
 #[derive(Debug)]
 pub struct Hardest {
     /// Pairs of one person with the lowest scores, the lowest first.
@@ -34,7 +34,7 @@ impl Hardest {
     /// Finds the `num` hardest pairs of each kind; `face(k, side)` returns an image of pair `k` and its name.
     ///
     /// # Errors
-    /// When an image cannot be read again.
+    /// When an image cannot be read or encoded.
     pub fn find(
         comparisons: &Comparisons,
         num: usize,
@@ -64,11 +64,11 @@ impl Hardest {
     }
 }
 
-/// The image itself, as an address.
+/// Encodes an image as a `data:` URL.
 fn address(image: &RgbImage) -> Result<String> {
     let mut bytes = Vec::new();
     let written = JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).encode_image(image);
-    written.map_err(|e| Error::Evaluation(format!("a face of the report: {e}")))?;
+    written.map_err(|e| Error::Evaluation(format!("cannot encode a face of the report: {e}")))?;
     Ok(document::address("image/jpeg", &bytes))
 }
 

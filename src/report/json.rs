@@ -1,4 +1,4 @@
-//! `report.json`: written, and read for comparisons.
+//! Writes `report.json`, and reads it back for comparisons.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use super::Report;
 use crate::error::{Error, Result};
 use crate::files::folder_of;
 
-/// Its name in the folder of a report.
+/// Name of the file in the folder of a report.
 pub const REPORT_FILE: &str = "report.json";
 
-/// The setting of photos of people with real masks, compared as they are.
+/// Setting of photos of people with real masks, compared as they are.
 pub const REAL_MASKS: &str = "real-masks";
 
-/// The record with the figures, the curves and where the scores are.
+/// Returns the report's record with curves, histograms, names of score files and the order of models added.
 pub(super) fn json(report: &Report) -> Result<String> {
     let mut record = report.record.clone();
     let mut drawn = Map::new();
@@ -31,13 +31,13 @@ pub(super) fn json(report: &Report) -> Result<String> {
     serde_json::to_string_pretty(&record).map_err(|e| Error::Evaluation(e.to_string()))
 }
 
-/// What comparisons need of a report.
+/// Part of a report that comparisons need.
 #[derive(Debug, Deserialize)]
 pub struct ReportFile {
-    /// The folder that it is in, where its scores are.
+    /// Folder of the report, to which the names of score files are relative.
     #[serde(skip)]
     folder: PathBuf,
-    /// The models in the order in which they were named.
+    /// Names of the models, in the order in which they were measured.
     order: Vec<String>,
     models: BTreeMap<String, ModelFigures>,
     #[serde(default)]
@@ -57,10 +57,10 @@ struct Kept {
 }
 
 impl ReportFile {
-    /// Reads a report.
+    /// Reads a report, given its folder or its file.
     ///
     /// # Errors
-    /// When it cannot be read or is none.
+    /// When the file cannot be read or is not a report.
     pub fn read(path: &Path) -> Result<Self> {
         let path = if path.is_dir() { path.join(REPORT_FILE) } else { path.to_owned() };
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
@@ -77,18 +77,18 @@ impl ReportFile {
         Ok(Self { folder: folder_of(&path).to_owned(), ..report })
     }
 
-    /// The models and the settings that each was measured in.
+    /// Every model with every setting that it was measured in.
     pub fn measured(&self) -> impl Iterator<Item = (&str, &str)> {
         let named = self.order.iter().filter_map(|name| self.models.get_key_value(name));
         named.flat_map(|(model, f)| f.settings.keys().map(move |setting| (model.as_str(), setting.as_str())))
     }
 
-    /// Returns a figure, such as `eer`; none if the model was not measured in the setting or has no such figure.
+    /// Returns a metric, such as `eer`; `None` if the model was not measured in the setting or has no such metric.
     pub fn figure(&self, model: &str, setting: &str, figure: &str) -> Option<f64> {
         self.models.get(model)?.settings.get(setting)?.get(figure)?.as_f64()
     }
 
-    /// Returns the file with the scores, if the report has kept it.
+    /// Returns the path of the score file, if the report names one and it exists.
     pub fn scores(&self, model: &str, setting: &str) -> Option<PathBuf> {
         let name = self.curves.get(model)?.get(setting)?.scores.as_ref()?;
         Some(self.folder.join(name)).filter(|path| path.is_file())

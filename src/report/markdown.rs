@@ -1,4 +1,4 @@
-//! `report.md`: the tables.
+//! `report.md`: the tables of a report as Markdown.
 
 use super::Report;
 use crate::eval::{SettingResult, TOO_FEW, figure_rows, identification_table};
@@ -28,7 +28,7 @@ pub(super) fn markdown(report: &Report) -> String {
                 text += &format!("\n{}.\n", escape(TOO_FEW));
             }
             if let Some(drawn) = results.iter().find_map(|r| r.bootstrap.as_ref()) {
-                text += &format!("\nIn brackets: {confidence} % intervals of {drawn}.\n");
+                text += &format!("\nIn brackets: {confidence} % intervals from {drawn}.\n");
             }
         }
         let galleries: Vec<_> = report.searched.iter().filter(|s| s.model == model).collect();
@@ -44,12 +44,12 @@ pub(super) fn markdown(report: &Report) -> String {
     text
 }
 
-/// Whether a figure has the mark that [`TOO_FEW`] explains.
+/// Whether any metric has the mark `*` that [`TOO_FEW`] explains.
 pub(super) fn has_mark(results: &[&SettingResult]) -> bool {
     figure_rows(results).iter().any(|(_, cells)| cells.iter().any(|cell| cell.contains('*')))
 }
 
-/// Text that no table or page takes for its own signs.
+/// Escapes characters with a meaning in Markdown tables or HTML.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('|', "\\|").replace('*', "\\*").replace('<', "&lt;").replace('\n', " ")
 }

@@ -1,5 +1,5 @@
-//! What an evaluation found, as a folder to keep and to show: `report.json` for machines, `report.md`, and `report.html`, one page that
-//! needs nothing else; and how a training went, as such a page.
+//! Reports. An evaluation gets a folder with `report.json` for machines, `report.md`, and `report.html`, a
+//! self-contained page; a training gets such a page alone.
 
 mod axis;
 mod curve_plot;
@@ -24,58 +24,58 @@ use crate::error::{Error, Result};
 use crate::eval::{Histogram, Identification, OperatingPoint, Scores, SettingResult};
 use crate::files::write_atomic;
 
-/// The page.
+/// Name of the page's file.
 const PAGE_FILE: &str = "report.html";
 
-/// Everything that a report says.
+/// Contents of the report of an evaluation.
 #[derive(Debug)]
 pub struct Report {
-    /// What the pairs are and where they are from, for people.
+    /// Human-readable description of the pairs and where they are from.
     pub title: String,
-    /// What is needed to repeat it, for machines.
+    /// Machine-readable metrics, with everything needed to reproduce them.
     pub record: Value,
-    /// The same for people: a name and what it is.
+    /// Human-readable provenance: (name, value) rows.
     pub provenance: Vec<(String, String)>,
-    /// One for each model and set of comparisons.
+    /// Results, one for each model and set of comparisons.
     pub measured: Vec<Measured>,
-    /// One for each model and gallery.
+    /// Results of searches, one for each model and gallery.
     pub searched: Vec<Searched>,
-    /// Share of the draws that an interval holds.
+    /// Confidence level of the intervals.
     pub confidence: f64,
 }
 
-/// One set of comparisons by one model.
+/// Results of one model on one set of comparisons.
 #[derive(Debug)]
 pub struct Measured {
     /// The model's name.
     pub model: String,
-    /// What was compared, such as `U-M`.
+    /// Name of the setting, such as `U-M`.
     pub setting: String,
-    /// The figures.
+    /// The metrics.
     pub result: SettingResult,
     /// The points of the ROC and DET curves.
     pub curve: Vec<OperatingPoint>,
-    /// How scores are spread.
+    /// Histogram of the scores.
     pub histogram: Histogram,
-    /// The pairs with the least fitting scores; none unless asked for.
+    /// The pairs that the model gets most wrong; `None` unless requested.
     pub hardest: Option<Hardest>,
-    /// The file of all scores in the folder of the report, if they are kept.
+    /// Name of the score file, relative to the folder of the report, if scores are kept.
     pub scores: Option<String>,
 }
 
-/// The searches by one model in one gallery.
+/// Results of the searches by one model in one gallery.
 #[derive(Debug)]
 pub struct Searched {
     /// The model's name.
     pub model: String,
-    /// The gallery's.
+    /// The gallery's name.
     pub gallery: String,
-    /// The figures.
+    /// The metrics.
     pub result: Identification,
 }
 
 impl Measured {
-    /// Takes from `scores` what is drawn of them.
+    /// Returns results with the curve and the histogram of `scores`.
     pub fn new(model: &str, setting: &str, result: SettingResult, scores: &Scores) -> Self {
         Self {
             model: model.to_owned(),
@@ -93,7 +93,7 @@ impl Report {
     /// Writes the three files into `folder`, the page last.
     ///
     /// # Errors
-    /// When the folder has a report already, cannot be written to, or a curve cannot be drawn.
+    /// When the folder already has a report or cannot be written to, or a curve cannot be drawn.
     pub fn write(&self, folder: &Path) -> Result<()> {
         refuse_to_replace(folder)?;
         let page = page::page(self)?;
@@ -102,7 +102,7 @@ impl Report {
         write_atomic(&folder.join(PAGE_FILE), page.as_bytes())
     }
 
-    /// The models, in their order.
+    /// Names of the models, in the order in which they were measured.
     fn models(&self) -> Vec<&str> {
         let mut models: Vec<&str> = Vec::new();
         for model in self.measured.iter().map(|m| &m.model).chain(self.searched.iter().map(|s| &s.model)) {
@@ -113,22 +113,22 @@ impl Report {
         models
     }
 
-    /// What `model` was measured in.
+    /// Results of `model`.
     fn of<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a Measured> {
         self.measured.iter().filter(move |m| m.model == model)
     }
 }
 
-/// Makes the folder of a report, which may have other files.
+/// Creates the folder of a report, unless it exists; files other than a report may be in it.
 ///
 /// # Errors
-/// When there is a report in it, or it cannot be made.
+/// When the folder already has a report or cannot be created.
 pub fn refuse_to_replace(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     // The page of a training has the same name.
     for path in [REPORT_FILE, PAGE_FILE].map(|name| folder.join(name)) {
         if path.exists() {
-            return Err(Error::Io { source: std::io::Error::other("there is a report already"), path });
+            return Err(Error::Io { source: std::io::Error::other("a report already exists"), path });
         }
     }
     Ok(())

@@ -16,7 +16,7 @@ pub(super) fn page(report: &Report) -> Result<String> {
         sections.push(section(report, model)?);
     }
     let lead = html! {
-        "Face verification as measured by " code { "maskinv evaluate" } ". Scores are cosines; a pair is accepted from a threshold on."
+        "Face verification as measured by " code { "maskinv evaluate" } ". Scores are cosines; a pair is accepted if its score is at least the threshold."
     };
     let body = html! {
         @if models.len() > 1 { (side_by_side(report, &models)?) }
@@ -26,7 +26,7 @@ pub(super) fn page(report: &Report) -> Result<String> {
     Ok(document("Evaluation", &report.title, &lead, &body))
 }
 
-/// Every model's curve, setting by setting.
+/// Section that compares the models: a table of EERs and a DET plot for each setting.
 fn side_by_side(report: &Report, models: &[&str]) -> Result<Markup> {
     let mut settings: Vec<&str> = Vec::new();
     for measured in &report.measured {
@@ -67,12 +67,12 @@ fn side_by_side(report: &Report, models: &[&str]) -> Result<Markup> {
     })
 }
 
-/// The first row of the table of figures.
+/// Formatted EER, which is the first row of the table of metrics.
 fn eer(measured: &Measured) -> String {
     figure_rows(&[&measured.result])[0].1[0].clone()
 }
 
-/// All of one model.
+/// Section with all results of one model.
 fn section(report: &Report, model: &str) -> Result<Markup> {
     let measured: Vec<&Measured> = report.of(model).collect();
     let lines: Vec<plot::Line> = measured.iter().map(|m| (m.setting.as_str(), m.curve.as_slice())).collect();
@@ -92,9 +92,9 @@ fn section(report: &Report, model: &str) -> Result<Markup> {
             @if !measured.is_empty() {
                 div.scroll { (figures(&measured, &results)) }
                 @if has_mark(&results) { p.note { (TOO_FEW) "." } }
-                @if let Some(drawn) = drawn { p.note { "In brackets: " (confidence) " % intervals of " (drawn) "." } }
+                @if let Some(drawn) = drawn { p.note { "In brackets: " (confidence) " % intervals from " (drawn) "." } }
                 div.plots { @for plot in &plots { figure { (PreEscaped(plot)) } } }
-                h3 { "At the threshold of a false match rate" }
+                h3 { "FNMR at fixed false match rates" }
                 div.plots { @for m in &measured { (operating_points(m)) } }
             }
             @for searched in report.searched.iter().filter(|s| s.model == model) {

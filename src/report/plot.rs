@@ -1,4 +1,4 @@
-//! Curves and histograms as SVG. Everything black in them is drawn in the page's own colour of text.
+//! SVG curves and histograms. The style sheet of the page redraws everything black in its text colour.
 
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
@@ -7,7 +7,7 @@ use super::probit::{ProbitAxis, per_cent};
 use crate::error::{Error, Result};
 use crate::eval::{Histogram, OperatingPoint};
 
-/// Colours that people with any colour vision tell apart, on black and on white (Okabe and Ito).
+/// Palette that is safe for colour-blind readers, on black and on white (Okabe and Ito).
 pub(super) const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -23,7 +23,7 @@ pub(super) const TITLE: (&str, i32) = ("sans-serif", 17);
 /// A named curve.
 pub(super) type Line<'a> = (&'a str, &'a [OperatingPoint]);
 
-/// False non-match rate against false match rate, both on probit axes.
+/// DET plot: false non-match rate against false match rate, both on probit axes.
 pub(super) fn det(title: &str, lines: &[Line]) -> Result<String> {
     let rates = |of: fn(&OperatingPoint) -> f64| {
         let rates = lines.iter().flat_map(|(_, points)| points.iter().map(of));
@@ -41,7 +41,7 @@ pub(super) fn det(title: &str, lines: &[Line]) -> Result<String> {
     curves(title, axes, x, y, lines, points, SeriesLabelPosition::UpperRight)
 }
 
-/// True accept rate against false accept rate, which is on a logarithmic axis.
+/// ROC plot: true accept rate against false accept rate, the latter on a logarithmic axis.
 pub(super) fn roc(title: &str, lines: &[Line]) -> Result<String> {
     let far = lines.iter().flat_map(|(_, points)| points.iter().map(|p| p.fmr)).filter(|far| *far > 0.0);
     let low = (far.fold(0.1, f64::min) / 1.5).max(1e-7);
@@ -55,7 +55,7 @@ pub(super) fn roc(title: &str, lines: &[Line]) -> Result<String> {
     curves(title, axes, x, bottom..1.0, lines, points, SeriesLabelPosition::LowerRight)
 }
 
-/// Lines in a frame, and which is which.
+/// Draws lines with axes and a legend.
 fn curves<X, Y>(
     title: &str,
     axes: [&str; 2],
@@ -108,10 +108,10 @@ where
 }
 
 fn wrong(e: impl std::fmt::Display) -> Error {
-    Error::Evaluation(format!("a plot: {e}"))
+    Error::Evaluation(format!("cannot draw a plot: {e}"))
 }
 
-/// The scores of both kinds, as shares.
+/// Histogram of genuine and impostor scores, as shares.
 pub(super) fn histogram(title: &str, bars: &Histogram) -> Result<String> {
     let mut svg = String::new();
     {

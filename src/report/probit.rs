@@ -1,4 +1,4 @@
-//! Axes of DET plots: error rates by the quantiles of a normal distribution, on which two normal classes make a straight line
+//! Axes of DET plots: error rates on the scale of normal quantiles, on which two normal classes yield a straight line
 //! (Martin et al., Eurospeech 1997).
 
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use statrs::distribution::{ContinuousCDF, Normal};
 
-/// Rates that are marked.
+/// Rates with a tick.
 const MARKS: [f64; 14] = [1e-6, 1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8];
 
 /// Error rates from `low` to `high`, both in (0, 1).
@@ -17,8 +17,10 @@ pub(super) struct ProbitAxis {
 }
 
 impl ProbitAxis {
+    /// Axis from `low` to `high`.
+    ///
     /// # Panics
-    /// When the ends are not in (0, 1).
+    /// Unless `0 < low < high < 1`.
     pub fn new(low: f64, high: f64) -> Self {
         assert!(0.0 < low && low < high && high < 1.0, "an axis from {low} to {high}");
         Self { low, high }
@@ -43,7 +45,7 @@ impl Ranged for ProbitAxis {
     }
 }
 
-/// A rate in per cent, without zeros that say nothing.
+/// Formats a rate in per cent, without trailing zeros.
 pub(super) fn per_cent(rate: f64) -> String {
     let text = format!("{:.4}", 100.0 * rate);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

@@ -1,4 +1,4 @@
-//! `report.html` of a training: what each arm's figures were, step by step.
+//! `report.html` of a training: the metrics of each arm, step by step.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::document::{address, document, provenance, short};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 
-/// The figures of a step: the key and the title of each, in the order of [`StepPoint::values`].
+/// Metrics of a step as (key, title), in the order of [`StepPoint::values`].
 pub const FIGURES: [(&str, &str); 8] = [
     ("loss", "Loss"),
     ("margin_loss", "Margin loss"),
@@ -22,72 +22,73 @@ pub const FIGURES: [(&str, &str); 8] = [
     ("mean_cosine", "Mean cosine"),
     ("images_per_s", "Images per second"),
 ];
-/// Those that are told apart by their magnitudes, where they differ by more than a decade.
+/// Metrics drawn on a logarithmic axis if they are positive and span more than a decade.
 const MAGNITUDES: [&str; 3] = ["distill_loss", "grad_norm", "lr"];
 
-/// Everything that the page of a training says.
+/// Contents of the page of a training.
 #[derive(Clone, Debug, Default)]
 pub struct TrainingReport {
-    /// What was trained, for people.
+    /// Human-readable name of the training.
     pub title: String,
-    /// What is needed to repeat it, for people: a name and what it is.
+    /// Everything needed to reproduce the training: (name, value) rows.
     pub provenance: Vec<(String, String)>,
-    /// One for each arm, in the order of their training.
+    /// Curves of each arm, in the order of their training.
     pub arms: Vec<ArmCurves>,
-    /// Images of a batch, a strip below another: the teacher's above the student's.
+    /// Strips of images of one batch, from top to bottom: the teacher's, then the student's.
     pub samples: Vec<SampleRow>,
-    /// The tables of results as the command line prints them; none before there are any.
+    /// Tables of results as the command line prints them; empty until there are results.
     pub tables: Vec<String>,
-    /// What the tables say, in words; may be empty.
+    /// Summary of the tables in words; may be empty.
     pub conclusion: String,
 }
 
-/// One arm's figures over its steps.
+/// Metrics of one arm over its steps.
 #[derive(Clone, Debug, Default)]
 pub struct ArmCurves {
     /// The arm's name.
     pub name: String,
-    /// Whether it has taken its last step.
+    /// Whether its training has finished.
     pub is_finished: bool,
-    /// Every step, in their order.
+    /// All steps, in order.
     pub steps: Vec<StepPoint>,
-    /// Every evaluation, in the order of their steps.
+    /// All evaluations, in the order of their steps.
     pub evaluations: Vec<EvaluationPoint>,
-    /// What happened on the way that people should know.
+    /// Notices and warnings for the user.
     pub notices: Vec<String>,
 }
 
-/// The figures of one step.
+/// Metrics of one step.
 #[derive(Clone, Debug, Default)]
 pub struct StepPoint {
-    /// The step, by which points are drawn.
+    /// The step: where on the axis the point is drawn.
     pub step: usize,
     /// Its epoch, from 0.
     pub epoch: usize,
-    /// The figures, as many as [`FIGURES`]; `None` where one was not finite or not measured.
+    /// Values of the metrics in [`FIGURES`]; `None` where one was not finite or not measured.
     pub values: Vec<Option<f64>>,
 }
 
-/// The error rates after one step.
+/// Error rates after one step.
 #[derive(Clone, Debug, Default)]
 pub struct EvaluationPoint {
     /// The step.
     pub step: usize,
-    /// What was compared, such as `U-M`, and its EER as a share.
+    /// Name of each setting, such as `U-M`, and its EER in `[0, 1]`.
     pub eer: Vec<(String, f64)>,
 }
 
 /// A strip of images of a training batch.
 #[derive(Clone, Debug, Default)]
 pub struct SampleRow {
-    /// Who saw them.
+    /// Network that sees the images.
     pub caption: String,
-    /// The files, PNG.
+    /// The images as PNG files.
     pub images: Vec<Vec<u8>>,
 }
 
 impl TrainingReport {
-    /// Writes the page into `folder`, which is made if it is missing; an older page is replaced, as a training goes on.
+    /// Writes the page into `folder`, which is created if missing. An older page is replaced, so that a running
+    /// training can update it.
     ///
     /// # Errors
     /// When the folder cannot be written to or a curve cannot be drawn.
@@ -121,16 +122,16 @@ impl TrainingReport {
         Ok(html! {
             section {
                 h2 { "Curves" }
-                @if self.arms.is_empty() { p { "Nothing is trained yet." } } @else { div.scroll { (self.overview()) } }
+                @if self.arms.is_empty() { p { "Nothing has been trained yet." } } @else { div.scroll { (self.overview()) } }
                 @if steps_a_point > 1 {
-                    p.note { "A point is the mean of up to " (steps_a_point) " steps, the band around it goes from the lowest to the highest of them." }
+                    p.note { "Each point is the mean of up to " (steps_a_point) " steps; the band around it spans their minimum and maximum." }
                 }
                 div.plots.wide { @for plot in &plots { (plot) } }
             }
         })
     }
 
-    /// How far every arm is.
+    /// Table of the progress of every arm.
     fn overview(&self) -> Markup {
         let last_loss = |arm: &ArmCurves| {
             let loss = arm.steps.iter().rev().find_map(|point| point.value(0));
@@ -158,14 +159,14 @@ impl TrainingReport {
         }
     }
 
-    /// Where the axes of steps end: those of all plots, so that they can be compared.
+    /// End of the step axis, the same for all plots so that they can be compared.
     fn last_step(&self) -> usize {
         let steps = self.arms.iter().flat_map(|arm| arm.steps.iter().map(|point| point.step));
         let evaluated = self.arms.iter().flat_map(|arm| arm.evaluations.iter().map(|point| point.step));
         steps.chain(evaluated).max().unwrap_or(0)
     }
 
-    /// A figure's plot, a line for each arm that has it; none if none has.
+    /// Plot of one metric, with a line for each arm that has it; `None` if no arm has it.
     fn figure(&self, figure: usize) -> Result<Option<Markup>> {
         let (key, title) = FIGURES[figure];
         let (mut curves, mut gaps) = (Vec::new(), Vec::new());
@@ -181,13 +182,13 @@ impl TrainingReport {
             curves.push(Curve { name: &arm.name, colour, points });
         }
         let [low, high] = ends(&curves);
-        // Without a division, which may give more than a number.
+        // Not `high / low`, which may overflow.
         let is_log = MAGNITUDES.contains(&key) && low > 0.0 && high / 10.0 > low;
         let scale = if is_log { Scale::Log } else { Scale::Linear };
         drawn(&Plot { title, scale, has_marks: false, last_step: self.last_step(), curves: &curves }, &gaps.join(", "))
     }
 
-    /// The plot of an arm's error rates, a line for each setting; none if it was not evaluated.
+    /// Plot of an arm's error rates, with a line for each setting; `None` if the arm was not evaluated.
     fn error_rates(&self, arm: &ArmCurves) -> Result<Option<Markup>> {
         let mut curves: Vec<Curve> = Vec::new();
         for EvaluationPoint { step, eer } in &arm.evaluations {
@@ -209,7 +210,7 @@ impl TrainingReport {
         html! {
             @if !self.samples.is_empty() {
                 section {
-                    h2 { "What the networks saw" }
+                    h2 { "Inputs of the networks" }
                     div.scroll {
                         @for SampleRow { caption, images } in &self.samples {
                             figure {
@@ -254,13 +255,13 @@ impl TrainingReport {
 }
 
 impl StepPoint {
-    /// A figure, if it is a number.
+    /// Value of a metric, if it is finite.
     pub(super) fn value(&self, figure: usize) -> Option<f64> {
         self.values.get(figure).copied().flatten().filter(|value| value.is_finite())
     }
 }
 
-/// A plot above what its lines are and where they have gaps; none without a line.
+/// Plot with its legend and a note on gaps; `None` if it has no lines.
 fn drawn(plot: &Plot, gaps: &str) -> Result<Option<Markup>> {
     if plot.curves.is_empty() {
         return Ok(None);
@@ -270,7 +271,7 @@ fn drawn(plot: &Plot, gaps: &str) -> Result<Option<Markup>> {
             (PreEscaped(plot.svg()?))
             figcaption.legend {
                 (legend(plot.curves))
-                @if !gaps.is_empty() { p { "Steps that were not finite or not measured: " (gaps) "." } }
+                @if !gaps.is_empty() { p { "Steps without a finite value: " (gaps) "." } }
             }
         }
     }))
@@ -280,7 +281,7 @@ fn drawn(plot: &Plot, gaps: &str) -> Result<Option<Markup>> {
 mod tests {
     use super::*;
 
-    /// An arm of which every figure is `value` of the step.
+    /// Arm whose metrics all are `value(step)`.
     fn arm(name: &str, num_steps: usize, value: impl Fn(usize) -> Option<f64>) -> ArmCurves {
         let point = |step| StepPoint { step, epoch: step / 100, values: vec![value(step); FIGURES.len()] };
         ArmCurves { name: name.to_owned(), steps: (0..num_steps).map(point).collect(), ..Default::default() }
@@ -308,7 +309,7 @@ mod tests {
         };
         let page = report.page().unwrap();
         for part in [
-            "Steps that were not finite or not measured: 3 of 300 of hg.",
+            "Steps without a finite value: 3 of 300 of hg.",
             "hg: EER, %",
             "U-M",
             "1 notice<",
@@ -322,14 +323,15 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part} is missing");
         }
-        // Eight figures and the error rates; the arm without a number has no line, and neither has the setting.
+        // A plot for each metric, one of the error rates and a strip of samples. Neither the arm nor the setting
+        // without a finite value has a line.
         assert_eq!(page.matches("</figure>").count(), FIGURES.len() + 1 + 1);
         assert!(!page.contains("teacher: ") && !page.contains("M-M") && !page.contains("<script"));
         let elsewhere =
             page.match_indices("http").filter(|(at, _)| !page[*at..].starts_with("http://www.w3.org/2000/svg"));
         assert_eq!(elsewhere.count(), 0);
 
-        // A later page takes the place of an earlier one.
+        // A later page replaces an earlier one.
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("new");
         report.write(&folder).unwrap();
@@ -342,7 +344,7 @@ mod tests {
 
     #[test]
     fn whatever_the_figures_are_there_is_a_page() {
-        assert!(page(vec![]).contains("Nothing is trained yet."));
+        assert!(page(vec![]).contains("Nothing has been trained yet."));
         let empty = page(vec![arm("lg", 0, |_| None)]);
         assert!(empty.contains("<th>lg</th>") && !empty.contains("<svg"));
         assert!(!page(vec![arm("lg", 50, |_| None)]).contains("<svg"));
@@ -367,18 +369,18 @@ mod tests {
                 assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
             }
         }
-        // Fewer values than figures, and steps without an order.
+        // Fewer values than metrics, and steps out of order.
         let mut short = arm("lg", 3, |_| Some(1.0));
         short.steps[1].values.clear();
         short.steps[0].step = usize::MAX;
         short.steps[2].epoch = usize::MAX;
         short.evaluations = vec![EvaluationPoint { step: 0, eer: vec![("U-U".to_owned(), -1e300)] }];
-        assert!(page(vec![short]).contains("not measured: 1 of 3 of lg"));
+        assert!(page(vec![short]).contains("Steps without a finite value: 1 of 3 of lg"));
     }
 
     #[test]
     fn magnitudes_are_on_a_logarithmic_axis_where_they_are_far_apart() {
-        // Decades are marked on such an axis, and on no other of these.
+        // Only the logarithmic axes have a tick at 0.01 here.
         let has_decade = |value: fn(usize) -> Option<f64>| page(vec![arm("lg", 300, value)]).matches("0.01\n").count();
         assert_eq!(has_decade(|step| Some(0.1f64.powi(step as i32 % 4))), MAGNITUDES.len());
         assert_eq!(has_decade(|step| Some(if step == 0 { 0.0 } else { 0.1f64.powi(step as i32 % 4) })), 0);

@@ -1,47 +1,53 @@
-//! The arms of the paper's ablation (Huber et al., FG 2021, section IV).
+//! The arms of the paper's ablation (Huber et al., FG 2021, section IV), and distillation without labels.
 
 use serde::{Deserialize, Serialize};
 
-/// A way of training the backbone.
+/// One arm of the ablation: a way of training the backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Arm {
     /// Margin loss on clean faces: ElasticFace-Arc.
     Teacher,
-    /// Margin loss on faces of which some are masked: ElasticFace-Arc-Aug.
+    /// Margin loss on faces, some of them masked: ElasticFace-Arc-Aug.
     Aug,
-    /// As `Aug`, with weak distillation from the teacher: MaskInv-LG.
+    /// `Aug` with weak distillation from the teacher: MaskInv-LG.
     Lg,
-    /// As `Aug`, with strong distillation from the teacher: MaskInv-HG.
+    /// `Aug` with strong distillation from the teacher: MaskInv-HG.
     Hg,
+    /// Distillation on faces, some of them masked, without a margin loss: no label is used. Not an arm of the paper.
+    Distill,
 }
 
 impl Arm {
-    /// All arms, in the order they are trained.
-    pub const ALL: [Self; 4] = [Self::Teacher, Self::Aug, Self::Lg, Self::Hg];
+    /// All arms, in training order.
+    pub const ALL: [Self; 5] = [Self::Teacher, Self::Aug, Self::Lg, Self::Hg, Self::Distill];
+    /// The arms of the paper's ablation.
+    pub const PAPER: [Self; 4] = [Self::Teacher, Self::Aug, Self::Lg, Self::Hg];
 
-    /// Returns the name in configs and folders.
+    /// Returns the arm's name in settings and folder names.
     pub fn name(self) -> &'static str {
         match self {
             Self::Teacher => "teacher",
             Self::Aug => "aug",
             Self::Lg => "lg",
             Self::Hg => "hg",
+            Self::Distill => "distill",
         }
     }
 
-    /// Returns the paper's name.
+    /// Returns the arm's name in tables and messages.
     pub fn title(self) -> &'static str {
         match self {
             Self::Teacher => "teacher (ElasticFace-Arc)",
             Self::Aug => "augmentation only",
             Self::Lg => "MaskInv-LG",
             Self::Hg => "MaskInv-HG",
+            Self::Distill => "distillation, no labels",
         }
     }
 
-    /// Whether a teacher's embeddings are learned from.
+    /// Whether the arm distils from a teacher.
     pub fn distills(self) -> bool {
-        matches!(self, Self::Lg | Self::Hg)
+        matches!(self, Self::Lg | Self::Hg | Self::Distill)
     }
 }

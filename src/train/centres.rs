@@ -1,4 +1,4 @@
-//! Class centres from embeddings: a classifier that fits the backbone before the first step.
+//! Initial class centres computed from embeddings, so that the head fits the backbone from the first step.
 
 use candle_core::{Device, Tensor};
 
@@ -8,8 +8,8 @@ use crate::eval::{EmbedConfig, embed};
 use crate::models::Model;
 use crate::ops::normalize::l2_normalize;
 
-/// Returns the mean normalised embedding of each identity's images, as they are, `(embedding_size, identities)`, f32;
-/// `progress(done, total)` counts images.
+/// Returns the L2-normalised mean of each identity's normalised embeddings, `(embedding_size, identities)`, f32. Images
+/// are neither flipped nor augmented. `progress(done, total)` counts images.
 ///
 /// # Errors
 /// When an image cannot be read or the network fails.

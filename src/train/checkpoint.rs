@@ -1,4 +1,4 @@
-//! Checkpoints of a training: a backbone and its head, each a safetensors file with PyTorch's names.
+//! Model weights that a training saves: a backbone and its head, each a safetensors file with PyTorch's names.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,39 +16,40 @@ pub(super) const HEADER_FILE: &str = "header.safetensors";
 /// A trained backbone, frozen, and the class centres of its head.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// The file it was loaded from, if any.
-    pub path: Option<PathBuf>,
+    /// The name for messages: the file that it was loaded from, or the arm.
+    pub name: String,
     /// The backbone.
     pub backbone: Model,
-    /// The head's parameters; absent if there was no file of them.
+    /// The head's parameters, if there was a file with them.
     pub header: Option<BTreeMap<String, Tensor>>,
 }
 
 impl Checkpoint {
-    /// Returns a loaded backbone with the head that a training, ours or the published code, saved beside it, if there is one.
+    /// Returns a loaded backbone with its head, if this crate or the published code saved one in the same folder.
     ///
     /// # Errors
-    /// When the head's file is broken.
+    /// When the head's file is corrupt.
     pub fn of(loaded: Loaded) -> Result<Self> {
-        let name = loaded.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let beside = |name: &str| Some(loaded.path.with_file_name(name)).filter(|path| path.exists());
+        let path = loaded.file.path().map_or(Path::new(""), PathBuf::as_path);
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let beside = |name: &str| Some(path.with_file_name(name)).filter(|path| path.exists());
         let header = if name == BACKBONE_FILE {
             beside(HEADER_FILE).map(|path| read_safetensors(&path)).transpose()?
         } else {
-            // The published code's pairs, `295672backbone.pth` and `295672header.pth`.
+            // The published code saves pairs such as `295672backbone.pth` and `295672header.pth`.
             let step = name.strip_suffix("backbone.pth");
             step.and_then(|step| beside(&format!("{step}header.pth"))).map(|path| read_pytorch(&path)).transpose()?
         };
         let header = header.map(|file| file.tensors);
-        Ok(Self { path: Some(loaded.path), backbone: loaded.model, header })
+        Ok(Self { name: loaded.file.to_string(), backbone: loaded.model, header })
     }
 }
 
-/// Writes `backbone.safetensors` and, where class centres were trained, `header.safetensors` to `folder`, which is made
-/// if need be. Without centres an older file of them is removed: it is another backbone's.
+/// Writes `backbone.safetensors` to `folder`, which is created if necessary, and `header.safetensors` if class centres
+/// were trained. Without them, an old `header.safetensors` is removed, since it belongs to a different backbone.
 ///
 /// # Errors
-/// When the folder cannot be made or written to; older files stay whole.
+/// When the folder cannot be created or written to; older files stay intact.
 pub fn save_checkpoint(folder: &Path, backbone: &Model, head: Option<&MarginHead>) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let header = folder.join(HEADER_FILE);

@@ -1,4 +1,4 @@
-//! All settings of an experiment, its presets, and overrides of single settings.
+//! The settings of an experiment, the presets, and overrides of single settings.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,15 +16,15 @@ use crate::losses::{DistillConfig, DistillKind, MarginConfig, PlusMatching};
 use crate::models::ModelConfig;
 use crate::optim::{OptimConfig, ScheduleConfig};
 
-/// An experiment; the default is the published recipe on MS1MV2 (METHOD: Huber et al., FG 2021, section IV).
+/// Settings of an experiment. The default is the published recipe on MS1MV2 (Huber et al., FG 2021, section IV).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Length of the training, where students start, the seed.
+    /// Arms, epochs, initial weights, training checkpoints and the seed.
     pub train: TrainConfig,
-    /// Evaluations in between, and early stopping.
+    /// Evaluations between epochs, and early stopping.
     pub watch: WatchConfig,
-    /// Weight and kind of distillation.
+    /// Kind and weights of the distillation loss.
     pub distill: DistillArms,
     /// The margin loss.
     pub loss: MarginConfig,
@@ -32,13 +32,13 @@ pub struct Config {
     pub model: ModelConfig,
     /// The optimiser.
     pub optim: OptimConfig,
-    /// The learning rate over time.
+    /// The learning rate schedule.
     pub schedule: ScheduleConfig,
-    /// Flips and share of masks.
+    /// Augmentation: flips, share of masked faces, image conditions.
     pub augment: AugmentConfig,
-    /// Batches.
+    /// Batch size and loader threads.
     pub loader: LoaderConfig,
-    /// Where faces come from.
+    /// The training and test data.
     pub data: DataConfig,
     /// Masks in training.
     pub mask: MaskConfig,
@@ -46,58 +46,68 @@ pub struct Config {
     pub eval: EvalConfig,
 }
 
-/// Length and start of the training.
+/// Arms, epochs, initial weights, training checkpoints and the seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Which networks to train, in this order.
+    /// The arms to train, in this order.
     pub arms: Vec<Arm>,
+    /// The teacher where its arm is not trained: a path, `hf://owner/repo/file` or a short name. The command line opens
+    /// it; from the library, pass it to [`Experiment::with_teacher`](super::Experiment::with_teacher).
+    pub teacher: Option<String>,
+    /// The weights that every trained arm starts from, named and opened like the teacher; see
+    /// [`Experiment::with_start`](super::Experiment::with_start).
+    pub start_weights: Option<String>,
     /// Epochs of the students, and of the teacher if `teacher_epochs` is absent.
     pub epochs: usize,
     /// Epochs of the teacher.
     pub teacher_epochs: Option<usize>,
-    /// Decides initial weights, batches, masks and margins.
+    /// Seed of the initial weights, batches, masks and margins.
     pub seed: u64,
-    /// Where `aug` and `lg` start.
+    /// Initial weights of `aug` and `lg`.
     pub start: Start,
-    /// Where `hg` starts.
+    /// Initial weights of `hg`.
     pub hg_start: Start,
-    /// First epoch of `hg`, from 0: the published one continues an LG student, and its schedule, at epoch 20. If it
-    /// starts from `lg`, from what that was at the start of this epoch.
+    /// First epoch of `hg`, from 0. The published recipe continues an LG student, and its schedule, at epoch 20. With
+    /// `hg_start = "lg"`, `hg` starts from the LG student's weights at the start of this epoch.
     pub hg_first_epoch: usize,
-    /// How batch norm normalises in training.
+    /// Statistics that batch norm normalises by in training.
     pub batch_norm: BatchNormMode,
-    /// Where class centres start that no checkpoint brings along.
+    /// Initial class centres where none come with the weights to start from.
     pub head_start: HeadStart,
-    /// Share of the weights that an arm starts from in those it ends with, below 1. Averaging the two keeps more of
-    /// what the start knew of faces unlike the training's (WiSE-FT, Wortsman et al., CVPR 2022, eq. 1 with
-    /// `alpha = 1 - start_share`).
+    /// Share of an arm's starting weights in its final weights, at least 0 and below 1. Averaging the two keeps more of
+    /// what the starting weights know about faces unlike the training set's (WiSE-FT, Wortsman et al., CVPR 2022, eq. 1
+    /// with `alpha = 1 - start_share`).
     pub start_share: f64,
-    /// Whether class centres that come with the weights to start from are used where the identities are as many; else they start anew.
+    /// Whether to keep the class centres that come with the starting weights, if the number of identities matches;
+    /// otherwise they are initialised by `head_start`.
     pub keep_head: bool,
-    /// Layers and stages that stay as the weights that an arm starts from have them, running statistics and all, by the prefix of their
-    /// names: `["conv1", "bn1", "prelu", "layer1"]` is an IResNet's beginning.
+    /// Layers and stages to freeze at the starting weights, including their running statistics, by name prefix:
+    /// `["conv1", "bn1", "prelu", "layer1"]` freezes the first stages of an IResNet.
     pub freeze: Vec<String>,
-    /// Parts of equal size in which a batch goes through the network, for less memory: their gradients are added up before the step. Each
-    /// part has batch statistics of its own.
+    /// Gradient accumulation: number of equal mini-batches that a batch is split into, to save memory. Their gradients
+    /// are added before the update. Each mini-batch has its own batch-norm statistics.
     pub accumulate: usize,
-    /// Whether most activations are computed again in the backward pass instead of kept: less memory, more time, the same bits.
+    /// Whether to use activation checkpointing: less memory, more time, the same bits.
     pub recompute: bool,
-    /// Decay of the exponential moving average of the weights that an arm ends with and is evaluated by, such as 0.999; 0 for none.
+    /// Decay of the exponential moving average of the weights, such as 0.999; 0 turns it off. An arm is evaluated with
+    /// the average and ends with it.
     pub ema: f64,
-    /// Steps between states that are saved for going on after a stop, beside those at the ends of epochs; 0 for those alone.
+    /// Steps between training checkpoints, in addition to the one at the end of every epoch; 0 for those alone.
     pub save_every: usize,
-    /// States that are kept, the newest.
+    /// Number of training checkpoints to keep, the newest ones.
     pub keep_states: usize,
-    /// Steps in a row whose loss or gradient is not finite, each of which is left out, before the training stops; on a GPU it stops at the
-    /// first.
+    /// Number of skipped steps in a row after which training stops. A step is skipped if its loss or gradient is not
+    /// finite. On a GPU training stops as soon as one such step is detected.
     pub max_skipped: usize,
 }
 
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
-            arms: Arm::ALL.to_vec(),
+            arms: Arm::PAPER.to_vec(),
+            teacher: None,
+            start_weights: None,
             epochs: 26,
             teacher_epochs: None,
             seed: 0,
@@ -119,11 +129,11 @@ impl Default for TrainConfig {
     }
 }
 
-/// The weights a student starts from.
+/// Initial weights of a student.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// Random ones.
+    /// Random weights.
     #[default]
     Scratch,
     /// The teacher's backbone and head.
@@ -132,40 +142,40 @@ pub enum Start {
     Lg,
 }
 
-/// What batch norm normalises by in training.
+/// Statistics that batch norm normalises by in training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BatchNormMode {
-    /// The statistics of the batch, which enter the running ones.
+    /// Batch statistics, which also update the running statistics.
     #[default]
     Batch,
-    /// The running statistics of the weights that the arm starts from, which stay as they are. Needed where they were
-    /// folded into the convolutions, and good for small batches.
+    /// The running statistics of the weights that the arm starts from, which stay fixed. Required for models whose
+    /// batch norms were folded into the convolutions; useful for small batches.
     Frozen,
 }
 
-/// The class centres that training starts from.
+/// Initial class centres.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeadStart {
     /// `N(0, 0.01)`, as published.
     #[default]
     Random,
-    /// The mean embedding of each identity's training images under the weights that the arm starts from.
+    /// The mean embedding of each identity's training images, computed with the weights that the arm starts from.
     MeanEmbedding,
 }
 
-/// Distillation in the two arms that have it; the defaults are the paper's.
+/// Distillation settings of the LG and HG arms. The defaults are the paper's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistillArms {
-    /// Which distance.
+    /// The distillation loss.
     pub kind: DistillKind,
-    /// Its weight in MaskInv-LG.
+    /// Weight of the distillation loss in MaskInv-LG.
     pub lambda_lg: f64,
-    /// Its weight in MaskInv-HG.
+    /// Weight of the distillation loss in MaskInv-HG and in distillation without labels.
     pub lambda_hg: f64,
-    /// Weight of the margin loss beside it in both; 0 leaves distillation alone.
+    /// Weight of the margin loss in MaskInv-LG and -HG; 0 trains by distillation alone.
     pub margin_weight: f64,
 }
 
@@ -176,41 +186,41 @@ impl Default for DistillArms {
 }
 
 impl DistillArms {
-    /// Returns what `arm` distils with; a weight of 0 for those without a teacher.
+    /// Returns the distillation settings of `arm`; `lambda` is 0 for arms that do not distil.
     pub fn of(&self, arm: Arm) -> DistillConfig {
         let (lambda, margin_weight) = match arm {
             Arm::Teacher | Arm::Aug => (0.0, 1.0),
             Arm::Lg => (self.lambda_lg, self.margin_weight),
             Arm::Hg => (self.lambda_hg, self.margin_weight),
+            Arm::Distill => (self.lambda_hg, 0.0),
         };
         DistillConfig { kind: self.kind, lambda, margin_weight }
     }
 }
 
 impl Config {
-    /// Reads a TOML file.
+    /// Reads settings from a TOML file. Ranges are checked by [`Self::validate`].
     ///
     /// # Errors
-    /// When it cannot be read; when a key is unknown or a value of the wrong type, with its line; when a value is out
-    /// of range.
+    /// When the file cannot be read; when a key is unknown or a value has the wrong type, with the line.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         Self::parse(&text).map_err(|what| Error::Config(format!("{}: {what}", path.display())))
     }
 
-    /// Reads the text of a TOML file.
+    /// Parses settings from TOML text.
     ///
     /// # Errors
-    /// When a key is unknown or a value of the wrong type, with its line.
+    /// When a key is unknown or a value has the wrong type, with the line.
     pub(super) fn parse(text: &str) -> std::result::Result<Self, String> {
         toml::from_str(text).map_err(|e| describe(&e, text))
     }
 
-    /// Sets the value at a dotted path, such as `optim.lr=0.05` or `mask.kinds=["cloth"]`; a bare word is a string, and
-    /// `none` brings back the default.
+    /// Sets the value at a dotted path, such as `optim.lr=0.05` or `mask.kinds=["cloth"]`. A bare word is a string, and
+    /// `none` restores the default.
     ///
     /// # Errors
-    /// When there is no `=`, no such setting, or the value is of the wrong type.
+    /// When `=` is missing, the setting is unknown, or the value has the wrong type.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
         let wrong = |what: String| Error::Config(format!("--set {assignment}: {what}"));
         let (path, value) = assignment.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE".into()))?;
@@ -232,8 +242,8 @@ impl Config {
         Ok(())
     }
 
-    /// Switches to the published code's behaviour: its masks, from this RGBA template, drawn into the crops of teacher
-    /// and student alike, independent flips, its evaluation of U-M, its matching of margins in the "+" losses.
+    /// Switches to the behaviour of the published code: masks from this RGBA template, drawn into both the teacher's
+    /// and the student's crops; independent flips; its U-M evaluation; its margin matching in the "+" losses.
     pub fn use_reference_protocol(&mut self, template: &Path) {
         for mask in [&mut self.mask, &mut self.eval.mask] {
             mask.protocol = MaskProtocol::Reference;
@@ -242,7 +252,7 @@ impl Config {
         self.loss.plus_matching = PlusMatching::Reference;
     }
 
-    /// Returns the config as TOML; only settings that are absent, and so have their published value, are left out.
+    /// Returns the settings as TOML. Optional settings without a value are left out.
     ///
     /// # Errors
     /// When a path is not UTF-8.
@@ -250,7 +260,7 @@ impl Config {
         toml::to_string_pretty(self).map_err(|e| Error::Config(e.to_string()))
     }
 
-    /// Returns every setting by its dotted path, as TOML writes its value.
+    /// Returns all settings: dotted path to value, in TOML notation.
     ///
     /// # Errors
     /// When a path is not UTF-8.
@@ -271,7 +281,7 @@ impl Config {
         Ok(entries)
     }
 
-    /// Returns the [`Self::entries`] that `other` lacks or has otherwise.
+    /// Returns the [`Self::entries`] that are missing or different in `other`.
     ///
     /// # Errors
     /// When a path is not UTF-8.
@@ -280,10 +290,10 @@ impl Config {
         Ok(self.entries()?.into_iter().filter(|(key, value)| others.get(key) != Some(value)).collect())
     }
 
-    /// Checks the ranges of all components.
+    /// Checks that all settings are in range.
     ///
     /// # Errors
-    /// Names the first setting that is out of range.
+    /// When a setting is out of range; names the first one.
     pub fn validate(&self) -> Result<()> {
         for epochs in [Some(self.train.epochs), self.train.teacher_epochs].into_iter().flatten() {
             if !(1..=100_000).contains(&epochs) {
@@ -296,7 +306,7 @@ impl Config {
         }
         let TrainConfig { epochs, hg_first_epoch, .. } = self.train;
         if self.train.arms.contains(&Arm::Hg) && hg_first_epoch >= epochs {
-            let what = format!("train.hg_first_epoch: expected less than the {epochs} epochs, found {hg_first_epoch}");
+            let what = format!("train.hg_first_epoch: expected below {epochs} (train.epochs), found {hg_first_epoch}");
             return Err(Error::Config(what));
         }
         if !(0.0..1.0).contains(&self.train.start_share) {
@@ -305,10 +315,10 @@ impl Config {
         }
         let TrainConfig { accumulate, ema, .. } = self.train;
         let batch = self.loader.batch_size;
-        // Batch norm has no statistics of a single image.
+        // Batch norm cannot compute the statistics of a single image.
         if accumulate == 0 || !batch.is_multiple_of(accumulate) || batch / accumulate < 2 {
             let what = format!(
-                "train.accumulate: expected parts of two or more of the batch's {batch} images, found {accumulate}"
+                "train.accumulate: expected equal parts of at least two of {batch} images, found {accumulate} parts"
             );
             return Err(Error::Config(what));
         }
@@ -336,28 +346,28 @@ impl Config {
         self.eval.validate()
     }
 
-    /// How the steps of `arm` are taken.
+    /// Returns the settings of the training steps of `arm`.
     pub fn step(&self, arm: Arm) -> StepConfig {
         let TrainConfig { accumulate, recompute, ema, seed, .. } = self.train;
         StepConfig { distill: self.distill.of(arm), optim: self.optim.clone(), accumulate, recompute, ema, seed }
     }
 
-    /// The learning rate before the schedule, for the batch size that there is.
+    /// Returns the learning rate before the schedule: `optim.lr` scaled by `loader.batch_size / optim.lr_batch`.
     pub fn base_lr(&self) -> f64 {
         self.optim.lr * self.loader.batch_size as f64 / self.optim.lr_batch as f64
     }
 
-    /// Epochs that `arm` is trained in; the schedule counts from 0 all the same.
+    /// Returns the epochs in which `arm` is trained. The schedule counts from 0 even if the arm starts later.
     pub fn epochs(&self, arm: Arm) -> std::ops::Range<usize> {
         match arm {
             Arm::Teacher => 0..self.train.teacher_epochs.unwrap_or(self.train.epochs),
-            Arm::Aug | Arm::Lg => 0..self.train.epochs,
+            Arm::Aug | Arm::Lg | Arm::Distill => 0..self.train.epochs,
             Arm::Hg => self.train.hg_first_epoch..self.train.epochs,
         }
     }
 }
 
-/// The message of a TOML error with the line it points at, on one line.
+/// Returns a TOML error as one line, with its line number.
 fn describe(error: &toml::de::Error, text: &str) -> String {
     let message = error.message().replace('\n', " ");
     match error.span() {
@@ -366,7 +376,7 @@ fn describe(error: &toml::de::Error, text: &str) -> String {
     }
 }
 
-/// Presets by name: what each is for is the first line of its file.
+/// Presets by name. The first line of each file says what the preset is for.
 const PRESETS: [(&str, &str); 6] = [
     ("procedural", include_str!("presets/procedural.toml")),
     ("lfw-small", include_str!("presets/lfw-small.toml")),
@@ -376,7 +386,7 @@ const PRESETS: [(&str, &str); 6] = [
     ("ms1mv2-r100-hg", include_str!("presets/ms1mv2-r100-hg.toml")),
 ];
 
-/// Returns the names of the presets and what each is for.
+/// Returns the name and purpose of each preset.
 pub fn preset_names() -> impl Iterator<Item = (&'static str, &'static str)> {
     PRESETS.iter().map(|(name, text)| (*name, text.lines().next().unwrap_or_default().trim_start_matches("# ")))
 }
@@ -384,7 +394,7 @@ pub fn preset_names() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// Returns the preset `name`.
 ///
 /// # Errors
-/// When there is none: lists those there are.
+/// When the preset is unknown; lists the known ones.
 pub fn preset(name: &str) -> Result<Config> {
     match PRESETS.iter().find(|(n, _)| *n == name) {
         Some((_, text)) => Config::parse(text).map_err(|e| Error::Config(format!("preset {name}: {e}"))),

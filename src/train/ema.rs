@@ -10,26 +10,26 @@ use crate::ops::slice::Values;
 use crate::ops::update::each_pair;
 use crate::optim::{NUM_STEPS, num_steps};
 
-/// The average of parameters and running statistics over the steps, later ones weighing more: `average += (1 - decay) * (weights -
-/// average)` after each (Polyak and Juditsky, 1992; the form of Tarvainen and Valpola, NeurIPS 2017, section 2). So that the start is
-/// soon forgotten, the decay of step `n` is at most `(1 + n) / (10 + n)`.
+/// Exponential moving average of parameters and running statistics: `average += (1 - decay) * (weights - average)`
+/// after each step (Polyak and Juditsky, 1992; in the form of Tarvainen and Valpola, NeurIPS 2017, section 2). The
+/// decay of step `n` is at most `(1 + n) / (10 + n)`, so that the initial weights are soon forgotten.
 #[derive(Debug)]
 pub(super) struct Ema {
     decay: f64,
     num_steps: u64,
-    /// Floats by name; what is no float is taken as it is.
+    /// Averages of f32 tensors by name. Tensors of other types are not averaged.
     values: BTreeMap<String, Vec<f32>>,
 }
 
 impl Ema {
-    /// Returns that of no step yet: the weights as they are.
+    /// Returns an average initialised with the current weights.
     pub fn new(params: &Params, decay: f64) -> Result<Self> {
         let floats = params.state()?.into_iter().filter(|(_, tensor)| tensor.dtype() == DType::F32);
         let values = floats.map(|(name, tensor)| Ok((name, tensor.flatten_all()?.to_vec1()?)));
         Ok(Self { decay, num_steps: 0, values: values.collect::<Result<_>>()? })
     }
 
-    /// Lets the weights of a step enter.
+    /// Adds the weights after a step to the average.
     pub fn update(&mut self, params: &Params) -> Result<()> {
         let share = share(self.decay, self.num_steps);
         for (name, average) in &mut self.values {
@@ -41,7 +41,7 @@ impl Ema {
         Ok(())
     }
 
-    /// Returns the averages with whatever else `params` have, as a network's state.
+    /// Returns `params` as a network's state, with averages in place of the f32 tensors.
     pub fn weights(&self, params: &Params) -> Result<BTreeMap<String, Tensor>> {
         let mut state = params.state()?;
         for (name, values) in &self.values {
@@ -51,7 +51,7 @@ impl Ema {
         Ok(state)
     }
 
-    /// Returns what it is, for [`Self::load`].
+    /// Returns the state that [`Self::load`] restores.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let values = self
             .values
@@ -62,7 +62,7 @@ impl Ema {
         Ok(state)
     }
 
-    /// Goes on with what [`Self::state`] returned.
+    /// Restores the state that [`Self::state`] returned.
     pub fn load(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let read = |name: &str, len: usize| -> Result<Vec<f32>> {
             let values = values_of(state, name)?;
@@ -78,18 +78,18 @@ impl Ema {
     }
 }
 
-/// What weights after `num_steps` others weigh in an average.
+/// Returns the share of the newest weights in an average over `num_steps` earlier ones.
 pub(super) fn share(decay: f64, num_steps: u64) -> f64 {
     let n = num_steps as f64;
     1.0 - decay.min((1.0 + n) / (10.0 + n))
 }
 
-/// An average in the state of all.
+/// Returns one tensor's average from a saved state.
 pub(super) fn values_of(state: &BTreeMap<String, Tensor>, name: &str) -> Result<Vec<f32>> {
     Ok(state.get(name).ok_or_else(|| missing(name))?.to_vec1()?)
 }
 
-/// The number of steps in it.
+/// Returns the number of steps from a saved state.
 pub(super) fn steps_of(state: &BTreeMap<String, Tensor>) -> Result<u64> {
     Ok(num_steps("ema", state.get(NUM_STEPS).ok_or_else(|| missing(NUM_STEPS))?)?)
 }
@@ -120,7 +120,7 @@ mod tests {
             average.update(&params)?;
             let decay = 0.5f64.min((1.0 + f64::from(step)) / (10.0 + f64::from(step)));
             expected = decay * expected + (1.0 - decay) * value;
-            // From a state, as from itself.
+            // Restoring a saved state continues the average exactly.
             let mut other = Ema::new(&params, 0.5)?;
             other.load(&average.state()?)?;
             average = other;

@@ -1,4 +1,4 @@
-//! The epochs of one arm: its steps, the states that are saved on the way, and where it stops and goes on.
+//! The epoch loop of one arm: steps, training checkpoints, stopping and resuming.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -18,28 +18,28 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 
 impl Experiment {
-    /// The newest state of an arm that is whole, if there is one and training is to go on from it.
+    /// Returns the newest intact training checkpoint of an arm, if training resumes and there is one.
     pub(super) fn state(&self, arm: Arm, on: &mut dyn FnMut(Event)) -> Result<Option<TrainState>> {
         let folder = states_folder(&self.out.join(arm.name()));
         if !self.resumes {
-            // Of an earlier training in the same folder.
+            // Left by an earlier training in the same folder.
             remove_states(&self.out.join(arm.name()))?;
             return Ok(None);
         }
         let (state, problems) = TrainState::newest(&folder)?;
         problems.into_iter().for_each(|problem| on(Event::Notice(problem)));
         if let Some(TrainState { position, settings, .. }) = &state {
-            // As settings, not as text: a later version knows more of them.
+            // Compared as settings, not as text, because a later version may know more settings.
             if Config::parse(settings).ok().as_ref() != Some(&self.config) {
-                let what = "expected states of the same settings, found other settings".to_owned();
+                let what = "expected checkpoints of a training with the same settings, found other settings".to_owned();
                 return Err(Error::Data { path: folder, what });
             }
-            on(Event::Notice(format!("{}: goes on after step {}", arm.title(), position.step)));
+            on(Event::Notice(format!("{}: resumes after step {}", arm.title(), position.step)));
         }
         Ok(state)
     }
 
-    /// Saves all that later steps depend on.
+    /// Saves a training checkpoint.
     fn save_state(&self, trainer: &mut Trainer, position: &mut Position, records: &mut Records) -> Result<()> {
         position.last_loss = Some(trainer.synchronise()?.loss).filter(|loss| loss.is_finite()).or(position.last_loss);
         position.dropout_words = trainer.student.dropout().map_or(0, |dropout| dropout.num_words());
@@ -55,10 +55,10 @@ impl Experiment {
         state.save(&folder, self.config.train.keep_states)
     }
 
-    /// Returns what makes the batches of an arm.
+    /// Returns the loader of an arm's batches.
     ///
     /// # Errors
-    /// When there are fewer images than a batch, or a mask's template is missing or broken.
+    /// When there are fewer images than a batch, or a mask template is missing or corrupt.
     pub fn loader(&self, arm: Arm) -> Result<Loader> {
         let config = &self.config;
         let augment = match arm {
@@ -66,12 +66,13 @@ impl Experiment {
             _ => config.augment.clone(),
         };
         let transform = Transform::new(&augment, &config.mask)?;
-        let train = self.splits.train.clone();
+        let train = self.train_set(arm).clone();
         let loader = Loader::new(train, transform, &config.loader, config.model.input_size, config.train.seed)?;
         Ok(loader.on_broken(config.data.on_broken))
     }
 
-    /// Trains from `position` on; returns where it ended and, if HG needs it, the LG student at HG's first epoch.
+    /// Trains an arm from `position`, or from its first step. Returns the final position and, if HG starts from it, the
+    /// LG student at HG's first epoch.
     pub(super) fn train(
         &self,
         arm: Arm,
@@ -80,7 +81,7 @@ impl Experiment {
         position: Option<Position>,
         on: &mut dyn FnMut(Event),
     ) -> Result<(Position, Option<Checkpoint>)> {
-        let (config, train, loader) = (&self.config, &self.splits.train, self.loader(arm)?);
+        let (config, train, loader) = (&self.config, self.train_set(arm), self.loader(arm)?);
         let (epochs, per_epoch) = (config.epochs(arm), loader.num_batches());
         on(Event::Start {
             arm,
@@ -107,7 +108,7 @@ impl Experiment {
                 break;
             }
             if keeps_lg && (at.epoch, at.batch) == (config.train.hg_first_epoch, 0) {
-                // Kept, so that a later run can start HG from it.
+                // Saved so that a later run can start HG from it.
                 trainer.synchronise()?;
                 trainer.save(&self.lg_folder())?;
                 lg = Some(self.saved(&self.lg_folder())?);
@@ -137,7 +138,7 @@ impl Experiment {
         Ok((at, lg))
     }
 
-    /// Takes the steps of an epoch that are left.
+    /// Runs the remaining steps of an epoch.
     fn epoch(
         &self,
         trainer: &mut Trainer,
@@ -166,7 +167,7 @@ impl Experiment {
             }
             let stops = self.is_stopped();
             let is_due = config.train.save_every > 0 && at.step.is_multiple_of(config.train.save_every);
-            // At the end of an epoch it is saved after it.
+            // `train` saves the checkpoint at the end of an epoch.
             if (stops || is_due) && at.batch < per_epoch {
                 self.save_state(trainer, at, records)?;
             }
@@ -176,12 +177,12 @@ impl Experiment {
         }
         if let [first, ..] = &batches.broken()[..] {
             let (num, epoch) = (batches.broken().len(), at.epoch);
-            on(Event::Notice(format!("epoch {epoch}: others took the place of {num} broken images: {first}")));
+            on(Event::Notice(format!("epoch {epoch}: other images replaced {num} broken images: {first}")));
         }
         Ok(())
     }
 
-    /// Records a step that was waited for, and says what is to be said of it.
+    /// Records a step whose figures are known, and reports notices and warnings about it.
     fn reported(
         &self,
         trainer: &Trainer,
@@ -202,7 +203,7 @@ impl Experiment {
             && at.step == session.first_step + 1
         {
             let num = trainer.without_gradient().len();
-            on(Event::Notice(format!("{num} parameters got no gradient at all in the first step, {first} among them")));
+            on(Event::Notice(format!("{num} parameters had a zero gradient in the first step, {first} among them")));
         }
         session
             .guards
@@ -212,7 +213,7 @@ impl Experiment {
         if report.is_skipped {
             at.num_skipped += 1;
             session.skipped_in_a_row += 1;
-            on(Event::Notice(skipped(at.step, report, images, self.splits.train.as_ref())));
+            on(Event::Notice(skipped(at.step, report, images, self.train_set(at.arm).as_ref())));
             if session.skipped_in_a_row >= self.config.train.max_skipped.max(1) {
                 records.flush()?;
                 return Err(Error::Training(diagnosis(session.skipped_in_a_row, at.step, report)));
@@ -226,13 +227,13 @@ impl Experiment {
         Ok(())
     }
 
-    /// Whether the training is to stop after this step.
+    /// Whether training should stop after this step.
     fn is_stopped(&self) -> bool {
         self.stop.is_some_and(|flag| flag.load(Ordering::Relaxed))
     }
 }
 
-/// What an arm in training counts since it began or went on.
+/// Counters of an arm's training since it started or resumed.
 struct Session {
     arm: Arm,
     guards: Guards,
@@ -257,40 +258,39 @@ impl Session {
     }
 }
 
-/// Removes the states of an arm, if it has any.
+/// Removes the training checkpoints of an arm, if it has any.
 pub(super) fn remove_states(arm_folder: &Path) -> Result<()> {
     let folder = states_folder(arm_folder);
     if folder.exists() { std::fs::remove_dir_all(&folder).map_err(Error::io(&folder)) } else { Ok(()) }
 }
 
-/// What is said of a step that changed nothing.
+/// Returns the notice about a skipped step.
 fn skipped(step: usize, report: &StepReport, images: &[u32], train: &dyn Dataset) -> String {
     let names: Vec<String> = images.iter().take(3).map(|&image| train.name(image as usize)).collect();
     format!(
-        "step {step} left out: loss {}, gradient norm {}; its images, by number, are {images:?}, the first ones {}",
+        "step {step} skipped: loss {}, gradient norm {}; its images have the indices {images:?}, the first are {}",
         report.loss,
         report.grad_norm,
         names.join(", ")
     )
 }
 
-/// What may be wrong where no step is finite any more.
+/// Returns the error after too many skipped steps in a row, with a likely cause.
 fn diagnosis(num: usize, step: usize, report: &StepReport) -> String {
     let StepReport { margin_loss, distill_loss, grad_norm, lr, .. } = report;
     let cause = match (margin_loss.is_finite(), distill_loss.is_finite(), grad_norm.is_finite()) {
-        (true, true, false) => "the losses are finite, their gradient is not: the network's own values overflow",
+        (true, true, false) => "the losses are finite but the gradient is not: values inside the network overflow",
         (false, true, _) => "the margin loss is not finite: the embeddings or class centres are not",
-        (true, false, _) => {
-            "the distance to the teacher is not finite: the teacher's or the student's embeddings are not"
-        }
+        (true, false, _) => "the distillation loss is not finite: the teacher's or the student's embeddings are not",
         _ => "no loss is finite: the student's embeddings are not",
     };
     format!(
-        "{num} steps in a row up to step {step} were not finite; {cause}. Try a lower rate than {lr}, or start earlier"
+        "{num} steps in a row up to step {step} were not finite; {cause}. Try a lower learning rate than {lr}, or go \
+         back to an earlier checkpoint"
     )
 }
 
-/// Moves the weights of `model` towards those of `start`, of which they become `share`; counters stay.
+/// Replaces the float weights of `model` by `(1 - share) * model + share * start`; counters stay unchanged.
 fn blend(model: &Model, start: &Model, share: f64) -> Result<()> {
     let (mut state, start) = (model.params().state()?, start.params().state()?);
     for (name, weights) in state.iter_mut().filter(|(_, t)| t.dtype().is_float()) {

@@ -1,22 +1,22 @@
-//! Figures of a batch that are summed over its parts.
+//! Figures of a batch, summed over its mini-batches.
 
 use super::step::StepReport;
 
-/// What is known of the parts so far.
+/// Sums over the mini-batches so far.
 #[derive(Default)]
 pub(super) struct Figures {
-    /// With its weight.
+    /// Margin loss, weighted.
     pub margin_loss: f64,
-    /// Before its weight.
+    /// Distillation loss, unweighted.
     pub distill_loss: f64,
-    /// Of each image; NaN without a label.
+    /// Cosine of each image's embedding and its class centre; NaN without a label.
     pub target_cosines: Vec<f64>,
     /// Sum of the normalised embeddings.
     direction: Vec<f64>,
 }
 
 impl Figures {
-    /// Adds the directions of embeddings `(N, d)`.
+    /// Adds the directions of embeddings `(N, d)`, given row by row.
     pub fn add_directions(&mut self, embeddings: &[f32], d: usize) {
         self.direction.resize(d, 0.0);
         for row in embeddings.chunks_exact(d.max(1)) {
@@ -25,7 +25,7 @@ impl Figures {
         }
     }
 
-    /// Those of a batch of `n` images, all of whose parts are known; `lambda` is the weight of the distance.
+    /// Returns the report of a complete batch of `n` images; `lambda` is the weight of the distillation loss.
     pub fn report(self, n: usize, lambda: f64) -> StepReport {
         let n = n as f64;
         let known: Vec<f64> = self.target_cosines.iter().copied().filter(|cosine| !cosine.is_nan()).collect();

@@ -1,4 +1,4 @@
-//! The exponential moving average of weights that are on a GPU.
+//! The exponential moving average of weights on a GPU.
 
 use std::collections::BTreeMap;
 
@@ -13,16 +13,17 @@ use crate::optim::NUM_STEPS;
 
 const GROUPS: [Group; 2] = [Group::Updated, Group::Fixed];
 
-/// As [`Ema`](super::ema::Ema), of parameters and running statistics on a GPU. A step that the guard stops does not enter, but counts.
+/// GPU counterpart of [`Ema`](super::ema::Ema), over parameters and running statistics. A step that the guard stops is
+/// counted but does not change the average.
 pub(super) struct GpuEma {
     decay: f64,
     num_steps: u64,
-    /// Of [`GROUPS`], as they lie there.
+    /// The averages of [`GROUPS`], in the layout of the parameters.
     averages: [Array; 2],
 }
 
 impl GpuEma {
-    /// Returns that of no step yet: the weights as they are.
+    /// Returns an average initialised with the current weights.
     pub fn new(params: &DeviceParams, decay: f64) -> Result<Self> {
         let copy = |group| {
             let from = params.array(group);
@@ -32,7 +33,7 @@ impl GpuEma {
         Ok(Self { decay, num_steps: 0, averages: [copy(GROUPS[0])?, copy(GROUPS[1])?] })
     }
 
-    /// Lets the weights of a step enter.
+    /// Adds the weights after a step to the average.
     pub fn update(&mut self, params: &DeviceParams, guard: &Guard) -> Result<()> {
         let share = share(self.decay, self.num_steps) as f32;
         for (average, group) in self.averages.iter().zip(GROUPS) {
@@ -42,7 +43,7 @@ impl GpuEma {
         Ok(())
     }
 
-    /// Returns what [`Ema::state`](super::ema::Ema::state) does; waits for the device.
+    /// Returns the same state as [`Ema::state`](super::ema::Ema::state). Waits for the device.
     pub fn state(&self, params: &DeviceParams) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::new();
         for (average, group) in self.averages.iter().zip(GROUPS) {
@@ -54,7 +55,7 @@ impl GpuEma {
         Ok(state)
     }
 
-    /// Goes on with what [`Self::state`] returned, or that of an average on the CPU.
+    /// Restores the [`Self::state`] of an average on the CPU or a GPU.
     pub fn load(&mut self, state: &BTreeMap<String, Tensor>, params: &DeviceParams) -> Result<()> {
         let get = |name: &str| values_of(state, name).map_err(candle_core::Error::wrap);
         let laid_out = |group| params.laid_out(group, get);

@@ -1,23 +1,23 @@
-//! Signs that a training learns nothing although all of its figures are finite.
+//! Warnings that a network is not learning although all figures are finite.
 
 use candle_core::Tensor;
 
 use super::step::StepReport;
 use crate::error::Result;
 
-/// From this mean cosine on the embeddings of a batch are as good as one.
+/// Mean cosine from which on the embeddings of a batch count as collapsed.
 const COLLAPSED: f64 = 0.9;
-/// Steps in a row with such a batch before it is said.
+/// Consecutive collapsed batches before the warning.
 const NUM_COLLAPSED: usize = 20;
-/// A centre whose length is below this share of the median has none.
+/// A class centre no longer than this fraction of the median length is dead.
 const NO_LENGTH: f64 = 1e-6;
-/// People who are named.
+/// Identities named in a warning.
 const NUM_NAMED: usize = 3;
 
-/// What was seen of the classes in an epoch, and of the batches.
+/// Cosines of an epoch by class, and the current run of collapsed batches.
 #[derive(Debug)]
 pub(super) struct Guards {
-    /// By class: the sum of the cosines of its images and its centre, and how many there were.
+    /// For each class, the sum of the cosines between its images and its centre, and their number.
     cosines: Vec<(f64, u32)>,
     num_collapsed: usize,
 }
@@ -27,7 +27,7 @@ impl Guards {
         Self { cosines: vec![(0.0, 0); num_classes], num_collapsed: 0 }
     }
 
-    /// Takes note of a step on images with these labels; returns what is to be said of it.
+    /// Records a step on images with these labels; returns a warning if one is due.
     pub fn step(&mut self, labels: &[i64], report: &StepReport) -> Option<String> {
         for (label, cosine) in labels.iter().zip(&report.target_cosines).filter(|(_, cosine)| cosine.is_finite()) {
             if let Some((sum, num)) = usize::try_from(*label).ok().and_then(|label| self.cosines.get_mut(label)) {
@@ -39,14 +39,14 @@ impl Guards {
         self.num_collapsed = if mean >= COLLAPSED { self.num_collapsed + 1 } else { 0 };
         (self.num_collapsed == NUM_COLLAPSED).then(|| {
             format!(
-                "the embeddings collapse: for {NUM_COLLAPSED} steps the mean cosine of a batch's pairs was {COLLAPSED} or more, now \
-                 {mean:.3}. All faces look the same to the network: try a lower rate or a weaker loss"
+                "the embeddings have collapsed: in {NUM_COLLAPSED} recorded steps in a row the mean cosine of a \
+                 batch's pairs was {COLLAPSED} or more, now {mean:.3}; try a lower learning rate or a weaker loss"
             )
         })
     }
 
-    /// Ends an epoch; returns what is to be said of the class centres `(d, K)`, whose people `name` knows. `is_first`: cosines are still
-    /// those of a start, and say nothing.
+    /// Ends an epoch; returns warnings about the class centres `(d, K)`. `name` returns the name of a class. In the
+    /// first epoch (`is_first`) the cosines are still those of the initial weights and are ignored.
     pub fn epoch(
         &mut self,
         centres: Option<&Tensor>,
@@ -65,7 +65,7 @@ impl Guards {
         if !is_first {
             let is_dead = |(_, (sum, num)): &(usize, &(f64, u32))| *num > 0 && *sum <= 0.0;
             let dead = seen.iter().enumerate().filter(is_dead).map(|(class, _)| class).collect();
-            say(dead, "are dead, the embeddings of their images pointed away from them all epoch");
+            say(dead, "are dead, with a mean cosine to their own images of 0 or less over the epoch");
         }
         if let Some(centres) = centres {
             let lengths: Vec<f32> = centres.sqr()?.sum(0)?.sqrt()?.to_vec1()?;
@@ -75,7 +75,7 @@ impl Guards {
             let is_dead =
                 |(_, length): &(usize, &f32)| !length.is_finite() || f64::from(**length) <= NO_LENGTH * median;
             let dead = lengths.iter().enumerate().filter(is_dead).map(|(class, _)| class).collect();
-            say(dead, "are dead, of no length or not finite");
+            say(dead, "are dead, with a zero or non-finite length");
         }
         Ok(said)
     }
@@ -113,13 +113,13 @@ mod tests {
             guards.step(&[0, 1, 1, -1], &report(&[0.5, -0.5, 0.2, f64::NAN]));
             let said = guards.epoch(Some(&centres), is_first, name)?.join("\n");
             assert!(
-                said.contains("2 of 4 class centres are dead, of no length or not finite: person 2, person 3"),
+                said.contains("2 of 4 class centres are dead, with a zero or non-finite length: person 2, person 3"),
                 "{said}"
             );
-            let away = said.contains("1 of 4 class centres are dead, the embeddings");
+            let away = said.contains("1 of 4 class centres are dead, with a mean cosine to their own images");
             assert_eq!(away, !is_first, "{said}");
         }
-        // Nothing is left of the epoch before.
+        // The next epoch starts from empty sums.
         assert_eq!(guards.epoch(None, false, name)?, Vec::<String>::new());
         Ok(())
     }

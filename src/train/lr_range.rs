@@ -7,36 +7,36 @@ use super::outcome::Event;
 use super::run::{Experiment, Origin};
 use crate::error::{Error, Result};
 
-/// Weight of what was before in the smoothed loss.
+/// Decay of the moving average that smooths the loss.
 const SMOOTHING: f64 = 0.95;
-/// The test ends where the smoothed loss is so many times the least, less what it was at the least.
+/// The test stops when the smoothed loss exceeds its minimum by this factor.
 const DIVERGED: f64 = 3.0;
-/// Steps at the start that no advice follows from: their mean is of too few.
+/// First steps, which the suggestions ignore: their moving average covers too few losses.
 const NUM_FIRST: usize = 5;
 
-/// A step of the test.
+/// One step of the range test.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LrPoint {
-    /// The learning rate, for the batch size that `optim.lr_batch` says: a value of `optim.lr`.
+    /// The learning rate as a value of `optim.lr`, that is, for a batch of `optim.lr_batch` images.
     pub lr: f64,
     /// The loss before the step.
     pub loss: f64,
-    /// Its moving average.
+    /// Moving average of the loss, with bias correction.
     pub smoothed: f64,
 }
 
-/// Losses of a training whose rate grows with every step.
+/// Result of a learning-rate range test: losses under a learning rate that grows with every step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LrRange {
-    /// Which arm.
+    /// The arm.
     pub arm: Arm,
-    /// Up to where the loss grew beyond bounds, or was not finite.
+    /// The steps before the loss diverged or was not finite.
     pub points: Vec<LrPoint>,
-    /// Whether the loss ended so, rather than at the highest rate.
+    /// Whether the test stopped because the loss diverged or was not finite, before the highest learning rate.
     pub has_diverged: bool,
-    /// The rate at which the smoothed loss falls fastest against the logarithm of the rate.
+    /// Learning rate at which the smoothed loss falls fastest against the logarithm of the learning rate.
     pub steepest: Option<f64>,
-    /// A tenth of the rate with the least smoothed loss.
+    /// A tenth of the learning rate with the lowest smoothed loss.
     pub tenth_of_least: Option<f64>,
 }
 
@@ -44,7 +44,7 @@ impl LrRange {
     fn new(arm: Arm, points: Vec<LrPoint>, has_diverged: bool) -> Self {
         let later = &points[NUM_FIRST.min(points.len())..];
         let least = later.iter().min_by(|a, b| a.smoothed.total_cmp(&b.smoothed));
-        // Beyond the least it does not fall for long.
+        // Beyond its minimum the loss may fall only briefly.
         let falling: Vec<&LrPoint> = later.iter().take_while(|p| least.is_none_or(|least| p.lr <= least.lr)).collect();
         let slope = |w: &[&LrPoint]| (w[1].smoothed - w[0].smoothed) / (w[1].lr / w[0].lr).ln();
         let steepest = falling.windows(2).min_by(|a, b| slope(a).total_cmp(&slope(b))).map(|w| w[1].lr);
@@ -54,15 +54,17 @@ impl LrRange {
 }
 
 impl Experiment {
-    /// Trains an arm for `num_steps` steps with rates from `range[0]` to `range[1]`, each as many times the one before, and forgets it.
+    /// Runs the range test: trains an arm for `num_steps` steps at learning rates from `range[0]` to `range[1]`, spaced
+    /// geometrically, and discards the weights.
     ///
     /// # Errors
-    /// As a training; when the arm needs another that is not given; when the range is empty.
+    /// The errors of a training; when the arm needs a teacher or weights that are not given; when the range is empty or
+    /// there are too few steps.
     pub fn find_lr(&self, arm: Arm, range: [f64; 2], num_steps: usize, on: &mut dyn FnMut(Event)) -> Result<LrRange> {
         let [low, high] = range;
         if !(low > 0.0 && low < high && high.is_finite()) || num_steps < 2 * NUM_FIRST {
             let what = format!("expected rising rates and {} steps or more, found {low} to {high}", 2 * NUM_FIRST);
-            return Err(Error::Config(format!("{what} and {num_steps}")));
+            return Err(Error::Config(format!("{what} and {num_steps} steps")));
         }
         self.check(&[arm])?;
         let start = match self.origin(arm) {
@@ -80,7 +82,7 @@ impl Experiment {
         for (i, batch) in batches.enumerate() {
             let lr = low * (high / low).powf(i as f64 / (num_steps - 1) as f64);
             trainer.step(batch?, i as u64, lr * scale)?;
-            // On a GPU it is not waited for otherwise.
+            // On a GPU `step` does not wait for the loss.
             let report = trainer.synchronise()?;
             on(Event::Step { step: i + 1, epoch: 0, report: &report, images_per_s: f64::NAN, wait_share: f64::NAN });
             mean = SMOOTHING * mean + (1.0 - SMOOTHING) * report.loss;
@@ -101,7 +103,7 @@ mod tests {
 
     #[test]
     fn advice_follows_from_where_the_loss_falls_and_is_least() {
-        // A fall between 1e-3 and 1e-1, steepest at 1e-2, and a rise behind it.
+        // A loss that falls between 1e-3 and 1e-1, fastest at 1e-2, and then rises.
         let point = |i: usize| {
             let x = -5.0 + i as f64 * 0.05;
             let smoothed = 10.0 - 4.0 / (1.0 + (-6.0 * (x + 2.0)).exp()) + 30.0 * (x + 0.5f64).max(0.0).powi(2);

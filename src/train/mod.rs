@@ -1,4 +1,4 @@
-//! Training: settings, the step, the loop over epochs, the four arms of the paper's ablation, checkpoints.
+//! Training: settings, the training step, the epoch loop, the four arms of the paper's ablation, and checkpoints.
 
 mod arm;
 mod centres;
@@ -6,6 +6,7 @@ mod checkpoint;
 mod config;
 mod ema;
 mod epochs;
+mod evaluation;
 mod figures;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu_ema;
@@ -27,6 +28,7 @@ mod watch;
 pub use arm::Arm;
 pub use checkpoint::{Checkpoint, save_checkpoint};
 pub use config::{BatchNormMode, Config, DistillArms, HeadStart, Start, TrainConfig, preset, preset_names};
+pub use evaluation::PairedTest;
 pub use lr_range::{LrPoint, LrRange};
 pub use outcome::{ArmOutcome, Event, Outcome};
 pub use records::{EvaluationRecord, StepRecord, read_evaluations, read_steps};

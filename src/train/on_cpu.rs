@@ -17,24 +17,24 @@ use crate::nn::Gradients;
 use crate::ops::slice::Values;
 use crate::optim::{Optimizer, clip_scale, grad_norm};
 
-/// Images that the teacher sees at once are at least about so many.
+/// Batch size that the teacher's inference is planned for.
 const TEACHER_BATCH: usize = 16;
 
-/// What training keeps from step to step beside the student and its head.
+/// State of training on the CPU, apart from the student and its head.
 pub(super) struct CpuTrainer<'a> {
     pub training: Training,
     teacher: Option<(&'a Model, Inference<'a>)>,
     config: StepConfig,
     student_optim: Optimizer,
     head_optim: Optimizer,
-    /// To the length of the teacher's embeddings, if that is another.
+    /// Projection to the length of the teacher's embeddings, if it differs from the student's.
     projection: Option<(Projection, Optimizer)>,
     ema: Option<Ema>,
-    /// The trained parameters to which the first step gave no gradient at all: they do not learn.
+    /// Trained parameters whose gradient was zero everywhere in the first step: they do not learn.
     pub without_gradient: Option<Vec<String>>,
 }
 
-/// The gradients of a batch, or of a part of it.
+/// Gradients of a batch or a mini-batch.
 struct Found {
     of_student: Gradients,
     of_head: Option<Gradients>,
@@ -72,7 +72,7 @@ impl<'a> CpuTrainer<'a> {
         })
     }
 
-    /// What later steps depend on beside the student and the head, by the file that it is kept in.
+    /// Returns everything that later steps depend on apart from the student and the head, by file.
     pub fn state(&self) -> crate::Result<Others> {
         let (student, head) = (self.student_optim.state()?, self.head_optim.state()?);
         let mut optimizers: BTreeMap<String, Tensor> = named(STUDENT, student).chain(named(HEAD, head)).collect();
@@ -88,12 +88,12 @@ impl<'a> CpuTrainer<'a> {
         Ok(state)
     }
 
-    /// The average of the student's weights, if one is kept, as a network's state.
+    /// Returns the moving average of the student's weights as a network's state, if one is kept.
     pub fn averages(&self, student: &Model) -> crate::Result<Option<BTreeMap<String, Tensor>>> {
         self.ema.as_ref().map(|ema| ema.weights(student.params())).transpose()
     }
 
-    /// Goes on with [`Self::state`] of another trainer of the same kind, on a GPU or not.
+    /// Restores the [`Self::state`] of a trainer with the same settings, on the CPU or a GPU.
     pub fn load_state(&mut self, state: &Others) -> crate::Result<()> {
         self.student_optim.load(&optimizer(state, STUDENT)?)?;
         self.head_optim.load(&optimizer(state, HEAD)?)?;
@@ -107,7 +107,7 @@ impl<'a> CpuTrainer<'a> {
         Ok(())
     }
 
-    /// Trains the student and the head, those of [`Self::new`], on one batch.
+    /// Trains the student and the head that were passed to [`Self::new`] on one batch.
     pub fn step(
         &mut self,
         student: &Model,
@@ -116,7 +116,8 @@ impl<'a> CpuTrainer<'a> {
         step: u64,
         lr: f64,
     ) -> crate::Result<StepReport> {
-        // As one of the workers: from outside, every parallel loop would wake them and put this thread to sleep.
+        // Run on a worker thread: from outside the pool, every parallel loop would wake the workers and put this
+        // thread to sleep.
         rayon::scope(|_| self.step_as_worker(student, head, batch, step, lr))
     }
 
@@ -139,7 +140,7 @@ impl<'a> CpuTrainer<'a> {
                 Some(all) => all.add(&found)?,
             }
         }
-        let Some(found) = all else { return Err(crate::Error::Training("a batch of no images".into())) };
+        let Some(found) = all else { return Err(crate::Error::Training("the batch is empty".into())) };
         let mut report = figures.report(num_images, self.config.distill.lambda);
         (report.lr, report.grad_norm) = (lr, grad_norm(&found.of_student)?);
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
@@ -163,7 +164,7 @@ impl<'a> CpuTrainer<'a> {
         Ok(report)
     }
 
-    /// The gradients of a part of a batch, each weighing as much as its images do.
+    /// Returns the gradients of a mini-batch, weighted by its share of the batch.
     fn gradients(
         &self,
         student: &Model,
@@ -186,7 +187,8 @@ impl<'a> CpuTrainer<'a> {
         }
         if let Some((teacher, network)) = &self.teacher {
             let target = network.run(&part.teacher.to_tensor(teacher.preprocessing(), &Device::Cpu)?)?;
-            // The distance builds a graph of its own; the network's backward begins where it ends.
+            // candle differentiates the distillation loss up to the embeddings; the network's backward pass continues
+            // from there.
             let embedding = Var::from_tensor(&embedding)?;
             let projected = match &self.projection {
                 Some((projection, _)) => projection.forward(&embedding)?,
@@ -204,7 +206,7 @@ impl<'a> CpuTrainer<'a> {
             }
         }
         let Some(of_embedding) = of_embedding else {
-            return Err(crate::Error::Training("no loss has a weight".into()));
+            return Err(crate::Error::Training("all loss weights are 0".into()));
         };
         Ok(Found { of_student: recorded.backward(&of_embedding)?, of_head, of_projection })
     }

@@ -1,4 +1,5 @@
-//! The training step on a GPU. Everything is queued, from the images to the update; the host waits where figures are read.
+//! The training step on a GPU. All work from image upload to update is queued; the host waits only when it reads
+//! figures.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,7 @@ use crate::nn::engine::gpu::Group;
 use crate::ops::slice::Values;
 use crate::optim::GpuOptimizer;
 
-/// Steps between those whose figures are read.
+/// Interval, in steps, at which figures are read.
 const REPORT_EVERY: u64 = 20;
 
 /// A student, its head and optimisers on a GPU, and the teacher it learns from.
@@ -36,27 +37,27 @@ pub(super) struct GpuTrainer {
     config: StepConfig,
     student_optim: GpuOptimizer,
     head_optim: GpuOptimizer,
-    /// To the length of the teacher's embeddings, if that is another.
+    /// Projection to the length of the teacher's embeddings, if it differs from the student's.
     projection: Option<(GpuProjection, GpuOptimizer)>,
     ema: Option<GpuEma>,
-    /// Where the gradients of a batch's parts before the last are added up, if it has several.
+    /// Gradient sums over the mini-batches before the last; empty without gradient accumulation.
     sums: Vec<Array>,
     guard: Guard,
-    /// Steps so far.
+    /// Number of steps so far.
     num_steps: u64,
     last: Option<Last>,
-    /// The trained parameters to which the first step gave no gradient at all: they do not learn.
+    /// Trained parameters whose gradient was zero everywhere in the first step: they do not learn.
     pub without_gradient: Option<Vec<String>>,
 }
 
-/// What the last step left on the device.
+/// Results of the last step, on the device.
 struct Last {
     parts: Vec<Part>,
     step: u64,
     lr: f64,
 }
 
-/// What a part of a batch left on the device.
+/// Results of one mini-batch, on the device.
 struct Part {
     embeddings: Array,
     margin: Option<OfBatch>,
@@ -65,10 +66,10 @@ struct Part {
 }
 
 impl GpuTrainer {
-    /// Copies all that training needs to the student's machine.
+    /// Copies the networks, the head and the optimisers to the student's GPU.
     pub fn new(student: &Model, head: &MarginHead, teacher: Option<&Model>, config: &StepConfig) -> Result<Self> {
         let Some(gpu) = student.machine().gpu() else {
-            return Err(Error::Training(format!("the student's machine is {}", student.machine())));
+            return Err(Error::Training(format!("expected a student on a GPU, found {}", student.machine())));
         };
         if gpu.precision == Precision::F16 {
             let what = "f16's range is too small for gradients: train in bf16, tf32 or f32";
@@ -123,14 +124,15 @@ impl GpuTrainer {
         self.config.distill.margin_weight > 0.0
     }
 
-    /// Where the gradients of the student, the head and the projection are.
+    /// Gradient buffers of the student, the head and the projection.
     fn gradients(&self) -> Vec<&Array> {
         let of_head = self.trains_head().then(|| self.head.flat().grad);
         let of_projection = self.projection.as_ref().map(|(projection, _)| projection.flat().grad);
         [self.student.network().params().flat().grad].into_iter().chain(of_head).chain(of_projection).collect()
     }
 
-    /// What later steps depend on beside the student and the head, by the file that it is kept in; as that of a trainer on the CPU.
+    /// Returns everything that later steps depend on apart from the student and the head, by file, in the same form as
+    /// a trainer on the CPU.
     pub fn state(&self) -> Result<Others> {
         let params = self.student.network().params();
         let student = self.student_optim.state(|moment| params.restored(moment, Group::Updated))?;
@@ -148,7 +150,7 @@ impl GpuTrainer {
         Ok(state)
     }
 
-    /// Goes on with [`Self::state`] of another trainer of the same kind, on a GPU or not.
+    /// Restores the [`Self::state`] of a trainer with the same settings, on the CPU or a GPU.
     pub fn load_state(&mut self, state: &Others) -> Result<()> {
         let params = self.student.network().params();
         self.student_optim.load(&optimizer(state, STUDENT)?, |get| params.laid_out(Group::Updated, get))?;
@@ -163,7 +165,7 @@ impl GpuTrainer {
         Ok(())
     }
 
-    /// The average of the student's weights, if one is kept, as a network's state; waits for the device.
+    /// Returns the moving average of the student's weights as a network's state, if one is kept. Waits for the device.
     pub fn averages(&self, student: &Model) -> Result<Option<BTreeMap<String, Tensor>>> {
         let Some(ema) = &self.ema else { return Ok(None) };
         let mut averages = Ema::new(student.params(), self.config.ema)?;
@@ -171,7 +173,11 @@ impl GpuTrainer {
         averages.weights(student.params()).map(Some)
     }
 
-    /// Trains on one batch; the figures of every [`REPORT_EVERY`]th step are read. `model` is the student that was uploaded.
+    /// Trains on one batch; returns the figures of every [`REPORT_EVERY`]th step. `model` is the student that was
+    /// uploaded.
+    ///
+    /// If the loss or the gradient is not finite, the guard stops the update of parameters, moments and moving average.
+    /// Running statistics that are not frozen have been updated by the forward pass by then.
     pub fn step(&mut self, model: &Model, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
         rng.set_stream(step);
@@ -218,7 +224,8 @@ impl GpuTrainer {
         if self.num_steps % REPORT_EVERY == 1 { self.report().map(Some) } else { Ok(None) }
     }
 
-    /// Writes the gradients of a part of a batch, each weighing as much as its images do; returns its objective too, one f32, for the guard.
+    /// Computes the gradients of a mini-batch, weighted by its share of the batch. Also returns its objective, one f32,
+    /// for the guard.
     fn part(&self, model: &Model, batch: Batch, rng: &mut ChaCha8Rng) -> Result<(Part, Array)> {
         let (distill, share) = (&self.config.distill, 1.0 / self.config.accumulate as f64);
         let images = self.student.images(&batch.student.values)?;
@@ -256,14 +263,14 @@ impl GpuTrainer {
                 apply(seen(&margin.gradient), Some(seen(&distilled.gradient)), size, &sum)?;
                 (sum, distilled.total.clone())
             }
-            (None, None) => return Err(Error::Training("no loss has a weight".into())),
+            (None, None) => return Err(Error::Training("all loss weights are 0".into())),
         };
         recording.backward(&gradient)?;
         let distance = distilled.map(|distilled| distilled.distance);
         Ok((Part { embeddings, margin, distance, labels: batch.labels }, total))
     }
 
-    /// The trained parameters whose gradients are zero everywhere, by name; waits for the device.
+    /// Returns the names of the trained parameters whose gradient is zero everywhere. Waits for the device.
     fn zeros(&self) -> Result<Vec<String>> {
         let params = self.student.network().params();
         let mut all = params.restored(params.flat().grad, Group::Updated)?;
@@ -282,7 +289,10 @@ impl GpuTrainer {
         Ok(zeros)
     }
 
-    /// The figures of the last step; waits for the device.
+    /// Returns the figures of the last step. Waits for the device.
+    ///
+    /// # Errors
+    /// When a step since the start had a loss or gradient that was not finite.
     fn report(&self) -> Result<StepReport> {
         let Some(last) = &self.last else { return Ok(StepReport::default()) };
         let (distill, share) = (&self.config.distill, 1.0 / self.config.accumulate as f64);
@@ -303,8 +313,8 @@ impl GpuTrainer {
         let (report, state) = (figures.report(num_images, distill.lambda), self.guard.read()?);
         if state.num_skipped > 0 {
             let what = format!(
-                "{} of the steps up to {} had a loss or gradient that is not finite, and changed nothing: loss {}, gradient \
-                 norm {}; try a lower rate",
+                "{} of the steps up to {} had a non-finite loss or gradient and updated no parameters: loss {}, \
+                 gradient norm {}; try a lower learning rate",
                 state.num_skipped, last.step, report.loss, state.norm
             );
             return Err(Error::Training(what));
@@ -312,7 +322,8 @@ impl GpuTrainer {
         Ok(StepReport { grad_norm: f64::from(state.norm), lr: last.lr, ..report })
     }
 
-    /// Copies weights and running statistics back, and returns the figures of the last step; waits for the device.
+    /// Copies weights and running statistics to the student and the head, and returns the figures of the last step.
+    /// Waits for the device.
     pub fn synchronise(&self, student: &Model, head: &MarginHead) -> Result<StepReport> {
         let report = self.report()?;
         self.student.network().download(student.params())?;

@@ -1,80 +1,80 @@
-//! What happens while an experiment runs, and what came out of it.
+//! Events of a running experiment, and its results.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::config::Config;
+use super::evaluation::PairedTest;
 use super::step::StepReport;
 use super::watch::Best;
 use crate::eval::{Evaluation, SettingResult};
 
-/// What happens while an experiment runs, for whoever shows it.
+/// An event of a running experiment, for progress displays.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
-    /// The training of an arm begins.
+    /// The training of an arm starts.
     Start {
-        /// Which arm.
+        /// The arm.
         arm: Arm,
-        /// Steps it will take.
+        /// Steps in all its epochs.
         num_steps: usize,
-        /// Images in the training set, and how many each epoch leaves out because they fill no batch.
+        /// Images in the training set.
         num_images: usize,
-        /// See `num_images`.
+        /// Images that each epoch leaves out because they do not fill a batch.
         num_left_out: usize,
-        /// Identities in the training set, and how many it leaves out for having too few images.
+        /// Identities in the training set.
         num_identities: usize,
-        /// See `num_identities`.
+        /// Identities left out of the training set because they have too few images.
         num_skipped_identities: usize,
     },
-    /// Something that the user should know of.
+    /// A message for the user.
     Notice(String),
-    /// A step was taken.
+    /// A step whose figures were read: every step on the CPU, every 20th on a GPU.
     Step {
-        /// Its number, from 1.
+        /// Step number, from 1.
         step: usize,
         /// The epoch, from 0.
         epoch: usize,
-        /// Its figures.
+        /// The step's figures.
         report: &'a StepReport,
-        /// Images per second since the arm began.
+        /// Images per second since the training of the arm started or resumed.
         images_per_s: f64,
         /// Share of that time spent waiting for data.
         wait_share: f64,
     },
-    /// Images were embedded for the evaluation.
+    /// Progress of embedding images.
     Embedded {
-        /// So far.
+        /// Images embedded so far.
         done: usize,
-        /// In all.
+        /// Images to embed.
         total: usize,
     },
-    /// The weights were evaluated between two epochs.
+    /// An evaluation between two epochs.
     Watched {
-        /// Which arm.
+        /// The arm.
         arm: Arm,
-        /// Epochs of training before it, from the schedule's start.
+        /// Epochs before the evaluation, counted from the start of the schedule.
         epoch: usize,
         /// The figures.
         evaluation: &'a Evaluation,
-        /// Whether they are the best so far.
+        /// Whether this is the best evaluation so far.
         is_best: bool,
     },
-    /// An arm is trained and evaluated.
+    /// An arm was trained and evaluated.
     Finished {
-        /// Which arm.
+        /// The arm.
         arm: Arm,
-        /// Its figures.
+        /// The figures on the test set.
         evaluation: &'a Evaluation,
     },
 }
 
-/// Name of the record of results in the folder of an experiment.
+/// File name of the results in the results folder.
 pub(super) const RESULTS_FILE: &str = "results.json";
 
-/// What a later run needs of that record.
+/// The part of `results.json` that a later run reads.
 #[derive(Debug, Deserialize)]
 pub(super) struct Finished {
     #[serde(default)]
@@ -87,29 +87,29 @@ pub(super) struct Finished {
     pub test_set: String,
     pub config: Config,
     pub arms: BTreeMap<Arm, ArmOutcome>,
+    #[serde(default)]
+    pub paired_tests: Vec<PairedTest>,
 }
 
-/// The results of an experiment, with what is needed to repeat it.
+/// The results of an experiment, with the settings and versions needed to repeat it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
     /// Version of this crate.
     pub version: &'static str,
-    /// Commit it was built from.
+    /// Commit that the crate was built from.
     pub commit: &'static str,
-    /// Where it ran.
+    /// Machine that the experiment ran on.
     pub device: String,
-    /// Threads of the computation.
+    /// Number of worker threads.
     pub threads: usize,
-    /// Whose faces it was tested on.
+    /// Description of the test set.
     pub test_set: String,
-    /// Every setting, the seed among them.
+    /// All settings, including the seed.
     pub config: Config,
-    /// The teacher that was given instead of trained.
-    pub teacher: Option<PathBuf>,
-    /// The weights that were given to start from.
-    pub start: Option<PathBuf>,
-    /// By arm, in the order they ran.
+    /// Result of each arm.
     pub arms: BTreeMap<Arm, ArmOutcome>,
+    /// Students against augmentation alone, once all arms are finished.
+    pub paired_tests: Vec<PairedTest>,
 }
 
 /// The result of one arm.
@@ -117,24 +117,24 @@ pub struct Outcome {
 pub struct ArmOutcome {
     /// Steps taken; 0 for a given teacher.
     pub num_steps: usize,
-    /// Steps of them that changed nothing, because their loss or gradient was not finite.
+    /// Steps that were skipped because their loss or gradient was not finite.
     pub num_skipped: usize,
-    /// Wall-clock seconds of the training, without the evaluation.
+    /// Wall-clock seconds of training, without evaluations.
     pub seconds: f64,
-    /// The loss of the last step.
+    /// Loss of the last step whose loss is known and finite.
     pub last_loss: Option<f64>,
-    /// The best of the evaluations in between, if there were some.
+    /// The best evaluation between epochs, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Best>,
     /// The figures on the test set.
     #[serde(flatten)]
     pub evaluation: Evaluation,
-    /// The figures on photos with real masks, if the settings name some.
+    /// The figures on photos with real masks, if the settings name any.
     pub real_masks: Option<SettingResult>,
 }
 
 impl Outcome {
-    /// Returns the arms' names and figures as the table wants them.
+    /// Returns the arms' names and figures, the rows of [`table`](crate::eval::table).
     pub fn rows(&self) -> Vec<(&str, &Evaluation)> {
         self.arms.iter().map(|(arm, outcome)| (arm.title(), &outcome.evaluation)).collect()
     }

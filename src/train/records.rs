@@ -1,4 +1,4 @@
-//! Records of an arm: every step as a line of JSON and for TensorBoard, and the evaluations in between.
+//! Training records of an arm: steps and evaluations between epochs, as JSON lines and for TensorBoard.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -14,19 +14,19 @@ use crate::eval::{Evaluation, Setting};
 use crate::files::write_atomic;
 use crate::tensorboard::EventFile;
 
-/// Names in the folder of an arm.
+/// File and folder names in an arm's folder.
 const STEPS_FILE: &str = "steps.jsonl";
 const EVALUATIONS_FILE: &str = "evaluations.jsonl";
 const TENSORBOARD_FOLDER: &str = "tensorboard";
 
-/// One step, a line of `steps.jsonl`. Figures that are not finite are `null`.
+/// A training step, one line of `steps.jsonl`. Figures that are not finite are `null`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
-    /// From 1.
+    /// Step number, from 1.
     pub step: usize,
-    /// From 0.
+    /// Epoch, from 0.
     pub epoch: usize,
-    /// Of training so far, without evaluations.
+    /// Seconds of training so far, without evaluations.
     pub seconds: f64,
     /// See [`StepReport`].
     pub loss: Option<f64>,
@@ -42,28 +42,28 @@ pub struct StepRecord {
     pub mean_cosine: Option<f64>,
     /// See [`StepReport`].
     pub target_cosine: Option<f64>,
-    /// Images a second since the training began or went on.
+    /// Images per second since the training started or resumed.
     pub images_per_s: Option<f64>,
     /// Share of that time spent waiting for data.
     pub wait_share: Option<f64>,
-    /// The images of a step that changed nothing, by number.
+    /// Image indices of a skipped step; empty for other steps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped_images: Vec<u32>,
 }
 
-/// The weights as they were between two epochs, a line of `evaluations.jsonl`.
+/// An evaluation between two epochs, one line of `evaluations.jsonl`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EvaluationRecord {
-    /// Steps of training before it.
+    /// Training steps before the evaluation.
     pub step: usize,
-    /// Epochs of training before it.
+    /// Epochs before the evaluation, counted from the start of the schedule.
     pub epoch: usize,
     /// The figures.
     #[serde(flatten)]
     pub evaluation: Evaluation,
 }
 
-/// Figures that take the place of one another as time goes on.
+/// Speed of the training at a step.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Speed {
     pub seconds: f64,
@@ -91,7 +91,7 @@ impl StepRecord {
         }
     }
 
-    /// Returns its figures by name.
+    /// Returns the figures by name.
     pub fn figures(&self) -> [(&'static str, Option<f64>); 9] {
         [
             ("loss", self.loss),
@@ -107,7 +107,7 @@ impl StepRecord {
     }
 }
 
-/// The records of an arm that is in training.
+/// Writes the records of an arm in training.
 pub(super) struct Records {
     folder: PathBuf,
     steps: BufWriter<File>,
@@ -115,17 +115,17 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Goes on with the records in the folder of an arm after `step`, which become those of an arm that is there: what was written of
-    /// later steps goes, since they are taken again.
+    /// Opens the records in an arm's folder to continue them after `step`. Removes records of later steps, since those
+    /// steps will be repeated.
     pub fn open(folder: &Path, step: usize) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let tensorboard = folder.join(TENSORBOARD_FOLDER);
         if step == 0 && tensorboard.exists() {
-            // Of an earlier training in the same folder.
+            // Left by an earlier training in the same folder.
             std::fs::remove_dir_all(&tensorboard).map_err(Error::io(&tensorboard))?;
         }
         keep_lines(&folder.join(STEPS_FILE), |of| of <= step)?;
-        // An evaluation comes after the state of its step, and is carried out again.
+        // An evaluation follows the checkpoint of its step, so it will be repeated.
         keep_lines(&folder.join(EVALUATIONS_FILE), |of| of < step)?;
         let path = folder.join(STEPS_FILE);
         let steps = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path))?;
@@ -162,7 +162,7 @@ impl Records {
         self.tensorboard.scalars(record.step as u64, wall_time(), &scalars)
     }
 
-    /// Waits until everything is on the disk: what a state says was done is in the records too.
+    /// Writes everything to disk, so that the records reach at least as far as the training checkpoint saved next.
     pub fn flush(&mut self) -> Result<()> {
         let written = self.steps.flush().and_then(|()| self.steps.get_ref().sync_data());
         written.map_err(Error::io(&self.folder.join(STEPS_FILE)))?;
@@ -170,18 +170,18 @@ impl Records {
     }
 }
 
-/// Returns the steps of an arm from its folder; none if there is no record of them.
+/// Reads the recorded steps of an arm from its folder; empty if there is no record.
 ///
 /// # Errors
-/// When a line is no record.
+/// When the file cannot be read or a line is not a record.
 pub fn read_steps(arm_folder: &Path) -> Result<Vec<StepRecord>> {
     read(&arm_folder.join(STEPS_FILE))
 }
 
-/// Returns the evaluations in between of an arm from its folder; none if there were none.
+/// Reads an arm's evaluations between epochs from its folder; empty if there were none.
 ///
 /// # Errors
-/// When a line is no record.
+/// When the file cannot be read or a line is not a record.
 pub fn read_evaluations(arm_folder: &Path) -> Result<Vec<EvaluationRecord>> {
     read(&arm_folder.join(EVALUATIONS_FILE))
 }
@@ -195,17 +195,17 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     each_line(path, |line| {
         if line.ends_with('\n') {
             let record = serde_json::from_str(line);
-            let what = |e: serde_json::Error| format!("no record of a training: {e}");
+            let what = |e: serde_json::Error| format!("not a training record: {e}");
             found.push(record.map_err(|e| Error::Format { path: path.to_owned(), offset, what: what(e) })?);
         }
-        // A last line without an end is still being written.
+        // A last line without a newline is still being written.
         offset += line.len() as u64;
         Ok(())
     })?;
     Ok(found)
 }
 
-/// Takes the lines of other steps than `is_kept` says out of a record, and those that are not whole.
+/// Removes the lines for which `is_kept(step)` is false, and incomplete lines.
 fn keep_lines(path: &Path, is_kept: impl Fn(usize) -> bool) -> Result<()> {
     #[derive(Deserialize)]
     struct Step {
@@ -266,7 +266,7 @@ mod tests {
             [(1, 0.1 + 0.2), (2, 0.1 + 0.2), (3, f64::NAN), (4, 7.0)].map(|(s, l)| record(s, l)).into();
         assert_eq!(found, expected);
         assert_eq!((found[2].loss, &found[2].skipped_images[..]), (None, &[3, 4][..]));
-        // From the start again.
+        // A new training removes all records.
         drop(Records::open(folder.path(), 0)?);
         assert_eq!(read_steps(folder.path())?, []);
         Ok(())
@@ -277,6 +277,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(STEPS_FILE), "{\"step\":1}\n").unwrap();
         let error = read_steps(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("steps.jsonl") && error.contains("no record of a training"), "{error}");
+        assert!(error.contains("steps.jsonl") && error.contains("not a training record"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! A few steps of each arm that leave nothing behind: what a training will take.
+//! Dry runs: a few steps of an arm, to estimate the time and memory of its training. Nothing is saved.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -16,54 +16,54 @@ use crate::models::Model;
 use crate::nn::Params;
 use crate::optim::OptimKind;
 
-/// Steps before those that are measured: memory is taken and filters are packed in them.
+/// Warm-up steps before the measurement; they allocate memory and pack filters.
 const WARM_UP: usize = 2;
 
-/// What the steps of an arm take, as measured.
+/// Result of a dry run of one arm.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rehearsal {
-    /// Which arm.
+    /// The arm.
     pub arm: Arm,
-    /// Steps that its training has.
+    /// Steps in its complete training.
     pub num_steps: usize,
-    /// Steps that were measured.
+    /// Steps measured.
     pub num_measured: usize,
-    /// Mean wall-clock seconds of one.
+    /// Mean wall-clock seconds per step.
     pub step_s: f64,
-    /// Share of them spent waiting for data.
+    /// Share of that time spent waiting for data.
     pub wait_share: f64,
-    /// Trained parameters to which the first step gave no gradient.
+    /// Trained parameters whose gradient was zero everywhere in the first step.
     pub without_gradient: Vec<String>,
-    /// What was computed of the memory that it takes.
+    /// Computed memory of the training.
     pub memory: MemoryEstimate,
 }
 
-/// Bytes that a training takes, in f32. Beside them are the teacher's filters, packed anew, and some memory that goes round.
+/// Computed memory of a training, in bytes, for f32. Not included: the teacher's packed filters and reusable buffers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MemoryEstimate {
-    /// The student's parameters and running statistics, and their average if one is kept.
+    /// The student's parameters and running statistics, and their moving average if one is kept.
     pub weights: usize,
-    /// The gradients of its parameters, twice for batches in parts.
+    /// Gradients of the student's parameters, twice with gradient accumulation.
     pub gradients: usize,
-    /// What the optimiser remembers of them.
+    /// Optimiser state of the student's parameters.
     pub optimizer: usize,
-    /// The class centres with gradient and what the optimiser remembers.
+    /// Class centres with their gradients and optimiser state.
     pub head: usize,
     /// The teacher's weights.
     pub teacher: usize,
-    /// Activations of a batch, or a part of it, with their gradients, at the peak; none where the network goes layer by layer or is on a
-    /// GPU.
+    /// Peak size of the activations of a mini-batch and their gradients. None on a GPU, or if the network runs layer by
+    /// layer.
     pub activations: Option<usize>,
-    /// Batches of images that wait.
+    /// Prefetched batches, with the teacher's and the student's crops.
     pub images: usize,
 }
 
 impl Experiment {
-    /// Takes `num_steps` steps of an arm on its first batches and forgets them. What it would get from an arm before it, random weights
-    /// take the place of: they take as long.
+    /// Runs and measures `num_steps` steps of an arm on its first batches, after a warm-up, and discards the result.
+    /// Random weights replace those of an arm that is not yet trained; steps take the same time with them.
     ///
     /// # Errors
-    /// As a training.
+    /// The errors of a training.
     pub fn rehearse(&self, arm: Arm, num_steps: usize, on: &mut dyn FnMut(Event)) -> Result<Rehearsal> {
         let loader = self.loader(arm)?;
         let stand_in = self.stand_in()?;
@@ -105,12 +105,12 @@ impl Experiment {
         })
     }
 
-    /// The weights of nobody.
+    /// Returns random weights of the student's network.
     fn stand_in(&self) -> Result<Checkpoint> {
         let config = &self.config.model;
         let state = Model::new(config, &Device::Cpu, self.config.train.seed)?.params().state()?;
         let backbone = Model::frozen(config, state, &Device::Cpu)?.on(&self.machine);
-        Ok(Checkpoint { path: None, backbone, header: None })
+        Ok(Checkpoint { name: "stand-in".to_owned(), backbone, header: None })
     }
 
     fn rehearsed<'a>(
@@ -128,10 +128,10 @@ impl Experiment {
             };
             (origin, weights)
         });
-        let size = (self.config.model.embedding_size, self.splits.train.num_identities());
+        let size = (self.config.model.embedding_size, self.train_set(arm).num_identities());
         let mut centres = BTreeMap::new();
         if let Some((origin, _)) = start {
-            // Embedding the whole set is not what is rehearsed.
+            // Random centres, because embedding the training set is not part of the dry run.
             centres.insert(origin, Tensor::randn(0f32, 0.01, size, &Device::Cpu)?);
         }
         self.trainer(arm, Some(&teacher.backbone), start, None, &mut centres, on)
@@ -168,7 +168,7 @@ impl Experiment {
 }
 
 impl MemoryEstimate {
-    /// Returns the sum.
+    /// Returns the total in bytes.
     pub fn total(&self) -> usize {
         let Self { weights, gradients, optimizer, head, teacher, activations, images } = self;
         weights + gradients + optimizer + head + teacher + activations.unwrap_or_default() + images

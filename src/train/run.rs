@@ -1,8 +1,9 @@
-//! The arms of an experiment, one after the other.
+//! An experiment: trains and evaluates its arms in sequence.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{Device, Tensor};
@@ -15,46 +16,53 @@ use super::epochs::remove_states;
 use super::outcome::{ArmOutcome, Event, Finished, Outcome, RESULTS_FILE};
 use super::state::{Position, TrainState};
 use super::step::Trainer;
-use crate::data::{Splits, TestSet};
+use crate::data::{Dataset, Splits, TestSet};
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, SettingResult, evaluate, evaluate_as_is};
 use crate::files::{remove_unfinished, write_atomic};
 use crate::losses::MarginHead;
 use crate::machine::Machine;
 use crate::models::{Model, ModelConfig, load_model};
 
-/// Name of the resolved settings in the folder of an experiment.
+/// File name of the resolved settings in the results folder.
 pub const CONFIG_FILE: &str = "config.toml";
 
-/// Arms to train on one data set.
+/// A set of arms to train and evaluate on one data set.
 pub struct Experiment {
     pub(super) config: Config,
     pub(super) splits: Splits,
+    /// The teacher's training set, if its arm is trained and the set is not the students'.
+    teacher_train: Option<Arc<dyn Dataset>>,
     pub(super) out: PathBuf,
-    /// Weights that are given instead of trained.
+    /// A given teacher, used instead of training one.
     pub(super) teacher: Option<Checkpoint>,
+    /// Given weights that every trained arm starts from.
     pub(super) start: Option<Checkpoint>,
     pub(super) machine: Machine,
-    /// Arms that were trained before.
+    /// Arms that an earlier run finished.
     finished: BTreeMap<Arm, ArmOutcome>,
     pub(super) resumes: bool,
     pub(super) stop: Option<&'static AtomicBool>,
 }
 
 impl Experiment {
-    /// Opens the data; results will be in `out`.
+    /// Opens the data and returns an experiment that writes its results to `out`.
     ///
     /// # Errors
-    /// When a setting is out of range, or data is missing or broken.
+    /// When a setting is out of range, or data is missing or corrupt.
     pub fn new(config: Config, out: &Path) -> Result<Self> {
         config.validate()?;
         let splits = config.data.open()?;
         splits.test.check_images()?;
         splits.watch.iter().try_for_each(TestSet::check_images)?;
         splits.real_masks.iter().try_for_each(TestSet::check_images)?;
+        let teacher_train = match config.train.arms.contains(&Arm::Teacher) {
+            true => config.data.open_teacher_train()?,
+            false => None,
+        };
         Ok(Self {
             config,
             splits,
+            teacher_train,
             out: out.to_owned(),
             teacher: None,
             start: None,
@@ -65,21 +73,21 @@ impl Experiment {
         })
     }
 
-    /// The settings.
+    /// Returns the settings.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The data.
+    /// Returns the training and test data.
     pub fn splits(&self) -> &Splits {
         &self.splits
     }
 
-    /// Goes on with what is in the results folder: arms that are finished stay as they are, the one that was in training goes on from
-    /// its newest state that is whole, as if it had never stopped.
+    /// Resumes from the results folder: keeps finished arms and continues the interrupted one from its newest intact
+    /// training checkpoint, as if it had never stopped.
     ///
     /// # Errors
-    /// When the record of finished arms cannot be read, or is of other settings.
+    /// When `results.json` cannot be read or was written with different settings.
     pub fn resumed(self) -> Result<Self> {
         for folder in Arm::ALL.map(|arm| self.out.join(arm.name())).iter().chain([&self.out]) {
             remove_unfinished(folder)?;
@@ -91,52 +99,54 @@ impl Experiment {
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let wrong = |what: String| Error::Format { path: path.clone(), offset: 0, what };
         let before: Finished =
-            serde_json::from_str(&text).map_err(|e| wrong(format!("no results of a training: {e}")))?;
+            serde_json::from_str(&text).map_err(|e| wrong(format!("not the results of a training: {e}")))?;
         if before.config != self.config {
             return Err(wrong("expected results of the same settings, found other settings".to_owned()));
         }
         Ok(Self { finished: before.arms, resumes: true, ..self })
     }
 
-    /// Stops after the step in which `flag` is set, with a state to go on from and [`Error::Stopped`].
+    /// Makes training stop after the step in which `flag` is set: it saves a training checkpoint to resume from and
+    /// returns [`Error::Stopped`].
     pub fn stopped_by(self, flag: &'static AtomicBool) -> Self {
         Self { stop: Some(flag), ..self }
     }
 
-    /// Trains and evaluates on another machine than the CPU.
+    /// Trains and evaluates on `machine` instead of the CPU.
     pub fn on(self, machine: &Machine) -> Self {
         let moved = |checkpoint: Checkpoint| Checkpoint { backbone: checkpoint.backbone.on(machine), ..checkpoint };
         let (teacher, start) = (self.teacher.map(moved), self.start.map(moved));
         Self { machine: machine.clone(), teacher, start, ..self }
     }
 
-    /// Uses this teacher instead of training one.
+    /// Uses `teacher` instead of training one.
     pub fn with_teacher(self, teacher: Checkpoint) -> Self {
         let teacher = Checkpoint { backbone: teacher.backbone.on(&self.machine), ..teacher };
         Self { teacher: Some(teacher), ..self }
     }
 
-    /// Starts every arm that is trained from these weights.
+    /// Starts every trained arm from these weights.
     ///
     /// # Errors
-    /// When they are of another network than the one that the settings describe.
+    /// When the weights are for a different network than the settings describe.
     pub fn with_start(self, start: Checkpoint) -> Result<Self> {
         // Dropout has no weights.
         let wanted = ModelConfig { dropout: 0.0, ..self.config.model.clone() };
         let found = ModelConfig { dropout: 0.0, ..start.backbone.config().clone() };
         if wanted != found {
             let what = format!("does not fit the model: expected {wanted:?}, found {found:?}");
-            return Err(Error::Checkpoint { path: start.path.unwrap_or_default(), what });
+            return Err(Error::Checkpoint { path: start.name.into(), what });
         }
         let start = Checkpoint { backbone: start.backbone.on(&self.machine), ..start };
         Ok(Self { start: Some(start), ..self })
     }
 
-    /// Trains and evaluates the arms of the settings, each saved under its name in the results folder; writes the resolved settings to
-    /// `config.toml` there, and `results.json` after each arm.
+    /// Trains and evaluates the arms that the settings list and saves each under its name in the results folder.
+    /// Writes the resolved settings to `config.toml` there, and `results.json` after each arm.
     ///
     /// # Errors
-    /// When an arm needs another that is neither given nor trained before it, or training, saving or evaluation fails.
+    /// When an arm depends on one that is neither given nor trained before it, or when training, saving or evaluation
+    /// fails.
     pub fn run(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
         self.check(&self.config.train.arms)?;
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out))?;
@@ -151,15 +161,14 @@ impl Experiment {
             threads: rayon::current_num_threads(),
             test_set: self.splits.test.description.clone(),
             config: self.config.clone(),
-            teacher: self.teacher.as_ref().and_then(|t| t.path.clone()),
-            start: self.start.as_ref().and_then(|t| t.path.clone()),
             arms: BTreeMap::new(),
+            paired_tests: Vec::new(),
         };
         let mut trained = Trained::default();
         let arms = &self.config.train.arms;
         if let Some(teacher) = self.teacher.as_ref().filter(|_| !arms.contains(&Arm::Teacher)) {
-            // The students' table compares them with it.
-            let (evaluation, real_masks) = self.evaluate(&teacher.backbone, on)?;
+            // The table of results compares the students with it.
+            let (evaluation, real_masks) = self.evaluate(&teacher.backbone, None, on)?;
             on(Event::Finished { arm: Arm::Teacher, evaluation: &evaluation });
             let result = ArmOutcome {
                 num_steps: 0,
@@ -174,7 +183,7 @@ impl Experiment {
         }
         for &arm in arms {
             if let Some(result) = self.finished.get(&arm) {
-                on(Event::Notice(format!("{}: trained before", arm.title())));
+                on(Event::Notice(format!("{}: already trained", arm.title())));
                 self.recall(arm, &mut trained)?;
                 outcome.arms.insert(arm, result.clone());
                 continue;
@@ -182,38 +191,44 @@ impl Experiment {
             let result = self.run_arm(arm, &mut trained, on)?;
             on(Event::Finished { arm, evaluation: &result.evaluation });
             outcome.arms.insert(arm, result);
-            // After every arm: what is finished is not lost to what fails later.
-            let json = serde_json::to_vec_pretty(&outcome).map_err(|e| Error::Config(e.to_string()))?;
-            write_atomic(&self.out.join(RESULTS_FILE), &json)?;
+            // Written after every arm, so that a later failure does not lose finished arms.
+            self.write_results(&outcome)?;
             remove_states(&self.out.join(arm.name()))?;
         }
+        outcome.paired_tests = self.paired_tests(arms)?;
+        self.write_results(&outcome)?;
         Ok(outcome)
     }
 
-    /// Loads what later arms may need of one that was trained before.
+    fn write_results(&self, outcome: &Outcome) -> Result<()> {
+        let json = serde_json::to_vec_pretty(outcome).map_err(|e| Error::Config(e.to_string()))?;
+        write_atomic(&self.out.join(RESULTS_FILE), &json)
+    }
+
+    /// Loads what later arms may need from an arm that an earlier run finished.
     fn recall(&self, arm: Arm, trained: &mut Trained) -> Result<()> {
         match arm {
             Arm::Teacher => trained.teacher = Some(self.saved(&self.out.join(arm.name()))?),
             Arm::Lg if self.config.train.arms.contains(&Arm::Hg) && self.config.train.hg_start == Start::Lg => {
                 trained.lg = Some(self.saved(&self.lg_folder())?);
             }
-            Arm::Lg | Arm::Aug | Arm::Hg => {}
+            Arm::Lg | Arm::Aug | Arm::Hg | Arm::Distill => {}
         }
         Ok(())
     }
 
-    /// A checkpoint of this experiment.
+    /// Loads model weights that this experiment saved.
     pub(super) fn saved(&self, folder: &Path) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::of(load_model(folder, None)?)?;
-        Ok(Checkpoint { path: None, backbone: checkpoint.backbone.on(&self.machine), ..checkpoint })
+        Ok(Checkpoint { backbone: checkpoint.backbone.on(&self.machine), ..checkpoint })
     }
 
-    /// Where the LG student is as it was when HG continues it.
+    /// Folder of the LG student's weights at the epoch from which HG continues it.
     pub(super) fn lg_folder(&self) -> PathBuf {
         self.out.join(Arm::Lg.name()).join(format!("epoch-{}", self.config.train.hg_first_epoch))
     }
 
-    /// Whether each of some arms has what it needs.
+    /// Checks that each of `arms` has the teacher and the weights it needs.
     pub(super) fn check(&self, arms: &[Arm]) -> Result<()> {
         for (i, &arm) in arms.iter().enumerate() {
             let has = |wanted| arms[..i].contains(&wanted);
@@ -242,25 +257,30 @@ impl Experiment {
                 return Err(Error::Training(format!("{what}: {} has none", arm.name())));
             }
             if !self.config.train.freeze.is_empty() && arm != Arm::Teacher && origin.is_none() {
-                let what = format!("train.freeze: {} starts from no weights that could stay as they are", arm.name());
+                let what = format!("train.freeze: {} starts from random weights, not from a model", arm.name());
                 return Err(Error::Training(what));
             }
             if self.config.train.start_share > 0.0 && arm != Arm::Teacher && origin.is_none() {
-                let what = format!("train.start_share: {} starts from no weights that could have a share", arm.name());
+                let what = format!("train.start_share: {} starts from random weights, not from a model", arm.name());
                 return Err(Error::Training(what));
             }
         }
         Ok(())
     }
 
-    /// Whose weights an arm starts from, if any.
+    /// Returns the training set of an arm.
+    pub(super) fn train_set(&self, arm: Arm) -> &Arc<dyn Dataset> {
+        self.teacher_train.as_ref().filter(|_| arm == Arm::Teacher).unwrap_or(&self.splits.train)
+    }
+
+    /// Returns the origin of the weights that an arm starts from; none if it starts from random weights.
     pub(super) fn origin(&self, arm: Arm) -> Option<Origin> {
         if self.start.is_some() {
             return Some(Origin::Given);
         }
         let start = match arm {
             Arm::Teacher => Start::Scratch,
-            Arm::Aug | Arm::Lg => self.config.train.start,
+            Arm::Aug | Arm::Lg | Arm::Distill => self.config.train.start,
             Arm::Hg => self.config.train.hg_start,
         };
         match start {
@@ -288,22 +308,14 @@ impl Experiment {
         let Position { step: num_steps, seconds, num_skipped, last_loss, best, .. } = position;
         let backbone = trainer.frozen(trainer.student.params().state()?)?;
         let header = trainer.head().map(|head| head.params().state()).transpose()?;
-        let checkpoint = Checkpoint { path: None, backbone, header };
-        let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, on)?;
+        let checkpoint = Checkpoint { name: arm.name().to_owned(), backbone, header };
+        let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, Some(&self.scores_folder(arm)), on)?;
         match arm {
             Arm::Teacher => trained.teacher = Some(checkpoint),
             Arm::Lg => trained.lg = lg,
-            Arm::Aug | Arm::Hg => {}
+            Arm::Aug | Arm::Hg | Arm::Distill => {}
         }
         Ok(ArmOutcome { num_steps, num_skipped, seconds, last_loss, best, evaluation, real_masks })
-    }
-
-    fn evaluate(&self, model: &Model, on: &mut dyn FnMut(Event)) -> Result<(Evaluation, Option<SettingResult>)> {
-        let mut progress = |done, total| on(Event::Embedded { done, total });
-        let evaluation = evaluate(model, &self.splits.test, &self.config.eval, &mut progress)?;
-        let real_masks = self.splits.real_masks.as_ref();
-        let real_masks = real_masks.map(|test| evaluate_as_is(model, test, &self.config.eval, progress));
-        Ok((evaluation, real_masks.transpose()?))
     }
 
     pub(super) fn trainer<'a>(
@@ -322,30 +334,31 @@ impl Experiment {
         if start.is_some() {
             student.freeze(&config.train.freeze)?;
         }
-        let classes = self.splits.train.num_identities();
+        let train = self.train_set(arm);
+        let classes = train.num_identities();
         let size = config.model.embedding_size;
         let head = MarginHead::new(&config.loss, size, classes, &Device::Cpu, seed.wrapping_add(1))?;
         if let Some((origin, start)) = start {
             student = student.with_preprocessing(start.backbone.preprocessing().clone());
             student.params().load(&start.backbone.params().state()?)?;
             match start.header.as_ref().filter(|h| config.train.keep_head && fits(h, size, classes)) {
-                // Its own are loaded below.
+                // The resumed arm's own class centres are loaded below.
                 _ if state.is_some() => {}
                 Some(header) => head.params().load(header)?,
-                // Without the margin loss nobody asks for them.
+                // Class centres are used by the margin loss alone.
                 None if config.distill.of(arm).margin_weight == 0.0 => {}
                 None if config.train.head_start == HeadStart::MeanEmbedding => {
                     let kernel = match centres.entry(origin) {
                         Entry::Occupied(known) => known.into_mut(),
                         Entry::Vacant(unknown) => {
                             let progress = |done, total| on(Event::Embedded { done, total });
-                            unknown.insert(mean_embeddings(&start.backbone, self.splits.train.as_ref(), progress)?)
+                            unknown.insert(mean_embeddings(&start.backbone, train.as_ref(), progress)?)
                         }
                     };
                     head.params().load(&BTreeMap::from([("kernel".to_owned(), kernel.clone())]))?;
                 }
                 None => {
-                    let what = format!("no class centres for {classes} identities to start from: they start anew");
+                    let what = format!("no class centres for {classes} identities to start from: using random ones");
                     on(Event::Notice(format!("{}: {what}", arm.name())));
                 }
             }
@@ -365,25 +378,25 @@ impl Experiment {
     }
 }
 
-/// What later arms of an experiment may need of earlier ones.
+/// Results of earlier arms that later arms of an experiment may need.
 #[derive(Default)]
 struct Trained {
     teacher: Option<Checkpoint>,
     lg: Option<Checkpoint>,
-    /// Mean embeddings as class centres, by the weights that made them.
+    /// Mean embeddings as class centres, by the origin of the weights that computed them.
     centres: BTreeMap<Origin, Tensor>,
 }
 
-/// Whose weights an arm starts from.
+/// Origin of the weights that an arm starts from.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Origin {
-    /// Those of [`Experiment::with_start`].
+    /// The weights given to [`Experiment::with_start`].
     Given,
     Teacher,
     Lg,
 }
 
-/// Whether a head's class centres are of this size; those of other identities are of no use.
+/// Whether a head has `classes` centres of length `size`.
 fn fits(header: &BTreeMap<String, Tensor>, size: usize, classes: usize) -> bool {
     header.get("kernel").is_some_and(|k| k.dims() == [size, classes])
 }

@@ -1,4 +1,4 @@
-//! Trainings that lie in folders: what they were to do and how far they came.
+//! Reads the results folders of trainings: settings, progress and results.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,78 +7,81 @@ use serde::Serialize;
 
 use super::arm::Arm;
 use super::config::Config;
+use super::evaluation::PairedTest;
 use super::outcome::{ArmOutcome, Finished, RESULTS_FILE};
 use super::records::{StepRecord, read_steps};
 use super::run::CONFIG_FILE;
 use crate::error::{Error, Result};
 
-/// A training that ran or runs.
+/// A training, finished or not, as read from its results folder.
 #[derive(Debug, Serialize)]
 pub struct Run {
-    /// Its folder.
+    /// The results folder.
     pub folder: PathBuf,
-    /// Its settings.
+    /// The settings.
     pub config: Config,
-    /// What it was computed with: version and commit of this crate, the machine. None before the first arm is finished.
+    /// Origin of the results; none before the first arm is finished.
     pub provenance: Option<Provenance>,
-    /// The arms of the settings, in their order, and how far each is.
+    /// Progress of each arm: the arms of the settings in their order, then a given teacher if it was evaluated.
     pub arms: Vec<(Arm, Progressed)>,
+    /// Paired tests between the arms; empty before all are finished.
+    pub paired_tests: Vec<PairedTest>,
 }
 
-/// What computed the results.
+/// Origin of results: crate version and commit, machine, test set.
 #[derive(Debug, Serialize)]
 pub struct Provenance {
-    /// Of this crate.
+    /// Version of this crate.
     pub version: String,
-    /// Of its source.
+    /// Commit that the crate was built from.
     pub commit: String,
-    /// The machine.
+    /// Machine that the training ran on.
     pub device: String,
-    /// Whose faces it was tested on.
+    /// Description of the test set.
     pub test_set: String,
 }
 
-/// How far an arm is.
+/// Progress of an arm.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Progressed {
     /// Trained and evaluated.
     Finished(Box<ArmOutcome>),
-    /// In training, or stopped: its last recorded step.
+    /// In training, or stopped; holds the last recorded step.
     Begun(Box<StepRecord>),
-    /// Not begun.
+    /// Not started.
     Waiting,
 }
 
 impl Run {
-    /// Whether a training's results lie in `folder`.
+    /// Whether `folder` is the results folder of a training.
     pub fn is_in(folder: &Path) -> bool {
         folder.join(CONFIG_FILE).is_file()
     }
 
-    /// Reads a training's folder.
+    /// Reads the results folder of a training.
     ///
     /// # Errors
-    /// When its settings or records are missing or broken.
+    /// When the settings are missing, or settings, results or records are corrupt.
     pub fn read(folder: &Path) -> Result<Self> {
         let config = Config::read(&folder.join(CONFIG_FILE))?;
         let path = folder.join(RESULTS_FILE);
         let results: Option<Finished> = match std::fs::read_to_string(&path) {
             Ok(text) => {
                 let wrong = |what: String| Error::Format { path, offset: 0, what };
-                Some(serde_json::from_str(&text).map_err(|e| wrong(format!("no results of a training: {e}")))?)
+                Some(serde_json::from_str(&text).map_err(|e| wrong(format!("not the results of a training: {e}")))?)
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(e) => return Err(Error::io(&path)(e)),
         };
-        let (mut finished, provenance) = match results {
-            Some(Finished { arms, version, commit, device, test_set, .. }) => {
-                (arms, Some(Provenance { version, commit, device, test_set }))
+        let (mut finished, paired_tests, provenance) = match results {
+            Some(Finished { arms, paired_tests, version, commit, device, test_set, .. }) => {
+                (arms, paired_tests, Some(Provenance { version, commit, device, test_set }))
             }
-            None => (BTreeMap::new(), None),
+            None => (BTreeMap::new(), Vec::new(), None),
         };
         let mut arms: Vec<Arm> = config.train.arms.clone();
-        // A teacher that was given was evaluated too.
+        // A given teacher is evaluated too, but is not an arm of the settings.
         arms.extend(finished.keys().filter(|arm| !config.train.arms.contains(arm)));
         let progressed = |arm: Arm| -> Result<(Arm, Progressed)> {
             let progressed = match finished.remove(&arm) {
@@ -91,10 +94,10 @@ impl Run {
             Ok((arm, progressed))
         };
         let arms = arms.into_iter().map(progressed).collect::<Result<_>>()?;
-        Ok(Self { folder: folder.to_owned(), config, provenance, arms })
+        Ok(Self { folder: folder.to_owned(), config, provenance, arms, paired_tests })
     }
 
-    /// The arms that are finished, with what came out.
+    /// Returns the finished arms with their results.
     pub fn finished(&self) -> impl Iterator<Item = (Arm, &ArmOutcome)> {
         self.arms.iter().filter_map(|(arm, progressed)| match progressed {
             Progressed::Finished(outcome) => Some((*arm, outcome.as_ref())),

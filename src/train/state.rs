@@ -1,4 +1,4 @@
-//! Where a training is: everything that later steps depend on, in a folder that is whole or not there.
+//! Training checkpoints: everything that later steps depend on, in a folder that is written atomically.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,47 +14,47 @@ use crate::files::{UNFINISHED, remove_unfinished, sha256, sync_folder, write_ato
 use crate::models::BACKBONE_FILE;
 use crate::weights::{read_safetensors, write_safetensors};
 
-/// What names and checks the other files; written last.
+/// File with the position, the settings and the SHA-256 of the other files; written last.
 const STATE_FILE: &str = "state.json";
 const EXTENSION: &str = "safetensors";
-/// A state's folder: this and its step.
+/// Prefix of a checkpoint's folder name; the step number follows.
 const PREFIX: &str = "step-";
-/// Changes when an older program could not go on from what is written.
+/// Format version; changes when older versions of this crate could no longer resume from a checkpoint.
 const FORMAT: u32 = 1;
 
-/// How far an arm is.
+/// Position of an arm in its training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Position {
-    /// Which arm.
+    /// The arm.
     pub arm: Arm,
-    /// Steps taken.
+    /// Steps so far.
     pub step: usize,
-    /// The epoch of the next step, from 0.
+    /// Epoch of the next step, from 0.
     pub epoch: usize,
-    /// The batch of the next step in it, from 0.
+    /// Batch of the next step within its epoch, from 0.
     pub batch: usize,
     /// Seconds of training so far.
     pub seconds: f64,
-    /// Steps that changed nothing because their loss or gradient was not finite.
+    /// Steps skipped because their loss or gradient was not finite.
     pub num_skipped: usize,
-    /// The loss of the last step.
+    /// Loss of the last step whose loss is known and finite.
     pub last_loss: Option<f64>,
-    /// How many words the generator of dropout has given.
+    /// Words drawn so far from dropout's random number generator.
     pub dropout_words: u64,
-    /// The epoch before which it was last evaluated.
+    /// Epoch at whose start the arm was last evaluated; the arm's first epoch if it was not.
     #[serde(default)]
     pub watched: usize,
-    /// The best of those evaluations.
+    /// The best of these evaluations.
     #[serde(default)]
     pub best: Option<Best>,
-    /// Evaluations since then.
+    /// Evaluations since the best one.
     #[serde(default)]
     pub num_worse: usize,
 }
 
 impl Position {
-    /// Before the first step of an arm that begins at this epoch.
+    /// Returns the position before the first step of an arm whose first epoch is `epoch`.
     pub fn start(arm: Arm, epoch: usize) -> Self {
         Self {
             arm,
@@ -72,10 +72,10 @@ impl Position {
     }
 }
 
-/// Tensors of a training that goes on.
+/// A training checkpoint: everything needed to resume an arm.
 #[derive(Debug)]
 pub struct TrainState {
-    /// How far it is.
+    /// Position in the training.
     pub position: Position,
     /// All settings, as TOML.
     pub settings: String,
@@ -83,7 +83,7 @@ pub struct TrainState {
     pub backbone: BTreeMap<String, Tensor>,
     /// The head's parameters.
     pub head: BTreeMap<String, Tensor>,
-    /// What the optimisers remember, and whatever else the steps depend on, by the name of its file.
+    /// State of the optimisers, and the moving average and projection if there are any, by file name.
     pub others: BTreeMap<String, BTreeMap<String, Tensor>>,
 }
 
@@ -98,23 +98,25 @@ struct StateFile {
     files: BTreeMap<String, String>,
 }
 
-/// The folder of an arm's states in its results.
+/// Returns the folder of an arm's training checkpoints, inside the arm's results folder.
 pub fn states_folder(arm_folder: &Path) -> PathBuf {
     arm_folder.join("states")
 }
 
 impl TrainState {
-    /// Writes the state as a folder in `folder`, named for its step, and removes all but the newest `keep`. The state appears whole, or
-    /// not at all, whatever happens meanwhile; then the older ones are as they were.
+    /// Writes the checkpoint to a subfolder of `folder` named after its step, and removes all but the newest `keep`.
+    /// The write is atomic: on a failure or crash the subfolder does not appear and older checkpoints are unchanged.
     ///
     /// # Errors
-    /// When it cannot be written: says which state is the newest that is whole.
+    /// When the checkpoint cannot be written; names the newest one that exists.
     pub fn save(&self, folder: &Path, keep: usize) -> Result<()> {
         self.write(folder).map_err(|error| {
             let newest = steps(folder).into_iter().next_back();
-            let kept =
-                newest.map_or("there is none before".to_owned(), |(_, path)| format!("{} is whole", path.display()));
-            Error::Training(format!("the state of step {} cannot be saved, {kept}: {error}", self.position.step))
+            let kept = newest.map_or("none".to_owned(), |(_, path)| path.display().to_string());
+            Error::Training(format!(
+                "cannot save the checkpoint of step {} (newest checkpoint: {kept}): {error}",
+                self.position.step
+            ))
         })?;
         let all = steps(folder);
         for (_, path) in all.iter().take(all.len().saturating_sub(keep.max(1))) {
@@ -147,22 +149,22 @@ impl TrainState {
         write_atomic(&unfinished.path().join(STATE_FILE), &json)?;
         sync_folder(unfinished.path())?;
         std::fs::rename(unfinished.path(), &target).map_err(Error::io(&target))?;
-        // It is not there any more to be removed.
+        // The rename has moved the temporary folder, so there is nothing to remove.
         let _ = unfinished.keep();
         sync_folder(folder)
     }
 
-    /// Returns the newest state in `folder` that is whole, if there is one, and what is wrong with each newer one.
+    /// Returns the newest intact checkpoint in `folder`, if there is one, and a message for each newer, corrupt one.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// When a killed process's temporary folder cannot be removed.
     pub fn newest(folder: &Path) -> Result<(Option<Self>, Vec<String>)> {
         remove_unfinished(folder)?;
         let mut problems = Vec::new();
         for (_, path) in steps(folder).into_iter().rev() {
             match Self::read(&path) {
                 Ok(state) => return Ok((Some(state), problems)),
-                Err(error) => problems.push(format!("{error}; going back to the state before it")),
+                Err(error) => problems.push(format!("{error}; falling back to the previous checkpoint")),
             }
         }
         Ok((None, problems))
@@ -173,15 +175,15 @@ impl TrainState {
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let wrong = |what: String| Error::Format { path: path.clone(), offset: 0, what };
         let state: StateFile =
-            serde_json::from_str(&text).map_err(|e| wrong(format!("no state of a training: {e}")))?;
+            serde_json::from_str(&text).map_err(|e| wrong(format!("not a training checkpoint: {e}")))?;
         if state.format != FORMAT {
-            return Err(wrong(format!("expected format {FORMAT}, found {}: another version's", state.format)));
+            return Err(wrong(format!("expected format {FORMAT}, found {}, of another version", state.format)));
         }
         let part = |name: &str| {
             let path = folder.join(name);
             let found = sha256(&path)?;
             if state.files.get(name) != Some(&found) {
-                let what = "its SHA-256 is not the one that was written: the file has changed".to_owned();
+                let what = "SHA-256 mismatch: the file has changed since it was written".to_owned();
                 return Err(Error::Checkpoint { path, what });
             }
             Ok(read_safetensors(&path)?.tensors)
@@ -191,14 +193,14 @@ impl TrainState {
         for file in state.files.keys().filter(|name| ![BACKBONE_FILE, HEADER_FILE].contains(&name.as_str())) {
             match file.strip_suffix(EXTENSION).and_then(|name| name.strip_suffix('.')) {
                 Some(name) if !name.contains(['/', '\\']) => others.insert(name.to_owned(), part(file)?),
-                _ => return Err(wrong(format!("expected names of {EXTENSION} files beside it, found {file}"))),
+                _ => return Err(wrong(format!("expected names of {EXTENSION} files in its folder, found {file}"))),
             };
         }
         Ok(Self { position: state.position, settings: state.settings, backbone, head, others })
     }
 }
 
-/// The states in a folder by their step, the newest last.
+/// Returns the checkpoints in a folder by step, the newest last.
 fn steps(folder: &Path) -> BTreeMap<usize, PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let step = |entry: std::fs::DirEntry| {
@@ -283,7 +285,7 @@ mod tests {
             std::fs::write(path.join(file), whole).unwrap();
             assert_eq!(newest(folder), (Some(2), 0), "{file}");
         }
-        // What a killed process left is no state, and goes.
+        // A killed process's temporary folder is not a checkpoint and is removed.
         std::fs::create_dir(folder.join(".maskinv-x")).unwrap();
         assert_eq!(newest(folder), (Some(2), 0));
         assert!(!folder.join(".maskinv-x").exists());
@@ -295,7 +297,7 @@ mod tests {
         let folder = root.path().join("states");
         std::fs::write(&folder, "a file").unwrap();
         let error = state(1).save(&folder, 2).unwrap_err().to_string();
-        assert!(error.contains("the state of step 1 cannot be saved, there is none before"), "{error}");
+        assert!(error.contains("cannot save the checkpoint of step 1 (newest checkpoint: none)"), "{error}");
         std::fs::remove_file(&folder).unwrap();
         state(1).save(&folder, 2).unwrap();
         assert_eq!(newest(&folder), (Some(1), 0));

@@ -1,4 +1,4 @@
-//! One training step: both networks forward, the objective, the gradients, the update.
+//! One training step: forward passes of teacher and student, losses, gradients, update.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,31 +15,32 @@ use crate::losses::{DistillConfig, MarginHead};
 use crate::models::Model;
 use crate::optim::OptimConfig;
 
-/// A student with its head and optimisers, and the teacher it learns from.
+/// Trains a student and its head, optionally with a teacher to distil from.
 pub struct Trainer<'a> {
-    /// The backbone in training, as it was when [`Self::synchronise`] was last called; on the CPU, as it is.
+    /// The backbone in training. On a GPU its weights are those of the last call of [`Self::synchronise`].
     pub student: Model,
     head: MarginHead,
     trains_head: bool,
-    /// Of the last step whose figures are known.
+    /// Report of the last step whose figures are known.
     report: StepReport,
     engine: Engine<'a>,
 }
 
-/// How steps are taken; the default is the published recipe without a teacher.
+/// Settings of the training step. The default is the published recipe without a teacher.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepConfig {
     /// Kind and weights of the losses.
     pub distill: DistillConfig,
     /// The optimiser.
     pub optim: OptimConfig,
-    /// Parts of equal size in which a batch goes through the network; their gradients are added up. Each has batch statistics of its own.
+    /// Gradient accumulation: number of equal mini-batches that a batch is split into. Their gradients are added; each
+    /// has its own batch-norm statistics.
     pub accumulate: usize,
-    /// Whether most activations are computed again in the backward pass instead of kept.
+    /// Whether to use activation checkpointing.
     pub recompute: bool,
-    /// Decay of the exponential moving average of the weights, below 1; 0 for none.
+    /// Decay of the exponential moving average of the weights, below 1; 0 turns it off.
     pub ema: f64,
-    /// Decides the margins drawn and where a projection starts.
+    /// Seed of the margins and of the initial projection.
     pub seed: u64,
 }
 
@@ -57,44 +58,45 @@ impl Default for StepConfig {
 }
 
 impl StepConfig {
-    /// Decides where a projection starts.
+    /// Returns the seed of the initial projection.
     pub(super) fn projection_seed(&self) -> u64 {
         self.seed.wrapping_add(2)
     }
 }
 
-/// What carries the steps out.
+/// The implementation of the training step.
 enum Engine<'a> {
     Cpu(Box<CpuTrainer<'a>>),
     #[cfg(any(test, feature = "cuda"))]
     Gpu(Box<GpuTrainer>),
 }
 
-/// What one step did.
+/// Figures of one training step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
-    /// The objective: `margin_loss + lambda * distill_loss`.
+    /// The total loss: `margin_loss + lambda * distill_loss`.
     pub loss: f64,
-    /// Cross-entropy under the margin, with its weight; 0 if that is 0.
+    /// The margin loss (cross-entropy with margin), multiplied by its weight; 0 if the weight is 0.
     pub margin_loss: f64,
-    /// Distance to the teacher's embeddings before its weight; 0 without a teacher.
+    /// The distillation loss before multiplication by `lambda`; 0 without a teacher.
     pub distill_loss: f64,
     /// Norm of the backbone's gradient before clipping.
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Mean cosine of all pairs of embeddings in the batch: near 1, they have collapsed.
+    /// Mean cosine of all pairs of embeddings in the batch; near 1 the embeddings have collapsed.
     pub mean_cosine: Option<f64>,
-    /// Mean cosine of the embeddings and their class centres. None without the margin loss.
+    /// Mean cosine between embeddings and their class centres; none without the margin loss.
     pub target_cosine: Option<f64>,
-    /// The same for each image of the batch; NaN without a label.
+    /// Cosine between each image's embedding and its class centre; NaN without a label.
     pub target_cosines: Vec<f64>,
-    /// Whether the loss or the gradient was not finite: nothing was changed then, not even the running statistics.
+    /// Whether the step was skipped because its loss or gradient was not finite: no parameter, moment or running
+    /// statistic has changed. Always false on a GPU, where such a step is an error.
     pub is_skipped: bool,
 }
 
 impl<'a> Engine<'a> {
-    /// That of the student's machine.
+    /// Returns the implementation for the student's machine.
     fn new(student: &Model, head: &MarginHead, teacher: Option<&'a Model>, config: &StepConfig) -> crate::Result<Self> {
         #[cfg(any(test, feature = "cuda"))]
         if student.machine().gpu().is_some() {
@@ -105,12 +107,13 @@ impl<'a> Engine<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Returns a trainer on the student's machine, which must be the teacher's; `teacher` is used if distillation has a weight. A teacher
-    /// whose embeddings have another length is followed through a [`Projection`](crate::losses::Projection).
+    /// Returns a trainer on the student's machine, where the teacher must be too. The teacher is used if the
+    /// distillation loss has a weight. If its embeddings have a different length from the student's, a
+    /// [`Projection`](crate::losses::Projection) is trained with the student.
     ///
     /// # Errors
-    /// When memory for the optimisers cannot be had, a teacher is missing or of another input size, or the machine has no way for a
-    /// network or for what `config` asks.
+    /// When memory for the optimisers cannot be allocated, the teacher is missing or has a different input size, or the
+    /// machine does not support a network or a setting of `config`.
     pub fn new(
         student: Model,
         head: MarginHead,
@@ -133,23 +136,23 @@ impl<'a> Trainer<'a> {
         Ok(Self { student, head, trains_head, report: StepReport::default(), engine })
     }
 
-    /// The classification head in training; none where the margin loss has no weight.
+    /// Returns the classification head in training; none if the margin loss has weight 0.
     pub fn head(&self) -> Option<&MarginHead> {
         self.trains_head.then_some(&self.head)
     }
 
-    /// The head, whether it is trained or not.
+    /// Returns the head, whether or not it is trained.
     pub(super) fn any_head(&self) -> &MarginHead {
         &self.head
     }
 
-    /// Trains on one batch with learning rate `lr`; `step` counts from 0 and decides the margins drawn. Returns the step's
-    /// figures; none on a GPU, which is not waited for, but in every 20th step.
+    /// Trains on one batch with learning rate `lr`; `step` counts from 0 and seeds the margins. Returns the step's
+    /// figures. On a GPU, which runs asynchronously, only every 20th step returns them.
     ///
     /// # Errors
-    /// When a trainable parameter receives no gradient or a tensor operation fails; no parameter was updated then, only the running
-    /// statistics. On a GPU also when a loss was not finite, which is found when figures are read; no step that had one updated a
-    /// parameter, the running statistics are spoiled.
+    /// When a trainable parameter receives no gradient or a tensor operation fails; running statistics may have been
+    /// updated by then, parameters have not. On a GPU also when a loss or gradient was not finite, which is detected
+    /// when figures are read: no such step updated a parameter, but the running statistics are corrupt.
     pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<Option<StepReport>> {
         let report = match &mut self.engine {
             Engine::Cpu(engine) => Some(engine.step(&self.student, &self.head, batch, step, lr)?),
@@ -162,7 +165,8 @@ impl<'a> Trainer<'a> {
         Ok(report)
     }
 
-    /// The trained parameters to which the first step gave no gradient at all, by name: they do not learn. Empty before it.
+    /// Returns the names of the trained parameters whose gradient was zero everywhere in the first step: they do not
+    /// learn. Empty before the first step.
     pub fn without_gradient(&self) -> &[String] {
         match &self.engine {
             Engine::Cpu(engine) => engine.without_gradient.as_deref().unwrap_or_default(),
@@ -171,8 +175,8 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Returns about how many bytes the activations of a batch of `n` images, or of a part of one, and their gradients take at the peak;
-    /// none where the network goes layer by layer, and on a GPU.
+    /// Returns the approximate peak size, in bytes, of the activations of a mini-batch of `n` images and their
+    /// gradients; none for a network that runs layer by layer, and on a GPU.
     pub fn activation_bytes(&self, n: usize) -> Option<usize> {
         match &self.engine {
             Engine::Cpu(engine) => engine.training.activation_bytes(n),
@@ -181,16 +185,16 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Saves the weights that are evaluated as they are now, the average if one is kept, with the head.
+    /// Saves the head and the weights used for evaluation: the moving average if one is kept, else the student's.
     pub(super) fn save(&self, folder: &Path) -> crate::Result<()> {
         let averaged = self.averaged()?;
         save_checkpoint(folder, averaged.as_ref().unwrap_or(&self.student), self.head())
     }
 
-    /// Returns the average of the student's weights over the steps, as a network that receives no gradients, if one is kept.
+    /// Returns the moving average of the student's weights as a frozen network, if one is kept.
     ///
     /// # Errors
-    /// When memory for it cannot be had.
+    /// When memory for the network cannot be allocated.
     pub fn averaged(&self) -> crate::Result<Option<Model>> {
         let averages = match &self.engine {
             Engine::Cpu(engine) => engine.averages(&self.student)?,
@@ -200,18 +204,18 @@ impl<'a> Trainer<'a> {
         averages.map(|weights| self.frozen(weights)).transpose()
     }
 
-    /// The student with these weights, as a network that receives no gradients.
+    /// Returns a frozen copy of the student with these weights.
     pub(super) fn frozen(&self, weights: BTreeMap<String, Tensor>) -> crate::Result<Model> {
         let student = &self.student;
         let model = Model::frozen(student.config(), weights, &Device::Cpu)?;
         Ok(model.with_preprocessing(student.preprocessing().clone()).on(student.machine()))
     }
 
-    /// Returns everything that later steps depend on beside the student and the head, by the file that it is kept in: what the optimisers
-    /// remember, the projection, the average.
+    /// Returns everything that later steps depend on apart from the student and the head, by file: the state of the
+    /// optimisers, the projection and the moving average.
     ///
     /// # Errors
-    /// When memory for the copies cannot be had.
+    /// When memory for the copies cannot be allocated.
     pub(super) fn state(&self) -> crate::Result<Others> {
         match &self.engine {
             Engine::Cpu(engine) => engine.state(),
@@ -220,10 +224,10 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Goes on with [`Self::state`] of another trainer of the same kind, on whichever machine.
+    /// Restores the [`Self::state`] of a trainer with the same settings, on any machine.
     ///
     /// # Errors
-    /// When a tensor is missing, unexpected or of another shape.
+    /// When a tensor is missing, unexpected or has the wrong shape.
     pub(super) fn load_state(&mut self, state: &Others) -> crate::Result<()> {
         match &mut self.engine {
             Engine::Cpu(engine) => engine.load_state(state),
@@ -232,10 +236,11 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Brings the student and the head up to date with what was trained, wherever that was; returns the figures of the last step.
+    /// Copies trained weights from a GPU to the student and the head; on the CPU they are current already. Returns the
+    /// figures of the last step.
     ///
     /// # Errors
-    /// When a step that was not waited for had a loss that is not finite, or the copy fails.
+    /// On a GPU, when a step had a loss or gradient that was not finite, or the copy fails.
     pub fn synchronise(&mut self) -> crate::Result<StepReport> {
         #[cfg(any(test, feature = "cuda"))]
         if let Engine::Gpu(engine) = &self.engine {

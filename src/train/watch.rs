@@ -1,4 +1,4 @@
-//! Evaluations while an arm is trained: which weights were the best, and when to stop early.
+//! Evaluations between epochs: the best weights so far, and early stopping.
 
 use std::path::PathBuf;
 
@@ -14,16 +14,17 @@ use super::step::Trainer;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Setting, evaluate};
 
-/// When to evaluate in between, and what follows from it; the default does not.
+/// Settings of evaluations between epochs and of early stopping. By default both are off.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WatchConfig {
     /// Epochs between evaluations; 0 for none before the end.
     pub every: usize,
-    /// The setting whose equal error rate is watched.
+    /// The setting whose equal error rate decides.
     pub setting: Setting,
-    /// Evaluations in a row without a lower error rate after which an arm stops; it ends with the weights that had the lowest. 0 for never:
-    /// it ends with the last ones.
+    /// Early stopping: number of evaluations in a row without a lower error rate after which an arm stops. The arm then
+    /// ends with the weights that had the lowest error rate. 0 turns early stopping off: the arm ends with its last
+    /// weights, or their moving average if one is kept.
     pub patience: usize,
 }
 
@@ -37,34 +38,34 @@ impl Default for WatchConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
-    /// Epochs of training before it, from the schedule's start.
+    /// Epochs before the evaluation, counted from the start of the schedule.
     pub epoch: usize,
-    /// Steps of training before it.
+    /// Training steps before the evaluation.
     pub step: usize,
-    /// The equal error rate of the setting that is watched, `[0, 1]`.
+    /// Equal error rate in the setting [`WatchConfig::setting`], in `[0, 1]`.
     pub eer: f64,
 }
 
 impl WatchConfig {
-    /// Checks the ranges.
+    /// Checks that the settings are consistent.
     ///
     /// # Errors
-    /// Names the first setting that is out of range.
+    /// When `patience` is set without `every`.
     pub fn validate(&self) -> Result<()> {
         if self.patience > 0 && self.every == 0 {
-            let what = "watch.patience: expected watch.every of 1 or more too, the epochs between evaluations, found 0";
+            let what = "watch.patience: expected watch.every (epochs between evaluations) of 1 or more, found 0";
             return Err(Error::Config(what.to_owned()));
         }
         Ok(())
     }
 
-    /// Whether an evaluation comes before the next step of an arm that began at epoch `first` and ends before `end`.
+    /// Whether to evaluate before the next step of an arm with the epochs `first..end`.
     pub(super) fn is_due(&self, at: &Position, first: usize, end: usize) -> bool {
         let is_new = at.batch == 0 && at.epoch > first && at.watched < at.epoch;
         self.every > 0 && is_new && ((at.epoch - first).is_multiple_of(self.every) || at.epoch == end)
     }
 
-    /// Takes note of an evaluation at a position; whether it is the best so far.
+    /// Records an evaluation in the position; returns whether it is the best so far.
     pub(super) fn note(&self, evaluation: &Evaluation, at: &mut Position) -> bool {
         at.watched = at.epoch;
         let eer = evaluation.get(self.setting).metrics.eer;
@@ -76,14 +77,14 @@ impl WatchConfig {
         is_best
     }
 
-    /// Whether an arm stops early.
+    /// Whether to stop the arm early.
     pub(super) fn stops(&self, at: &Position) -> bool {
         self.patience > 0 && at.num_worse >= self.patience
     }
 }
 
 impl Experiment {
-    /// Evaluates the weights between two epochs, and keeps them if they are the best so far.
+    /// Evaluates the weights between two epochs. With early stopping, saves them if they are the best so far.
     pub(super) fn watch(
         &self,
         trainer: &mut Trainer,
@@ -95,7 +96,7 @@ impl Experiment {
         let averaged = trainer.averaged()?;
         let model = averaged.as_ref().unwrap_or(&trainer.student);
         let (watch, mut config) = (&self.config.watch, self.config.eval.clone());
-        // Intervals are for the end.
+        // Confidence intervals are computed only at the end of training.
         config.bootstrap.replicates = 0;
         let test = self.splits.watch.as_ref().unwrap_or(&self.splits.test);
         let evaluation = evaluate(model, test, &config, |done, total| on(Event::Embedded { done, total }))?;
@@ -107,7 +108,7 @@ impl Experiment {
         records.evaluation(&EvaluationRecord { step: at.step, epoch: at.epoch, evaluation })
     }
 
-    /// Brings the student to the weights that its arm ends with: the best, the average, or the last.
+    /// Loads the student with its arm's final weights: the best, the moving average, or the last.
     pub(super) fn conclude(&self, trainer: &Trainer, at: &Position, on: &mut dyn FnMut(Event)) -> Result<()> {
         if let Some(best) = at.best.filter(|_| self.config.watch.patience > 0) {
             let checkpoint = self.saved(&self.best_folder(at.arm))?;
@@ -128,7 +129,7 @@ impl Experiment {
         Ok(())
     }
 
-    /// Where the weights with the lowest error rate so far are.
+    /// Folder of the weights with the lowest error rate so far.
     fn best_folder(&self, arm: Arm) -> PathBuf {
         self.out.join(arm.name()).join("best")
     }

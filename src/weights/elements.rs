@@ -1,8 +1,8 @@
-//! Elements as other formats store them, little-endian, and the tensors they become.
+//! Conversion of stored little-endian elements to tensors.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// The type of the elements of a stored tensor.
+/// Element type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ElementType {
     F64,
@@ -18,7 +18,7 @@ pub(super) enum ElementType {
 }
 
 impl ElementType {
-    /// Bytes of one element.
+    /// Returns the size of one element in bytes.
     pub(super) fn size(self) -> usize {
         match self {
             Self::F64 | Self::I64 => 8,
@@ -29,10 +29,10 @@ impl ElementType {
     }
 }
 
-/// Returns the tensor of shape `dims` whose elements, last dimension fastest, are `bytes`. Every type keeps its own but
-/// for two that candle does not have: `I8` becomes `i16`, `Bool` becomes `u8` of 0 and 1.
+/// Returns the tensor of shape `dims` whose elements, last dimension fastest, are `bytes`. Types are kept, except for
+/// two that candle lacks: `I8` becomes `i16`, and `Bool` becomes `u8` with the values 0 and 1.
 ///
-/// The caller has checked that `bytes` holds exactly these elements.
+/// The caller must have checked that `bytes` holds exactly these elements.
 pub(super) fn tensor(element: ElementType, bytes: &[u8], dims: &[usize]) -> Result<Tensor> {
     let raw = |dtype| Tensor::from_raw_buffer(bytes, dtype, dims, &Device::Cpu);
     match element {
@@ -55,11 +55,11 @@ pub(super) fn tensor(element: ElementType, bytes: &[u8], dims: &[usize]) -> Resu
     }
 }
 
-/// Returns how many elements a tensor of shape `dims` has, or none if that, or the product of the sizes that are not 0,
-/// does not fit: strides are computed from it even when the tensor is empty.
+/// Returns the number of elements of a tensor of shape `dims`, or `None` on overflow. The product of the non-zero sizes
+/// must not overflow either: strides are computed from it even when the tensor is empty.
 pub(super) fn num_elements(dims: &[usize]) -> Option<usize> {
     let product = dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim.max(1)))?;
-    // A tensor of so many bytes cannot exist.
+    // At up to 8 bytes per element, the tensor must fit the address space.
     isize::try_from(product.checked_mul(8)?).ok()?;
     Some(if dims.contains(&0) { 0 } else { product })
 }

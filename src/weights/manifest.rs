@@ -1,14 +1,16 @@
-//! Published models by short name: `weights/manifest.toml`, part of the program.
+//! Published models by short name, from `weights/manifest.toml`, which is compiled in.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
 
+use super::Bundled;
 use super::reference::HubFile;
 use crate::error::{Error, Result};
 use crate::preprocessing::Preprocessing;
 
-/// A published model: where its file is, what goes in, and what is known of it.
+/// A published model: the location of its file, its preprocessing, and other known facts.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
@@ -16,43 +18,43 @@ pub struct Entry {
     pub name: String,
     /// `owner/name` on the Hugging Face hub.
     pub repo: String,
-    /// A branch, a tag or a commit.
+    /// Branch, tag or commit.
     pub revision: String,
-    /// The path in the repository.
+    /// Path in the repository.
     pub file: String,
     /// SHA-256 of the file, 64 lower-case hexadecimal digits.
     pub sha256: Option<String>,
-    /// Who saw that SHA-256, and where.
+    /// Source of that SHA-256.
     pub sha256_source: Option<String>,
-    /// Length of the file.
+    /// Length of the file in bytes.
     pub bytes: Option<u64>,
-    /// Whether we read a file with this SHA-256 and its embeddings were right.
+    /// Whether this project has read a file with this SHA-256 and checked its embeddings.
     pub verified: bool,
-    /// The architecture's name, as [`crate::weights`]' callers build it (`r100`, `mbf`).
+    /// Architecture name, such as `r100` or `mbf`.
     pub arch: String,
     /// Length of the embedding.
     pub embedding_size: usize,
-    /// Side of the input in pixels.
+    /// Side length of the square input in pixels.
     pub input_size: usize,
-    /// What it expects of its input.
+    /// Preprocessing of the input.
     pub preprocessing: Preprocessing,
-    /// How the tensors in the file are named.
+    /// Naming scheme of the tensors in the file.
     pub layout: String,
     /// Terms of use of the weights.
     pub licence: String,
-    /// Where the model is described.
+    /// URL of the model's description.
     pub source: String,
-    /// What its authors measured.
+    /// Accuracy reported by its authors.
     pub reported: Option<Reported>,
 }
 
-/// What the authors of a model measured.
+/// Accuracy reported by the authors of a model.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reported {
     /// Accuracy on the pairs of LFW, 0 to 1.
     pub lfw: f64,
-    /// Where that is written.
+    /// Source of the figure.
     pub source: String,
 }
 
@@ -60,7 +62,7 @@ impl Entry {
     /// Returns the file on the hub.
     ///
     /// # Errors
-    /// When `repo`, `revision` or `file` is not what the hub allows; not for an entry of [`entries`].
+    /// When `repo`, `revision` or `file` is not allowed by the hub; never for an entry of [`entries`].
     pub fn hub_file(&self) -> Result<HubFile> {
         let (owner, repo) = self.repo.split_once('/').unwrap_or(("", &self.repo));
         HubFile::new(owner, repo, &self.revision, &self.file)
@@ -84,7 +86,7 @@ impl Entry {
         }
         self.preprocessing.validate().or_else(|e| wrong(&format!("preprocessing: {e}")))?;
         if self.embedding_size == 0 || self.input_size != 112 {
-            return wrong("expected an embedding of at least 1 and, for aligned faces, an input of 112 pixels");
+            return wrong("embedding_size, input_size: expected at least 1, and 112 pixels for aligned faces");
         }
         if self.reported.as_ref().is_some_and(|r| !(0.5..=1.0).contains(&r.lfw)) {
             return wrong("reported.lfw: expected 0.5 to 1");
@@ -102,35 +104,58 @@ pub(super) fn is_sha256(text: &str) -> bool {
 #[serde(deny_unknown_fields)]
 struct Manifest {
     model: Vec<Entry>,
+    #[serde(default)]
+    bundled: Vec<Bundled>,
 }
 
-fn parse(text: &str) -> Result<Vec<Entry>> {
+fn parse(text: &str) -> Result<Manifest> {
     let manifest: Manifest = toml::from_str(text).map_err(|e| Error::Config(format!("manifest: {e}")))?;
-    for (i, entry) in manifest.model.iter().enumerate() {
-        entry.validate()?;
-        if manifest.model[..i].iter().any(|e| e.name == entry.name) {
-            return Err(Error::Config(format!("manifest: {}: the name stands twice", entry.name)));
-        }
+    manifest.model.iter().try_for_each(Entry::validate)?;
+    if let Some(bundled) = manifest.bundled.iter().find(|bundled| !is_sha256(&bundled.sha256)) {
+        let what = format!("manifest: {}: sha256: expected 64 lower-case hexadecimal digits", bundled.name);
+        return Err(Error::Config(what));
     }
-    Ok(manifest.model)
+    let mut names = BTreeSet::new();
+    let models = manifest.model.iter().map(|entry| &entry.name);
+    match models.chain(manifest.bundled.iter().map(|bundled| &bundled.name)).find(|name| !names.insert(*name)) {
+        Some(name) => Err(Error::Config(format!("manifest: {name}: duplicate name"))),
+        None => Ok(manifest),
+    }
 }
 
-/// Returns the published models, in the order of the file.
-pub fn entries() -> &'static [Entry] {
-    static ENTRIES: OnceLock<Vec<Entry>> = OnceLock::new();
-    ENTRIES.get_or_init(|| {
+fn manifest() -> &'static Manifest {
+    static MANIFEST: OnceLock<Manifest> = OnceLock::new();
+    MANIFEST.get_or_init(|| {
         parse(include_str!("../../weights/manifest.toml")).expect("weights/manifest.toml is valid: a test reads it")
     })
 }
 
-/// Returns the published model of that short name.
+/// Returns the published models in the order of the manifest.
+pub fn entries() -> &'static [Entry] {
+    &manifest().model
+}
+
+/// Returns the bundled models in the order of the manifest.
+pub fn bundled() -> &'static [Bundled] {
+    &manifest().bundled
+}
+
+/// Returns the bundled model with this short name.
+pub fn find_bundled(name: &str) -> Option<&'static Bundled> {
+    bundled().iter().find(|bundled| bundled.name == name)
+}
+
+/// Returns the published model with this short name.
 pub fn find(name: &str) -> Option<&'static Entry> {
     entries().iter().find(|e| e.name == name)
 }
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
+    use crate::files::hex;
     use crate::preprocessing::Channels;
 
     const ENTRY: &str = r#"
@@ -151,9 +176,9 @@ mod tests {
 
     #[test]
     fn the_committed_manifest_is_valid() -> Result<()> {
-        let entries = parse(include_str!("../../weights/manifest.toml"))?;
-        assert!(entries.len() >= 10);
-        for e in &entries {
+        let manifest = parse(include_str!("../../weights/manifest.toml"))?;
+        assert!(manifest.model.len() >= 10);
+        for e in &manifest.model {
             assert!(["r18", "r50", "r100", "mbf"].contains(&e.arch.as_str()), "{}: arch {}", e.name, e.arch);
             assert!(e.source.starts_with("https://"), "{}: source {}", e.name, e.source);
         }
@@ -161,12 +186,16 @@ mod tests {
         assert_eq!((mbf.verified, mbf.bytes), (true, Some(13_616_099)));
         assert_eq!(mbf.preprocessing.channels, Channels::Rgb);
         assert!(find("w600k").is_none());
+        for bundled in &manifest.bundled {
+            let found = hex(&Sha256::digest(bundled.bytes()));
+            assert_eq!(found, bundled.sha256, "{}", bundled.file);
+        }
         Ok(())
     }
 
     #[test]
     fn wrong_entries_are_refused() -> Result<()> {
-        let entries = parse(ENTRY)?;
+        let entries = parse(ENTRY)?.model;
         assert_eq!(entries[0].preprocessing.channels, Channels::Bgr);
         assert_eq!(entries[0].hub_file()?.to_string(), "hf://owner/repo/model.safetensors");
         let sha = "0123456789abcdef".repeat(4);

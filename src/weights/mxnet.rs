@@ -1,8 +1,8 @@
-//! MXNet's `.params` files: a list of arrays and a list of their names.
+//! Reader of MXNet's `.params` files: a list of arrays and a list of their names.
 //!
-//! The layout is `NDArray::Save` of Apache MXNet (src/ndarray/ndarray.cc), little-endian: a magic number and a reserved word,
-//! the count of arrays, the arrays, the count of names, each name with its length. An array starts with the magic number
-//! of its version; the oldest files have the number of dimensions there.
+//! The layout is `NDArray::Save` of Apache MXNet (src/ndarray/ndarray.cc), little-endian: a magic number and a reserved
+//! word, the count of arrays, the arrays, the count of names, each name with its length. An array starts with the magic
+//! number of its version; the oldest files have the number of dimensions in its place.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,18 +18,18 @@ const LIST_MAGIC: u64 = 0x112;
 const V1_MAGIC: u32 = 0xf993_fac8;
 const V2_MAGIC: u32 = 0xf993_fac9;
 const V3_MAGIC: u32 = 0xf993_faca;
-/// MXNet's own bound on dimensions is 32; without one an old array could claim four billion.
+/// Maximum number of dimensions, as in MXNet; without it, a forged file could claim four billion.
 const MAX_DIMS: u32 = 32;
 
-/// Reads MXNet's parameters to the CPU: dense arrays of f32, f64, f16, u8, i32, i64, and of i8 and bool, which become
-/// i16 and u8.
+/// Reads an MXNet parameter file to the CPU: dense arrays of f32, f64, f16, u8, i32 and i64, and of i8 and bool, which
+/// become i16 and u8.
 ///
-/// The prefixes `arg:` and `aux:` are taken off the names, except where that would make two names equal. A note says how
-/// many arrays had no data.
+/// The prefixes `arg:` and `aux:` are removed from names, unless two names would become equal. A note names each array
+/// without data, which is left out.
 ///
 /// # Errors
-/// When the file cannot be read, ends early or goes on after its end, an array is sparse or of another type, or the names
-/// do not fit the arrays. No allocation is made from a length that the file only claims.
+/// When the file cannot be read, is truncated or has trailing bytes, an array is sparse or of an unsupported type, or
+/// the names do not match the arrays. Nothing is allocated from an unchecked length.
 pub fn read_mxnet_params(path: &Path) -> Result<TensorFile> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let mut reader = Reader { bytes: &bytes, at: 0 };
@@ -79,12 +79,12 @@ fn read_list(reader: &mut Reader<'_>) -> Result<TensorFile, String> {
     Ok(TensorFile { tensors, metadata: BTreeMap::new(), notes })
 }
 
-/// The name without the prefix that tells parameters from statistics.
+/// Returns a name without the prefix that tells parameters from statistics.
 fn bare(name: &str) -> &str {
     name.strip_prefix("arg:").or_else(|| name.strip_prefix("aux:")).unwrap_or(name)
 }
 
-/// One array; none if it was saved without data.
+/// Reads one array; `None` if it was saved without data.
 fn read_array(reader: &mut Reader<'_>) -> Result<Option<Tensor>, String> {
     let magic = reader.u32("the version")?;
     if matches!(magic, V2_MAGIC | V3_MAGIC) {
@@ -95,7 +95,7 @@ fn read_array(reader: &mut Reader<'_>) -> Result<Option<Tensor>, String> {
     }
     let is_versioned = matches!(magic, V1_MAGIC..=V3_MAGIC);
     let num_dims = if is_versioned { reader.u32("the number of dimensions")? } else { magic };
-    // Without a version no dimension means no array; version 3 says so with -1, because 0 is a scalar there.
+    // Before version 3, zero dimensions mean no data; version 3 uses -1, because there zero dimensions are a scalar.
     if (num_dims == 0 && magic != V3_MAGIC) || (num_dims == u32::MAX && magic == V3_MAGIC) {
         return Ok(None);
     }
@@ -107,7 +107,7 @@ fn read_array(reader: &mut Reader<'_>) -> Result<Option<Tensor>, String> {
         let dim = if is_versioned { reader.u64("a size")? } else { u64::from(reader.u32("a size")?) };
         dims.push(usize::try_from(dim).map_err(|e| format!("size {dim}: {e}"))?);
     }
-    // The device it lay on, which decides nothing: the elements in the file are the CPU's.
+    // The device on which the array was allocated. It is irrelevant: elements are stored in the same way for all.
     reader.u64("the device")?;
     let element = match reader.u32("the element type")? {
         0 => ElementType::F32,
@@ -121,12 +121,12 @@ fn read_array(reader: &mut Reader<'_>) -> Result<Option<Tensor>, String> {
         other => return Err(format!("element type {other} is not supported, expected 0 to 7")),
     };
     let num_bytes = num_elements(&dims).and_then(|n| n.checked_mul(element.size()));
-    let num_bytes = num_bytes.ok_or_else(|| format!("shape {dims:?} is larger than any memory"))?;
+    let num_bytes = num_bytes.ok_or_else(|| format!("shape {dims:?} exceeds the address space"))?;
     let bytes = reader.take(num_bytes as u64, "the elements")?;
     tensor(element, bytes, &dims).map(Some).map_err(|e| e.to_string())
 }
 
-/// Where in the bytes we are; an error leaves it where the missing thing starts.
+/// Reader of the file's bytes; after an error, `at` is the start of the missing item.
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,

@@ -1,21 +1,22 @@
-//! What a user may write where a model is expected: a path, `hf://owner/repo[@revision]/file`, or a short name.
+//! References to models: a path, `hf://owner/repo[@revision]/file`, or a short name.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::Bundled;
 use super::manifest::{self, Entry};
 use crate::error::{Error, Result};
 
-/// How a reference to a data set of the Hugging Face hub begins.
+/// Prefix of references to data sets of the Hugging Face hub.
 pub const DATASET_SCHEME: &str = "hf://datasets/";
 
-/// How a reference to the Hugging Face hub begins.
+/// Prefix of references to the Hugging Face hub.
 const SCHEME: &str = "hf://";
 
-/// The branch that is meant when no revision is named.
+/// Branch used when no revision is given.
 const DEFAULT_REVISION: &str = "main";
 
-/// A file in a model repository of the Hugging Face hub; its parts are valid, see [`Self::new`].
+/// A file in a model repository of the Hugging Face hub, with valid parts (see [`Self::new`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubFile {
     owner: String,
@@ -25,11 +26,11 @@ pub struct HubFile {
 }
 
 impl HubFile {
-    /// Returns the file `file` of `owner/repo` at `revision`, a branch, a tag or a commit.
+    /// Returns a reference to `file` in `owner/repo` at `revision`, a branch, tag or commit.
     ///
     /// # Errors
-    /// When a part is not what the hub allows: names of letters, digits, `-`, `_` and `.` that neither begin nor end with
-    /// `-` or `.` and have no `--` or `..`; a file path of parts between slashes, none of them empty, `.` or `..`.
+    /// When a part is not allowed by the hub. Names have up to 96 letters, digits, `-`, `_` and `.`, neither begin nor
+    /// end with `-` or `.`, and contain no `--` or `..`; no component of the file path is empty, `.` or `..`.
     pub fn new(owner: &str, repo: &str, revision: &str, file: &str) -> Result<Self> {
         let this = Self { owner: owner.into(), repo: repo.into(), revision: revision.into(), file: file.into() };
         let wrong = |what: String| Err(Error::Hub { reference: this.to_string(), what });
@@ -46,27 +47,27 @@ impl HubFile {
         Ok(this)
     }
 
-    /// The user or organisation.
+    /// Returns the user or organisation.
     pub fn owner(&self) -> &str {
         &self.owner
     }
 
-    /// The repository's name without its owner.
+    /// Returns the repository's name without its owner.
     pub fn repo(&self) -> &str {
         &self.repo
     }
 
-    /// A branch, a tag or a commit.
+    /// Returns the branch, tag or commit.
     pub fn revision(&self) -> &str {
         &self.revision
     }
 
-    /// The path in the repository, with slashes.
+    /// Returns the path in the repository, with slashes.
     pub fn file(&self) -> &str {
         &self.file
     }
 
-    /// Parses what follows `hf://`.
+    /// Parses a reference without its `hf://` prefix.
     fn parse(rest: &str) -> Result<Self> {
         let wrong = || Error::Hub {
             reference: format!("{SCHEME}{rest}"),
@@ -89,7 +90,8 @@ impl fmt::Display for HubFile {
     }
 }
 
-/// The hub's rule for names; it also keeps them apart in the cache's folder names, where `--` stands between them.
+/// Whether a name follows the hub's rules. They also keep the cache's folder names unambiguous, which join names with
+/// `--`.
 pub(super) fn is_name(name: &str) -> bool {
     let is_edge = |c: char| c == '-' || c == '.';
     (1..=96).contains(&name.len())
@@ -100,22 +102,24 @@ pub(super) fn is_name(name: &str) -> bool {
         && !name.contains("..")
 }
 
-/// Where a model's file is.
+/// The location of a model's file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelRef {
-    /// A file of this machine.
+    /// A local file.
     Path(PathBuf),
     /// A file on the Hugging Face hub.
     Hub(HubFile),
     /// A published model of the [`manifest`].
     Named(&'static Entry),
+    /// A model whose weights are compiled into the program.
+    Bundled(&'static Bundled),
 }
 
 impl ModelRef {
-    /// Returns what `text` means: a path that exists wins over everything else, then `hf://...`, then a short name.
+    /// Parses `text`, which is tried as an existing path first, then as `hf://...`, then as a short name.
     ///
     /// # Errors
-    /// When it is neither, with the short names there are, or when an `hf://` reference is malformed.
+    /// When an `hf://` reference is malformed, or `text` is none of the three; the message then lists the short names.
     pub fn parse(text: &str) -> Result<Self> {
         let path = Path::new(text);
         if path.exists() {
@@ -127,21 +131,25 @@ impl ModelRef {
         if let Some(entry) = manifest::find(text) {
             return Ok(Self::Named(entry));
         }
+        if let Some(bundled) = manifest::find_bundled(text) {
+            return Ok(Self::Bundled(bundled));
+        }
         if text.contains(['/', '\\', '.']) {
-            // A path, and no short name: the system says what is wrong with it.
+            // It must be a path rather than a short name, so return the system's error.
             return std::fs::metadata(path).map(|_| Self::Path(path.to_owned())).map_err(Error::io(path));
         }
-        let names: Vec<&str> = manifest::entries().iter().map(|e| e.name.as_str()).collect();
-        let what = format!("no such file, and no published model of that name; there are {}", names.join(", "));
+        let bundled = manifest::bundled().iter().map(|b| b.name.as_str());
+        let names: Vec<&str> = manifest::entries().iter().map(|e| e.name.as_str()).chain(bundled).collect();
+        let what = format!("no such file and no published model of that name; known names: {}", names.join(", "));
         Err(Error::Hub { reference: text.to_owned(), what })
     }
 }
 
 impl ModelRef {
-    /// Returns what the manifest knows of the model, also where its file on the hub is named instead of it.
+    /// Returns the model's manifest entry, found by its short name or by its file on the hub.
     pub fn entry(&self) -> Option<&'static Entry> {
         match self {
-            Self::Path(_) => None,
+            Self::Path(_) | Self::Bundled(_) => None,
             Self::Named(entry) => Some(entry),
             Self::Hub(file) => manifest::entries().iter().find(|e| e.hub_file().is_ok_and(|f| f == *file)),
         }
@@ -154,6 +162,7 @@ impl fmt::Display for ModelRef {
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::Hub(file) => write!(f, "{file}"),
             Self::Named(entry) => f.write_str(&entry.name),
+            Self::Bundled(bundled) => f.write_str(&bundled.name),
         }
     }
 }

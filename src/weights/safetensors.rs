@@ -1,4 +1,4 @@
-//! The safetensors format, read whole and written atomically.
+//! The safetensors format: files are read completely and written atomically.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,49 +12,57 @@ use safetensors::tensor::TensorView;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 
-/// The tensors of a file, by name, and its metadata.
+/// A checkpoint file's tensors, metadata and notes.
 #[derive(Clone, Debug)]
 pub struct TensorFile {
-    /// Tensors in name order.
+    /// Tensors by name.
     pub tensors: BTreeMap<String, Tensor>,
-    /// The free strings of the header.
+    /// Metadata strings of the file's header.
     pub metadata: BTreeMap<String, String>,
-    /// What was noticed while reading, a sentence each, to be shown to the user.
+    /// Remarks made while reading, one sentence each, to show to the user.
     pub notes: Vec<String>,
 }
 
 /// Reads a safetensors file to the CPU.
 ///
 /// # Errors
-/// When the file cannot be read, or its header or lengths are not what the format promises. No allocation is made from
-/// a length that the file only claims.
+/// When the file cannot be read, or its header or lengths violate the format. Nothing is allocated from an unchecked
+/// length.
 pub fn read_safetensors(path: &Path) -> Result<TensorFile> {
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    // SAFETY: the map is only read, and dropped before this function returns; a file that another program changes
-    // meanwhile gives wrong numbers or a bus error, as with every reader of safetensors that maps files.
+    // SAFETY: the map is only read, and dropped before this function returns. If another program changes the file
+    // meanwhile, numbers are wrong or a bus error follows, as with every safetensors reader that maps files.
     let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path))?;
+    parse_safetensors(&bytes, path)
+}
+
+/// Parses the bytes of a safetensors file and copies its tensors to the CPU; errors name the file `path`.
+///
+/// # Errors
+/// When the header or lengths violate the format. Nothing is allocated from an unchecked length.
+pub fn parse_safetensors(bytes: &[u8], path: &Path) -> Result<TensorFile> {
     let wrong = |e: &(dyn std::fmt::Display + Sync)| Error::Format {
         path: path.to_owned(),
         offset: 0,
         what: format!("not a valid safetensors file of {} bytes: {e}", bytes.len()),
     };
     // This also checks that the tensors fill the file exactly.
-    let views = SafeTensors::deserialize(&bytes).map_err(|e| wrong(&e))?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| wrong(&e))?;
+    let views = SafeTensors::deserialize(bytes).map_err(|e| wrong(&e))?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(&e))?;
     let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     let load = |(name, view): (String, TensorView)| match view.load(&Device::Cpu) {
         Ok(tensor) => Ok((name, tensor)),
         Err(e) => Err(wrong(&format!("tensor {name}: {e}"))),
     };
-    // The time goes into page faults: they are spread over the cores.
+    // Loading is bound by page faults, so it is spread over the cores.
     let tensors = views.tensors().into_par_iter().map(load).collect::<Result<_>>()?;
     Ok(TensorFile { tensors, metadata, notes: Vec::new() })
 }
 
-/// Writes a safetensors file beside `path` and renames it: whoever reads sees the old file or the new one, whole.
+/// Writes a safetensors file atomically: a reader sees the complete old file or the complete new one.
 ///
 /// # Errors
-/// When the folder cannot be written to or is full; an older file at `path` stays as it was.
+/// When the folder cannot be written to or the disk is full; an older file at `path` is then unchanged.
 pub fn write_safetensors(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
@@ -69,8 +77,8 @@ pub fn write_safetensors(
     write_atomic(path, &bytes)
 }
 
-/// The same file with `metadata` in its header, which the `safetensors` crate would write in the random order of a hash
-/// map: the same weights are to give the same bytes.
+/// Returns the file with `metadata` added to its header. The `safetensors` crate would write it in the random order of
+/// a hash map, and the same weights should give the same bytes.
 fn with_metadata(file: &[u8], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, serde_json::Error> {
     let (length, rest) = file.split_at(8);
     let length = u64::from_le_bytes(length.try_into().expect("eight bytes")) as usize;
@@ -78,7 +86,7 @@ fn with_metadata(file: &[u8], metadata: &BTreeMap<String, String>) -> Result<Vec
     let mut header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header)?;
     header.insert("__metadata__".to_owned(), serde_json::to_value(metadata)?);
     let mut header = serde_json::to_vec(&header)?;
-    // The data starts at a multiple of eight, as the crate writes it.
+    // As in the crate's output, the data starts at a multiple of eight bytes.
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok([&(header.len() as u64).to_le_bytes()[..], &header, data].concat())
 }

@@ -11,20 +11,20 @@ use crate::cli::progress::Progress;
 use crate::cli::{print, print_json};
 use crate::data::{Dataset, Findings, LandmarkAlignment, check, read_landmarks};
 
-/// Lines of a kind that are printed; --json has all.
+/// Maximum number of printed lines for each kind of finding; `--json` prints all.
 const SHOWN: usize = 20;
 
-/// Which data set, and what is known of it.
+/// Arguments of `maskinv data check`.
 #[derive(Args, Debug)]
 pub(super) struct CheckArgs {
-    /// A folder, a .rec, .tar or .parquet file, or a list of images
+    /// Folder of people, .rec, .tar or .parquet file, or list of images
     #[arg(value_name = "DATA")]
     data: PathBuf,
-    /// Landmarks in pixels of the crops: a CSV with the columns file (PERSON/IMAGE), lex, ley, rex, rey, nx, ny, lmx, lmy, rmx,
-    /// rmy; without it, the mean of all faces shows whether they are aligned
+    /// Landmarks in pixels of the crops, a CSV with the columns file (PERSON/IMAGE), lex, ley, rex, rey, nx, ny, lmx,
+    /// lmy, rmx and rmy; without it, alignment is judged from the mean face
     #[arg(long, value_name = "CSV")]
     landmarks: Option<PathBuf>,
-    /// Prints everything that was found as JSON
+    /// Print all findings as JSON
     #[arg(long)]
     json: bool,
 }
@@ -35,7 +35,7 @@ impl CheckArgs {
         let images = source.images.as_ref();
         let landmarks = self.landmarks_of(images)?;
         let mut progress = Progress::new();
-        let findings = check(images, |done| progress.count("check", "images looked at", done, images.len()));
+        let findings = check(images, |done| progress.count("check", "images checked", done, images.len()));
         let mut warnings = findings.warnings();
         warnings.extend(landmarks.iter().flat_map(|found| found.warnings(findings.mean_face.as_ref())));
         if self.json {
@@ -51,7 +51,7 @@ impl CheckArgs {
         }
         match warnings.len() {
             0 => Ok(()),
-            1 => bail!("{}: a warning", source.path.display()),
+            1 => bail!("{}: 1 warning", source.path.display()),
             num => bail!("{}: {num} warnings", source.path.display()),
         }
     }
@@ -65,7 +65,7 @@ impl CheckArgs {
         });
         match LandmarkAlignment::measure(named) {
             Some(found) => Ok(Some(found)),
-            None => bail!("{}: has landmarks of none of the images; files are called PERSON/IMAGE", path.display()),
+            None => bail!("{}: expected rows for files PERSON/IMAGE of the data set, found none", path.display()),
         }
     }
 }
@@ -80,7 +80,7 @@ fn describe(findings: &Findings, landmarks: Option<&LandmarkAlignment>) -> Strin
     }
     if let Some(face) = &findings.mean_face {
         let (axis, eyes) = (face.axis_px, face.eyes_px);
-        lines.push(format!("the mean face has its middle at column {axis:.1} and its eyes at row {eyes:.1}"));
+        lines.push(format!("mean face: centred on column {axis:.1}, eyes at row {eyes:.1}"));
     }
     if let Some(found) = landmarks {
         let [left, right, nose, left_corner, right_corner] = found.mean_offset_px;
@@ -88,7 +88,7 @@ fn describe(findings: &Findings, landmarks: Option<&LandmarkAlignment>) -> Strin
         let (eyes, mouth) = (mean(left, right), mean(left_corner, right_corner));
         let shown = |offset: [f64; 2]| format!("{:+.1}, {:+.1}", offset[0], offset[1]);
         lines.push(format!(
-            "landmarks of {} images: {:.1} px from the template; mean offsets across, down: eyes {}, nose {}, mouth {}",
+            "landmarks of {} images: {:.1} px from the template; mean offset (x, y): eyes {}, nose {}, mouth {}",
             found.num_images,
             found.mean_distance_px,
             shown(eyes),

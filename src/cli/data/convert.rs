@@ -15,38 +15,39 @@ use crate::data::{
 };
 use crate::files::folder_of;
 
-/// Lists that belong to a data set and go with it.
+/// Lists beside a data set that are copied with it.
 const LISTS: [&str; 3] = ["people.txt", "pairs.txt", "landmarks5.csv"];
 
-/// From where, to where, in which format.
+/// Arguments of `maskinv data convert`.
 #[derive(Args, Debug)]
 pub(super) struct ConvertArgs {
-    /// A folder, a .rec, .tar or .parquet file, or a list of images
+    /// Folder of people, .rec, .tar or .parquet file, or list of images
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// A new .rec or .parquet file, or a new folder of what --to says; lists of people and pairs beside IN go with it
+    /// New .rec or .parquet file, or new folder in the format given by --to; lists of people, pairs and landmarks
+    /// beside IN are copied too
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// The format [default: by the extension of OUT]
+    /// Output format [default: from the extension of OUT]
     #[arg(long, value_enum)]
     to: Option<Target>,
-    /// Images of a tar file
+    /// Number of images per tar file
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     shard_size: u32,
-    /// Leaves out people with fewer images
+    /// Leave out people with fewer than N images
     #[arg(long, value_name = "N", default_value_t = 1)]
     min_images: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Target {
-    /// MXNet's RecordIO as insightface packs it: .rec, .idx, .lst, property
+    /// MXNet's RecordIO in insightface's layout: .rec, .idx, .lst and property
     Recordio,
-    /// A folder of people
+    /// One folder per person
     Folder,
-    /// Tar files, with labels in .cls
+    /// Tar files with labels in .cls files
     Webdataset,
-    /// A parquet file as the Hugging Face hub has them
+    /// A parquet file in the Hugging Face hub's layout
     Parquet,
 }
 
@@ -69,7 +70,7 @@ impl ConvertArgs {
             Target::Recordio => write_records(&mut export, &path)?,
             Target::Webdataset => write_shards(&mut export, &path, self.shard_size as usize)?,
             Target::Folder if lists.is_empty() => write_folder(&mut export, &path)?,
-            // Beside lists, the images have a folder of their own.
+            // The lists go beside the images, so the images get a folder of their own.
             Target::Folder => write_folder(&mut export, &path.join("images"))?,
             Target::Parquet => write_parquet(&mut export, &path)?,
         }
@@ -83,7 +84,7 @@ impl ConvertArgs {
         print(&open_source(&path)?.to_string())
     }
 
-    /// The format, and the file or folder that is written.
+    /// Returns the format, and the file or folder to write.
     fn target(&self) -> Result<(Target, PathBuf)> {
         let extension = self.output.extension().map(|x| x.to_string_lossy().to_ascii_lowercase());
         let by_extension = match extension.as_deref() {
@@ -94,7 +95,7 @@ impl ConvertArgs {
         let out = self.output.display();
         let path = match (self.to.or(by_extension), by_extension) {
             (None, _) => bail!("{out}: expected .rec or .parquet, or a folder with --to"),
-            (Some(to), Some(by)) if to != by => bail!("{out}: is of another format than --to says"),
+            (Some(to), Some(by)) if to != by => bail!("{out}: the extension does not match --to"),
             (Some(_), Some(_)) | (Some(Target::Folder), None) => self.output.clone(),
             (Some(Target::Webdataset), None) if self.output.exists() => bail!("{out}: exists already"),
             (Some(Target::Webdataset), None) => self.output.clone(),
@@ -105,7 +106,7 @@ impl ConvertArgs {
     }
 }
 
-/// The lists beside a data set.
+/// Returns the lists that lie beside a data set.
 fn lists_beside(source: &Source) -> Vec<PathBuf> {
     LISTS.iter().map(|name| source.folder().join(name)).filter(|path| path.is_file()).collect()
 }
@@ -117,5 +118,5 @@ fn write_parquet(export: &mut Export, path: &Path) -> Result<()> {
 
 #[cfg(not(feature = "parquet"))]
 fn write_parquet(_export: &mut Export, path: &Path) -> Result<()> {
-    bail!("{}: this program was built without the feature `parquet`", path.display())
+    bail!("{}: this build lacks the feature `parquet`", path.display())
 }

@@ -8,10 +8,10 @@ use clap::Args;
 use crate::cli::print;
 use crate::data::write_index;
 
-/// Which file.
+/// Arguments of `maskinv data index`.
 #[derive(Args, Debug)]
 pub(super) struct IndexArgs {
-    /// A RecordIO file; NAME.idx beside NAME.rec is written, also where one is
+    /// RecordIO file; NAME.idx is written beside it and replaces an existing one
     #[arg(value_name = "NAME.rec")]
     rec: PathBuf,
 }

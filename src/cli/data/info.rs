@@ -10,21 +10,21 @@ use crate::cli::progress::Progress;
 use crate::cli::{print, print_json};
 use crate::data::{check, open_source};
 
-/// Upper ends of the ranges that people are counted by, of images each.
+/// Upper ends of the histogram's bins, in images per person.
 const RANGES: [usize; 10] = [1, 2, 4, 9, 19, 49, 99, 199, 499, usize::MAX];
-/// Length of the longest bar of the histogram.
+/// Length of the histogram's longest bar, in characters.
 const BAR: usize = 40;
 
-/// Which data sets.
+/// Arguments of `maskinv data info`.
 #[derive(Args, Debug)]
 pub(super) struct InfoArgs {
-    /// Folders, .rec, .tar or .parquet files, lists of images
+    /// Folders of people, .rec, .tar or .parquet files, or lists of images
     #[arg(required = true, value_name = "DATA")]
     data: Vec<PathBuf>,
-    /// Decodes every image, to count the broken ones
+    /// Decode every image and report the broken ones
     #[arg(long)]
     decode: bool,
-    /// Prints JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -67,14 +67,14 @@ impl InfoArgs {
     }
 }
 
-/// The range, median and mean of counts from the fewest on.
+/// Describes the range, median and mean of ascending counts.
 fn spread(counts: &[usize]) -> String {
     let at = |share: f64| counts[((counts.len() - 1) as f64 * share).round() as usize];
     let mean = counts.iter().sum::<usize>() as f64 / counts.len() as f64;
     format!("images of a person: {} to {}, median {}, mean {mean:.1}", at(0.0), at(1.0), at(0.5))
 }
 
-/// People by how many images they have; ranges without anybody at the ends are left out.
+/// Number of people in each bin of images per person; empty bins at the end are left out.
 fn histogram(counts: &[usize]) -> Vec<(String, usize)> {
     let mut result = Vec::new();
     let mut first = 1;

@@ -15,34 +15,34 @@ use clap::{Args, Subcommand};
 use super::model::HubArgs;
 use crate::data::{Source, open_source};
 
-/// What to do with a data set.
+/// Arguments of `maskinv data`.
 #[derive(Args, Debug)]
 pub struct DataArgs {
     #[command(subcommand)]
     command: DataCommand,
-    /// Takes data sets of the Hugging Face hub (hf://datasets/owner/name) from the cache only; also HF_HUB_OFFLINE=1
+    /// Use only cached data sets of the Hugging Face hub (hf://datasets/owner/name); same as HF_HUB_OFFLINE=1
     #[arg(long, global = true)]
     offline: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum DataCommand {
-    /// Shows what a data set is: format, images, people, how many images people have
+    /// Show a data set's format, images, people and images per person
     Info(info::InfoArgs),
-    /// Writes a data set in another format; images are copied as they are stored
+    /// Write a data set in another format; stored images are copied unchanged
     Convert(convert::ConvertArgs),
-    /// Draws pairs of images to test on
+    /// Draw pairs of images for testing
     Pairs(pairs::PairsArgs),
-    /// Looks for broken images, duplicates and misaligned crops; exits with 1 if it finds something
+    /// Look for broken images, duplicates and misaligned crops; exits with 1 on any warning
     Check(check::CheckArgs),
-    /// Draws a picture of people and their images
+    /// Draw a picture with one row of images per person
     ContactSheet(sheet::SheetArgs),
-    /// Writes the index of a RecordIO file anew
+    /// Rebuild the index of a RecordIO file
     Index(index::IndexArgs),
 }
 
 impl DataArgs {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
     /// When the data set is missing or broken, or the output exists or cannot be written.
@@ -59,7 +59,7 @@ impl DataArgs {
     }
 }
 
-/// Opens a data set and says on stderr what it is.
+/// Opens a data set and prints its description on stderr.
 fn open(path: &Path, hub: &HubArgs) -> Result<Source> {
     let source = open_source(&hub.dataset(path)?)?;
     eprintln!("{source}");

@@ -13,32 +13,32 @@ use crate::data::{
 };
 use crate::files::write_atomic;
 
-/// Of which data set, how many, and where they go.
+/// Arguments of `maskinv data pairs`.
 #[derive(Args, Debug)]
 pub(super) struct PairsArgs {
-    /// A folder, a .rec, .tar or .parquet file, or a list of images
+    /// Folder of people, .rec, .tar or .parquet file, or list of images
     #[arg(value_name = "DATA")]
     data: PathBuf,
-    /// A new list: .txt in LFW's format, .csv with the columns a, b and same, or .bin with the images in it
+    /// New list: .txt in LFW's format, .csv with the columns a, b and same, or .bin with the images included
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Most pairs of one person
+    /// Maximum number of genuine pairs (one person)
     #[arg(long, value_name = "N", default_value_t = 3000)]
     genuine: usize,
-    /// Most pairs of two people
+    /// Maximum number of impostor pairs (two people)
     #[arg(long, value_name = "N", default_value_t = 3000)]
     impostor: usize,
-    /// Folds of LFW's format
+    /// Number of folds in LFW's format
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
     folds: u16,
-    /// Decides the pairs
+    /// Random seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Pairs across a condition only: a CSV with a column `file` (PERSON/IMAGE) and one of 0 for references, 1 for probes, which
-    /// --column names
+    /// Draw only pairs of a reference and a probe: a CSV with the column `file` (PERSON/IMAGE) and, named by --column,
+    /// one with 0 for references and 1 for probes
     #[arg(long, value_name = "CSV", requires = "column")]
     across: Option<PathBuf>,
-    /// The column of --across, such as masked
+    /// Column of --across, such as masked
     #[arg(long, value_name = "NAME", requires = "across")]
     column: Option<String>,
 }
@@ -60,7 +60,7 @@ impl PairsArgs {
         let num_impostor = pairs.len() - num_genuine;
         if num_genuine == 0 || num_impostor == 0 {
             bail!(
-                "{}: expected pairs of both kinds, found {num_genuine} of one person and {num_impostor} of two",
+                "{}: expected genuine and impostor pairs, found {num_genuine} and {num_impostor}",
                 source.path.display()
             );
         }
@@ -74,7 +74,7 @@ impl PairsArgs {
             "csv" => write_atomic(&self.output, csv_list(images, &pairs, &self.output)?.as_bytes())?,
             _ => write_verification(images, &pairs, &self.output)?,
         }
-        print(&format!("{out}: {num_genuine} pairs of one person, {num_impostor} of two"))
+        print(&format!("{out}: {num_genuine} genuine and {num_impostor} impostor pairs"))
     }
 
     fn draw(&self, images: &dyn Dataset) -> Result<Vec<Pair>> {
@@ -95,7 +95,7 @@ impl PairsArgs {
         let is_probe: Vec<Option<bool>> = (0..images.len()).map(is_probe).collect::<Result<_>>()?;
         let num_unknown = is_probe.iter().filter(|probe| probe.is_none()).count();
         if num_unknown > 0 {
-            eprintln!("{num_unknown} images are not in {}: left out", path.display());
+            eprintln!("{}: no rows for {num_unknown} images, which are left out", path.display());
         }
         Ok(sample_cross_pairs(&labels, &is_probe, self.genuine, self.impostor, self.seed))
     }

@@ -14,22 +14,22 @@ use crate::cli::model::HubArgs;
 use crate::cli::print;
 use crate::data::{Dataset, FACE_SIZE};
 
-/// Which data set, and how large a picture.
+/// Arguments of `maskinv data contact-sheet`.
 #[derive(Args, Debug)]
 pub(super) struct SheetArgs {
-    /// A folder, a .rec, .tar or .parquet file, or a list of images
+    /// Folder of people, .rec, .tar or .parquet file, or list of images
     #[arg(value_name = "DATA")]
     data: PathBuf,
-    /// A new picture, such as sheet.png: a person a row
+    /// New picture, such as sheet.png, with one row per person
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// People
+    /// Maximum number of people
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     rows: u32,
-    /// Most images of each
+    /// Maximum number of images per person
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
     columns: u32,
-    /// Decides who and which
+    /// Random seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }
@@ -56,7 +56,7 @@ impl SheetArgs {
         sheet.save(&self.output).with_context(|| out.to_string())
     }
 
-    /// The images of each row; people with more than one image come first.
+    /// Draws the images of each row; people with more than one image come first.
     fn choose(&self, images: &dyn Dataset) -> Vec<Vec<usize>> {
         let mut of_people: Vec<Vec<usize>> = vec![Vec::new(); images.num_identities()];
         (0..images.len()).for_each(|i| of_people[images.label(i) as usize].push(i));

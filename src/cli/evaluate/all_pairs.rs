@@ -1,4 +1,4 @@
-//! The protocol of all pairs.
+//! `--protocol all-pairs`.
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
@@ -12,7 +12,7 @@ use crate::data::{Dataset, open_source, read_conditions};
 use crate::eval::{Evaluation, MaskedFaces, compare_all_pairs, figures};
 use crate::train::Event;
 
-/// Measures every model.
+/// Evaluates every model.
 pub(super) fn measure(run: &Run) -> Result<Output> {
     let config = &run.config.eval;
     let source = open_source(run.root()?)?;
@@ -21,7 +21,7 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
     let description = match &worn {
         Some(worn) => {
             let num = worn.iter().filter(|is_worn| **is_worn).count();
-            format!("all pairs of {}, {num} of them with masks", source)
+            format!("all pairs of {}, {num} images with masks", source)
         }
         None => format!("all pairs of {source}, with and without drawn masks, seed {}", config.seed),
     };
@@ -59,12 +59,13 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
     Ok(output)
 }
 
-/// Whether the person on each image wears a mask.
+/// Returns, for each image, whether the person wears a mask.
 fn worn(images: &dyn Dataset, list: &std::path::Path) -> Result<Vec<bool>> {
     let conditions = read_conditions(list, "masked")?;
     let of_image = |i: usize| {
-        let name =
-            images.person_and_file(i).with_context(|| format!("{}: this set does not name images", images.name(i)))?;
+        let name = images
+            .person_and_file(i)
+            .with_context(|| format!("{}: expected file names, found none", images.name(i)))?;
         match conditions.get(&name).map(String::as_str) {
             Some("1" | "true") => Ok(true),
             Some("0" | "false") => Ok(false),

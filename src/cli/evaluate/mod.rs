@@ -18,64 +18,65 @@ use crate::machine::Machine;
 use crate::models::Model;
 use crate::report::refuse_to_replace;
 use crate::train::Config;
+use crate::weights::WeightsFile;
 
-/// What to measure, and on what.
+/// Arguments of `maskinv evaluate`.
 #[derive(Args, Debug)]
 pub struct EvaluateArgs {
-    /// Checkpoints in any format (see `maskinv info`), folders of trainings, hf://owner/repo/file or short names
+    /// Checkpoints in any format (see `maskinv info`), training folders, hf://owner/repo/file or short names
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
-    /// Which images are compared with which
+    /// Evaluation protocol
     #[arg(long, value_enum, default_value_t = Protocol::Pairs, value_name = "NAME")]
     protocol: Protocol,
     #[command(flatten)]
     settings: SettingsArgs,
     #[command(flatten)]
     hub: HubArgs,
-    /// A list of pairs of images in --data, in LFW's or MFR2's format
+    /// List of image pairs from --data, in LFW's or MFR2's format, or a verification file (.bin)
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
-    /// For all-pairs: who wears a mask on the images, a CSV with the columns file (PERSON/IMAGE) and masked (1 or 0); without it masks
-    /// are drawn
+    /// For all-pairs, a CSV with the columns file (PERSON/IMAGE) and masked (1 or 0); without it masks are drawn on the
+    /// images
     #[arg(long, value_name = "CSV")]
     worn: Option<PathBuf>,
-    /// Decides the masks that test images wear
+    /// Random seed of the masks drawn on test images
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Writes every score into this folder, a CSV for each model and setting, that `maskinv metrics` reads
+    /// Write all scores to this folder, one CSV per model and setting, in the format of `maskinv metrics`
     #[arg(long, value_name = "DIR")]
     scores: Option<PathBuf>,
-    /// Writes report.json, report.md and report.html, a page with curves, into this folder, and every score beside them
+    /// Write report.json, report.md, report.html (a page with curves) and all scores to this folder
     #[arg(long, value_name = "DIR", conflicts_with = "scores")]
     report: Option<PathBuf>,
-    /// Shows the faces of the N hardest pairs of each kind in the report's page
+    /// Number of hardest genuine and impostor pairs whose faces are shown in report.html
     #[arg(long, value_name = "N", default_value_t = 0, requires = "report")]
     faces: usize,
     #[command(flatten)]
     bootstrap: BootstrapArgs,
-    /// Prints all figures as JSON
+    /// Print all figures as JSON
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Protocol {
-    /// The pairs of a list, a verification file (.bin), LFW's folds or drawn ones: U-U, U-M and M-M on the same pairs
+    /// Pairs from a list, a verification file (.bin), LFW's folds or drawn at random; all settings on the same pairs
     Pairs,
-    /// Every unmasked image with every masked one, and each of both among themselves, as insightface's MFR challenge
+    /// All pairs of unmasked and masked images (U-U, U-M, M-M), as in insightface's MFR challenge
     AllPairs,
-    /// Templates of IJB-B or IJB-C, compared by a list and searched in galleries, as insightface's scripts
+    /// IJB-B or IJB-C templates, 1:1 by a list of pairs and 1:N in galleries, as in insightface's scripts
     Ijb,
 }
 
-/// A model to measure.
+/// A model to evaluate, with the name the user gave it.
 struct Named {
     name: String,
-    file: PathBuf,
+    file: WeightsFile,
     model: Model,
 }
 
-/// What every protocol is given.
+/// Inputs shared by all protocols.
 struct Run<'a> {
     args: &'a EvaluateArgs,
     models: &'a [Named],
@@ -87,7 +88,7 @@ impl EvaluateArgs {
     /// Evaluates each model and prints a table.
     ///
     /// # Errors
-    /// When a checkpoint, setting or image is wrong.
+    /// When a checkpoint, setting or image is invalid, or a report would be overwritten.
     pub fn run(self) -> Result<()> {
         self.settings.threads.start()?;
         let machine = self.settings.device.open()?;
@@ -95,11 +96,11 @@ impl EvaluateArgs {
             refuse_to_replace(folder)?;
         }
         if self.worn.is_some() && self.protocol != Protocol::AllPairs {
-            bail!("--worn is for --protocol all-pairs");
+            bail!("--worn is for --protocol all-pairs only");
         }
         let load = |name: &String| {
             let loaded = self.hub.load_with_notes(name)?;
-            Ok(Named { name: name.clone(), file: loaded.path, model: loaded.model.on(&machine) })
+            Ok(Named { name: name.clone(), file: loaded.file, model: loaded.model.on(&machine) })
         };
         let models = self.models.iter().map(load).collect::<Result<Vec<_>>>()?;
         output::check_names(&models)?;
@@ -123,18 +124,18 @@ impl EvaluateArgs {
 }
 
 impl Run<'_> {
-    /// What `--data` names, which this protocol cannot do without.
+    /// Returns the path given by `--data`, which this protocol requires.
     fn root(&self) -> Result<&Path> {
         let root = self.config.data.root.as_deref();
         root.with_context(|| format!("--protocol {}: expected --data", self.protocol()))
     }
 
-    /// The protocol's name.
+    /// Returns the protocol's name.
     fn protocol(&self) -> String {
         self.args.protocol.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// Where scores go, if they are kept.
+    /// Creates and returns the folder for scores, if they are kept.
     fn scores_folder(&self) -> Result<Option<PathBuf>> {
         let folder = self.args.scores.clone().or_else(|| Some(self.args.report.as_ref()?.join("scores")));
         if let Some(folder) = &folder {

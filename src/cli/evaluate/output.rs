@@ -1,4 +1,4 @@
-//! What was measured, onto the terminal, into JSON and into a report.
+//! Output of an evaluation: text, JSON and a report.
 
 use std::collections::BTreeMap;
 
@@ -11,31 +11,31 @@ use crate::cli::{print, print_json};
 use crate::data::Dataset;
 use crate::eval::{Evaluation, Figures, SettingResult, write_scores};
 use crate::eval::{details, identification_table, operating_points, table, table_as_is};
-use crate::files::sha256;
 use crate::report::{Hardest, Measured, Report, Searched};
 
-/// What a protocol measured.
+/// Results of a protocol.
 #[derive(Default)]
 pub(super) struct Output {
-    /// What was compared, for people.
+    /// Human-readable description of the test set.
     pub title: String,
-    /// SHA-256 of the images and of what was done with them.
+    /// SHA-256 of the images and of the lists that say how they are compared; computed for reports only.
     pub data_sha256: Option<String>,
-    /// Figures by setting, for the models in their order.
+    /// Figures by setting, one entry per model in order; empty for IJB.
     pub evaluations: Vec<Evaluation>,
-    /// What `real_masks` below is of.
+    /// Human-readable description of the photos behind `real_masks`.
     pub real_masks_title: String,
-    /// Figures of photos as they are.
+    /// Figures on photos of real masks, one entry per model in order.
     pub real_masks: Vec<SettingResult>,
-    /// Everything that a report draws.
+    /// Curves, histograms and figures of each model and setting, for the report.
     pub measured: Vec<Measured>,
+    /// 1:N results of each model and gallery.
     pub searched: Vec<Searched>,
-    /// Further lines for people, a model each.
+    /// Further text to print, one entry per model.
     pub notes: Vec<String>,
 }
 
 impl Output {
-    /// Keeps the scores of a model in one setting, if that is asked for, and what a report draws of them.
+    /// Records a model's results in one setting, and writes its scores if a folder for them is given.
     pub fn take(
         &mut self,
         run: &Run,
@@ -59,7 +59,7 @@ impl Output {
         Ok(())
     }
 
-    /// Prints the figures, and writes the report if one is asked for.
+    /// Prints the figures and writes the report, if one is requested.
     pub fn finish(self, run: &Run) -> Result<()> {
         let record = self.record(run)?;
         let text = self.text(run)?;
@@ -91,7 +91,7 @@ impl Output {
         for (name, evaluation) in &evaluations {
             text += &format!("\n\n{name}:\n{}", details(evaluation));
         }
-        // Where there are impostors enough for low rates.
+        // These protocols have enough impostor pairs to measure low rates.
         let has_rates = |m: &&Measured| m.setting == TEMPLATES || run.args.protocol == Protocol::AllPairs;
         for measured in self.measured.iter().filter(has_rates) {
             let Measured { model, setting, result, .. } = measured;
@@ -107,13 +107,13 @@ impl Output {
         Ok(text)
     }
 
-    /// The figures with what is needed to repeat them.
+    /// Returns the figures as JSON, with everything needed to reproduce them.
     fn record(&self, run: &Run) -> Result<Value> {
         let mut models = Map::new();
         for (i, named) in run.models.iter().enumerate() {
             let mut model = json!({
-                "file": named.file,
-                "sha256": sha256(&named.file)?,
+                "file": named.file.to_string(),
+                "sha256": named.file.sha256()?,
                 "network": named.model.config(),
                 "preprocessing": named.model.preprocessing(),
             });
@@ -145,63 +145,63 @@ impl Output {
     }
 }
 
-/// The setting of comparisons of templates.
+/// Name of the setting for template comparisons.
 pub(super) const TEMPLATES: &str = "1:1";
 
-/// Returns an image of a pair, by the pair's number and its side, 0 or 1, as a model saw it, and what it is called.
+/// Returns the image on one side (0 or 1) of a pair, given the pair's number, as the model saw it, and its title.
 type FaceOf<'a> = Box<dyn Fn(usize, usize) -> crate::Result<(RgbImage, String)> + 'a>;
 
-/// Whose and which images the pairs of a setting are.
+/// Names, people and faces of the pairs of a setting.
 pub(super) struct Pairs<'a> {
-    /// The two images of pair `k`.
+    /// Returns the names of the two images of pair `k`.
     pub images: Box<dyn Fn(usize) -> [String; 2] + 'a>,
-    /// Who a number is.
+    /// Returns the name of a person, given their label.
     pub person: Box<dyn Fn(u32) -> String + 'a>,
-    /// Their faces; none where pairs are not of images.
+    /// Returns the faces; `None` if the pairs are not of single images.
     pub face: Option<FaceOf<'a>>,
 }
 
-/// What is written below an image in a report.
+/// Returns the caption of an image in a report.
 pub(super) fn title(images: &dyn Dataset, image: usize) -> String {
     images.person_and_file(image).unwrap_or_else(|| images.name(image))
 }
 
-/// Checks that no model's files would be another's.
+/// Checks that the score files of all models have different names.
 pub(super) fn check_names(models: &[Named]) -> Result<()> {
     let mut names = BTreeMap::new();
     for named in models {
         if let Some(other) = names.insert(file_name(&named.name), &named.name) {
-            bail!("expected models with names that differ in letters or digits, found {other} and {}", named.name);
+            bail!("expected model names that differ in letters or digits, found {other} and {}", named.name);
         }
     }
     Ok(())
 }
 
-/// A name that can be a file's.
+/// Turns a model's name into a valid file name.
 fn file_name(model: &str) -> String {
     let plain = model.replace(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c), "_");
     plain.trim_matches('_').to_owned()
 }
 
-/// What is needed to repeat the evaluation, for people.
+/// Returns everything needed to reproduce the evaluation, as human-readable rows.
 fn provenance(run: &Run, record: &Value) -> Vec<(String, String)> {
     let mut lines = Vec::new();
     let mut add = |name: &str, what: String| lines.push((name.to_owned(), what));
     for named in run.models {
         let model = &record["models"][&named.name];
         add("model", named.name.clone());
-        add("its file", named.file.display().to_string());
-        add("its SHA-256", model["sha256"].as_str().unwrap_or_default().to_owned());
-        add("its network", named.model.config().arch.title().to_owned());
-        add("its preprocessing", named.model.preprocessing().to_string());
+        add("model file", named.file.to_string());
+        add("model SHA-256", model["sha256"].as_str().unwrap_or_default().to_owned());
+        add("network", named.model.config().arch.title().to_owned());
+        add("preprocessing", named.model.preprocessing().to_string());
     }
     add("protocol", run.protocol());
     add("test set", record["test_set"].as_str().unwrap_or_default().to_owned());
-    add("SHA-256 of its pixels and pairs", record["test_set_sha256"].as_str().unwrap_or("-").to_owned());
+    add("test set SHA-256 (pixels and pairs)", record["test_set_sha256"].as_str().unwrap_or("-").to_owned());
     let eval = &run.config.eval;
     add("masks", format!("{:?} protocol, seed {}", eval.mask.protocol, eval.seed).to_lowercase());
     let bootstrap = &eval.bootstrap;
-    add("intervals", format!("{} draws, seed {}", bootstrap.replicates, bootstrap.seed));
+    add("bootstrap", format!("{} replicates, seed {}", bootstrap.replicates, bootstrap.seed));
     add("maskinv", format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("MASKINV_COMMIT")));
     add("device", format!("{}, {} threads", run.machine, rayon::current_num_threads()));
     lines

@@ -1,4 +1,4 @@
-//! The protocol of pairs: U-U, U-M and M-M of the same ones, and photos as they are.
+//! `--protocol pairs`: all settings on the same pairs, and pairs of photos with real masks.
 
 use anyhow::{Context, Result};
 use image::RgbImage;
@@ -12,7 +12,7 @@ use crate::eval::{Evaluation, Figures, MaskedFaces, compare, compare_as_is, figu
 use crate::report::REAL_MASKS;
 use crate::train::Event;
 
-/// Measures every model.
+/// Evaluates every model.
 pub(super) fn measure(run: &Run) -> Result<Output> {
     let config = &run.config.eval;
     let test = run.config.data.open_test()?;
@@ -22,7 +22,7 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
         if let Some(&first) = repeated.first() {
             let [a, b] = sides(set, first).map(|image| title(set.images.as_ref(), image));
             let (num, what) = (repeated.len(), &set.description);
-            eprintln!("{what}: {num} pairs come again, the first one {a} and {b}: they count each time");
+            eprintln!("{what}: {num} repeated pairs, the first of {a} and {b}; each occurrence counts");
         }
     }
     let mut progress = Progress::new();
@@ -68,7 +68,7 @@ fn sides(test: &TestSet, k: usize) -> [usize; 2] {
     [test.pairs[k].a, test.pairs[k].b]
 }
 
-/// The pairs of a set; `face(image, k, side)` gives an image as it is compared in pair `k`.
+/// Describes the pairs of a test set; `face(image, k, side)` returns an image as it is compared in pair `k`.
 fn pairs<'a>(test: &'a TestSet, face: impl Fn(usize, usize, usize) -> crate::Result<RgbImage> + 'a) -> Pairs<'a> {
     Pairs {
         images: Box::new(|k| sides(test, k).map(|image| test.images.name(image))),

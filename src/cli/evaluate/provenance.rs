@@ -1,4 +1,4 @@
-//! What was measured, to the bit.
+//! Checksum of a test set.
 
 use anyhow::Result;
 use image::RgbImage;
@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::files::hex;
 
-/// Returns the SHA-256 of `what`, such as a list of pairs, after the SHA-256 of each image's pixels: the same whatever the format they
-/// are stored in.
+/// Returns a SHA-256 over the SHA-256 of each image's pixels, followed by `what`, such as a list of pairs. It does not
+/// depend on the format in which a data set is stored.
 pub(super) fn sha256_of_images(
     num: usize,
     image: impl Fn(usize) -> crate::Result<RgbImage> + Sync,

@@ -1,4 +1,4 @@
-//! The protocol of IJB-B and IJB-C.
+//! `--protocol ijb`: IJB-B and IJB-C.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::eval::{EmbedConfig, FMR_TARGETS, Figures, Searches, Templates, embed}
 use crate::report::Searched;
 use crate::train::Event;
 
-/// Measures every model.
+/// Evaluates every model.
 pub(super) fn measure(run: &Run) -> Result<Output> {
     let config = &run.config.eval;
     let root = run.root()?;
@@ -61,7 +61,7 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
     Ok(output)
 }
 
-/// The rates that insightface's script prints.
+/// Formats the rates that insightface's script prints.
 fn as_published(model: &str, figures: &Figures) -> String {
     let cell = |target: f64| {
         let [tar, far] = figures.scores().tar_at_closest_far(target);
@@ -69,7 +69,7 @@ fn as_published(model: &str, figures: &Figures) -> String {
     };
     let rows: String = FMR_TARGETS.into_iter().map(cell).collect();
     format!(
-        "{model}, TAR at the closest FAR of the curve, as insightface's script reads it:\n  {:>8} {:>8} {:>12}{rows}",
-        "FAR", "TAR %", "its FAR"
+        "{model}, TAR at the closest FAR of the ROC curve, as in insightface's script:\n  {:>8} {:>8} {:>12}{rows}",
+        "FAR", "TAR %", "actual FAR"
     )
 }

@@ -1,4 +1,4 @@
-//! Whose face each image of a set shows: its labels numbered through, and what the set calls the people.
+//! Labels of a data set's images, numbered from 0 without gaps, and the names of its people.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ pub(super) struct Classes {
 
 #[derive(Clone, Debug)]
 enum Names {
-    /// As the set numbers its people; there may be gaps.
+    /// The set's own numbers of its people, ascending; there may be gaps.
     Numbers(Vec<u64>),
     Texts(Vec<String>),
 }
@@ -26,8 +26,8 @@ impl Default for Names {
 }
 
 impl Classes {
-    /// Numbers the people through by labels that are all numbers, and calls them as their images' folders are called if that can
-    /// be; else by labels that are names.
+    /// Numbers the people by their labels. If all labels are numbers, the people are named after the folders of their
+    /// images where possible; otherwise the labels are the names.
     pub fn from_labels(labels: Vec<String>, paths: &Paths, path: &Path) -> Result<Self> {
         let numbers: Option<Vec<u64>> = labels.iter().map(|label| label.parse().ok()).collect();
         match numbers {
@@ -36,7 +36,7 @@ impl Classes {
         }
     }
 
-    /// Numbers the people through in the order of the set's own numbers.
+    /// Numbers the people in the order of the set's own numbers.
     pub fn from_numbers(numbers: &[u64], path: &Path) -> Result<Self> {
         let mut distinct = numbers.to_vec();
         distinct.sort_unstable();
@@ -50,7 +50,7 @@ impl Classes {
         Ok(Self { labels: numbers.iter().map(label).collect(), names: Names::Numbers(distinct) })
     }
 
-    /// Numbers the people through in the byte order of their names.
+    /// Numbers the people in the byte order of their names.
     pub fn from_texts(texts: Vec<String>, path: &Path) -> Result<Self> {
         let mut number_of: BTreeMap<String, u32> = texts.iter().map(|text| (text.clone(), 0)).collect();
         check_number(number_of.len(), path)?;
@@ -59,7 +59,8 @@ impl Classes {
         Ok(Self { labels, names: Names::Texts(number_of.into_keys().collect()) })
     }
 
-    /// Calls the people as the folders of their images are called, if all images of each are in one folder of its own.
+    /// Names the people after the folders of their images, if all images of each person are in one folder that no other
+    /// person has.
     pub fn with_folders(mut self, paths: &Paths) -> Self {
         let mut names: Vec<Option<&str>> = vec![None; self.num_identities()];
         for (path, &label) in paths.iter().zip(&self.labels) {
@@ -78,7 +79,7 @@ impl Classes {
         self
     }
 
-    /// Calls the people by these names, where each number of theirs has one.
+    /// Names the people by `names`, indexed by the set's own numbers, if every number has a name.
     #[cfg(any(test, feature = "parquet"))]
     pub fn with_names(mut self, names: &[String]) -> Self {
         if let Names::Numbers(numbers) = &self.names {
@@ -123,7 +124,7 @@ fn check_number(num: usize, path: &Path) -> Result<()> {
     }
 }
 
-/// Paths of images as the set names them, one behind the other.
+/// Paths of images in the data set, concatenated in one string.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Paths {
     text: String,
@@ -145,7 +146,7 @@ impl Paths {
         &self.text[start..self.ends[index]]
     }
 
-    /// The last part of a path.
+    /// Last component of a path.
     pub fn file_name(&self, index: usize) -> &str {
         let path = self.get(index);
         path.rsplit('/').next().unwrap_or(path)

@@ -1,4 +1,4 @@
-//! A data set on its way into another format.
+//! Export of a data set into another format.
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -12,20 +12,21 @@ use crate::data::Dataset;
 use crate::data::decode::is_image;
 use crate::error::{Error, Result};
 
-/// The images of a data set in their order, encoded as they are stored where that is JPEG or PNG, else as PNG.
+/// The images of a data set, in order, to be written in another format. JPEG and PNG images keep their stored bytes;
+/// all others are encoded as PNG.
 pub struct Export<'a> {
     dataset: &'a dyn Dataset,
     progress: &'a mut dyn FnMut(usize),
     stop: Option<&'a AtomicBool>,
 }
 
-/// An image on its way.
+/// An image to be written.
 pub(super) struct ExportImage<'a> {
-    /// Whose face it is.
+    /// Label of the person.
     pub label: u32,
-    /// What the set calls the person.
+    /// Name of the person in the data set.
     pub identity: &'a str,
-    /// A name with the extension of its format; of LFW's kind where the set names no images.
+    /// File name with the extension of its format; `PERSON_NUMBER` as in LFW if the data set has no file names.
     pub file_name: String,
     pub bytes: Vec<u8>,
 }
@@ -38,12 +39,12 @@ impl ExportImage<'_> {
 }
 
 impl<'a> Export<'a> {
-    /// Returns the images of `dataset`; `progress` receives how many are done.
+    /// Returns an export of `dataset`; `progress` receives the number of images done.
     pub fn new(dataset: &'a dyn Dataset, progress: &'a mut dyn FnMut(usize)) -> Self {
         Self { dataset, progress, stop: None }
     }
 
-    /// Returns the same images, which end with an error once `stop` is set: what was begun is taken back.
+    /// Returns the export with a stop flag: once `stop` is set, it ends with an error, and what was written is removed.
     pub fn stopped_by(self, stop: &'a AtomicBool) -> Self {
         Self { stop: Some(stop), ..self }
     }
@@ -60,7 +61,7 @@ impl<'a> Export<'a> {
         self.dataset.identity_names()
     }
 
-    /// The images of each person, if they follow each other in the order of the labels.
+    /// Returns the range of each person's images, if images are grouped by person in the order of the labels.
     pub(super) fn ranges(&self) -> Option<Vec<Range<usize>>> {
         let mut ranges: Vec<Range<usize>> = Vec::new();
         for index in 0..self.len() {
@@ -73,7 +74,7 @@ impl<'a> Export<'a> {
         Some(ranges)
     }
 
-    /// Gives each image to `take`.
+    /// Passes each image to `take`.
     pub(super) fn for_each(&mut self, take: &mut dyn FnMut(ExportImage) -> Result<()>) -> Result<()> {
         let names = self.identity_names();
         let mut counts = vec![0; names.len()];
@@ -89,7 +90,7 @@ impl<'a> Export<'a> {
             let extensions = format.extensions_str();
             let file_name = match self.dataset.file_name(index) {
                 Some(name) if extensions.iter().any(|x| name.to_ascii_lowercase().ends_with(&format!(".{x}"))) => name,
-                // Of another format than its name says, or than it was.
+                // The extension is not that of the encoded format.
                 Some(name) if is_image(name.as_ref()) => {
                     Path::new(&name).with_extension(extensions[0]).display().to_string()
                 }
@@ -115,12 +116,12 @@ impl<'a> Export<'a> {
     }
 }
 
-/// Makes a temporary file what it was begun for, unless something is there by now.
+/// Moves a finished temporary file to `path`, unless something exists there by now.
 pub(super) fn finish(file: NamedTempFile, path: &Path) -> Result<()> {
     file.persist_noclobber(path).map(drop).map_err(|e| Error::io(path)(e.error))
 }
 
-/// Returns a file that becomes `path` once it is whole; makes its folder.
+/// Returns a temporary file to be moved to `path` once it is complete; creates its folder.
 pub(super) fn temporary(path: &Path) -> Result<NamedTempFile> {
     if path.exists() {
         return Err(Error::Data { path: path.to_owned(), what: "exists already".to_owned() });

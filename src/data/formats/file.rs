@@ -1,14 +1,14 @@
-//! A file that is read here and there.
+//! A file with random access.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// A file that several threads read here and there.
+/// A file that several threads read at any offset.
 ///
-/// It is not mapped: what was read does not count as this process's memory, and a file that somebody cuts off while it is
-/// in use gives an error, where a mapping would end the process.
+/// The file is not memory-mapped. With a mapping, its pages would count as this process's memory, and a file truncated
+/// while in use would end the process; here it causes an error.
 pub(super) struct RandomFile {
     path: PathBuf,
     file: File,
@@ -29,7 +29,7 @@ impl RandomFile {
         &self.path
     }
 
-    /// Bytes of the file when it was opened.
+    /// Size of the file when it was opened, in bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -38,7 +38,8 @@ impl RandomFile {
         Error::Format { path: self.path.clone(), offset, what: what.into() }
     }
 
-    /// Returns `len` bytes from `offset`; nothing is allocated for what the file does not have.
+    /// Returns `len` bytes from `offset`. A range beyond the end of the file is an error, and nothing is allocated for
+    /// it.
     pub fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
         if offset.checked_add(len as u64).is_none_or(|end| end > self.len) {
             let what = format!("expected {len} bytes, found the end of the file at {}", self.len);
@@ -49,7 +50,7 @@ impl RandomFile {
         Ok(bytes)
     }
 
-    /// Returns up to `len` bytes from `offset`: fewer at the file's end, none behind it.
+    /// Returns up to `len` bytes from `offset`: fewer at the end of the file, none beyond it.
     pub fn read_up_to(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
         let rest = self.len.saturating_sub(offset);
         self.read(offset.min(self.len), usize::try_from(rest).map_or(len, |rest| rest.min(len)))

@@ -1,4 +1,4 @@
-//! A data set as a folder of identities: one sub-folder per person, the person's aligned crops in it.
+//! A data set in a folder with one sub-folder of aligned crops per person.
 
 use std::ffi::OsString;
 use std::fs::DirEntry;
@@ -11,18 +11,19 @@ use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 use crate::files::folder_of;
 
-/// Files that desktops leave in every folder they show.
+/// Files that desktop environments leave in the folders they show.
 const JUNK: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
 
 /// A folder of identities as a [`Dataset`]; labels follow the byte order of the identities' names.
 ///
-/// Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS): the crops are taken to be aligned to the 112x112 template.
+/// Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS): the crops are assumed to be aligned to the
+/// 112x112 template.
 #[derive(Clone, Debug)]
 pub struct FaceFolder {
     root: PathBuf,
-    /// In byte order of the names.
+    /// Names, in byte order.
     identities: Vec<String>,
-    /// Grouped by identity; within one in byte order of the names.
+    /// Grouped by identity, and in byte order of the file names within each.
     images: Vec<Image>,
 }
 
@@ -33,15 +34,15 @@ struct Image {
 }
 
 impl FaceFolder {
-    /// Lists a folder: `root/<identity>/<image>`, with images named `*.jpg`, `jpeg`, `png`, `bmp`, `webp`, `pgm` or
-    /// `ppm` in upper or lower case.
+    /// Lists the images `root/<identity>/<image>`, named `*.jpg`, `jpeg`, `png`, `bmp`, `webp`, `pgm` or `ppm` in upper
+    /// or lower case.
     ///
-    /// Files beside the identities that are not images (a licence, a pair list) are left alone, and so are `.DS_Store`,
+    /// Files beside the identities that are not images (a licence, a pair list) are ignored, and so are `.DS_Store`,
     /// `Thumbs.db` and `desktop.ini` anywhere. No image is opened.
     ///
     /// # Errors
     /// [`Error::Io`] when a folder cannot be read; [`Error::Data`] when there are no identities, an identity has no
-    /// image or holds anything else, or there are images or hidden folders where identities belong.
+    /// image or contains anything else, or there are images or hidden folders where identities belong.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref().to_owned();
         let mut folder = Self { root, identities: Vec::new(), images: Vec::new() };
@@ -58,12 +59,12 @@ impl FaceFolder {
         Ok(folder)
     }
 
-    /// The folder itself.
+    /// Path of the folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The path of image `index`.
+    /// Path of image `index`.
     ///
     /// # Panics
     /// When `index` is not below [`Dataset::len`].
@@ -104,10 +105,11 @@ impl Dataset for FaceFolder {
     }
 }
 
-/// Writes a folder of identities, each image under its name as it is stored.
+/// Writes a folder of identities, with the images as [`Export`] encodes and names them.
 ///
 /// # Errors
-/// When an image cannot be read, a name is no file name, or a file exists or cannot be written; `folder` is not left then.
+/// When an image cannot be read, a name is not a valid file name, or a file exists or cannot be written; `folder` is
+/// then not created.
 pub fn write_folder(export: &mut Export, folder: &Path) -> Result<()> {
     if folder.exists() {
         return Err(data_error(folder, "exists already".to_owned()));
@@ -136,7 +138,7 @@ fn data_error(path: &Path, what: String) -> Error {
     Error::Data { path: path.to_owned(), what }
 }
 
-/// The entries of a folder but for desktop junk.
+/// Entries of a folder without desktop junk, each with whether it is a folder.
 fn entries(path: &Path) -> Result<Vec<(DirEntry, bool)>> {
     let mut result = Vec::new();
     for entry in std::fs::read_dir(path).map_err(Error::io(path))? {
@@ -146,7 +148,7 @@ fn entries(path: &Path) -> Result<Vec<(DirEntry, bool)>> {
         }
         let mut kind = entry.file_type().map_err(Error::io(path))?;
         if kind.is_symlink() {
-            // Subsets are often made of links, to images or to whole identities.
+            // Subsets are often made of symbolic links, to images or to entire identities.
             kind = std::fs::metadata(entry.path()).map_err(Error::io(&entry.path()))?.file_type();
         }
         result.push((entry, kind.is_dir()));
@@ -154,7 +156,7 @@ fn entries(path: &Path) -> Result<Vec<(DirEntry, bool)>> {
     Ok(result)
 }
 
-/// The names of the sub-folders, sorted.
+/// Names of the sub-folders, sorted.
 fn identity_names(root: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (entry, is_folder) in entries(root)? {
@@ -180,7 +182,7 @@ fn identity_names(root: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The names of the images of an identity, sorted; not empty.
+/// Names of an identity's images, sorted; never empty.
 fn image_names(folder: &Path) -> Result<Vec<OsString>> {
     let mut names = Vec::new();
     for (entry, is_folder) in entries(folder)? {

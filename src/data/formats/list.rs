@@ -8,7 +8,8 @@ use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 use crate::files::folder_of;
 
-/// The images that a text file lists, as a [`Dataset`] in its order; every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
+/// The images listed in a text file, as a [`Dataset`] in the list's order. Every image has
+/// [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
 pub struct ListedFaces {
     folder: PathBuf,
     classes: Classes,
@@ -16,11 +17,12 @@ pub struct ListedFaces {
 }
 
 impl ListedFaces {
-    /// Reads lines of an image's path and its label, a number or a name, between tabs, a comma or blanks; or MXNet's `.lst`
-    /// lines of key, label and path between tabs. Paths are relative to the list. A first line of column names is left out.
+    /// Reads a list with one image per line: its path and its label (a number or a name), separated by a tab, a comma
+    /// or blanks; or MXNet's `.lst` lines of key, label and path, separated by tabs. Paths are relative to the list. A
+    /// first line of column names is skipped.
     ///
     /// # Errors
-    /// When the list cannot be read, a line is another, or an image is not there.
+    /// When the list cannot be read, a line is malformed, or an image is missing.
     pub fn open(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
@@ -52,7 +54,7 @@ impl ListedFaces {
     }
 }
 
-/// An image's path and its label.
+/// Splits a line into an image's path and its label.
 fn fields(line: &str) -> Option<(&str, &str)> {
     let line = line.trim();
     if let Some((first, rest)) = line.split_once('\t') {

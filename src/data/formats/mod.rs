@@ -1,4 +1,4 @@
-//! Data sets in files: what is at a path, opened.
+//! File formats of data sets: detection, reading and writing.
 
 mod classes;
 mod export;

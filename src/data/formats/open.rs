@@ -1,4 +1,4 @@
-//! What data set is at a path.
+//! Detects the format of the data set at a path and opens it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ use crate::files::folder_of;
 /// Most shards that a pattern may name.
 const MAX_SHARDS: usize = 1_000_000;
 
-/// A data set and what it was found to be.
+/// An opened data set, with its format and path.
 pub struct Source {
     /// The images.
     pub images: Arc<dyn Dataset>,
-    /// Of which kind it is.
+    /// Its storage format.
     pub format: Format,
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
 }
 
-/// How a data set is stored.
+/// Storage format of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A folder of identities.
@@ -50,26 +50,26 @@ impl fmt::Display for Format {
 }
 
 impl Source {
-    /// Returns the folder that lists of people and pairs of this set are in.
+    /// Returns the folder in which this set's lists of people and pairs are looked for.
     pub fn folder(&self) -> &Path {
         if self.path.is_dir() && !self.path.ends_with("images") { &self.path } else { folder_of(&self.path) }
     }
 }
 
 impl fmt::Display for Source {
-    /// One line for people.
+    /// One line for the user.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (images, people) = (self.images.len(), self.images.num_identities());
         write!(f, "{}: {}, {images} images of {people} people", self.path.display(), self.format)
     }
 }
 
-/// Opens what is at `path`: a `.rec` file, a `.tar` file or a pattern of such (`faces-{000000..000009}.tar`), a `.parquet`
-/// file, a list of images (`.txt`, `.csv`, `.tsv`, `.lst`), or a folder: of one of these, of `images/` beside LFW's lists, or
-/// of identities.
+/// Opens the data set at `path`: a `.rec` file, a `.tar` file or a pattern of several (`faces-{000000..000009}.tar`), a
+/// `.parquet` file, a list of images (`.txt`, `.csv`, `.tsv`, `.lst`), or a folder. A folder may hold a `.rec` file,
+/// `.tar` files, `.parquet` files, `images/` beside LFW's lists, or one sub-folder per identity.
 ///
 /// # Errors
-/// When nothing is there, it is none of these or several of them, or it is broken.
+/// When nothing is there, the format is unknown or ambiguous, or the data set is broken.
 pub fn open_source(path: &Path) -> Result<Source> {
     let (format, files) = find(path)?;
     let path = match &files[..] {
@@ -92,7 +92,7 @@ pub fn open_source(path: &Path) -> Result<Source> {
     Ok(Source { images, format, path })
 }
 
-/// The format and the files of it, of which there is one or more.
+/// Returns the format and its files, at least one.
 fn find(path: &Path) -> Result<(Format, Vec<PathBuf>)> {
     let error = |what: String| Error::Data { path: path.to_owned(), what };
     if path.is_dir() {
@@ -108,7 +108,7 @@ fn find(path: &Path) -> Result<(Format, Vec<PathBuf>)> {
         "txt" | "csv" | "tsv" | "lst" => Format::List,
         "idx" => return find(&path.with_extension("rec")),
         "bin" => {
-            let what = "a verification file has pairs to test on and nobody's name: give it as --pairs";
+            let what = "a verification file holds pairs to test on and no names of people: give it as --pairs";
             return Err(error(what.to_owned()));
         }
         _ if !path.exists() => {
@@ -128,7 +128,7 @@ fn find_in(folder: &Path) -> Result<(Format, Vec<PathBuf>)> {
     let error = |what: String| Error::Data { path: folder.to_owned(), what };
     let (mut recs, mut tars, mut parquets) = (Vec::new(), Vec::new(), Vec::new());
     let mut has_images = false;
-    // Data sets of the hub have their files in `data/`, or in a folder for each split.
+    // Data sets of the hub have their files in `data/`, or in one folder per split.
     for folder in [folder.to_owned(), folder.join("data")].into_iter().filter(|f| f.is_dir()) {
         for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
             let path = entry.map_err(Error::io(&folder))?.path();
@@ -157,7 +157,8 @@ fn find_in(folder: &Path) -> Result<(Format, Vec<PathBuf>)> {
     }
 }
 
-/// The files of a split, `SPLIT-00000-of-00002.parquet`, where files have the names of splits; else all of them.
+/// Returns the files of a split, `SPLIT-00000-of-00002.parquet`, if the file names contain names of splits; otherwise
+/// all files.
 fn split_of(mut files: Vec<PathBuf>, split: &str) -> std::result::Result<Vec<PathBuf>, String> {
     let stem = |path: &PathBuf| path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     files.sort_unstable();
@@ -174,7 +175,7 @@ fn split_of(mut files: Vec<PathBuf>, split: &str) -> std::result::Result<Vec<Pat
     Ok(files)
 }
 
-/// The files that a pattern `NAME{FIRST..LAST}REST` names; none if the path is no pattern.
+/// Returns the files of a pattern `NAME{FIRST..LAST}REST`; `None` if the path is not a pattern.
 fn expand(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     let text = path.to_string_lossy();
     let Some((before, rest)) = text.split_once('{') else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! Parquet files as the Hugging Face hub has them: a column of images, one of labels.
+//! Parquet files as on the Hugging Face hub: a column of images and a column of labels.
 
 use std::collections::VecDeque;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -22,18 +22,18 @@ use super::file::RandomFile;
 use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 
-/// What columns of encoded images are called, where they are no group with `bytes`.
+/// Names of columns of encoded images that are not a group with `bytes`.
 const IMAGE_COLUMNS: [&str; 6] = ["image", "img", "jpg", "jpeg", "png", "bytes"];
-/// What columns of labels are called.
+/// Names of columns of labels.
 const LABEL_COLUMNS: [&str; 9] =
     ["label", "labels", "identity", "identity_id", "class", "cls", "person", "person_id", "id"];
-/// Images of a row group that is written, as the `datasets` package has it.
+/// Images per row group when writing, as in the `datasets` package.
 const ROWS_OF_GROUP: usize = 100;
-/// Most bytes of decoded row groups that are kept.
+/// Most bytes of decoded row groups that are cached.
 const MAX_KEPT_BYTES: usize = 256 << 20;
-/// What the `datasets` package calls its entry in a file.
+/// Key of the `datasets` package's metadata in a file.
 const METADATA_KEY: &str = "huggingface";
-/// Its own schema.
+/// The `datasets` package's schema.
 const SCHEMA: &str = "message schema {
     optional group image { optional binary bytes; optional binary path (utf8); }
     optional int64 label;
@@ -41,9 +41,9 @@ const SCHEMA: &str = "message schema {
 
 /// The faces of parquet files as a [`Dataset`], in the order of the files and their rows.
 ///
-/// Images come by row groups, of which the last ones are kept, up to 256 MiB: in order they are read once; at random a
-/// whole group is read for an image, so that a set for training is better converted once, or cached. Every image has
-/// [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
+/// Images are read by row group, and the groups read last are cached, up to 256 MiB. Read in order, each group is
+/// decoded once; read at random, a whole group is decoded for one image, so a training set is better converted once, or
+/// cached. Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
 pub struct ParquetFaces {
     files: Vec<SerializedFileReader<Shared>>,
     paths_of_files: Vec<PathBuf>,
@@ -53,7 +53,7 @@ pub struct ParquetFaces {
     kept: Mutex<Kept>,
 }
 
-/// A row group and the column of its images.
+/// A row group and its column of images.
 struct Group {
     file: usize,
     number: usize,
@@ -61,7 +61,7 @@ struct Group {
     first_row: usize,
 }
 
-/// The images of row groups that were used last, the newest last.
+/// The images of the row groups read last, the newest last.
 #[derive(Default)]
 struct Kept {
     groups: VecDeque<(usize, Arc<Images>)>,
@@ -71,11 +71,12 @@ struct Kept {
 type Images = Vec<Option<ByteArray>>;
 
 impl ParquetFaces {
-    /// Opens parquet files with a column of encoded images, a group with `bytes` (the `datasets` package's) or plain, and one of
-    /// labels, whole numbers or names. Names of numbers come from the `datasets` package's metadata.
+    /// Opens parquet files with a column of encoded images (a group with `bytes`, as in the `datasets` package, or a
+    /// plain column) and a column of labels (whole numbers or names). Numeric labels are named after the images'
+    /// folders where possible, otherwise by the `datasets` package's metadata.
     ///
     /// # Errors
-    /// When a file cannot be read, is no parquet file, or lacks one of the columns or a label.
+    /// When a file cannot be read, is not a parquet file, or lacks one of the columns or a label.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut set = Self {
             files: Vec::new(),
@@ -187,7 +188,7 @@ impl Dataset for ParquetFaces {
     }
 }
 
-/// Where in a file's rows what is.
+/// Numbers of a file's columns.
 struct Columns {
     image: usize,
     path: Option<usize>,
@@ -229,7 +230,7 @@ struct Labels {
 }
 
 impl Labels {
-    /// Reads a row group's labels; returns how many rows it has.
+    /// Reads a row group's labels and returns its number of rows.
     fn read(
         &mut self,
         reader: &SerializedFileReader<Shared>,
@@ -276,7 +277,7 @@ impl Labels {
     }
 }
 
-/// Reads a column of bytes, with nothing where the file has nothing.
+/// Reads a column of bytes; `None` where a row has no value.
 fn read_column(reader: &SerializedFileReader<Shared>, group: usize, column: usize, path: &Path) -> Result<Images> {
     guarded(path, || {
         let row_group = reader.get_row_group(group)?;
@@ -303,14 +304,14 @@ fn read_paths(
     file: &Path,
 ) -> Result<()> {
     let rows = read_column(reader, group, column, file)?;
-    // A file without some of them has no names.
+    // If one path is missing, the data set has no file names.
     if rows.len() == num_rows && rows.iter().all(Option::is_some) {
         rows.iter().flatten().for_each(|row| paths.push(&String::from_utf8_lossy(row.data())));
     }
     Ok(())
 }
 
-/// The names of labels in the `datasets` package's metadata.
+/// Names of the labels in the `datasets` package's metadata.
 fn class_names(reader: &SerializedFileReader<Shared>, label: &str) -> Option<Vec<String>> {
     let entries = reader.metadata().file_metadata().key_value_metadata()?;
     let text = entries.iter().find(|entry| entry.key == METADATA_KEY)?.value.as_ref()?;
@@ -319,7 +320,7 @@ fn class_names(reader: &SerializedFileReader<Shared>, label: &str) -> Option<Vec
     names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
 }
 
-/// Calls the library, which panics at some broken files, and says in which file it failed.
+/// Calls the library and names the file in its errors; a panic, which some broken files cause, becomes an error.
 fn guarded<T>(path: &Path, call: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
     let wrong = |what: String| Error::Data { path: path.to_owned(), what: format!("parquet: {what}") };
     match catch_unwind(AssertUnwindSafe(call)) {
@@ -328,7 +329,7 @@ fn guarded<T>(path: &Path, call: impl FnOnce() -> parquet::errors::Result<T>) ->
     }
 }
 
-/// A file that many row groups are read from at once.
+/// A file that several row groups are read from at once.
 #[derive(Clone)]
 struct Shared(Arc<RandomFile>);
 
@@ -351,7 +352,7 @@ impl ChunkReader for Shared {
     }
 }
 
-/// A file from somewhere on.
+/// A file read in order from an offset.
 struct From {
     file: Arc<RandomFile>,
     at: u64,
@@ -369,7 +370,7 @@ impl Read for From {
 /// Writes a parquet file that the `datasets` package and the hub's viewer show as images with named labels.
 ///
 /// # Errors
-/// When an image cannot be read, or the file exists or cannot be written; nothing is left then.
+/// When an image cannot be read, or the file exists or cannot be written; no file is left then.
 pub fn write_parquet(export: &mut Export, path: &Path) -> Result<()> {
     let failed =
         |e: parquet::errors::ParquetError| Error::Data { path: path.to_owned(), what: format!("parquet: {e}") };
@@ -417,7 +418,7 @@ impl Rows {
     fn write<W: Write + Send>(self, writer: &mut SerializedFileWriter<W>) -> parquet::errors::Result<()> {
         let mut group = writer.next_row_group()?;
         for values in [&self.images, &self.paths] {
-            // Group and value are both there.
+            // Definition level 2: the group and its value are both present.
             let levels = vec![2; values.len()];
             let mut column = group.next_column()?.expect("the schema has three columns");
             column.typed::<ByteArrayType>().write_batch(values, Some(&levels), None)?;

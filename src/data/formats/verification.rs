@@ -1,4 +1,5 @@
-//! insightface's verification files: a pickle of encoded images, two for each pair, and of whether pairs show one person.
+//! insightface's verification files: a pickle of encoded images, two per pair, and of flags that say whether each pair
+//! shows the same person.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -9,13 +10,14 @@ use crate::data::{Pair, TestSet};
 use crate::error::{Error, Result};
 use crate::pickle::{Id, Pickle, Value};
 
-/// Modules that NumPy's functions are named in: before version 2, and since.
+/// Modules of the NumPy functions in pickles, before version 2 and since.
 const NUMPY: [&str; 4] =
     ["numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric"];
 
-/// The images of a verification file as a [`Dataset`]; each counts as a person of its own, for the pairs say more.
+/// The images of a verification file as a [`Dataset`]. Each image has a label of its own, since the file does not name
+/// people; the pairs say which images show the same person.
 ///
-/// They are in memory as they are stored. Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
+/// The images are kept in memory as stored. Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
 pub struct VerificationFaces {
     path: PathBuf,
     images: Vec<Vec<u8>>,
@@ -23,11 +25,11 @@ pub struct VerificationFaces {
 }
 
 impl VerificationFaces {
-    /// Reads a pickle of `(images, is_same)`, a tuple or list: images as bytes or NumPy arrays of them, of any protocol, Python
-    /// 2's included. The pickle is read as data: nothing that it names is looked up or called.
+    /// Reads a pickle of `(images, is_same)`, a tuple or list, with images as bytes or NumPy arrays of bytes, in any
+    /// protocol, including Python 2's. The pickle is read as data: nothing that it names is looked up or called.
     ///
     /// # Errors
-    /// When the file cannot be read, is no pickle, holds anything else, or there are not two images for each pair.
+    /// When the file cannot be read, is not a pickle, holds anything else, or does not have two images per pair.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let pickle = Pickle::read(&bytes).map_err(|e| e.in_file(path, 0))?;
@@ -35,7 +37,7 @@ impl VerificationFaces {
         let root = pickle.elements(pickle.root()).unwrap_or_default();
         let &[images, is_same] = root else {
             let found = pickle.kind(pickle.root());
-            return Err(error(format!("expected a pickle of images and of whether pairs are the same, found {found}")));
+            return Err(error(format!("expected a pickle of images and of flags for pairs, found {found}")));
         };
         let image_ids = pickle.elements(images);
         let image_ids =
@@ -54,12 +56,12 @@ impl VerificationFaces {
         Ok(Self { path: path.to_owned(), images, is_same })
     }
 
-    /// Whether each pair shows one person.
+    /// Whether each pair shows the same person.
     pub fn is_same(&self) -> &[bool] {
         &self.is_same
     }
 
-    /// Returns the pairs, in the file's order and in `num_folds` folds of it.
+    /// Returns the pairs as a test set, in the file's order and in `num_folds` consecutive folds.
     ///
     /// # Errors
     /// When there is no genuine or no impostor pair.
@@ -98,14 +100,14 @@ impl Dataset for VerificationFaces {
     }
 }
 
-/// The flags of pairs: a list of bools, whole numbers or NumPy's bools, or an array.
+/// Reads the flags of the pairs: a list of bools, 0 and 1, or NumPy bools, or an array.
 fn flags(pickle: &Pickle, id: Id) -> std::result::Result<Vec<bool>, String> {
     const BOOL: [&str; 3] = ["b1", "?", "|b1"];
     if let Some(bytes) = array(pickle, id, &BOOL).or_else(|| array(pickle, id, &["u1", "|u1"])) {
         return Ok(bytes.into_iter().map(|byte| byte != 0).collect());
     }
     let Some(ids) = pickle.elements(id) else {
-        return Err(format!("expected a list of whether pairs are the same, found {}", pickle.kind(id)));
+        return Err(format!("expected a list of flags for pairs, found {}", pickle.kind(id)));
     };
     let flag = |(number, &id): (usize, &Id)| match pickle.get(id) {
         Value::Bool(is_same) => Ok(*is_same),
@@ -116,7 +118,7 @@ fn flags(pickle: &Pickle, id: Id) -> std::result::Result<Vec<bool>, String> {
     ids.iter().enumerate().map(flag).collect()
 }
 
-/// The bytes of an array of one-byte elements of a type, as NumPy pickles it.
+/// Returns the bytes of an array of one-byte elements of one of `types`, as NumPy pickles it.
 fn array(pickle: &Pickle, id: Id, types: &[&str]) -> Option<Vec<u8>> {
     let Value::Object(object) = pickle.get(id) else { return None };
     let (module, function) = pickle.global(object.callable)?;
@@ -137,14 +139,14 @@ fn array(pickle: &Pickle, id: Id, types: &[&str]) -> Option<Vec<u8>> {
         _ => return None,
     };
     let bytes = pickle.bytes(bytes)?;
-    // insightface's own have a row of bytes.
+    // insightface's own arrays are a row of bytes.
     let mut sizes = pickle.elements(shape)?.iter().map(|&size| u64::try_from(pickle.int(size)?).ok());
     let len = sizes.try_fold(1u64, |product, size| product.checked_mul(size?));
     let is_it = is_dtype(pickle, dtype, types) && len == Some(bytes.len() as u64);
     is_it.then(|| bytes.into_owned())
 }
 
-/// A scalar of a type, as NumPy pickles it.
+/// Returns a scalar of one of `types`, as NumPy pickles it.
 fn scalar(pickle: &Pickle, id: Id, types: &[&str]) -> Option<bool> {
     let Value::Object(object) = pickle.get(id) else { return None };
     let (module, "scalar") = pickle.global(object.callable)? else { return None };
@@ -159,10 +161,10 @@ fn is_dtype(pickle: &Pickle, id: Id, types: &[&str]) -> bool {
     pickle.global(object.callable) == Some(("numpy", "dtype")) && name.is_some_and(|name| types.contains(&name))
 }
 
-/// Writes pairs as a verification file, protocol 3: `pickle.load` of any Python 3 reads it.
+/// Writes pairs as a verification file in pickle protocol 3, which `pickle.load` of any Python 3 reads.
 ///
 /// # Errors
-/// When an image cannot be read, or the file exists or cannot be written; nothing is left then.
+/// When an image cannot be read, or the file exists or cannot be written; no file is left then.
 pub fn write_verification(images: &dyn Dataset, pairs: &[Pair], path: &Path) -> Result<()> {
     let file = temporary(path)?;
     let mut out = BufWriter::new(file.as_file());
@@ -171,11 +173,13 @@ pub fn write_verification(images: &dyn Dataset, pairs: &[Pair], path: &Path) -> 
     out.write_all(b"\x80\x03](").map_err(io)?;
     for index in pairs.iter().flat_map(|pair| [pair.a, pair.b]) {
         let Some(bytes) = images.encoded(index)? else {
-            let what = format!("{}: expected an encoded image, found one that is drawn", images.name(index));
+            let what = format!("{}: expected an encoded image, found a procedural one", images.name(index));
             return Err(Error::Data { path: path.to_owned(), what });
         };
-        let len = u32::try_from(bytes.len())
-            .map_err(|_| Error::Data { path: path.to_owned(), what: format!("an image of {} bytes", bytes.len()) })?;
+        let len = u32::try_from(bytes.len()).map_err(|_| Error::Data {
+            path: path.to_owned(),
+            what: format!("an image of {} bytes is too large", bytes.len()),
+        })?;
         out.write_all(b"B").and_then(|()| out.write_all(&len.to_le_bytes())).map_err(io)?;
         out.write_all(&bytes).map_err(io)?;
     }

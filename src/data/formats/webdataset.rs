@@ -1,4 +1,4 @@
-//! WebDataset: tar files of samples, `KEY.jpg` and what belongs to it, such as `KEY.cls`.
+//! WebDataset: tar files of samples, each an image `KEY.jpg` and its other members, such as `KEY.cls`.
 
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,14 +12,14 @@ use crate::data::decode::is_image;
 use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 
-/// A label has few bytes; a larger one is none.
+/// Most bytes that are read of a label; real ones are far shorter.
 const MAX_LABEL_BYTES: u64 = 64 << 10;
-/// Fields of a sample's JSON that say whose face it is, the first that is there counts.
+/// Fields of a sample's JSON that may hold its label; the first one present counts.
 const LABEL_FIELDS: [&str; 4] = ["label", "cls", "class", "identity"];
 
 /// The faces of tar files as a [`Dataset`], in the order of the files and of the samples in them.
 ///
-/// In memory are 20 bytes and a name for each image. Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
+/// Memory is 20 bytes and a name per image. Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
 pub struct ShardFaces {
     shards: Vec<RandomFile>,
     images: Vec<Place>,
@@ -27,7 +27,7 @@ pub struct ShardFaces {
     paths: Paths,
 }
 
-/// Where an image is.
+/// Position of an image.
 #[derive(Clone, Copy)]
 struct Place {
     offset: u64,
@@ -35,23 +35,23 @@ struct Place {
     len: u32,
 }
 
-/// A sample whose members come one after the other.
+/// A sample whose members are still being read; they follow each other.
 #[derive(Default)]
 struct Pending {
     key: String,
     image: Option<(Place, String)>,
     label: Option<String>,
-    /// Names that the JSON gives.
+    /// Names from the JSON.
     identity: Option<String>,
     file_name: Option<String>,
 }
 
 impl ShardFaces {
-    /// Opens tar files. A sample is an image `KEY.jpg` (or another format), with its label in `KEY.cls` or in the field
-    /// `label`, `cls`, `class` or `identity` of `KEY.json`; other members are left alone.
+    /// Opens tar files. A sample is an image `KEY.jpg` (or another format) with its label in `KEY.cls` or in the field
+    /// `label`, `cls`, `class` or `identity` of `KEY.json`; other members are ignored.
     ///
     /// # Errors
-    /// When a file cannot be read, is no tar file, is compressed or cut off, or an image has no label.
+    /// When a file cannot be read, is not a tar file, is compressed or truncated, or an image has no label.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut found = Found::default();
         for (path, number) in paths.iter().zip(0..) {
@@ -100,7 +100,8 @@ impl Found {
             }
             let extension = extension.to_ascii_lowercase();
             if is_image_extension(&extension) {
-                let len = u32::try_from(size).map_err(|_| wrong(offset, format!("an image of {size} bytes")))?;
+                let len =
+                    u32::try_from(size).map_err(|_| wrong(offset, format!("a {size}-byte image is too large")))?;
                 pending.image = Some((Place { offset, shard, len }, extension));
             } else if matches!(extension.as_str(), "cls" | "json") {
                 let mut text = Vec::new();
@@ -115,7 +116,7 @@ impl Found {
         self.push(pending, path)
     }
 
-    /// Takes a sample whose members have all come; one without an image is none.
+    /// Adds a complete sample; one without an image is ignored.
     fn push(&mut self, sample: Pending, path: &Path) -> Result<()> {
         let Some((place, extension)) = sample.image else { return Ok(()) };
         let Some(label) = sample.label.filter(|label| !label.is_empty()) else {
@@ -149,7 +150,7 @@ impl Pending {
     }
 }
 
-/// A member's key and extension: the file name is cut at its first point, as the `webdataset` package does.
+/// Splits a member's name into key and extension at the first dot of its file name, as the `webdataset` package does.
 fn split_key(name: &str) -> Option<(&str, &str)> {
     let start = name.rfind('/').map_or(0, |slash| slash + 1);
     let point = start + name[start..].find('.')?;
@@ -192,11 +193,12 @@ impl Dataset for ShardFaces {
     }
 }
 
-/// Writes `FOLDER/faces-000000.tar` and so on, `shard_size` images in each: `PERSON/IMAGE.jpg` and `PERSON/IMAGE.cls`, and
-/// where a name has points that would cut its key short, `NUMBER.jpg`, `NUMBER.cls` and a `NUMBER.json` with the name.
+/// Writes `FOLDER/faces-000000.tar` and so on with `shard_size` images in each, as `PERSON/IMAGE.jpg` and
+/// `PERSON/IMAGE.cls`. If a name has dots that would cut its key short, the sample becomes `NUMBER.jpg`, `NUMBER.cls`
+/// and a `NUMBER.json` with the name.
 ///
 /// # Errors
-/// When an image cannot be read or a file not be written; shards that are not whole are not left.
+/// When an image cannot be read or a file cannot be written; no incomplete shard is left.
 pub fn write_shards(export: &mut Export, folder: &Path, shard_size: usize) -> Result<()> {
     let path_of = |number: usize| folder.join(format!("faces-{number:06}.tar"));
     let mut done = Vec::new();

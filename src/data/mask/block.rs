@@ -1,36 +1,36 @@
-//! A run of pixels of one row, worked on together: every step is a loop without branches over arrays of a fixed length, so that the
-//! machine's vectors hold several pixels.
+//! A run of pixels of one row, processed together. Every step is a loop without branches over arrays of a fixed length,
+//! so that vector instructions handle several pixels at once.
 
 use super::frame::FaceFrame;
 use super::kinds::Design;
 use super::render::UNITS;
 
-/// Pixels of a block. Long enough for loops that the compiler does not unroll before it looks for vectors, short enough to leave
-/// out what a mask does not reach.
+/// Pixels of a block: enough that the compiler vectorises the loops instead of unrolling them first, few enough to skip
+/// pixels that a mask does not reach.
 pub(super) const LANES: usize = 32;
 
-/// A value of every pixel of a block.
+/// One value per pixel of a block.
 pub(super) type Lanes = [f32; LANES];
 
-/// Where the pixels of a block are on the face and on the mask. Lengths without a unit are in fortieths of the distance from eyes to
-/// mouth.
+/// Positions of a block's pixels on the face and on the mask. Lengths without a unit are in fortieths of the distance
+/// from eyes to mouth.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     /// Angle around the head, radians, 0 at the middle of the face.
     pub angle: Lanes,
     /// Height on the face: 0 at the eyes, 1 at the mouth.
     pub height: Lanes,
-    /// Sine and cosine of the angle between surface and viewer.
+    /// Sine and cosine of the angle between the surface normal and the viewer.
     pub facing: Lanes,
     pub cosine: Lanes,
-    /// Across, `[-1, 1]` from the mask's left to its right end.
+    /// Position across the mask, `[-1, 1]` from its left to its right end.
     pub p: Lanes,
-    /// Distance from the upper edge and distance between the edges.
+    /// Distance below the upper edge, and distance between the edges.
     pub below_top: Lanes,
     pub tall: Lanes,
     /// Distance from the nearest edge, positive inside.
     pub inside: Lanes,
-    /// Across along the surface and down from the eyes.
+    /// Position on the face: across along the surface, and down from the eyes.
     pub across: Lanes,
     pub down: Lanes,
     /// Distance outside the mask's edge and outside the head's outline, pixels, negative inside.
@@ -39,7 +39,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// The pixels at column `x` and to the right of it, in row `y`.
+    /// Returns the block that begins at column `x` of row `y`.
     #[inline(always)]
     pub fn new(frame: &FaceFrame, design: &Design, [x, y]: [u32; 2]) -> Self {
         const NONE: Lanes = [0.0; LANES];
@@ -71,7 +71,8 @@ impl Block {
             let radius = frame.radius(height);
             let above = (top - height) * frame.unit_px * top_scale;
             let below = (height - bottom) * frame.unit_px * bottom_scale;
-            // Where the surface turns away a step along it is shorter in the image, but never nothing: the outline comes first.
+            // Where the surface turns away, a step along it is shorter in the image. The factor has a lower limit,
+            // since the outline ends the mask first.
             let beside = (angle.abs() - design.half_angle) * radius * m.cosine[i].max(0.25);
             let outline = (m.facing[i].abs() - 1.0) * radius;
             let (a, b) = (above.max(below) + corner, beside + corner);

@@ -1,15 +1,15 @@
-//! The colours that the published evaluation put on a test set once, and reads from files since.
+//! Mask colours that the published evaluation drew once for a test set and has read from files since.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Reads the colours of images from lines `NUMBER,[RED GREEN BLUE]`: images are numbered as a verification file has them, two for each
-/// pair, from 0.
+/// Reads the colours of images from lines `NUMBER,[RED GREEN BLUE]`. Images are numbered from 0 as in a verification
+/// file, two per pair.
 ///
 /// # Errors
-/// When the file cannot be read, a line is no such, or an image comes twice.
+/// When the file cannot be read, a line is malformed, or an image is listed twice.
 pub fn read_colours(path: &Path) -> Result<BTreeMap<usize, [u8; 3]>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let mut colours = BTreeMap::new();
@@ -43,7 +43,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             read_colours(&path)
         };
-        // NumPy aligns the numbers of an array.
+        // NumPy pads the numbers of an array.
         let colours = read("0,[ 12 149   0]\n1,[1 2 3]\n\n").unwrap();
         assert_eq!(colours.into_iter().collect::<Vec<_>>(), [(0, [12, 149, 0]), (1, [1, 2, 3])]);
         for wrong in ["0,[1 2]", "0 [1 2 3]", "x,[1 2 3]", "0,[1 2 300]", "0,1 2 3"] {

@@ -1,4 +1,4 @@
-//! What a mask looks like at one point: colour, print, folds, seams and weave.
+//! Appearance of a mask at a point: colour, print, folds, seams and weave.
 //!
 //! Lengths are in fortieths of the distance from eyes to mouth: about a pixel of a 112x112 crop.
 
@@ -13,9 +13,9 @@ use super::noise::{Noise, fraction};
 /// A fold across the mask.
 #[derive(Clone, Debug)]
 pub(super) struct Pleat {
-    /// Place between the upper (0) and the lower (1) edge.
+    /// Position between the upper (0) and the lower (1) edge.
     pub at: f32,
-    /// How much lower it is in the middle than at the ends, same unit.
+    /// How much lower the fold is in the middle than at the ends, in the same unit.
     pub sag: f32,
     /// Relative darkening in the fold.
     pub depth: f32,
@@ -34,11 +34,11 @@ pub(super) struct Wrinkle {
 /// A round exhalation valve.
 #[derive(Clone, Debug)]
 pub(super) struct Valve {
-    /// Its middle: across from the middle of the face and down from the eyes.
+    /// Centre: across from the middle of the face, and down from the eyes.
     pub at: [f32; 2],
-    /// Its radius.
+    /// Radius.
     pub radius: f32,
-    /// Its brightness, 0 black to 1 white.
+    /// Brightness, 0 black to 1 white.
     pub level: f32,
 }
 
@@ -69,18 +69,19 @@ pub(super) struct Fabric {
     pub hem_at: f32,
     /// Relative brightening of the nose wire under the upper edge, 0 for none.
     pub wire: f32,
-    /// Relative size of the weave and of larger unevenness.
+    /// Relative strength of the weave and of larger unevenness.
     pub weave: f32,
     pub mottle: f32,
     pub valve: Option<Valve>,
     /// Relative darkening under the chin.
     pub underside: f32,
-    /// Where in the noise tile this mask begins.
+    /// Offset of this mask in the noise tile.
     pub noise_at: [f32; 2],
 }
 
 impl Fabric {
-    /// The colours of a block, `[0, 255]` in even light, with the folds' shadows in them but without the photo's light.
+    /// Returns the colours of a block in even light, `[0, 255]`, with the shadows of folds but without the photo's
+    /// light.
     #[inline(always)]
     pub fn colour(&self, m: &Block, noise: &Noise) -> [Lanes; 3] {
         let print = self.pattern.coverage(&m.across, &m.down, noise);
@@ -105,7 +106,7 @@ impl Fabric {
             }
         }
         for i in 0..LANES {
-            // A dark cloth's folds show by their sheen: what is relative on a light one gets a small absolute part there.
+            // Folds in dark cloth show by their sheen, so the relative shade gets a small absolute part there.
             let sheen = 14.0 * (1.0 - luminance([colour[0][i], colour[1][i], colour[2][i]]) / 255.0);
             for plane in &mut colour {
                 plane[i] = plane[i] * shade[i] + sheen * (shade[i] - 1.0) * 2.0;
@@ -114,7 +115,7 @@ impl Fabric {
         colour
     }
 
-    /// Brightness relative to flat fabric seen from the front.
+    /// Returns the brightness relative to flat fabric seen from the front.
     #[inline(always)]
     fn relief(&self, m: &Block) -> Lanes {
         let mut shade = [0.0; LANES];
@@ -148,7 +149,7 @@ impl Fabric {
             }
         }
         for i in 0..LANES {
-            // Stitches: a groove, in dashes.
+            // Stitches: a dashed groove.
             let dash = 0.7 + 0.3 * fraction((m.across[i] + m.down[i]) * 0.4);
             shade[i] -= self.hem * dash * falloff((m.inside[i] - self.hem_at) * 1.1);
             shade[i] -= 0.10 * falloff(m.inside[i] * 0.8);
@@ -158,7 +159,7 @@ impl Fabric {
 }
 
 impl Wrinkle {
-    /// A crease anywhere on a mask, mostly across it, of this depth on average.
+    /// Returns a random crease, mostly across the mask, of this mean depth.
     pub fn sample(depth: f32, rng: &mut ChaCha8Rng) -> Self {
         let angle = rng.random_range(-0.9..0.9f32);
         Self {
@@ -181,7 +182,7 @@ impl Wrinkle {
 }
 
 impl Valve {
-    /// The colour at a point whose fabric has another.
+    /// Returns the colour at a point where the fabric alone has the colour `fabric`.
     #[inline(always)]
     fn paint(&self, at: [f32; 2], fabric: [f32; 3]) -> [f32; 3] {
         let (dx, dy) = (at[0] - self.at[0], at[1] - self.at[1]);
@@ -202,7 +203,7 @@ impl Valve {
 }
 
 impl Pattern {
-    /// A print of random kind and size.
+    /// Returns a print of random kind and size.
     pub fn sample(rng: &mut ChaCha8Rng) -> Self {
         let cell = rng.random_range(5.0..10.0f32);
         match rng.random_range(0..6) {
@@ -218,7 +219,7 @@ impl Pattern {
         }
     }
 
-    /// How much of the second colour there is at points, `[0, 1]`; edges are a unit wide, so that prints do not alias.
+    /// Returns the share of the second colour at points, `[0, 1]`. Edges are a unit wide, so that prints do not alias.
     #[inline(always)]
     fn coverage(&self, x: &Lanes, y: &Lanes, noise: &Noise) -> Lanes {
         let mut print = [0.0; LANES];
@@ -261,7 +262,7 @@ impl Pattern {
     }
 }
 
-/// A flower in the middle of a cell.
+/// Coverage by a flower in the middle of a cell.
 #[inline(always)]
 fn petals([dx, dy]: [f32; 2], cell: f32) -> f32 {
     // Five petals: directions 72 degrees apart.
@@ -275,14 +276,14 @@ fn petals([dx, dy]: [f32; 2], cell: f32) -> f32 {
     (size + 0.5 - nearest.sqrt()).clamp(0.0, 1.0)
 }
 
-/// The offset from the middle of the nearest cell; every second row is moved by half a cell.
+/// Offset from the centre of the cell; every second row is shifted by half a cell.
 #[inline(always)]
 fn in_cell(x: f32, y: f32, cell: f32) -> [f32; 2] {
     let shift = if fraction(0.5 * y / cell) < 0.5 { 0.0 } else { 0.5 };
     [(fraction(x / cell + shift) - 0.5) * cell, (fraction(y / cell) - 0.5) * cell]
 }
 
-/// Stripes of half a period each, with edges a unit wide.
+/// Coverage by stripes half a period wide, with edges a unit wide.
 #[inline(always)]
 fn stripe(x: f32, period: f32) -> f32 {
     let from_middle = (fraction(x / period) - 0.5).abs() * period;

@@ -1,8 +1,8 @@
-//! Where a mask sits on a face: a round head, turned as the five landmarks tell.
+//! Head geometry to place a mask by: a round head, turned as the five landmarks indicate.
 //!
 //! Heights run along the face axis in units of the distance from eyes to mouth: 0 at the eyes, 1 at the mouth, about
-//! 0.5 at the nose tip, about 1.5 at the chin. Across, a point is named by its angle around the head: 0 at the middle
-//! of the face, positive to the image's right. The proportions are those of
+//! 0.5 at the nose tip, about 1.5 at the chin. Across the face, a point is given by its angle around the head: 0 at the
+//! middle of the face, positive to the image's right. The proportions are those of
 //! [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS) and of an average adult head.
 
 use crate::data::Landmarks;
@@ -12,15 +12,15 @@ use crate::error::{Error, Result};
 const HALF_WIDTH: f32 = 0.95;
 /// Distance between the eyes of a face seen from the front, in distances from eyes to mouth.
 const EYE_DISTANCE: f32 = 0.866;
-/// How far the eyes and the mouth lie before the head's axis, in half widths.
+/// How far the eyes and the mouth lie in front of the head's axis, in half widths.
 const FACE_DEPTH: f32 = 0.85;
-/// How far the nose tip lies before the eyes and the mouth, in half widths.
+/// How far the nose tip lies in front of the eyes and the mouth, in half widths.
 const NOSE_DEPTH: f32 = 0.44;
-/// How far a mask over the nose stands out of the head's round, in half widths.
+/// How far a mask over the nose stands out from the round head, in half widths.
 const NOSE_BULGE: f32 = 0.27;
-/// Sine of the largest turn of the head that is believed; a larger one is a bad nose landmark as often as a profile.
+/// Sine of the largest head turn that is trusted; a larger one is as often a bad nose landmark as a profile.
 const MAX_SIN_YAW: f32 = 0.8;
-/// The smallest and largest faces that are drawn on, as the distance from eyes to mouth in pixels.
+/// The smallest and largest faces accepted, as the distance from eyes to mouth in pixels.
 const FACE_PX: [f32; 2] = [2.0, 1e5];
 
 /// A point of the image in the coordinates of the face.
@@ -30,14 +30,14 @@ pub(super) struct FacePoint {
     pub angle: f32,
     /// Height, 0 at the eyes and 1 at the mouth.
     pub height: f32,
-    /// Sine of the angle between the surface and the viewer, positive to the image's right; beyond `[-1, 1]` it is how
-    /// far outside the head's outline the point is.
+    /// Sine of the angle between the surface normal and the viewer, positive to the image's right; beyond `[-1, 1]`,
+    /// how far the point is outside the head's outline.
     pub facing: f32,
-    /// Its cosine: 1 where the surface faces the viewer, 0 at the outline and outside.
+    /// Cosine of that angle: 1 where the surface faces the viewer, 0 at the outline and outside.
     pub cosine: f32,
 }
 
-/// The head behind five landmarks.
+/// The head that fits five landmarks.
 #[derive(Clone, Debug)]
 pub(super) struct FaceFrame {
     eyes: [f32; 2],
@@ -57,17 +57,17 @@ pub(super) struct FaceFrame {
     taper: f32,
     /// Height of the lower eye landmark.
     pub eye_height: f32,
-    /// Height of the nose landmark, at least a fifth and at most four fifths of the way.
+    /// Height of the nose landmark, limited to `[0.2, 0.8]`.
     pub nose_height: f32,
 }
 
-/// The error for landmarks that no mask can be placed by.
+/// Returns the error for landmarks by which no mask can be placed.
 pub(super) fn bad_landmarks(what: String) -> Error {
     Error::Data { path: "landmarks".into(), what }
 }
 
 impl FaceFrame {
-    /// The head behind `landmarks`, which narrows below the nose by `taper` times the squared height.
+    /// Returns the head that fits `landmarks`. Below the nose it narrows by `taper` times the squared distance.
     pub fn new(landmarks: &Landmarks, taper: f32) -> Result<Self> {
         if landmarks.iter().flatten().any(|v| !v.is_finite()) {
             return Err(bad_landmarks(format!("expected finite coordinates, found {landmarks:?}")));
@@ -75,19 +75,20 @@ impl FaceFrame {
         let [eye_left, eye_right, nose, mouth_left, mouth_right] = *landmarks;
         let (eyes, mouth) = (middle(eye_left, eye_right), middle(mouth_left, mouth_right));
         let drop = minus(mouth, eyes);
-        // Both pairs: a turned or tilted head brings one of them off the horizontal.
+        // Use both pairs: a turned or tilted head brings one of them off the horizontal.
         let side = [0, 1].map(|i| eye_right[i] - eye_left[i] + mouth_right[i] - mouth_left[i]);
         let (face_px, side_px) = (length(drop), length(side));
         if !(FACE_PX[0]..=FACE_PX[1]).contains(&face_px) || side_px <= 0.0 {
             return Err(bad_landmarks(format!(
-                "expected {} to {} px from eyes to mouth and two corners each, found {face_px} px in {landmarks:?}",
+                "expected {} to {} px from eyes to mouth and distinct left and right points, found {face_px} px \
+                 in {landmarks:?}",
                 FACE_PX[0], FACE_PX[1]
             )));
         }
         let (axis_x, axis_y) = (side.map(|v| v / side_px), drop.map(|v| v / face_px));
         let sine = axis_x[0] * axis_y[1] - axis_x[1] * axis_y[0];
-        // Below 0.3 the eyes, the nose and the mouth are on one line, above it a face may be strongly turned; a
-        // negative sine is a mirrored face, whose left and right landmarks were exchanged.
+        // Below 0.3 the eyes, the nose and the mouth are on one line; above, a face may be strongly turned. A negative
+        // sine is a mirrored face: left and right landmarks were swapped.
         if sine < 0.3 || side_px < 0.1 * face_px {
             return Err(bad_landmarks(format!(
                 "expected eyes above the mouth, left before right and not on one line, found {landmarks:?}"
@@ -96,7 +97,7 @@ impl FaceFrame {
         let across = [axis_y[1] / sine, -axis_y[0] / sine];
         let down = [-axis_x[1] / (sine * face_px), axis_x[0] / (sine * face_px)];
         let height = |p: [f32; 2]| dot(down, minus(p, eyes));
-        // Turning shortens the distance between the eyes, nodding the one from eyes to mouth: the larger is the truer.
+        // Turning shortens the distance between the eyes, nodding the one from eyes to mouth: use the larger.
         let radius_px = HALF_WIDTH * face_px.max(length(minus(eye_right, eye_left)) / EYE_DISTANCE);
         let nose_px = dot(across, minus(nose, eyes));
         let sin_yaw = (nose_px / (NOSE_DEPTH * radius_px)).clamp(-MAX_SIN_YAW, MAX_SIN_YAW);
@@ -117,22 +118,23 @@ impl FaceFrame {
         })
     }
 
-    /// The face coordinates of pixel position `p`.
+    /// Returns the face coordinates of pixel position `p`.
     #[inline(always)]
     pub fn locate(&self, p: [f32; 2]) -> FacePoint {
         let offset = minus(p, self.eyes);
         let height = dot(self.down, offset);
         let radius = self.radius(height);
         let flat = (dot(self.across, offset) - self.centre_px) / radius;
-        // The bulge over the nose moves sideways when the head turns, by as much as it stands out at the point in
-        // question. Near the middle the difference of the sines stands for that of the angles.
+        // When the head turns, the bulge over the nose moves sideways by as much as it stands out at the point. Near
+        // the middle, the difference of the sines approximates that of the angles.
         let bulge = NOSE_BULGE * falloff((flat - self.sin_yaw) * 1.7) * falloff((height - self.nose_height) * 1.6);
         let facing = flat - bulge * self.sin_yaw;
         let inside = facing.clamp(-1.0, 1.0);
         FacePoint { angle: arc_sine(inside) - self.yaw, height, facing, cosine: (1.0 - inside * inside).sqrt() }
     }
 
-    /// Where the point at `angle` and `height` of the head is in the image, in pixels, and whether it faces the viewer.
+    /// Returns the image position of the head's point at `angle` and `height`, in pixels, and whether it faces the
+    /// viewer.
     pub fn project(&self, angle: f32, height: f32) -> ([f32; 2], bool) {
         let turned = angle + self.yaw;
         let across = self.centre_px + self.radius(height) * turned.sin();
@@ -140,20 +142,20 @@ impl FaceFrame {
         ([0, 1].map(|i| self.eyes[i] + across * self.axis_x[i] + down * self.axis_y[i]), turned.cos() > 0.0)
     }
 
-    /// The image position `across` (in distances from eyes to mouth) beside the face axis at `height`, on the plane
-    /// through eyes and mouth.
+    /// Returns the image position `across` (in distances from eyes to mouth) from the face axis at `height`, on the
+    /// plane through eyes and mouth.
     pub fn on_plane(&self, across: f32, height: f32) -> [f32; 2] {
         let (across, down) = (across * self.unit_px, height * self.unit_px);
         [0, 1].map(|i| self.eyes[i] + across * self.axis_x[i] + down * self.axis_y[i])
     }
 
-    /// Where the head's left and right outlines are at the cheeks, for [`FaceFrame::on_plane`].
+    /// Returns the positions of the head's left and right outlines at the cheeks, for [`FaceFrame::on_plane`].
     pub fn sides(&self) -> (f32, f32) {
         let (centre, radius) = (self.centre_px / self.unit_px, self.radius_px / self.unit_px);
         (centre - radius, centre + radius)
     }
 
-    /// Half the width of the head at `height`, pixels.
+    /// Returns half the width of the head at `height`, in pixels.
     #[inline(always)]
     pub fn radius(&self, height: f32) -> f32 {
         let below = (height - 0.55).clamp(0.0, 1.6);
@@ -161,7 +163,7 @@ impl FaceFrame {
     }
 }
 
-/// 1 at 0, falling to 0.25 at 1: a bell without an exponential.
+/// A bell without an exponential: 1 at 0, falling to 0.25 at 1.
 #[inline(always)]
 pub(super) fn falloff(x: f32) -> f32 {
     let y = 1.0 / (1.0 + x * x);

@@ -1,9 +1,9 @@
-//! The homography that fits point pairs best, as OpenCV's `findHomography` with method 0 does: a normalised direct
-//! linear transform (Hartley and Zisserman, Multiple View Geometry, algorithm 4.2), then Levenberg-Marquardt on the
+//! Least-squares homography of point pairs, as in OpenCV's `findHomography` with method 0: a normalised direct linear
+//! transform (Hartley and Zisserman, Multiple View Geometry, algorithm 4.2), then Levenberg-Marquardt on the
 //! reprojection error.
 //!
-//! Levenberg-Marquardt runs until it has converged. OpenCV stops it after ten steps, which is mostly the same: of 44
-//! sets of landmarks and shifts on the published template, OpenCV 4.8 had not converged in one.
+//! Levenberg-Marquardt runs until it has converged. OpenCV stops after ten steps, which mostly gives the same result:
+//! of 44 sets of landmarks and shifts on the published template, OpenCV 4.8 had not converged in one.
 
 use crate::error::{Error, Result};
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub struct Homography(pub [[f64; 3]; 3]);
 
 impl Homography {
-    /// The map that takes each `source` point to its `destination` with the least sum of squared distances, in the
+    /// Fits the map that takes each `source` point to its `destination` with the least sum of squared distances, in the
     /// destination's pixels.
     ///
     /// # Errors
@@ -30,23 +30,23 @@ impl Homography {
         refine(&mut h, &src, &dst);
         let fitted = Self([[h[0], h[1], h[2]], [h[3], h[4], h[5]], [h[6], h[7], 1.0]]);
         if fitted.determinant().abs() < 1e-7 || src.iter().any(|p| fitted.weight(*p) <= 0.0) {
-            return Err(Error::Config("homography: the point pairs determine no regular map".into()));
+            return Err(Error::Config("homography: the point pairs determine no invertible map".into()));
         }
         to.inverse().compose(&fitted).compose(&from.forward()).scaled()
     }
 
-    /// The image of point `p`; not finite where `p` maps to infinity.
+    /// Returns the image of point `p`; not finite where `p` maps to infinity.
     pub fn apply(&self, p: [f64; 2]) -> [f64; 2] {
         let (h, w) = (&self.0, self.weight(p));
         [(h[0][0] * p[0] + h[0][1] * p[1] + h[0][2]) / w, (h[1][0] * p[0] + h[1][1] * p[1] + h[1][2]) / w]
     }
 
-    /// The homogeneous coordinate of the image of `p`: its sign tells the two sides of the horizon apart.
+    /// Returns the homogeneous coordinate of the image of `p`; its sign distinguishes the two sides of the horizon.
     pub fn weight(&self, p: [f64; 2]) -> f64 {
         self.0[2][0] * p[0] + self.0[2][1] * p[1] + self.0[2][2]
     }
 
-    /// The map back.
+    /// Returns the inverse map.
     ///
     /// # Errors
     /// When the matrix is singular.
@@ -93,12 +93,12 @@ impl Homography {
         if y.iter().flatten().all(|v| v.is_finite()) {
             return Ok(Self(y));
         }
-        Err(Error::Config("homography: the point pairs send the origin to infinity".into()))
+        Err(Error::Config("homography: the point pairs map the origin to infinity".into()))
     }
 }
 
-/// Moves points to mean 0 and mean distance `sqrt 2`, without which the equations are badly conditioned. The scale is
-/// the same in x and y, so the least reprojection error is that of the pixels.
+/// Normalises points to mean 0 and mean distance `sqrt 2`, without which the equations are badly conditioned. The scale
+/// is the same in x and y, so minimising the reprojection error also minimises it in pixels.
 struct Normaliser {
     mean: [f64; 2],
     scale: f64,
@@ -119,7 +119,7 @@ impl Normaliser {
         // The ratio of the principal variances is about determinant / trace^2 when it is small.
         let spread = (xx * yy - xy * xy) / ((xx + yy) * (xx + yy));
         let scale = std::f64::consts::SQRT_2 * n / distance;
-        // The spread of points that are all the same is NaN, that of huge ones may be.
+        // The spread of identical points is NaN, and that of huge ones may be.
         if spread.is_nan() || spread <= 1e-6 || !scale.is_finite() {
             let list = format!("{points:?}");
             return Err(Error::Config(format!("homography: {what} points must not lie on one line, found {list}")));
@@ -142,7 +142,7 @@ impl Normaliser {
     }
 }
 
-/// The first eight entries (the ninth is 1) of the map with the least algebraic error.
+/// Returns the first eight entries (the ninth is 1) of the map with the least algebraic error.
 fn direct_linear_transform(src: &[[f64; 2]], dst: &[[f64; 2]]) -> Result<[f64; 8]> {
     let mut normal = [[0.0; 9]; 9];
     for (&[x, y], &[u, v]) in src.iter().zip(dst) {
@@ -156,17 +156,17 @@ fn direct_linear_transform(src: &[[f64; 2]], dst: &[[f64; 2]]) -> Result<[f64; 8
     }
     let h = smallest_eigenvector(normal);
     if h[8].abs() < 1e-9 {
-        return Err(Error::Config("homography: the point pairs send their own centre to infinity".into()));
+        return Err(Error::Config("homography: the point pairs map their own centre to infinity".into()));
     }
     Ok(std::array::from_fn(|i| h[i] / h[8]))
 }
 
-/// The eigenvector of the smallest eigenvalue of a symmetric matrix, by Jacobi rotations.
+/// Returns the eigenvector of the smallest eigenvalue of a symmetric matrix, by Jacobi rotations.
 fn smallest_eigenvector(mut a: [[f64; 9]; 9]) -> [f64; 9] {
     let mut vectors: [[f64; 9]; 9] = std::array::from_fn(|i| std::array::from_fn(|j| if i == j { 1.0 } else { 0.0 }));
     let trace: f64 = (0..9).map(|i| a[i][i]).sum();
     for _sweep in 0..30 {
-        // What is left moves the vectors by less than their last bit.
+        // The remainder changes the vectors by less than their last bit.
         let off_diagonal =
             (0..9).flat_map(|p| (p + 1..9).map(move |q| (p, q))).map(|(p, q)| a[p][q].abs()).sum::<f64>();
         if off_diagonal <= 1e-18 * trace {
@@ -251,7 +251,7 @@ fn reprojection_error(h: &[f64; 8], src: &[[f64; 2]], dst: &[[f64; 2]]) -> f64 {
     src.iter().zip(dst).map(squared).sum()
 }
 
-/// The solution of `a x = b` by elimination with row pivots; none when `a` is singular.
+/// Solves `a x = b` by elimination with row pivots; `None` if `a` is singular.
 fn solve(mut a: [[f64; 8]; 8], mut b: [f64; 8]) -> Option<[f64; 8]> {
     for k in 0..8 {
         let pivot = (k..8).fold(k, |best, i| if a[i][k].abs() > a[best][k].abs() { i } else { best });

@@ -1,4 +1,4 @@
-//! The kinds of masks: their outlines, folds and fabrics, drawn from with variation.
+//! Kinds of masks: their outlines, folds and fabrics, drawn with random variation.
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -19,24 +19,24 @@ pub enum MaskKind {
     Ffp2,
     /// A medical or fabric mask worn below the nose.
     LowWorn,
-    /// A medical or fabric mask pulled up to under the eyes.
+    /// A medical or fabric mask pulled up to just under the eyes.
     HighWorn,
     /// A fabric mask with a printed pattern in two colours.
     Patterned,
     /// A round respirator with a valve and head straps.
     Respirator,
-    /// A neck gaiter or bandana that goes down over the chin.
+    /// A neck gaiter or bandana that reaches down over the chin.
     Gaiter,
 }
 
 /// Points at which an outline is tabulated across the mask.
 const CURVE_POINTS: usize = 33;
 
-/// A height as a function of the place across the mask, `[-1, 1]` from its left to its right end.
+/// A height as a function of the position across the mask, `[-1, 1]` from its left to its right end.
 #[derive(Clone, Debug)]
 pub(super) struct Curve {
     heights: [f32; CURVE_POINTS],
-    /// What a vertical distance to the curve is multiplied by to be about the true distance.
+    /// Factor that turns a vertical distance to the curve into about the true distance.
     foreshortening: [f32; CURVE_POINTS],
 }
 
@@ -51,19 +51,19 @@ pub(super) struct Design {
     pub top: Curve,
     /// Lower edge.
     pub bottom: Curve,
-    /// What it is made of.
+    /// Fabric of the mask.
     pub fabric: Fabric,
-    /// Heights at the ears where the upper and lower strap end, or none.
+    /// Heights at the ears where the upper and the lower strap end; `None` without straps.
     pub straps: Option<[f32; 2]>,
 }
 
-/// What an outline is made of; heights in distances from eyes to mouth.
+/// Parameters of an outline; heights are in distances from eyes to mouth.
 struct Shape {
     half_angle: f32,
     corner: f32,
     /// Height of the upper edge at the nose, of its lowest point beside the nose, and at the ends.
     top: [f32; 3],
-    /// Height of the lower edge at the chin and at the ends, and the exponent of the curve between.
+    /// Height of the lower edge at the chin and at the ends, and which of two curves lies between.
     bottom: [f32; 2],
     power: i32,
 }
@@ -81,7 +81,7 @@ impl MaskKind {
         Self::Gaiter,
     ];
 
-    /// How much a mask of this kind narrows towards the chin (see [`FaceFrame::new`]).
+    /// Narrowing of a mask of this kind towards the chin (see [`FaceFrame::new`]).
     pub(super) fn taper(self) -> f32 {
         match self {
             Self::Surgical | Self::LowWorn | Self::HighWorn => 0.20,
@@ -93,9 +93,9 @@ impl MaskKind {
 }
 
 impl Design {
-    /// A mask of this kind in these two colours (the second one for prints) for this head.
+    /// Returns a random mask of `kind` for the head `frame`, in two colours (the second one for prints).
     pub fn new(kind: MaskKind, colours: [[f32; 3]; 2], frame: &FaceFrame, rng: &mut ChaCha8Rng) -> Self {
-        // The ways to wear a mask take either of two fabrics.
+        // Masks worn low or high have either of two fabrics.
         let is_pleated = match kind {
             MaskKind::Surgical => true,
             MaskKind::LowWorn | MaskKind::HighWorn => rng.random_bool(0.6),
@@ -110,7 +110,7 @@ impl Design {
         });
         let bottom = Curve::new(frame, shape.half_angle, |p, angle| {
             let height = shape.bottom(p) + 0.5 * lift + skew * p;
-            // Over the mouth and beyond, whatever the draw.
+            // Always covers the mouth.
             if angle.abs() < 0.65 { height.max(1.2) } else { height.max(top.at(p).0 + 0.2) }
         });
         let straps = match kind {
@@ -137,18 +137,19 @@ impl Curve {
         Self { heights, foreshortening }
     }
 
-    /// The height at `p` (the ends' beyond `[-1, 1]`) and the factor that makes vertical distances true ones.
+    /// Returns the height at `p` (beyond `[-1, 1]`, that of the ends) and the factor that makes vertical distances true
+    /// ones.
     #[inline(always)]
     pub fn at(&self, p: f32) -> (f32, f32) {
         let place = (p.clamp(-1.0, 1.0) + 1.0) * 0.5 * (CURVE_POINTS - 1) as f32;
-        // Not the cast to `usize`, which has no vector instruction.
+        // A cast to `usize` has no vector instruction.
         let i = (place as i32).clamp(0, CURVE_POINTS as i32 - 2) as usize;
         let f = place - i as i32 as f32;
         let mix = |v: &[f32; CURVE_POINTS]| v[i] + f * (v[i + 1] - v[i]);
         (mix(&self.heights), mix(&self.foreshortening))
     }
 
-    /// The least and the greatest height.
+    /// Returns the least and the greatest height.
     pub fn range(&self) -> (f32, f32) {
         self.heights.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &h| (a.min(h), b.max(h)))
     }
@@ -224,13 +225,13 @@ impl Shape {
     fn bottom(&self, p: f32) -> f32 {
         let [chin, end] = self.bottom;
         let square = p * p;
-        // Power 1 leaves the chin sooner; both are flat at the middle.
+        // With power 1 the curve leaves the chin sooner; both curves are flat in the middle.
         let fall = if self.power == 1 { square * (1.35 - 0.35 * square) } else { square * (0.55 + 0.45 * square) };
         chin + (end - chin) * fall
     }
 }
 
-/// How far the way of wearing moves the upper edge.
+/// Offset of the upper edge for the way in which the mask is worn.
 fn worn(kind: MaskKind, frame: &FaceFrame) -> f32 {
     match kind {
         MaskKind::LowWorn => frame.nose_height - 0.12,
@@ -239,12 +240,12 @@ fn worn(kind: MaskKind, frame: &FaceFrame) -> f32 {
     }
 }
 
-/// The height nearest to `height` that leaves the eyes free and covers the nose, or leaves it free where it is worn
-/// low.
+/// Returns the height nearest to `height` that leaves the eyes free and covers the nose, or leaves the nose free if the
+/// mask is worn low.
 fn fit_to_face(kind: MaskKind, frame: &FaceFrame, angle: f32, height: f32) -> f32 {
     let eyes = frame.eye_height + 0.14 - 0.09 * falloff(angle * 5.0);
     let nose = frame.nose_height;
-    // The limit rises beside the nose without a step.
+    // Beside the nose the limit relaxes without a step.
     let beside = 1.2 * (angle.abs() - 0.22).max(0.0);
     match kind {
         MaskKind::LowWorn => height.max(nose + 0.09 - beside).max(eyes).min(nose.max(0.6) + 0.2 + beside),
@@ -252,7 +253,7 @@ fn fit_to_face(kind: MaskKind, frame: &FaceFrame, angle: f32, height: f32) -> f3
     }
 }
 
-/// The fabric of a kind, with its folds.
+/// Returns a random fabric of a kind, with its folds.
 fn fabric(kind: MaskKind, is_pleated: bool, colours: [[f32; 3]; 2], rng: &mut ChaCha8Rng) -> Fabric {
     let mut y = Fabric {
         base: colours[0],

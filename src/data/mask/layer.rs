@@ -1,26 +1,27 @@
-//! A drawn mask before it is put on the image: planes of colour, cover and shadow.
+//! A drawn mask before it is blended into the image: planes of colour, coverage and shadow.
 
 use image::RgbImage;
 
 use super::warp::low_byte;
 
-/// Red, green and blue (multiplied by the cover) and the cover in `[0, 1]`, then what the skin beside the mask is multiplied by.
+/// Planes: red, green and blue (multiplied by the coverage), the coverage in `[0, 1]`, and the factor on the skin
+/// beside the mask.
 const PLANES: usize = 5;
 const COVER: usize = 3;
 const SHADOW: usize = 4;
 
-/// The rectangle of an image that a mask can reach.
+/// A mask's layer over the rectangle of an image that the mask can reach.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Layer {
     origin: [u32; 2],
     size: [u32; 2],
     planes: [Vec<f32>; PLANES],
-    /// Rows as they were, while they are blurred.
+    /// Rows before the blur, kept while it runs.
     before: [Vec<f32>; 2],
 }
 
 impl Layer {
-    /// Makes this a layer of `size` pixels, whose first is at `origin` of the image; what it holds is left over.
+    /// Resizes the layer to `size` pixels, the first of which is at `origin` of the image. Old values remain.
     pub fn reset(&mut self, origin: [u32; 2], size: [u32; 2]) {
         (self.origin, self.size) = (origin, size);
         for plane in &mut self.planes {
@@ -31,7 +32,7 @@ impl Layer {
         }
     }
 
-    /// Keeps the first `num` of these pixels, from `column` of `row` on.
+    /// Stores the first `num` of these pixels, from `column` of `row` on.
     #[inline(always)]
     pub fn store(&mut self, [column, row]: [usize; 2], num: usize, values: [&[f32]; PLANES]) {
         let at = row * self.size[0] as usize + column;
@@ -40,7 +41,7 @@ impl Layer {
         }
     }
 
-    /// Blurs mask and cover with `[weight, 1 - 2 weight, weight]` across, then down; the border is repeated.
+    /// Blurs colour and coverage with `[weight, 1 - 2 weight, weight]` across, then down; border pixels are repeated.
     #[inline(always)]
     pub fn blur(&mut self, weight: f32) {
         let (width, height) = (self.size[0] as usize, self.size[1] as usize);
@@ -73,12 +74,12 @@ impl Layer {
         }
     }
 
-    /// Puts the mask on the image it was drawn for; pixels without cover or shadow keep their value.
+    /// Blends the mask into the image it was drawn for; pixels without coverage or shadow keep their value.
     pub fn blend(&self, image: &mut RgbImage) {
         pulp::Arch::new().dispatch(Blend { layer: self, image });
     }
 
-    /// Cover of the mask at a pixel, `[0, 1]`.
+    /// Coverage of the mask at a pixel, `[0, 1]`.
     #[cfg(test)]
     pub fn cover(&self, x: u32, y: u32) -> f32 {
         self.index(x, y).map_or(0.0, |at| self.planes[COVER][at])

@@ -1,4 +1,4 @@
-//! How a photo is lit and how sharp it is, so that a drawn mask matches it.
+//! Measures the light and sharpness of a photo, so that a drawn mask matches it.
 
 use image::RgbImage;
 
@@ -6,26 +6,27 @@ use super::frame::FaceFrame;
 
 /// Samples across and down the face.
 const GRID: i32 = 16;
-/// Skin in even light, as red, green and blue over luminance.
+/// Colour of skin in even light: red, green and blue over luminance.
 const SKIN: [f32; 3] = [1.22, 0.95, 0.80];
 
-/// What a photo does to colours.
+/// Light, sharpness and noise of a photo.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Light {
-    /// Factor on red, green and blue: brightness and cast.
+    /// Factor on red, green and blue: brightness and colour cast.
     pub gain: [f32; 3],
-    /// Brightness gained per half face width to the image's right, relative.
+    /// Relative brightness gained per half face width to the image's right.
     pub slope: f32,
     /// 1 for a colour photo, 0 for a grey one.
     pub saturation: f32,
     /// Weight of each neighbour in a 3-tap blur that softens a drawing to the photo's sharpness, in `[0, 0.25]`.
     pub blur: f32,
-    /// Size of the photo's noise, grey levels.
+    /// Strength of the photo's noise, in grey levels.
     pub grain: f32,
 }
 
 impl Light {
-    /// The light on the face in `frame`: an average one when less than a quarter of the face is in the image.
+    /// Measures the light on the face in `frame`. Returns average light if less than a quarter of the face is in the
+    /// image.
     pub fn measure(image: &RgbImage, frame: &FaceFrame) -> Self {
         let (mut colours, mut details) = (Vec::new(), Vec::new());
         let (mut tilt, mut spread) = (0.0, 0.0);
@@ -52,12 +53,12 @@ impl Light {
         let skin = quantile(&mut skin, 0.8);
         let mut scene = scene_luminances(image);
         let scene = quantile(&mut scene, 0.95);
-        // Dark skin under bright light and pale skin in the shade look alike; the brightest things in the photo tell
-        // them apart, so each has half a say.
+        // Dark skin under bright light and pale skin in the shade look alike; the brightest parts of the photo tell
+        // them apart, so both get half the weight.
         let brightness = (0.5 * (skin / 165.0).sqrt() + 0.5 * scene / 220.0).clamp(0.55, 1.1);
         let chroma = colours.iter().map(|c| range(*c)).sum::<f32>() / n / level;
         let saturation = ((chroma - 0.04) / 0.14).clamp(0.0, 1.0);
-        // A third of the way to the skin's cast: the rest of it is the skin's own.
+        // A third of the measured cast: the rest is the skin's own colour.
         let cast = |i: usize| 1.0 + saturation * 0.33 * (mean[i] / level / SKIN[i] - 1.0).clamp(-0.4, 0.4);
         Self {
             gain: std::array::from_fn(|i| brightness * cast(i)),
@@ -86,7 +87,7 @@ fn colour_at(image: &RgbImage, x: f32, y: f32) -> Option<[f32; 3]> {
     image.get_pixel_checked(x as u32, y as u32).map(|p| p.0.map(f32::from))
 }
 
-/// The luminance's second difference at a pixel, grey levels.
+/// Absolute second difference of the luminance at a pixel, in grey levels.
 fn detail_at(image: &RgbImage, x: f32, y: f32) -> Option<f32> {
     let at = |dx: f32, dy: f32| colour_at(image, x + dx, y + dy).map(luminance);
     Some((4.0 * at(0.0, 0.0)? - at(-1.0, 0.0)? - at(1.0, 0.0)? - at(0.0, -1.0)? - at(0.0, 1.0)?).abs())
@@ -99,7 +100,7 @@ fn scene_luminances(image: &RgbImage) -> Vec<f32> {
     image.pixels().step_by((count / 200).max(1) | 1).map(|p| luminance(p.0.map(f32::from))).collect()
 }
 
-/// The value below which a share `q` of the values lies; 0 for none.
+/// Returns the value below which a share `q` of the values lies; 0 if there are none.
 fn quantile(values: &mut [f32], q: f32) -> f32 {
     if values.is_empty() {
         return 0.0;

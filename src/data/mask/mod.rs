@@ -1,10 +1,12 @@
 //! Synthetic face masks.
 //!
-//! Two protocols. `corrected` draws masks by code: an outline and a fabric ([`MaskKind`], [`MaskColour`]) are drawn at
-//! random, laid around a head whose turn is read off the five landmarks, lit like the photo and blended in. `reference`
-//! reproduces the published code ([`mod@reference`]) with a template that the user provides.
+//! There are two protocols. `corrected` draws masks by code: it samples an outline and a fabric ([`MaskKind`],
+//! [`MaskColour`]), lays them around a head whose turn is estimated from the five landmarks, lights them like the photo
+//! and blends them in. `reference` reproduces the published code ([`mod@reference`]) with a template that the user
+//! provides.
 
-// Loops over pixels count: the closures of iterators are not always inlined, and what is not is compiled without vectors.
+// Loops over pixels use indices: closures of iterators are not always inlined, and code that is not inlined is compiled
+// without vector instructions.
 #![allow(clippy::needless_range_loop)]
 
 mod block;
@@ -40,7 +42,7 @@ use self::reference::{ReferenceDraw, ReferenceMasker, TEMPLATE_LANDMARKS};
 use super::Landmarks;
 use crate::error::{Error, Result};
 
-/// How masks are made.
+/// Protocol by which masks are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MaskProtocol {
@@ -51,32 +53,33 @@ pub enum MaskProtocol {
     Reference,
 }
 
-/// How far the reference template moves between uses.
+/// Random shift of the reference template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateShift {
-    /// By `[-10, 9] x [-40, 39]` template pixels, as the published training does.
+    /// Shift by `[-10, 9] x [-40, 39]` template pixels, as in the published training.
     #[default]
     Training,
-    /// Not at all, as the published evaluation does.
+    /// No shift, as in the published evaluation.
     None,
 }
 
-/// Mask settings; the default is the corrected protocol with every kind and colour. One kind and one colour force both.
+/// Mask settings; the default is the corrected protocol with every kind and colour. With a single kind and colour,
+/// every mask has that kind and colour.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MaskConfig {
-    /// How masks are made.
+    /// Protocol by which masks are made.
     pub protocol: MaskProtocol,
-    /// Kinds to draw from, each as likely as the others; `corrected` only.
+    /// Kinds to draw from with equal probability; `corrected` only.
     pub kinds: Vec<MaskKind>,
-    /// Colours to draw from, each as likely as the others, prints' second colour included; `corrected` only.
+    /// Colours to draw from with equal probability, also for the second colour of prints; `corrected` only.
     pub colours: Vec<MaskColour>,
-    /// RGBA image of a mask; `reference` needs it, `corrected` allows none.
+    /// RGBA image of a mask; required by `reference`, not allowed with `corrected`.
     pub template: Option<PathBuf>,
-    /// Where the five landmarks are on the template, in its pixels, in the order of [`Landmarks`].
+    /// The five landmarks on the template, in its pixels, in the order of [`Landmarks`].
     pub template_points: Landmarks,
-    /// How far the template moves between uses; `reference` only.
+    /// Random shift of the template; `reference` only.
     pub template_shift: TemplateShift,
 }
 
@@ -94,7 +97,7 @@ impl Default for MaskConfig {
 }
 
 impl MaskConfig {
-    /// Checks that the settings go together.
+    /// Checks that the settings fit together.
     ///
     /// # Errors
     /// When no kind or colour is left to draw from, when the protocol lacks its template or has one it does not use, or
@@ -115,7 +118,7 @@ impl MaskConfig {
 }
 
 thread_local! {
-    /// What masks are drawn on: memory that stays, since a training draws one for every other image.
+    /// Layer that masks are drawn on, reused because training draws one for every other image.
     static LAYER: RefCell<Layer> = RefCell::default();
 }
 
@@ -132,10 +135,10 @@ enum Source {
 }
 
 impl Masker {
-    /// A masker with these settings; `reference` reads its template here.
+    /// Returns a masker with these settings; `reference` reads its template here.
     ///
     /// # Errors
-    /// When the settings do not go together or the template cannot be used.
+    /// When the settings do not fit together or the template cannot be used.
     pub fn new(config: &MaskConfig) -> Result<Self> {
         config.validate()?;
         let source = match &config.template {
@@ -155,7 +158,7 @@ impl Masker {
     ///
     /// # Errors
     /// When the landmarks are not finite or show no face (all on one line, eyes below the mouth, left and right
-    /// exchanged); the image is unchanged then.
+    /// swapped); the image is then unchanged.
     pub fn apply(&self, image: &mut RgbImage, landmarks: &Landmarks, rng: &mut ChaCha8Rng) -> Result<()> {
         match &self.source {
             Source::Drawn { kinds, colours, noise } => {
@@ -176,15 +179,15 @@ impl Masker {
         }
     }
 
-    /// Puts the template of the `reference` protocol on a face as `draw` says.
+    /// Puts the template of the `reference` protocol on a face, with the shift and colour of `draw`.
     ///
     /// # Errors
-    /// When the masks are not of that protocol, and as [`Self::apply`].
+    /// When the protocol is not `reference`, and the errors of [`Self::apply`].
     pub fn apply_template(&self, image: &mut RgbImage, landmarks: &Landmarks, draw: ReferenceDraw) -> Result<()> {
         match &self.source {
             Source::Template { masker, .. } => masker.apply(image, landmarks, draw),
             Source::Drawn { .. } => {
-                Err(Error::Config("mask: colours from a list are for protocol reference: expected a template".into()))
+                Err(Error::Config("mask: colours from a list need protocol reference and its template".into()))
             }
         }
     }
@@ -202,7 +205,7 @@ fn draw(
     let frame = FaceFrame::new(landmarks, kind.taper())?;
     let base = pick(colours, rng).sample(rng);
     let mut second = pick(colours, rng).sample(rng);
-    // Two colours that cannot be told apart make no print.
+    // A print needs two colours that can be told apart.
     if base.iter().zip(second).all(|(a, b)| (a - b).abs() < 40.0) {
         let is_light = base.iter().sum::<f32>() > 380.0;
         second = base.map(|v| if is_light { v * 0.6 } else { 120.0 + v * 0.5 });
@@ -223,7 +226,7 @@ mod tests {
     use super::*;
     use crate::data::ALIGNED_LANDMARKS;
 
-    /// Landmarks of a plausible face: any size and roll, some turn of the head, some error of the detector.
+    /// Landmarks of a plausible face: any size and roll, some turn of the head, some detector error.
     fn face(rng: &mut ChaCha8Rng) -> Landmarks {
         let (turn, scale) = (rng.random_range(-0.5..0.5f32), rng.random_range(0.7..2.5f32));
         let (sine, cosine) = rng.random_range(-0.8..0.8f32).sin_cos();

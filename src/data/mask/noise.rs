@@ -1,4 +1,4 @@
-//! A tile of random values that repeats in both directions.
+//! A noise tile that repeats in both directions.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 /// Side of the tile: a power of two.
 const SIDE: usize = 64;
 
-/// A tile of values in `[-1, 1]`, always the same one; users vary it by an offset.
+/// A tile of random values in `[-1, 1]`, always the same one; callers vary it by an offset.
 #[derive(Clone, Debug)]
 pub(super) struct Noise(Box<[f32; SIDE * SIDE]>);
 
@@ -16,13 +16,13 @@ impl Noise {
         Self(Box::new(std::array::from_fn(|_| rng.random_range(-1.0..=1.0))))
     }
 
-    /// The value of cell `(x, y)`.
+    /// Returns the value of cell `(x, y)`.
     #[inline(always)]
     pub fn cell(&self, x: i32, y: i32) -> f32 {
         self.0[(y as usize % SIDE) * SIDE + x as usize % SIDE]
     }
 
-    /// The values interpolated between cells.
+    /// Returns the value at `(x, y)`, interpolated between cells.
     #[inline(always)]
     pub fn smooth(&self, x: f32, y: f32) -> f32 {
         let ((left, fx), (top, fy)) = (split(x), split(y));
@@ -35,13 +35,13 @@ impl Noise {
     }
 }
 
-/// What is left of `x` above the next integer below, `[0, 1]`.
+/// Fractional part `x - floor(x)`, `[0, 1]`.
 #[inline(always)]
 pub(super) fn fraction(x: f32) -> f32 {
     split(x).1
 }
 
-/// The next integer below and what is left. Where SSE 4.1 cannot be assumed `floor` is a slow call; this is not.
+/// Returns the floor and the fractional part. Without SSE 4.1 `floor` is a slow call; this is not.
 #[inline(always)]
 fn split(x: f32) -> (i32, f32) {
     let toward_zero = x as i32;

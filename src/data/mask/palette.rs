@@ -1,4 +1,4 @@
-//! The colours of masks: families with a name, drawn from with a little variation.
+//! Mask colours: named families with a little random variation.
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -51,9 +51,9 @@ impl MaskColour {
         Self::Brown,
     ];
 
-    /// A colour of this family: red, green, blue in `[0, 255]`.
+    /// Returns a random colour of this family: red, green, blue in `[0, 255]`.
     ///
-    /// It lies between the family's two ends, which are colours of real masks in even light.
+    /// It lies between the family's two end colours, which are those of real masks in even light.
     pub fn sample(self, rng: &mut ChaCha8Rng) -> [f32; 3] {
         let (from, to): ([f32; 3], [f32; 3]) = match self {
             Self::White => ([222.0, 224.0, 226.0], [246.0, 246.0, 244.0]),

@@ -1,13 +1,14 @@
-//! The published masking, reproduced: one RGBA template moved by a homography, with its colour arithmetic.
+//! The published masking, reproduced: one RGBA template warped by a homography, with the published colour arithmetic.
 //!
-//! The published code reads the template's four channels as cyan, magenta, yellow and black and converts them to RGB by
-//! `255 - (channel + alpha)`, then adds a random colour. Where the template is opaque that is `colour - channel`:
-//! mostly negative, and the blend `(alpha * mask + (255 - alpha) * image) / 255` is stored in eight bits by truncation
-//! toward zero modulo 256. Only that the template is read as CMYK and that negative values wrap is documented; the
-//! formula was derived from the fact that the colour (75, 20, 120) without shift gives a mean of about (98, 43, 143) on
-//! the mask. This arithmetic gives (97.98, 42.98, 142.98) on the mask's opaque pixels; the inverted template (`255 -
-//! channel + colour`) would give one less, and a product of `1 - channel / 255` and `1 - alpha / 255` would not be
-//! negative.
+//! The published code reads the template's four channels as cyan, magenta, yellow and black, converts them to RGB by
+//! `255 - (channel + alpha)`, and adds a random colour. Where the template is opaque that is `colour - channel`, which
+//! is mostly negative. The blend `(alpha * mask + (255 - alpha) * image) / 255` is truncated toward zero and stored in
+//! eight bits, modulo 256.
+//!
+//! Only two of these facts are documented: the template is read as CMYK, and negative values wrap. The formula was
+//! derived from the fact that the colour (75, 20, 120) without shift gives a mean of about (98, 43, 143) on the mask.
+//! This arithmetic gives (97.98, 42.98, 142.98) on the mask's opaque pixels. The inverted template (`255 - channel +
+//! colour`) would give one less, and a product of `1 - channel / 255` and `1 - alpha / 255` would not be negative.
 //!
 //! The template is not part of this crate: its licence is CC BY-NC 4.0.
 
@@ -23,7 +24,7 @@ use super::warp::{Warped, fit, low_byte, warp_perspective};
 use crate::data::{ALIGNED_LANDMARKS, Landmarks};
 use crate::error::{Error, Result};
 
-/// Where the five landmarks are on the published 1627 x 1085 template, in pixels (METHOD.md, section 5).
+/// The five landmarks on the published 1627 x 1085 template, in pixels.
 pub const TEMPLATE_LANDMARKS: Landmarks =
     [[557.0, 64.0], [1009.0, 64.0], [678.0, 464.0], [548.0, 614.0], [991.0, 664.0]];
 
@@ -33,11 +34,11 @@ pub const REFERENCE_LANDMARKS: Landmarks =
     [[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366], [33.5493, 92.3655], [62.7299, 92.2041]];
 
 thread_local! {
-    /// What the template is warped onto: memory that stays, since a training warps it for every other image.
+    /// Warped template, reused because training warps it for every other image.
     static WARPED: RefCell<Warped> = RefCell::default();
 }
 
-/// What varies between two uses of the template.
+/// Shift and colour of one use of the template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReferenceDraw {
     /// Added to the template's landmarks, in template pixels, x and y.
@@ -47,18 +48,18 @@ pub struct ReferenceDraw {
 }
 
 impl ReferenceDraw {
-    /// A draw for training: shift in `[-10, 9] x [-40, 39]`, colour in `[0, 149]^3`.
+    /// Returns a draw for training: shift in `[-10, 9] x [-40, 39]`, colour in `[0, 149]^3`.
     pub fn training(rng: &mut ChaCha8Rng) -> Self {
         Self { shift: [rng.random_range(-10..10), rng.random_range(-40..40)], ..Self::evaluation(rng) }
     }
 
-    /// A draw for evaluation: no shift, colour in `[0, 149]^3`.
+    /// Returns a draw for evaluation: no shift, colour in `[0, 149]^3`.
     pub fn evaluation(rng: &mut ChaCha8Rng) -> Self {
         Self { shift: [0, 0], colour: std::array::from_fn(|_| rng.random_range(0..150)) }
     }
 }
 
-/// A template and where the landmarks are on it.
+/// A template with its landmarks.
 #[derive(Clone, Debug)]
 pub struct ReferenceMasker {
     /// The part of the template that is not transparent, with a border of one transparent pixel.
@@ -67,7 +68,7 @@ pub struct ReferenceMasker {
 }
 
 impl ReferenceMasker {
-    /// A masker from an RGBA image file, with `points` as in [`ReferenceMasker::new`].
+    /// Reads a template from an RGBA image file, with `points` as in [`ReferenceMasker::new`].
     ///
     /// # Errors
     /// When the file cannot be read or decoded or has no alpha channel, and as [`ReferenceMasker::new`].
@@ -84,7 +85,7 @@ impl ReferenceMasker {
         })
     }
 
-    /// A masker from a template and where the five landmarks are on it, in its pixels.
+    /// Returns a masker for a template with these five landmarks, in the template's pixels.
     ///
     /// # Errors
     /// When the template is transparent everywhere, or the points are not finite or lie on one line.
@@ -109,15 +110,15 @@ impl ReferenceMasker {
         ];
         let template = image::imageops::crop_imm(template, first[0], first[1], size[0], size[1]).to_image();
         let points = points.map(|p| [f64::from(p[0]) - f64::from(first[0]), f64::from(p[1]) - f64::from(first[1])]);
-        // Any face will do to see whether these points determine a map.
+        // Any face shows whether these points determine a map.
         Homography::fit(&points, &ALIGNED_LANDMARKS.map(|p| p.map(f64::from)))?;
         Ok(Self { template, points })
     }
 
-    /// Puts the template on `image`, whose five landmarks in pixels are truncated to integers first.
+    /// Puts the template on `image`; the five landmarks, in pixels, are first truncated to integers.
     ///
     /// # Errors
-    /// When the landmarks are not finite or lie on one line; the image is unchanged then.
+    /// When the landmarks are not finite or lie on one line; the image is then unchanged.
     pub fn apply(&self, image: &mut RgbImage, landmarks: &Landmarks, draw: ReferenceDraw) -> Result<()> {
         let map = self.map(landmarks, draw.shift)?;
         WARPED.with_borrow_mut(|warped| {
@@ -127,8 +128,8 @@ impl ReferenceMasker {
         })
     }
 
-    /// The template on a destination of `size = [width, height]` pixels with these landmarks (truncated to integers),
-    /// its own landmarks moved by `shift` template pixels.
+    /// Warps the template onto a destination of `size = [width, height]` pixels with these landmarks (truncated to
+    /// integers); its own landmarks are moved by `shift` template pixels.
     ///
     /// # Errors
     /// When the landmarks are not finite or lie on one line.
@@ -168,7 +169,7 @@ impl pulp::NullaryFnOnce for Blend<'_> {
                 for c in 0..3 {
                     let drawn = 255.0 - (mask[x][c] + alpha) + colour[c];
                     let blend = (alpha * drawn + (255.0 - alpha) * f32::from(row[x][c])) / 255.0;
-                    // Modulo 256; where the template is transparent this is the pixel as it was.
+                    // Modulo 256; where the template is transparent the pixel is unchanged.
                     row[x][c] = low_byte(blend);
                 }
             }

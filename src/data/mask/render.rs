@@ -1,4 +1,4 @@
-//! Draws a design onto an image: only the rectangle that the mask can reach is visited.
+//! Draws a mask's design, visiting only the rectangle that the mask can reach.
 
 use image::RgbImage;
 use rand::Rng;
@@ -11,12 +11,12 @@ use super::layer::Layer;
 use super::light::{Light, luminance};
 use super::noise::Noise;
 
-/// Units of fabric in a distance from eyes to mouth.
+/// Fabric units per distance from eyes to mouth.
 pub(super) const UNITS: f32 = 40.0;
-/// How far a mask's shadow reaches over the skin, in units.
+/// Reach of a mask's shadow over the skin, in units.
 const SHADOW_REACH: f32 = 6.0;
 
-/// A straight piece of strap in the image, pixels.
+/// A straight piece of strap in the image, in pixels.
 struct Strap {
     from: [f32; 2],
     along: [f32; 2],
@@ -24,7 +24,7 @@ struct Strap {
     per_length: f32,
 }
 
-/// What is drawn besides the fabric itself.
+/// Everything that is drawn besides the fabric itself.
 struct Finish {
     light: Light,
     brightness: f32,
@@ -34,8 +34,8 @@ struct Finish {
     grain_at: [i32; 2],
 }
 
-/// Draws a mask for `image`, whose light it takes on, onto `layer`, with the machine's widest vector instructions; the result is
-/// the same with all.
+/// Draws a mask, lit like `image`, onto `layer`. The work uses the machine's widest vector instructions; the result is
+/// the same with any of them.
 pub(super) fn draw(
     image: &RgbImage,
     frame: &FaceFrame,
@@ -50,7 +50,7 @@ pub(super) fn draw(
     pulp::Arch::new().dispatch(Draw { frame, design, noise, finish: &finish, layer, origin, size });
 }
 
-/// The work of [`draw`] that is done for every pixel.
+/// Per-pixel work of [`draw`].
 struct Draw<'a> {
     frame: &'a FaceFrame,
     design: &'a Design,
@@ -83,7 +83,7 @@ impl pulp::NullaryFnOnce for Draw<'_> {
     }
 }
 
-/// Red, green and blue in the photo's light, multiplied by the cover, and the cover.
+/// Returns red, green and blue in the photo's light, multiplied by the coverage, and the coverage.
 #[inline(always)]
 fn paint(m: &Block, design: &Design, noise: &Noise, finish: &Finish, [x, y]: [u32; 2]) -> [Lanes; 4] {
     let mut cover = [0.0; LANES];
@@ -113,7 +113,7 @@ fn paint(m: &Block, design: &Design, noise: &Noise, finish: &Finish, [x, y]: [u3
     [red, green, blue, cover]
 }
 
-/// Whether a strap may be at a pixel: they begin at the mask's ends and lead away from it.
+/// Whether a strap may be at a pixel: straps begin at the mask's ends and lead away from it.
 #[inline(always)]
 fn ends_here(m: &Block, i: usize) -> bool {
     (m.outside_px[i] > -1.0) & (m.p[i].abs() > 0.9)
@@ -135,7 +135,7 @@ impl Finish {
         }
     }
 
-    /// Draws the straps where they cover more than the mask does.
+    /// Draws the straps where their coverage exceeds the mask's.
     #[inline(always)]
     fn add_straps(&self, m: &Block, [x, y]: [u32; 2], colour: &mut [Lanes; 3], cover: &mut Lanes) {
         let mut strap = [0.0f32; LANES];
@@ -155,8 +155,8 @@ impl Finish {
     }
 }
 
-/// What skin outside the mask is multiplied by; light comes from above, so less shadow falls above the mask, and none beside the
-/// head.
+/// Returns the factor on skin outside the mask. Light comes from above, so less shadow falls above the mask, and none
+/// beside the head.
 #[inline(always)]
 fn contact_shadow(m: &Block, scale: f32) -> Lanes {
     let mut shadow = [0.0; LANES];
@@ -170,7 +170,7 @@ fn contact_shadow(m: &Block, scale: f32) -> Lanes {
     shadow
 }
 
-/// A fabric's colour in the photo's light.
+/// Returns a fabric's colour in the photo's light.
 #[inline(always)]
 fn lit(colour: [f32; 3], light: &Light, relight: f32) -> [f32; 3] {
     let grey = luminance(colour);
@@ -184,8 +184,8 @@ fn lit(colour: [f32; 3], light: &Light, relight: f32) -> [f32; 3] {
     y
 }
 
-/// First column and row, and number of columns and rows, of the part of the image that the mask, its straps and its
-/// shadow can reach.
+/// Returns the first column and row, and the number of columns and rows, of the part of the image that the mask, its
+/// straps and its shadow can reach.
 fn reach(image: &RgbImage, frame: &FaceFrame, design: &Design) -> ([u32; 2], [u32; 2]) {
     let margin = SHADOW_REACH / UNITS;
     let strap_top = design.straps.map_or(f32::INFINITY, |s| s[0]);
@@ -205,13 +205,13 @@ fn reach(image: &RgbImage, frame: &FaceFrame, design: &Design) -> ([u32; 2], [u3
     ([x, y], [width, height])
 }
 
-/// The pieces of strap that the viewer sees.
+/// Returns the pieces of strap that are visible.
 fn straps(frame: &FaceFrame, design: &Design) -> Vec<Strap> {
     let Some([upper, lower]) = design.straps else { return Vec::new() };
     let mut pieces = Vec::new();
     for side in [-1.0, 1.0] {
         let (top, bottom) = (design.top.at(side).0, design.bottom.at(side).0);
-        // A little inside the corners, so that a rounded one is still reached.
+        // A little inside the corners, so that rounded corners are still reached.
         let inset = 0.04 * (bottom - top);
         for (corner, ear) in [(top + inset, upper), (bottom - inset, lower)] {
             let (from, is_seen) = frame.project(side * design.half_angle * 0.97, corner);
@@ -227,7 +227,7 @@ fn straps(frame: &FaceFrame, design: &Design) -> Vec<Strap> {
 }
 
 impl Strap {
-    /// How much of the pixel at `p` it covers, `[0, 1]`.
+    /// Coverage of the pixel at `p`, `[0, 1]`.
     #[inline(always)]
     fn cover(&self, p: [f32; 2], half_width_px: f32) -> f32 {
         let (dx, dy) = (p[0] - self.from[0], p[1] - self.from[1]);

@@ -1,18 +1,17 @@
-//! Perspective warp of a template, as OpenCV's `warpPerspective` with bilinear interpolation and constant border 0
-//! does.
+//! Perspective warp of a template, as in OpenCV's `warpPerspective` with bilinear interpolation and constant border 0.
 
 use image::RgbaImage;
 
 use super::homography::Homography;
 use crate::error::{Error, Result};
 
-/// Positions are rounded to this part of a pixel, as OpenCV 4 does (`INTER_TAB_SIZE`).
+/// Steps per pixel to which positions are rounded, as in OpenCV 4 (`INTER_TAB_SIZE`).
 const STEPS: i32 = 32;
 const STEPS_PER_PIXEL: f64 = STEPS as f64;
-/// Positions this far from the origin, in those steps, are outside every template that memory holds.
+/// Positions this far from the origin, in those steps, are outside every template that fits in memory.
 const FAR: f64 = 2e9;
 
-/// A warped template: the rows and columns of the destination that it can reach, and their values.
+/// A warped template: the rectangle of the destination that it can reach, and its values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Warped {
     /// The first column and row of the destination that is covered, in pixels.
@@ -24,7 +23,7 @@ pub struct Warped {
 }
 
 impl Warped {
-    /// The value at column `x` and row `y` of the destination: 0 outside the covered part.
+    /// Returns the value at column `x` and row `y` of the destination; 0 outside the covered part.
     pub fn get(&self, x: u32, y: u32) -> [f32; 4] {
         let (column, row) = (x.wrapping_sub(self.origin[0]), y.wrapping_sub(self.origin[1]));
         if column >= self.size[0] || row >= self.size[1] {
@@ -34,11 +33,11 @@ impl Warped {
     }
 }
 
-/// The template moved by `map` (template to destination) onto a destination of `size = [width, height]` pixels.
+/// Warps the template by `map` (template to destination) onto a destination of `size = [width, height]` pixels.
 ///
-/// The value at `(x, y)` is the template's at `map^-1 (x, y)`, whose coordinates are rounded to 1/32 pixel,
-/// interpolated between four neighbours; pixels outside the template count as `[0, 0, 0, 0]`. OpenCV 4.8's result on
-/// 8-bit images is this, rounded (within 1 of 255).
+/// The value at `(x, y)` is the template's at `map^-1 (x, y)`, rounded to 1/32 pixel and interpolated between four
+/// neighbours; pixels outside the template count as `[0, 0, 0, 0]`. On 8-bit images OpenCV 4.8 returns this value
+/// rounded (within 1 of 255).
 ///
 /// # Errors
 /// When `map` cannot be inverted.
@@ -49,7 +48,7 @@ pub fn warp_perspective(template: &RgbaImage, map: &Homography, size: [u32; 2]) 
 }
 
 impl Warped {
-    /// Makes this what [`warp_perspective`] returns, in the memory that it has.
+    /// Sets this to the result of [`warp_perspective`], reusing its memory.
     pub(super) fn fill(&mut self, template: &RgbaImage, map: &Homography, size: [u32; 2]) -> Result<()> {
         let back = map.invert()?.0;
         let [first, last] = reach(template, map, size);
@@ -61,14 +60,15 @@ impl Warped {
     }
 }
 
-/// The work of [`warp_perspective`], with the machine's widest vector instructions; the result is the same with all.
+/// Per-pixel work of [`warp_perspective`]. It uses the machine's widest vector instructions; the result is the same
+/// with any of them.
 struct Warp<'a> {
     template: Template<'a>,
     back: [[f64; 3]; 3],
     warped: &'a mut Warped,
 }
 
-/// Pixels whose places are worked out together.
+/// Pixels whose positions are computed together.
 const LANES: usize = 64;
 
 impl pulp::NullaryFnOnce for Warp<'_> {
@@ -83,14 +83,14 @@ impl pulp::NullaryFnOnce for Warp<'_> {
             let down = [back[0][1] * y, back[1][1] * y, back[2][1] * y];
             for (run, first) in row.chunks_mut(LANES).zip((origin[0]..).step_by(LANES)) {
                 let (mut u, mut v) = ([0i32; LANES], [0i32; LANES]);
-                // A loop of its own: it has no branches, so that several pixels go at once.
+                // A separate loop without branches, so that vector instructions handle several pixels at once.
                 for i in 0..LANES {
                     let x = f64::from(first as i32 + i as i32);
                     let w = STEPS_PER_PIXEL / (back[2][0] * x + down[2] + back[2][2]);
                     u[i] = nearest((back[0][0] * x + down[0] + back[0][2]) * w);
                     v[i] = nearest((back[1][0] * x + down[1] + back[1][2]) * w);
                 }
-                // Another, so that many reads wait for the memory at once: a template is larger than the nearer caches.
+                // Another loop, so that many reads wait for memory at once: a template is larger than the inner caches.
                 let mut squares = [[[0u8; 4]; 4]; LANES];
                 for i in 0..run.len() {
                     squares[i] = template.square(u[i].div_euclid(STEPS), v[i].div_euclid(STEPS));
@@ -103,7 +103,7 @@ impl pulp::NullaryFnOnce for Warp<'_> {
     }
 }
 
-/// The value between four pixels, `fx` right of and `fy` below the first, in steps of 1/32 pixel.
+/// Returns the value between four pixels, `fx` right of and `fy` below the first, in steps of 1/32 pixel.
 #[inline(always)]
 fn bilinear(square: &[[u8; 4]; 4], fx: i32, fy: i32) -> [f32; 4] {
     let weights = [(STEPS - fx) * (STEPS - fy), fx * (STEPS - fy), (STEPS - fx) * fy, fx * fy];
@@ -121,19 +121,19 @@ fn bilinear(square: &[[u8; 4]; 4], fx: i32, fy: i32) -> [f32; 4] {
     y
 }
 
-/// The next whole number, the even one of two; far ones and what is none are far outside. Where SSE 4.1 cannot be assumed
+/// Rounds to the nearest integer, ties to even. Distant values and NaN end up far outside. Without SSE 4.1
 /// `round_ties_even` is a slow call; this is not.
 #[inline(always)]
 fn nearest(x: f64) -> i32 {
     // 1.5 * 2^52: the sum has no bits below one.
     const WHOLE: f64 = 6_755_399_441_055_744.0;
-    // The cast saturates; NaN is 0, and was clamped to be outside.
+    // NaN fails the comparison and becomes a position far outside.
     let x = if x.abs() < FAR { x } else { -FAR };
     ((x + WHOLE) - WHOLE) as i32
 }
 
-/// The lowest eight bits of `x` without its fraction, that is modulo 256, for `x` within 2^22 of 0. The cast to an integer has no
-/// vector instruction, because it saturates.
+/// Returns `x` truncated to an integer, modulo 256, for `x` within 2^22 of 0. A cast to an integer has no vector
+/// instruction, because it saturates.
 #[inline(always)]
 pub(super) fn low_byte(x: f32) -> u8 {
     // 1.5 * 2^23: the sum has no bits below one, and those of `x` are its lowest ones.
@@ -144,7 +144,7 @@ pub(super) fn low_byte(x: f32) -> u8 {
     (below.copysign(x) + WHOLE).to_bits() as u8
 }
 
-/// Fits the map that takes `source` to `destination`, naming the landmarks when it fails.
+/// Fits the map that takes `source` to `destination`; its errors name the landmarks.
 pub(super) fn fit(source: &[[f64; 2]], destination: &[[f64; 2]]) -> Result<Homography> {
     Homography::fit(source, destination).map_err(|error| match error {
         Error::Config(what) => super::frame::bad_landmarks(what),
@@ -152,7 +152,7 @@ pub(super) fn fit(source: &[[f64; 2]], destination: &[[f64; 2]]) -> Result<Homog
     })
 }
 
-/// First and one past the last `[column, row]` of the destination that the template can reach.
+/// Returns the first and one past the last `[column, row]` of the destination that the template can reach.
 fn reach(template: &RgbaImage, map: &Homography, size: [u32; 2]) -> [[u32; 2]; 2] {
     let (width, height) = (f64::from(template.width()), f64::from(template.height()));
     let corners = [[-1.0, -1.0], [width, -1.0], [-1.0, height], [width, height]];
@@ -172,7 +172,7 @@ fn reach(template: &RgbaImage, map: &Homography, size: [u32; 2]) -> [[u32; 2]; 2
     range
 }
 
-/// A template whose pixels lie one behind the other.
+/// A template with its pixels as one slice.
 struct Template<'a> {
     pixels: &'a [[u8; 4]],
     width: i32,
@@ -182,15 +182,15 @@ struct Template<'a> {
 impl<'a> Template<'a> {
     fn new(image: &'a RgbaImage) -> Self {
         let (pixels, _) = image.as_raw().as_chunks();
-        // Larger ones would not fit the memory.
+        // Larger templates would not fit in memory.
         let side = |side: u32| i32::try_from(side).unwrap_or(i32::MAX);
         Self { pixels, width: side(image.width()), height: side(image.height()) }
     }
 
-    /// The pixels at column `left` and the next, of row `top` and the next; zeros outside.
+    /// Returns the pixels at column `left` and the next, of row `top` and the next; zeros outside.
     #[inline(always)]
     fn square(&self, left: i32, top: i32) -> [[u8; 4]; 4] {
-        // One comparison for both ends: a negative number is a large one without its sign.
+        // One comparison checks both ends: as unsigned, a negative number is large.
         if (left as u32) < (self.width - 1) as u32 && (top as u32) < (self.height - 1) as u32 {
             let at = top as usize * self.width as usize + left as usize;
             let (upper, lower) = (&self.pixels[at..at + 2], &self.pixels[at + self.width as usize..][..2]);
@@ -203,7 +203,7 @@ impl<'a> Template<'a> {
         [upper[0], upper[1], lower[0], lower[1]]
     }
 
-    /// The pixels at column `left` and the next of row `y`; zeros outside.
+    /// Returns the pixels at column `left` and the next of row `y`; zeros outside.
     #[cold]
     fn neighbours(&self, left: i32, y: i32) -> [[u8; 4]; 2] {
         if y < 0 || y >= self.height {

@@ -1,4 +1,4 @@
-//! From the face to the picture and back: head pose with parallax, then the alignment every crop goes through.
+//! Projection of the face into the picture and back: head pose with parallax, then the alignment of every crop.
 //!
 //! A point of the face is `(u, v)` on its frontal, neutral crop (`u` from the midline) and `z` px in front of the
 //! plane of the head's outline. Turning the head moves near points against far ones.
@@ -8,14 +8,14 @@ use super::nose;
 use super::nuisance::Pose;
 use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks};
 
-/// Row of the crop the head nods about.
+/// Row of the crop about which the head nods.
 const PIVOT_V: f32 = 62.0;
 /// Bounds of [`Camera::depth`].
 const DEPTH: [f32; 2] = [-12.0, 42.0];
-/// Rounds of the fixed-point iteration that undoes the parallax. It contracts by less than 0.5 a round.
+/// Rounds of the fixed-point iteration that undoes the parallax. Each round contracts the error by a factor below 0.5.
 const ROUNDS: usize = 3;
 
-/// How one image sees one head.
+/// Camera of one image of one head.
 pub(super) struct Camera<'a> {
     nose: &'a Nose,
     sin: [f32; 2],
@@ -27,17 +27,18 @@ pub(super) struct Camera<'a> {
 }
 
 impl<'a> Camera<'a> {
-    /// Returns the camera and the landmarks in px of the crop, where the face has `landmarks` in `(u, v)`.
+    /// Returns the camera and the landmarks in px of the crop, for a face with `landmarks` in `(u, v)`.
     ///
-    /// As for a photograph, the crop is the least-squares similarity of the turned landmarks onto the template, up to
-    /// what `pose` says alignment leaves.
+    /// As with a photograph, the crop is the least-squares similarity of the turned landmarks onto the template, up to
+    /// the alignment error in `pose`.
     pub(super) fn new(pose: &Pose, nose: &'a Nose, landmarks: &Landmarks) -> (Self, Landmarks) {
         let sin = [pose.sin_yaw.clamp(-0.4, 0.4), pose.sin_pitch.clamp(-0.3, 0.3)];
         let cos = sin.map(|s| (1.0 - s * s).sqrt());
         let mut camera = Self { nose, sin, cos, a: 1.0, b: 0.0, origin: [0.0, 0.0] };
         let turned = landmarks.map(|[u, v]| camera.project(u, v, camera.depth(u, v)));
         let (a, b, origin) = similarity(&turned, &ALIGNED_LANDMARKS);
-        // The remainder acts about the middle of the crop: (a + ib) (1 + i roll) scale, complex numbers being turns.
+        // The alignment error acts about the middle of the crop: (a + ib) (1 + i roll) scale, with rotations as complex
+        // numbers.
         let (a2, b2) = ((a - b * pose.roll) * pose.scale, (b + a * pose.roll) * pose.scale);
         let middle = 0.5 * FACE_SIZE as f32;
         let offset = [origin[0] - middle, origin[1] - middle];
@@ -51,7 +52,7 @@ impl<'a> Camera<'a> {
         (camera, seen)
     }
 
-    /// Where the point `(u, v)` at depth `z` is in the picture.
+    /// Returns the position in the picture of the point `(u, v)` at depth `z`.
     pub(super) fn project(&self, u: f32, v: f32, z: f32) -> [f32; 2] {
         self.place(u * self.cos[0] + z * self.sin[0], (v - PIVOT_V) * self.cos[1] + z * self.sin[1])
     }
@@ -60,12 +61,12 @@ impl<'a> Camera<'a> {
         [self.a * p - self.b * q + self.origin[0], self.b * p + self.a * q + self.origin[1]]
     }
 
-    /// The point `(u, v)` of the face that is seen at `(x, y)`.
+    /// Returns the point `(u, v)` of the face that is seen at `(x, y)`.
     pub(super) fn unproject(&self, x: f32, y: f32) -> [f32; 2] {
         let inverse = 1.0 / (self.a * self.a + self.b * self.b);
         let (x, y) = (x - self.origin[0], y - self.origin[1]);
         let (p, q) = ((self.a * x + self.b * y) * inverse, (self.a * y - self.b * x) * inverse);
-        // Begins with the depth most of the face has.
+        // Start with the depth of most of the face.
         let (mut u, mut v) = (p - 20.0 * self.sin[0], q - 20.0 * self.sin[1] + PIVOT_V);
         for _ in 0..ROUNDS {
             let z = self.depth(u, v);
@@ -75,7 +76,7 @@ impl<'a> Camera<'a> {
         [u, v]
     }
 
-    /// The box `[x0, y0, x1, y1]` of the picture that holds every point with `u` and `v` in the given ranges.
+    /// Returns a box `[x0, y0, x1, y1]` of the picture that holds every point with `u` and `v` in the given ranges.
     pub(super) fn bounds(&self, u: [f32; 2], v: [f32; 2]) -> [f32; 4] {
         let mut bounds = [f32::MAX, f32::MAX, f32::MIN, f32::MIN];
         for (u, v) in u.into_iter().flat_map(|u| v.map(|v| (u, v))) {
@@ -87,7 +88,8 @@ impl<'a> Camera<'a> {
         bounds
     }
 
-    /// How far in front of the outline's plane the surface is, px: the round of the head, and the nose on it.
+    /// Returns how far the surface lies in front of the outline's plane, px: the curvature of the head, and the nose on
+    /// it.
     fn depth(&self, u: f32, v: f32) -> f32 {
         let (x, y) = (u / 46.0, (v - 66.0) / 62.0);
         let head = 28.0 - 30.0 * x * x - 12.0 * y * y;
@@ -95,7 +97,7 @@ impl<'a> Camera<'a> {
     }
 }
 
-/// The similarity `x -> (a + ib) x + origin` that takes `from` closest to `to` (least squares).
+/// Returns the similarity `x -> (a + ib) x + origin` that takes `from` closest to `to` (least squares).
 fn similarity(from: &Landmarks, to: &Landmarks) -> (f32, f32, [f32; 2]) {
     let mean = |points: &Landmarks| {
         let sum = points.iter().fold([0.0, 0.0], |s, p| [s[0] + p[0], s[1] + p[1]]);
@@ -126,7 +128,7 @@ mod tests {
         for [u, v] in [[0.0, 40.0], [-25.0, 60.0], [20.0, 95.0], [3.0, 100.0]] {
             let [x, y] = camera.project(u, v, camera.depth(u, v));
             let [u2, v2] = camera.unproject(x, y);
-            // What three rounds leave where the surface is steep.
+            // The error that three rounds leave where the surface is steep.
             assert!((u - u2).abs() < 0.3 && (v - v2).abs() < 0.3, "({u}, {v}) came back as ({u2}, {v2})");
         }
     }

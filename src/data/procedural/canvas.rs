@@ -1,4 +1,4 @@
-//! The picture while it is painted: per pixel a point of the face, a reflectance, a height and what covers it.
+//! The picture while it is painted: for each pixel, its point of the face, reflectance, height and coverage.
 
 use super::camera::Camera;
 use super::shape::{Rgb, mix};
@@ -14,22 +14,22 @@ pub(super) struct Pixel {
     pub(super) v: f32,
     /// Signed distance to the outline of the head, px, negative inside.
     pub(super) rim: f32,
-    /// How far the surface stands out, px; the light falls on its slopes.
+    /// Height of the surface, px; shading depends on its slope.
     pub(super) height: f32,
     /// Linear reflectance.
     pub(super) albedo: Rgb,
     /// Strength of the highlight.
     pub(super) gloss: f32,
-    /// Factor on the light that gets into a crease.
+    /// Factor on the light that reaches a crease.
     pub(super) open: f32,
-    /// How much of the pixel is figure and not background.
+    /// Share of the pixel that is figure rather than background.
     pub(super) figure: f32,
-    /// How much of it is skin, which scatters red light.
+    /// Share of the pixel that is skin, which scatters red light.
     pub(super) skin: f32,
 }
 
 impl Pixel {
-    /// Lays `color` over what is there, covering the share `alpha`.
+    /// Lays `color` over the pixel with coverage `alpha`.
     pub(super) fn lay(&mut self, color: Rgb, alpha: f32) {
         self.albedo = mix(self.albedo, color, alpha);
     }
@@ -47,7 +47,7 @@ pub(super) struct Canvas<'a> {
 }
 
 impl<'a> Canvas<'a> {
-    /// Returns an empty picture whose pixels know their points of the face.
+    /// Returns an empty picture with the point of the face of each pixel.
     pub(super) fn new(camera: &'a Camera<'a>) -> Self {
         let mut pixels = vec![Pixel { open: 1.0, ..Pixel::default() }; SIDE * SIDE];
         for (y, row) in pixels.chunks_exact_mut(SIDE).enumerate() {
@@ -58,12 +58,12 @@ impl<'a> Canvas<'a> {
         Self { pixels, camera }
     }
 
-    /// Calls `paint` with every pixel of the picture.
+    /// Calls `paint` on every pixel of the picture.
     pub(super) fn everywhere(&mut self, paint: impl FnMut(&mut Pixel)) {
         self.pixels.iter_mut().for_each(paint);
     }
 
-    /// Calls `paint` with every pixel within `reach` of the point `(u, v)`, and some around it.
+    /// Calls `paint` on every pixel within `reach` of the point `(u, v)`, and on some around it.
     pub(super) fn around(&mut self, [u, v]: [f32; 2], reach: [f32; 2], mut paint: impl FnMut(&mut Pixel)) {
         let [x0, y0, x1, y1] = self.camera.bounds([u - reach[0], u + reach[0]], [v - reach[1], v + reach[1]]);
         let (cols, rows) = (span(x0, x1), span(y0, y1));
@@ -73,9 +73,9 @@ impl<'a> Canvas<'a> {
     }
 }
 
-/// The pixels from `low` to `high`, as far as they are in the picture.
+/// Range of the pixels from `low` to `high` that are in the picture.
 fn span(low: f32, high: f32) -> std::ops::Range<usize> {
-    // A float cast saturates: left of the picture is 0.
+    // The cast saturates: left of the picture is 0.
     let start = (low as usize).min(SIDE);
     start..(high as usize + 2).clamp(start, SIDE)
 }

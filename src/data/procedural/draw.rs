@@ -1,12 +1,13 @@
 //! Random draws and value noise that give the same numbers on every platform.
 //!
-//! The whole renderer sticks to `+ - * /`, square roots and comparisons, which IEEE 754 rounds exactly; no `sin`,
-//! `exp` or `powf`, whose last bits depend on the platform's maths library. So a face has the same bytes everywhere.
+//! The whole renderer uses only `+ - * /`, square roots and comparisons, which IEEE 754 rounds exactly. It avoids
+//! `sin`, `exp` and `powf`, whose last bits depend on the platform's maths library. A face therefore has the same bytes
+//! everywhere.
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What a stream of draws is for: streams of one image never overlap.
+/// Purpose of a stream of draws; the streams of one image never overlap.
 #[derive(Clone, Copy)]
 pub(super) enum Purpose {
     /// The face itself; the same for all images of a person.

@@ -21,7 +21,7 @@ pub(super) fn paint(canvas: &mut Canvas, eyes: &Eyes, expression: &Expression, l
             let full = eyes.upper * arc * (1.0 + eyes.peak * a);
             let upper = if arc > 0.0 { full * open - 0.9 * eyes.lower * arc * (1.0 - open).max(0.0) } else { full };
             let lower = eyes.lower * arc * (1.0 + 0.25 * a) * lerp(1.0, open.min(1.0), 0.4);
-            // How far inside the lids the point is, px; the slope of the lids near the corners makes this first order.
+            // Distance inside the lids, px, corrected to first order for the slope of the lids near the corners.
             let slope = 2.0 * a / eyes.half_w;
             let from_upper = (y + upper) / (1.0 + (eyes.upper * slope) * (eyes.upper * slope)).sqrt();
             let from_lower = (lower - y) / (1.0 + (eyes.lower * slope) * (eyes.lower * slope)).sqrt();
@@ -61,7 +61,7 @@ pub(super) fn paint(canvas: &mut Canvas, eyes: &Eyes, expression: &Expression, l
     }
 }
 
-/// Paints both eyebrows, `raised` px above where they rest.
+/// Paints both eyebrows, `raised` px above their rest position.
 pub(super) fn brows(canvas: &mut Canvas, brows: &Brows, eyes: &Eyes, raised: f32) {
     let v = eyes.v - brows.gap - raised;
     let length = brows.outer_u - brows.inner_u;

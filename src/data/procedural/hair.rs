@@ -1,4 +1,4 @@
-//! Hair of the head and the beard.
+//! Hair of the head, and beards.
 
 use super::canvas::{Canvas, Pixel};
 use super::draw::noise;
@@ -7,7 +7,7 @@ use super::identity::{Beard, Hair, HairStyle, Identity};
 use super::nuisance::Scene;
 use super::shape::{Rgb, bump, cover, lerp, mix, ramp, scaled};
 
-/// Returns `hair` as it is worn in one image.
+/// Returns `hair` as worn in one image.
 pub(super) fn of_the_day(hair: &Hair, scene: &Scene) -> Hair {
     let is_tied = scene.ties_hair && hair.covers_ears();
     Hair {
@@ -20,7 +20,8 @@ pub(super) fn of_the_day(hair: &Hair, scene: &Scene) -> Hair {
     }
 }
 
-/// How light or dark a strand of hair is, about -1 to 1; strands run along the direction in which `across` is constant.
+/// Relative brightness of a strand of hair, about -1 to 1. Strands run along the direction in which `across` is
+/// constant.
 fn strands(hair: &Hair, across: f32, along: f32) -> f32 {
     let straight =
         0.55 * noise(0.75 * across, 0.07 * along, hair.salt) + 0.35 * noise(1.6 * across, 0.12 * along, !hair.salt);
@@ -131,7 +132,7 @@ pub(super) fn front(canvas: &mut Canvas, hair: &Hair, outline: &Outline) {
     });
 }
 
-/// Paints stubble, moustache, goatee and full beard. The lips go on top of it.
+/// Paints stubble, moustache, goatee and full beard. The lips are painted over it.
 pub(super) fn beard(canvas: &mut Canvas, identity: &Identity, scene: &Scene, drop: f32) {
     let Beard { stubble, moustache, goatee, full, color } = identity.beard;
     let most = stubble.max(moustache).max(goatee).max(full);

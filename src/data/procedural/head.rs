@@ -6,14 +6,14 @@ use super::identity::{Ears, Identity, Skull};
 use super::nuisance::Scene;
 use super::shape::{Rgb, bump, cover, ellipse, lerp, mix, ramp, scaled};
 
-/// Rows the outline is tabulated at: `STEPS` per px from `TOP` on.
+/// Rows at which the outline is tabulated: `STEPS` per px, from `TOP` on.
 const TOP: f32 = -40.0;
 const STEPS: f32 = 2.0;
 const ROWS: usize = 400;
-/// Points drawn per segment of the outline's curve.
+/// Points per segment of the outline's curve.
 const POINTS: usize = 12;
 
-/// What is further inside the outline than this, px, the head hides: painting it would be in vain.
+/// Signed distance to the outline, px, below which the head hides everything behind it, so it need not be painted.
 pub(super) const HIDDEN: f32 = -3.0;
 
 /// The half width of the head as a function of `v`.
@@ -50,7 +50,7 @@ impl Outline {
                 last = point;
             }
         }
-        // Beyond top and chin the width goes on below zero, so that the distance keeps growing.
+        // Beyond top and chin the width becomes negative, so that the distance keeps growing.
         let at = |row: usize| TOP + row as f32 / STEPS;
         for (row, w) in width.iter_mut().enumerate().filter(|(_, w)| w.is_nan()) {
             *w = -3.0 * (top - at(row)).max(at(row) - chin_v).max(0.0);
@@ -73,7 +73,7 @@ impl Outline {
     }
 }
 
-/// The point `t` of the way from the second to the third of four knots.
+/// Returns the point at fraction `t` between the second and the third of four knots.
 fn catmull_rom(k: &[[f32; 2]], t: f32) -> [f32; 2] {
     [0, 1].map(|i| {
         let (a, b, c, d) = (k[0][i], k[1][i], k[2][i], k[3][i]);
@@ -93,7 +93,7 @@ fn fill(width: &mut [f32], a: [f32; 2], b: [f32; 2]) {
     }
 }
 
-/// The skin of the day.
+/// Skin tone in one image.
 pub(super) fn skin_tone(identity: &Identity, scene: &Scene) -> Rgb {
     let (tone, tan) = (identity.skin.tone, scene.tan);
     [tone[0] * tan[0], tone[1] * tan[1], tone[2] * tan[2]]
@@ -116,7 +116,7 @@ pub(super) fn neck(canvas: &mut Canvas, identity: &Identity, scene: &Scene, tone
         p.figure = p.figure.max(skin).max(cloth);
         p.skin = skin * (1.0 - cloth);
         p.height = lerp(p.height, -36.0 - 10.0 * (side / 40.0) * (side / 40.0) + 3.0 * cloth, skin.max(cloth));
-        // Under the jaw little light gets in.
+        // Little light reaches the skin under the jaw.
         p.crease(0.5 * skin * ramp(124.0, 100.0, p.v));
     });
 }
@@ -141,7 +141,7 @@ pub(super) fn ears(canvas: &mut Canvas, ears: &Ears, skull: &Skull, tone: Rgb) {
     }
 }
 
-/// Notes every pixel's distance to the outline.
+/// Stores every pixel's distance to the outline.
 pub(super) fn measure(canvas: &mut Canvas, outline: &Outline) {
     canvas.everywhere(|p| {
         let [width, steep] = outline.at(p.v);

@@ -1,12 +1,13 @@
-//! Who a face is: the parameters all images of one person share.
+//! Identity of a face: the parameters that all images of one person share.
 //!
-//! Lengths are pixels of the aligned 112x112 crop. `u` counts from the midline of the face to the right, `v` from
-//! the top of the crop down. The information is spread over the whole face, so that hiding one half leaves the other.
+//! Lengths are pixels of the aligned 112x112 crop. `u` counts from the midline of the face to the right, `v` from the
+//! top of the crop down. Identity is spread over the whole face, so that a mask over one half leaves the other half's
+//! share.
 
 use super::draw::{Draw, Purpose};
 use super::shape::{Rgb, lerp, mix, rgb};
 
-/// Everything that makes a person.
+/// All parameters of a person.
 pub(super) struct Identity {
     pub(super) skull: Skull,
     pub(super) skin: Skin,
@@ -67,7 +68,7 @@ pub(super) struct Eyes {
 
 /// Both eyebrows.
 pub(super) struct Brows {
-    /// From the eye's centre up to the brow.
+    /// Distance from the eye's centre up to the brow.
     pub(super) gap: f32,
     pub(super) thickness: f32,
     pub(super) arch: f32,
@@ -117,7 +118,7 @@ pub(super) struct Ears {
     pub(super) lobe: f32,
 }
 
-/// How hair is worn.
+/// Hair style.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum HairStyle {
     Bald,
@@ -135,7 +136,7 @@ pub(super) enum HairStyle {
 pub(super) struct Hair {
     pub(super) style: HairStyle,
     pub(super) color: Rgb,
-    /// Where the forehead ends on the midline.
+    /// Row where the forehead ends on the midline.
     pub(super) line_v: f32,
     /// Depth of the widow's peak.
     pub(super) peak: f32,
@@ -143,7 +144,7 @@ pub(super) struct Hair {
     pub(super) recede: f32,
     pub(super) part_u: f32,
     pub(super) volume: f32,
-    /// How far down hair at the side reaches.
+    /// Row down to which the hair reaches at the sides.
     pub(super) side_v: f32,
     pub(super) curl: f32,
     pub(super) salt: u32,
@@ -185,7 +186,7 @@ impl Identity {
     /// Returns the person `identity` of the world `seed`.
     pub(super) fn new(seed: u64, identity: u64) -> Self {
         let d = &mut Draw::new(seed, identity, 0, Purpose::Identity);
-        // Traits that go together in people: they keep the parts of one face plausible beside each other.
+        // Traits that correlate in people, so that the parts of a face are plausible together.
         let masculine = d.unit();
         let age = d.unit();
         let melanin = d.unit();

@@ -1,4 +1,4 @@
-//! Light: turns reflectance and relief into radiance, and puts the background behind.
+//! Lighting: turns reflectance and relief into radiance, and adds the background.
 
 use super::canvas::{Canvas, Pixel, SIDE};
 use super::draw::noise;
@@ -7,8 +7,8 @@ use super::shape::{Rgb, lerp, mix, ramp, scaled};
 
 /// How far light wraps around a skin surface, per channel: blood lets red through the terminator.
 const WRAP: Rgb = [0.42, 0.28, 0.22];
-/// Steps towards the light, px, at which the relief is probed for a cast shadow, and the weight of what stands there:
-/// far edges throw softer shadows.
+/// Distances towards the light, px, at which the relief is probed for a cast shadow, and the weight of an obstacle
+/// there: distant edges cast softer shadows.
 const SHADOW_STEPS: [(f32, f32); 4] = [(2.0, 0.67), (4.5, 0.47), (8.0, 0.33), (13.0, 0.24)];
 
 /// Returns the linear radiance of every pixel, row by row.
@@ -48,7 +48,7 @@ pub(super) fn shade(canvas: &Canvas, light: &Light, scene: &Scene) -> Vec<Rgb> {
     out
 }
 
-/// Heights averaged over each pixel's cross of neighbours, so that slopes are smooth.
+/// Returns heights averaged over each pixel and its four neighbours, so that slopes are smooth.
 fn soften(pixels: &[Pixel]) -> Vec<f32> {
     let raw: Vec<f32> = pixels.iter().map(|p| p.height).collect();
     let mut soft = raw.clone();
@@ -63,7 +63,7 @@ fn soften(pixels: &[Pixel]) -> Vec<f32> {
     soft
 }
 
-/// How much of the key light reaches a pixel past the relief on the way to it, `[0, 1]`.
+/// Returns the share of the key light that reaches a pixel past the relief in its way, `[0, 1]`.
 fn cast_shadow(height: &[f32], x: usize, y: usize, to_light: [f32; 3]) -> f32 {
     let flat = (to_light[0] * to_light[0] + to_light[1] * to_light[1]).sqrt();
     if flat < 1e-3 {

@@ -1,4 +1,4 @@
-//! Freckles, moles and wrinkles, and the glasses of the day.
+//! Freckles, moles, wrinkles and glasses.
 
 use super::canvas::Canvas;
 use super::draw::noise;
@@ -6,7 +6,7 @@ use super::identity::{Eyes, Marks};
 use super::nuisance::Glasses;
 use super::shape::{Rgb, bell, bump, cover, lerp, ramp, rounded_box, scaled};
 
-/// Paints what marks the skin of the colour `tone`.
+/// Paints the marks on skin of the colour `tone`.
 pub(super) fn paint(canvas: &mut Canvas, marks: &Marks, eyes: &Eyes, tone: Rgb, brow_raise: f32) {
     if marks.freckles > 0.0 {
         let color = [tone[0] * 0.62, tone[1] * 0.45, tone[2] * 0.38];

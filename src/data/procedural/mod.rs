@@ -2,8 +2,8 @@
 //!
 //! A person is some eighty numbers drawn from `(seed, identity)`: skull, skin, eyes, brows, nose, mouth, ears, hair,
 //! beard and marks (`identity.rs`). An image adds what differs between photographs, drawn from `(seed, identity,
-//! image)`: pose with parallax, expression, light, surroundings, glasses, sensor (`nuisance.rs`). `render.rs` paints the
-//! head as a relief with a reflectance, lights it, and develops the picture.
+//! image)`: pose with parallax, expression, light, surroundings, glasses, sensor (`nuisance.rs`). `render.rs` paints
+//! the head as a relief with a reflectance, lights it, and develops the picture.
 
 mod camera;
 mod canvas;
@@ -31,19 +31,21 @@ use self::nuisance::Nuisance;
 use super::{Dataset, Sample};
 use crate::error::{Error, Result};
 
-/// What to draw; the defaults make a small training set.
+/// Settings of the procedural data set; the defaults make a small training set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProceduralConfig {
-    /// Picks the world: other seeds hold other people.
+    /// Seed of the world: different seeds have different people.
     pub seed: u64,
     /// Number of people, at least 1.
     pub num_identities: usize,
-    /// Images of each person, at least 1.
+    /// Images per person, at least 1.
     pub images_per_identity: usize,
-    /// Number of the first person; label 0. Ranges of people that do not overlap are disjoint sets of one world.
+    /// Number of the first person, who has label 0. Ranges of people that do not overlap are disjoint sets of one
+    /// world.
     pub first_identity: u64,
-    /// How much images of one person differ: 0 for even, frontal, neutral pictures, 1 for the full range, at most 1.5.
+    /// Strength of the differences between images of one person: 0 for even, frontal, neutral pictures, 1 for the full
+    /// range, at most 1.5.
     pub nuisance: f32,
 }
 
@@ -54,10 +56,10 @@ impl Default for ProceduralConfig {
 }
 
 impl ProceduralConfig {
-    /// Returns nothing when the settings can be drawn.
+    /// Checks that the data set can be drawn.
     ///
     /// # Errors
-    /// When a count is 0, a number leaves its type, or `nuisance` is not in `[0, 1.5]`.
+    /// When a count is 0 or overflows, or `nuisance` is not in `[0, 1.5]`.
     pub fn validate(&self) -> Result<()> {
         let fail = |what: String| Err(Error::Config(format!("procedural: {what}")));
         if self.num_identities == 0 {
@@ -76,9 +78,9 @@ impl ProceduralConfig {
             ));
         }
         if self.first_identity.checked_add(self.num_identities as u64).is_none() {
-            return fail(format!("first_identity is {}, too large to count on from", self.first_identity));
+            return fail(format!("first_identity is {}, too large for this number of identities", self.first_identity));
         }
-        // The negation also refuses NaN.
+        // The negation also rejects NaN.
         if !(0.0..=1.5).contains(&self.nuisance) {
             return fail(format!("nuisance is {}, expected 0 to 1.5", self.nuisance));
         }
@@ -88,7 +90,7 @@ impl ProceduralConfig {
 
 /// Faces drawn on demand: image `i` shows person `i / images_per_identity`.
 ///
-/// The same config gives the same bytes on every thread and platform: the renderer uses only operations that IEEE 754
+/// The same config yields the same bytes on every thread and platform: the renderer uses only operations that IEEE 754
 /// rounds exactly.
 pub struct ProceduralFaces {
     config: ProceduralConfig,
@@ -104,7 +106,7 @@ impl ProceduralFaces {
         Ok(Self { config })
     }
 
-    /// The person's number in the world and the image's number, of image `index`.
+    /// Returns the number of the person in the world and the number of the image, for image `index`.
     fn place(&self, index: usize) -> (u64, u64) {
         let per = self.config.images_per_identity;
         (self.config.first_identity + (index / per) as u64, (index % per) as u64)
@@ -124,7 +126,7 @@ impl Dataset for ProceduralFaces {
         (index / self.config.images_per_identity) as u32
     }
 
-    /// Names an image by its person's number in the world and its own: `id0012/0003`.
+    /// Names an image by the number of its person in the world and its own number: `id0012/0003`.
     fn name(&self, index: usize) -> String {
         let (identity, image) = self.place(index);
         format!("id{identity:04}/{image:04}")
@@ -132,7 +134,7 @@ impl Dataset for ProceduralFaces {
 
     fn get(&self, index: usize) -> Result<Sample> {
         if index >= self.len() {
-            let what = format!("image {index} was asked for, there are {}", self.len());
+            let what = format!("image {index} is out of range, there are {}", self.len());
             return Err(Error::Data { path: PathBuf::from("procedural"), what });
         }
         let ProceduralConfig { seed, nuisance, .. } = self.config;

@@ -1,14 +1,14 @@
-//! The mouth: lips, what shows between them, and the forms around.
+//! The mouth: lips, the gap between them, and the relief around them.
 
 use super::canvas::Canvas;
 use super::identity::{Identity, Marks, Mouth};
 use super::nuisance::{Expression, Scene};
 use super::shape::{Rgb, bell, bump, cover, lerp, mix, ramp, rgb, scaled, segment};
 
-/// The mouth as it is in one image.
+/// Shape of the mouth in one image.
 pub(super) struct Pose {
     half_w: f32,
-    /// Row of the line between the lips on the midline, and how far its corners lie above (negative) that.
+    /// Row of the line between the lips on the midline, and how far its corners lie below that row (negative: above).
     v: f32,
     corner: f32,
     gap: f32,
@@ -16,7 +16,7 @@ pub(super) struct Pose {
 }
 
 impl Pose {
-    /// Returns how `mouth` looks with `expression`.
+    /// Returns the shape of `mouth` with `expression`.
     pub(super) fn new(mouth: &Mouth, expression: &Expression) -> Self {
         let (smile, open) = (expression.smile, expression.mouth_open);
         Self {
@@ -28,7 +28,7 @@ impl Pose {
         }
     }
 
-    /// `(u, v)` of the two corners, first the image's left one.
+    /// `(u, v)` of the two corners, the image's left one first.
     pub(super) fn corners(&self) -> [[f32; 2]; 2] {
         [-1.0, 1.0].map(|side| [side * self.half_w, self.v + self.corner])
     }
@@ -66,7 +66,7 @@ pub(super) fn paint(canvas: &mut Canvas, mouth: &Mouth, marks: &Marks, pose: &Po
         let lips = upper.max(lower);
         p.gloss = lerp(p.gloss, 0.9, 0.7 * lower);
 
-        // Forms: the upper lip faces down, the lower one up, with a hollow below it and the philtrum above.
+        // Relief: the upper lip faces down, the lower one up, with a hollow below it and the philtrum above.
         let t = ((p.v - top) / (line_u - top).max(0.5)).clamp(0.0, 1.0);
         p.height += mouth.fullness * 0.8 * upper * t * arc;
         p.height +=
@@ -75,7 +75,7 @@ pub(super) fn paint(canvas: &mut Canvas, mouth: &Mouth, marks: &Marks, pose: &Po
         p.height -= 0.7 * mouth.philtrum * bump(p.u, p.v - top + 3.0, 2.4, 5.0);
         p.crease(0.16 * bump(p.u, p.v - bottom - 1.2, 9.0, 2.6));
 
-        // Between the lips: the dark, and teeth as far as a smile bares them.
+        // Between the lips: darkness, and as much of the teeth as a smile bares.
         let inside = cover((line_u - p.v).max(p.v - line_l).max(ends), 1.2) * ramp(0.3, 1.2, pose.gap);
         let teeth_v = line_u + 0.3 + (0.35 + 0.5 * pose.smile.clamp(0.0, 1.0)) * pose.gap;
         let teeth = cover(p.v - teeth_v, 1.2) * ramp(0.9, 0.6, a.abs());

@@ -7,7 +7,7 @@ use super::shape::{bell, bump, cover, ellipse, lerp, ramp, segment};
 /// Row where the bridge starts.
 const ROOT_V: f32 = 46.0;
 
-/// How far the nose stands out of the face at `(u, v)`, px.
+/// Height of the nose above the face at `(u, v)`, px.
 pub(super) fn profile(nose: &Nose, u: f32, v: f32) -> f32 {
     if u.abs() > 14.0 || v < ROOT_V - 6.0 || v > nose.tip_v + 9.0 {
         return 0.0;

@@ -1,9 +1,9 @@
-//! What one image of a person differs in from the next: pose, expression, light, surroundings, sensor.
+//! Nuisance parameters, which differ between images of one person: pose, expression, light, surroundings, sensor.
 
 use super::draw::{Draw, Purpose};
 use super::shape::{Rgb, lerp};
 
-/// The circumstances of one image.
+/// Nuisance parameters of one image.
 pub(super) struct Nuisance {
     pub(super) pose: Pose,
     pub(super) expression: Expression,
@@ -12,19 +12,19 @@ pub(super) struct Nuisance {
     pub(super) sensor: Sensor,
 }
 
-/// How the head is turned, and how well the crop is aligned.
+/// Head pose, and the alignment error of the crop.
 pub(super) struct Pose {
     /// Sine of the turn to the side; positive turns the face to the image's right.
     pub(super) sin_yaw: f32,
     /// Sine of the nod; positive looks down.
     pub(super) sin_pitch: f32,
-    /// What alignment leaves: tangent of the roll, relative scale, shift in px.
+    /// Alignment error: tangent of the roll, relative scale, shift in px.
     pub(super) roll: f32,
     pub(super) scale: f32,
     pub(super) shift: [f32; 2],
 }
 
-/// What the face does.
+/// Facial expression.
 pub(super) struct Expression {
     /// -0.5 (sad) to 1 (broad smile).
     pub(super) smile: f32,
@@ -34,7 +34,7 @@ pub(super) struct Expression {
     pub(super) eye_open: f32,
     /// How far the brows are raised, px.
     pub(super) brow_raise: f32,
-    /// Where the irises point, px.
+    /// Offset of the irises, px.
     pub(super) gaze: [f32; 2],
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Light {
     pub(super) sky: f32,
 }
 
-/// What surrounds the face and is worn for the day.
+/// Surroundings of the face, and what the person wears in this image.
 pub(super) struct Scene {
     pub(super) background: [Rgb; 2],
     /// Direction of the background's gradient.
@@ -64,13 +64,13 @@ pub(super) struct Scene {
     pub(super) hair_volume: f32,
     /// Factor on the colour of the hair.
     pub(super) hair_light: f32,
-    /// Whether long hair is tied back today.
+    /// Whether long hair is tied back in this image.
     pub(super) ties_hair: bool,
-    /// How red the lips are made, `[0, 1]`. Only where no beard grows, not even a shadow of one.
+    /// Strength of lipstick, `[0, 1]`; ignored on faces with any stubble.
     pub(super) lipstick: f32,
     /// Factor on the beard's density.
     pub(super) shave: f32,
-    /// Tan or flush of the day: factors on the skin's tone.
+    /// Tan or flush in this image: factors on the skin's tone.
     pub(super) tan: Rgb,
     pub(super) salt: u32,
 }
@@ -85,7 +85,7 @@ pub(super) struct Glasses {
     pub(super) glare: f32,
 }
 
-/// What the camera does to the picture.
+/// Effects of the camera on the picture.
 pub(super) struct Sensor {
     pub(super) exposure: f32,
     pub(super) contrast: f32,
@@ -95,14 +95,15 @@ pub(super) struct Sensor {
     pub(super) blur: f32,
     /// Standard deviation of the noise, display levels of 0..255.
     pub(super) noise: f32,
-    /// Factor by which resolution was lost, 1 for none.
+    /// Factor by which the resolution is reduced, 1 for none.
     pub(super) shrink: f32,
     /// Quantiser step of the block transform, 0 for none.
     pub(super) quantiser: f32,
 }
 
 impl Nuisance {
-    /// Returns the circumstances of one image; `strength` 0 gives an even, frontal, neutral picture, 1 the full range.
+    /// Returns the nuisance parameters of one image; `strength` 0 makes an even, frontal, neutral picture, 1 the full
+    /// range.
     pub(super) fn new(seed: u64, identity: u64, image: u64, strength: f32) -> Self {
         let d = &mut Draw::new(seed, identity, image, Purpose::Nuisance);
         Self {

@@ -11,7 +11,7 @@ use super::nuisance::Nuisance;
 use super::{eyes, hair, light, marks, mouth, nose, sensor};
 use crate::data::Landmarks;
 
-/// Returns the image and where its landmarks are, px. `noise` feeds the sensor's noise.
+/// Returns the image and its landmarks, px. `noise` drives the sensor's noise.
 pub(super) fn render(identity: &Identity, nuisance: &Nuisance, noise: &mut Draw) -> (RgbImage, Landmarks) {
     let Nuisance { pose, expression, scene, .. } = nuisance;
     let lips = mouth::Pose::new(&identity.mouth, expression);

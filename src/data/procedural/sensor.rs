@@ -1,4 +1,4 @@
-//! The camera: exposure, colour balance, lost resolution, blur, compression and noise.
+//! The camera: exposure, colour balance, loss of resolution, blur, compression and noise.
 
 use image::RgbImage;
 
@@ -35,7 +35,7 @@ pub(super) fn expose(mut radiance: Vec<Rgb>, sensor: &Sensor, noise: &mut Draw) 
     RgbImage::from_raw(SIDE as u32, SIDE as u32, bytes).expect("three bytes for each pixel")
 }
 
-/// Half of the correction, as a factor, that would bring the middle of the picture to [`GREY`].
+/// Square root of the factor that would bring the middle of the picture to [`GREY`], limited to `[0.4, 2.2]`.
 fn auto_exposure(radiance: &[Rgb]) -> f32 {
     let (mut sum, mut count) = (0.0, 0.0);
     for row in radiance.chunks_exact(SIDE).skip(16).take(88).step_by(4) {
@@ -47,15 +47,15 @@ fn auto_exposure(radiance: &[Rgb]) -> f32 {
     (GREY * count / f32::max(sum, 1e-3)).sqrt().clamp(0.4, 2.2)
 }
 
-/// Display value of a radiance, both `[0, 1]` where not clipped: a gamma of 2 with a soft shoulder.
+/// Display value of a radiance, both in `[0, 1]` where not clipped: a gamma of 2 with a soft shoulder.
 fn tone(c: f32) -> f32 {
     let v = c.max(0.0).sqrt();
     if v < 0.8 { v } else { 0.8 + 0.2 * (v - 0.8) / (v - 0.6) }
 }
 
-/// Blurs with three taps a side, whose variance is that of a Gaussian of `sigma` px.
+/// Blurs by passes of a three-tap kernel whose total variance is that of a Gaussian of `sigma` px.
 fn blur(image: &mut [Rgb], scratch: &mut [Rgb], sigma: f32) {
-    // A kernel (s, 1 - 2s, s) has the variance 2s; more than 0.5 takes several passes.
+    // A kernel (s, 1 - 2s, s) has the variance 2s; a variance of 0.6 or more takes several passes.
     let passes = ((sigma * sigma / 0.6) as usize + 1).min(6);
     let side = (0.5 * sigma * sigma / passes as f32).min(1.0 / 3.0);
     for _ in 0..passes {
@@ -107,7 +107,7 @@ fn lose_resolution(image: &mut [Rgb], scratch: &mut [Rgb], factor: f32) {
     }
 }
 
-/// Adds noise that is nearly normal: the sum of four bytes, half of it common to the channels.
+/// Adds nearly normal noise. Each value is a sum of four bytes; 64 % of its variance is common to the channels.
 fn add_noise(image: &mut [Rgb], sd: f32, noise: &mut Draw) {
     if sd <= 0.0 {
         return;
@@ -157,7 +157,7 @@ fn compress(image: &mut [Rgb], step: f32) {
     }
 }
 
-/// Multiplies rows and columns of an 8x8 block with `matrix`.
+/// Multiplies the rows and columns of an 8x8 block by `matrix`.
 fn transform(block: &mut [f32; 64], matrix: &[[f32; 8]; 8]) {
     for (along, across) in [(1, 8), (8, 1)] {
         for line in 0..8 {

@@ -1,9 +1,9 @@
-//! The scalar functions every feature is drawn with: ramps, bumps and signed distances.
+//! Scalar functions with which every feature is drawn: ramps, bumps and signed distances.
 
 /// Linear RGB, `[0, 1]` for a reflectance. The display value is its square root (a gamma of 2).
 pub(super) type Rgb = [f32; 3];
 
-/// The straight line from `a` (`t = 0`) to `b` (`t = 1`).
+/// Linear interpolation from `a` (`t = 0`) to `b` (`t = 1`).
 pub(super) fn lerp(a: f32, b: f32, t: f32) -> f32 {
     a + (b - a) * t
 }
@@ -41,13 +41,12 @@ pub(super) fn bump(x: f32, y: f32, rx: f32, ry: f32) -> f32 {
     bell(x * x + y * y)
 }
 
-/// How much of a pixel a shape covers whose signed distance (px, negative inside) is `d` there, over an edge `soft`
-/// px wide.
+/// Coverage of a pixel by a shape at signed distance `d` (px, negative inside), with an edge `soft` px wide.
 pub(super) fn cover(d: f32, soft: f32) -> f32 {
     (0.5 - d / soft).clamp(0.0, 1.0)
 }
 
-/// About the signed distance to an ellipse (exact at the centre lines; first order elsewhere).
+/// Approximate signed distance to an ellipse (exact on its axes, first order elsewhere).
 pub(super) fn ellipse(x: f32, y: f32, rx: f32, ry: f32) -> f32 {
     let (a, b) = (x / rx, y / ry);
     let k = (a * a + b * b).sqrt();
@@ -56,7 +55,7 @@ pub(super) fn ellipse(x: f32, y: f32, rx: f32, ry: f32) -> f32 {
     if g < 1e-6 { -rx.min(ry) } else { k * (k - 1.0) / g }
 }
 
-/// Distance from `p` to the segment `a b`, and how far along it the nearest point is (`[0, 1]`).
+/// Distance from `p` to the segment `a b`, and the position of the nearest point along it (`[0, 1]`).
 pub(super) fn segment(p: [f32; 2], a: [f32; 2], b: [f32; 2]) -> (f32, f32) {
     let (px, py, bx, by) = (p[0] - a[0], p[1] - a[1], b[0] - a[0], b[1] - a[1]);
     let t = ((px * bx + py * by) / (bx * bx + by * by)).clamp(0.0, 1.0);

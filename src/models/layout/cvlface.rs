@@ -1,12 +1,12 @@
-//! CVLface's and AdaFace's IR networks: the blocks of all stages in one list, and a shortcut without parameters where
-//! the number of channels stays (mk-minchul/CVLface, models/iresnet/model.py; mk-minchul/AdaFace, net.py).
+//! CVLface's and AdaFace's IR networks: the blocks of all stages are one list, and a shortcut has no parameters where
+//! the number of channels does not change (mk-minchul/CVLface, models/iresnet/model.py; mk-minchul/AdaFace, net.py).
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{COUNTER, Tensors, dims, insert, num_blocks};
 use crate::nn::BatchNorm;
 
-/// What the numbered layers of a block are called here.
+/// Our names for the numbered layers of a block.
 const BLOCK: [(&str, &str); 10] = [
     ("res_layer.0.", "bn1."),
     ("res_layer.1.", "conv1."),
@@ -20,7 +20,7 @@ const BLOCK: [(&str, &str); 10] = [
     ("shortcut_layer.1.", "downsample.1."),
 ];
 
-/// The layers before and after the blocks; layers 1 and 2 of the output are dropout and flattening.
+/// Our names for the layers before and after the blocks; layers 1 and 2 of the output are dropout and flattening.
 const AROUND: [(&str, &str); 6] = [
     ("input_layer.0.", "conv1."),
     ("input_layer.1.", "bn1."),
@@ -30,7 +30,7 @@ const AROUND: [(&str, &str); 6] = [
     ("output_layer.4.", "features."),
 ];
 
-/// Returns the tensors under our names; a name that means nothing stays as it is.
+/// Returns the tensors under our names; unknown names are kept.
 pub(super) fn rename(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors> {
     let blocks = stages(&tensors)?;
     let mut renamed = Tensors::new();
@@ -49,7 +49,7 @@ pub(super) fn rename(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensor
         }
         notes.push(format!(
             "{} has a shortcut without parameters: filled with the identity. In evaluation the result is the same; \
-             training with the statistics of the batch would normalise the shortcut",
+             training with batch statistics would normalise the shortcut",
             block.path.trim_end_matches('.')
         ));
     }
@@ -68,16 +68,16 @@ pub(super) fn rename(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensor
     Ok(renamed)
 }
 
-/// A block and where it is in our network.
+/// A block and its place in our network.
 struct Block {
-    /// `layer2.0.`
+    /// Path of the block, such as `layer2.0.`.
     path: String,
     is_first: bool,
     c_in: usize,
     c_out: usize,
 }
 
-/// Cuts the list of blocks into stages where the number of channels changes.
+/// Splits the list of blocks into stages where the number of channels changes.
 fn stages(tensors: &Tensors) -> Result<Vec<Block>> {
     let block_has = |leaf: &str| tensors.contains_key(&format!("body.0.res_layer.{leaf}"));
     if block_has("8.running_mean") {
@@ -117,7 +117,8 @@ fn ours(name: &str, blocks: &[Block]) -> Option<String> {
     }
 }
 
-/// `(channels, channels, 1, 1)`: with a stride it takes every second value, as their pooling of size 1 does.
+/// Identity filters `(channels, channels, 1, 1)`: with stride 2 they take every second value, like the original's
+/// pooling of size 1.
 fn identity_conv(channels: usize) -> Result<Tensor> {
     Tensor::eye(channels, DType::F32, &Device::Cpu)?.reshape((channels, channels, 1, 1))
 }

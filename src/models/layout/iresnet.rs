@@ -1,4 +1,4 @@
-//! The sizes of an IResNet, from its tensors under our names.
+//! Sizes of an IResNet, from its tensors under our names.
 
 use candle_core::{Result, bail};
 
@@ -14,10 +14,10 @@ pub(super) fn config(tensors: &Tensors) -> Result<ModelConfig> {
     }
     let Some(arch) = ARCHS.into_iter().find(|arch| arch.layers() == Some(found)) else {
         let known = ARCHS.map(|arch| format!("{:?}", arch.layers().unwrap_or_default())).join(", ");
-        bail!("the stages have {found:?} blocks; known are {known}");
+        bail!("the stages have {found:?} blocks; supported are {known}");
     };
     let channels = match dims(tensors, "conv1.weight")? {
-        // Up to twice the published width: what `ModelConfig` can say.
+        // Up to twice the published width, the limit of `ModelConfig`.
         [c @ 1..=128, 3, 3, 3] => *c,
         found => bail!("conv1.weight: expected (1 to 128, 3, 3, 3), found {found:?}"),
     };

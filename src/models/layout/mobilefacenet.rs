@@ -1,4 +1,4 @@
-//! The sizes of a MobileFaceNet, from its tensors under our names.
+//! Sizes of a MobileFaceNet, from its tensors under our names.
 
 use candle_core::{Result, bail};
 
@@ -28,14 +28,14 @@ pub(super) fn config(tensors: &Tensors) -> Result<ModelConfig> {
     if blocks != sizes.blocks || stem != [sizes.scale * base, 3, 3, 3] {
         bail!(
             "found {blocks:?} blocks and a first convolution {stem:?} ([2, 8, 12, 4] and [256, 3, 3, 3] are mbf_large's); \
-             known is mbf with {:?} blocks and {:?}",
+             supported is mbf with {:?} blocks and {:?}",
             sizes.blocks,
             [sizes.scale * base, 3, 3, 3]
         );
     }
     let (matrix, input_size) = if arch == Arch::MbfGdc {
         match dims(tensors, GLOBAL_DEPTHWISE)? {
-            // The largest image that `ModelConfig` can say leaves a map of 14 x 14.
+            // The largest image that `ModelConfig` allows leaves a map of 14 x 14.
             [_, 1, h @ 1..=14, w] if h == w => ("features.layers.2.weight", 16 * h),
             found => {
                 bail!("{GLOBAL_DEPTHWISE}: expected (channels, 1, side, side) with a side up to 14, found {found:?}")

@@ -1,7 +1,7 @@
-//! Which of our networks the tensors of a checkpoint are, and the same tensors under our names.
+//! Recognises which of our networks a checkpoint holds and renames its tensors to our names.
 //!
-//! Our names are those of insightface's arcface_torch. The others that are known keep the same computation under other
-//! names; what is computed otherwise is refused.
+//! Our names are those of insightface's arcface_torch. The other supported layouts name the same computation
+//! differently; checkpoints of networks that compute something else are refused.
 
 mod cvlface;
 mod iresnet;
@@ -17,12 +17,12 @@ use super::Found;
 
 type Tensors = BTreeMap<String, Tensor>;
 
-/// By what a network was recognised: whose names the tensors of a checkpoint have, or its graph.
+/// How a network was recognised: by metadata, by its graph, or by the naming scheme of its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// The metadata that we write names the network.
+    /// Our own metadata names the network.
     Metadata,
-    /// An ONNX graph computes what the network computes.
+    /// An ONNX graph that computes what the network computes.
     Graph,
     /// arcface_torch's IResNet (deepinsight/insightface, backbones/iresnet.py): ours.
     IResNet,
@@ -48,10 +48,10 @@ impl std::fmt::Display for Layout {
 }
 
 impl Layout {
-    /// Those that are recognised by names.
+    /// Layouts that are recognised by tensor names.
     const NAMED: [Self; 4] = [Self::IResNet, Self::MobileFaceNet, Self::CvlFace, Self::MxNet];
 
-    /// Names that no other layout has together.
+    /// Names that occur together in no other layout.
     fn markers(self) -> &'static [&'static str] {
         match self {
             Self::IResNet => &["conv1.weight", "layer1.0.bn1.weight", "layer1.0.prelu.weight"],
@@ -71,14 +71,14 @@ impl Layout {
     }
 }
 
-/// Finds out what network `tensors`, on the CPU, belong to and returns them under our names.
+/// Recognises the network that `tensors`, on the CPU, belong to and returns them under our names.
 ///
-/// Embeddings are those of the published code, before any normalisation of their length. In what order a network was
-/// trained to see the channels does not show; that is for the caller to know.
+/// Embeddings are those of the published code, before any normalisation of their length. The tensors do not show the
+/// channel order that a network was trained with; the caller has to know it.
 ///
 /// # Errors
-/// When the layout or the architecture is not known, or only a part of the tensors has the prefix of a wrapper. A name
-/// that is missing or too many may show only in [`Found::build`].
+/// When the layout or the architecture is unknown, or only some of the tensors have the prefix of a wrapper. A missing
+/// or unexpected name may only be reported by [`Found::build`].
 pub fn recognise(tensors: BTreeMap<String, Tensor>) -> Result<Found> {
     let mut notes = Vec::new();
     let tensors = widen(prefix::strip(tensors, &mut notes)?, &mut notes)?;
@@ -103,7 +103,7 @@ pub fn recognise(tensors: BTreeMap<String, Tensor>) -> Result<Found> {
     Ok(Found { config, tensors, layout, preprocessing, notes })
 }
 
-/// Half precision becomes f32; what is no number with a fraction is refused.
+/// Converts half precision to f32; refuses tensors that are not floating-point.
 fn widen(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors> {
     let mut count = 0;
     let convert = |(name, tensor): (String, Tensor)| {
@@ -125,10 +125,11 @@ fn widen(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors> {
     Ok(tensors)
 }
 
-/// What PyTorch's batch norm counts its batches in; no file from before PyTorch 0.4.1 has it.
+/// Counter of batches in PyTorch's batch norm; files from before PyTorch 0.4.1 do not have it.
 const COUNTER: &str = "num_batches_tracked";
 
-/// Sets those that are missing to 0. Where a file has some, one that is missing is an error instead.
+/// Adds counters of 0 for all batch norms of a file without counters. If a file has some of them, a missing one is an
+/// error instead.
 fn fill_counters(tensors: &mut Tensors) -> Result<()> {
     let norms: Vec<String> = tensors.keys().filter_map(|n| n.strip_suffix("running_var")).map(str::to_owned).collect();
     for norm in norms {
@@ -137,9 +138,9 @@ fn fill_counters(tensors: &mut Tensors) -> Result<()> {
     Ok(())
 }
 
-/// Layouts that are met often, by a name that gives them away.
+/// Common layouts that cannot be loaded, by a tensor name that identifies them.
 const REFUSED: &[(&str, &str)] = &[
-    ("gdconv.depthwise.weight", "foamliu's MobileFaceNet: its blocks and head are other ones than insightface's"),
+    ("gdconv.depthwise.weight", "foamliu's MobileFaceNet (its blocks and head differ from insightface's)"),
     ("patch_embed.proj.weight", "a vision transformer"),
     ("conv2d_1a.conv.weight", "facenet-pytorch's Inception-ResNet"),
     ("conv_1_conv2d_weight", "insightface's MXNet MobileFaceNet"),
@@ -151,12 +152,12 @@ fn unknown(tensors: &Tensors) -> String {
     let names: Vec<&str> = tensors.keys().map(String::as_str).take(5).collect();
     let what = match REFUSED.iter().find(|(marker, _)| tensors.contains_key(*marker)) {
         Some((_, what)) => format!("this is {what}, which cannot be loaded"),
-        None => "the layout of the tensors is not known".to_owned(),
+        None => "the layout of the tensors is unknown".to_owned(),
     };
-    format!("{what}; known are {known}; found {} tensors: {} ..", tensors.len(), names.join(", "))
+    format!("{what}; supported are {known}; found {} tensors: {} ..", tensors.len(), names.join(", "))
 }
 
-/// The shape of `name`.
+/// Returns the shape of `name`.
 fn dims<'a>(tensors: &'a Tensors, name: &str) -> Result<&'a [usize]> {
     match tensors.get(name) {
         Some(tensor) => Ok(tensor.dims()),
@@ -164,7 +165,7 @@ fn dims<'a>(tensors: &'a Tensors, name: &str) -> Result<&'a [usize]> {
     }
 }
 
-/// How many blocks are numbered right after `prefix`, from 0 without a gap.
+/// Returns the number of blocks numbered right after `prefix`, from 0 without a gap.
 fn num_blocks(tensors: &Tensors, prefix: &str) -> Result<usize> {
     let after = tensors.keys().filter_map(|name| name.strip_prefix(prefix));
     let numbers: BTreeSet<usize> = after.filter_map(|rest| rest.split('.').next()?.parse().ok()).collect();
@@ -174,7 +175,8 @@ fn num_blocks(tensors: &Tensors, prefix: &str) -> Result<usize> {
     }
 }
 
-/// Side of the image that leaves a square map of `channels` channels with `inputs` values after four halvings.
+/// Returns the side of the image that leaves a square map of `channels` channels with `inputs` values after four
+/// halvings.
 fn input_size(name: &str, inputs: usize, channels: usize) -> Result<usize> {
     let side = (inputs / channels).isqrt();
     if side == 0 || side * side * channels != inputs {
@@ -183,7 +185,7 @@ fn input_size(name: &str, inputs: usize, channels: usize) -> Result<usize> {
     Ok(16 * side)
 }
 
-/// Puts `tensor` under `name`.
+/// Inserts `tensor` as `name`, which must be new.
 fn insert(tensors: &mut Tensors, name: String, tensor: Tensor) -> Result<()> {
     if tensors.contains_key(&name) {
         bail!("two tensors are {name}");

@@ -6,15 +6,15 @@ use super::{Tensors, insert};
 use crate::nn::BatchNorm;
 use crate::preprocessing::Preprocessing;
 
-/// What their batch norm adds to the variance.
+/// Epsilon that their batch norm adds to the variance.
 const EPS: f64 = 2e-5;
 
-/// Returns what their graph does to its input first.
+/// Returns the preprocessing that is part of their graph.
 pub(super) fn preprocessing() -> Preprocessing {
     Preprocessing { std: 128.0, ..Preprocessing::default() }
 }
 
-/// Layers outside the blocks; batch norms end with an underscore.
+/// Names of the layers outside the blocks; those of batch norms end with an underscore.
 const AROUND: [(&str, &str); 7] = [
     ("conv0_weight", "conv1.weight"),
     ("bn0_", "bn1."),
@@ -25,7 +25,7 @@ const AROUND: [(&str, &str); 7] = [
     ("fc1_", "features."),
 ];
 
-/// Layers of a block.
+/// Names of the layers of a block.
 const BLOCK: [(&str, &str); 8] = [
     ("bn1_", "bn1."),
     ("conv1_weight", "conv1.weight"),
@@ -40,7 +40,7 @@ const BLOCK: [(&str, &str); 8] = [
 const NORM: [(&str, &str); 4] =
     [("gamma", "weight"), ("beta", "bias"), ("moving_mean", "running_mean"), ("moving_var", "running_var")];
 
-/// Returns the tensors under our names and for our constants; a name that means nothing stays as it is.
+/// Returns the tensors under our names, adjusted to our epsilon; unknown names are kept.
 pub(super) fn rename(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors> {
     if tensors.contains_key("stage1_unit1_se_conv1_weight") {
         bail!("squeeze-excitation with biases and PReLU (SE-LResNet-E-IR) cannot be loaded");
@@ -55,7 +55,7 @@ pub(super) fn rename(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensor
         insert(&mut renamed, ours, tensor)?;
     }
     notes.push(format!(
-        "batch norm: {EPS:e} instead of {:e} is added to the variances, the last one's gamma counts as 1",
+        "batch norm: the variances are adjusted for an epsilon of {EPS:e} instead of {:e}; the last gamma is set to 1",
         BatchNorm::EPS
     ));
     Ok(renamed)

@@ -1,26 +1,26 @@
-//! What wrappers and file formats put before every name.
+//! Prefixes that wrappers and file formats put before every name.
 
 use candle_core::{Result, bail};
 
 use super::{Tensors, insert};
 
-/// DDP, Lightning and the hub's wrappers, CVLface, joint checkpoints, `torch.compile`.
+/// Prefixes of DDP, Lightning and the hub's wrappers, CVLface, joint checkpoints, `torch.compile`.
 const WRAPPERS: [&str; 6] = ["module.", "model.", "net.", "backbone.", "student.", "_orig_mod."];
 
-/// The classifier in AdaFace's training checkpoints (mk-minchul/AdaFace, head.py): no part of the backbone.
+/// Classifier in AdaFace's training checkpoints (mk-minchul/AdaFace, head.py), which is not part of the backbone.
 const HEAD: [&str; 4] = ["head.kernel", "head.t", "head.batch_mean", "head.batch_std"];
 
-/// MXNet's marks of trained parameters and of running statistics.
+/// MXNet's prefixes of trained parameters and of running statistics.
 const MXNET_MARKS: [&str; 2] = ["arg:", "aux:"];
 
-/// Takes off the wrappers' prefixes in whatever order they come, and the head beside a wrapped backbone.
+/// Removes the wrappers' prefixes, in any order, and the classifier beside a wrapped backbone.
 ///
 /// # Errors
-/// When only a part of the names has the prefix.
+/// When only some of the names have the prefix.
 pub(super) fn strip(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors> {
     let mut tensors = unmark(tensors)?;
     let mut prefix = String::new();
-    // Not without end: a name may be as long as a file.
+    // A bounded number of times: a name may be as long as a file.
     for _ in WRAPPERS {
         let wrapper = WRAPPERS.iter().find(|p| tensors.keys().any(|name| name.starts_with(**p)));
         let Some(wrapper) = wrapper else { break };
@@ -44,7 +44,7 @@ pub(super) fn strip(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors
         prefix += wrapper;
     }
     if !prefix.is_empty() {
-        notes.push(format!("every name of the network has the prefix {prefix}: taken off"));
+        notes.push(format!("every name of the network has the prefix {prefix}: removed"));
     }
     Ok(tensors)
 }

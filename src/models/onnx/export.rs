@@ -1,4 +1,4 @@
-//! A network of ours to an ONNX graph.
+//! Export of one of our networks as an ONNX graph.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,19 @@ use crate::models::Model;
 use crate::nn::{BatchNorm, Graph, Node, Op};
 use crate::weights::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
 
-/// Batch norm has its final form since 15; older runtimes know 17 too.
+/// Operator set: batch norm has its final form since 15, and older runtimes still support 17.
 const OPSET: i64 = 17;
 /// Names of the graph's input and output.
 const INPUT: &str = "input";
 const OUTPUT: &str = "embedding";
 
 /// Returns the network as an ONNX graph from `input`, `(batch, 3, S, S)`, to `embedding`, `(batch, E)`, for any batch
-/// size; the input is what [`Model`] takes, the embedding is not normalised.
+/// size. The input is preprocessed as for [`Model`]; the embedding is not normalised.
 ///
 /// Weights keep their names and values. The counters of batch norm, which only training uses, are left out.
 ///
 /// # Errors
-/// When memory for the copies cannot be had.
+/// When memory for the copies cannot be allocated.
 pub fn to_onnx(model: &Model) -> Result<OnnxModel> {
     let state = model.params().state()?;
     let graph = Graph::of(model);
@@ -53,7 +53,7 @@ pub fn to_onnx(model: &Model) -> Result<OnnxModel> {
     })
 }
 
-/// The node's weights, in the order of the operator's inputs and in its shapes.
+/// Returns the node's weights in the order and shapes of the operator's inputs.
 fn weights(node: &Node, state: &BTreeMap<String, Tensor>) -> Result<Vec<(String, Tensor)>> {
     let names: &[&str] = match node.op {
         Op::Conv2d(_) | Op::PRelu | Op::Linear { has_bias: false } => &["weight"],

@@ -1,4 +1,4 @@
-//! An ONNX graph to a network of ours.
+//! Import of an ONNX graph as one of our networks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,14 +12,14 @@ use crate::weights::{OnnxAttribute, OnnxModel, OnnxNode};
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Recognises one of our networks in `onnx` and returns its weights: as insightface exports them, with batch norm
-/// folded into convolutions or not, with the normalisation of the input in the graph or not.
+/// Recognises one of our networks in `onnx` and returns its weights. The graph may be as insightface exports it: batch
+/// norms may be folded into convolutions, and the normalisation of the input may be in the graph.
 ///
-/// A folded batch norm becomes one that only adds the bias: weight 1, mean 0, and the variance with which, in f32,
-/// nothing else changes.
+/// A folded batch norm becomes one that only adds the bias: weight 1, mean 0, and a variance that scales by exactly 1
+/// in f32.
 ///
 /// # Errors
-/// Says in which place the graph computes something else than the network it is most like.
+/// Says where the graph differs from the network that it is closest to.
 pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
     let file = File::new(onnx)?;
     let config = guess(&file)?;
@@ -38,7 +38,7 @@ pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
         return Err(format!("expected one output, found {}", onnx.outputs.len()));
     };
     let matched = matcher.node(graph.nodes().len() - 1, &output.name);
-    matched.map_err(|what| format!("is most like {}, but is not it: {what}", config.arch.name()))?;
+    matched.map_err(|what| format!("is closest to {}, but differs from it: {what}", config.arch.name()))?;
     let found = matcher.found;
     let mut notes = Vec::new();
     if found.num_folded > 0 {
@@ -52,7 +52,7 @@ pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
     Ok(Found { layout: Layout::Graph, config, tensors, preprocessing: found.preprocessing, notes })
 }
 
-/// The network that the graph can only be, by its number of convolutions and its sizes.
+/// Returns the only network that the graph can be, by its operators and sizes.
 fn guess(file: &File) -> Result<ModelConfig> {
     let onnx = file.onnx;
     let weight = |node: &'_ OnnxNode| node.inputs.get(1).and_then(|name| file.weight(name).ok().cloned());
@@ -107,7 +107,7 @@ fn guess(file: &File) -> Result<ModelConfig> {
     Ok(config)
 }
 
-/// The file's graph by the names of values.
+/// The file's graph, with the node that computes each value, by the value's name.
 struct File<'a> {
     onnx: &'a OnnxModel,
     producers: BTreeMap<&'a str, &'a OnnxNode>,
@@ -126,10 +126,10 @@ impl<'a> File<'a> {
         Ok(Self { onnx, producers })
     }
 
-    /// Where `value` comes from, past operations that do nothing in evaluation.
+    /// Returns the value that `value` is a copy of: skips operations that do nothing in evaluation mode.
     fn source(&self, value: &'a str) -> Result<&'a str> {
         let mut value = value;
-        // A chain cannot be longer than the graph, unless it is a circle.
+        // A chain cannot be longer than the graph, unless it is a cycle.
         for _ in 0..=self.onnx.nodes.len() {
             match self.producers.get(value) {
                 Some(node) if matches!(node.op_type.as_str(), "Identity" | "Dropout") => value = node.input(0)?,
@@ -139,12 +139,12 @@ impl<'a> File<'a> {
         Err(format!("{value} is computed from itself"))
     }
 
-    /// The weight `name`, before it is given other axes of length 1.
+    /// Returns the weight `name`, before any reshaping.
     fn weight(&self, name: &'a str) -> Result<&'a Tensor> {
         Ok(self.weight_with_axes(name)?.0)
     }
 
-    /// As [`Self::weight`], and whether it is given other axes.
+    /// Like [`Self::weight`], and whether the graph reshapes it.
     fn weight_with_axes(&self, name: &'a str) -> Result<(&'a Tensor, bool)> {
         let (mut source, mut is_reshaped) = (name, false);
         for _ in 0..=self.onnx.nodes.len() {
@@ -160,14 +160,14 @@ impl<'a> File<'a> {
         weight.map(|w| (w, is_reshaped)).ok_or_else(|| format!("expected {name} to be a weight, found none"))
     }
 
-    /// The one number that a constant holds.
+    /// Returns the value of a constant with one element.
     fn scalar(&self, name: &str) -> Option<f64> {
         let tensor = self.onnx.initializers.get(name).filter(|t| t.elem_count() == 1)?;
         tensor.to_dtype(DType::F64).ok()?.flatten_all().ok()?.to_vec1::<f64>().ok()?.first().copied()
     }
 }
 
-/// What matching has found so far.
+/// Results of the matching so far.
 #[derive(Clone, Default)]
 struct Taken {
     tensors: BTreeMap<String, Tensor>,
@@ -180,17 +180,17 @@ struct Matcher<'a> {
     graph: &'a Graph,
     shapes: BTreeMap<String, Vec<usize>>,
     found: Taken,
-    /// The file's value that is the same as our node.
+    /// Value in the file that matches our node.
     matched: BTreeMap<NodeId, &'a str>,
-    /// Pairs that do not compute the same, whatever else does: without them a graph could be tried in as many ways as
-    /// there are orders of its sums.
+    /// Pairs that cannot match, whatever else does. Without this record the matching could try every combination of the
+    /// orders of all sums.
     failed: BTreeSet<(NodeId, &'a str)>,
-    /// The most nodes that were matched when something failed.
+    /// Largest number of nodes matched before a failure.
     furthest: usize,
 }
 
 impl<'a> Matcher<'a> {
-    /// Checks that `value` is computed as our node `id` is, back to the input, and takes its weights.
+    /// Checks that `value` is computed like our node `id`, back to the input, and collects the weights.
     fn node(&mut self, id: NodeId, value: &'a str) -> Result<()> {
         let value = self.file.source(value)?;
         if let Some(other) = self.matched.insert(id, value) {
@@ -246,7 +246,8 @@ impl<'a> Matcher<'a> {
             }
             (Op::PRelu, "PRelu") => {
                 let (slope, is_reshaped) = self.file.weight_with_axes(theirs.input(1)?)?;
-                // Along the last axis it would be a slope per column; before operator set 7 a single axis is the channels'.
+                // Along the last axis it would be a slope per column; before operator set 7 a single axis means
+                // channels.
                 let is_per_channel = match slope.dims() {
                     [_] => is_reshaped || self.file.onnx.opset < 7,
                     dims => dims.last() == Some(&1),
@@ -259,7 +260,7 @@ impl<'a> Matcher<'a> {
             }
             (Op::Flatten, "Flatten") if theirs.int("axis", 1) == 1 => self.node(node.inputs[0], theirs.input(0)?),
             (Op::Flatten, "Reshape") => {
-                // To (N, -1) in one of its spellings: the linear layer's weight decides the rest.
+                // To (N, -1), however it is written: the shape of the linear layer's weight determines the rest.
                 let shape = self.file.weight(theirs.input(1)?)?;
                 if shape.elem_count() != 2 {
                     return Err(format!("{value}: expected a reshape to two axes, found {}", shape.elem_count()));
@@ -274,7 +275,7 @@ impl<'a> Matcher<'a> {
         }
     }
 
-    /// A sum or product: in our order of operands or the other.
+    /// Matches a sum or product with its operands in either order.
     fn either_way(&mut self, id: NodeId, theirs: &'a OnnxNode) -> Result<()> {
         let ours = &self.graph.nodes()[id].inputs;
         let (a, b) = (theirs.input(0)?, theirs.input(1)?);
@@ -285,13 +286,13 @@ impl<'a> Matcher<'a> {
         (self.found, self.matched) = before;
         let in_first = std::mem::take(&mut self.furthest);
         let second = self.node(ours[0], b).and_then(|()| self.node(ours[1], a));
-        // Where both fail, the one that got further says where the networks part.
+        // If both fail, the order that got further says where the networks differ.
         second.map_err(|second| if in_first >= self.furthest { first } else { second }).inspect_err(|_| {
             self.furthest = self.furthest.max(in_first);
         })
     }
 
-    /// The graph's input, or its normalisation and then the input.
+    /// Matches the graph's input, with or without its normalisation.
     fn input(&mut self, value: &'a str) -> Result<()> {
         let (mut value, mut scale, mut shift, mut steps) = (value, 1.0, 0.0, 0);
         // x_net = scale * x + shift, from the network back to the input.
@@ -364,14 +365,14 @@ impl<'a> Matcher<'a> {
         let mut var = file.weight(theirs.input(4)?)?.clone();
         let eps = theirs.float("epsilon", 1e-5);
         if eps != BatchNorm::EPS as f32 {
-            // Ours is fixed: the variance makes up for the difference.
+            // Our epsilon is fixed: the variance makes up for the difference.
             let wider = var.to_dtype(DType::F64).and_then(|v| v + (f64::from(eps) - BatchNorm::EPS));
             var = wider.and_then(|v| v.to_dtype(DType::F32)).map_err(|e| e.to_string())?;
         }
         self.take(node.param("running_var"), &var)
     }
 
-    /// A batch norm of ours that is folded into the layer before it: what is left of it is the layer's bias.
+    /// Matches a batch norm of ours that is folded into the layer before it: only the layer's bias is left of it.
     fn folded(&mut self, id: NodeId, theirs: &'a OnnxNode) -> Result<()> {
         let node = &self.graph.nodes()[id];
         let before = node.inputs[0];
@@ -395,7 +396,7 @@ impl<'a> Matcher<'a> {
         self.node(layer.inputs[0], theirs.input(0)?)
     }
 
-    /// Takes a weight; axes of length 1 that ours lacks are dropped.
+    /// Stores a weight in our shape, which may differ in axes of length 1.
     fn take(&mut self, name: String, tensor: &Tensor) -> Result<()> {
         let expected = &self.shapes[&name];
         let without_ones = |dims: &[usize]| dims.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>();
@@ -457,7 +458,7 @@ impl OnnxNode {
         }
     }
 
-    /// `len` times `default` if the setting is left out.
+    /// Returns the attribute `name`, or `len` times `default` if it is left out.
     fn ints(&self, name: &str, default: i64, len: usize) -> Vec<i64> {
         match self.attributes.get(name) {
             Some(OnnxAttribute::Ints(v)) => v.clone(),

@@ -1,7 +1,7 @@
-//! Our networks as ONNX graphs, both ways.
+//! Export and import of our networks as ONNX graphs.
 //!
-//! Both go through [`Graph`](crate::nn::Graph): it is written node by node, and a file is matched against it node by
-//! node from the output back, so that a file is taken only if it computes what our network computes.
+//! Both use [`Graph`](crate::nn::Graph). Export writes it node by node. Import matches a file against it node by node
+//! from the output back, so that a file is accepted only if it computes what our network computes.
 
 mod export;
 mod import;

@@ -1,13 +1,13 @@
-//! Where buffers lie in one block of memory.
+//! Places of buffers in one block of memory.
 
 use std::ops::Range;
 
-/// A piece of memory that is needed for a while.
+/// Memory that is needed for part of a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Buffer {
     /// Number of elements.
     pub size: usize,
-    /// From the moment that it is written to that after it is last read.
+    /// Lifetime: from the moment it is first used until just after the moment it is last used.
     pub alive: Range<usize>,
 }
 
@@ -17,14 +17,14 @@ impl Buffer {
     }
 }
 
-/// Returns where each buffer begins, so that no two overlap that are alive at once, and how long the block is: the largest first, each at
-/// the first gap that will do ("Greedy by Size for Offset Calculation", Pisarchyk and Lee, 2020, "Efficient Memory Management for Deep
-/// Neural Net Inference").
+/// Returns the start of each buffer and the length of the block, such that no two buffers overlap that are alive at the
+/// same time. Places the largest first, each in the first gap that is large enough ("Greedy by Size for Offset
+/// Calculation", Pisarchyk and Lee, 2020, "Efficient Memory Management for Deep Neural Net Inference").
 pub(super) fn lay_out(buffers: &[Buffer]) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
     order.sort_by_key(|&i| (usize::MAX - buffers[i].size, buffers[i].alive.start));
     let mut begins = vec![0; buffers.len()];
-    // Those that have a place, in the order of their places.
+    // Buffers already placed, in the order of their starts.
     let mut placed: Vec<usize> = Vec::new();
     for i in order {
         let mut begin = 0;
@@ -41,7 +41,7 @@ pub(super) fn lay_out(buffers: &[Buffer]) -> (Vec<usize>, usize) {
     (begins, end.unwrap_or(0))
 }
 
-/// Returns the most elements that are alive at once: no block is shorter.
+/// Returns the most elements that are alive at the same time: no block can be shorter.
 #[cfg(test)]
 pub(super) fn least(buffers: &[Buffer]) -> usize {
     let at = |moment: usize| buffers.iter().filter(|b| b.alive.contains(&moment)).map(|b| b.size).sum();

@@ -1,26 +1,26 @@
-//! The block of memory that a training pass has its buffers in.
+//! The block of memory that holds the buffers of a training pass.
 
 use std::sync::{Mutex, PoisonError};
 
 use super::tape::{BufferId, Tape};
 
-/// A block that goes round from step to step: fresh pages cost as much as a pass over old ones.
+/// A block that is reused from step to step: touching fresh pages costs as much as a pass over old ones.
 #[derive(Debug, Default)]
 pub(super) struct Store(Mutex<Vec<f32>>);
 
 impl Store {
-    /// Returns `len` elements or more, of any value.
+    /// Returns at least `len` elements of unspecified value.
     pub fn take(&self, len: usize) -> Vec<f32> {
         let block = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         if block.len() >= len {
             return block;
         }
-        // The smaller one first, so that both are never there.
+        // Free the smaller block first, so that both never exist at the same time.
         drop(block);
         vec![0.0; len]
     }
 
-    /// Takes a block back; of two the larger one stays.
+    /// Takes a block back; the larger of two is kept.
     pub fn give(&self, block: Vec<f32>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if block.len() > kept.len() {
@@ -29,7 +29,7 @@ impl Store {
     }
 }
 
-/// The buffers of a pass.
+/// Buffers of a pass.
 #[derive(Debug)]
 pub(super) struct Memory<'a> {
     tape: &'a Tape,
@@ -40,7 +40,7 @@ pub(super) struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
-    /// Returns those for `n` images, with any values.
+    /// Returns the buffers for `n` images, of unspecified value.
     pub fn new(tape: &'a Tape, store: &'a Store, n: usize) -> Self {
         Self { tape, store, n, block: store.take(tape.len(n)) }
     }
@@ -53,7 +53,7 @@ impl<'a> Memory<'a> {
         &mut self.block[self.tape.place(buffer, self.n)]
     }
 
-    /// Returns a buffer to write to, and the others that are alive.
+    /// Returns a buffer to write to, and the rest of the block to read from.
     pub fn split(&mut self, buffer: BufferId) -> (&mut [f32], Others<'_>) {
         let place = self.tape.place(buffer, self.n);
         let (before, rest) = self.block.split_at_mut(place.start);
@@ -68,18 +68,18 @@ impl Drop for Memory<'_> {
     }
 }
 
-/// All of a block but one buffer.
+/// The block without one buffer.
 pub(super) struct Others<'a> {
     tape: &'a Tape,
     n: usize,
     before: &'a [f32],
     after: &'a [f32],
-    /// Where the part after the buffer begins.
+    /// Start of `after` in the block.
     gap: usize,
 }
 
 impl<'a> Others<'a> {
-    /// Returns a buffer that is alive beside the one that is written to.
+    /// Returns a buffer that is alive at the same time as the written one.
     pub fn get(&self, buffer: BufferId) -> &'a [f32] {
         let place = self.tape.place(buffer, self.n);
         match place.start.checked_sub(self.gap) {

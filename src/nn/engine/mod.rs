@@ -1,10 +1,10 @@
 //! The fused engine: a whole network in f32 on the CPU as a few steps over activations.
 //!
-//! Batch norm and PReLU are never steps of their own. They are a view of an activation: a scale, a shift and a slope per
+//! Batch norm and PReLU are not steps of their own. They are a view of an activation: a scale, a shift and a slope per
 //! channel that the next convolution applies while it loads. So an activation is stored once, before its norm, and an
-//! IResNet's block keeps three of them for the backward pass: its input and the results of its two convolutions.
-//! [`Plan`] is for inference, with norms folded into the convolutions before them; [`Recording`] is a forward pass in
-//! training that knows its backward.
+//! IResNet block keeps three of them for the backward pass: its input and the results of its two convolutions. [`Plan`]
+//! is for inference, with norms folded into the preceding convolutions; [`Recording`] is a forward pass in training
+//! that can run its backward pass.
 
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod gpu;

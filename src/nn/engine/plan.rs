@@ -1,4 +1,4 @@
-//! Inference: norms folded, filters packed once, activations freed after their last use.
+//! Inference: norms are folded, filters packed once, activations freed after their last use.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -16,7 +16,7 @@ use crate::ops::conv::{Conv, ConvConfig, Epilogue, Filter};
 use crate::ops::linear;
 use crate::ops::slice::Values;
 
-/// A network for inference, of the weights that it had when the plan was made.
+/// A network for inference, with the weights it had when the plan was made.
 #[derive(Debug)]
 pub struct Plan {
     stages: Vec<Stage>,
@@ -26,7 +26,7 @@ pub struct Plan {
     pool: Pool,
 }
 
-/// An activation `(n, h, w, c)` at the beginning of memory that may have been a larger one's.
+/// An activation `(n, h, w, c)` at the start of memory that may be longer.
 struct Value {
     shape: [usize; 4],
     memory: Vec<f32>,
@@ -43,7 +43,7 @@ impl Value {
     }
 }
 
-/// A value, and what becomes of it when it is read.
+/// A value with the map that is applied when it is read.
 #[derive(Clone, Debug)]
 struct Source {
     value: usize,
@@ -56,7 +56,7 @@ impl Source {
     }
 }
 
-/// One step, and the values that nobody reads later.
+/// One step, and the values that no later step reads.
 #[derive(Debug)]
 struct Stage {
     work: Work,
@@ -100,8 +100,9 @@ impl Work {
 }
 
 impl Plan {
-    /// Returns the plan of the network of `graph` for `[n, side]`, images `(n, 3, side, side)`; none if it has an operation, a
-    /// number of channels or a type that the engine lacks. Any number of images can be run, about `n` at once are fastest.
+    /// Returns the plan of the network of `graph` for `images`, `[n, side]`: images `(n, 3, side, side)`. `None` if the
+    /// engine does not support the network's operations, channels or dtype. The plan runs any number of images; batches
+    /// of about `n` are fastest.
     ///
     /// # Errors
     /// When a parameter cannot be read.
@@ -110,27 +111,28 @@ impl Plan {
         Builder::new(&program, &shapes, params, Weights::Shared).build().map(Some)
     }
 
-    /// As [`Self::of`], with the weights given up as soon as they are packed; nobody else should hold them.
+    /// Like [`Self::of`], but frees convolution weights as soon as they are packed; nothing else should hold them.
     ///
     /// # Errors
-    /// When a parameter cannot be read, or the engine lacks something: [`Self::fits`] says that before.
+    /// When a parameter cannot be read, or the engine does not support the network, which [`Self::fits`] checks
+    /// beforehand.
     pub fn consuming(graph: &Graph, mut params: Params, images: [usize; 2]) -> Result<Self> {
         let Some((program, shapes)) = supported(graph, &params, images) else {
-            bail!("the engine lacks something that this network needs")
+            bail!("the engine does not support this network")
         };
         let weights = Weights::Given(params.take_weights());
         Builder::new(&program, &shapes, &params, weights).build()
     }
 
-    /// Whether there is a plan.
+    /// Whether the engine supports the network.
     pub fn fits(graph: &Graph, params: &Params, images: [usize; 2]) -> bool {
         supported(graph, params, images).is_some()
     }
 
-    /// Returns the embeddings `(N, embedding_size)`, f32, of images `(N, 3, S, S)`; the networks' evaluation mode.
+    /// Returns the embeddings `(N, embedding_size)`, f32, of images `(N, 3, S, S)`, in evaluation mode.
     ///
     /// # Errors
-    /// When the images are of another size or type.
+    /// When there are no images, or they have another size or type.
     pub fn run(&self, images: &Tensor) -> Result<Tensor> {
         let (n, side) = (images.dims().first().copied().unwrap_or(0), self.side);
         if images.dims() != [n, 3, side, side] {
@@ -139,7 +141,7 @@ impl Plan {
         if n == 0 {
             bail!("expected at least one image");
         }
-        // From outside, every parallel loop would wake the workers and put this thread to sleep.
+        // From outside the pool, every parallel loop would wake the worker threads and put this thread to sleep.
         rayon::scope(|_| self.run_as_worker(images))
     }
 
@@ -159,7 +161,7 @@ impl Plan {
                 }
             }
         }
-        let Some(last) = values[self.output.value].take() else { bail!("the plan has no result") };
+        let Some(last) = values[self.output.value].take() else { bail!("the plan computed no result") };
         let [_, h, w, c] = last.shape;
         let mut y = vec![0.0; n * h * w * c];
         channels::write(self.output.seen(last.data()), c, &mut y);
@@ -174,13 +176,13 @@ impl Plan {
     fn carry_out(&self, work: &Work, values: &[Option<Value>]) -> Result<Value> {
         let value = |value: usize| match &values[value] {
             Some(value) => Ok((value.shape, value.data())),
-            None => bail!("value {value} is not there"),
+            None => bail!("value {value} is missing"),
         };
         match work {
             Work::Conv { x, filter, weight, config, bias, slope, residual } => {
                 let (shape, data) = value(x.value)?;
                 let Some(conv) = Conv::of_filter(shape, *weight, *config, filter) else {
-                    bail!("conv2d: {shape:?} and {weight:?}")
+                    bail!("conv2d: input {shape:?} does not fit weight {weight:?}")
                 };
                 let residual = residual.map(|residual| Ok::<_, candle_core::Error>(value(residual)?.1)).transpose()?;
                 let mut y = self.fresh(conv.output());
@@ -214,25 +216,25 @@ impl Plan {
     }
 }
 
-/// The steps of a network and the shapes of their values, if the engine has all it needs.
+/// Returns the steps of a network and the shapes of their values, if the engine supports the network.
 fn supported(graph: &Graph, params: &Params, [n, side]: [usize; 2]) -> Option<(Program, Vec<[usize; 4]>)> {
     let program = Program::of(graph).filter(|_| params.is_single_on_cpu())?;
     let shapes = program.shapes(&params.shapes(), [n.max(1), side, side, 3])?;
     Some((program, shapes))
 }
 
-/// Where the weights of convolutions and fully connected layers are.
+/// Source of the weights of convolutions and fully connected layers.
 enum Weights {
-    /// With the other parameters, and they stay there.
+    /// Shared with the other parameters, which keep them.
     Shared,
-    /// Here, and each is freed once it is packed.
+    /// Owned here; a convolution's weight is freed once it is packed.
     Given(BTreeMap<String, Tensor>),
 }
 
 /// Turns steps into stages.
 struct Builder<'a> {
     program: &'a Program,
-    /// Of all values.
+    /// Shapes of all values.
     shapes: &'a [[usize; 4]],
     params: &'a Params,
     weights: RefCell<Weights>,
@@ -253,7 +255,7 @@ impl<'a> Builder<'a> {
         weight.map_or_else(|| bail!("no parameter {name}"), |weight| weight.contiguous())
     }
 
-    /// Whether the norm of a step's result becomes a part of the step: nobody sees the result without it.
+    /// Whether the norm of a step's result is folded into the step, because nothing reads the result without its norm.
     fn is_folded(&self, value: usize) -> bool {
         let is_seen = self.program.raw_of(value).is_some_and(|view| self.uses[view] > 0);
         let step = value.checked_sub(1).map(|step| &self.program.steps[step]);
@@ -273,7 +275,8 @@ impl<'a> Builder<'a> {
         Ok(Source { value: view.value, constants })
     }
 
-    /// The convolution that only this sum reads: it can add the other side itself, at the place of the sum.
+    /// Returns the convolution that only this sum reads: it can run at the place of the sum and add the other side
+    /// itself.
     fn sole_conv(&self, view: ViewId) -> Option<usize> {
         let value = self.program.views[view].value;
         let step = value.checked_sub(1)?;
@@ -282,7 +285,8 @@ impl<'a> Builder<'a> {
         (is_conv && is_bare && self.uses[view] == 1).then_some(step)
     }
 
-    /// Sums that a convolution takes over: the convolution's step and the other side's value, by the step of the sum.
+    /// Sums that are merged into a convolution: by the step of the sum, the convolution's step and the other side's
+    /// value.
     fn merged(&self) -> Result<HashMap<usize, (usize, usize)>> {
         let mut merged = HashMap::new();
         let mut moved = HashSet::new();
@@ -328,13 +332,15 @@ impl<'a> Builder<'a> {
         Ok(Plan { stages, num_values: self.shapes.len(), output, side, pool: Pool::default() })
     }
 
-    /// The convolution of step `i` with its norm folded into filter, bias and slope.
+    /// Returns the convolution of step `i` with its norm folded into filter, bias and slope.
     fn conv(&self, i: usize, residual: Option<usize>) -> Result<Work> {
         let step = &self.program.steps[i];
-        let Step::Conv { x, path, config } = step else { bail!("{step:?} is no convolution") };
+        let Step::Conv { x, path, config } = step else { bail!("{step:?} is not a convolution") };
         let tensor = self.weight(path)?;
         let (x, shape): (_, [usize; 4]) = (self.source(*x)?, tensor.dims4()?.into());
-        let Some(conv) = Conv::new(self.shapes[x.value], shape, *config) else { bail!("conv2d: {path}: no method") };
+        let Some(conv) = Conv::new(self.shapes[x.value], shape, *config) else {
+            bail!("conv2d: {path}: unsupported sizes")
+        };
         let constants = match self.program.norm_of(i + 1).filter(|_| self.is_folded(i + 1)) {
             Some(view) => self.constants(&self.program.views[view])?,
             None => None,

@@ -1,11 +1,11 @@
-//! What a network computes, as steps over activations and views of them.
+//! A network as steps over activations and views of them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::nn::graph::{Graph, NodeId, Op};
 use crate::ops::conv::{Conv, ConvConfig};
 
-/// Number of a [`View`].
+/// Index of a [`View`].
 pub(super) type ViewId = usize;
 
 /// The steps of a network. Value 0 is the images, value `i + 1` the result of step `i`.
@@ -16,21 +16,22 @@ pub(super) struct Program {
     pub output: ViewId,
 }
 
-/// What is computed from views.
+/// A computation on views.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Step {
-    /// Parameter `weight` under the path.
+    /// Convolution with parameter `weight` under the path.
     Conv { x: ViewId, path: String, config: ConvConfig },
-    /// The sum of two.
+    /// Sum of two views.
     Add { a: ViewId, b: ViewId },
-    /// What is seen, as it is seen.
+    /// Writes a view, with its norm applied, as a new value.
     Write { x: ViewId },
-    /// Parameters `weight` and maybe `bias`; the input in the order channels, rows, columns.
+    /// Fully connected layer with parameters `weight` and optionally `bias`; the input is flattened in the order
+    /// channels, rows, columns.
     Linear { x: ViewId, path: String, has_bias: bool },
 }
 
 impl Step {
-    /// The views that are read.
+    /// Views that the step reads.
     pub fn inputs(&self) -> Vec<ViewId> {
         match self {
             Self::Conv { x, .. } | Self::Write { x } | Self::Linear { x, .. } => vec![*x],
@@ -38,7 +39,7 @@ impl Step {
         }
     }
 
-    /// The names of its parameters.
+    /// Names of the step's parameters.
     pub fn param_names(&self) -> Vec<String> {
         match self {
             Self::Conv { path, .. } => vec![format!("{path}.weight")],
@@ -49,14 +50,14 @@ impl Step {
     }
 }
 
-/// A value as it is, or after its norm.
+/// A value as it is (raw), or after its norm.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct View {
     pub value: usize,
     pub norm: Option<Norm>,
 }
 
-/// Batch norm, and PReLU if there is one.
+/// Batch norm, followed by PReLU if there is one.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Norm {
     /// Path of the batch norm's parameters and statistics.
@@ -66,7 +67,7 @@ pub(super) struct Norm {
 }
 
 impl Norm {
-    /// The names of its parameters.
+    /// Names of the norm's parameters.
     pub fn param_names(&self) -> Vec<String> {
         let slope = self.prelu.as_ref().map(|prelu| format!("{prelu}.weight"));
         [format!("{}.weight", self.bn), format!("{}.bias", self.bn)].into_iter().chain(slope).collect()
@@ -74,14 +75,14 @@ impl Norm {
 }
 
 impl Program {
-    /// Returns the steps of a network; none if it has an operation that the engine lacks.
+    /// Returns the steps of a network; `None` if it has an operation that the engine does not support.
     pub fn of(graph: &Graph) -> Option<Self> {
         let mut uses: HashMap<NodeId, usize> = HashMap::new();
         for node in graph.nodes() {
             node.inputs.iter().for_each(|input| *uses.entry(*input).or_default() += 1);
         }
         let mut program = Self::default();
-        // The view that shows each node's result.
+        // View of each node's result.
         let mut shown: Vec<ViewId> = Vec::new();
         for node in graph.nodes() {
             let input = |i: usize| node.inputs.get(i).map(|node| shown[*node]);
@@ -100,7 +101,7 @@ impl Program {
                 Op::BatchNorm => {
                     let mut x = input(0)?;
                     if program.views[x].norm.is_some() {
-                        // A norm of a norm: the first is carried out, and what comes later sees the result.
+                        // A norm of a norm: the first is written out, and later nodes read the result.
                         let written = program.push(Step::Write { x });
                         shown[node.inputs[0]] = written;
                         x = written;
@@ -134,24 +135,24 @@ impl Program {
         self.views.len() - 1
     }
 
-    /// Appends a step; returns the view of its result as it is.
+    /// Appends a step; returns the raw view of its result.
     fn push(&mut self, step: Step) -> ViewId {
         self.steps.push(step);
         self.view(self.steps.len(), None)
     }
 
-    /// The view of a value as it is.
+    /// Returns the raw view of a value.
     pub fn raw_of(&self, value: usize) -> Option<ViewId> {
         self.views.iter().position(|view| view.value == value && view.norm.is_none())
     }
 
-    /// The view of a value after its norm, if it has one.
+    /// Returns the view of a value after its norm, if it has one.
     pub fn norm_of(&self, value: usize) -> Option<ViewId> {
         self.views.iter().position(|view| view.value == value && view.norm.is_some())
     }
 
-    /// The shapes `(n, h, w, c)` of all values from those of the weights by name; none if the engine lacks a convolution of
-    /// these sizes, or they do not fit each other.
+    /// Returns the shapes `(n, h, w, c)` of all values from those of the weights by name; `None` if the engine does not
+    /// support a convolution of these sizes, or the shapes do not match.
     pub fn shapes(&self, weights: &BTreeMap<String, Vec<usize>>, images: [usize; 4]) -> Option<Vec<[usize; 4]>> {
         let weight = |path: &str| weights.get(&format!("{path}.weight")).map(Vec::as_slice);
         let mut shapes = vec![images];
@@ -181,14 +182,14 @@ impl Program {
         Some(shapes)
     }
 
-    /// The names of all parameters.
+    /// Names of all parameters.
     pub fn param_names(&self) -> HashSet<String> {
         let of_steps = self.steps.iter().flat_map(Step::param_names);
         let of_norms = self.views.iter().filter_map(|view| view.norm.as_ref()).flat_map(Norm::param_names);
         of_steps.chain(of_norms).collect()
     }
 
-    /// How often each view is read, the output once.
+    /// Returns how often each view is read; the output counts once more.
     pub fn num_uses(&self) -> Vec<usize> {
         let mut uses = vec![0; self.views.len()];
         self.steps.iter().flat_map(Step::inputs).chain([self.output]).for_each(|view| uses[view] += 1);

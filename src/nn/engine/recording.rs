@@ -1,4 +1,4 @@
-//! A forward pass in training that knows its backward.
+//! A forward pass in training that can run its backward pass.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,21 +20,22 @@ use crate::ops::conv::{Conv, Epilogue};
 use crate::ops::linear;
 use crate::ops::slice::Values;
 
-/// Trains a network without a graph of tensors: one pass forward, one back.
+/// Trains a network without candle's graph of tensors: one forward and one backward pass.
 #[derive(Debug)]
 pub struct Engine {
     program: Program,
     tape: Tape,
-    /// The shapes `(1, h, w, c)` of the values of one image.
+    /// Shapes `(1, h, w, c)` of the values of one image.
     shapes: Vec<[usize; 4]>,
     store: Store,
-    /// For the gradients of the parameters.
+    /// Memory for the gradients of the parameters.
     pool: Arc<Pool>,
 }
 
 impl Engine {
-    /// Returns an engine for the network of `graph` with images `(3, side, side)` that keeps as much as it is told to; none if the network
-    /// has an operation, a number of channels or a type that the engine lacks. Parameters that are frozen now stay so.
+    /// Returns an engine for the network of `graph` with images `(3, side, side)`; `keep` says how much of the forward
+    /// pass it keeps. `None` if the engine does not support the network's operations, channels or dtype, or a trained
+    /// parameter would get no gradient. Parameters that are frozen now stay frozen.
     pub fn of(graph: &Graph, params: &Params, side: usize, keep: Keep) -> Option<Self> {
         let program = Program::of(graph)?;
         // A parameter without a gradient would never train.
@@ -49,16 +50,17 @@ impl Engine {
         Some(Self { program, tape, shapes, store: Store::default(), pool: Arc::default() })
     }
 
-    /// Returns how many bytes the activations of `n` images and their gradients take.
+    /// Returns the number of bytes that the activations of `n` images and their gradients take.
     pub fn activation_bytes(&self, n: usize) -> usize {
         self.tape.len(n).saturating_mul(size_of::<f32>())
     }
 
-    /// Returns the embeddings of images `(N, 3, S, S)`, f32, in training mode, with what the backward pass needs. Running
-    /// statistics take part as in [`BatchNorm`]; `dropout` acts on the input of the fully connected layer.
+    /// Returns the embeddings of images `(N, 3, S, S)`, f32, in training mode, and the recording for the backward pass.
+    /// Running statistics are used and updated as in [`BatchNorm`]; `dropout` acts on the input of the fully connected
+    /// layer.
     ///
     /// # Errors
-    /// When the images do not fit the network, or a batch has one value per channel.
+    /// When the images do not match the network, or a batch has one value per channel.
     pub fn record<'a>(
         &'a self,
         params: &'a Params,
@@ -89,12 +91,12 @@ fn dims4(x: &Tensor) -> Option<[usize; 4]> {
     x.dims().try_into().ok()
 }
 
-/// What a norm makes of a value when it is read.
+/// Returns a value with the map of its norm, which is applied when it is read.
 fn seen<'a>(norm: &'a Option<Normalised>, x: &'a [f32]) -> Seen<'a> {
     Seen { x, constants: norm.as_ref().map(Normalised::constants) }
 }
 
-/// The activations of a forward pass.
+/// Activations of a forward pass, for its backward pass.
 #[derive(Debug)]
 pub struct Recording<'a> {
     engine: &'a Engine,
@@ -102,9 +104,9 @@ pub struct Recording<'a> {
     /// Number of images.
     n: usize,
     memory: Memory<'a>,
-    /// By view.
+    /// Norm of each view, if it has one.
     norms: Vec<Option<Normalised>>,
-    /// What dropout multiplied the input of each fully connected step by.
+    /// Dropout's factors for the input of each fully connected step.
     masks: BTreeMap<usize, Vec<f32>>,
 }
 
@@ -142,7 +144,7 @@ impl Recording<'_> {
                 channels::write(seen(&self.norms[*x], others.get(inputs[0])), c, y);
             }
             Step::Linear { x, path, has_bias } => {
-                let Some(flat) = *flat else { bail!("linear: no place for the input of {path}") };
+                let Some(flat) = *flat else { bail!("linear: no buffer for the input of {path}") };
                 let ([n, h, w, of_input], weight) = (self.shape(*x), self.param(path, "weight")?);
                 let bias = has_bias.then(|| self.param(path, "bias")).transpose()?;
                 let bias = bias.as_ref().map(|bias| Values::of("linear", bias)).transpose()?;
@@ -161,15 +163,15 @@ impl Recording<'_> {
     }
 
     fn conv(&self, step: &Step) -> Result<Conv> {
-        let Step::Conv { x, path, config } = step else { bail!("{step:?} is no convolution") };
+        let Step::Conv { x, path, config } = step else { bail!("{step:?} is not a convolution") };
         let weight = self.param(path, "weight")?;
         match dims4(&weight).and_then(|w| Conv::new(self.shape(*x), w, *config)) {
             Some(conv) => Ok(conv),
-            None => bail!("conv2d: {path}: no method"),
+            None => bail!("conv2d: {path}: unsupported sizes"),
         }
     }
 
-    /// Prepares the view of a step's result after its norm, if it has one.
+    /// Computes the norm of a step's result, if it has one.
     fn normalise(&mut self, Forward { i, y, .. }: &Forward) -> Result<()> {
         let program = &self.engine.program;
         let Some(view) = program.norm_of(i + 1) else { return Ok(()) };
@@ -193,7 +195,7 @@ impl Recording<'_> {
         Tensor::from_vec(y, (n, h * w * c), &Device::Cpu)
     }
 
-    /// Returns the gradients of all trained parameters from that of the embeddings, `(N, embedding_size)`, f32.
+    /// Returns the gradients of all trained parameters from the gradient of the embeddings, `(N, embedding_size)`, f32.
     ///
     /// # Errors
     /// When the gradient's shape is not that of the embeddings.
@@ -202,7 +204,7 @@ impl Recording<'_> {
         let grad = grad.contiguous()?;
         let (grad, to) = (Values::of("backward", &grad)?, self.memory.get_mut(engine.tape.gradient));
         if grad.len() != to.len() {
-            bail!("backward: a gradient of {} elements for {}", grad.len(), to.len());
+            bail!("backward: a gradient of {} elements for embeddings of {}", grad.len(), to.len());
         }
         to.copy_from_slice(&grad);
         let mut all = Gradients::flat(self.params, &engine.pool);
@@ -239,7 +241,7 @@ impl Recording<'_> {
             }
             Task::Input { i, gy, other, gx } => {
                 let step = &program.steps[*i];
-                let Step::Conv { path, .. } = step else { bail!("{step:?} is no convolution") };
+                let Step::Conv { path, .. } = step else { bail!("{step:?} is not a convolution") };
                 let (conv, weight) = (self.conv(step)?, self.param(path, "weight")?);
                 let (gx, others) = self.memory.split(*gx);
                 let epilogue = Epilogue { residual: other.map(|other| others.get(other)), ..Default::default() };
@@ -255,7 +257,7 @@ impl Recording<'_> {
         Ok(())
     }
 
-    /// Writes the gradients of fully connected step `i`; that of its input, if asked for, channels last.
+    /// Writes the gradients of fully connected step `i`; the gradient of its input, if requested, is channels-last.
     fn linear(&mut self, i: usize, [flat, gy]: [BufferId; 2], gx: Option<BufferId>, all: &mut Gradients) -> Result<()> {
         let step = &self.engine.program.steps[i];
         let Step::Linear { x, path, has_bias } = step else { bail!("{step:?} is not fully connected") };
@@ -271,7 +273,7 @@ impl Recording<'_> {
             write_f64(all, path, "bias", &sums);
         }
         let Some(gx) = gx else { return Ok(()) };
-        // Where the input was, transposed.
+        // The transposed gradient overwrites the flattened input.
         linear::grad_x_transposed(gy, &Values::of("linear", &weight)?, [n, inputs, outputs], features);
         let mask = self.masks.get(&i);
         let (gx, others) = self.memory.split(gx);
@@ -288,7 +290,7 @@ impl Recording<'_> {
     }
 }
 
-/// The constants of a norm from its parameters.
+/// Returns a norm with the parameters of batch norm and PReLU.
 pub(super) fn normalised(
     params: &Params,
     (bn, prelu): (&str, Option<&str>),

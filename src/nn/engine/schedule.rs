@@ -1,34 +1,37 @@
-//! What a training pass keeps of its forward pass, what it lets go, and what it computes again.
+//! The values of a forward pass that training keeps, releases and recomputes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::program::{Norm, Program, Step, View};
 
-/// Which values and gradients a backward pass needs, and when.
+/// Values and gradients that a backward pass needs, and when it needs them.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Schedule {
-    /// By view: whether something trained depends on its gradient.
+    /// By view: whether a trained parameter depends on its gradient.
     pub views: Vec<bool>,
-    /// By value: likewise.
+    /// By value: the same.
     pub values: Vec<bool>,
-    /// By step: the values to give up after it.
+    /// By step: the values to release after it.
     pub released: Vec<Vec<usize>>,
-    /// By value: the steps to carry out again once its gradient is known, for the backward passes of the steps before it.
+    /// By value: the steps to recompute once its gradient is known, for the backward passes of the steps that come
+    /// before it.
     pub again: BTreeMap<usize, Range<usize>>,
 }
 
 /// How much of a forward pass is kept for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// All that it needs, but for what one pass over memory gives again.
+    /// Everything that it needs, except values that one pass over memory recomputes.
     All,
-    /// Some blocks' results, from which the rest is computed again (Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost").
+    /// Activation checkpointing: keep some block outputs and recompute the rest (Chen et al., 2016, "Training Deep Nets
+    /// with Sublinear Memory Cost").
     Some,
 }
 
 impl Schedule {
-    /// Returns that of a program whose values have `shapes`, for any number of images, and whose parameters are trained where `is_trained`.
+    /// Returns the schedule of a program. `shapes` are those of its values for any number of images, and `is_trained`
+    /// tells which parameters are trained.
     pub fn new(program: &Program, shapes: &[[usize; 4]], is_trained: impl Fn(&str) -> bool, keep: Keep) -> Self {
         let (values, views) = needed(program, &is_trained);
         let used = used(program, &views, &is_trained);
@@ -53,7 +56,7 @@ impl Schedule {
     }
 }
 
-/// Whether something trained depends on the gradient of each value, and of each view.
+/// Returns, for each value and each view, whether a trained parameter depends on its gradient.
 fn needed(program: &Program, is_trained: &dyn Fn(&str) -> bool) -> (Vec<bool>, Vec<bool>) {
     let has_trained = |names: Vec<String>| names.iter().any(|name| is_trained(name));
     let (mut values, mut views) = (Vec::new(), vec![false; program.views.len()]);
@@ -69,7 +72,8 @@ fn needed(program: &Program, is_trained: &dyn Fn(&str) -> bool) -> (Vec<bool>, V
     (values, views)
 }
 
-/// Whether the backward pass reads each value: for the norm behind it, or for the filter of a convolution of it.
+/// Returns, for each value, whether the backward pass reads it: for the norm that follows, or for a convolution's
+/// filter.
 fn used(program: &Program, views: &[bool], is_trained: &dyn Fn(&str) -> bool) -> Vec<bool> {
     let mut used = vec![false; program.steps.len() + 1];
     for (View { value, norm }, is_needed) in program.views.iter().zip(views) {
@@ -83,7 +87,7 @@ fn used(program: &Program, views: &[bool], is_trained: &dyn Fn(&str) -> bool) ->
     used
 }
 
-/// By value: the step to carry out again once its gradient is known, of those that are one pass over a value that is kept.
+/// By value: the step to recompute once its gradient is known, for steps that are one pass over a value that is kept.
 fn written(program: &Program, used: &[bool], last_uses: &[Option<usize>]) -> BTreeMap<usize, Range<usize>> {
     let mut again = BTreeMap::new();
     for (i, step) in program.steps.iter().enumerate() {
@@ -96,7 +100,7 @@ fn written(program: &Program, used: &[bool], last_uses: &[Option<usize>]) -> BTr
     again
 }
 
-/// The last step that reads each value; none for the output, which is read after them.
+/// Returns the last step that reads each value; `None` for the output, which is read after all steps.
 fn last_uses(program: &Program) -> Vec<Option<usize>> {
     let mut last: Vec<Option<usize>> =
         (0..=program.steps.len()).map(|value| value.checked_sub(1).or(Some(0))).collect();
@@ -107,18 +111,18 @@ fn last_uses(program: &Program) -> Vec<Option<usize>> {
     last
 }
 
-/// The ranges of values of which the first and the last are kept and those between them computed again: so chosen that the backward
-/// pass takes the least memory at its peak. What is behind the last range is kept.
+/// Returns the ranges of values whose ends are kept and whose inner values are recomputed, chosen for the lowest peak
+/// memory of the backward pass. All values after the last range are kept.
 fn segments(program: &Program, shapes: &[[usize; 4]], values: &[bool]) -> Vec<Range<usize>> {
     let cuts = cuts(program, values);
     let sizes: Vec<usize> = shapes.iter().map(|shape| shape.iter().product()).collect();
     let inside = |from: usize, to: usize| -> usize { sizes[from + 1..to].iter().sum() };
-    // A gradient is there beside that of the step before it, each as large as a value.
+    // A gradient is alive together with that of the step before it, each as large as a value.
     let peak = |from: usize, to: usize| {
         let largest = sizes[from..(to + 1).min(sizes.len())].iter().max();
         inside(from, to) + 2 * largest.copied().unwrap_or(0)
     };
-    // For a limit: the cuts that keep the least, if any stay below it everywhere.
+    // Returns the cuts that keep the least, of those whose peak stays within `limit`, if there are any.
     let choose = |limit: usize| -> Option<Vec<usize>> {
         let mut best: Vec<Option<(usize, usize)>> = vec![None; cuts.len()];
         best[0] = Some((sizes[cuts[0]], 0));
@@ -151,8 +155,8 @@ fn segments(program: &Program, shapes: &[[usize; 4]], values: &[bool]) -> Vec<Ra
     choose(high).map_or(Vec::new(), |chosen| chosen.windows(2).map(|w| w[0]..w[1]).collect())
 }
 
-/// The values that everything behind them is computed from, in their order; from the last one on that nothing trained is before. None
-/// is behind a fully connected step: what dropout drew for it is not drawn again.
+/// Returns the values that everything after them is computed from, in order, starting with the last one that has
+/// nothing trained before it. None lies after a fully connected step, because its dropout mask is not drawn again.
 fn cuts(program: &Program, values: &[bool]) -> Vec<usize> {
     let is_linear = |step: &Step| matches!(step, Step::Linear { .. });
     let end = program.steps.iter().position(is_linear).unwrap_or(program.steps.len());
@@ -174,7 +178,8 @@ pub(super) mod tests {
     use crate::nn::graph::{Graph, NodeId, Op, Trace};
     use crate::ops::conv::ConvConfig;
 
-    /// A stem with norm and PReLU, and blocks of norm, convolution, norm with PReLU, convolution and sum, in four stages that halve the sides.
+    /// A stem with norm and PReLU, then blocks of norm, convolution, norm with PReLU, convolution and sum, in four
+    /// stages that halve the sides.
     struct Chain(usize);
 
     impl Trace for Chain {
@@ -222,7 +227,7 @@ pub(super) mod tests {
         for (frozen, keep) in parts.into_iter().flat_map(|frozen| [(frozen, Keep::All), (frozen, Keep::Some)]) {
             let is_trained = |name: &str| !frozen.iter().any(|prefix| name.starts_with(prefix));
             let schedule = Schedule::new(&program, &shapes, is_trained, keep);
-            // The PReLU's result, which the first block's norm follows.
+            // The stem's PReLU result is recomputed, because the first block's norm follows it.
             assert_eq!(schedule.again.is_empty(), keep == Keep::All && frozen.contains(&"stem"));
             let used = used(&program, &schedule.views, &is_trained);
             let mut there = vec![true; shapes.len()];

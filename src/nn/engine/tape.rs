@@ -1,4 +1,5 @@
-//! A training pass as tasks on buffers, each of which has its place in one block of memory: when each is alive is known ahead.
+//! A training pass as a list of tasks on buffers. Their lifetimes are known ahead, so each buffer has a fixed place in
+//! one block of memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,33 +8,35 @@ use super::layout::{Buffer, lay_out};
 use super::program::{Program, Step, ViewId};
 use super::schedule::Schedule;
 
-/// Number of a buffer: a value, or the gradient of one.
+/// Index of a buffer, which holds a value or the gradient of one.
 pub(super) type BufferId = usize;
 
-/// A step of the program, and the buffers that it goes from and to.
+/// A step of the program with the buffers that it reads and writes.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Forward {
-    /// The step's number.
+    /// Index of the step.
     pub i: usize,
-    /// What its views are of.
+    /// Buffers of the values that its views show.
     pub inputs: Vec<BufferId>,
-    /// For the input of a fully connected step as that reads it.
+    /// Buffer for a fully connected step's input, flattened in the order channels, rows, columns.
     pub flat: Option<BufferId>,
     pub y: BufferId,
 }
 
-/// What is done in the backward pass.
+/// A task of the backward pass.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Task {
-    /// A step is carried out again.
+    /// Recomputes a step of the forward pass.
     Again(Forward),
-    /// The gradients of a norm: `gy` of what its view shows and `direct` of the value as it is become the value's, where that was.
+    /// Gradients of a norm. `gy` is the gradient of the view after the norm, `direct` that of the raw value; the
+    /// value's own gradient overwrites the value in `x`.
     Norm { view: ViewId, x: BufferId, gy: BufferId, direct: Option<BufferId> },
     /// The gradient of a convolution's filter.
     Filter { i: usize, x: BufferId, gy: BufferId },
-    /// That of a convolution's input, together with what else reached it.
+    /// Gradient of a convolution's input, plus `other`, the gradient from the input's other uses so far.
     Input { i: usize, gy: BufferId, other: Option<BufferId>, gx: BufferId },
-    /// Those of a fully connected step, of its input if that is asked for. Its input as it read it is lost.
+    /// Gradients of a fully connected step. With `gx`, the gradient of its input too, which overwrites the flattened
+    /// input.
     Linear { i: usize, flat: BufferId, gy: BufferId, gx: Option<BufferId> },
     /// The sum of two gradients of a view.
     Sum { view: ViewId, a: BufferId, b: BufferId, y: BufferId },
@@ -78,21 +81,21 @@ impl Task {
 pub(super) struct Tape {
     pub forward: Vec<Forward>,
     pub backward: Vec<Task>,
-    /// What the forward pass begins with.
+    /// Buffer of the images, which the forward pass starts from.
     pub images: BufferId,
-    /// What it ends with.
+    /// Buffer of the output's value, which the forward pass ends with.
     pub output: BufferId,
-    /// What the backward pass begins with: the gradient of what the output's view shows.
+    /// Buffer of the gradient of the output's view, which the backward pass starts from.
     pub gradient: BufferId,
-    /// By buffer: its elements of the block, for one image.
+    /// By buffer: its range of elements in the block, for one image.
     places: Vec<Range<usize>>,
-    /// The block's elements for one image.
+    /// Length of the block for one image, in elements.
     len: usize,
 }
 
 impl Tape {
-    /// Returns that of a program whose values have `shapes` for one image and whose parameters are trained where `is_trained`; none if
-    /// no gradient reaches something trained.
+    /// Returns the tape of a program. `shapes` are those of its values for one image, and `is_trained` tells which
+    /// parameters are trained. `None` if a step that trained parameters depend on gets no gradient.
     pub fn new(
         program: &Program,
         shapes: &[[usize; 4]],
@@ -125,7 +128,7 @@ impl Tape {
         Some(tape)
     }
 
-    /// The buffers, which have these sizes, with when each is alive.
+    /// Returns the buffers, of these sizes, with their lifetimes.
     fn buffers(&self, sizes: &[usize]) -> Vec<Buffer> {
         let of_forward = self.forward.iter().map(|forward| [forward.read(), forward.written()].concat());
         let of_backward = self.backward.iter().map(|task| [task.read(), task.written()].concat());
@@ -141,12 +144,12 @@ impl Tape {
         buffers
     }
 
-    /// The elements of the block for `n` images.
+    /// Length of the block for `n` images, in elements.
     pub fn len(&self, n: usize) -> usize {
         self.len.saturating_mul(n)
     }
 
-    /// Where a buffer is, for `n` images.
+    /// Range of a buffer in the block, for `n` images.
     pub fn place(&self, buffer: BufferId, n: usize) -> Range<usize> {
         let place = &self.places[buffer];
         place.start * n..place.end * n
@@ -156,15 +159,15 @@ impl Tape {
 struct Writer<'a> {
     program: &'a Program,
     schedule: &'a Schedule,
-    /// Of the values of one image.
+    /// Elements of each value for one image.
     sizes: Vec<usize>,
-    /// Of the buffers for one image.
+    /// Elements of each buffer for one image.
     buffers: Vec<usize>,
-    /// Where each value is.
+    /// Current buffer of each value.
     values: Vec<BufferId>,
-    /// The inputs of fully connected steps.
+    /// Buffers of the flattened inputs of fully connected steps, by step.
     flat: BTreeMap<usize, BufferId>,
-    /// Where the gradient of each view is, as far as it is known.
+    /// Buffer of the gradient of each view, as far as it is known.
     grads: Vec<Option<BufferId>>,
     tasks: Vec<Task>,
 }
@@ -179,14 +182,14 @@ impl Writer<'_> {
         self.values[self.program.views[view].value]
     }
 
-    /// A buffer for the gradient of a view, which is then known.
+    /// Creates the buffer for the gradient of a view and records it.
     fn gradient(&mut self, view: ViewId) -> BufferId {
         let buffer = self.buffer(self.sizes[self.program.views[view].value]);
         self.grads[view] = Some(buffer);
         buffer
     }
 
-    /// Carries out step `i`, for the first time or again.
+    /// Returns the task of step `i`, with new buffers: for its first run or to recompute it.
     fn step(&mut self, i: usize) -> Forward {
         let step = &self.program.steps[i];
         let inputs: Vec<BufferId> = step.inputs().iter().map(|view| self.shown(*view)).collect();
@@ -205,7 +208,7 @@ impl Writer<'_> {
     fn step_backward(&mut self, i: usize, is_trained: &dyn Fn(&str) -> bool) -> Option<()> {
         let gy = self.norm_backward(i + 1);
         if !self.schedule.values[i + 1] {
-            // Nothing that it was computed from is trained.
+            // No trained parameter takes part in computing it.
             return Some(());
         }
         let gy = gy?;
@@ -238,7 +241,7 @@ impl Writer<'_> {
         Some(())
     }
 
-    /// Where the gradient of a value is as it is: what reached it directly, and through its norm.
+    /// Returns the buffer of a raw value's gradient: the sum of what reached it directly and through its norm.
     fn norm_backward(&mut self, value: usize) -> Option<BufferId> {
         let direct = self.program.raw_of(value).and_then(|view| self.grads[view]);
         let normed = self.program.norm_of(value).and_then(|view| Some((view, self.grads[view]?)));
@@ -248,7 +251,8 @@ impl Writer<'_> {
         Some(x)
     }
 
-    /// Adds a gradient to that of a view; no buffer of one is written to any more, as both sides of a sum share theirs.
+    /// Adds `gy` to the gradient of a view. Finished gradients are never overwritten, because both sides of a sum share
+    /// one.
     fn hand_on(&mut self, view: ViewId, gy: BufferId) {
         if !self.schedule.views[view] {
             return;
@@ -276,7 +280,7 @@ mod tests {
         Tape::new(&program, &shapes, &schedule, is_trained).expect("all steps have gradients")
     }
 
-    /// Whose contents the elements of a block are.
+    /// The elements of a block, and the buffer whose contents each one holds.
     struct Block<'a>(&'a Tape, Vec<Option<BufferId>>);
 
     impl Block<'_> {
@@ -307,7 +311,7 @@ mod tests {
                 for forward in &tape.forward {
                     block.read(&forward.read(), forward);
                     block.write(&forward.written());
-                    // Its statistics are measured, or the second of two parts reads the first.
+                    // It is read again: for its statistics, or by the second part of a fully connected step.
                     block.read(&forward.written(), forward);
                 }
                 block.read(&[tape.output], &"output");
@@ -347,7 +351,7 @@ mod tests {
         let is_last = |name: &str| name.starts_with("fc") || name.starts_with("last");
         for keep in [Keep::All, Keep::Some] {
             let tape = tape(8, &is_last, keep);
-            // A block's input and its two convolutions, at the largest.
+            // At most a block's input and the results of its two convolutions.
             assert!(tape.len(1) <= 3 * 64 * 64 * 16, "{}", tape.len(1));
             let is_linear = |task: &Task| matches!(task, Task::Linear { gx: None, .. });
             assert!(

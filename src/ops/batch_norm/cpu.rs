@@ -78,7 +78,7 @@ impl<T: WithDType> Affine<T> {
     }
 }
 
-/// `(2, C)`: per channel the sum of `gy`, then the sum of `gy * (x - mean) * inv_std`.
+/// Returns `(2, C)`: per channel the sum of `gy`, then the sum of `gy * (x - mean) * inv_std`.
 pub(super) fn grad_sums<T: WithDType>(x: &[T], gy: &[T], mean: &[f64], inv_std: &[f64]) -> Vec<T> {
     let channels = mean.len();
     let mean: Vec<T> = mean.iter().map(|&m| T::from_f64(m)).collect();
@@ -106,7 +106,7 @@ pub(super) fn grad_sums<T: WithDType>(x: &[T], gy: &[T], mean: &[f64], inv_std: 
     total.into_iter().map(T::from_f64).collect()
 }
 
-/// The input's gradient as `gy * scale + (x - mean) * slope + shift` per channel.
+/// Terms of the input's gradient, `gy * scale + (x - mean) * slope + shift` per channel.
 pub(super) struct GradTerms {
     mean: Vec<f64>,
     inv_std: Vec<f64>,
@@ -116,7 +116,7 @@ pub(super) struct GradTerms {
 }
 
 impl GradTerms {
-    /// With constant statistics.
+    /// Returns the terms for constant statistics.
     pub(super) fn new(mean: &[f64], inv_std: &[f64], weight: &[f64]) -> Self {
         let zeros = vec![0.0; mean.len()];
         Self {
@@ -128,7 +128,7 @@ impl GradTerms {
         }
     }
 
-    /// Adds what flows through the batch's own mean and variance; `sums` as of [`grad_sums`].
+    /// Adds the gradient through the batch's own mean and variance; `sums` are those of [`grad_sums`].
     pub(super) fn through_stats(&mut self, sums: &[f64], count: usize) {
         let (channels, count) = (self.mean.len(), count as f64);
         for c in 0..channels {

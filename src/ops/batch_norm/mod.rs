@@ -19,14 +19,13 @@ pub struct Stats {
 /// Whether the statistics depend on the input, as in training, or are constants, as in evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatsOrigin {
-    /// They were taken from this very input, and the gradient flows through them.
+    /// Statistics of this input; the gradient flows through them.
     Batch,
-    /// They are running averages.
+    /// Running averages, constant for the gradient.
     Running,
 }
 
-/// Returns the statistics of `x: (.., C)` over all axes but the last, f32 or f64; blocks of rows are
-/// joined in f64.
+/// Returns the statistics of `x: (.., C)`, f32 or f64, over all axes but the last; blocks of rows are joined in f64.
 ///
 /// # Errors
 /// When `x` is empty, not on the CPU or of another dtype.
@@ -50,7 +49,7 @@ pub fn batch_stats(x: &Tensor) -> Result<Stats> {
 /// `x`, `weight` and `bias` receive gradients.
 ///
 /// # Errors
-/// When shapes or dtypes do not fit each other.
+/// When shapes or dtypes do not match.
 pub fn batch_norm(
     x: &Tensor,
     weight: &Tensor,
@@ -74,10 +73,10 @@ pub fn batch_norm(
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
 }
 
-/// The same in training mode, composed of candle's tensor ops, for tests.
+/// [`batch_norm`] in training mode, made of candle's tensor ops, for tests.
 ///
 /// # Errors
-/// As [`batch_norm`].
+/// Same as [`batch_norm`].
 pub fn batch_norm_reference(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let c = channels(x.shape())?;
     let rows = x.reshape(((), c))?;

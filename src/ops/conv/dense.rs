@@ -1,8 +1,8 @@
 //! Convolution with one group as matrix products over tiles of gathered patches.
 //!
 //! A tile of output pixels gathers its patches into a `(pixels, KH * KW * C)` matrix that stays in the cache; the
-//! weight is unfolded once per call to `(KH * KW * C, C_out)`. Workers take tiles; sums over tiles go through a number
-//! of accumulators that depends on the sizes only, so the result does not depend on the number of threads.
+//! weight is unfolded once per call to `(KH * KW * C, C_out)`. Worker threads take tiles. Sums over tiles go through a
+//! number of accumulators that depends on the sizes only, so the result does not depend on the number of threads.
 
 use candle_core::WithDType;
 use rayon::prelude::*;
@@ -10,11 +10,11 @@ use rayon::prelude::*;
 use super::Dims;
 use crate::ops::gemm::{Mat, Output, gemm};
 
-/// Elements of a tile of patches that is read once: about half of a second-level cache.
+/// Elements of a tile of patches that is read once: about half of an L2 cache.
 const TILE_ELEMENTS: usize = 64 * 1024;
 /// Elements of a tile of patches in the weight gradient, where long tiles save passes over the accumulator.
 const GRAD_W_TILE_ELEMENTS: usize = 512 * 1024;
-/// Elements of all accumulators of the weight gradient together, and their number.
+/// Limits of the weight gradient's accumulators: elements of all together, and their number.
 const GRAD_W_SUM_ELEMENTS: usize = 8 << 20;
 const GRAD_W_MAX_SUMS: usize = 16;
 
@@ -22,7 +22,7 @@ pub(super) fn forward<T: WithDType>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
     correlate(x, &unfold_weight(w, d), d)
 }
 
-/// The correlation of `x` with an unfolded weight `(KH * KW * C, C_out)`.
+/// Returns the correlation of `x` with an unfolded weight `(KH * KW * C, C_out)`.
 fn correlate<T: WithDType>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
     let mut y = vec![T::zero(); d.pixels() * d.co];
     let tile = tile_pixels(d, TILE_ELEMENTS);
@@ -85,8 +85,8 @@ fn tile_pixels(d: Dims, elements: usize) -> usize {
     (elements / d.patch().max(1)).clamp(64, 1024)
 }
 
-/// The patches of `pixels` output pixels from `first` on, one a row, gathered into `buffer`; a 1x1 convolution of
-/// stride 1 needs no gathering.
+/// Gathers the patches of `pixels` output pixels from `first` on into the rows of `buffer`; a 1x1 convolution of stride
+/// 1 without padding needs no gathering.
 fn patches<'a, T: WithDType>(x: &'a [T], first: usize, pixels: usize, d: Dims, buffer: &'a mut Vec<T>) -> Mat<'a, T> {
     if d.kh == 1 && d.kw == 1 && d.stride == 1 && d.padding == 0 {
         return Mat::new(&x[first * d.c..], pixels, d.c);
@@ -129,7 +129,8 @@ fn scatter_patch<T: WithDType>(gx: &mut [T], pixel: usize, patch: &[T], d: Dims)
     }
 }
 
-/// The input columns that the patch of output column `ox` covers, and how many kernel columns lie left of the image.
+/// Returns the input columns that the patch of output column `ox` covers, and how many kernel columns lie left of the
+/// image.
 fn column_range(ox: usize, d: Dims) -> (std::ops::Range<usize>, usize) {
     let left = ox * d.stride;
     let start = left.saturating_sub(d.padding).min(d.w);
@@ -137,7 +138,7 @@ fn column_range(ox: usize, d: Dims) -> (std::ops::Range<usize>, usize) {
     (start..end, d.padding.saturating_sub(left).min(d.kw))
 }
 
-/// `(C_out, C, KH, KW)` to `(KH, KW, C, C_out)`.
+/// Reorders `(C_out, C, KH, KW)` to `(KH, KW, C, C_out)`.
 fn unfold_weight<T: WithDType>(w: &[T], d: Dims) -> Vec<T> {
     let mut y = vec![T::zero(); w.len()];
     for (o, w) in w.chunks_exact(d.patch()).enumerate() {
@@ -150,7 +151,7 @@ fn unfold_weight<T: WithDType>(w: &[T], d: Dims) -> Vec<T> {
     y
 }
 
-/// `(C_out, C, KH, KW)` to `(KH, KW, C_out, C)` with both kernel axes reversed.
+/// Reorders `(C_out, C, KH, KW)` to `(KH, KW, C_out, C)`, with both kernel axes reversed.
 fn unfold_flipped_weight<T: WithDType>(w: &[T], d: Dims) -> Vec<T> {
     let taps = d.kh * d.kw;
     let mut y = vec![T::zero(); w.len()];
@@ -164,7 +165,7 @@ fn unfold_flipped_weight<T: WithDType>(w: &[T], d: Dims) -> Vec<T> {
     y
 }
 
-/// `(KH, KW, C, C_out)` to `(C_out, C, KH, KW)`: undoes [`unfold_weight`].
+/// Reorders `(KH, KW, C, C_out)` to `(C_out, C, KH, KW)`: undoes [`unfold_weight`].
 fn fold_weight<T: WithDType>(w: &[T], d: Dims) -> Vec<T> {
     let mut y = vec![T::zero(); w.len()];
     for (o, y) in y.chunks_exact_mut(d.patch()).enumerate() {

@@ -1,5 +1,5 @@
-//! Convolution of every channel with a filter of its own, in f32. Groups of several channels go through the same loops,
-//! on a copy of the input whose channels are laid out as the outputs want them.
+//! Depthwise convolution in f32. Groups of several channels run through the same loops, on a copy of the input whose
+//! channels are arranged to match the outputs.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -11,16 +11,16 @@ use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
 
-/// Most pixels that an output is a sum over, channels of a group counted apart.
+/// Largest number of terms of an output: taps times input channels of a group.
 const MAX_PLACES: usize = 64;
-/// Rows of an output that a worker takes at once.
+/// Output rows that a worker thread takes at a time.
 const BAND: usize = 8;
-/// Pixels that a worker takes at once.
+/// Pixels that a worker thread takes at a time.
 const PIXELS: usize = 256;
-/// Most channels of an input whose groups have several channels.
+/// Largest number of input channels if groups have several channels.
 const MAX_SPREAD: usize = 1024;
 
-/// Whether a convolution can be computed this way.
+/// Whether a convolution can be computed by these loops.
 pub(super) fn fits(d: Dims) -> bool {
     d.groups > 1
         && d.lanes() <= 4
@@ -31,7 +31,7 @@ pub(super) fn fits(d: Dims) -> bool {
         && d.lanes() * d.kh * d.kw <= MAX_PLACES
 }
 
-/// Elements of a packed filter.
+/// Number of elements of a packed filter.
 pub(super) fn filter_len(d: Dims) -> usize {
     d.lanes() * d.kh * d.kw * d.co
 }
@@ -44,16 +44,16 @@ pub(super) fn pack(w: &[f32], d: Dims, packed: &mut [f32]) {
     }
 }
 
-/// From which taps and pixels each pixel along one axis is computed.
+/// Taps and pixels, `[tap, pixel]`, that each pixel along one axis is computed from.
 type Axis = Vec<Vec<[usize; 2]>>;
 
-/// Outputs from inputs.
+/// Returns the taps and input pixels of each output pixel.
 fn axis_forward(outputs: usize, inputs: usize, taps: usize, d: Dims) -> Axis {
     let pair = |o: usize, k: usize| Some([k, (o * d.stride + k).checked_sub(d.padding).filter(|&i| i < inputs)?]);
     (0..outputs).map(|o| (0..taps).filter_map(|k| pair(o, k)).collect()).collect()
 }
 
-/// Inputs from outputs.
+/// Returns the taps and output pixels that each input pixel's gradient comes from.
 fn axis_backward(inputs: usize, outputs: usize, taps: usize, d: Dims) -> Axis {
     let pair = |i: usize, k: usize| {
         let at = (i + d.padding).checked_sub(k).filter(|at| at.is_multiple_of(d.stride))? / d.stride;
@@ -62,7 +62,7 @@ fn axis_backward(inputs: usize, outputs: usize, taps: usize, d: Dims) -> Axis {
     (0..inputs).map(|i| (0..taps).filter_map(|k| pair(i, k)).collect()).collect()
 }
 
-/// Writes the convolution of `prologue(x)` with what [`pack`] made, and `epilogue` of it, to `y`.
+/// Writes `epilogue(conv(prologue(x), filter))` to `y`; `filter` is packed by [`pack`].
 pub(super) fn convolve(
     x: &[f32],
     filter: &[f32],
@@ -76,7 +76,7 @@ pub(super) fn convolve(
     arch.dispatch(Stencil { x, prologue, c: d.c, size: [d.h, d.w], rows, cols, lanes, filter, d, epilogue, y });
 }
 
-/// Writes the gradient of the input, and `epilogue` of it, to `gx`.
+/// Writes the gradient of the input, passed through `epilogue`, to `gx`.
 pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilogue, gx: &mut [f32]) {
     assert!(gx.len() == d.n * d.h * d.w * d.c && epilogue.fits(d.c, gx.len()), "{d:?}");
     let (rows, cols) = (&axis_backward(d.h, d.ho, d.kh, d), &axis_backward(d.w, d.wo, d.kw, d));
@@ -91,7 +91,7 @@ pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilo
         }
         with_scratch(d.n * d.h * d.w * d.co, |of_outputs| {
             for (lane, filter) in filter.chunks_exact(d.kh * d.kw * d.co).enumerate() {
-                // Per output channel, then summed over the outputs of a group.
+                // Gradient per output channel, then summed over the outputs of a group.
                 by_output(filter, Epilogue::default(), of_outputs);
                 let pieces = gx.par_chunks_mut(PIXELS * d.c).zip(of_outputs.par_chunks(PIXELS * d.co));
                 pieces.for_each(|(gx, of_outputs)| {
@@ -108,7 +108,7 @@ pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilo
     });
 }
 
-/// Lets the values of `y` become what the epilogue makes of them.
+/// Applies the epilogue to `y` in place.
 struct Finish<'a> {
     epilogue: Epilogue<'a>,
     channels: usize,
@@ -128,7 +128,7 @@ impl WithSimd for Finish<'_> {
 }
 
 kernel! {
-    /// As [`Finish`], for whole pixels from `at` on.
+    /// Applies the epilogue to whole pixels, which start at element `at` of the output.
     fn finish<S>(simd, epilogue: Epilogue<'a>, channels: usize, at: usize, y: &'a mut [f32]) {
         for lane in (0..y.len()).step_by(S::F32_LANES) {
             // SAFETY: the caller checked that the epilogue has every channel and element of `y`, whole vectors.
@@ -140,16 +140,16 @@ kernel! {
     }
 }
 
-/// A sum over taps, of each channel of a group, for every pixel of `y`.
+/// Sum over the taps, for each channel of a group, for every pixel of `y`.
 struct Stencil<'a> {
     x: &'a [f32],
     prologue: Prologue<'a>,
-    /// Channels, rows and columns of an image of `x`.
+    /// Channels of `x`; `size` is rows and columns of one of its images.
     c: usize,
     size: [usize; 2],
     rows: &'a Axis,
     cols: &'a Axis,
-    /// Channels of `x` that a channel of `y` sees: with one, the same channel; with more, those of its group.
+    /// Channels of `x` that a channel of `y` depends on: if one, the same channel; if more, those of its group.
     lanes: usize,
     /// `(lanes, kh * kw, co)`.
     filter: &'a [f32],
@@ -191,7 +191,8 @@ impl WithSimd for Stencil<'_> {
 }
 
 kernel! {
-    /// Writes, for each output channel of each pixel, `prologue` of the channel of its group that is `lane`-th of `lanes`.
+    /// Writes, for each output channel of each pixel, `prologue` of input channel `lane` of its group; `lanes` is
+    /// `[lane, channels of a group]`.
     fn spread<S>(simd, x: &'a [f32], prologue: Prologue<'a>, d: Dims, lanes: [usize; 2], y: &'a mut [f32]) {
         let [lane, lanes] = lanes;
         if lanes == 1 {
@@ -221,7 +222,7 @@ kernel! {
                 &pixel[..d.c]
             };
             match (lanes, per_group) {
-                // MobileFaceNet's; a loop of known sizes becomes shuffles.
+                // MobileFaceNet's groups; with constant sizes the loop becomes shuffles.
                 (2, 2) => {
                     let (y, _) = y.as_chunks_mut::<2>();
                     for (i, y) in y.iter_mut().enumerate() {
@@ -238,33 +239,33 @@ kernel! {
     }
 }
 
-/// Some rows of an output.
+/// A band of output rows.
 #[derive(Clone, Copy)]
 struct Band<'a, S> {
     simd: S,
     rows: &'a [Vec<[usize; 2]>],
     cols: &'a Axis,
-    /// First row of the image that is there.
+    /// First image row that the input holds.
     top: usize,
-    /// Rows and columns that are there.
+    /// Rows and columns that the input holds.
     size: [usize; 2],
     lanes: usize,
     filter: &'a [f32],
     d: Dims,
     epilogue: Epilogue<'a>,
-    /// Where the band begins in the output.
+    /// Index of the band's first element in the output.
     at: usize,
 }
 
 impl<S: Simd> Band<'_, S> {
-    /// From `x: (lanes, rows, columns, co)`.
+    /// Computes the band from `x: (lanes, rows, columns, co)`.
     #[inline(always)]
     fn run(self, x: &[f32], y: &mut [f32]) {
         let Self { rows, cols, top, size: [h, w], lanes, filter, d, .. } = self;
         let c = d.co;
         assert!(x.len() == lanes * h * w * c && filter.len() == lanes * d.kh * d.kw * c, "{d:?}");
         for (row, (y, rows)) in y.chunks_exact_mut(cols.len() * c).zip(rows).enumerate() {
-            // Where each row of pixels and of taps begins.
+            // Start of each row of pixels, and of its row of taps.
             let mut starts = [[0; 2]; MAX_PLACES];
             let mut num = 0;
             for lane in 0..lanes {
@@ -278,10 +279,10 @@ impl<S: Simd> Band<'_, S> {
         }
     }
 
-    /// A row of pixels, from `R` rows of three taps.
+    /// Computes a row of pixels from `R` rows of three taps.
     ///
     /// # Safety
-    /// Pixels of all columns begin after each row's start in `x`, three taps after its start in the filter.
+    /// From each row's start, `x` holds the pixels of all columns and the filter holds three taps.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "what iterators do not inline loses the machine's vectors")]
     unsafe fn row<const R: usize>(self, x: &[f32], starts: &[[usize; 2]; R], at: usize, y: &mut [f32]) {
@@ -323,10 +324,10 @@ impl<S: Simd> Band<'_, S> {
         }
     }
 
-    /// As [`Self::row`], for any number of rows and taps.
+    /// Like [`Self::row`], for any number of rows and taps.
     ///
     /// # Safety
-    /// As there, with as many taps as the filter has.
+    /// Same as [`Self::row`], with all taps of the filter's rows instead of three.
     #[inline(always)]
     unsafe fn any_row(self, x: &[f32], starts: &[[usize; 2]], at: usize, y: &mut [f32]) {
         let Self { simd, cols, filter, d, epilogue, .. } = self;
@@ -351,11 +352,11 @@ impl<S: Simd> Band<'_, S> {
 }
 
 kernel! {
-    /// A row of pixels from some rows of taps.
+    /// Computes a row of pixels from the rows of pixels and taps that begin at `starts`.
     fn band_row<S>(simd, band: Band<'a, S>, x: &'a [f32], starts: &'a [[usize; 2]], at: usize, y: &'a mut [f32]) {
         let _ = simd;
-        // SAFETY: `Band::run` saw to it that rows of pixels and taps begin inside `x` and the filter, with all their columns
-        // and channels.
+        // SAFETY: `Band::run` made sure that rows of pixels and taps lie inside `x` and the filter, with all their
+        // columns and channels.
         unsafe {
             match (band.d.kw, starts) {
                 (3, [a, b]) => band.row(x, &[*a, *b], at, y),
@@ -373,7 +374,7 @@ pub(super) fn grad_w(x: &[f32], prologue: Prologue, gy: &[f32], d: Dims, arch: A
     let num = d.kh * d.kw;
     let size = d.lanes() * num * d.co;
     assert!(gw.len() == size, "{d:?}");
-    // One sum per image, added in their order: the same bits for any number of threads.
+    // One sum per image, added in order: the same bits for any number of threads.
     with_zeros(d.n.max(1) * size, |sums| {
         arch.dispatch(GradW { x, prologue, gy, d, sums: &mut sums[..d.n * size] });
         let total = join(sums, size);
@@ -422,18 +423,19 @@ impl WithSimd for GradW<'_> {
 }
 
 kernel! {
-    /// Adds what one image gives to `sums: (kh * kw, co)`.
+    /// Adds the contribution of one image to `sums: (kh * kw, co)`.
     #[allow(clippy::needless_range_loop, reason = "what iterators do not inline loses the machine's vectors")]
     fn image_grad_w<S>(simd, x: &'a [f32], gy: &'a [f32], d: Dims, rows: &'a Axis, cols: &'a Axis, sums: &'a mut [f32]) {
         let c = d.co;
         assert!(x.len() == d.h * d.w * c && gy.len() == d.ho * d.wo * c && sums.len() == d.kh * d.kw * c, "{d:?}");
         let zero = simd.splat_f32s(0.0);
         for lane in (0..c).step_by(S::F32_LANES) {
-            // Where all of 3x3 taps are inside, their sums stay in registers.
+            // Where all 3x3 taps are inside the image, their sums stay in registers.
             let mut inner = [[zero; 3]; 3];
             for (oy, rows) in rows.iter().enumerate() {
                 for (ox, cols) in cols.iter().enumerate() {
-                    // SAFETY: the pixels are in `gy` and `x`, with all their channels, the tap and the lane in the sums.
+                    // SAFETY: `gy` and `x` hold these pixels with all their channels, and the sums hold the tap and the
+                    // lane.
                     unsafe {
                         let gy = load::<S>(gy, (oy * d.wo + ox) * c + lane);
                         if let ([[_, top], _, _], [[_, left], _, _], 3, 3) = (rows.as_slice(), cols.as_slice(), d.kh, d.kw) {

@@ -1,8 +1,8 @@
 //! Convolution with several groups, computed directly; vector lanes run over the channels.
 //!
 //! With one input channel per group (depthwise) the inner loops are plain products of channel vectors. Groups of
-//! several channels (MobileFaceNet has some of two) go through the same loops once per channel of the group, on a copy
-//! of the input whose channels are laid out as the outputs want them.
+//! several channels (MobileFaceNet has some of two) run through the same loops once per channel of the group, on a copy
+//! of the input whose channels are arranged to match the outputs.
 
 use std::borrow::Cow;
 
@@ -40,7 +40,7 @@ pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
     let w = tap_major(w, d);
     let mut gx = vec![T::zero(); d.n * d.h * d.w * d.c];
     for lane in 0..d.lanes() {
-        // Per output channel, then summed over the channels of a group.
+        // Gradient per output channel, then summed over the channels of a group.
         let mut spread = vec![T::zero(); d.n * d.h * d.w * d.co];
         let images = spread.par_chunks_mut(d.h * d.w * d.co).zip(gy.par_chunks(d.ho * d.wo * d.co));
         images.for_each(|(gx, gy)| {
@@ -75,7 +75,7 @@ pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
 pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
     let lanes = d.lanes();
     let size = d.kh * d.kw * lanes * d.co;
-    // One sum per image, added in their order: the same bits for any number of threads.
+    // One sum per image, added in order: the same bits for any number of threads.
     let mut partial = vec![T::zero(); d.n * size];
     for lane in 0..lanes {
         let x = d.spread(x, lane);
@@ -111,7 +111,7 @@ pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
 }
 
 impl Dims {
-    /// Input channels that an output channel sees.
+    /// Number of input channels that an output channel depends on.
     pub(super) fn lanes(&self) -> usize {
         self.c / self.groups
     }
@@ -130,7 +130,7 @@ impl Dims {
         ((ky * self.kw + kx) * self.lanes() + lane) * self.co
     }
 
-    /// The input with, for each output channel, the `lane`-th input channel of its group.
+    /// Returns the input with, for each output channel, the `lane`-th input channel of its group.
     pub(super) fn spread<'a, T: WithDType>(&self, x: &'a [T], lane: usize) -> Cow<'a, [T]> {
         if self.is_depthwise() {
             return Cow::Borrowed(x);
@@ -160,7 +160,7 @@ fn for_taps(oy: usize, d: Dims, mut f: impl FnMut(usize, usize, usize, std::ops:
     }
 }
 
-/// `(C_out, C / groups, KH, KW)` to `(KH, KW, C / groups, C_out)`.
+/// Reorders `(C_out, C / groups, KH, KW)` to `(KH, KW, C / groups, C_out)`.
 fn tap_major<T: WithDType>(w: &[T], d: Dims) -> Vec<T> {
     let (lanes, taps) = (d.c / d.groups, d.kh * d.kw);
     let mut y = vec![T::zero(); w.len()];

@@ -1,8 +1,9 @@
 //! 2-d convolution, channels-last, with both gradients.
 //!
 //! candle 0.11 runs the input gradient as a naive transposed convolution and a grouped convolution as one convolution
-//! per group; neither can train a network at useful speed. Here the dense case is a matrix product over tiles of
-//! gathered patches (im2col), and the grouped case, depthwise included, is direct.
+//! per group; neither can train a network at useful speed. Here f32 convolutions run by Winograd's minimal filtering,
+//! as matrix products of gathered patches (im2col), or as direct depthwise loops. Sizes that these do not support, and
+//! f64, run as matrix products over tiles of patches with one group, and directly with several.
 
 mod dense;
 mod depthwise;
@@ -21,7 +22,7 @@ pub(crate) use self::kernel::{Epilogue, Prologue};
 pub(crate) use self::single::{Conv, Filter};
 use super::slice::{self, for_float};
 
-/// Stride, zero padding and number of groups of a convolution, the same for both directions.
+/// Stride, zero padding and number of groups of a convolution, the same for rows and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvConfig {
     /// Distance in pixels between the patches of neighbouring outputs.
@@ -46,35 +47,35 @@ impl Default for ConvConfig {
 /// Both arguments receive gradients.
 ///
 /// # Errors
-/// When shapes, groups or dtypes do not fit each other.
+/// When shapes, groups or dtypes do not match.
 pub fn conv2d(x: &Tensor, w: &Tensor, config: ConvConfig) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&w.contiguous()?, Conv2d(config))
 }
 
-/// Returns the gradient of [`conv2d`] with respect to `x`, whose shape is `x_shape`, from that of its result.
+/// Returns the gradient of [`conv2d`] with respect to `x`, whose shape is `x_shape`, from the gradient of its result.
 ///
 /// # Errors
-/// When shapes, groups or dtypes do not fit each other.
+/// When shapes, groups or dtypes do not match.
 pub fn conv2d_grad_x(gy: &Tensor, w: &Tensor, x_shape: &Shape, config: ConvConfig) -> Result<Tensor> {
     let d = Dims::new(x_shape, w.shape(), config)?;
     d.check_output(gy)?;
     gy.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &GradX(d))
 }
 
-/// Returns the gradient of [`conv2d`] with respect to `w`, whose shape is `w_shape`, from that of its result.
+/// Returns the gradient of [`conv2d`] with respect to `w`, whose shape is `w_shape`, from the gradient of its result.
 ///
 /// # Errors
-/// When shapes, groups or dtypes do not fit each other.
+/// When shapes, groups or dtypes do not match.
 pub fn conv2d_grad_w(x: &Tensor, gy: &Tensor, w_shape: &Shape, config: ConvConfig) -> Result<Tensor> {
     let d = Dims::new(x.shape(), w_shape, config)?;
     d.check_output(gy)?;
     x.contiguous()?.apply_op2_no_bwd(&gy.contiguous()?, &GradW(d))
 }
 
-/// The same by candle's own convolution, for tests.
+/// [`conv2d`] by candle's own convolution, for tests.
 ///
 /// # Errors
-/// As [`conv2d`].
+/// Same as [`conv2d`].
 pub fn conv2d_reference(x: &Tensor, w: &Tensor, config: ConvConfig) -> Result<Tensor> {
     let ConvConfig { stride, padding, groups } = config;
     x.permute((0, 3, 1, 2))?.contiguous()?.conv2d(w, padding, stride, 1, groups)?.permute((0, 2, 3, 1))?.contiguous()
@@ -135,7 +136,7 @@ impl Dims {
         Shape::from((self.co, self.c / self.groups, self.kh, self.kw))
     }
 
-    /// Elements of one patch: rows of the unfolded weight.
+    /// Number of elements of a patch, which is the number of rows of the unfolded weight.
     fn patch(&self) -> usize {
         self.kh * self.kw * self.c
     }
@@ -172,13 +173,13 @@ impl CustomOp2 for Conv2d {
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        // The input image needs no gradient, and its convolution is the widest of the network.
+        // The input image needs no gradient, and its convolution has the largest images of the network.
         let gx = if x.track_op() { Some(conv2d_grad_x(gy, w, x.shape(), self.0)?) } else { None };
         Ok((gx, Some(conv2d_grad_w(x, gy, w.shape(), self.0)?)))
     }
 }
 
-/// The gradient with respect to the input, from that of the output and the weight.
+/// Gradient with respect to the input, from the gradient of the output and the weight.
 struct GradX(Dims);
 
 impl CustomOp2 for GradX {
@@ -205,7 +206,7 @@ impl CustomOp2 for GradX {
     }
 }
 
-/// The gradient with respect to the weight, from the input and the gradient of the output.
+/// Gradient with respect to the weight, from the input and the gradient of the output.
 struct GradW(Dims);
 
 impl CustomOp2 for GradW {

@@ -1,4 +1,4 @@
-//! f32 convolutions, each by the method that fits it, with what comes before and after.
+//! f32 convolutions: each uses the method that suits its sizes, between a prologue and an epilogue.
 
 use candle_core::Shape;
 use pulp::Arch;
@@ -8,7 +8,7 @@ use super::winograd::{self, Tile};
 use super::{ConvConfig, Dims, depthwise, patches};
 use crate::ops::scratch::with_scratch;
 
-/// How a convolution is computed.
+/// Algorithm of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Method {
     Winograd(Tile),
@@ -24,7 +24,7 @@ pub(crate) struct Conv {
     arch: Arch,
 }
 
-/// A filter in the order in which it is read.
+/// A filter in the order in which its method reads it.
 #[derive(Debug)]
 pub(crate) struct Filter {
     packed: Vec<f32>,
@@ -32,13 +32,13 @@ pub(crate) struct Filter {
 }
 
 impl Conv {
-    /// Returns the convolution of `x: (n, h, w, c)` with `w: (co, c / groups, kh, kw)`; none where sizes do not fit each
-    /// other, or no method is better than the definition.
+    /// Returns the convolution of `x: (n, h, w, c)` with `w: (co, c / groups, kh, kw)`; `None` if the sizes do not
+    /// match or no fast method supports them.
     pub fn new(x: [usize; 4], w: [usize; 4], config: ConvConfig) -> Option<Self> {
         Self::of(Dims::new(&Shape::from(&x), &Shape::from(&w), config).ok()?)
     }
 
-    /// As [`Self::new`], by the method that a filter was packed for.
+    /// Like [`Self::new`], with the method that the filter was packed for.
     pub fn of_filter(x: [usize; 4], w: [usize; 4], config: ConvConfig, filter: &Filter) -> Option<Self> {
         Some(Self { method: filter.method, ..Self::new(x, w, config)? })
     }
@@ -56,12 +56,12 @@ impl Conv {
         Some(Self { d, method, arch: Arch::new() })
     }
 
-    /// `(n, ho, wo, co)`.
+    /// Shape of the output, `(n, ho, wo, co)`.
     pub fn output(&self) -> [usize; 4] {
         [self.d.n, self.d.ho, self.d.wo, self.d.co]
     }
 
-    /// Whether [`Self::grad_x`] and a prologue can be computed: not for three channels.
+    /// Whether [`Self::grad_x`] and a prologue are supported: they need a multiple of [`CHANNELS`] channels, not three.
     pub fn has_whole_channels(&self) -> bool {
         self.d.c.is_multiple_of(CHANNELS)
     }
@@ -73,7 +73,7 @@ impl Conv {
         Filter { packed, method: self.method }
     }
 
-    /// Writes `epilogue` of the convolution of `prologue(x)` to `y`.
+    /// Writes `epilogue(conv(prologue(x), w))` to `y`.
     pub fn forward(&self, x: &[f32], prologue: Prologue, w: &[f32], epilogue: Epilogue, y: &mut [f32]) {
         with_scratch(self.filter_len(), |packed| {
             self.pack_into(w, packed);
@@ -81,16 +81,16 @@ impl Conv {
         });
     }
 
-    /// As [`Self::forward`], with a packed filter.
+    /// Like [`Self::forward`], with a packed filter.
     ///
     /// # Panics
     /// When the filter was packed for another method or other channels.
     pub fn forward_packed(&self, x: &[f32], prologue: Prologue, filter: &Filter, epilogue: Epilogue, y: &mut [f32]) {
-        assert!(filter.method == self.method && filter.packed.len() == self.filter_len(), "a filter of another kind");
+        assert!(filter.method == self.method && filter.packed.len() == self.filter_len(), "filter of another method");
         self.convolve(x, prologue, &filter.packed, epilogue, y);
     }
 
-    /// Writes the gradient of the input (after its prologue), and `epilogue` of it, to `gx`.
+    /// Writes the gradient with respect to `prologue(x)`, passed through `epilogue`, to `gx`.
     pub fn grad_x(&self, gy: &[f32], w: &[f32], epilogue: Epilogue, gx: &mut [f32]) {
         match self.method {
             Method::Winograd(tile) => winograd::grad_x(gy, w, self.d, tile, self.arch, epilogue, gx),
@@ -135,20 +135,20 @@ impl Conv {
         }
     }
 
-    /// The same with the vectors of another machine.
+    /// The same convolution with the vectors of another machine.
     #[cfg(test)]
     pub(super) fn on(self, arch: Arch) -> Self {
         Self { arch, ..self }
     }
 
-    /// The same by Winograd's filtering.
+    /// The same convolution by Winograd's minimal filtering.
     #[cfg(test)]
     pub(super) fn by_winograd(self, tile: Tile) -> Self {
         assert!(winograd::fits(self.d));
         Self { method: Method::Winograd(tile), ..self }
     }
 
-    /// The same by patches.
+    /// The same convolution as products of gathered patches.
     #[cfg(test)]
     pub(super) fn by_patches(self) -> Self {
         assert!(patches::fits(self.d));

@@ -1,4 +1,4 @@
-//! The f32 convolutions against the definition in f64, with the vectors of every machine that this one can be.
+//! Tests of the f32 convolutions against the definition in f64, with every kind of vectors that this machine has.
 
 use pulp::Arch;
 
@@ -30,7 +30,8 @@ fn dims([n, h, w, c, co]: [usize; 5], [kernel, stride, padding]: [usize; 3]) -> 
     Dims { n, h, w, c, ho: out(h), wo: out(w), co, kh: kernel, kw: kernel, stride, padding, groups: 1 }
 }
 
-/// The root mean square and the largest difference from the f64 result, relative to the result's root mean square.
+/// Returns the root-mean-square and the largest difference from the f64 result, relative to the result's root mean
+/// square.
 fn errors(found: &[f32], expected: &[f64]) -> [f64; 2] {
     assert_eq!(found.len(), expected.len());
     let differences = || found.iter().zip(expected).map(|(&f, e)| (f64::from(f) - e).abs());
@@ -48,13 +49,13 @@ fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&v| f64::from(v)).collect()
 }
 
-/// `slope * z` below zero.
+/// `z` above zero, `slope * z` elsewhere.
 fn prelu(z: f64, slope: f32) -> f64 {
     if z > 0.0 { z } else { z * f64::from(slope) }
 }
 
-/// Compares forward, the gradient of the input and the gradient of the weight with the definition, alone and with what
-/// comes before and after.
+/// Compares the forward pass and the gradients of input and weight with the definition, with and without prologue and
+/// epilogue.
 fn check(conv: Conv, d: Dims) {
     let x = values(d.n * d.h * d.w * d.c, 1);
     let w = values(d.co * d.c / d.groups * d.kh * d.kw, 2);
@@ -139,7 +140,7 @@ fn winograds_passes_equal_the_definition() {
     }
 }
 
-/// `-- --nocapture` shows the figures.
+/// `-- --nocapture` prints the errors.
 #[test]
 fn winograds_error_at_the_shapes_of_r100() {
     println!("{:14} {:>6} {:>10} {:>10} {:>10}", "side, channels", "tile", "forward", "of input", "of weight");
@@ -203,7 +204,7 @@ fn the_depthwise_passes_equal_the_definition() {
         ([5, 14, 14, 112], [3, 1, 1]),
     ] {
         let [n, h, w, c] = size;
-        // Depthwise, groups of two in and out.
+        // Depthwise, then groups of two inputs and two outputs.
         for groups in [c, c / 2] {
             let d = Dims { groups, ..dims([n, h, w, c, c], kernel) };
             let Some(conv) = Conv::of(d) else {
@@ -234,7 +235,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
             });
             [y, gx, gw]
         };
-        // One thread takes pieces, twenty go by phases.
+        // One thread works in pieces, twenty work in phases.
         assert_eq!(run(1), run(20));
     }
 }

@@ -1,4 +1,4 @@
-//! Rows of logits; sums in f64, rows joined in their order.
+//! CPU kernels over rows of logits. Sums are in f64, and the rows' losses are added in order.
 
 use candle_core::WithDType;
 use rayon::prelude::*;
@@ -18,7 +18,7 @@ pub(super) fn forward<T: WithDType>(x: &[T], labels: &[i64]) -> f64 {
     rows.iter().flatten().sum::<f64>() / counted.max(1) as f64
 }
 
-/// `(softmax - one-hot) * gy / rows with a label`.
+/// Returns `(softmax - one_hot) * gy / (rows with a label)`; 0 in rows without one.
 pub(super) fn backward<T: WithDType>(x: &[T], labels: &[i64], gy: T) -> Vec<T> {
     let k = (x.len() / labels.len().max(1)).max(1);
     let counted = labels.iter().filter(|&&l| l >= 0).count();
@@ -33,7 +33,7 @@ pub(super) fn backward<T: WithDType>(x: &[T], labels: &[i64], gy: T) -> Vec<T> {
     gx
 }
 
-/// The largest logit, and the sum of `exp(logit - largest)`. A NaN anywhere makes the sum NaN.
+/// Returns the largest logit and the sum of `exp(logit - largest)`. A NaN anywhere makes the sum NaN.
 fn max_and_sum<T: WithDType>(x: &[T]) -> (f64, f64) {
     let max = x.iter().fold(f64::NEG_INFINITY, |m, x| m.max(x.to_f64()));
     (max, x.iter().map(|x| (x.to_f64() - max).exp()).sum())

@@ -10,7 +10,7 @@ use super::slice::{self, for_float};
 /// Returns the scalar mean of `-log softmax(logits)[label]` over the rows with a label; 0 if none has one.
 ///
 /// - `logits`: `(N, K)`, f32 or f64
-/// - `labels`: `N` targets below `K`, or -1 for a row that does not count
+/// - `labels`: `N` targets below `K`, or -1 for a row to ignore
 ///
 /// `logits` receives a gradient.
 ///

@@ -1,4 +1,4 @@
-//! Rows of cosines: clamp all, change the target.
+//! CPU kernels of the margin: every cosine is clamped, and each row's target gets its margin.
 
 use candle_core::WithDType;
 use rayon::prelude::*;
@@ -35,7 +35,7 @@ pub(super) fn backward<T: WithDType>(
     gx
 }
 
-/// NaN passes, so that a diverged network is noticed.
+/// Clamps to `[-1, 1]`. NaN passes, so that a diverged network is noticed.
 fn clamp<T: WithDType>(x: T) -> T {
     let one = T::one();
     if x > one {

@@ -8,28 +8,29 @@ use serde::{Deserialize, Serialize};
 
 use super::slice::{self, for_float};
 
-/// Where the margin is added.
+/// Quantity that the margin is applied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MarginForm {
-    /// To the angle: `cos(theta + margin)`.
+    /// The angle: `cos(theta + margin)`.
     Angular,
-    /// To the cosine: `cos(theta) - margin`.
+    /// The cosine: `cos(theta) - margin`.
     Cosine,
 }
 
-/// How the gradient passes the angular margin.
+/// Gradient of the angular margin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MarginGradient {
-    /// The derivative of `cos(theta + m)` by `cos(theta)`: `cos(m) + cos(theta) / sin(theta) * sin(m)`, with
-    /// `sin(theta)` kept from zero so that it is finite at `|cos(theta)| = 1`. ElasticFace's, apart from the bound.
+    /// The derivative of `cos(theta + m)` with respect to `cos(theta)`, `cos(m) + cos(theta) / sin(theta) * sin(m)`,
+    /// with `sin(theta)` bounded away from zero so that it is finite at `|cos(theta)| = 1`. ElasticFace uses it without
+    /// the bound.
     #[default]
     True,
     /// 1, as in insightface's ArcFace, which computes the angle without gradient.
     StraightThrough,
 }
 
-/// The least `sin(theta)` that the true gradient divides by: angles are told apart to about 5e-4 rad in f32.
+/// Lower bound of the `sin(theta)` that the true gradient divides by: f32 cosines resolve angles to about 5e-4 rad.
 const MIN_SIN: f64 = 1e-3;
 
 /// Returns the cosines clamped to `[-1, 1]` with the margin applied to each row's target, `(N, K)`, before scaling.
@@ -57,7 +58,7 @@ pub fn add_margin(
     cosine.contiguous()?.apply_op1(Margin { labels: labels.to_vec(), margins: margins.to_vec(), form, gradient })
 }
 
-/// Fails unless every label is -1 or below `k`.
+/// Returns an error unless every label is -1 or below `k`.
 pub(crate) fn check_labels(op: &str, labels: &[i64], k: usize) -> Result<()> {
     match labels.iter().position(|&l| l < -1 || l >= k as i64) {
         Some(row) => bail!("{op}: row {row}: expected a label below {k} or -1, found {}", labels[row]),
@@ -81,7 +82,7 @@ pub(super) fn margin_value(form: MarginForm, cos: f64, margin: f64) -> f64 {
     }
 }
 
-/// Derivative of [`margin_value`] by `cos`.
+/// Derivative of [`margin_value`] with respect to `cos`.
 pub(super) fn margin_slope(form: MarginForm, gradient: MarginGradient, cos: f64, margin: f64) -> f64 {
     match (form, gradient) {
         (MarginForm::Angular, MarginGradient::True) => {

@@ -1,5 +1,6 @@
-//! Blocks of class centres, one after the other; some parts of them at once. What a part sums up is joined in the parts'
-//! order, and their number depends on the classes only, so no result depends on the number of threads.
+//! Passes over blocks of class centres. Blocks are divided into parts that run in parallel. The sums of the parts are
+//! joined in order, and the number of parts depends on the number of classes only, so no result depends on the number
+//! of threads.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -8,7 +9,7 @@ use super::kernel::{BLOCK, ROWS, Real, STRIP, add_grad_embedding, grad_kernel, p
 use super::softmax::{Gradient, RowSum};
 use crate::ops::normalize::EPS;
 
-/// Most parts that blocks are divided into: each has a gradient of the embeddings of its own.
+/// Largest number of parts that blocks are divided into: each part has its own gradient of the embeddings.
 const MAX_PARTS: usize = 32;
 
 #[derive(Clone, Copy)]
@@ -19,17 +20,17 @@ pub(super) struct Dims {
 }
 
 impl Dims {
-    /// Rows of cosines, of which those beyond `n` mean nothing.
+    /// Number of rows of cosines; rows from `n` on are padding.
     fn rows(self) -> usize {
         self.n.max(1).next_multiple_of(ROWS)
     }
 
-    /// Distance of the rows of what is transposed.
+    /// Distance between the rows of transposed matrices.
     fn stride(self) -> usize {
         self.n.max(1).next_multiple_of(STRIP)
     }
 
-    /// Elements of an embedding, with zeros at the end.
+    /// Number of elements of an embedding, padded with zeros.
     fn depth(self) -> usize {
         self.d.next_multiple_of(ROWS)
     }
@@ -38,7 +39,8 @@ impl Dims {
         self.k.div_ceil(BLOCK)
     }
 
-    /// Elements of the cosines `(blocks, rows, BLOCK)`, not clamped, and of one over the norms `(blocks, BLOCK)`.
+    /// Number of elements of the cosines `(blocks, rows, BLOCK)`, not clamped, and of the inverse norms
+    /// `(blocks, BLOCK)`.
     pub fn saved(self) -> usize {
         self.blocks() * (self.rows() + 1) * BLOCK
     }
@@ -75,8 +77,8 @@ impl<T: Real> Embedding<T> {
     }
 }
 
-/// Writes what backward needs, the cosines and one over the norms of the centres, to `saved`, of [`Dims::saved`] elements;
-/// returns the sums over all classes but the target of each row.
+/// Writes the cosines and the inverse norms of the centres, which the backward pass needs, to `saved`, of
+/// [`Dims::saved`] elements; returns each row's sum over all classes but the target.
 pub(super) fn forward<T: Real>(
     e: &[T],
     w: &[T],
@@ -143,7 +145,7 @@ impl<T: Real> WithSimd for Forward<'_, T> {
     }
 }
 
-/// Copies the centres from `column` on to a panel, with zeros behind the last and under each.
+/// Copies the centres from `column` on to a panel, padded with zeros after the last centre and at the end of each.
 #[inline(always)]
 fn pack<T: Real>(w: &[T], dims: Dims, column: usize, panel: &mut [T]) {
     let depth = dims.depth();
@@ -163,10 +165,10 @@ fn pack<T: Real>(w: &[T], dims: Dims, column: usize, panel: &mut [T]) {
     }
 }
 
-/// Writes one over the norms of a panel's columns.
+/// Writes the inverse norms of a panel's columns.
 #[inline(always)]
 fn inverse_norms<T: Real>(panel: &[T], depth: usize, inv_norm: &mut [T; BLOCK]) {
-    /// Rows whose squares are summed up before they are added in f64.
+    /// Rows whose squares are added in `T` before their sum is added in f64.
     const RUN: usize = 64;
     for (strip, inv_norm) in panel.chunks_exact(depth * STRIP).zip(inv_norm.as_chunks_mut::<STRIP>().0) {
         let mut total = [EPS; STRIP];
@@ -225,7 +227,7 @@ struct Backward<'a, T> {
 }
 
 impl<T: Real> WithSimd for Backward<'_, T> {
-    /// The part of the gradient of the normalised embeddings, `(depth, stride)`.
+    /// This part's gradient of the normalised embeddings, `(depth, stride)`.
     type Output = Vec<T>;
 
     #[inline(always)]
@@ -252,7 +254,7 @@ impl<T: Real> WithSimd for Backward<'_, T> {
                     g[j] *= inv_norm[j];
                 }
             }
-            // What the normalisation takes away: the share along the centre.
+            // The normalisation removes the part of the gradient along the centre.
             t.iter_mut().zip(inv_norm).for_each(|(t, inv)| *t *= *inv * *inv);
             transpose(g, transposed, stride);
             add_grad_embedding(simd, depth, panel, transposed, &mut ge);
@@ -274,7 +276,7 @@ fn transpose<T: Real>(g: &[T], transposed: &mut [T], stride: usize) {
     }
 }
 
-/// Joins the parts, and passes the normalisation.
+/// Adds up the parts and passes the gradient through the normalisation.
 fn grad_embedding<T: Real>(e: &Embedding<T>, dims: Dims, partial: &[Vec<T>]) -> Vec<T> {
     let (depth, stride) = (dims.depth(), dims.stride());
     let mut ge = vec![T::zero(); dims.n * dims.d];

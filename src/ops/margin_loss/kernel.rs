@@ -5,7 +5,7 @@ use pulp::Simd;
 
 use crate::ops::scratch;
 
-/// Class centres of a panel.
+/// Number of class centres of a panel.
 pub(super) const BLOCK: usize = 128;
 /// Columns of a strip: a panel of `d` rows is stored as `(BLOCK / STRIP, d, STRIP)`. A power of two that holds two
 /// vectors of any machine.
@@ -13,16 +13,17 @@ pub(super) const STRIP: usize = 32;
 /// Rows are computed in multiples of this.
 pub(super) const ROWS: usize = 4;
 
-/// An element type with its vectors.
+/// Element type with its vectors.
 pub(super) trait Real: WithDType {
     /// A vector of the machine.
     type Vector<S: Simd>: Copy;
     fn splat<S: Simd>(simd: S, x: Self) -> Self::Vector<S>;
     /// `a * b + c`
     fn mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
-    /// `exp(x)` for `x <= 0`, of which NaN makes NaN; relative error below 2e-7 in f32, where less than 1e-38 is 0.
+    /// `exp(x)` for `x <= 0`; NaN for NaN. In f32 the relative error is below 2e-7 down to `x = -87`, below which the
+    /// result is 0.
     fn exp(x: Self) -> Self;
-    /// Calls `f` with `len` elements of any value.
+    /// Calls `f` with a scratch buffer of `len` elements of unspecified value.
     fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
 }
 
@@ -42,7 +43,8 @@ impl Real for f32 {
     /// `2^n exp(r)` with `|r| <= ln(2) / 2`: Cody and Waite's reduction, and the polynomial of Cephes' `expf`.
     #[inline(always)]
     fn exp(x: f32) -> f32 {
-        /// Added and subtracted, it rounds to an integer, which is then in the low bits.
+        /// Adding it rounds to an integer, which is then in the low bits; subtracting it returns the integer as a
+        /// float.
         const ROUND: f32 = 12_582_912.0;
         const LEAST: f32 = -87.0;
         let shifted = x * std::f32::consts::LOG2_E + ROUND;
@@ -85,13 +87,13 @@ impl Real for f64 {
     }
 }
 
-/// Elements of a vector.
+/// Number of elements of a vector.
 #[inline(always)]
 const fn lanes<S: Simd, T: Real>() -> usize {
     size_of::<T::Vector<S>>() / size_of::<T>()
 }
 
-/// Rows computed at once where there are 32 registers; elsewhere [`ROWS`].
+/// Rows computed at a time on machines with 32 vector registers; elsewhere [`ROWS`].
 const MANY: usize = 12;
 
 #[inline(always)]
@@ -104,7 +106,7 @@ type Sums<S, T, const R: usize> = [[<T as Real>::Vector<S>; 2]; R];
 /// Adds to `sums[r]` the products `a[k * a_step[0] + r * a_step[1]] * b[k * b_step..]` for all `k < depth`.
 ///
 /// # Safety
-/// All of these indices are in `a`, and with two vectors from them on in `b`.
+/// All these indices are in `a`; two vectors from each of these indices on are in `b`.
 #[inline(always)]
 unsafe fn multiply<S: Simd, T: Real, const R: usize>(
     simd: S,
@@ -158,7 +160,7 @@ pub(super) fn product<S: Simd, T: Real>(simd: S, d: usize, (e, stride): (&[T], u
 }
 
 /// # Safety
-/// As [`multiply`], and `y` holds `R` rows of two vectors each, [`BLOCK`] apart.
+/// Same as [`multiply`], and `y` holds `R` rows of two vectors each, [`BLOCK`] apart.
 #[inline(always)]
 unsafe fn product_rows<S: Simd, T: Real, const R: usize>(
     simd: S,
@@ -233,12 +235,12 @@ unsafe fn add_grad_rows<S: Simd, T: Real, const R: usize>(
     }
 }
 
-/// Writes `e^T * g - panel * t` row by row of the panel: the gradient of its centres.
+/// Computes `e^T * g - panel * t`, the gradient of the panel's centres, row by row.
 ///
 /// - `e`: `(n, d)`; `d` is a multiple of [`ROWS`]
 /// - `g`: `(n, BLOCK)`
 /// - `t`: `(BLOCK)`
-/// - `emit`: takes the number and the elements of a row
+/// - `emit`: called with the index and the elements of each row
 #[inline(always)]
 pub(super) fn grad_kernel<S: Simd, T: Real>(
     simd: S,

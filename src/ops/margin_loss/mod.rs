@@ -1,8 +1,8 @@
-//! The margin softmax in one op: cosines, margin and cross-entropy, without a matrix of rows by classes more than once.
+//! The margin softmax in one op: cosines, margin and cross-entropy, with one matrix of rows by classes in memory.
 //!
 //! The class centres are read once forward and once backward, in blocks that stay in the cache. With
-//! `c_j = e_hat . w_j / ||w_j||` and `g_j` the gradient of `c_j`, that of a centre is
-//! `(sum_n g_nj e_hat_n - w_hat_j sum_n g_nj c_nj) / ||w_j||`: the share along the centre needs the saved cosines only.
+//! `c_j = e_hat . w_j / ||w_j||` and `g_j` the gradient of `c_j`, the gradient of a centre is
+//! `(sum_n g_nj e_hat_n - w_hat_j sum_n g_nj c_nj) / ||w_j||`: the part along the centre needs the saved cosines only.
 
 mod cpu;
 mod kernel;
@@ -22,16 +22,16 @@ use softmax::{Gradient, RowSum};
 
 const NAME: &str = "margin_loss";
 
-/// What [`margin_loss`] computes.
+/// Settings of [`margin_loss`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct MarginLossConfig {
-    /// `N` targets below `K`, or -1 for a row that has no margin and does not count.
+    /// `N` targets below `K`, or -1 for a row to ignore.
     pub labels: Vec<i64>,
-    /// Where the margin is added.
+    /// Quantity that the margin is applied to.
     pub form: MarginForm,
-    /// How the gradient passes it.
+    /// Gradient of the margin.
     pub gradient: MarginGradient,
-    /// What the cosines are multiplied by before the softmax.
+    /// Factor from cosines to the logits of the softmax.
     pub scale: f64,
 }
 
@@ -40,15 +40,16 @@ pub struct MarginLossConfig {
 ///
 /// - `embedding`: `(N, d)`, f32 or f64, normalised here
 /// - `kernel`: `(d, K)`, class centres of the same dtype, normalised here
-/// - `margins`: from each row's target cosine in `[-1, 1]` (none without a label) to `N` margins, radians for
+/// - `margins`: from each row's target cosine in `[-1, 1]` (`None` without a label) to `N` margins, in radians for
 ///   [`MarginForm::Angular`]
 ///
-/// Both tensors receive a gradient: none through a cosine that was clamped to `[-1, 1]`, and finite everywhere. It is
-/// [`super::normalize::l2_normalize`], a product, [`super::margin::add_margin`] and [`super::cross_entropy`] in one.
+/// Both tensors receive a gradient that is finite everywhere and does not pass cosines that were clamped to `[-1, 1]`.
+/// The op fuses [`super::normalize::l2_normalize`], a matrix product, [`super::margin::add_margin`] and
+/// [`super::cross_entropy`].
 ///
 /// # Errors
-/// When the shapes or dtypes do not fit each other or are empty, the labels or margins are not `N`, or a label is below
-/// -1 or not below `K`.
+/// When shapes or dtypes do not match, a shape is empty, there are not `N` labels or margins, or a label is below -1 or
+/// not below `K`.
 pub fn margin_loss(
     embedding: &Tensor,
     kernel: &Tensor,
@@ -59,11 +60,12 @@ pub fn margin_loss(
     embedding.contiguous()?.apply_op2(&kernel.contiguous()?, op)
 }
 
-/// Returns the loss of [`margin_loss`] and `weight` times its gradient of the embeddings `(N, d)`, and writes that of the
-/// kernel to `of_kernel`, `(d, K)`: without candle's graph, which adds every gradient to one of zeros. f32.
+/// Returns the loss of [`margin_loss`] and `weight` times its gradient with respect to the embeddings, `(N, d)`; writes
+/// `weight` times the gradient of the kernel, `(d, K)`, to `of_kernel`. f32 only. This avoids candle's graph, which
+/// adds every gradient to one of zeros.
 ///
 /// # Errors
-/// As [`margin_loss`], and when `of_kernel` is of another length.
+/// Same as [`margin_loss`], and when `of_kernel` has another length.
 pub fn margin_loss_with_gradients(
     embedding: &Tensor,
     kernel: &Tensor,
@@ -91,18 +93,18 @@ struct MarginLoss {
     config: MarginLossConfig,
     margins: Margins,
     dims: Dims,
-    /// [`Saved`] of the dtype.
+    /// [`Saved`] of the tensors' element type, once the forward pass has run.
     saved: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
-/// What backward needs of forward.
+/// Values of the forward pass that the backward pass needs.
 struct Saved<T> {
-    /// Of [`cpu::forward`].
+    /// Written by [`cpu::forward`].
     cosines: Vec<T>,
     rows: Vec<Row>,
 }
 
-/// A row's softmax, and the gradient of its loss by the target's cosine; none for a row without a label.
+/// Softmax of a row and the gradient of its loss with respect to the target's cosine; `None` for a row without a label.
 type Row = Option<RowSoftmax>;
 
 struct RowSoftmax {
@@ -125,7 +127,7 @@ impl MarginLoss {
         Ok(Self { config: config.clone(), margins, dims: Dims { n, d, k }, saved: OnceLock::new() })
     }
 
-    /// Returns the loss, rounded as `T`, and what backward needs besides `cosines`, which are written.
+    /// Returns the loss, rounded to `T`, and each row's softmax for the backward pass; writes `cosines` for it.
     fn forward<T: Real>(&self, e: &[T], w: &[T], cosines: &mut [T]) -> Result<(f64, Vec<Row>)> {
         let sums = cpu::forward(e, w, self.dims, &self.config.labels, self.config.scale, cosines);
         let targets: Vec<Option<f64>> = sums.iter().map(RowSum::target_cosine).collect();
@@ -139,11 +141,11 @@ impl MarginLoss {
         Ok((T::from_f64(loss).to_f64(), rows))
     }
 
-    /// A row's softmax from its sum without the target.
+    /// Returns a row's softmax from its sum without the target.
     fn row<T: Real>(&self, mut sum: RowSum<T>, margin: f64) -> Row {
         let MarginLossConfig { form, gradient, scale, .. } = self.config;
         let cosine = sum.target_cosine()?;
-        // Rounded as the other logits are.
+        // Rounded like the other logits.
         let logit = T::from_f64(margin_value(form, cosine, margin) * scale).to_f64();
         sum.add_logit(logit);
         let slope = if sum.is_target_inside() { margin_slope(form, gradient, cosine, margin) } else { 0.0 };
@@ -152,7 +154,7 @@ impl MarginLoss {
         Some(RowSoftmax { max: sum.max, sum: sum.sum, loss, target: (p - 1.0) * slope })
     }
 
-    /// Writes `gy` times the gradient of the kernel to `gw`, returns that of the embeddings.
+    /// Writes `gy` times the gradient of the kernel to `gw` and returns `gy` times that of the embeddings.
     fn backward<T: Real>(&self, e: &[T], w: &[T], (cosines, rows): (&[T], &[Row]), gy: f64, gw: &mut [T]) -> Vec<T> {
         let scale = self.config.scale;
         let factor = gy * scale / rows.iter().flatten().count().max(1) as f64;

@@ -2,17 +2,17 @@
 
 use super::kernel::{BLOCK, Real};
 
-/// Sums that are kept apart, for the vectors of any machine.
+/// Number of independent partial sums, enough for the vectors of any machine.
 const LANES: usize = 16;
 
-/// The logits of a row but the target's, as far as they were seen.
+/// Running softmax sum of a row's logits, without the target's.
 #[derive(Clone)]
 pub(super) struct RowSum<T> {
-    /// The largest.
+    /// Largest logit so far.
     pub max: f64,
-    /// The sum of `exp(logit - max)`; a NaN anywhere makes it NaN.
+    /// Sum of `exp(logit - max)`; a NaN anywhere makes it NaN.
     pub sum: f64,
-    /// The cosine of the target, not clamped, if it was seen.
+    /// Cosine of the target, not clamped, once its block was added.
     pub target: Option<T>,
 }
 
@@ -23,7 +23,7 @@ impl<T> Default for RowSum<T> {
 }
 
 impl<T: Real> RowSum<T> {
-    /// Adds the first `valid` cosines of a block, whose target is at `target`.
+    /// Adds the first `valid` cosines of a block; `target` is the target's index in the block.
     #[inline(always)]
     pub fn add(&mut self, cosine: &[T; BLOCK], valid: usize, target: Option<usize>, scale: T) {
         let nothing = T::from_f64(f64::NEG_INFINITY);
@@ -43,7 +43,7 @@ impl<T: Real> RowSum<T> {
             }
         }
         let max = maxima.iter().fold(nothing, |max, &lane| if lane > max { lane } else { max });
-        // Nothing but NaN, or nothing at all: the sum says which.
+        // Only NaN, or no logits at all: the sum tells which.
         let base = if max == nothing { T::zero() } else { max };
         let mut sums = [T::zero(); LANES];
         for logits in logits.as_chunks::<LANES>().0 {
@@ -59,7 +59,7 @@ impl<T: Real> RowSum<T> {
             self.sum *= (self.max - max).exp();
             self.max = max;
         }
-        // exp(-inf - -inf) is NaN, but where nothing was seen there is nothing to add.
+        // exp(-inf - -inf) is NaN, but without any logit there is nothing to add.
         if sum != 0.0 {
             self.sum += sum * if max == self.max { 1.0 } else { (max - self.max).exp() };
         }
@@ -83,28 +83,29 @@ impl<T: Real> RowSum<T> {
         self.target.map(|t| clamp(t).to_f64())
     }
 
-    /// Whether the gradient passes the clamping of the target.
+    /// Whether the target's cosine was not clamped, so that it gets a gradient.
     pub fn is_target_inside(&self) -> bool {
         self.target.is_some_and(|t| t == clamp(t))
     }
 }
 
-/// How the loss depends on the cosines of a row.
+/// Terms of the loss's gradient with respect to the cosines of a row.
 pub(super) struct Gradient<T> {
-    /// The target; none for a row that does not count.
+    /// Target class; `None` for a row to ignore.
     pub label: Option<usize>,
-    /// Of the target's cosine.
+    /// Gradient of the target's cosine.
     pub target: T,
-    /// The largest logit.
+    /// Largest logit.
     pub max: T,
-    /// What `exp(logit - max)` is multiplied by.
+    /// Factor of `exp(logit - max)`.
     pub factor: T,
-    /// Logits are cosines times this.
+    /// Factor from cosines to logits.
     pub scale: T,
 }
 
 impl<T: Real> Gradient<T> {
-    /// Writes the gradient of the first `valid` cosines of the block that begins with class `first`, and 0 behind.
+    /// Writes the gradient of the first `valid` cosines of the block that begins with class `first`, and zeros after
+    /// them.
     #[inline(always)]
     pub fn of_cosines(&self, cosine: &[T; BLOCK], valid: usize, first: usize, g: &mut [T; BLOCK]) {
         let Some(label) = self.label else { return g.fill(T::zero()) };
@@ -120,7 +121,7 @@ impl<T: Real> Gradient<T> {
     }
 }
 
-/// NaN passes, so that a diverged network is noticed.
+/// Clamps to `[-1, 1]`. NaN passes, so that a diverged network is noticed.
 #[inline(always)]
 pub(super) fn clamp<T: Real>(x: T) -> T {
     let (one, minus_one) = (T::one(), T::zero() - T::one());

@@ -38,7 +38,7 @@ pub(super) fn grad_x<T: WithDType>(x: &[T], slope: &[T], gy: &[T]) -> Vec<T> {
     gx
 }
 
-/// Sum of `gy * min(x, 0)` per channel; blocks are joined in their order, in f64.
+/// Returns the sum of `gy * min(x, 0)` per channel; blocks are joined in their order, in f64.
 pub(super) fn grad_slope<T: WithDType>(x: &[T], gy: &[T], channels: usize) -> Vec<T> {
     let len = block_len(channels);
     let blocks: Vec<Vec<T>> = x

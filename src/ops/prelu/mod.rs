@@ -11,10 +11,10 @@ use super::slice::{self, for_float};
 /// - `x`: `(.., C)`, f32 or f64
 /// - `slope`: `(C)`, same dtype
 ///
-/// Both receive gradients; at 0 the slope counts, as in PyTorch.
+/// Both receive gradients; at 0 the derivative is the slope, as in PyTorch.
 ///
 /// # Errors
-/// When shapes or dtypes do not fit each other.
+/// When shapes or dtypes do not match.
 pub fn prelu(x: &Tensor, slope: &Tensor) -> Result<Tensor> {
     if slope.rank() != 1 || x.dims().last() != slope.dims().last() || slope.elem_count() == 0 {
         bail!("prelu: input {:?} does not fit slopes {:?}", x.shape(), slope.shape());
@@ -22,10 +22,10 @@ pub fn prelu(x: &Tensor, slope: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&slope.contiguous()?, PRelu)
 }
 
-/// The same composed of candle's tensor ops, for tests.
+/// [`prelu`] made of candle's tensor ops, for tests.
 ///
 /// # Errors
-/// As [`prelu`].
+/// Same as [`prelu`].
 pub fn prelu_reference(x: &Tensor, slope: &Tensor) -> Result<Tensor> {
     x.relu()? - x.neg()?.relu()?.broadcast_mul(slope)?
 }

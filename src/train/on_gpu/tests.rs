@@ -1,4 +1,4 @@
-//! Training on a GPU against training on the CPU.
+//! Compares training on a GPU with training on the CPU.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ fn trainer<'a>(config: &Config, arm: Arm, machine: &Machine, teacher: &'a Model)
 
 type Weights = BTreeMap<String, Vec<f32>>;
 
-/// The figures of each step, and the weights after the last by name.
+/// Returns the figures of each step, and the weights after the last step by name.
 fn run(config: &Config, arm: Arm, machine: &Machine, num_steps: usize) -> Result<(Vec<StepReport>, Weights)> {
     let teacher = model(config, machine, 5)?;
     let mut trainer = trainer(config, arm, machine, &teacher)?;
@@ -69,7 +69,7 @@ fn steps_are_those_of_the_cpu() -> Result<()> {
     let mut config = tiny()?;
     for (arm, kind) in [(Arm::Aug, OptimKind::Sgd), (Arm::Hg, OptimKind::Sgd), (Arm::Lg, OptimKind::AdamW)] {
         config.optim.kind = kind;
-        // AdamW's first steps go by the signs of gradients, which rounding turns where they are near zero.
+        // AdamW's first steps depend on the signs of gradients, which rounding flips near zero.
         config.optim.lr = if kind == OptimKind::Sgd { 0.1 } else { 1e-4 };
         let (expected, weights) = run(&config, arm, &Machine::default(), 2)?;
         for (precision, tol) in [(Precision::F32, 2e-3), (Precision::Bf16, 0.1)] {
@@ -86,26 +86,26 @@ fn steps_are_those_of_the_cpu() -> Result<()> {
                 assert_eq!(found.target_cosines.len(), expected.target_cosines.len());
                 assert!(off(found.grad_norm, expected.grad_norm) < 3.0 * tol && found.lr == expected.lr, "{case}");
             }
-            // No update reaches it.
+            // This weight is frozen.
             assert!(on_gpu["features.weight"].iter().all(|w| *w == 1.0), "{arm:?} {precision}");
             let (mut all_off, mut all) = (0.0, 0.0);
             for (name, expected) in &weights {
                 let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>();
                 let off = squares(&mut on_gpu[name].iter().zip(expected).map(|(a, b)| a - b));
-                // Means and what began as zeros are small beside what they are added to.
+                // Means and parameters that start at zero are small compared with the values they are added to.
                 let size = squares(&mut expected.iter().copied()).max(1e-4 * expected.len() as f64);
                 let is_close = (off / size).sqrt() < tol;
                 assert!(is_close || kind == OptimKind::AdamW, "{arm:?} {precision}: {name} {}", off / size);
                 (all_off, all) = (all_off + off, all + size);
             }
-            // Where a gradient is nothing but rounding, as in front of a norm, AdamW takes its sign.
+            // Where a gradient is pure rounding error, as in front of a norm, AdamW follows its sign.
             assert!((all_off / all).sqrt() < tol, "{arm:?} {precision}: weights {}", all_off / all);
         }
     }
     Ok(())
 }
 
-/// Rounding grows from step to step, so single losses part; what they come down to does not.
+/// Rounding differences grow with every step, so single losses drift apart, but their means stay close.
 #[test]
 fn needs_gpu_fifty_steps_come_down_as_on_the_cpu() -> Result<()> {
     if !crate::gpu::tests::is_asked_for() {
@@ -139,7 +139,7 @@ fn a_loss_that_is_not_finite_updates_nothing_and_is_found() -> Result<()> {
     let mut trainer = Trainer::new(student, head, Some(&teacher), &config.step(Arm::Aug))?;
     let batch = loader(&config)?.epoch(0).next().ok_or_else(|| Error::Training("no batch".into()))??;
     let error = trainer.step(batch, 0, 0.1).err().map(|e| e.to_string()).unwrap_or_default();
-    assert!(error.contains("1 of the steps up to 0") && error.contains("changed nothing: loss NaN"), "{error}");
+    assert!(error.contains("1 of the steps up to 0") && error.contains("updated no parameters: loss NaN"), "{error}");
     let after = trainer.student.params().state()?;
     assert_eq!(
         after["conv1.weight"].flatten_all()?.to_vec1::<f32>()?,
@@ -148,7 +148,8 @@ fn a_loss_that_is_not_finite_updates_nothing_and_is_found() -> Result<()> {
     Ok(())
 }
 
-/// Asserts that each of `found` is near its namesake, relative to its norm or, if that is less, to numbers of 0.01.
+/// Asserts that each tensor of `found` is close to the expected one, relative to the larger of its norm and that of a
+/// tensor of 0.01s.
 fn assert_near(found: &Others, expected: &Others, tol: f64, what: &str) -> Result<()> {
     assert!(found.keys().eq(expected.keys()), "{what}: {:?} and {:?}", found.keys(), expected.keys());
     for (file, tensors) in found {
@@ -166,7 +167,7 @@ fn assert_near(found: &Others, expected: &Others, tol: f64, what: &str) -> Resul
     Ok(())
 }
 
-/// All that a trainer has come to.
+/// Returns the complete state of a trainer, by file.
 fn all(trainer: &mut Trainer) -> Result<Others> {
     trainer.synchronise()?;
     let mut all = trainer.state()?;
@@ -178,7 +179,7 @@ fn all(trainer: &mut Trainer) -> Result<Others> {
     Ok(all)
 }
 
-/// Parts of a batch, an average, and a teacher whose embeddings have another length.
+/// Settings with gradient accumulation and a moving average, and a teacher with longer embeddings.
 fn with_all_means() -> Result<(Config, crate::models::ModelConfig)> {
     let mut config = tiny()?;
     for set in ["train.accumulate=2", "train.ema=0.9", "model.dropout=0"] {
@@ -252,7 +253,7 @@ fn a_training_goes_on_on_the_other_machine() -> Result<()> {
     Ok(())
 }
 
-/// What a trainer's state has of all.
+/// Returns the files of [`all`] that [`Trainer::state`] returns too.
 fn whole_files(all: &Others) -> Others {
     let files = [OPTIMIZER, EMA, PROJECTION].into_iter();
     files.filter_map(|file| Some((file.to_owned(), all.get(file)?.clone()))).collect()

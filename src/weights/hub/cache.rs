@@ -1,5 +1,5 @@
-//! The cache of Python's `huggingface_hub`, for one repository: contents in `blobs/`, named by ETag; `snapshots/` of
-//! commits with links to them; in `refs/` the commit that a branch was last seen at.
+//! The cache of Python's `huggingface_hub`, for one repository: `blobs/` holds file contents named by ETag,
+//! `snapshots/` holds links to them for each commit, and `refs/` holds the commit that each branch last pointed to.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::weights::reference::HubFile;
 
-/// Whether a revision is a full commit, which never moves.
+/// Whether a revision is a full commit hash, whose files never change.
 pub(super) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Where the cache keeps one file of a repository.
+/// The cache entry of one file in a repository.
 pub(super) struct Cache<'a> {
     root: PathBuf,
     folder: String,
@@ -29,7 +29,7 @@ impl<'a> Cache<'a> {
         self.root.join(&self.folder)
     }
 
-    /// The path of the file, if it is here.
+    /// Returns the path of the file if it is cached.
     pub fn lookup(&self) -> Option<PathBuf> {
         let revision = self.file.revision();
         let commit = if is_commit(revision) {
@@ -47,14 +47,15 @@ impl<'a> Cache<'a> {
         self.repo().join("snapshots").join(commit).join(self.file.file())
     }
 
-    /// Where the contents with this ETag belong; their folder exists.
+    /// Returns the path for the contents with this ETag, and creates its folder.
     pub fn blob(&self, etag: &str) -> Result<PathBuf> {
         let folder = self.repo().join("blobs");
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         Ok(folder.join(etag))
     }
 
-    /// Waits until nobody else, here or in Python, fetches the contents with this ETag; free when the file is dropped.
+    /// Locks the contents with this ETag against other downloads, in this process or another program. Dropping the file
+    /// releases the lock.
     pub fn lock(&self, etag: &str) -> Result<File> {
         let folder = self.root.join(".locks").join(&self.folder);
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
@@ -64,14 +65,16 @@ impl<'a> Cache<'a> {
         Ok(file)
     }
 
-    /// Makes the contents with this ETag, locked, the file at `commit`, remembers that the revision is there, and returns the path.
+    /// Links the file at `commit` to the contents with this ETag, which must be locked, records the commit of the
+    /// revision, and returns the path.
     pub fn link(&self, commit: &str, etag: &str) -> Result<PathBuf> {
         let pointer = self.pointer(commit);
         if let Some(folder) = pointer.parent() {
             fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }
         let blob = self.blob(etag)?;
-        // Made elsewhere and moved: whoever reads sees the old link or the new one. The lock keeps the name ours.
+        // Created under another name and renamed, so that readers see the old link or the new one. The lock reserves
+        // the name.
         let made = blob.with_file_name(format!("{etag}.link"));
         if made.symlink_metadata().is_ok() {
             fs::remove_file(&made).map_err(Error::io(&made))?;
@@ -87,11 +90,11 @@ impl<'a> Cache<'a> {
         Ok(pointer)
     }
 
-    /// Takes a file out of the cache, contents and all, so that the next fetch starts anew.
+    /// Removes a file and its contents from the cache, so that the next fetch downloads it again.
     pub fn discard(&self, pointer: &Path) -> Result<()> {
         let contents = pointer.canonicalize().map_err(Error::io(pointer))?;
         fs::remove_file(pointer).map_err(Error::io(pointer))?;
-        // A link that a user made to somewhere else is not ours to delete behind.
+        // Do not delete the target of a link that a user made to a place outside the cache.
         let is_blob = self.repo().join("blobs").canonicalize().is_ok_and(|blobs| contents.starts_with(blobs));
         if is_blob && contents.exists() {
             fs::remove_file(&contents).map_err(Error::io(&contents))?;
@@ -100,10 +103,10 @@ impl<'a> Cache<'a> {
     }
 }
 
-/// Makes what will be the pointer: a relative link, so that the cache can be moved.
+/// Creates the link to the contents. It is relative, so that the cache can be moved.
 #[cfg(unix)]
 fn point(made: &Path, file: &HubFile, blob: &Path) -> std::io::Result<()> {
-    // Out of snapshots/<commit>/ and of each folder in the file's own path.
+    // Up from snapshots/<commit>/ and from each folder in the file's own path.
     let mut target = PathBuf::from("../..");
     target.extend(std::iter::repeat_n("..", file.file().matches('/').count()));
     target.push("blobs");
@@ -111,7 +114,7 @@ fn point(made: &Path, file: &HubFile, blob: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(target, made)
 }
 
-/// Copies: links need rights there that users do not have.
+/// Copies the contents, because links need privileges on this system that users lack.
 #[cfg(not(unix))]
 fn point(made: &Path, _file: &HubFile, blob: &Path) -> std::io::Result<()> {
     fs::copy(blob, made).map(|_| ())

@@ -1,4 +1,4 @@
-//! What the hub is asked: what a file is, and its bytes from some point on; and what its refusals mean.
+//! Requests to the hub for a file's metadata and its bytes, and messages for refused requests.
 
 use std::io::Write;
 use std::time::Duration;
@@ -16,46 +16,46 @@ use crate::weights::reference::HubFile;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// The longest wait for the next bytes; a whole transfer may take as long as it moves.
+/// Longest wait for the next bytes; a download as a whole has no time limit.
 const READ_LIMIT: Duration = Duration::from_secs(30);
-/// Tries after the first, by hf-hub and by us.
+/// Number of retries after the first attempt, both in hf-hub and here.
 pub(super) const RETRIES: u32 = 3;
-/// The wait before the first of them; it doubles.
+/// Delay before the first retry; it doubles each time.
 pub(super) const RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_REDIRECTS: usize = 5;
-/// hf-hub looks for a token in the environment and in the user's folder unless it is given one, and sends none that cannot
-/// stand in a header: this one says that there is none.
+/// Placeholder that stops hf-hub from looking for a token in the environment and the user's folder. hf-hub never sends
+/// it, because it is not valid in a header.
 const NO_TOKEN: &str = "\n";
 
-/// What the hub says of a file.
+/// Metadata of a file on the hub.
 #[derive(Debug)]
 pub(super) struct Remote {
-    /// The commit that the revision is at.
+    /// Commit that the revision points to.
     pub commit: String,
-    /// The name of the contents; their SHA-256 for large files.
+    /// Identifier of the contents; their SHA-256 for large files.
     pub etag: String,
     /// Length in bytes.
     pub size: u64,
 }
 
 impl Remote {
-    /// The SHA-256 of the contents, where the hub gives it.
+    /// Returns the SHA-256 of the contents, if the hub reports it.
     pub fn sha256(&self) -> Option<&str> {
         Some(self.etag.as_str()).filter(|etag| is_sha256(etag))
     }
 }
 
-/// Why bytes stopped coming.
+/// Reason why a download stopped.
 pub(super) enum Stop {
-    /// Trying again may help.
+    /// A failure that a retry may fix.
     Broken(String),
-    /// The server does not go on from the middle.
+    /// The server does not support range requests.
     NoRange,
-    /// Nothing helps.
+    /// A failure that retries cannot fix.
     Final(Error),
 }
 
-/// Where the hub is.
+/// Returns the hub's base URL.
 pub(super) fn endpoint(config: &HubConfig) -> Result<Url, String> {
     let text = config.endpoint.as_deref().unwrap_or(DEFAULT_ENDPOINT);
     let endpoint = Url::parse(text).map_err(|e| format!("endpoint {text:?} (HF_ENDPOINT): {e}"))?;
@@ -65,7 +65,7 @@ pub(super) fn endpoint(config: &HubConfig) -> Result<Url, String> {
     Ok(endpoint)
 }
 
-/// hf-hub's client with our limits and token.
+/// Returns a builder of hf-hub's client with this module's limits and the configured token.
 pub(super) fn builder(config: &HubConfig, endpoint: &Url) -> Result<HFClientBuilder, String> {
     Ok(HFClient::builder()
         .endpoint(endpoint.as_str())
@@ -81,7 +81,7 @@ fn http(endpoint: &Url, policy: redirect::Policy) -> Result<Client, String> {
         .connect_timeout(CONNECT_LIMIT)
         .read_timeout(READ_LIMIT)
         .redirect(policy);
-    // A server on this machine is never behind the proxy of the environment.
+    // A server on this machine is never reached through the environment's proxy.
     if matches!(endpoint.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
         builder = builder.no_proxy();
     }
@@ -109,7 +109,8 @@ impl<'a> HubClient<'a> {
         Ok(Self { config, file, hub, direct, endpoint })
     }
 
-    /// Asks what the file is. hf-hub has no call for it: it follows the redirect to the storage, whose answer has no commit.
+    /// Requests the file's metadata. hf-hub cannot do it: it follows the redirect to the storage, whose response lacks
+    /// the commit.
     pub async fn head(&self) -> Result<Remote> {
         let mut url = self.endpoint.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -136,9 +137,10 @@ impl<'a> HubClient<'a> {
                 continue;
             };
             let (status, headers) = (response.status(), response.headers());
-            // A renamed repository redirects within the hub; a large file to the storage, and then all is said here.
+            // A renamed repository redirects within the hub. A large file redirects to the storage; this response is
+            // then complete.
             let location = header(headers, LOCATION.as_str()).and_then(|l| url.join(l).ok());
-            // Only there may the token go.
+            // Follow redirects within the hub only: nobody else may receive the token.
             match location.filter(|next| next.origin() == self.endpoint.origin()) {
                 Some(next) if status.is_redirection() && redirects < MAX_REDIRECTS => {
                     url = next;
@@ -161,19 +163,19 @@ impl<'a> HubClient<'a> {
         let commit = header(headers, "x-repo-commit").unwrap_or_default();
         let length = header(headers, CONTENT_LENGTH.as_str()).filter(|_| has_contents);
         let size = header(headers, "x-linked-size").or(length).and_then(|s| s.parse().ok());
-        // Both become names of files.
+        // Both are used as file names.
         let is_etag = (1..=128).contains(&etag.len())
             && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         match size {
             Some(size) if is_etag && is_commit(commit) => Ok(Remote { commit: commit.into(), etag: etag.into(), size }),
             _ => Err(self.error(format!(
-                "{} is no model hub: expected a commit, an ETag and a size, found {commit:?}, {etag:?} and {size:?}",
+                "{} is not a model hub: expected a commit, an ETag and a size, found {commit:?}, {etag:?} and {size:?}",
                 self.endpoint
             ))),
         }
     }
 
-    /// Appends to `out` the bytes from `done` on, and counts them.
+    /// Appends the file's bytes from `done` on to `out`, and advances `done`.
     pub async fn read(
         &self,
         remote: &Remote,
@@ -191,7 +193,7 @@ impl<'a> HubClient<'a> {
             .send()
             .await
             .map_err(|e| self.stop(&e))?;
-        // hf-hub does not say whether the answer was 206 or 200; the length does.
+        // hf-hub does not tell a 206 response from a 200; the length does.
         if *done > 0 && length != Some(remaining) {
             return Err(Stop::NoRange);
         }
@@ -199,10 +201,9 @@ impl<'a> HubClient<'a> {
             let piece = piece.map_err(|e| self.stop(&e))?;
             *done += piece.len() as u64;
             if *done > remote.size {
-                return Err(Stop::Final(self.error(format!("more than the {} bytes that were promised", remote.size))));
+                return Err(Stop::Final(self.error(format!("expected {} bytes, received more", remote.size))));
             }
-            out.write_all(&piece)
-                .map_err(|e| Stop::Final(self.error(format!("cannot be written to the cache: {e}"))))?;
+            out.write_all(&piece).map_err(|e| Stop::Final(self.error(format!("cannot write to the cache: {e}"))))?;
             progress(*done);
         }
         if *done < remote.size { Err(Stop::Broken("the connection was closed early".into())) } else { Ok(()) }
@@ -227,32 +228,32 @@ impl<'a> HubClient<'a> {
 
     fn unreachable(&self, error: &reqwest::Error) -> Error {
         self.error(format!(
-            "{} cannot be reached ({}): check the network or HF_ENDPOINT; --offline uses only what is in the cache",
+            "{} cannot be reached ({}): check the network or HF_ENDPOINT, or use cached files with --offline",
             self.endpoint,
             root_cause(error)
         ))
     }
 
-    /// What an answer that is no success means.
+    /// Returns the error for a response with a failure status.
     fn refused(&self, status: u16, code: Option<&str>, message: Option<&str>) -> Error {
         let (repo, revision) = (format!("{}/{}", self.file.owner(), self.file.repo()), self.file.revision());
         let mut what = match (status, code) {
             (401, _) if self.config.token.is_none() => {
-                format!("{repo} is private or gated, or does not exist: set HF_TOKEN to a token that may read it")
+                format!("{repo} is private or gated, or does not exist: set HF_TOKEN to a token with access to it")
             }
-            (401, _) => format!("the token in HF_TOKEN was refused, or {repo} does not exist"),
+            (401, _) => format!("the token in HF_TOKEN was rejected, or {repo} does not exist"),
             (403, _) if self.config.token.is_none() => {
-                format!("{repo} is gated: ask for access at {}{repo}, then set HF_TOKEN", self.endpoint)
+                format!("{repo} is gated: request access at {}{repo}, then set HF_TOKEN", self.endpoint)
             }
-            (403, _) => format!("HF_TOKEN may not read {repo}: ask for access at {}{repo}", self.endpoint),
+            (403, _) => format!("HF_TOKEN has no access to {repo}: request it at {}{repo}", self.endpoint),
             (404, Some("RepoNotFound")) => {
                 format!("there is no repository {repo}, or it is private and needs HF_TOKEN")
             }
             (404, Some("RevisionNotFound")) => format!("{repo} has no revision {revision}"),
             (404, Some("EntryNotFound")) => format!("{repo} has no file {} at {revision}", self.file.file()),
             (404, _) => "the repository, the revision or the file was not found".into(),
-            (429, _) => "too many requests: wait a little, or set HF_TOKEN".into(),
-            _ => format!("{} does not give it", self.endpoint),
+            (429, _) => "too many requests: wait a while, or set HF_TOKEN".into(),
+            _ => format!("{} refused the request", self.endpoint),
         };
         what.push_str(&format!(" (HTTP {status}"));
         if let Some(message) = message {
@@ -272,7 +273,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// The innermost error: the outer ones only repeat the URL.
+/// Returns the innermost error's message; the outer errors only repeat the URL.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut inner = error;
     while let Some(source) = inner.source() {

@@ -1,4 +1,4 @@
-//! Data sets of the hub as parquet files, through candle-datasets.
+//! Downloads data sets of the hub as parquet files, through candle-datasets.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 use crate::weights::manifest::is_sha256;
 use crate::weights::reference::{DATASET_SCHEME, is_name};
 
-/// The branch of the hub's own parquet files.
+/// Branch with the parquet files that the hub converts itself.
 const REVISION: &str = "refs/convert/parquet";
-/// The configuration and the split that are meant where a data set has several and none is named.
+/// Configuration and split used when none is given.
 const DEFAULT: [&str; 2] = ["default", "train"];
 
-/// See [`super::Hub::fetch_dataset`].
+/// Implements [`super::Hub::fetch_dataset`].
 pub(super) fn fetch(config: &HubConfig, reference: &str) -> Result<PathBuf> {
     let error = |what: String| Error::Hub { reference: reference.to_owned(), what };
     let parts: Vec<&str> =
@@ -40,7 +40,7 @@ pub(super) fn fetch(config: &HubConfig, reference: &str) -> Result<PathBuf> {
         }
         download(config, root, format!("{owner}/{name}")).map_err(error)?;
     }
-    let snapshot = snapshot(&repo).ok_or_else(|| error("the hub has made no parquet files of it".to_owned()))?;
+    let snapshot = snapshot(&repo).ok_or_else(|| error("the hub has no parquet files of it".to_owned()))?;
     let mut splits = BTreeSet::new();
     let mut files = Vec::new();
     for folder in sub_folders(&snapshot)? {
@@ -58,19 +58,20 @@ pub(super) fn fetch(config: &HubConfig, reference: &str) -> Result<PathBuf> {
     choose(&splits, wanted).map_err(error)
 }
 
-/// candle-datasets fetches every file of the branch into hf-hub's cache.
+/// Downloads every file of the branch into hf-hub's cache.
 fn download(config: &HubConfig, cache: PathBuf, id: String) -> Result<(), String> {
     let endpoint = endpoint(config)?;
     let builder = builder(config, &endpoint)?.cache_dir(cache);
-    // The client has a runtime: one cannot run inside another, and a caller may have one.
+    // The client runs its own async runtime. It needs a thread of its own, because the caller may already be in a
+    // runtime.
     let work = move || {
         let client = builder.build_sync().map_err(|e| format!("no HTTPS client: {e}"))?;
         candle_datasets::hub::from_hub(&client, id).map(drop).map_err(|e| e.to_string())
     };
-    std::thread::spawn(work).join().unwrap_or_else(|_| Err("the transfer was ended by a bug".to_owned()))
+    std::thread::spawn(work).join().unwrap_or_else(|_| Err("the download thread panicked".to_owned()))
 }
 
-/// Where the branch was last seen.
+/// Returns the folder of the branch's last known commit.
 fn snapshot(repo: &Path) -> Option<PathBuf> {
     let commit = fs::read_to_string(repo.join("refs").join(REVISION)).ok()?;
     let snapshot = repo.join("snapshots").join(commit.trim());
@@ -90,7 +91,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     entries.map(|entry| Ok(entry.map_err(Error::io(folder))?.path())).collect()
 }
 
-/// The cache calls large files by their SHA-256.
+/// Checks a file against its SHA-256 where the cache names it by that, as it does for large files.
 fn check(file: &Path) -> Result<(), String> {
     let blob = file.canonicalize().map_err(|e| format!("{}: {e}", file.display()))?;
     let Some(expected) = blob.file_name().and_then(|name| name.to_str()).filter(|name| is_sha256(name)) else {
@@ -105,7 +106,7 @@ fn check(file: &Path) -> Result<(), String> {
     }
 }
 
-/// The folder of a configuration's split.
+/// Returns the folder of the wanted configuration and split, or of the default.
 fn choose(splits: &BTreeSet<PathBuf>, wanted: Option<[&str; 2]>) -> Result<PathBuf, String> {
     let names = |path: &Path| {
         let name = |path: Option<&Path>| Some(path?.file_name()?.to_string_lossy().into_owned());

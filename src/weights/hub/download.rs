@@ -1,4 +1,4 @@
-//! A file from the hub to the cache: resumed where it broke off, checked, and only then visible.
+//! Download of a file to the cache: resumed after an interruption, checked, and visible only when complete.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::weights::reference::HubFile;
 
-/// See [`super::Hub::fetch`].
+/// Implements [`super::Hub::fetch`].
 pub(super) fn fetch(
     config: &HubConfig,
     file: &HubFile,
@@ -25,7 +25,7 @@ pub(super) fn fetch(
         if let Some(expected) = expected_sha256
             && let Some(found) = other_sha256(&path, expected)?
         {
-            // Contents that are what the cache names them are the hub's: another program may want them.
+            // Contents that match their name in the cache came intact from the hub, and another program may need them.
             let is_intact = path.canonicalize().is_ok_and(|blob| blob.file_name().is_some_and(|name| *name == *found));
             if is_intact || config.offline {
                 return Err(error(format!("SHA-256: expected {expected}, found {found} in the cache")));
@@ -43,15 +43,15 @@ pub(super) fn fetch(
             root.display()
         )));
     }
-    // The runtime has a thread of its own: one cannot run inside another, and a caller may have one.
+    // The async runtime gets a thread of its own, because the caller may already be in a runtime.
     let (sender, receiver) = mpsc::channel();
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|e| error(format!("no runtime for the transfer: {e}")))?;
+            let runtime = runtime.map_err(|e| error(format!("cannot start the async runtime: {e}")))?;
             let client = HubClient::new(config, file)?;
             let progress = move |done, total| {
-                // A progress that nobody receives is no error.
+                // Ignored: it is no error if nobody receives the progress.
                 let _ = sender.send((done, total));
             };
             runtime.block_on(Download { client, cache, expected_sha256 }.run(progress))
@@ -79,7 +79,7 @@ impl Download<'_> {
         }
         let _lock = self.cache.lock(&remote.etag)?;
         let blob = self.cache.blob(&remote.etag)?;
-        // The contents may be here under another name, or have come while we waited for the lock.
+        // The contents may be cached under another name, or have arrived while this thread waited for the lock.
         if !blob.is_file() || self.found_other(&blob, &remote)?.is_some() {
             let part = self.cache.blob(&format!("{}.incomplete", remote.etag))?;
             self.receive(&part, &remote, |done| progress(done, remote.size)).await?;
@@ -88,7 +88,7 @@ impl Download<'_> {
         self.cache.link(&remote.commit, &remote.etag)
     }
 
-    /// The SHA-256 of a file if it is not the one that it must have.
+    /// Returns the SHA-256 of a file if it is not the expected one.
     fn found_other(&self, path: &Path, remote: &Remote) -> Result<Option<String>> {
         match self.expected_sha256.or(remote.sha256()) {
             Some(expected) => other_sha256(path, expected),
@@ -96,7 +96,7 @@ impl Download<'_> {
         }
     }
 
-    /// Fills `part`, which may have its beginning from an earlier try, and checks it.
+    /// Completes `part`, which may hold the start of the file from an earlier attempt, and checks it.
     async fn receive(&self, part: &Path, remote: &Remote, mut progress: impl FnMut(u64)) -> Result<()> {
         let mut out = OpenOptions::new().create(true).append(true).open(part).map_err(Error::io(part))?;
         let mut done = out.metadata().map_err(Error::io(part))?.len();
@@ -109,18 +109,20 @@ impl Download<'_> {
             out.sync_all().map_err(Error::io(part))?;
             let Some(found) = self.found_other(part, remote)? else { return Ok(()) };
             restart(&out, part, &mut done)?;
-            // Pieces may not belong together; what came in one go is what the hub has.
+            // Pieces of several attempts may not match. A download in one piece is what the hub has, so retry once from
+            // the start.
             if is_resumed && !is_second {
                 is_second = true;
             } else {
                 let expected = self.expected_sha256.or(remote.sha256()).unwrap_or_default();
-                let what = format!("SHA-256: expected {expected}, found {found}; nothing was kept, try again");
+                let what = format!("SHA-256: expected {expected}, found {found}; download discarded, try again");
                 return Err(self.client.error(what));
             }
         }
     }
 
-    /// Receives until the file is whole; returns whether it took more than one try. Tries that bring nothing new count.
+    /// Receives until the file is complete; returns whether that took more than one attempt. Gives up after too many
+    /// attempts in a row without new bytes.
     async fn fill(
         &self,
         out: &mut File,
@@ -138,15 +140,14 @@ impl Download<'_> {
                 Err(Stop::Broken(what)) => what,
                 Err(Stop::NoRange) => {
                     restart(out, part, done)?;
-                    "the server cannot go on from the middle".into()
+                    "the server cannot resume a download".into()
                 }
             };
             is_resumed = true;
             barren = if *done > most { 0 } else { barren + 1 };
             most = most.max(*done);
             if barren > RETRIES {
-                let kept =
-                    format!("broke off at {done} of {} bytes ({what}): try again to go on from there", remote.size);
+                let kept = format!("stopped at {done} of {} bytes ({what}): try again to resume", remote.size);
                 return Err(self.client.error(kept));
             }
             tokio::time::sleep(RETRY_DELAY * 2u32.pow(barren)).await;
@@ -161,7 +162,7 @@ fn restart(out: &File, part: &Path, done: &mut u64) -> Result<()> {
     out.set_len(0).map_err(Error::io(part))
 }
 
-/// The SHA-256 of a file in hexadecimal digits if it is not `expected`.
+/// Returns the SHA-256 of a file in hexadecimal digits if it is not `expected`.
 pub(super) fn other_sha256(path: &Path, expected: &str) -> Result<Option<String>> {
     let found = files::sha256(path)?;
     Ok((found != expected).then_some(found))

@@ -1,4 +1,4 @@
-//! Files of models on the Hugging Face hub, fetched once into the cache that all Hugging Face tools share.
+//! Model files and data sets of the Hugging Face hub, downloaded once into the cache that all Hugging Face tools share.
 
 #[cfg(feature = "hub")]
 mod cache;
@@ -12,18 +12,19 @@ mod download;
 use std::fmt;
 use std::path::PathBuf;
 
+use super::WeightsFile;
 use super::reference::{HubFile, ModelRef};
 use crate::error::Result;
 
-/// How to reach the hub. Only a cache that is not named is looked for in the environment.
+/// Connection settings of the hub. The environment is read only to locate the cache, if `cache` is `None`.
 #[derive(Clone, Default)]
 pub struct HubConfig {
     /// Base URL of the hub or of a mirror; `https://huggingface.co` if `None`.
     pub endpoint: Option<String>,
     /// Access token, sent to the endpoint's host only; none is sent if `None`.
     pub token: Option<String>,
-    /// Folder of the cache, in the layout of Python's `huggingface_hub`. If `None`, hf-hub's choice: `HF_HUB_CACHE`, else
-    /// `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
+    /// Folder of the cache, in the layout of Python's `huggingface_hub`. `None` means hf-hub's default: `HF_HUB_CACHE`,
+    /// else `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
     pub cache: Option<PathBuf>,
     /// Whether only the cache may be used.
     pub offline: bool,
@@ -41,7 +42,7 @@ impl fmt::Debug for HubConfig {
     }
 }
 
-/// Fetches files of models.
+/// A client of the hub that downloads model files and data sets.
 #[derive(Clone, Debug, Default)]
 pub struct Hub {
     #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "nothing to reach without a client"))]
@@ -49,37 +50,38 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Returns a hub that is reached as `config` says; nothing is sent yet.
+    /// Returns a client with these settings; nothing is sent yet.
     pub fn new(config: HubConfig) -> Self {
         Self { config }
     }
 
-    /// Returns the path of what `reference` means on this machine, after fetching it if it is on the hub.
+    /// Returns the weights that `reference` names, after downloading them if they are on the hub and not cached.
     ///
-    /// `progress` receives bytes done and bytes in all while a file is fetched.
+    /// `progress` receives the bytes done and the total bytes during a download.
     ///
     /// # Errors
-    /// As [`Self::fetch`].
-    pub fn resolve(&self, reference: &ModelRef, progress: &mut dyn FnMut(u64, u64)) -> Result<PathBuf> {
+    /// Those of [`Self::fetch`].
+    pub fn resolve(&self, reference: &ModelRef, progress: &mut dyn FnMut(u64, u64)) -> Result<WeightsFile> {
         let sha256 = reference.entry().and_then(|entry| entry.sha256.as_deref());
         match reference {
-            ModelRef::Path(path) => Ok(path.clone()),
-            ModelRef::Hub(file) => self.fetch(file, sha256, progress),
-            ModelRef::Named(entry) => self.fetch(&entry.hub_file()?, sha256, progress),
+            ModelRef::Path(path) => Ok(WeightsFile::Path(path.clone())),
+            ModelRef::Bundled(bundled) => Ok(WeightsFile::Bundled(bundled)),
+            ModelRef::Hub(file) => self.fetch(file, sha256, progress).map(WeightsFile::Path),
+            ModelRef::Named(entry) => self.fetch(&entry.hub_file()?, sha256, progress).map(WeightsFile::Path),
         }
     }
 
-    /// Returns the path of `file` in the cache, after fetching it if it is not there.
+    /// Returns the path of `file` in the cache, after downloading it if it is not cached.
     ///
-    /// A file in the cache is used without asking the network whether its branch has moved. A transfer that broke off goes
-    /// on where it stopped, in this call or a later one. What arrives is checked against `expected_sha256` (64 lower-case
-    /// hexadecimal digits) and against the SHA-256 that the hub gives for large files; `expected_sha256` is checked for
-    /// files from the cache too. `progress` receives bytes done and bytes in all while a file is fetched.
+    /// A cached file is used without asking the hub whether its branch has moved. An interrupted download resumes where
+    /// it stopped, in this call or a later one. Downloads are checked against `expected_sha256` (64 lower-case
+    /// hexadecimal digits) and the SHA-256 that the hub reports for large files; `expected_sha256` is checked for
+    /// cached files too. `progress` receives the bytes done and the total bytes during a download.
     ///
     /// # Errors
-    /// When the file is not in the cache and the hub must not be asked, cannot be reached, or does not give it; when its
-    /// SHA-256 is wrong, and then the file is no longer in the cache; when the cache cannot be written; without the
-    /// feature `hub`.
+    /// When the file is not cached and the client is offline, the hub cannot be reached, or it refuses the file; when
+    /// the SHA-256 is wrong (a corrupt cached file is removed, unless offline); when the cache cannot be written;
+    /// without the feature `hub`.
     #[cfg(feature = "hub")]
     pub fn fetch(
         &self,
@@ -90,31 +92,35 @@ impl Hub {
         download::fetch(&self.config, file, expected_sha256, progress)
     }
 
-    /// Returns the folder with the parquet files of a split of a data set, after fetching it if it is not in the cache:
-    /// `hf://datasets/owner/name`, of which the hub makes parquet files itself (branch `refs/convert/parquet`), or a configuration
-    /// and split of it, `hf://datasets/owner/name/default/train`; `train` is meant where none is named.
+    /// Returns the folder with the parquet files of one split of a data set, after downloading the data set if it is
+    /// not cached.
     ///
-    /// Files in the cache are used without asking the network. What the hub has a SHA-256 of is checked.
+    /// `reference` is `hf://datasets/owner/name` or, with a configuration and a split,
+    /// `hf://datasets/owner/name/default/train`. Without them, `default/train` is used, or else the only `train` split.
+    /// The files are those that the hub converts to parquet itself, on the branch `refs/convert/parquet`.
+    ///
+    /// Cached files are used without asking the hub. Files with a known SHA-256 are checked.
     ///
     /// # Errors
-    /// When the reference is another, the data set is not in the cache and the hub must not be asked, cannot be reached or does
-    /// not give it, there is no such split, or a file is not what the hub says; without the feature `hub`.
+    /// When the reference is malformed; when the data set is not cached and the client is offline, the hub cannot be
+    /// reached, or it refuses the data set; when there is no such split; when a file's SHA-256 is wrong; without the
+    /// feature `hub`.
     #[cfg(feature = "hub")]
     pub fn fetch_dataset(&self, reference: &str) -> Result<PathBuf> {
         datasets::fetch(&self.config, reference)
     }
 
-    /// Returns an error: this build has no feature `hub`.
+    /// Returns an error, because this build lacks the feature `hub`.
     ///
     /// # Errors
     /// Always.
     #[cfg(not(feature = "hub"))]
     pub fn fetch_dataset(&self, reference: &str) -> Result<PathBuf> {
-        let what = "this program was built without the feature `hub` and cannot fetch data sets: give the path of one";
+        let what = "this build lacks the feature `hub` and cannot fetch data sets: give the path of one";
         Err(crate::Error::Hub { reference: reference.to_owned(), what: what.into() })
     }
 
-    /// Returns an error: this build has no feature `hub`.
+    /// Returns an error, because this build lacks the feature `hub`.
     ///
     /// # Errors
     /// Always.
@@ -125,7 +131,7 @@ impl Hub {
         _expected_sha256: Option<&str>,
         _progress: &mut dyn FnMut(u64, u64),
     ) -> Result<PathBuf> {
-        let what = "this program was built without the feature `hub` and cannot fetch models: give the path of a file";
+        let what = "this build lacks the feature `hub` and cannot fetch models: give the path of a file";
         Err(crate::Error::Hub { reference: file.to_string(), what: what.into() })
     }
 }

@@ -1,4 +1,4 @@
-//! The ONNX format, as far as networks of convolutions need it: read from and written to protocol buffers.
+//! Reader and writer of the subset of ONNX that convolutional networks need, on top of protocol buffers.
 //! Field numbers are those of `onnx.proto3` (onnx/onnx, IR version 10).
 
 mod read;
@@ -17,17 +17,17 @@ pub use write::write_onnx;
 pub struct OnnxModel {
     /// Version of the default operator set.
     pub opset: i64,
-    /// What wrote the file, such as `pytorch 1.8`.
+    /// Name and version of the exporter, such as `pytorch 1.8`.
     pub producer: String,
-    /// Operations, each after those it depends on.
+    /// Operations in topological order.
     pub nodes: Vec<OnnxNode>,
     /// Weights and constants by name, on the CPU.
     pub initializers: BTreeMap<String, Tensor>,
-    /// What the graph is fed with; initializers are not among them.
+    /// Inputs of the graph, without initializers.
     pub inputs: Vec<OnnxValue>,
-    /// What the graph gives back.
+    /// Outputs of the graph.
     pub outputs: Vec<OnnxValue>,
-    /// Free strings.
+    /// Metadata strings by key.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -36,15 +36,15 @@ pub struct OnnxModel {
 pub struct OnnxNode {
     /// The operator, such as `Conv`.
     pub op_type: String,
-    /// Names of what it reads; empty for an optional input that is left out.
+    /// Names of its inputs; empty for an optional input that is left out.
     pub inputs: Vec<String>,
-    /// Names of what it computes.
+    /// Names of its outputs.
     pub outputs: Vec<String>,
-    /// Its settings by name.
+    /// Attributes by name.
     pub attributes: BTreeMap<String, OnnxAttribute>,
 }
 
-/// A setting of an operation.
+/// An attribute of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum OnnxAttribute {
     /// A float.
@@ -53,15 +53,15 @@ pub enum OnnxAttribute {
     Int(i64),
     /// Integers.
     Ints(Vec<i64>),
-    /// Anything else, which networks of ours have no use for.
+    /// Any other type, which this crate's networks do not need.
     Other,
 }
 
-/// An input or output of a graph, f32.
+/// An f32 input or output of a graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OnnxValue {
     /// Its name.
     pub name: String,
-    /// Its axes; none where the size is left open. No axes if the file does not say.
+    /// Size of each axis, `None` for a dynamic one; empty if the file does not give a shape.
     pub dims: Vec<Option<i64>>,
 }

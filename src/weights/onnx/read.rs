@@ -1,4 +1,4 @@
-//! ONNX files in.
+//! Reader of ONNX files.
 
 use std::path::Path;
 
@@ -9,11 +9,11 @@ use super::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
 use crate::error::Error;
 use crate::protobuf::{Field, Reader, Result, Value, WireError};
 
-/// The most operations, weights, settings and names of one kind that are read: a forged file could hold a hundred
-/// million empty ones, each far larger in memory than in the file. The largest network of ours has 900 operations.
+/// Maximum number of operations, weights, attributes and names of each kind. A forged file could hold a hundred million
+/// empty ones, each far larger in memory than in the file; our largest network has 900 operations.
 const MAX_ITEMS: usize = 100_000;
 
-/// Whether `head`, the first bytes of a file, may be those of an ONNX model: its IR version, which exporters write first.
+/// Whether `head`, the first bytes of a file, may start an ONNX model: exporters write the IR version first.
 pub(crate) fn looks_like_onnx(head: &[u8]) -> bool {
     matches!(head, [0x08, version, 0x12 | 0x3a | 0x42, ..] if (1..32).contains(version))
 }
@@ -21,8 +21,8 @@ pub(crate) fn looks_like_onnx(head: &[u8]) -> bool {
 /// Reads an ONNX model with its weights.
 ///
 /// # Errors
-/// When the file cannot be read, is no ONNX model or a broken one, or keeps weights in other files. Memory stays within
-/// a small multiple of the file's size.
+/// When the file cannot be read, is not a valid ONNX model, or keeps weights in external files. Memory stays within a
+/// small multiple of the file's size.
 pub fn read_onnx(path: &Path) -> crate::Result<OnnxModel> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let wrong = |e: WireError| Error::Format {
@@ -40,7 +40,7 @@ pub fn read_onnx(path: &Path) -> crate::Result<OnnxModel> {
     Ok(model)
 }
 
-/// ModelProto.
+/// Reads a ModelProto.
 fn parse(bytes: &[u8]) -> Result<OnnxModel> {
     let mut model = OnnxModel::default();
     let mut reader = Reader::new(bytes, 0);
@@ -70,7 +70,7 @@ fn parse(bytes: &[u8]) -> Result<OnnxModel> {
     Ok(model)
 }
 
-/// GraphProto.
+/// Reads a GraphProto into `model`.
 fn graph(mut reader: Reader, model: &mut OnnxModel) -> Result<()> {
     while let Some(field) = reader.next()? {
         match field.number {
@@ -106,7 +106,7 @@ fn insert(model: &mut OnnxModel, name: String, tensor: Tensor, offset: usize) ->
     Ok(())
 }
 
-/// NodeProto; a `Constant` becomes a weight and no operation.
+/// Reads a NodeProto. A `Constant` becomes a weight instead of an operation.
 fn node(mut reader: Reader, model: &mut OnnxModel, start: usize) -> Result<Option<OnnxNode>> {
     let mut node = OnnxNode::default();
     let mut constant = None;
@@ -119,7 +119,7 @@ fn node(mut reader: Reader, model: &mut OnnxModel, start: usize) -> Result<Optio
             }
             4 => node.op_type = text(field)?,
             5 => {
-                bounded(node.attributes.len(), "settings of an operation", field.offset)?;
+                bounded(node.attributes.len(), "attributes of an operation", field.offset)?;
                 let (name, value, tensor) = attribute(message(field)?)?;
                 constant = constant.or(tensor);
                 node.attributes.insert(name, value);
@@ -142,7 +142,7 @@ fn node(mut reader: Reader, model: &mut OnnxModel, start: usize) -> Result<Optio
     }
 }
 
-/// AttributeProto: name, value, and the tensor if that is what it holds.
+/// Reads an AttributeProto: its name, its value, and its tensor if it holds one.
 fn attribute(mut reader: Reader) -> Result<(String, OnnxAttribute, Option<Tensor>)> {
     let (mut name, mut value, mut constant) = (String::new(), OnnxAttribute::Other, None);
     let mut ints = Vec::new();
@@ -162,7 +162,7 @@ fn attribute(mut reader: Reader) -> Result<(String, OnnxAttribute, Option<Tensor
     Ok((name, value, constant))
 }
 
-/// TensorProto.
+/// Reads a TensorProto: its name and the tensor.
 fn tensor(mut reader: Reader, start: usize) -> Result<(String, Tensor)> {
     let (mut name, mut dims, mut data_type, mut raw) = (String::new(), Vec::new(), 0, None);
     let (mut floats, mut ints, mut doubles): (Vec<f32>, Vec<i64>, Vec<f64>) = (Vec::new(), Vec::new(), Vec::new());
@@ -185,7 +185,7 @@ fn tensor(mut reader: Reader, start: usize) -> Result<(String, Tensor)> {
             (13, _) | (14, Value::Varint(1)) => {
                 return Err(wrong(
                     field.offset,
-                    format!("weight {name} is kept in another file, which is not supported"),
+                    format!("weight {name} is stored in an external file, which is not supported"),
                 ));
             }
             _ => {}
@@ -233,7 +233,7 @@ fn tensor(mut reader: Reader, start: usize) -> Result<(String, Tensor)> {
     Ok((name.clone(), tensor.map_err(|e| wrong(start, format!("weight {name}: {e}")))?))
 }
 
-/// ValueInfoProto, TypeProto, TypeProto.Tensor, TensorShapeProto, Dimension.
+/// Reads a ValueInfoProto down to its TypeProto, TypeProto.Tensor, TensorShapeProto and Dimensions.
 fn value_info(mut reader: Reader) -> Result<OnnxValue> {
     let mut value = OnnxValue { name: String::new(), dims: Vec::new() };
     while let Some(field) = reader.next()? {
@@ -257,7 +257,7 @@ fn value_info(mut reader: Reader) -> Result<OnnxValue> {
     Ok(value)
 }
 
-/// OperatorSetIdProto: domain and version.
+/// Reads an OperatorSetIdProto: domain and version.
 fn operator_set(mut reader: Reader) -> Result<(String, i64)> {
     let (mut domain, mut version) = (String::new(), 0);
     while let Some(field) = reader.next()? {
@@ -270,7 +270,7 @@ fn operator_set(mut reader: Reader) -> Result<(String, i64)> {
     Ok((domain, version))
 }
 
-/// StringStringEntryProto.
+/// Reads a StringStringEntryProto: key and value.
 fn string_pair(mut reader: Reader) -> Result<(String, String)> {
     let (mut key, mut value) = (String::new(), String::new());
     while let Some(field) = reader.next()? {
@@ -283,7 +283,7 @@ fn string_pair(mut reader: Reader) -> Result<(String, String)> {
     Ok((key, value))
 }
 
-/// The last field of this number.
+/// Returns the last field with this number.
 fn only<'a>(mut reader: Reader<'a>, number: u32) -> Result<Option<Field<'a>>> {
     let mut found = None;
     while let Some(field) = reader.next()? {
@@ -311,7 +311,7 @@ fn text(field: Field) -> Result<String> {
     }
 }
 
-/// Integers, packed or one a field. A byte of the file is at most eight in memory.
+/// Appends the integers of a field, packed or single. Each byte of the file takes at most eight bytes in memory.
 fn varints(field: Field, into: &mut Vec<i64>) -> Result<()> {
     match field.value {
         Value::Varint(v) => into.push(v as i64),

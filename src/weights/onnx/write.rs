@@ -1,4 +1,4 @@
-//! ONNX files out.
+//! Writer of ONNX files.
 
 use std::path::Path;
 
@@ -9,17 +9,18 @@ use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::protobuf::Writer;
 
-/// IR version 8 came with opset 15, and every runtime of the last years reads it.
+/// IR version 8 came with opset 15, and all runtimes of recent years read it.
 const IR_VERSION: i64 = 8;
-/// ONNX's number of f32 elements.
+/// ONNX's type number of f32.
 const FLOAT: i64 = 1;
-/// Protocol buffers end here.
+/// Maximum length of a protocol buffer.
 const MAX_BYTES: usize = i32::MAX as usize;
 
-/// Writes a model with f32 weights, beside `path` first.
+/// Writes a model with f32 weights atomically.
 ///
 /// # Errors
-/// When a weight is not f32, the model is larger than protocol buffers allow (2 GiB), or the folder cannot be written to.
+/// When a weight is not f32, the model is larger than protocol buffers allow (2 GiB), or the folder cannot be written
+/// to.
 pub fn write_onnx(path: &Path, model: &OnnxModel) -> Result<()> {
     let wrong = |what: String| Error::Checkpoint { path: path.to_owned(), what };
     let mut graph = Writer::default();
@@ -37,7 +38,7 @@ pub fn write_onnx(path: &Path, model: &OnnxModel) -> Result<()> {
     for output in &model.outputs {
         graph = graph.message(12, value_info(output));
     }
-    // Without our version: the same weights give the same bytes.
+    // This crate's version is left out, so that the same weights give the same bytes.
     let mut file = Writer::default()
         .int(1, IR_VERSION)
         .bytes(2, b"maskinv")
@@ -48,7 +49,7 @@ pub fn write_onnx(path: &Path, model: &OnnxModel) -> Result<()> {
     }
     let bytes = file.finish();
     if bytes.len() > MAX_BYTES {
-        return Err(wrong(format!("{} bytes are more than an ONNX file can hold", bytes.len())));
+        return Err(wrong(format!("{} bytes exceed the 2 GiB limit of ONNX files", bytes.len())));
     }
     write_atomic(path, &bytes)
 }
@@ -64,7 +65,7 @@ fn node_proto(node: &OnnxNode) -> Writer {
     proto = proto.bytes(4, node.op_type.as_bytes());
     for (name, value) in &node.attributes {
         let attribute = Writer::default().bytes(1, name.as_bytes());
-        // The last field of each is the type's number.
+        // The last field of each attribute is its type number.
         let attribute = match value {
             OnnxAttribute::Float(v) => attribute.float(2, *v).int(20, 1),
             OnnxAttribute::Int(v) => attribute.int(3, *v).int(20, 2),

@@ -1,4 +1,4 @@
-//! The two file formats of `torch.save`: where the pickle is, and where the bytes of each storage are.
+//! The two file formats of `torch.save`: locates the pickle and the bytes of each storage.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -15,13 +15,13 @@ use crate::pickle::{Id, Pickle, Value, shown};
 const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 const LEGACY_VERSION: i64 = 1001;
 
-/// A file taken apart.
+/// The locations of a checkpoint's parts.
 pub(super) struct Container {
-    /// Where the pickle of the saved object starts.
+    /// Byte offset of the saved object's pickle.
     pub(super) pickle_start: usize,
-    /// Where it ends at the latest.
+    /// Upper bound of the byte offset at which the pickle ends.
     pub(super) pickle_end: usize,
-    /// The entries of a zip file, by the key of the storage; none for a legacy file, whose storages follow the pickle.
+    /// Byte range of each storage in a zip file, by key; `None` for a legacy file, whose storages follow the pickle.
     entries: Option<BTreeMap<String, Range<usize>>>,
 }
 
@@ -30,7 +30,7 @@ impl Container {
         if bytes.starts_with(b"PK\x03\x04") { open_zip(path, bytes) } else { open_legacy(path, bytes) }
     }
 
-    /// The storages, by key, after the pickle was read.
+    /// Returns the storages by key; needs the parsed pickle.
     pub(super) fn storages<'a>(
         self,
         path: &Path,
@@ -48,12 +48,12 @@ fn wrong(path: &Path, offset: usize, what: impl Into<String>) -> Error {
     Error::Format { path: path.to_owned(), offset: offset as u64, what: what.into() }
 }
 
-/// Everything is stored, nothing compressed, so an entry is a range of the file and no zip bomb can go off.
+/// Opens a zip file. Compressed entries are refused, so each entry is a range of the file and zip bombs are impossible.
 fn open_zip(path: &Path, bytes: &[u8]) -> Result<Container> {
     let zip_wrong = |e: zip::result::ZipError| wrong(path, 0, format!("not a valid zip file: {e}"));
     let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(zip_wrong)?;
     if archive.has_duplicate_names() {
-        return Err(wrong(path, 0, "the zip file has two entries of one name"));
+        return Err(wrong(path, 0, "the zip file has two entries with the same name"));
     }
     let names: Vec<String> = (0..archive.len())
         .map(|i| archive.by_index_data(i).map(|entry| String::from_utf8_lossy(entry.name_raw()).into_owned()))
@@ -88,7 +88,7 @@ fn open_zip(path: &Path, bytes: &[u8]) -> Result<Container> {
         let end = |start: u64| start.checked_add(entry.size()).filter(|end| *end <= bytes.len() as u64);
         let at = entry.data_start().and_then(|start| Some(start as usize..end(start)? as usize));
         let at = at.ok_or_else(|| {
-            entry_wrong(&format!("claims {} bytes, which the file of {} does not have", entry.size(), bytes.len()))
+            entry_wrong(&format!("claims {} bytes, beyond the end of the file of {}", entry.size(), bytes.len()))
         })?;
         match key {
             Some(key) => drop(entries.insert(key.to_owned(), at)),
@@ -104,10 +104,10 @@ fn open_zip(path: &Path, bytes: &[u8]) -> Result<Container> {
     Ok(Container { pickle_start: pickle.start, pickle_end: pickle.end, entries: Some(entries) })
 }
 
-/// Three small pickles, then that of the object.
+/// Opens a legacy file, in which three small pickles precede that of the object.
 fn open_legacy(path: &Path, bytes: &[u8]) -> Result<Container> {
     if bytes.get(257..262) == Some(b"ustar") {
-        let what = "this is a tar file as torch 0.1 wrote them: load and save it with a later PyTorch";
+        let what = "this is a tar file written by torch 0.1: load and save it with a newer PyTorch";
         return Err(wrong(path, 257, what));
     }
     let mut at = 0;
@@ -121,7 +121,7 @@ fn open_legacy(path: &Path, bytes: &[u8]) -> Result<Container> {
         Ok((magic, end)) if is_magic(&magic) => end,
         _ => {
             let expected = "expected a zip file or the magic number of a legacy file";
-            return Err(wrong(path, 0, format!("this is no file of torch.save: {expected}")));
+            return Err(wrong(path, 0, format!("not a file written by torch.save: {expected}")));
         }
     };
     let (version, info_at) = next()?;
@@ -140,7 +140,8 @@ fn open_legacy(path: &Path, bytes: &[u8]) -> Result<Container> {
     Ok(Container { pickle_start, pickle_end: bytes.len(), entries: None })
 }
 
-/// After the object comes the list of storage keys, then each storage: the count of its elements and their bytes.
+/// Reads the storages of a legacy file. The list of storage keys follows the object, then each storage: the number of
+/// its elements and their bytes.
 fn legacy_storages<'a>(
     path: &Path,
     bytes: &'a [u8],
@@ -158,7 +159,7 @@ fn legacy_storages<'a>(
         if let Value::PersistentId(id) = value
             && let Some((key, element)) = legacy_element(pickle, *id)
         {
-            // As PyTorch does, the first reference decides.
+            // As in PyTorch, the first reference decides.
             sizes.entry(key).or_insert(element);
         }
     }
@@ -182,7 +183,7 @@ fn legacy_storages<'a>(
             storage_wrong(format!("claims {count} elements of {size} bytes, the file has {} bytes left", rest.len()))
         })?;
         if storages.insert(key.to_owned(), Storage::new(taken)).is_some() {
-            return Err(storage_wrong("comes twice".to_owned()));
+            return Err(storage_wrong("occurs twice".to_owned()));
         }
         at += 8 + taken.len();
     }
@@ -193,7 +194,8 @@ fn legacy_storages<'a>(
     Ok(storages)
 }
 
-/// The key of the storage that a persistent id refers to and the bytes of one element, none for other references.
+/// Returns the key of the storage that a persistent id refers to and the size of one element in bytes; `None` for other
+/// references.
 fn legacy_element<'p>(pickle: &'p Pickle<'_>, id: Id) -> Option<(&'p str, Result<usize, String>)> {
     let reference = storage_reference(pickle, id)?;
     Some((reference.key, reference.element.map(|element| element.size())))

@@ -1,4 +1,4 @@
-//! Which of the values of a checkpoint are the tensors of the model.
+//! Selects the tensors of the model among the values of a checkpoint.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use super::rebuild::Rebuilder;
 use super::walk::{self, module};
 use crate::pickle::{Id, Pickle, Value, shown};
 
-/// Keys that lead to a model, the first that has tensors wins.
+/// Keys that lead to a model; the first one with tensors wins.
 const MODEL_KEYS: [&str; 14] = [
     "state_dict",
     "model_state_dict",
@@ -26,19 +26,19 @@ const MODEL_KEYS: [&str; 14] = [
     "params",
     "weights",
 ];
-/// `{'model': {'state_dict': ...}}` and the like.
+/// Maximum nesting of such keys, as in `{'model': {'state_dict': ...}}`.
 const MAX_NESTING: usize = 4;
 pub(super) const MAX_NAME_LENGTH: usize = 1024;
-/// How many things one message lists.
+/// Maximum number of items listed in a message.
 const MAX_LISTED: usize = 20;
 
-/// The tensors of the model and what the log should say.
+/// The tensors of the model, and notes for the user.
 pub(super) struct Found {
     pub(super) tensors: BTreeMap<String, Tensor>,
     pub(super) notes: Vec<String>,
 }
 
-/// Returns the tensors, or what was found instead of them.
+/// Returns the tensors; the error describes what was found instead.
 pub(super) fn find<'a>(pickle: &Pickle<'a>, rebuilder: &mut Rebuilder<'_, 'a>) -> Result<Found, String> {
     let mut search = Search { pickle, rebuilder, seen: BTreeSet::new(), notes: Vec::new() };
     let mut keys = Vec::new();
@@ -64,7 +64,7 @@ pub(super) fn find<'a>(pickle: &Pickle<'a>, rebuilder: &mut Rebuilder<'_, 'a>) -
     Ok(Found { tensors: found.tensors, notes })
 }
 
-/// Looks for a dict of tensors or a module, each value once.
+/// Search for a dict of tensors or a module that visits each value once.
 struct Search<'s, 'p, 'a> {
     pickle: &'s Pickle<'a>,
     rebuilder: &'s Rebuilder<'p, 'a>,
@@ -73,7 +73,7 @@ struct Search<'s, 'p, 'a> {
 }
 
 impl Search<'_, '_, '_> {
-    /// The first place with tensors at or below `value`, and through which keys it is reached.
+    /// Returns the first value with tensors at or below `value`, and leaves the keys that lead to it in `keys`.
     fn locate(&mut self, value: Id, keys: &mut Vec<&'static str>) -> Option<Id> {
         if keys.len() > MAX_NESTING || !self.seen.insert(value) {
             return None;
@@ -95,7 +95,7 @@ impl Search<'_, '_, '_> {
                 (None, Some(place)) => found = Some((place, path)),
                 (Some((_, taken)), Some(_)) => {
                     let (taken, other) = (taken.join(" / "), path.join(" / "));
-                    self.notes.push(format!("there are tensors in {other} too; {taken} comes first"));
+                    self.notes.push(format!("there are tensors in {other} too; {taken} is used"));
                 }
             }
         }
@@ -105,7 +105,7 @@ impl Search<'_, '_, '_> {
     }
 }
 
-/// The name of a class; files of the legacy format wrap it as `('module', class, file, source)`.
+/// Returns the name of a value's class; legacy files wrap it as `('module', class, file, source)`.
 fn class_name(pickle: &Pickle<'_>, id: Id) -> String {
     if let Value::Object(object) = pickle.get(id)
         && let Value::PersistentId(reference) = pickle.get(object.callable)
@@ -117,7 +117,7 @@ fn class_name(pickle: &Pickle<'_>, id: Id) -> String {
     pickle.kind(id)
 }
 
-/// What the outermost value is, for the error.
+/// Describes the outermost value, for the error.
 fn outermost(pickle: &Pickle<'_>, rebuilder: &Rebuilder<'_, '_>) -> String {
     let root = pickle.root();
     if rebuilder.is_tensor(root) {
@@ -138,19 +138,19 @@ fn key_shown(pickle: &Pickle<'_>, key: Id) -> String {
     pickle.text(key).map_or_else(|| format!("({})", pickle.kind(key)), shown)
 }
 
-/// The first of `all`, and how many more there are.
+/// Formats the first items of `all`, and the number of those left out.
 fn listed(all: &[String]) -> String {
     let first = all.iter().take(MAX_LISTED).cloned().collect::<Vec<_>>().join(", ");
     if all.len() > MAX_LISTED { format!("{first} and {} more", all.len() - MAX_LISTED) } else { first }
 }
 
-/// The items of a dict or of an object that is one, such as an `OrderedDict`.
+/// Returns the items of a dict or of a dict-like object, such as an `OrderedDict`.
 pub(super) fn entries<'p>(pickle: &'p Pickle<'_>, id: Id) -> Option<Cow<'p, [(Id, Id)]>> {
     match pickle.get(id) {
         Value::Dict(items) => Some(Cow::Borrowed(items)),
         Value::Object(object) if !object.items.is_empty() => Some(Cow::Borrowed(&object.items)),
         Value::Object(object) if pickle.global(object.callable) == Some(("collections", "OrderedDict")) => {
-            // Python 2 writes a list of lists of key and value.
+            // Python 2 writes a list of [key, value] lists.
             let pairs = match pickle.elements(object.args)? {
                 [] => &[],
                 [list] => pickle.elements(*list)?,
@@ -166,7 +166,7 @@ pub(super) fn entries<'p>(pickle: &'p Pickle<'_>, id: Id) -> Option<Cow<'p, [(Id
     }
 }
 
-/// The tensors of a dict; everything else in it goes into a note.
+/// Returns the tensors of a dict; a note lists its other values.
 fn take_dict(pickle: &Pickle<'_>, rebuilder: &mut Rebuilder<'_, '_>, entries: &[(Id, Id)]) -> Result<Found, String> {
     let mut tensors = BTreeMap::new();
     let mut others = Vec::new();
@@ -183,12 +183,12 @@ fn take_dict(pickle: &Pickle<'_>, rebuilder: &mut Rebuilder<'_, '_>, entries: &[
     }
     let mut notes = Vec::new();
     if !others.is_empty() {
-        notes.push(format!("left out {} values that are no tensors: {}", others.len(), listed(&others)));
+        notes.push(format!("left out {} values that are not tensors: {}", others.len(), listed(&others)));
     }
     Ok(Found { tensors, notes })
 }
 
-/// Adds a tensor, whose name must be new and of a sane length.
+/// Inserts a tensor, whose name must be new and at most [`MAX_NAME_LENGTH`] bytes long.
 pub(super) fn insert(tensors: &mut BTreeMap<String, Tensor>, name: String, tensor: Tensor) -> Result<(), String> {
     if name.len() > MAX_NAME_LENGTH {
         return Err(format!(
@@ -198,7 +198,7 @@ pub(super) fn insert(tensors: &mut BTreeMap<String, Tensor>, name: String, tenso
         ));
     }
     if tensors.contains_key(&name) {
-        return Err(format!("tensor {} comes twice", shown(&name)));
+        return Err(format!("tensor {} occurs twice", shown(&name)));
     }
     tensors.insert(name, tensor);
     Ok(())

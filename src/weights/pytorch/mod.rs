@@ -1,7 +1,7 @@
-//! PyTorch checkpoints, read as data: a pickle says which tensors there are and nothing in it is ever called.
+//! Reader of PyTorch checkpoints as data: the pickle describes the tensors, and nothing in it is ever called.
 //!
-//! `container` takes the file apart into the pickle and the storages, `rebuild` makes tensors of views of the storages,
-//! `find` chooses which of the tensors are the model's, `walk` goes through pickled modules.
+//! `container` splits the file into pickle and storages, `rebuild` makes tensors from views of the storages, `find`
+//! selects the tensors of the model, and `walk` traverses pickled modules.
 
 mod container;
 mod find;
@@ -17,22 +17,23 @@ use super::TensorFile;
 use crate::error::{Error, Result};
 use crate::pickle::Pickle;
 
-/// Reads the tensors of a file that `torch.save` wrote, zip (torch 1.6 and later) or legacy, to the CPU.
+/// Reads the tensors of a file written by `torch.save`, zip (torch 1.6 and later) or legacy, to the CPU.
 ///
-/// The tensors are those of the outermost dict or, when it has none, of the first of these keys that leads to some:
+/// The tensors are those of the outermost dict or, if it has none, of the first of these keys that leads to tensors:
 /// `state_dict`, `model_state_dict`, `net_state_dict`, `state_dict_backbone`, `backbone_state_dict`,
 /// `student_state_dict`, `model`, `net`, `network`, `backbone`, `student`, `module`, `params`, `weights`. A pickled
-/// `nn.Module` gives the parameters and buffers its `state_dict()` would have had. Notes say which key was taken and what
-/// beside the tensors was left out. Names are as in the file, a `module.` prefix included.
+/// `nn.Module` yields the parameters and buffers that its `state_dict()` would contain. Notes say which key was used
+/// and which other values were left out. Names are as in the file, including a `module.` prefix.
 ///
-/// Types stay as they are, but for int8, which becomes i16, and bool, which becomes u8. Views are made contiguous; equal
-/// views of one storage share memory. Checksums of the archive are not compared, as in PyTorch, which may write none.
+/// Types are kept, except for int8, which becomes i16, and bool, which becomes u8. Views are made contiguous; equal
+/// views of one storage share memory. As in PyTorch, which may not write them, checksums of the archive are not
+/// verified.
 ///
 /// # Errors
-/// When the file cannot be read, is none of the two formats (TorchScript and the tar files of torch 0.1 are named), is cut
-/// off or inconsistent, was written on a big-endian machine, or has a tensor of a type or kind that is not supported
-/// (quantised, sparse, complex). When no tensors are found the error lists the outermost keys. Memory stays within a
-/// constant times the size of the file, whatever it claims.
+/// When the file cannot be read, has neither format (the message identifies TorchScript and the tar files of torch
+/// 0.1), is truncated or inconsistent, was written on a big-endian machine, or has a tensor of an unsupported type
+/// (complex) or kind (quantised, sparse). If no tensors are found, the message lists the outermost keys. Memory stays
+/// within a constant times the file size, whatever the file claims.
 pub fn read_pytorch(path: &Path) -> Result<TensorFile> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let container = Container::open(path, &bytes)?;

@@ -1,4 +1,4 @@
-//! Tensors from what the pickle says of them: a storage, an offset, a shape and strides.
+//! Rebuilds tensors from their description in the pickle: a storage, an offset, a shape and strides.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use candle_core::Tensor;
 use crate::pickle::{Id, Object, Pickle, Value, shown};
 use crate::weights::elements::{ElementType, num_elements, tensor};
 
-/// How many times the size of the file all tensors together may take: views of one storage may overlap, but a small file
-/// cannot claim ever more of them.
+/// Maximum size of all tensors together, as a multiple of the file size. Views of one storage may overlap, and the
+/// limit keeps a small file from claiming any number of them.
 const MAX_GROWTH: usize = 4;
-/// Wrappers (a parameter of a subclass of a tensor) are not nested deeper.
+/// Maximum nesting of wrappers, such as a parameter around a tensor subclass.
 const MAX_WRAPPERS: usize = 8;
-/// Sizes are stored once and may be used by every tensor.
+/// Maximum number of dimensions. A tuple of sizes is stored once and may be shared by all tensors, so it must be short.
 const MAX_DIMS: usize = 16;
 
 /// The bytes of a storage.
@@ -26,16 +26,16 @@ impl<'a> Storage<'a> {
     }
 }
 
-/// What a persistent id says of a storage.
+/// A reference to a storage, from a persistent id.
 pub(super) struct StorageReference<'p> {
     pub(super) key: &'p str,
-    /// The type of the elements, or why it is not supported.
+    /// Element type, or the reason why it is not supported.
     pub(super) element: Result<ElementType, String>,
     num_elements: i64,
 }
 
-/// Returns what the id of a `PERSID` refers to if it is a storage:
-/// `('storage', class, key, device, number of elements[, view])`.
+/// Parses a persistent id as a reference to a storage, `('storage', class, key, device, number of elements[, view])`;
+/// returns `None` for other persistent ids.
 pub(super) fn storage_reference<'p>(pickle: &'p Pickle<'_>, id: Id) -> Option<StorageReference<'p>> {
     let &[tag, class, key, _, count, ref view @ ..] = pickle.elements(id)? else { return None };
     if pickle.text(tag) != Some("storage") {
@@ -44,14 +44,14 @@ pub(super) fn storage_reference<'p>(pickle: &'p Pickle<'_>, id: Id) -> Option<St
     let class = pickle.global(class);
     let is_view = view.iter().any(|v| !matches!(pickle.get(*v), Value::None));
     let element = match class {
-        _ if is_view => Err("it is a view of another storage, which only torch 0.1 wrote".to_owned()),
+        _ if is_view => Err("it is a view of another storage, a form that only torch 0.1 wrote".to_owned()),
         Some((_, class)) => element_type(class).ok_or_else(|| format!("its type {} is not supported", shown(class))),
         None => Err("its type has no name".to_owned()),
     };
     Some(StorageReference { key: pickle.text(key)?, element, num_elements: pickle.int(count)? })
 }
 
-/// The element type of `torch.FloatStorage` and the like.
+/// Returns the element type of a storage class such as `FloatStorage`.
 fn element_type(name: &str) -> Option<ElementType> {
     Some(match name {
         "DoubleStorage" => ElementType::F64,
@@ -68,7 +68,7 @@ fn element_type(name: &str) -> Option<ElementType> {
     })
 }
 
-/// What makes one tensor, all of it: two tensors with equal keys are the same.
+/// Complete description of a tensor: two tensors with equal views are the same.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct View<'p> {
     storage: &'p str,
@@ -78,34 +78,34 @@ struct View<'p> {
     strides: Vec<usize>,
 }
 
-/// Makes tensors and remembers them.
+/// Builder of tensors that reuses those already made.
 pub(super) struct Rebuilder<'p, 'a> {
     pickle: &'p Pickle<'a>,
     storages: BTreeMap<String, Storage<'a>>,
     made: BTreeMap<View<'p>, Tensor>,
-    /// How many bytes of tensors may still be made.
+    /// Number of bytes that further tensors may take.
     budget: usize,
 }
 
 impl<'p, 'a> Rebuilder<'p, 'a> {
-    /// For a file of `num_bytes`.
+    /// Returns a builder for a file of `num_bytes` bytes.
     pub(super) fn new(pickle: &'p Pickle<'a>, storages: BTreeMap<String, Storage<'a>>, num_bytes: usize) -> Self {
         Self { pickle, storages, made: BTreeMap::new(), budget: num_bytes.saturating_mul(MAX_GROWTH) }
     }
 
-    /// Whether a value is a tensor or parameter, of any kind.
+    /// Whether a value is a tensor or parameter, supported or not.
     pub(super) fn is_tensor(&self, id: Id) -> bool {
         let Value::Object(object) = self.pickle.get(id) else { return false };
         match self.pickle.global(object.callable) {
             Some(("torch._utils", name)) => name.starts_with("_rebuild_"),
             Some(("torch._tensor", "_rebuild_from_type_v2")) => true,
-            // Before torch 0.4.
+            // Written before torch 0.4.
             Some(("torch.nn.parameter", "Parameter") | ("torch.autograd.variable", "Variable")) => true,
             _ => false,
         }
     }
 
-    /// Returns the contiguous tensor that a value stands for.
+    /// Returns the tensor that a value describes, made contiguous.
     pub(super) fn tensor(&mut self, id: Id) -> Result<Tensor, String> {
         let mut id = id;
         for _ in 0..MAX_WRAPPERS {
@@ -121,7 +121,8 @@ impl<'p, 'a> Rebuilder<'p, 'a> {
                 | ("torch.autograd.variable", "Variable") => {
                     id = *args.first().ok_or_else(|| format!("{name} has no argument, expected a tensor"))?;
                 }
-                // A function, the type of its result, its arguments, the attributes of the result.
+                // Arguments: a function, the type of its result, the function's arguments, the attributes of the
+                // result.
                 ("torch._tensor", "_rebuild_from_type_v2") => {
                     let (Some(callable), Some(Value::Tuple(args))) =
                         (args.first(), args.get(2).map(|a| self.pickle.get(*a)))
@@ -136,14 +137,15 @@ impl<'p, 'a> Rebuilder<'p, 'a> {
                 _ => return Err(format!("{} is not supported, expected a dense tensor", self.pickle.kind(id))),
             }
         }
-        Err(format!("it is wrapped more than {MAX_WRAPPERS} times"))
+        Err(format!("wrapped more than {MAX_WRAPPERS} times"))
     }
 
     fn args(&self, object: &Object) -> &'p [Id] {
         self.pickle.elements(object.args).unwrap_or_default()
     }
 
-    /// `(storage, offset, size, stride)`, in version 2 then `requires_grad, hooks` and sometimes `metadata`.
+    /// Returns the tensor of a `_rebuild_tensor` call. Its arguments are `storage, offset, size, stride`, followed in
+    /// version 2 by `requires_grad, hooks` and sometimes `metadata`.
     fn view(&mut self, args: &'p [Id]) -> Result<Tensor, String> {
         let pickle = self.pickle;
         let &[storage, offset, size, stride, ref rest @ ..] = args else {
@@ -156,7 +158,7 @@ impl<'p, 'a> Rebuilder<'p, 'a> {
         let reference = reference.ok_or_else(|| format!("expected a storage, found {}", pickle.kind(storage)))?;
         let wrong = |what: String| format!("storage {}: {what}", shown(reference.key));
         let element = reference.element.map_err(wrong)?;
-        // Conjugation and negation that are to be applied on reading.
+        // Non-empty metadata asks for a conjugation or negation on reading.
         if rest.get(2).is_some_and(|m| match pickle.get(*m) {
             Value::None => false,
             Value::Dict(items) => !items.is_empty(),
@@ -193,7 +195,7 @@ impl<'p, 'a> Rebuilder<'p, 'a> {
 
 fn count(pickle: &Pickle<'_>, id: Id, what: &str) -> Result<usize, String> {
     let int = pickle.int(id).ok_or_else(|| format!("{what}: expected an integer, found {}", pickle.kind(id)))?;
-    usize::try_from(int).map_err(|_| format!("{what}: expected no negative number, found {int}"))
+    usize::try_from(int).map_err(|_| format!("{what}: expected a non-negative number, found {int}"))
 }
 
 impl View<'_> {
@@ -204,11 +206,12 @@ impl View<'_> {
             return Err(format!("{}: expected as many strides as sizes", shown()));
         }
         let available = bytes.len() / element.size();
-        let num = num_elements(dims).ok_or_else(|| format!("{}: larger than any memory", shown()))?;
+        let num = num_elements(dims).ok_or_else(|| format!("{}: exceeds the address space", shown()))?;
         if num == 0 {
             return tensor(*element, &[], dims).map_err(|e| e.to_string());
         }
-        // The place of the last element; strides of 0 would give more elements than there are.
+        // Index of the last element. Strides of 0 could give more elements than the storage has, so `num` is checked
+        // too.
         let last = dims.iter().zip(strides).try_fold(*offset, |last, (dim, stride)| {
             (dim - 1).checked_mul(*stride).and_then(|step| last.checked_add(step))
         });
@@ -217,7 +220,7 @@ impl View<'_> {
         }
         let num_bytes = num * element.size();
         *budget = budget.checked_sub(num_bytes).ok_or_else(|| {
-            format!("{}: with it all tensors would take more than {MAX_GROWTH} times the file", shown())
+            format!("{}: all tensors together would exceed {MAX_GROWTH} times the file size", shown())
         })?;
         let start = offset * element.size();
         let read = if self.is_contiguous() {
@@ -237,7 +240,7 @@ impl View<'_> {
         })
     }
 
-    /// The bytes of the `num` elements, last dimension fastest; all places were checked.
+    /// Returns the bytes of the `num` elements, last dimension fastest. The view must lie within `bytes`.
     fn gather(&self, bytes: &[u8], num: usize) -> Vec<u8> {
         let size = self.element.size();
         let mut gathered = Vec::with_capacity(num * size);

@@ -1,4 +1,4 @@
-//! The parameters and buffers of a pickled `nn.Module`, as its `state_dict()` would have named them.
+//! Parameters and buffers of a pickled `nn.Module`, named as in its `state_dict()`.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,24 +9,25 @@ use super::find::{MAX_NAME_LENGTH, entries, insert};
 use super::rebuild::Rebuilder;
 use crate::pickle::{Id, Pickle, Value, shown};
 
-/// Modules in modules.
+/// Maximum nesting of modules.
 const MAX_MODULES: usize = 64;
-/// A module that is used twice is listed twice, as in a `state_dict()`. A genuine pickle spends a hundred bytes and more on
-/// every tensor, a hostile one few on modules that hold each other.
+/// Work allowed per byte of the pickle. A module that is used twice is listed twice, as in a `state_dict()`, so a few
+/// bytes of a hostile pickle can stand for huge numbers of names. A genuine pickle has a hundred bytes or more per
+/// tensor.
 const WORK_PER_BYTE: usize = 8;
 
-/// The dicts of an `nn.Module`.
+/// The dicts of attributes of an `nn.Module`.
 pub(super) struct Module<'p> {
     parameters: Cow<'p, [(Id, Id)]>,
     buffers: Cow<'p, [(Id, Id)]>,
     modules: Cow<'p, [(Id, Id)]>,
     /// Names of buffers that `state_dict()` leaves out.
     hidden: &'p [Id],
-    /// How many entries were looked at to find these.
+    /// Number of entries read to find these.
     num_entries: usize,
 }
 
-/// The attributes of a value that is an `nn.Module`.
+/// Returns the dicts of a value if it is an `nn.Module`.
 pub(super) fn module<'p>(pickle: &'p Pickle<'_>, id: Id) -> Option<Module<'p>> {
     let Value::Object(object) = pickle.get(id) else { return None };
     let Value::Dict(attributes) = pickle.get(object.state?) else { return None };
@@ -38,7 +39,7 @@ pub(super) fn module<'p>(pickle: &'p Pickle<'_>, id: Id) -> Option<Module<'p>> {
     Some(Module { parameters, buffers, modules, hidden: hidden.unwrap_or_default(), num_entries })
 }
 
-/// Returns the parameters and buffers of a module and the modules in it, names joined by dots.
+/// Returns the parameters and buffers of a module and its submodules, with names joined by dots.
 pub(super) fn tensors<'a>(
     pickle: &Pickle<'a>,
     rebuilder: &mut Rebuilder<'_, 'a>,
@@ -53,7 +54,7 @@ pub(super) fn tensors<'a>(
 struct Walk<'w, 'p, 'a> {
     pickle: &'w Pickle<'a>,
     rebuilder: &'w mut Rebuilder<'p, 'a>,
-    /// How many bytes of names and values may still be looked at.
+    /// Remaining work, in bytes of names and entries.
     budget: usize,
     tensors: BTreeMap<String, Tensor>,
 }
@@ -87,7 +88,7 @@ impl Walk<'_, '_, '_> {
         Ok(())
     }
 
-    /// The full name of what is called `key` in the module with this prefix.
+    /// Returns the full name of the entry `key` of the module with this prefix.
     fn name(&mut self, prefix: &str, key: Id) -> Result<String, String> {
         let key = self
             .pickle
@@ -102,7 +103,7 @@ impl Walk<'_, '_, '_> {
     }
 
     fn spend(&mut self, work: usize) -> Result<(), String> {
-        let left = self.budget.checked_sub(work).ok_or("modules are used in each other again and again")?;
+        let left = self.budget.checked_sub(work).ok_or("modules contain each other too many times")?;
         self.budget = left;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Where the records of a file begin: its `.idx`, or a walk through the file.
+//! Offsets of a file's records, from its `.idx` or from scanning the file.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -15,14 +15,14 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Reads a file of lines `key<TAB>offset`.
+    /// Reads an index file of lines `key<TAB>offset`.
     pub fn read(path: &Path, file: &RandomFile) -> Result<Self> {
         let mut lines = BufReader::new(std::fs::File::open(path).map_err(Error::io(path))?);
         let (mut index, mut line, mut number) = (Self::default(), Vec::new(), 0);
         loop {
             line.clear();
             number += 1;
-            // A line of two numbers is short: the rest of a longer one is found to be none.
+            // A line of two numbers is short; the rest of a longer line fails to parse.
             let read = std::io::Read::take(&mut lines, 64).read_until(b'\n', &mut line).map_err(Error::io(path))?;
             if read == 0 {
                 return Ok(index);
@@ -44,7 +44,8 @@ impl Index {
             if offset >= file.len() {
                 let rec = file.path().display();
                 return Err(error(format!(
-                    "expected an offset in {rec}, which ends at byte {}, found {offset}: the file is cut off, or the index is of another",
+                    "expected an offset in {rec}, which ends at byte {}, found {offset}: the file is \
+                     truncated, or the index is another file's",
                     file.len()
                 )));
             }
@@ -53,7 +54,7 @@ impl Index {
         }
     }
 
-    /// Walks through the file; keys are what the records say, or counted where they say nothing of use.
+    /// Scans the file. Keys are the records' ids, or counted from 0 if ids repeat.
     pub fn scan(file: &RandomFile) -> Result<Self> {
         let (mut index, mut at) = (Self::default(), 0);
         while at < file.len() {
@@ -67,7 +68,7 @@ impl Index {
         Ok(index)
     }
 
-    /// Brings the records into the order of their keys.
+    /// Sorts the records by key.
     pub fn sort(&mut self) {
         if self.keys.is_sorted() {
             return;
@@ -78,10 +79,10 @@ impl Index {
     }
 }
 
-/// Writes the index of a `.rec` file anew, `NAME.idx` beside `NAME.rec`; returns its path and the number of records.
+/// Rebuilds the index of a `.rec` file, `NAME.idx` beside `NAME.rec`. Returns its path and the number of records.
 ///
 /// # Errors
-/// When the file is not RecordIO or is cut off, or the index cannot be written.
+/// When the file is not RecordIO or is truncated, or the index cannot be written.
 pub fn write_index(rec: &Path) -> Result<(PathBuf, usize)> {
     let file = RandomFile::open(rec)?;
     let index = Index::scan(&file)?;

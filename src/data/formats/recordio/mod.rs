@@ -1,9 +1,9 @@
-//! MXNet's RecordIO as insightface packs faces: `NAME.rec`, with `NAME.idx` (where records begin) and `NAME.lst` (what
-//! images were called) if there are.
+//! MXNet's RecordIO as insightface packs faces: `NAME.rec`, with `NAME.idx` (offsets of the records) and `NAME.lst`
+//! (paths of the images) if they exist.
 //!
-//! A record is a magic number, a word of three bits that say which part of a record this is and 29 that say its length,
-//! the bytes, and padding to four bytes (dmlc-core, `recordio.h`). Its bytes are an image behind a header of 24 bytes
-//! (MXNet's `IRHeader`).
+//! A record is a magic number, a word with three bits for the kind of part and 29 bits for its length, the bytes, and
+//! padding to four bytes (dmlc-core, `recordio.h`). Its bytes are a header of 24 bytes (MXNet's `IRHeader`) followed by
+//! an image.
 
 mod index;
 mod read;

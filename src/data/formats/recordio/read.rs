@@ -12,30 +12,31 @@ use crate::data::formats::file::RandomFile;
 use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 
-/// Keys in labels are f32: whole numbers are exact below.
+/// Keys in labels are f32, which is exact for whole numbers up to here.
 const MAX_EXACT: u64 = 1 << 24;
 
 /// The faces of a RecordIO file as a [`Dataset`], in the order of their keys.
 ///
-/// In memory are 12 bytes for each image, and the images' names if there is a list of them beside the file. Every image has
+/// Memory is 12 bytes per image, plus the images' names if a list of them lies beside the file. Every image has
 /// [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
 pub struct RecordFaces {
     file: RandomFile,
-    /// Where each image's record begins.
+    /// Offset of each image's record.
     offsets: Vec<u64>,
     classes: Classes,
     paths: Option<Paths>,
 }
 
 impl RecordFaces {
-    /// Opens `NAME.rec`: with `NAME.idx`, else by a walk through the file. Names come from `NAME.lst` (MXNet's
-    /// `im2rec`: key, label, path).
+    /// Opens `NAME.rec`, with `NAME.idx` if it exists, otherwise by scanning the file. Names come from `NAME.lst` if it
+    /// exists (key, label, path, as MXNet's `im2rec` writes it).
     ///
-    /// Both of insightface's layouts are read: a first record that says which keys are images, and the people behind them
-    /// with the keys of their images; or images alone, which may have several labels, of which the first counts.
+    /// Both of insightface's layouts are read. One has a first record that says which keys are images, then the images,
+    /// then one record per person with the keys of that person's images. The other has images only; of several labels,
+    /// the first counts.
     ///
     /// # Errors
-    /// When a file cannot be read, is no RecordIO, is cut off, or index, list and records do not go together.
+    /// When a file cannot be read, is not RecordIO, is truncated, or index, list and records contradict each other.
     pub fn open(path: &Path) -> Result<Self> {
         let file = RandomFile::open(path)?;
         let index_path = path.with_extension("idx");
@@ -44,7 +45,7 @@ impl RecordFaces {
             let empty = if index_path.is_file() { index_path } else { path.to_owned() };
             return Err(Error::Data { path: empty, what: "expected records, found none".to_owned() });
         }
-        // Packers write it first or last.
+        // Packers write the record with key 0 first or last.
         let first = index.keys.iter().position(|&key| key == 0).map(|at| read_header(&file, index.offsets[at]));
         let numbers = match first.transpose()?.and_then(|(header, is_image)| people_keys(&header, is_image)) {
             Some(people) => {
@@ -102,7 +103,8 @@ impl Dataset for RecordFaces {
     }
 }
 
-/// The keys of the records of people, `from .. to`, if this is the record that tells them; images are between it and them.
+/// Returns the keys `from .. to` of the people's records, if this is the record that states them. The keys of the
+/// images lie between this record's key and those.
 fn people_keys(header: &Header, is_image: bool) -> Option<[u64; 2]> {
     match header.labels[..] {
         // The casts saturate.
@@ -111,11 +113,11 @@ fn people_keys(header: &Header, is_image: bool) -> Option<[u64; 2]> {
     }
 }
 
-/// Keeps the images in `index` and returns their labels, mostly from the records of people.
+/// Reduces `index` to the images and returns their labels, if possible from the people's records.
 fn labels_by_people(file: &RandomFile, index: &mut Index, [from, to]: [u64; 2]) -> Result<Vec<u64>> {
     let position = |key: u64| index.keys.partition_point(|&k| k < key);
     let (mut middle, end) = (position(from), position(to));
-    // The key is an f32, which is not exact above 16 million.
+    // The key is an f32, which is not exact above 16 million: look for the boundary nearby.
     let is_image = |at: usize| index.offsets.get(at).map_or(Ok(false), |&o| Ok::<_, Error>(read_header(file, o)?.1));
     while middle > 1 && !is_image(middle - 1)? {
         middle -= 1;
@@ -124,12 +126,12 @@ fn labels_by_people(file: &RandomFile, index: &mut Index, [from, to]: [u64; 2]) 
         middle += 1;
     }
     let people: Vec<u64> = index.offsets[middle.min(end)..end].to_vec();
-    // Exact keys are a promise.
+    // If keys are exact, the counts must match.
     let (expected, found) = ([from - 1, to - from], [middle - 1, people.len()].map(|num| num as u64));
     if to < MAX_EXACT && expected != found {
         let what = format!(
-            "expected {} images and {} people, as the first record says, found {} and {}: the file is cut off, or the index is of \
-             another",
+            "expected {} images and {} people, as the first record says, found {} and {}: the file is truncated, or the \
+             index is another file's",
             expected[0], expected[1], found[0], found[1]
         );
         return Err(Error::Data { path: file.path().to_owned(), what });
@@ -144,7 +146,8 @@ fn labels_by_people(file: &RandomFile, index: &mut Index, [from, to]: [u64; 2]) 
     }
 }
 
-/// The labels of all images by one of each person's; none if the records of people do not say whose every image is.
+/// Returns the labels of all images from the people's records, reading only each person's first and last image; `None`
+/// if these records do not cover all images.
 fn labels_of_ranges(file: &RandomFile, index: &Index, people: &[u64]) -> Result<Option<Vec<u64>>> {
     let range = |&offset: &u64| -> Result<Option<(usize, usize, u64)>> {
         let (header, _) = read_header(file, offset)?;
@@ -175,12 +178,12 @@ fn labels_of(file: &RandomFile, offsets: &[u64]) -> Result<Vec<u64>> {
     offsets.par_iter().map(|&offset| label_of(file, offset)).collect()
 }
 
-/// The label of the image at an offset.
+/// Returns the label of the image at an offset.
 fn label_of(file: &RandomFile, offset: u64) -> Result<u64> {
     let (header, is_image) = read_header(file, offset)?;
     let label = header.labels[0];
     if !is_image {
-        return Err(file.error(offset, "expected an image behind the header, found none"));
+        return Err(file.error(offset, "expected an image after the header, found none"));
     }
     if !(0.0..1e9).contains(&label) || label.fract() != 0.0 {
         return Err(file.error(offset, format!("expected the number of a person as label, found {label}")));
@@ -188,7 +191,7 @@ fn label_of(file: &RandomFile, offset: u64) -> Result<u64> {
     Ok(label as u64)
 }
 
-/// The paths in a list by key.
+/// Reads the paths from a list with one line per key, in the order of `keys`.
 fn read_list(path: &Path, keys: &[u64]) -> Result<Paths> {
     let file = BufReader::new(std::fs::File::open(path).map_err(Error::io(path))?);
     let (mut paths, mut number) = (Paths::default(), 0);

@@ -1,33 +1,33 @@
-//! A record's frame and header.
+//! Framing and header of a record.
 
 use std::io::{self, Write};
 
 use crate::data::formats::file::RandomFile;
 use crate::error::Result;
 
-/// What every part of a record begins with.
+/// Magic number at the start of every part of a record.
 const MAGIC: u32 = 0xced7_230a;
-/// The same as bytes.
+/// The magic number as bytes.
 const MAGIC_BYTES: [u8; 4] = MAGIC.to_le_bytes();
 /// Most bytes of a part: its length has 29 bits.
 const MAX_PART: usize = (1 << 29) - 1;
-/// Read at once: most records of 112x112 crops fit.
+/// Bytes read at once; most records of 112x112 crops fit.
 const READ_AHEAD: usize = 16 << 10;
-/// Bytes of a header without labels.
+/// Size of a header without labels, in bytes.
 const HEADER: usize = 24;
 
-/// What a record says of its image.
+/// Header of a record.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Header {
-    /// The label, or all of them.
+    /// The label, or the list of labels.
     pub labels: Vec<f32>,
-    /// Whether the labels are written behind the header, as several are.
+    /// Whether the labels follow the header as a list.
     pub is_list: bool,
-    /// The key that it is found by.
+    /// The record's key.
     pub id: u64,
 }
 
-/// Which part of a record comes next.
+/// Kind of a part of a record.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
     Whole = 0,
@@ -36,7 +36,7 @@ enum Part {
     Last = 3,
 }
 
-/// Returns the bytes of the record at `offset`, and where the next one begins.
+/// Returns the bytes of the record at `offset`, and the offset of the next one.
 pub(super) fn read_record(file: &RandomFile, offset: u64) -> Result<(Vec<u8>, u64)> {
     let (mut record, mut at) = (Vec::new(), offset);
     loop {
@@ -55,12 +55,12 @@ pub(super) fn read_record(file: &RandomFile, offset: u64) -> Result<(Vec<u8>, u6
         if matches!(part, Part::Whole | Part::Last) {
             return Ok((record, at));
         }
-        // Records are taken apart where they have the magic number, which is left out.
+        // Records are split where they contain the magic number, which is left out.
         record.extend_from_slice(&MAGIC_BYTES);
     }
 }
 
-/// Returns where the record behind the one at `offset` begins, without reading more than frames.
+/// Returns the offset of the record after the one at `offset`, reading only the parts' frames.
 pub(super) fn skip_record(file: &RandomFile, offset: u64) -> Result<u64> {
     let mut at = offset;
     loop {
@@ -84,7 +84,7 @@ pub(super) fn skip_record(file: &RandomFile, offset: u64) -> Result<u64> {
 pub(super) fn read_header(file: &RandomFile, offset: u64) -> Result<(Header, bool)> {
     let start = file.read_up_to(offset, 8 + HEADER + 16)?;
     let (part, len) = part_at(file, offset, &start)?;
-    // Read as a whole where the header is taken apart or has more labels than was read.
+    // The whole record is read if the header is split into parts or has more labels than were read.
     let is_here = part == Part::Whole && (8 + len <= start.len() || len >= HEADER + 16);
     let flag = start.get(8..12).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     if is_here && flag <= 4 {
@@ -97,7 +97,7 @@ pub(super) fn read_header(file: &RandomFile, offset: u64) -> Result<(Header, boo
     Ok((header, record.len() > used))
 }
 
-/// The part that `bytes`, read at `offset`, begin with, and its length.
+/// Returns the kind and length of the part at the start of `bytes`, which were read at `offset`.
 fn part_at(file: &RandomFile, offset: u64, bytes: &[u8]) -> Result<(Part, usize)> {
     let word = |at: usize| bytes.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     let (Some(magic), Some(word)) = (word(0), word(4)) else {
@@ -116,13 +116,13 @@ fn part_at(file: &RandomFile, offset: u64, bytes: &[u8]) -> Result<(Part, usize)
     Ok((part, word as usize & MAX_PART))
 }
 
-/// Bytes of a part of `len` bytes with its frame.
+/// Size in the file of a part of `len` bytes, with frame and padding.
 fn padded(len: usize) -> u64 {
     8 + len.next_multiple_of(4) as u64
 }
 
 impl Header {
-    /// Returns the header that a record begins with and its length.
+    /// Returns the header at the start of a record, and its length.
     pub fn parse(record: &[u8]) -> std::result::Result<(Self, usize), String> {
         let short = || format!("expected a header of {HEADER} bytes and its labels, found {} bytes", record.len());
         let head = record.get(..HEADER).ok_or_else(short)?;
@@ -153,7 +153,7 @@ impl Header {
     }
 }
 
-/// Writes a record, in parts where it has the magic number; returns how many bytes that took.
+/// Writes a record, split into parts where it contains the magic number. Returns the number of bytes written.
 pub(super) fn write_record(out: &mut impl Write, header: &Header, image: &[u8]) -> io::Result<u64> {
     let mut record = header.to_bytes();
     record.extend_from_slice(image);

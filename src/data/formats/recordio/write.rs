@@ -1,4 +1,4 @@
-//! Any data set as a `.rec` file.
+//! Writes any data set as a `.rec` file.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,19 +8,21 @@ use super::record::{Header, write_record};
 use crate::data::formats::export::{Export, finish, temporary};
 use crate::error::{Error, Result};
 
-/// Labels and keys are f32 in the format: whole numbers are exact up to here.
+/// Labels and keys are f32 in the format, which is exact for whole numbers up to here.
 const MAX_EXACT: usize = 1 << 24;
 
 /// Writes `NAME.rec`, `NAME.idx`, `NAME.lst` and `property` as insightface does: a first record with the keys of the
-/// people's records, the images, the people; images alone where those of a person do not follow each other.
+/// people's records, the images, and the people's records. If images are not grouped by person in the order of the
+/// labels, only images are written.
 ///
 /// # Errors
-/// When an image cannot be read or a file not be written, or there are more than 16 million images; nothing is left then.
+/// When an image cannot be read, a file cannot be written, or there are more than 16 million images and people; no file
+/// is left then.
 pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
     let num_images = export.len();
     if num_images + export.num_identities() >= MAX_EXACT {
         let what = format!(
-            "the format counts to {MAX_EXACT} in f32: expected fewer images and people, found {num_images} images"
+            "f32 keys are exact up to {MAX_EXACT}: expected fewer images and people, found {num_images} images"
         );
         return Err(Error::Data { path: path.to_owned(), what });
     }
@@ -48,7 +50,7 @@ pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
     for (mut out, path) in [(out_rec, &rec), (out_idx, &idx), (out_lst, &lst), (out_property, &property)] {
         out.flush().map_err(Error::io(path))?;
     }
-    // The records last: without them there is nothing to open.
+    // Move the records last: without them there is nothing to open.
     files.into_iter().zip([&rec, &idx, &lst, &property]).rev().try_for_each(|(file, path)| finish(file, path))
 }
 

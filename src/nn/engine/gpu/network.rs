@@ -24,41 +24,41 @@ pub(crate) struct Network {
     pub(super) device: Device,
     pub(super) element: Element,
     pub(super) params: DeviceParams,
-    /// `(h, w, c)` of each value; of the images with the channels that fill up an access.
+    /// Shape `(h, w, c)` of each value; the images' channels are padded to a full access.
     pub(super) shapes: Vec<[usize; 3]>,
     side: usize,
-    /// Norms by running statistics that never change, by view.
+    /// Norms of a network that is not trained, by view: its running statistics never change.
     fixed: Mutex<BTreeMap<ViewId, Norm>>,
 }
 
-/// What a forward pass knows so far.
+/// State of a forward pass.
 pub(super) struct Forward {
     /// Number of images.
     pub n: usize,
-    /// `(n, h, w, c)` each, with the sizes of [`Network::shapes`].
+    /// Values `(n, h, w, c)`, with the sizes of [`Network::shapes`].
     pub values: Vec<Option<Array>>,
-    /// The types of the values.
+    /// Element types of the values.
     pub elements: Vec<Element>,
-    /// By view.
+    /// Prepared norms, by view.
     pub norms: Vec<Option<Norm>>,
-    /// By step: the input of a fully connected layer, and what dropout multiplied it by.
+    /// Inputs of fully connected layers after dropout, with the dropout mask, by step.
     pub flat: Vec<Option<(Array, Option<Array>)>>,
 }
 
-/// What norms go by.
+/// Statistics that norms use.
 #[derive(Clone, Copy)]
 pub(super) enum Statistics<'a> {
-    /// The batch, except where these are frozen.
+    /// Batch statistics, except for norms whose statistics are frozen.
     OfBatch(&'a Params),
     Running,
 }
 
 impl Network {
-    /// Uploads the network of `graph`, for images of `side` pixels and products of `element`; none if it has an operation, a
-    /// number of channels or a type that the engine lacks.
+    /// Uploads the network of `graph`, for images of `side` pixels and products of `element`; returns none if the
+    /// engine does not support one of its operations, channel counts or types.
     ///
     /// # Errors
-    /// When the device has no memory for it.
+    /// When the device runs out of memory.
     pub fn upload(
         graph: &Graph,
         params: &Params,
@@ -107,16 +107,16 @@ impl Network {
         Schedule::new(program, &shapes, |name| params.is_trained(name), keep)
     }
 
-    /// Returns the network, keeping some blocks' results of a forward pass in training alone and computing the rest again in the backward
-    /// pass. `params` are those that were uploaded.
+    /// Returns the network with activation checkpointing: a forward pass in training keeps some block outputs, and the
+    /// backward pass recomputes the rest. `params` are those that were uploaded.
     pub fn recomputing(self, params: &Params) -> Self {
         Self { schedule: Self::schedule(&self.program, &self.shapes, params, Keep::Some), ..self }
     }
 
-    /// Copies parameters and running statistics to those of the model on the CPU; waits for the device.
+    /// Copies parameters and running statistics back to the model on the CPU; waits for the device.
     ///
     /// # Errors
-    /// When they are not those that were uploaded.
+    /// When `params` are not those that were uploaded.
     pub fn download(&self, params: &Params) -> Result<()> {
         self.params.download(params)
     }
@@ -126,17 +126,17 @@ impl Network {
         &self.params
     }
 
-    /// Returns the embeddings `(n, d)`, f32, of normalised images `(n, side, side, c)` of the products' type, `c` being what
-    /// fills an access, by the running statistics.
+    /// Returns the embeddings `(n, d)`, f32, of normalised images `(n, side, side, c)`, by the running statistics. The
+    /// images have the products' type, and `c` is the number of elements per access.
     ///
     /// # Errors
-    /// When the images are others.
+    /// When the images have another size or type.
     pub fn infer(&self, images: &Array) -> Result<Array> {
         let last_uses = self.last_uses();
         let mut forward = self.start(images)?;
         for i in 0..self.program.steps.len() {
             self.step(i, &mut forward, Statistics::Running, None)?;
-            // The memory of what nobody reads again serves the next steps.
+            // Values that no later step reads are freed, so that the next steps can reuse the memory.
             for (value, last) in last_uses.iter().enumerate() {
                 if *last == i {
                     forward.values[value] = None;
@@ -147,11 +147,11 @@ impl Network {
         self.output(&forward)
     }
 
-    /// As [`Self::infer`], in training mode, with what the backward pass needs. `params` are those that were uploaded: norms whose
-    /// statistics are frozen there go by the running ones, and leave them.
+    /// Like [`Self::infer`], but in training mode, and returns a recording for the backward pass. `params` are those
+    /// that were uploaded: norms whose statistics are frozen there use the running statistics and do not update them.
     ///
     /// # Errors
-    /// When the images are others, or a batch has one value per channel.
+    /// When the images have another size or type, or a norm gets only one value per channel.
     pub fn record(&self, images: &Array, dropout: Option<&Dropout>, params: &Params) -> Result<(Array, Recording<'_>)> {
         let mut forward = self.start(images)?;
         for (i, released) in self.schedule.released.iter().enumerate() {
@@ -163,7 +163,7 @@ impl Network {
         Ok((embedding, Recording::new(self, forward)))
     }
 
-    /// The step after which no step reads each value; `usize::MAX` for the output.
+    /// Last step that uses each value; `usize::MAX` for the output.
     fn last_uses(&self) -> Vec<usize> {
         let mut last = vec![0; self.program.steps.len() + 1];
         for (i, step) in self.program.steps.iter().enumerate() {
@@ -197,7 +197,7 @@ impl Network {
         })
     }
 
-    /// Carries out step `i` and prepares the norm behind it, unless it is.
+    /// Runs step `i` and prepares the norm after it, unless that is already prepared.
     pub(super) fn step(
         &self,
         i: usize,
@@ -282,7 +282,7 @@ impl Network {
         Ok(Seen { x: forward.value(&self.program, view)?, norm: forward.norms[view].as_ref() })
     }
 
-    /// What is seen, in the type of the products.
+    /// Returns the value of a view with its norm applied, in the type of the products.
     pub(super) fn materialise(&self, forward: &Forward, view: ViewId) -> Result<Array> {
         let (seen, [.., c]) = (self.seen(forward, view)?, self.shapes[self.program.views[view].value]);
         let applied = match seen.norm {
@@ -301,9 +301,9 @@ impl Network {
         Ok(short)
     }
 
-    /// The sizes of step `i`, a convolution, for `n` images.
+    /// Sizes of the convolution in step `i`, for `n` images.
     pub(super) fn conv(&self, i: usize, n: usize) -> Result<Conv> {
-        let Step::Conv { x, path, config } = &self.program.steps[i] else { bail!("step {i} is no convolution") };
+        let Step::Conv { x, path, config } = &self.program.steps[i] else { bail!("step {i} is not a convolution") };
         let ([h, w, c], [.., co]) = (self.shapes[self.program.views[*x].value], self.shapes[i + 1]);
         let group = (config.groups > 1).then(|| c / config.groups);
         let num_pixels = self.params.weight(path)?.len() / c / group.unwrap_or(co);
@@ -311,7 +311,7 @@ impl Network {
         Ok(Conv { x: [n, h, w, c], co, k: num_pixels.isqrt(), stride, padding, group })
     }
 
-    /// The elements that dropout multiplies by, drawn in the order of the CPU's, channels first.
+    /// Dropout mask in channels-last order, drawn in the CPU's order, channels first.
     fn dropout_mask(&self, dropout: &Dropout, view: ViewId, n: usize) -> Result<Option<Array>> {
         let [h, w, c] = self.shapes[self.program.views[view].value];
         let Some(mask) = dropout.mask(n * h * w * c) else { return Ok(None) };

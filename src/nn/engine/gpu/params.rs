@@ -1,4 +1,4 @@
-//! The parameters of a network in device memory, one behind the other, in the orders that the kernels read.
+//! Parameters of a network in device memory: contiguous, in the layouts that the kernels read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,23 +12,23 @@ use crate::nn::engine::program::{Norm, Program, Step, ViewId};
 use crate::nn::layers::BatchNorm;
 use crate::nn::params::Params;
 
-/// Elements that each parameter begins at a multiple of: 16 bytes in every type.
+/// Alignment of each parameter, in elements: at least 16 bytes in every type.
 const ALIGNMENT: usize = 8;
 
-/// How the elements of a parameter lie on the device.
+/// Layout of a parameter on the device.
 #[derive(Clone, Debug, PartialEq)]
 enum Order {
-    /// As in the checkpoint.
+    /// Same layout as in the checkpoint.
     Same,
-    /// From `(co, c, pixels)` to `(co, pixels, padded)`: filters, and fully connected layers behind an image. Behind the `c`-th
-    /// channel are zeros, whose gradient is zero.
+    /// From `(co, c, pixels)` to `(co, pixels, padded)`: filters, and fully connected layers that read an image.
+    /// Channels from `c` on are zeros, whose gradient is zero.
     ChannelsLast { c: usize, pixels: usize, padded: usize },
-    /// From `(c, m, pixels)` to `(pixels, m, c)`: filters of groups of `m` channels.
+    /// From `(c, m, pixels)` to `(pixels, m, c)`: filters for groups of `m` channels.
     Grouped { c: usize, m: usize },
 }
 
 impl Order {
-    /// Where each element of the device's order comes from; none for zeros.
+    /// Source index of each element of the device's layout; none for padding zeros.
     fn sources(&self, len: usize) -> Box<dyn Iterator<Item = Option<usize>>> {
         match *self {
             Self::Same => Box::new((0..len).map(Some)),
@@ -63,39 +63,39 @@ impl Order {
 
 #[derive(Clone, Debug)]
 struct Place {
-    /// Whether it lies among what no update reaches.
+    /// Whether the parameter is in [`Group::Fixed`].
     is_fixed: bool,
     start: usize,
-    /// On the device, without what fills it up to the next parameter.
+    /// Length on the device, without the padding before the next parameter.
     len: usize,
     order: Order,
-    /// In the checkpoint.
+    /// Shape in the checkpoint.
     shape: Vec<usize>,
 }
 
-/// Parameters that lie one behind the other.
+/// A group of contiguous parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Group {
-    /// Those that updates reach; all of a network that is not trained.
+    /// Trained parameters, or all parameters of a network that is not trained.
     Updated,
-    /// The others, and running statistics.
+    /// Frozen parameters of a network that is trained, and running statistics.
     Fixed,
 }
 
 /// Parameters with their gradients, and running statistics.
 pub(crate) struct DeviceParams {
     places: BTreeMap<String, Place>,
-    /// f32: the trained parameters, or all of a network that is not trained.
+    /// Parameters of [`Group::Updated`], f32.
     values: Array,
-    /// f32, likewise; empty if the network is not trained.
+    /// Their gradients, f32; empty if the network is not trained.
     grads: Array,
-    /// The same in the type of the products, unless that is f32.
+    /// Copy of `values` in the type of the products, unless that is f32.
     short: Option<Array>,
-    /// f32: running statistics, and parameters that are not trained of a network that is.
+    /// Parameters and running statistics of [`Group::Fixed`], f32.
     fixed: Array,
-    /// The same in the type of the products, unless that is f32.
+    /// Copy of `fixed` in the type of the products, unless that is f32.
     short_fixed: Option<Array>,
-    /// Batches that entered the running statistics since they were last downloaded.
+    /// Number of batches that entered the running statistics since the last download.
     num_batches: AtomicU64,
     is_trained: bool,
 }
@@ -162,11 +162,11 @@ impl DeviceParams {
         Ok(Self { places, values, grads, short, fixed, short_fixed, num_batches: AtomicU64::new(0), is_trained })
     }
 
-    /// Copies parameters and running statistics back; waits for the device.
+    /// Copies parameters, running statistics and batch counts back; waits for the device.
     pub fn download(&self, params: &Params) -> Result<()> {
         let mut state = self.restored(&self.values, Group::Updated)?;
         state.extend(self.restored(&self.fixed, Group::Fixed)?);
-        // Nothing else but the counters of batches.
+        // Only the batch counters are left.
         let others: Vec<String> = params.shapes().into_keys().filter(|name| !state.contains_key(name)).collect();
         for name in others {
             let norm = name.rsplit_once('.').map_or("", |(norm, _)| norm);
@@ -179,7 +179,7 @@ impl DeviceParams {
         Ok(())
     }
 
-    /// Those of a group, as they lie on the device.
+    /// Values of a group in the device's layout.
     pub fn array(&self, group: Group) -> &Array {
         match group {
             Group::Updated => &self.values,
@@ -187,7 +187,8 @@ impl DeviceParams {
         }
     }
 
-    /// Returns what lies on the device as the parameters of a group do, by name, in the checkpoint's order and shapes; waits for the device.
+    /// Splits `from`, an array in the device's layout of a group, into tensors by name, in the checkpoint's layout and
+    /// shapes; waits for the device.
     pub fn restored(&self, from: &Array, group: Group) -> Result<BTreeMap<String, Tensor>> {
         let values = from.read::<f32>()?;
         let restored = self.of_group(group).map(|(name, Place { start, len, order, shape, .. })| {
@@ -197,7 +198,7 @@ impl DeviceParams {
         restored.collect()
     }
 
-    /// The inverse of [`Self::restored`]: what `get` returns for each name, as it lies on the device.
+    /// Inverse of [`Self::restored`]: returns the values that `get` returns for each name, in the device's layout.
     pub fn laid_out(&self, group: Group, mut get: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
         let mut all = vec![0.0; self.array(group).len()];
         for (name, Place { start, len, order, shape, .. }) in self.of_group(group) {
@@ -214,13 +215,13 @@ impl DeviceParams {
         self.places.iter().filter(move |(_, place)| place.is_fixed == (group == Group::Fixed))
     }
 
-    /// A parameter, f32.
+    /// A parameter or running statistic, f32.
     pub fn value(&self, path: &str, name: &str) -> Result<Array> {
         let place = self.place(path, name)?;
         Ok(if place.is_fixed { &self.fixed } else { &self.values }.part(place.start, place.len))
     }
 
-    /// A parameter in the type of the products.
+    /// Weight of a layer in the type of the products.
     pub fn weight(&self, path: &str) -> Result<Array> {
         let place = self.place(path, "weight")?;
         let (wide, short) = if place.is_fixed { (&self.fixed, &self.short_fixed) } else { (&self.values, &self.short) };
@@ -232,12 +233,12 @@ impl DeviceParams {
         self.is_trained && self.place(path, "weight").is_ok_and(|place| !place.is_fixed)
     }
 
-    /// Where the gradient of a parameter goes, f32.
+    /// Output array for the gradient of a parameter, f32.
     pub fn grad(&self, path: &str, name: &str) -> Result<Array> {
         let place = self.place(path, name)?;
         match (self.is_trained, place.is_fixed) {
             (false, _) => bail!("{path}.{name} is not trained"),
-            // Somewhere: nobody reads it.
+            // A scratch buffer: nothing reads it.
             (true, true) => self.values.device().array(Element::F32, place.len),
             (true, false) => Ok(self.grads.part(place.start, place.len)),
         }
@@ -255,7 +256,7 @@ impl DeviceParams {
         })
     }
 
-    /// Calls `f` with where the gradients of a norm's parameters go.
+    /// Calls `f` with the output arrays for the gradients of a norm's parameters.
     pub(super) fn with_norm_grads<R>(
         &self,
         Norm { bn, prelu }: &Norm,
@@ -266,22 +267,22 @@ impl DeviceParams {
         f(&NormGrads { weight: &weight, bias: &bias, slopes: slopes.as_ref() })
     }
 
-    /// Whether an update may change them.
+    /// Whether updates may change parameters.
     pub(super) fn is_trained(&self) -> bool {
         self.is_trained
     }
 
-    /// Counts a batch whose statistics entered the running ones where those are not frozen.
+    /// Counts a batch whose statistics entered the running ones of norms that are not frozen.
     pub fn count_batch(&self) {
         self.num_batches.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All parameters, their gradients and their copy, for an update.
+    /// Parameters of [`Group::Updated`] with their gradients and their copy, for an update.
     pub fn flat(&self) -> Flat<'_> {
         Flat { param: &self.values, grad: &self.grads, copy: self.short.as_ref() }
     }
 
-    /// The gradient of a parameter in the checkpoint's order; waits for the device.
+    /// Gradient of a parameter in the checkpoint's layout; waits for the device.
     #[cfg(test)]
     pub fn read_grad(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let Some(place) = self.places.get(name) else { bail!("no parameter {name}") };

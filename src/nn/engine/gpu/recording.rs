@@ -7,7 +7,7 @@ use crate::gpu::batch_norm::{self, Seen};
 use crate::gpu::{Array, Element, Product, rows};
 use crate::nn::engine::program::{Step, ViewId};
 
-/// The activations of a forward pass.
+/// Activations of a forward pass, for its backward pass.
 pub(crate) struct Recording<'a> {
     network: &'a Network,
     forward: Forward,
@@ -29,13 +29,13 @@ impl<'a> Recording<'a> {
         if grad.len() != output.len() || grad.element() != Element::F32 {
             bail!("backward: a gradient of {} {:?} for {} embeddings", grad.len(), grad.element(), output.len());
         }
-        // By view. A sum hands the same array on to both sides: none is written to once it is here.
+        // By view. A sum passes the same array on to both of its inputs, so arrays in here are never written to.
         let mut grads: Vec<Option<Array>> = vec![None; program.views.len()];
         grads[program.output] = Some(self.in_type_of(grad, output.element())?);
         for (i, step) in program.steps.iter().enumerate().rev() {
             let gy = self.through_norm(i + 1, &mut grads)?;
             if !schedule.values[i + 1] {
-                // Nothing that it was computed from is trained.
+                // Nothing that the value was computed from is trained.
                 continue;
             }
             let Some(gy) = gy else { bail!("backward: no gradient reaches step {i}") };
@@ -79,7 +79,8 @@ impl<'a> Recording<'a> {
         Ok(y)
     }
 
-    /// The gradient of a value as it is: what reached it directly, and through its norm. The value is given up.
+    /// Returns the gradient of a value before its norm: what reached it directly plus what reached it through the norm.
+    /// The value itself is dropped.
     fn through_norm(&mut self, value: usize, grads: &mut [Option<Array>]) -> Result<Option<Array>> {
         let program = &self.network.program;
         let direct = program.raw_of(value).and_then(|view| grads[view].take());
@@ -91,7 +92,7 @@ impl<'a> Recording<'a> {
             bail!("backward: view {view} has no norm");
         };
         self.network.params.with_norm_grads(norm, |of_params| {
-            // Where the value was.
+            // The gradient overwrites the value.
             prepared.backward(&x, &gy, direct.as_ref(), of_params, &x)
         })?;
         Ok(Some(x))

@@ -1,4 +1,4 @@
-//! The engine on a GPU, carried out by the kernels on the CPU, against the CPU's engine.
+//! The GPU engine, with its kernels on the CPU, against the CPU engine.
 
 use std::collections::BTreeMap;
 
@@ -18,11 +18,11 @@ const SIDE: usize = 12;
 const CHANNELS: usize = 16;
 const EMBEDDING: usize = 24;
 
-/// A stem, a residual block with a shortcut, a depthwise one, and an ending: every step that there is.
+/// A stem, a residual block with a convolution in its shortcut, a depthwise block and a head: every kind of step.
 struct Net;
 
 impl Net {
-    /// Its parameters, with no norm trivial.
+    /// Parameters with which no norm is the identity.
     fn params(seed: u64) -> Result<Params> {
         let mut params = Params::new(DType::F32, &Candle::Cpu, seed);
         let mut root = params.root();
@@ -87,7 +87,7 @@ impl Trace for Net {
     }
 }
 
-/// Images `(n, 3, h, w)`, and the same as the network on the device wants them.
+/// Images `(n, 3, h, w)`, and the same images in the form that the network on the device reads.
 fn images(device: &Device, n: usize, element: Element) -> Result<(Tensor, Array)> {
     let images = fill("images", &[n, 3, SIDE, SIDE], -1.0, 1.0)?.to_dtype(DType::F32)?;
     let c = element.per_access();
@@ -95,7 +95,7 @@ fn images(device: &Device, n: usize, element: Element) -> Result<(Tensor, Array)
     Ok((images, upload(device, &last.flatten_all()?.to_vec1()?, element)?))
 }
 
-/// The norm of the difference, relative to that of `expected`.
+/// Norm of the difference, relative to that of `expected`.
 fn error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
@@ -107,7 +107,7 @@ fn flat(x: &Tensor) -> Result<Vec<f32>> {
     x.flatten_all()?.to_vec1()
 }
 
-/// What the types of products may be off by: of embeddings, and of gradients.
+/// Tolerances for each type of products: of embeddings, and of gradients.
 const TYPES: [(Element, f64, f64); 3] =
     [(Element::F32, 2e-6, 1e-5), (Element::Bf16, 0.02, 0.1), (Element::F16, 0.003, 0.02)];
 
@@ -134,7 +134,7 @@ fn inference_is_that_of_the_cpu() -> Result<()> {
 #[test]
 fn training_is_that_of_the_cpu() -> Result<()> {
     let device = device();
-    // Frozen: nothing, all statistics, or the block's first layers and the depthwise one.
+    // Frozen: nothing, all statistics, or the first layers and the depthwise convolution.
     let frozen: [&[&str]; 3] = [&[], &[""], &["stem", "stem_bn", "stem_act", "pre", "a", "deep"]];
     for (is_frozen, drops, recomputes) in
         [(0, false, false), (1, false, false), (0, true, false), (0, true, true), (2, false, false), (2, false, true)]
@@ -171,7 +171,7 @@ fn training_is_that_of_the_cpu() -> Result<()> {
                 let expected = expected.read(name, <[f32]>::to_vec)?;
                 if element == Element::F32 {
                     let off = error(&found, &expected);
-                    // In front of a norm a bias changes nothing: its gradient is rounding.
+                    // A bias before a norm has no effect: its gradient is rounding error.
                     assert!(off < 10.0 * grad_tol || (name == "fc.bias" && is_frozen != 1), "{case}: {name} {off}");
                 }
                 if name != "fc.bias" {
@@ -228,7 +228,7 @@ fn what_does_not_fit_is_an_error() -> Result<()> {
     let (_, recording) = network.record(&x, None, &params)?;
     let error = recording.backward(&device.zeros(Element::F32, 7)?).unwrap_err().to_string();
     assert!(error.contains("a gradient of 7 F32 for 48 embeddings"), "{error}");
-    // One image leaves one value per channel behind the fully connected layer.
+    // One image leaves one value per channel after the fully connected layer.
     let (_, x) = images(&device, 1, Element::Bf16)?;
     let error = network.record(&x, None, &params).map(|(embedding, _)| embedding);
     let error = error.expect_err("an error").to_string();

@@ -1,5 +1,5 @@
-//! What the f32 convolutions share: vectors of channels, small matrix products in registers, and what happens to values
-//! on their way in and out.
+//! Code that the f32 convolutions share: vectors of channels, small matrix products in registers, and the maps applied
+//! to inputs and outputs.
 
 pub(super) mod product;
 pub(super) mod sums;
@@ -8,33 +8,33 @@ use pulp::{Simd, WithSimd};
 
 use crate::ops::lanes;
 
-/// Vectors of channels are whole on every machine if the channels are a multiple of this.
+/// With a multiple of this many channels, vectors of channels are full on every machine.
 pub(super) const CHANNELS: usize = 16;
 
-/// What becomes of each value of the input before it is used, in this order; the zeros around the image stay zeros.
+/// Map applied to each input value before it is used, in this order; the zeros around the image stay zeros.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Prologue<'a> {
     /// Scale and shift per channel.
     pub affine: Option<[&'a [f32]; 2]>,
-    /// Slope per channel below zero.
+    /// PReLU slope per channel.
     pub slope: Option<&'a [f32]>,
 }
 
 impl Prologue<'_> {
-    /// Whether there is nothing to do.
+    /// Whether the map changes nothing.
     pub fn is_identity(&self) -> bool {
         self.affine.is_none() && self.slope.is_none()
     }
 
-    /// Whether the constants are those of `channels` channels.
+    /// Whether there are constants for exactly `channels` channels.
     pub fn fits(&self, channels: usize) -> bool {
         self.affine.iter().flatten().chain(&self.slope).all(|constants| constants.len() == channels)
     }
 
-    /// What becomes of the values of the channels from `channel` on.
+    /// Applies the map to a vector of the channels from `channel` on.
     ///
     /// # Safety
-    /// [`Self::fits`], and a vector of values from `channel` on is inside.
+    /// [`Self::fits`] holds, and the vector from `channel` on lies within the channels.
     #[inline(always)]
     pub unsafe fn apply<S: Simd>(&self, simd: S, mut value: S::f32s, channel: usize) -> S::f32s {
         // SAFETY: by the contract.
@@ -49,10 +49,10 @@ impl Prologue<'_> {
         }
     }
 
-    /// What becomes of `N` vectors of the channels from `channel` on: the constants are loaded once.
+    /// Applies the map to `N` vectors of the channels from `channel` on, loading the constants once.
     ///
     /// # Safety
-    /// As in [`Self::apply`].
+    /// Same as [`Self::apply`].
     #[inline(always)]
     pub unsafe fn apply_to<S: Simd, const N: usize>(&self, simd: S, values: &mut [S::f32s; N], channel: usize) {
         // SAFETY: by the contract.
@@ -73,7 +73,7 @@ impl Prologue<'_> {
     }
 }
 
-/// The output channels of a packed block.
+/// Number of output channels of a packed block.
 pub(super) struct Width;
 
 impl WithSimd for Width {
@@ -85,33 +85,33 @@ impl WithSimd for Width {
     }
 }
 
-/// What becomes of each value of the output before it is stored, in this order.
+/// Map applied to each output value before it is stored, in this order.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Epilogue<'a> {
-    /// Added per channel.
+    /// Bias per channel.
     pub bias: Option<&'a [f32]>,
-    /// Slope per channel below zero.
+    /// PReLU slope per channel.
     pub slope: Option<&'a [f32]>,
-    /// Added, of the shape of the output.
+    /// Added last, of the shape of the output.
     pub residual: Option<&'a [f32]>,
 }
 
 impl Epilogue<'_> {
-    /// Whether there is nothing to do.
+    /// Whether the map changes nothing.
     pub fn is_identity(&self) -> bool {
         self.bias.is_none() && self.slope.is_none() && self.residual.is_none()
     }
 
-    /// Whether the constants are those of `channels` channels and the residual has `elements`.
+    /// Whether there are constants for exactly `channels` channels and the residual has `elements`.
     pub fn fits(&self, channels: usize, elements: usize) -> bool {
         [self.bias, self.slope].iter().flatten().all(|constants| constants.len() == channels)
             && self.residual.is_none_or(|residual| residual.len() == elements)
     }
 
-    /// What becomes of the values of the channels from `channel` on, at `at` in the output.
+    /// Applies the map to a vector of the channels from `channel` on, which is at `at` in the output.
     ///
     /// # Safety
-    /// [`Self::fits`], and a vector of values from `channel` and from `at` on is inside.
+    /// [`Self::fits`] holds, and the vectors from `channel` and from `at` on lie within the constants and the residual.
     #[inline(always)]
     pub unsafe fn apply<S: Simd>(&self, simd: S, mut value: S::f32s, channel: usize, at: usize) -> S::f32s {
         // SAFETY: by the contract.

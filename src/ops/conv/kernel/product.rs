@@ -1,4 +1,4 @@
-//! Small matrix products, on blocks that stay in the cache.
+//! Small matrix products on blocks that stay in the cache.
 
 use pulp::Simd;
 
@@ -6,12 +6,12 @@ use super::Epilogue;
 use crate::ops::lanes::{load, prefetch, store};
 use crate::ops::simd::kernel;
 
-/// Columns of a block of the first matrix: the distance of its rows, known when the kernels are compiled.
+/// Columns of a block of the first matrix: the stride of its rows, a constant of the kernels.
 pub(in crate::ops::conv) const BLOCK: usize = 64;
-/// Rows that a product may compute beyond those asked for.
+/// Rows that a product may compute beyond those requested.
 pub(in crate::ops::conv) const SPARE_ROWS: usize = 4;
 
-/// How many rows of the second matrix before their use they are asked for.
+/// Number of rows of the second matrix between the prefetch and the use of a row.
 const AHEAD: usize = 16;
 
 /// Output channels of a packed block: two vectors.
@@ -24,7 +24,7 @@ kernel! {
     ///
     /// - `a`: `rows x k`; row `r` of the `i`-th [`BLOCK`] columns is at `a[i * a_stride + r * BLOCK..]`
     /// - `b`: `(k, width)`
-    /// - `y`: `(rows + SPARE_ROWS, width)`; spare rows are overwritten by what is in the spare rows of `a`
+    /// - `y`: `(rows + SPARE_ROWS, width)`; spare rows get the products of the spare rows of `a`
     pub(in crate::ops::conv) fn product<S>(
         simd,
         rows: usize,
@@ -40,7 +40,7 @@ kernel! {
 }
 
 kernel! {
-    /// Writes `epilogue(a * b)` to a block of the channels of `rows` pixels, the first of which is `first` in the output.
+    /// Writes `epilogue(a * b)` to a block of the channels of `rows` pixels, from pixel `first` of the output on.
     ///
     /// - `a`, `b`: as in [`product`], with as many spare rows
     /// - `y`: `(rows, co)`
@@ -64,16 +64,16 @@ kernel! {
     }
 }
 
-/// Where the rows of a product go.
+/// Destination of the rows of a product.
 trait Sink<S: Simd> {
-    /// Takes row `row`.
+    /// Stores row `row`.
     ///
     /// # Safety
     /// The row is one of the product's, spare ones included.
     unsafe fn put(&mut self, simd: S, row: usize, sums: [S::f32s; 2]);
 }
 
-/// `(rows, width)`, spare rows included.
+/// Scratch buffer `(rows, width)`, spare rows included.
 struct Scratch<'a> {
     y: &'a mut [f32],
 }
@@ -89,7 +89,7 @@ impl<S: Simd> Sink<S> for Scratch<'_> {
     }
 }
 
-/// Two vectors of the channels of `rows` pixels, or one at the end of the channels.
+/// Output pixels: two vectors of the channels of `rows` pixels, or one at the end of the channels.
 struct Pixels<'a> {
     epilogue: Epilogue<'a>,
     rows: usize,
@@ -119,7 +119,7 @@ impl<S: Simd> Sink<S> for Pixels<'_> {
     }
 }
 
-/// All rows of a product, some at a time.
+/// Computes all rows of a product, a few at a time.
 #[inline(always)]
 fn all_rows<S: Simd>(simd: S, rows: usize, k: usize, a: &[f32], a_stride: usize, b: &[f32], mut sink: impl Sink<S>) {
     let padded = rows.next_multiple_of(SPARE_ROWS);
@@ -130,7 +130,7 @@ fn all_rows<S: Simd>(simd: S, rows: usize, k: usize, a: &[f32], a_stride: usize,
     // SAFETY: `row + R <= padded` in every call, and the assertions above hold for all rows up to there.
     unsafe {
         if S::F32_LANES >= 16 {
-            // Twice eight rather than twelve and four, which are too few to hide the latency of their sums.
+            // Eight twice rather than twelve and four: four rows are too few to hide the latency of their sums.
             while row + 12 <= padded && row + 16 != padded {
                 rows_of::<S, 12>(simd, row, k, a, a_stride, b, &mut sink);
                 row += 12;
@@ -146,14 +146,14 @@ fn all_rows<S: Simd>(simd: S, rows: usize, k: usize, a: &[f32], a_stride: usize,
             }
         }
         while row < padded {
-            // With six at a time the last four may begin at an odd place: they overlap.
+            // After steps of six, the last four rows may overlap those already computed.
             rows_of::<S, 4>(simd, row.min(padded - 4), k, a, a_stride, b, &mut sink);
             row += 4;
         }
     }
 }
 
-/// `R` rows of a product from `row` on, kept in registers while `k` runs.
+/// Computes `R` rows of a product from `row` on, with their sums in registers for all of `k`.
 ///
 /// # Safety
 /// The assertions of [`all_rows`] hold with `padded >= row + R`.
@@ -169,19 +169,20 @@ unsafe fn rows_of<S: Simd, const R: usize>(
 ) {
     let width = width::<S>();
     let mut sums = [[simd.splat_f32s(0.0); 2]; R];
-    // Loops that end after their body, and pointers: only so do all sums stay in registers.
+    // Loops that test at their end, and raw pointers: only then does the compiler keep all sums in registers.
     let (mut first, mut b) = (0, b.as_ptr());
     loop {
         let columns = BLOCK.min(k - first);
         // SAFETY: rows `row..row + R` of this block of columns are in `a`.
         let mut a = unsafe { a.as_ptr().add(first / BLOCK * a_stride + row * BLOCK) };
-        // SAFETY: `columns` of the `k` rows of `b` begin here, one after the other.
+        // SAFETY: `columns <= BLOCK`, so the end is inside this row of `a` or just behind it.
         let end = unsafe { a.add(columns) };
         loop {
-            // The processor's own prefetching ends at each page.
+            // The hardware's prefetching stops at the end of each page.
             prefetch(b.wrapping_add(AHEAD * width));
             prefetch(b.wrapping_add(AHEAD * width + S::F32_LANES));
-            // SAFETY: `b` is at one of the `k` rows of `width` values, `a` at one of the columns of `R` rows of BLOCK values.
+            // SAFETY: `b` is at one of the `k` rows of `width` values, `a` at one of the columns of `R` rows of `BLOCK`
+            // values.
             unsafe {
                 let values =
                     [b.cast::<S::f32s>().read_unaligned(), b.add(S::F32_LANES).cast::<S::f32s>().read_unaligned()];
@@ -223,7 +224,7 @@ kernel! {
         unsafe {
             let mut column = 0;
             while column < BLOCK {
-                // A loop, not a closure: what is not inlined here loses the vectors of the machine.
+                // A loop, not a closure: code that is not inlined here is compiled without the vectors of the machine.
                 if S::F32_LANES >= 16 {
                     columns_of::<S, 8>(simd, column, rows, a, b, y);
                     column += 8;
@@ -236,7 +237,7 @@ kernel! {
     }
 }
 
-/// `C` rows of the result of [`transposed_product`], kept in registers.
+/// Computes `C` rows of the result of [`transposed_product`], with their sums in registers.
 ///
 /// # Safety
 /// The assertion of [`transposed_product`] holds, and `column + C <= BLOCK`.

@@ -1,17 +1,17 @@
-//! Sums that several workers add to, each to its own.
+//! Partial sums that worker threads add to independently.
 
 use rayon::prelude::*;
 
 use crate::ops::scratch::with_scratch;
 
-/// Sums that workers share out where each can have a whole one: their number decides on the bits, so it does not follow that
-/// of the threads.
+/// Number of partial sums, where each is as large as the result. It decides the order of additions, so it does not
+/// depend on the number of threads.
 pub(in crate::ops::conv) const NUM_SUMS: usize = 8;
 
-/// Elements that a worker fills or joins at once.
+/// Elements that a worker thread fills or joins at a time.
 const PIECE: usize = 1 << 14;
 
-/// Calls `f` with `len` zeros.
+/// Calls `f` with a scratch buffer of `len` zeros.
 pub(in crate::ops::conv) fn with_zeros(len: usize, f: impl FnOnce(&mut [f32])) {
     with_scratch(len, |sums| {
         sums.par_chunks_mut(PIECE).for_each(|sums| sums.fill(0.0));
@@ -19,7 +19,7 @@ pub(in crate::ops::conv) fn with_zeros(len: usize, f: impl FnOnce(&mut [f32])) {
     });
 }
 
-/// Adds all sums of `len` elements, one after the other in `sums`, to the first in their order, and returns that.
+/// Adds all consecutive sums of `len` elements in `sums` to the first one, in order, and returns that one.
 pub(in crate::ops::conv) fn join(sums: &mut [f32], len: usize) -> &[f32] {
     let (total, others) = sums.split_at_mut(len);
     total.par_chunks_mut(PIECE).enumerate().for_each(|(i, total)| {

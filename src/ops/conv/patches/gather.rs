@@ -1,4 +1,4 @@
-//! Images, and for each place of a grid over them the pixels of its patch, gathered into blocks of columns.
+//! Gathers image patches into blocks of columns.
 
 use pulp::Simd;
 use rayon::prelude::*;
@@ -10,26 +10,26 @@ use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
 
-/// Elements of the patches that a worker gathers at once.
+/// Elements of patches that a worker thread gathers at a time.
 const PIECE_ELEMENTS: usize = 96 * 1024;
 
-/// Images `(n, h, w, c)`, and for each place of a grid over them the pixels of its patch.
+/// Images `(n, h, w, c)`, a grid of places over them, and the pixels of the patch at each place.
 pub(super) struct Patches<'a> {
     pub x: &'a [f32],
     pub prologue: Prologue<'a>,
     pub size: [usize; 4],
-    /// Rows and columns of places of an image.
+    /// Rows and columns of the grid over one image.
     pub grid: [usize; 2],
     /// Pixels between neighbouring places.
     pub step: usize,
-    /// Row and column of each pixel, from the place on.
+    /// Row and column of each pixel of a patch, relative to its place.
     pub taps: Vec<[isize; 2]>,
-    /// So many taps at a time are neighbours in a row of the image.
+    /// Number of consecutive taps that are neighbours in a row of the image.
     pub run: usize,
 }
 
 impl<'a> Patches<'a> {
-    /// Those of the forward pass.
+    /// Returns the patches of the forward pass.
     pub fn forward(x: &'a [f32], prologue: Prologue<'a>, d: Dims) -> Self {
         let offset = |k: usize| k as isize - d.padding as isize;
         let taps = (0..d.kh * d.kw).map(|tap| [offset(tap / d.kw), offset(tap % d.kw)]).collect();
@@ -44,13 +44,13 @@ impl<'a> Patches<'a> {
         self.columns().div_ceil(BLOCK)
     }
 
-    /// Places whose patches a worker gathers at once.
+    /// Number of places whose patches a worker thread gathers at a time.
     pub fn piece(&self) -> usize {
         (PIECE_ELEMENTS / self.columns().max(1)).clamp(24, 240).next_multiple_of(12)
     }
 
-    /// Gathers the patches of `count` places from `first` on: `a` is `(blocks, rows, BLOCK)`, and what is beyond the last
-    /// column may be anything.
+    /// Gathers the patches of `count` places from `first` on to `a: (blocks, rows, BLOCK)`; values beyond the last
+    /// column are unspecified.
     #[inline(always)]
     pub fn gather<S: Simd>(&self, simd: S, first: usize, count: usize, rows: usize, a: &mut [f32]) {
         if self.size[3].is_multiple_of(CHANNELS) {
@@ -62,7 +62,7 @@ impl<'a> Patches<'a> {
         }
     }
 
-    /// As [`Self::gather`], the blocks shared out.
+    /// Like [`Self::gather`], with the blocks shared between worker threads.
     #[inline(always)]
     pub fn gather_in_parallel<S: Simd>(&self, simd: S, first: usize, count: usize, rows: usize, a: &mut [f32]) {
         if self.size[3].is_multiple_of(CHANNELS) {
@@ -95,16 +95,16 @@ impl<'a> Patches<'a> {
         }
     }
 
-    /// Where the pixel at an offset from a place begins, if it is inside.
+    /// Index of the first channel of the pixel at an offset from a place, if it is inside the image.
     #[inline(always)]
     fn pixel(&self, [image, row, column]: [usize; 3], [dy, dx]: [isize; 2]) -> Option<usize> {
         let [_, h, w, c] = self.size;
-        // Below zero they wrap to what is beyond every image.
+        // Negative coordinates wrap to values beyond every image.
         let (y, x) = ((row * self.step).wrapping_add_signed(dy), (column * self.step).wrapping_add_signed(dx));
         (y < h && x < w).then(|| ((image * h + y) * w + x) * c)
     }
 
-    /// As [`Self::gather`] for any number of channels: taps that are neighbours in the image are copied together.
+    /// Like [`Self::gather`], for any number of channels: taps that are neighbours in the image are copied together.
     fn gather_few(&self, first: usize, count: usize, rows: usize, a: &mut [f32]) {
         let c = self.size[3];
         assert!(self.prologue.is_identity(), "a prologue of {c} channels");
@@ -131,7 +131,7 @@ impl<'a> Patches<'a> {
 }
 
 kernel! {
-    /// Gathers one block of columns of `count` places from `first` on, for whole vectors of channels.
+    /// Gathers one block of columns of `count` places from `first` on, for full vectors of channels.
     fn gather_block<S>(simd, patches: &'a Patches<'a>, block: usize, first: usize, count: usize, a: &'a mut [f32]) {
         let ([n, h, w, c], [grid_rows, grid_cols]) = (patches.size, patches.grid);
         let (x, prologue) = (patches.x, patches.prologue);
@@ -149,8 +149,8 @@ kernel! {
                 let pixel = patches.pixel(of_grid, offset);
                 of_grid = patches.next(of_grid);
                 for lane in (0..len).step_by(S::F32_LANES) {
-                    // SAFETY: the pixel and its channels are in `x`, the channels in the constants; the place and the column
-                    // in `a`, whose rows are whole vectors.
+                    // SAFETY: the pixel and its channels are in `x`, the channels in the constants; the place and the
+                    // column are in `a`, whose rows are whole vectors.
                     unsafe {
                         let value = match pixel {
                             Some(at) => prologue.apply(simd, load::<S>(x, at + channel + lane), channel + lane),
@@ -165,7 +165,7 @@ kernel! {
     }
 }
 
-/// Calls `f(rows, a, m)` with room for the patches of `count` places and for as many rows of `outputs`.
+/// Calls `f(rows, a, m)` with scratch buffers for the patches of `count` places and for `outputs` values per place.
 pub(super) fn with_rows(
     patches: &Patches,
     outputs: usize,

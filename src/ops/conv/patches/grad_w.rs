@@ -1,4 +1,4 @@
-//! The gradient of the weight: patches, transposed, times the gradient of the output.
+//! Gradient of the weight: transposed patches times the gradient of the output.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -11,9 +11,9 @@ use crate::ops::conv::kernel::sums::{NUM_SUMS, join, with_zeros};
 use crate::ops::lanes::{load, store};
 use crate::ops::simd::kernel;
 
-/// Largest filter whose gradient is summed up by each of some workers, in elements.
+/// Elements of the largest filter whose gradient is accumulated in several sums.
 const MAX_SUM_ELEMENTS: usize = 1 << 19;
-/// Elements of the patches that the gradient of a larger filter gathers at once.
+/// Elements of the patches that are gathered at a time for a larger filter.
 const GROUP_ELEMENTS: usize = 4 << 20;
 
 /// Writes the gradient of the weight, `(co, c, kh, kw)`, for the convolution of `prologue(x)`.
@@ -36,7 +36,7 @@ impl WithSimd for GradW<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let d = self.d;
         let (blocks, o_blocks) = (self.patches.blocks(), d.co.div_ceil(width::<S>()));
-        // (sums, blocks of outputs, blocks of columns, BLOCK, width)
+        // Layout: (sums, blocks of outputs, blocks of columns, BLOCK, width)
         let size = BLOCK * width::<S>();
         let few = blocks * o_blocks * size <= MAX_SUM_ELEMENTS;
         let num_sums = if few { NUM_SUMS } else { 1 };
@@ -60,7 +60,7 @@ impl WithSimd for GradW<'_> {
 }
 
 impl GradW<'_> {
-    /// A small filter: each sum takes its share of the places, some at a time.
+    /// Small filter: each sum covers its share of the places, a few at a time.
     #[inline(always)]
     fn by_sums<S: Simd>(&self, simd: S, sums: &mut [f32]) {
         let Self { patches, gy, d, .. } = self;
@@ -84,7 +84,7 @@ impl GradW<'_> {
         });
     }
 
-    /// A large one: workers share out its blocks.
+    /// Large filter: worker threads share its blocks.
     #[inline(always)]
     fn by_blocks<S: Simd>(&self, simd: S, sums: &mut [f32]) {
         let Self { patches, gy, d, .. } = self;

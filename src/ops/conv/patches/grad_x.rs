@@ -1,4 +1,4 @@
-//! The gradient of the input, class by class of its pixels.
+//! Gradient of the input, one class of its pixels at a time.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -10,13 +10,13 @@ use crate::ops::conv::kernel::product::width;
 use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
 
-/// Writes the gradient of the input, from that of the output, and `epilogue` of it to `gx`.
+/// Writes the gradient of the input, passed through `epilogue`, to `gx`.
 pub(in crate::ops::conv) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilogue, gx: &mut [f32]) {
     assert!(epilogue.fits(d.c, gx.len()) && gx.len() == d.n * d.h * d.w * d.c, "a gradient of {}", gx.len());
     let s = d.stride;
     for class in 0..s * s {
         let [a, b] = [class / s, class % s];
-        // Tap (ky, kx) reaches pixel (y, x) from output ((y + padding - ky) / stride, ..), if that is whole.
+        // Tap (ky, kx) reaches pixel (y, x) from output ((y + padding - ky) / stride, ..), if that is an integer.
         let offset = |at: usize, k: usize| {
             let distance = (at + d.padding) as isize - k as isize;
             (distance % s as isize == 0).then_some(distance / s as isize)
@@ -39,7 +39,7 @@ pub(in crate::ops::conv) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, e
     }
 }
 
-/// The pixels of one class.
+/// Gradient of the pixels of one class.
 struct GradX<'a> {
     patches: Patches<'a>,
     filter: &'a [f32],
@@ -57,7 +57,7 @@ impl WithSimd for GradX<'_> {
         let Self { patches, filter, d, class, epilogue, gx } = self;
         let [grid_rows, grid_cols] = patches.grid;
         let blocks = d.c.div_ceil(width::<S>());
-        // Some rows of places at a time, which are as many rows of pixels.
+        // Some rows of places at a time; each is `stride` rows of pixels.
         let per_piece = (patches.piece() / grid_cols).clamp(1, grid_rows);
         let piece_rows = per_piece * d.stride;
         let pieces: Vec<_> = gx
@@ -75,7 +75,7 @@ impl WithSimd for GradX<'_> {
             }
             let first_pixel = (image * d.h + row * d.stride) * d.w;
             if d.stride == 1 && !patches.taps.is_empty() {
-                // One class: its places are the pixels.
+                // With one class, its places are the pixels.
                 return convolve_pixels(simd, (&patches, filter), epilogue, first_pixel, d.c, gx);
             }
             let pixels = Pixels::Class { stride: d.stride, class, grid_cols, width: d.w };
@@ -83,7 +83,7 @@ impl WithSimd for GradX<'_> {
                 patches.gather(simd, (image * grid_rows + row) * grid_cols, count, rows, buffer);
                 for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
                     if patches.taps.is_empty() {
-                        // No output saw these pixels.
+                        // No output depends on these pixels.
                         m.fill(0.0);
                     } else {
                         multiply(simd, (filter, patches.columns()), block, count, rows, buffer, m);

@@ -1,8 +1,8 @@
-//! Convolutions of any stride and kernel in f32, as products of gathered patches: forward and for both gradients.
+//! f32 convolutions of any stride and kernel as products of gathered patches, forward and for both gradients.
 //!
-//! A worker gathers the patches of some places into blocks of columns that stay in its cache. The gradient of the input
-//! is gathered too: its pixels fall into classes by their place within a stride, and every pixel of a class sees the same
-//! taps. Sums run in an order that depends on the sizes only.
+//! A worker thread gathers the patches of some places into blocks of columns that stay in its cache. The gradient of
+//! the input is gathered too: its pixels fall into classes by their position within a stride, and every pixel of a
+//! class depends on the same taps. Sums run in an order that depends on the sizes only.
 
 mod gather;
 mod grad_w;
@@ -20,15 +20,16 @@ use super::kernel::{CHANNELS, Epilogue, Prologue, Width};
 use crate::ops::lanes::{load, store};
 use crate::ops::simd::kernel;
 
-/// Places whose results a worker moves to the output at once, where there are few.
+/// Places whose results a worker thread moves to the output at a time, if there are few places.
 const PLACES: usize = 48;
 
-/// Whether a convolution can be computed this way; the gradient of the input only with whole vectors of it.
+/// Whether a convolution can be computed from patches; the input's gradient also needs a multiple of [`CHANNELS`]
+/// inputs.
 pub(super) fn fits(d: Dims) -> bool {
     d.groups == 1 && d.co.is_multiple_of(CHANNELS)
 }
 
-/// Elements of a packed filter of `columns` for each of `outputs`.
+/// Number of elements of a packed filter with `columns` columns for each of `outputs` outputs.
 fn packed_len(columns: usize, outputs: usize, arch: Arch) -> usize {
     outputs.next_multiple_of(arch.dispatch(Width)) * columns
 }
@@ -44,8 +45,8 @@ pub(super) fn pack(w: &[f32], d: Dims, arch: Arch, packed: &mut [f32]) {
     pack_columns([taps, d.c], d.co, |o, tap, i| w[(o * d.c + i) * taps + tap], arch, packed);
 }
 
-/// Packs the columns of each output, `i` of `columns[1]` channels for each of `columns[0]` taps, to `(blocks of outputs,
-/// columns, width)`, the order in which they are read: `at(output, tap, i)`.
+/// Packs a filter to `(blocks of outputs, columns, width)`, the order in which it is read. `columns` is
+/// `[taps, channels]`, and `at(output, tap, channel)` returns an element.
 fn pack_columns(
     columns: [usize; 2],
     outputs: usize,
@@ -67,7 +68,7 @@ fn pack_columns(
     });
 }
 
-/// Writes the convolution of `prologue(x)` with what [`pack`] made, and `epilogue` of it, to `y`.
+/// Writes `epilogue(conv(prologue(x), filter))` to `y`; `filter` is packed by [`pack`].
 pub(super) fn convolve(
     x: &[f32],
     filter: &[f32],
@@ -102,7 +103,7 @@ impl WithSimd for Convolve<'_> {
                 convolve_pixels(simd, (&patches, filter), epilogue, i * piece, co, y);
             });
         } else {
-            // Few places: the channels are shared out instead.
+            // Few places: the threads share the channels instead.
             with_rows(&patches, blocks * width::<S>(), places, |rows, a, m| {
                 patches.gather_in_parallel(simd, 0, places, rows, a);
                 let a = &*a;
@@ -121,8 +122,8 @@ impl WithSimd for Convolve<'_> {
     }
 }
 
-/// Writes `epilogue` of the products of `count` patches from `first` on to as many pixels, which are the same in number and
-/// order; `y` begins with them.
+/// Writes `epilogue` of the products of the patches from `first` on to `y`, for places and pixels that are the same in
+/// number and order.
 #[inline(always)]
 fn convolve_pixels<S: Simd>(
     simd: S,
@@ -141,7 +142,7 @@ fn convolve_pixels<S: Simd>(
     });
 }
 
-/// The products of `count` gathered patches with one block of a filter.
+/// Computes the products of `count` gathered patches with one block of a filter.
 #[inline(always)]
 fn multiply<S: Simd>(
     simd: S,
@@ -156,12 +157,12 @@ fn multiply<S: Simd>(
     product(simd, count, columns, a, rows * BLOCK, &filter[block * size..][..size], m);
 }
 
-/// The pixel of each place.
+/// Pixel of each place.
 #[derive(Clone, Copy)]
 enum Pixels {
-    /// One after the other.
+    /// Place `i` is pixel `i`.
     All,
-    /// Those of a class: `stride` apart from row and column `class` on, `grid_cols` in a row of `width` pixels.
+    /// The pixels of a class: `stride` apart from row and column `class` on, `grid_cols` in a row of `width` pixels.
     Class { stride: usize, class: [usize; 2], grid_cols: usize, width: usize },
 }
 
@@ -178,7 +179,8 @@ impl Pixels {
 }
 
 kernel! {
-    /// Moves a block of channels of `count` places to their pixels in `y`, which begins with pixel `first` of the output.
+    /// Writes `epilogue` of a block of channels of `count` places to their pixels in `y`, which starts at output pixel
+    /// `first`.
     fn place<S>(
         simd,
         m: &'a [f32],
@@ -197,8 +199,8 @@ kernel! {
             let y = &mut y[start..][..channels];
             for lane in (0..channels).step_by(S::F32_LANES) {
                 let channel = block * width::<S>() + lane;
-                // SAFETY: the place and the lane are in `m`, the lane in this pixel; the caller checked the epilogue for all
-                // pixels and channels.
+                // SAFETY: the place and the lane are in `m`, the lane in this pixel; the caller checked the epilogue
+                // for all pixels and channels.
                 unsafe {
                     let value = load::<S>(m, place * width::<S>() + lane);
                     store::<S>(y, lane, epilogue.apply(simd, value, channel, first * co + start + lane));

@@ -1,4 +1,4 @@
-//! The convolution itself.
+//! The convolution of the input with a transformed filter.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -10,12 +10,12 @@ use crate::ops::conv::kernel::product::{BLOCK, product, width};
 use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
 
-/// Elements of transformed tiles and of a block of their products that a worker's cache holds.
+/// Elements of transformed tiles, and of one block of their products, that fit in a worker thread's cache.
 const PIECE_ELEMENTS: usize = 164 * 1024;
-/// Elements of the largest filter that the workers' common cache holds, so that it is read for every piece.
+/// Elements of the largest filter that the threads' shared cache holds, so that it can be read for every piece.
 const MAX_FILTER: usize = 3 << 20;
 
-/// Writes the convolution of `prologue(x)` with what [`super::pack`] made, and `epilogue` of it, to `y`.
+/// Writes `epilogue(conv(prologue(x), filter))` to `y`; `filter` is packed by [`super::pack`].
 pub(in crate::ops::conv) fn convolve(
     x: &[f32],
     filter: &[f32],
@@ -80,7 +80,7 @@ struct Job<'a, S, const M: usize, const N: usize> {
 }
 
 impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
-    /// Each worker takes `rows` rows of tiles from image to image.
+    /// Each worker thread takes `rows` rows of tiles through all three phases.
     #[inline(always)]
     fn pieces(self, y: &mut [f32], rows: usize) {
         let (tiling, d) = (self.tiling, self.d);
@@ -105,7 +105,7 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
         });
     }
 
-    /// All workers transform, then multiply, then transform back, a group of tiles at a time.
+    /// All worker threads transform, then multiply, then transform back, a group of tiles at a time.
     #[inline(always)]
     fn phases(self, y: &mut [f32]) {
         let (tiling, d) = (self.tiling, self.d);
@@ -147,7 +147,7 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
         }
     }
 
-    /// The product of one position for one block of output channels.
+    /// Computes the product of one position for one block of output channels.
     #[inline(always)]
     fn multiply(
         self,
@@ -164,7 +164,7 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
     }
 }
 
-/// Parts of `y`, each with its first row of tiles and how many of them it has.
+/// Splits `y` into pieces of `rows` rows of tiles; returns each with its first row and its number of rows.
 fn pieces<'a>(tiling: &Tiling, mut y: &'a mut [f32], rows: usize, co: usize) -> Vec<(usize, usize, &'a mut [f32])> {
     let mut pieces = Vec::new();
     for first in (0..tiling.num_rows()).step_by(rows) {

@@ -9,7 +9,7 @@ use crate::ops::conv::kernel::Width;
 use crate::ops::conv::kernel::product::width;
 use crate::ops::lanes::{load, store};
 
-/// Elements of the filter of the forward pass.
+/// Number of elements of the transformed filter of the forward pass.
 pub(in crate::ops::conv) fn filter_len(d: Dims, tile: Tile, arch: Arch) -> usize {
     d.co.next_multiple_of(arch.dispatch(Width)) * tile.positions() * d.c
 }
@@ -20,8 +20,8 @@ pub(in crate::ops::conv) fn pack(w: &[f32], d: Dims, tile: Tile, arch: Arch, pac
     arch.dispatch(Pack { tile, c: d.c, co: d.co, at, packed });
 }
 
-/// Transforms the filter of the input's gradient: `w: (co, c, 3, 3)` from back to front, with inputs and outputs
-/// exchanged.
+/// Transforms the filter of the input's gradient: `w: (co, c, 3, 3)` with both kernel axes reversed, and inputs and
+/// outputs exchanged.
 pub(super) fn pack_flipped(w: &[f32], d: Dims, tile: Tile, arch: Arch, packed: &mut [f32]) {
     let at = |o: usize, i: usize, tap: usize| w[(i * d.c + o) * 9 + 8 - tap];
     arch.dispatch(Pack { tile, c: d.co, co: d.c, at, packed });

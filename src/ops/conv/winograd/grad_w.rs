@@ -1,4 +1,4 @@
-//! The gradient of the weight, with tiles of 4x4 outputs.
+//! Gradient of the weight, with tiles of 4x4 outputs.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -15,9 +15,10 @@ use crate::ops::simd::kernel;
 
 /// Products of a tile.
 const POSITIONS: usize = 36;
-/// Tiles that are multiplied at once.
+/// Tiles that are multiplied at a time.
 const GRADIENT_TILES: usize = 48;
-/// Largest product of channels at which the gradient is summed up in the transformed domain by each of some workers.
+/// Largest product of input and output channels for which the gradient is accumulated in several sums in the
+/// transformed domain.
 const MAX_SUM_CHANNELS: usize = 128 * 128;
 
 /// Writes the gradient of the weight, `(co, c, 3, 3)`, for the convolution of `prologue(x)`.
@@ -40,7 +41,7 @@ impl WithSimd for GradW<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let d = self.d;
         let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
-        // In the transformed domain: (sums, blocks of outputs, blocks of inputs, 36, BLOCK, width).
+        // Layout in the transformed domain: (sums, blocks of outputs, blocks of inputs, 36, BLOCK, width).
         let size = POSITIONS * BLOCK * width::<S>();
         let few = d.c * d.co <= MAX_SUM_CHANNELS;
         let num_sums = if few { NUM_SUMS } else { 1 };
@@ -58,7 +59,7 @@ impl WithSimd for GradW<'_> {
 }
 
 impl GradW<'_> {
-    /// Few channels, many tiles: each sum takes its share of the tiles, some at a time.
+    /// Few channels, many tiles: each sum covers its share of the tiles, a few at a time.
     #[inline(always)]
     fn by_sums<S: Simd>(&self, simd: S, sums: &mut [f32]) {
         let d = self.d;
@@ -79,7 +80,8 @@ impl GradW<'_> {
                     for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
                         gather_gradient(simd, &tiling, self.gy, block, tiles, planes_m, m);
                     }
-                    // Position by position: the planes of all blocks stay near while each sum passes once.
+                    // Position by position: the planes of all blocks stay in the cache while each sum is passed over
+                    // once.
                     for position in 0..POSITIONS {
                         let mut sums = sums.chunks_exact_mut(BLOCK * width::<S>()).skip(position).step_by(POSITIONS);
                         for m in m.chunks_exact(planes_m.len()) {
@@ -94,7 +96,7 @@ impl GradW<'_> {
         });
     }
 
-    /// Many channels, few tiles: workers share out the blocks of the filter.
+    /// Many channels, few tiles: worker threads share the blocks of the filter.
     #[inline(always)]
     fn by_blocks<S: Simd>(&self, simd: S, sums: &mut [f32]) {
         let d = self.d;
@@ -125,7 +127,7 @@ impl GradW<'_> {
 }
 
 kernel! {
-    /// Adds the products of all positions for one block of inputs and one of outputs.
+    /// Adds the products of all positions for one block of inputs and one block of outputs.
     fn multiply_gradient<S>(simd, tiles: usize, planes_v: Planes, v: &'a [f32], planes_m: Planes, m: &'a [f32], sum: &'a mut [f32]) {
         for (position, sum) in sum.chunks_exact_mut(BLOCK * width::<S>()).enumerate() {
             let (v, m) = (&v[planes_v.at(position, 0)..], &m[planes_m.at(position, 0)..]);

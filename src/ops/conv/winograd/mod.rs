@@ -1,9 +1,11 @@
-//! 3x3 convolution of stride 1 by Winograd's minimal filtering F(MxM, 3x3) (Lavin and Gray, CVPR 2016): with tiles of 4x4
-//! outputs 36 products where the definition has 144, with 3x3 25 for 81, with 2x2 16 for 36; forward and for both gradients.
+//! 3x3 convolution of stride 1 by Winograd's minimal filtering F(MxM, 3x3) (Lavin and Gray, CVPR 2016), forward and for
+//! both gradients. A tile of 4x4 outputs takes 36 products where the definition takes 144; 3x3 takes 25 instead of 81,
+//! 2x2 16 instead of 36.
 //!
-//! A worker transforms some rows of tiles, multiplies them with the transformed filter position by position, and
-//! transforms back: everything between the two images stays in its cache. Where there are fewer rows than workers, the
-//! three phases are shared out one after the other. Sums run in an order that depends on the sizes only.
+//! A worker thread transforms some rows of tiles, multiplies them by the transformed filter position by position, and
+//! transforms the products back; everything between input and output stays in its cache. If there are too few rows for
+//! all threads, or the filter is too large for the cache, the threads share each of the three phases in turn. Sums run
+//! in an order that depends on the sizes only.
 
 mod convolve;
 mod filter;
@@ -21,8 +23,8 @@ use super::Dims;
 use super::kernel::{CHANNELS, Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
 
-/// Output pixels of a tile in either direction: large ones save most products, small ones have small filters and hang
-/// over less.
+/// Side of a tile in output pixels. Large tiles save the most products; small ones have smaller filters and extend less
+/// beyond the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tile {
     Two = 2,
@@ -37,13 +39,13 @@ impl Tile {
         self as usize
     }
 
-    /// Products of a tile for each input and output channel.
+    /// Products of a tile for each pair of input and output channels.
     fn positions(self) -> usize {
         (self.side() + 2).pow(2)
     }
 }
 
-/// Whether a convolution can be computed this way.
+/// Whether a convolution can be computed by minimal filtering.
 pub(super) fn fits(d: Dims) -> bool {
     (d.kh, d.kw, d.stride, d.groups) == (3, 3, 1, 1)
         && d.padding <= 2
@@ -53,14 +55,14 @@ pub(super) fn fits(d: Dims) -> bool {
         && d.wo >= 3
 }
 
-/// The fastest tile; none where this way does not fit, or the definition by patches is faster: few pixels do not pay for reading a transformed filter
-/// from memory, which is up to four times as large.
+/// Returns the fastest tile; `None` if minimal filtering is not supported or gathered patches are faster. With few
+/// pixels it does not pay to read a transformed filter, up to four times as large, from memory.
 pub(super) fn fastest(d: Dims) -> Option<Tile> {
     if !fits(d) {
         return None;
     }
-    // In multiplications and additions per input and output channel; transforms and the reading of filters in what is done
-    // in their time.
+    // Cost in multiplications and additions per input and output channel; transforms and reads of filters count as the
+    // operations that take the same time.
     let reading = |positions: usize| if positions * d.c * d.co <= CACHED_FILTER { 0 } else { READING * positions };
     let cost = |tile: Tile| {
         let of_tile = match tile {
@@ -74,21 +76,22 @@ pub(super) fn fastest(d: Dims) -> Option<Tile> {
     (cost(tile) <= 18 * d.pixels() + reading(9)).then_some(tile)
 }
 
-/// Elements of transformed tiles and their products that are there at once where the workers share them out: memory must not grow with
-/// the batch.
+/// Largest number of elements of transformed tiles and their products at a time when threads share the phases: memory
+/// must not grow with the batch.
 const MAX_GROUP: usize = 4 << 20;
 
-/// Tiles that are transformed at once where the workers share them out.
+/// Number of tiles that are transformed at a time when threads share the phases.
 fn group_tiles(num_positions: usize, d: Dims) -> usize {
     (MAX_GROUP / num_positions / (d.c + d.co)).max(1)
 }
 
-/// Elements of a filter that caches hold.
+/// Elements of the largest filter that stays in the caches.
 const CACHED_FILTER: usize = 1 << 19;
-/// What reading an element of a filter from memory costs, in multiplications and additions.
+/// Cost of reading a filter's element from memory, in multiplications and additions.
 const READING: usize = 70;
 
-/// Writes the gradient of the input, itself a convolution of the output's gradient, and `epilogue` of it to `gx`.
+/// Writes the gradient of the input, which is a convolution of the output's gradient, passed through `epilogue`, to
+/// `gx`.
 pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, tile: Tile, arch: Arch, epilogue: Epilogue, gx: &mut [f32]) {
     let back = Dims { h: d.ho, w: d.wo, c: d.co, ho: d.h, wo: d.w, co: d.c, padding: 2 - d.padding, ..d };
     with_scratch(filter_len(back, tile, arch), |packed| {

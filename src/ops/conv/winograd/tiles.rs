@@ -1,4 +1,4 @@
-//! Where the tiles of an output are, and the way of their values into and out of the transformed domain.
+//! Positions of an output's tiles, and the transforms of their values into and out of the transformed domain.
 
 #![allow(clippy::needless_range_loop, reason = "what iterators do not inline loses the machine's vectors")]
 
@@ -9,7 +9,7 @@ use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::lanes::{load, store};
 use crate::ops::simd::kernel;
 
-/// A matrix for each product of a tile: `(positions, rows, columns)`, a little apart.
+/// One matrix per position of a tile, `(positions, rows, columns)`, with a small gap after each.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planes {
     positions: usize,
@@ -18,34 +18,36 @@ pub(super) struct Planes {
 }
 
 impl Planes {
-    /// Between planes: at multiples of the page's size, stores to one place in each would fall into one set of the cache.
+    /// Elements between planes. If planes were multiples of a page apart, stores to the same place in each would
+    /// compete for one set of the cache.
     const GAP: usize = 16;
 
-    /// With room for `tiles` rows and the spare ones of a product.
+    /// Returns planes with room for `tiles` rows and the spare rows of a product.
     pub fn new(positions: usize, tiles: usize, columns: usize) -> Self {
         Self { positions, rows: tiles.next_multiple_of(SPARE_ROWS), columns }
     }
 
-    /// Elements of all planes.
+    /// Number of elements of all planes, gaps included.
     pub fn len(&self) -> usize {
         self.positions * (self.rows * self.columns + Self::GAP)
     }
 
-    /// Where a row of a plane begins.
+    /// Index of the first element of a row of a plane.
     pub fn at(&self, position: usize, row: usize) -> usize {
         position * (self.rows * self.columns + Self::GAP) + row * self.columns
     }
 }
 
-/// The tiles of a batch, row after row of image after image; those at the right and at the bottom may hang over.
+/// The tiles of a batch, image by image and row by row; those at the right and bottom edges may extend beyond the
+/// output.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tiling {
     d: Dims,
-    /// Output pixels of a tile in either direction.
+    /// Side of a tile in output pixels.
     side: usize,
     /// Rows of tiles of an image.
     rows: usize,
-    /// Tiles of a row.
+    /// Tiles in a row.
     pub cols: usize,
 }
 
@@ -54,7 +56,7 @@ impl Tiling {
         Self { d, side, rows: d.ho.div_ceil(side), cols: d.wo.div_ceil(side) }
     }
 
-    /// Rows of tiles of the whole batch.
+    /// Number of rows of tiles in the batch.
     pub fn num_rows(&self) -> usize {
         self.d.n * self.rows
     }
@@ -63,7 +65,7 @@ impl Tiling {
         self.num_rows() * self.cols
     }
 
-    /// The output pixel at which row `row` of tiles starts, and the number of pixels if there is no such row.
+    /// Index of the output pixel at which row `row` of tiles starts; the number of pixels for the row after the last.
     pub fn first_pixel(&self, row: usize) -> usize {
         (row / self.rows * self.d.ho + row % self.rows * self.side) * self.d.wo
     }
@@ -76,9 +78,9 @@ impl Tiling {
 }
 
 kernel! {
-    /// Transforms block `block` of the channels of `count` tiles from `first` on.
+    /// Transforms block `block` of the channels of the input tiles `[first, count]`: `count` tiles from `first` on.
     ///
-    /// `v`: [`Planes`] of [`BLOCK`] columns, with a tile a row.
+    /// `v`: [`Planes`] of [`BLOCK`] columns, one tile per row.
     pub(super) fn gather<S, const N: usize>(simd, tiling: &'a Tiling, x: &'a [f32], prologue: Prologue<'a>, block: usize, tiles: [usize; 2], planes: Planes, v: &'a mut [f32]) {
         let [first, count] = tiles;
         let d = &tiling.d;
@@ -90,7 +92,8 @@ kernel! {
         assert!(prologue.fits(d.c), "constants per channel");
         for tile in 0..count {
             let [image, oy, ox] = tiling.place(first + tile);
-            // The NxN pixels from row `oy - padding` and column `ox - padding` on, of which these are inside the image.
+            // The tile is NxN pixels from row `oy - padding` and column `ox - padding` on; the ranges below are inside
+            // the image.
             let inside = |at: usize, len: usize| {
                 (d.padding.saturating_sub(at), (len + d.padding).saturating_sub(at).min(N))
             };
@@ -103,7 +106,7 @@ kernel! {
                 let mut half = [[zero; N]; N];
                 for j in 0..N {
                     let mut column = [zero; N];
-                    // SAFETY: these pixels are inside `x`, which holds all their channels; so do the constants.
+                    // SAFETY: `x` holds these pixels with all their channels, and the constants hold the channels.
                     unsafe {
                         let pixel = |i: usize| corner + (i * d.w + j) * d.c - d.padding * (d.w + 1) * d.c + channel;
                         if is_whole {
@@ -118,7 +121,7 @@ kernel! {
                                 }
                             }
                             prologue.apply_to::<S, N>(simd, &mut column, channel);
-                            // Those outside are zeros, whatever the prologue makes of zeros.
+                            // Pixels outside are zeros, whatever the prologue makes of zeros.
                             for i in 0..N {
                                 if i < top || bottom <= i {
                                     column[i] = zero;
@@ -144,9 +147,9 @@ kernel! {
 }
 
 kernel! {
-    /// Transforms back block `block` of the output channels of `count` tiles from `first` on.
+    /// Transforms block `block` of the output channels of `count` tiles from `first` on back to pixels.
     ///
-    /// - `m`: [`Planes`] of [`width`] columns, with a tile a row, the first in row `m_row`
+    /// - `m`: [`Planes`] of [`width`] columns, one tile per row, the first in row `m_row`
     /// - `y`: the output from pixel `start` on
     pub(super) fn scatter<S, const M: usize, const N: usize>(simd, tiling: &'a Tiling, planes: Planes, m_row: usize, m: &'a [f32], epilogue: Epilogue<'a>, block: usize, tiles: [usize; 2], start: usize, y: &'a mut [f32]) {
         let [first, count] = tiles;
@@ -185,8 +188,8 @@ kernel! {
                     for j in 0..M {
                         if i < rows && j < cols {
                             let at = (((image * d.ho + oy + i) * d.wo) + ox + j) * d.co + channel;
-                            // SAFETY: constants have an element per channel; the pixel is one of the tiles', which `y` and
-                            // the residual hold.
+                            // SAFETY: constants have an element per channel; the pixel is one of the tiles', which `y`
+                            // and the residual hold.
                             unsafe {
                                 let value = epilogue.apply(simd, row[j], channel, at);
                                 store::<S>(y, at - start * d.co, value);
@@ -200,10 +203,9 @@ kernel! {
 }
 
 kernel! {
-    /// Transforms block `block` of the channels of the output's gradient, for the gradient of the weight: tiles
-    /// of 4x4.
+    /// Transforms block `block` of the channels of the output's gradient, for the gradient of the weight: 4x4 tiles.
     ///
-    /// `m`: [`Planes`] of [`width`] columns, with a tile a row; channels beyond the last become zeros.
+    /// `m`: [`Planes`] of [`width`] columns, one tile per row; channels beyond the last become zeros.
     pub(super) fn gather_gradient<S>(simd, tiling: &'a Tiling, gy: &'a [f32], block: usize, tiles: [usize; 2], planes: Planes, m: &'a mut [f32]) {
         let [first, count] = tiles;
         let d = &tiling.d;

@@ -1,10 +1,10 @@
-//! The linear maps of F(MxM, 3x3) with `N = M + 2` points, applied along both axes to vectors of channels: 0, 1, -1 and
-//! infinity, with 2 for three outputs and -2 for four (Lavin and Gray, CVPR 2016, sections 4.1 to 4.3; the one for three by
-//! the same construction).
+//! The linear maps of F(MxM, 3x3), applied along both axes to vectors of channels. The `N = M + 2` points are 0, 1, -1
+//! and infinity, with 2 in addition for three outputs and both 2 and -2 for four (Lavin and Gray, CVPR 2016, sections
+//! 4.1 to 4.3; the maps for three outputs come from the same construction).
 
 use pulp::Simd;
 
-/// `B^T d`: `N` neighbouring values of the input.
+/// Input transform `B^T d` of `N` neighbouring input values.
 #[inline(always)]
 pub(super) fn input<S: Simd, const N: usize>(simd: S, d: [S::f32s; N]) -> [S::f32s; N] {
     let fma = |a: f32, b, c| simd.mul_add_e_f32s(simd.splat_f32s(a), b, c);
@@ -40,7 +40,7 @@ pub(super) fn input<S: Simd, const N: usize>(simd: S, d: [S::f32s; N]) -> [S::f3
     y
 }
 
-/// `A^T m`: `M` neighbouring values of the output.
+/// Output transform `A^T m`, to `M` neighbouring output values.
 #[inline(always)]
 pub(super) fn output<S: Simd, const M: usize, const N: usize>(simd: S, m: [S::f32s; N]) -> [S::f32s; M] {
     let fma = |a: f32, b, c| simd.mul_add_e_f32s(simd.splat_f32s(a), b, c);
@@ -69,7 +69,7 @@ pub(super) fn output<S: Simd, const M: usize, const N: usize>(simd: S, m: [S::f3
     y
 }
 
-/// `G g`: three neighbouring taps of the filter.
+/// Filter transform `G g` of three neighbouring taps.
 #[inline(always)]
 pub(super) fn filter<S: Simd, const N: usize>(simd: S, g: [S::f32s; 3]) -> [S::f32s; N] {
     let times = |a: f32, b| simd.mul_f32s(simd.splat_f32s(a), b);

@@ -1,0 +1,108 @@
+//! Evaluation of an arm on the test set, and the paired tests between the arms.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::arm::Arm;
+use super::outcome::Event;
+use super::run::Experiment;
+use crate::data::TestSet;
+use crate::error::{Error, Result};
+use crate::eval::{
+    Comparisons, Difference, Evaluation, Figures, Setting, SettingResult, compare, compare_as_is, compare_systems,
+    figures, read_scores, write_scores,
+};
+use crate::models::Model;
+
+/// Name of photos with real masks among the settings.
+const REAL_MASKS: &str = "real-masks";
+
+/// A metric of two arms on the same pairs, and whether they differ by more than chance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairedTest {
+    /// The arm.
+    pub arm: Arm,
+    /// The arm that it is compared with.
+    pub baseline: Arm,
+    /// `U-U`, `U-M`, `M-U`, `M-M` or `real-masks`.
+    pub setting: String,
+    /// The metric: `EER`, `FMR100`, `FMR1000`, `FDR` or `AUC`.
+    pub metric: String,
+    /// Value of the arm less that of the baseline, with its interval and p value, from a bootstrap over people.
+    #[serde(flatten)]
+    pub difference: Difference,
+}
+
+impl Experiment {
+    /// Evaluates a model on the test set and on the photos with real masks, and writes its scores to `folder`, if given.
+    ///
+    /// # Errors
+    /// When an image cannot be read, the network fails, or a file cannot be written.
+    pub(super) fn evaluate(
+        &self,
+        model: &Model,
+        folder: Option<&Path>,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<(Evaluation, Option<SettingResult>)> {
+        let (test, config) = (&self.splits.test, &self.config.eval);
+        let mut progress = |done, total| on(Event::Embedded { done, total });
+        let scores = compare(model, test, config, &mut progress)?;
+        let evaluation = Evaluation::of(&figures(scores.iter().map(|(s, c)| (*s, c)), test.num_folds, config)?)?;
+        if let Some(folder) = folder {
+            std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+            for (setting, comparisons) in &scores {
+                write(folder, setting.name(), comparisons, test)?;
+            }
+        }
+        let Some(photos) = &self.splits.real_masks else { return Ok((evaluation, None)) };
+        let comparisons = compare_as_is(model, photos, config, progress)?;
+        if let Some(folder) = folder {
+            write(folder, REAL_MASKS, &comparisons, photos)?;
+        }
+        let real_masks = Figures::new(&comparisons, photos.num_folds, &config.bootstrap)?.compute(None)?;
+        Ok((evaluation, Some(real_masks)))
+    }
+
+    /// Tests every student against augmentation alone, in every setting, on the scores that [`Self::evaluate`] wrote.
+    /// Returns nothing without both, or without a bootstrap.
+    ///
+    /// # Errors
+    /// When a file of scores cannot be read.
+    pub(super) fn paired_tests(&self, finished: &[Arm]) -> Result<Vec<PairedTest>> {
+        let baseline = Arm::Aug;
+        let students: Vec<Arm> = finished.iter().copied().filter(|arm| arm.distills()).collect();
+        let bootstrap = &self.config.eval.bootstrap;
+        if students.is_empty() || !finished.contains(&baseline) || bootstrap.replicates == 0 {
+            return Ok(Vec::new());
+        }
+        let settings = Setting::ALL.iter().map(|setting| setting.name());
+        let mut tests = Vec::new();
+        for setting in settings.chain(self.splits.real_masks.as_ref().map(|_| REAL_MASKS)) {
+            let of = |arm: Arm| Ok(read_scores(&file(&self.scores_folder(arm), setting), None)?.comparisons);
+            let systems = [&[baseline], &students[..]].concat().into_iter().map(of).collect::<Result<Vec<_>>>()?;
+            for figure in compare_systems(&systems, bootstrap)? {
+                for (&arm, difference) in students.iter().zip(figure.differences) {
+                    let Some(difference) = difference else { continue };
+                    let (setting, metric) = (setting.to_owned(), figure.figure.to_owned());
+                    tests.push(PairedTest { arm, baseline, setting, metric, difference });
+                }
+            }
+        }
+        Ok(tests)
+    }
+
+    /// Returns the folder of an arm's scores.
+    pub(super) fn scores_folder(&self, arm: Arm) -> PathBuf {
+        self.out.join(arm.name()).join("scores")
+    }
+}
+
+fn file(folder: &Path, setting: &str) -> PathBuf {
+    folder.join(setting).with_extension("csv")
+}
+
+fn write(folder: &Path, setting: &str, comparisons: &Comparisons, test: &TestSet) -> Result<()> {
+    let images = |k: usize| [test.pairs[k].a, test.pairs[k].b].map(|image| test.images.name(image));
+    write_scores(&file(folder, setting), comparisons, images, |label| test.images.identity_name(label)).map(drop)
+}
