@@ -1,4 +1,4 @@
-//! Records the commit that the crate is built from, and for what machine; compiles the GPU's kernels under `cuda`.
+//! Records the commit that the crate is built from, and compiles the GPU's kernels under `cuda`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -10,9 +10,6 @@ fn main() {
     };
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
     println!("cargo::rustc-env=MASKINV_COMMIT={commit}");
-    if let Ok(target) = std::env::var("TARGET") {
-        println!("cargo::rustc-env=MASKINV_TARGET={target}");
-    }
     if let Some(head) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
         println!("cargo::rerun-if-changed={head}");
     }

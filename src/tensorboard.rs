@@ -118,9 +118,11 @@ fn record(data: &[u8]) -> Vec<u8> {
     [&len, &masked_crc(&len).to_le_bytes()[..], data, &masked_crc(data).to_le_bytes()].concat()
 }
 
+static CRC_32C: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
+
 /// Masked CRC-32C. The mask avoids the degenerate CRC of bytes that contain their own CRC.
 fn masked_crc(bytes: &[u8]) -> u32 {
-    crc_fast::crc32_iscsi(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+    CRC_32C.checksum(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 #[cfg(test)]
