@@ -97,3 +97,20 @@ impl Error {
         move |source| Self::Io { path: path.to_owned(), source }
     }
 }
+
+/// Describes a feature that this build lacks and the command that adds it to the features it has.
+#[cfg_attr(all(feature = "hub", feature = "cudnn"), expect(dead_code, reason = "no feature is missing"))]
+pub(crate) fn missing_feature(feature: &str) -> String {
+    let built = [
+        ("hub", cfg!(feature = "hub")),
+        ("parquet", cfg!(feature = "parquet") && !cfg!(feature = "hub")),
+        ("cudnn", cfg!(feature = "cudnn")),
+        ("cuda", cfg!(feature = "cuda") && !cfg!(feature = "cudnn")),
+    ];
+    let present = built.into_iter().filter(|(_, is_built)| *is_built).map(|(name, _)| name);
+    let features: Vec<&str> = present.chain([feature]).collect();
+    format!(
+        "this build lacks the feature {feature}; install it with: cargo install --path . --features {}",
+        features.join(",")
+    )
+}

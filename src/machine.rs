@@ -139,7 +139,7 @@ impl Machine {
 
     #[cfg(not(feature = "cuda"))]
     fn cuda(_number: usize, _precision: Precision) -> crate::Result<Self> {
-        let what = "this build has no GPU engine: build with `--features cuda`, or `cudnn` for faster convolutions";
+        let what = crate::error::missing_feature("cudnn");
         Err(crate::Error::Config(what.into()))
     }
 

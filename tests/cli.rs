@@ -293,8 +293,13 @@ fn the_examples_run() -> Result<()> {
 #[test]
 fn a_device_that_is_not_there_is_an_error_of_one_line() -> Result<()> {
     let error = refused(&["embed", "no.onnx", "no.jpg", "--device", "cuda:77"])?;
-    let says =
-        ["this build has no GPU engine", "no CUDA driver", "cuBLAS is missing", "no GPU 77", "no usable CUDA driver"];
+    let says = [
+        "this build lacks the feature cudnn; install it with: cargo install --path . --features cudnn",
+        "no CUDA driver",
+        "cuBLAS is missing",
+        "no GPU 77",
+        "no usable CUDA driver",
+    ];
     assert!(says.iter().any(|what| error.contains(what)), "{error}");
     let wrong = maskinv(&["embed", "no.onnx", "no.jpg", "--device", "gpu"])?;
     let text = String::from_utf8_lossy(&wrong.stderr).into_owned();

@@ -1,6 +1,7 @@
 //! The commands for models: `info`, `convert`, `embed`, `download`.
 
 use std::path::Path;
+#[cfg(feature = "hub")]
 use std::process::{Command, Output};
 
 use anyhow::Result;
@@ -120,5 +121,46 @@ fn offline_takes_the_cache_only() -> Result<()> {
     }
     let error = String::from_utf8_lossy(&run(&["download", "w600k-mbf"], "0")?.stderr).into_owned();
     assert!(error.contains("127.0.0.1"), "{error}");
+    Ok(())
+}
+
+#[cfg(not(feature = "hub"))]
+#[test]
+fn a_missing_feature_is_named_with_the_command_that_adds_it() -> Result<()> {
+    let install = "cargo install --path . --features";
+    let folder = tempfile::tempdir()?;
+    let parquet = folder.path().join("train.parquet");
+    std::fs::write(&parquet, "PAR1")?;
+    for (args, feature) in [
+        (&["download", "w600k-mbf"][..], "hub"),
+        (&["info", "hf://owner/repo/model.onnx"], "hub"),
+        (&["train", "--data", "hf://datasets/owner/name"], "hub"),
+        #[cfg(not(feature = "parquet"))]
+        (&["data", "info", str(&parquet)], "parquet"),
+    ] {
+        let error = refused(args)?;
+        assert!(
+            error.contains(&format!("this build lacks the feature {feature}; install it with: {install} ")),
+            "{error}"
+        );
+        assert!(error.ends_with(feature) && error.lines().count() == 1, "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_bundled_teacher_is_a_model_like_any_other() -> Result<()> {
+    let text = stdout(&maskinv(&["info", "procedural-teacher"])?);
+    assert!(text.contains("procedural-teacher (bundled) (1.7 MB, safetensors)"), "{text}");
+    let folder = tempfile::tempdir()?;
+    let copy = folder.path().join("teacher.safetensors");
+    stdout(&maskinv(&["download", "procedural-teacher", "--out", str(&copy)])?);
+    assert_eq!(std::fs::metadata(&copy)?.len(), 1_723_528);
+    let error = refused(&["download", "procedural-teacher"])?;
+    assert!(error.contains("part of this program, nothing to download"), "{error}");
+    let error = refused(&["train", "--preset", "procedural", "--data", str(folder.path())])?;
+    assert!(error.contains("procedural-teacher, was trained on 600 drawn people"), "{error}");
+    let error = refused(&["train", "--arm", "teacher", "--teacher", "procedural-teacher"])?;
+    assert!(error.contains("expected one of the two"), "{error}");
     Ok(())
 }

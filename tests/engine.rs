@@ -159,6 +159,7 @@ fn training_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
             all[1].extend(expected);
         }
         let off = error(&all[0], &all[1], 0.0);
+        println!("{}: error of the whole gradient {off:.1e}", config.arch.name());
         assert!(off <= GRADIENT, "{config:?}: the whole gradient: {off:e}");
         // Running statistics of both.
         let (a, b) = (single.params().state()?, double.params().state()?);

@@ -50,7 +50,8 @@ fn library() -> &'static Library {
         sources.sort();
         let path = folder.path().join("kernels.so");
         command.args(sources).arg(kernels.join("host/host.cpp")).arg("-o").arg(&path);
-        let output = command.output().unwrap_or_else(|e| panic!("{}: {e}: the tests need a C++ compiler", compiler.display()));
+        let output =
+            command.output().unwrap_or_else(|e| panic!("{}: {e}: the tests need a C++ compiler", compiler.display()));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         // SAFETY: loading only runs the constructors of `Entry`, which build a list.
         unsafe { Library::new(path) }.expect("the compiled kernels load")

@@ -42,7 +42,7 @@ impl Arm {
             Self::Aug => "augmentation only",
             Self::Lg => "MaskInv-LG",
             Self::Hg => "MaskInv-HG",
-            Self::Distill => "distillation, no labels",
+            Self::Distill => "distillation only",
         }
     }
 

@@ -106,6 +106,10 @@ pub struct Outcome {
     pub test_set: String,
     /// All settings, including the seed.
     pub config: Config,
+    /// Name of the given teacher; none if the teacher was trained.
+    pub teacher: Option<String>,
+    /// Name of the weights that training was given to start from.
+    pub start: Option<String>,
     /// Result of each arm.
     pub arms: BTreeMap<Arm, ArmOutcome>,
     /// Students against augmentation alone, once all arms are finished.

@@ -161,6 +161,8 @@ impl Experiment {
             threads: rayon::current_num_threads(),
             test_set: self.splits.test.description.clone(),
             config: self.config.clone(),
+            teacher: self.teacher.as_ref().map(|t| t.name.clone()),
+            start: self.start.as_ref().map(|t| t.name.clone()),
             arms: BTreeMap::new(),
             paired_tests: Vec::new(),
         };

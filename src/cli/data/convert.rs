@@ -118,5 +118,5 @@ fn write_parquet(export: &mut Export, path: &Path) -> Result<()> {
 
 #[cfg(not(feature = "parquet"))]
 fn write_parquet(_export: &mut Export, path: &Path) -> Result<()> {
-    bail!("{}: this build lacks the feature `parquet`", path.display())
+    bail!("{}: {}", path.display(), crate::error::missing_feature("parquet"))
 }

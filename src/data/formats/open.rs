@@ -85,8 +85,7 @@ pub fn open_source(path: &Path) -> Result<Source> {
         Format::Parquet => Arc::new(super::ParquetFaces::open(&files)?),
         #[cfg(not(feature = "parquet"))]
         Format::Parquet => {
-            let what = "this program was built without the feature `parquet`".to_owned();
-            return Err(Error::Data { path, what });
+            return Err(Error::Data { path, what: crate::error::missing_feature("parquet") });
         }
     };
     Ok(Source { images, format, path })

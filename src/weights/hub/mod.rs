@@ -116,8 +116,7 @@ impl Hub {
     /// Always.
     #[cfg(not(feature = "hub"))]
     pub fn fetch_dataset(&self, reference: &str) -> Result<PathBuf> {
-        let what = "this build lacks the feature `hub` and cannot fetch data sets: give the path of one";
-        Err(crate::Error::Hub { reference: reference.to_owned(), what: what.into() })
+        Err(crate::Error::Hub { reference: reference.to_owned(), what: crate::error::missing_feature("hub") })
     }
 
     /// Returns an error, because this build lacks the feature `hub`.
@@ -131,8 +130,7 @@ impl Hub {
         _expected_sha256: Option<&str>,
         _progress: &mut dyn FnMut(u64, u64),
     ) -> Result<PathBuf> {
-        let what = "this build lacks the feature `hub` and cannot fetch models: give the path of a file";
-        Err(crate::Error::Hub { reference: file.to_string(), what: what.into() })
+        Err(crate::Error::Hub { reference: file.to_string(), what: crate::error::missing_feature("hub") })
     }
 }
 

@@ -1,5 +1,7 @@
 //! `maskinv runs`.
 
+mod seeds;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +22,9 @@ pub struct RunsArgs {
     /// Rewrite report.html in each training folder
     #[arg(long)]
     report: bool,
+    /// Summarise trainings that differ only in their seed: means with 95 % intervals, and the p values of each
+    #[arg(long, conflicts_with_all = ["report", "json"])]
+    seeds: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -57,6 +62,9 @@ impl RunsArgs {
                 print(&run.folder.join(run_report::FILE).display().to_string())?;
             }
             return Ok(());
+        }
+        if self.seeds {
+            return seeds::summarise(&runs);
         }
         if self.json {
             return print_json(&runs);
