@@ -140,7 +140,7 @@ impl Machine {
     #[cfg(not(feature = "cuda"))]
     fn cuda(_number: usize, _precision: Precision) -> crate::Result<Self> {
         let what = crate::error::missing_feature("cudnn");
-        Err(crate::Error::Config(what.into()))
+        Err(crate::Error::Config(what))
     }
 
     /// Bytes of GPU memory held, in use or pooled for reuse; none on the CPU. The pool is freed when memory runs out.

@@ -6,6 +6,7 @@ mod cli_metrics;
 mod cli_models;
 mod cli_report;
 mod cli_runs;
+mod demonstration;
 mod engine;
 mod eval_metrics;
 mod fixture;

@@ -22,6 +22,10 @@ pub const TINY: &[&str] = &[
     "loader.batch_size=8",
     "--set",
     "data.test_share=0.4",
+    "--set",
+    "train.teacher=none",
+    "--set",
+    "data.procedural_teacher=none",
 ];
 
 pub fn maskinv(args: &[&str]) -> Result<Output> {

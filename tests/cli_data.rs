@@ -35,10 +35,13 @@ fn convert_goes_round_and_takes_lists_along() -> Result<()> {
     let root = tempfile::tempdir()?;
     let faces = faces(root.path(), 4, 3)?;
     let before = open_source(&faces)?.images;
-    let [rec, parquet, shards, copy] = ["a/x.rec", "x.parquet", "shards", "copy"].map(|name| root.path().join(name));
+    let [rec, shards, copy] = ["a/x.rec", "shards", "copy"].map(|name| root.path().join(name));
+    #[cfg(feature = "parquet")]
+    let parquet = root.path().join("x.parquet");
     let mut from = faces.clone();
     for (to, flags) in [
         (&rec, &[][..]),
+        #[cfg(feature = "parquet")]
         (&parquet, &[]),
         (&shards, &["--to", "webdataset", "--shard-size", "5"]),
         (&copy, &["--to", "folder"]),

@@ -30,7 +30,7 @@ fn files(folder: &Path) -> Result<Vec<String>> {
 fn a_dry_run_says_what_a_training_takes_and_leaves_nothing() -> Result<()> {
     let root = tempfile::tempdir()?;
     let out = root.path().join("out");
-    let args = [&["train", "--dry-run", "--out", str(&out)][..], TINY].concat();
+    let args = [&["train", "--dry-run", "--arm", "all", "--out", str(&out)][..], TINY].concat();
     let (text, _) = said(&args)?;
     for what in
         ["train: ", "test: ", "teacher ", "aug ", "lg ", "hg ", "class centres", "activations", "without evaluations"]
@@ -99,6 +99,9 @@ fn trainings_are_recorded_listed_compared_and_shown() -> Result<()> {
         assert!(compared.contains(what), "{what}: {compared}");
     }
     assert!(!compared.contains("train.epochs"), "only what differs: {compared}");
+    let (summary, _) = said(&["runs", "--seeds", str(&a), str(&b)])?;
+    assert!(summary.contains("EER %, 2 seeds") && summary.contains("augmentation only"), "{summary}");
+    assert!(refused(&["runs", "--seeds", str(&a)])?.contains("expected two or more trainings"));
     let (json, _) = said(&["runs", str(&a), "--json"])?;
     let json: serde_json::Value = serde_json::from_str(&json)?;
     assert!(json[0]["arms"][0][1]["finished"]["num_steps"].as_u64() > Some(0), "{json}");

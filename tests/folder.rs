@@ -200,7 +200,7 @@ fn end_marker_of_a_thumbnail_does_not_complete_a_jpeg() -> Result<()> {
     write(dir.path().join("p/x.jpg"), &with_comment);
     assert_eq!(FaceFolder::open(dir.path())?.get(0)?.image.dimensions(), (112, 112));
     let text = get_error("x.jpg", &with_comment[..with_comment.len() / 2]);
-    assert!(text.contains("cut off"), "{text}");
+    assert!(text.contains("truncated"), "{text}");
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use crate::cli::{maskinv, refused, str};
 
 /// All four arms of a few steps each, with everything that has a state of its own: dropout, momentum, running statistics, averages, the
 /// best evaluation so far.
-const SETTINGS: [&str; 19] = [
+const SETTINGS: [&str; 23] = [
     "train.epochs=2",
     "train.teacher_epochs=2",
     "train.hg_start=\"lg\"",
@@ -30,6 +30,10 @@ const SETTINGS: [&str; 19] = [
     "model.dropout=0.2",
     "loader.batch_size=16",
     "optim.lr_batch=16",
+    "train.arms=[\"teacher\",\"aug\",\"lg\",\"hg\"]",
+    "train.teacher=none",
+    "data.procedural_teacher=none",
+    "data.procedural.first_identity=0",
     "data.procedural.num_identities=8",
     "data.procedural.images_per_identity=8",
     "data.procedural_test.num_identities=5",

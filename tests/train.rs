@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use maskinv::data::{Loader, Transform};
 use maskinv::eval::Setting;
@@ -10,7 +10,7 @@ use maskinv::losses::MarginHead;
 
 use maskinv::models::{Model, load_model};
 use maskinv::train::{
-    Arm, Checkpoint, Config, Event, Experiment, Start, Trainer, preset, preset_names, save_checkpoint,
+    Arm, Checkpoint, Config, Event, Experiment, Outcome, Start, Trainer, preset, preset_names, save_checkpoint,
 };
 
 /// Seconds of work: 8 people, an eighth of ResNet-18 at 32 pixels.
@@ -25,6 +25,10 @@ fn tiny() -> Config {
         "model.dropout=0.1",
         "loader.batch_size=16",
         "optim.lr_batch=16",
+        "train.arms=[\"teacher\",\"aug\",\"lg\",\"hg\"]",
+        "train.teacher=none",
+        "data.procedural_teacher=none",
+        "data.procedural.first_identity=0",
         "data.procedural.num_identities=8",
         "data.procedural.images_per_identity=8",
         "data.procedural_test.num_identities=6",
@@ -395,5 +399,52 @@ fn broken_checkpoints_are_refused_with_their_path() -> Result<()> {
     assert!(error.contains("tensors do not fit the model: missing layer"), "{error}");
     let missing = load_model(&folder.path().join("nothing.safetensors"), None).unwrap_err().to_string();
     assert!(missing.contains("nothing.safetensors: No such file"), "{missing}");
+    Ok(())
+}
+
+#[test]
+fn students_are_tested_against_augmentation_alone_on_the_same_pairs() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut config = tiny();
+    config.train.arms = vec![Arm::Teacher, Arm::Aug, Arm::Distill];
+    let run = |out: &str, resumes: bool| -> Result<Outcome> {
+        let experiment = Experiment::new(config.clone(), &folder.path().join(out))?;
+        let experiment = if resumes { experiment.resumed()? } else { experiment };
+        Ok(experiment.run(&mut |_| ())?)
+    };
+    let outcome = run("a", false)?;
+    let tests = &outcome.paired_tests;
+    assert!(tests.iter().all(|t| (t.arm, t.baseline) == (Arm::Distill, Arm::Aug)), "{tests:?}");
+    for setting in Setting::ALL {
+        let eer = |arm: Arm| outcome.arms[&arm].evaluation.get(setting).metrics.eer;
+        let test = tests.iter().find(|t| t.setting == setting.name() && t.metric == "EER").context("EER is tested")?;
+        let expected = eer(Arm::Distill) - eer(Arm::Aug);
+        assert!((test.difference.difference - expected).abs() < 1e-12, "{test:?}");
+        assert!((0.0..=1.0).contains(&test.difference.p_value), "{test:?}");
+    }
+    assert!(folder.path().join("a/distill/scores/U-M.csv").exists());
+    // Distillation alone trains no class centres.
+    assert!(!folder.path().join("a/distill/header.safetensors").exists());
+    // The scores are on the disk: nothing is trained or evaluated again.
+    assert_eq!(run("a", true)?.paired_tests, *tests);
+    Ok(())
+}
+
+#[test]
+fn the_teacher_may_learn_from_people_of_its_own() -> Result<()> {
+    let mut config = tiny();
+    config.set("data.procedural_teacher={num_identities=5,images_per_identity=8,first_identity=900}")?;
+    config.train.arms = vec![Arm::Teacher, Arm::Aug];
+    let mut found = Vec::new();
+    let folder = tempfile::tempdir()?;
+    Experiment::new(config.clone(), folder.path())?.run(&mut |event| {
+        if let Event::Start { arm, num_identities, .. } = event {
+            found.push((arm, num_identities));
+        }
+    })?;
+    assert_eq!(found, [(Arm::Teacher, 5), (Arm::Aug, 8)]);
+    config.set("data.procedural_teacher.first_identity=10")?;
+    let error = config.validate().unwrap_err().to_string();
+    assert!(error.contains("procedural_teacher: the teacher sees identities 10..15, the test is on 8..14"), "{error}");
     Ok(())
 }

@@ -1,12 +1,13 @@
 """Times maskinv on the CPU against PyTorch, ONNX Runtime and OpenVINO, interleaved in one run; prints Markdown tables.
 
     python3 benches/peers/cpu.py --install            # once: makes target/peers/venv from requirements.txt, and runs in it
-    python3 benches/peers/cpu.py [--ours PATH] [--threads 2] [--rounds 15] [--only 'infer r18 *' ...] [--peers torch,openvino]
+    python3 benches/peers/cpu.py [--ours PATH]... [--threads 2] [--rounds 15] [--only 'infer r18 *' ...] [--peers torch,openvino]
                                  [--json FILE] [--plain-malloc]
 
 For each work the programs (maskinv's `peers_worker` example, and cpu_worker.py once for each peer) build and warm up one after
 the other and then all stay alive, but only one computes at a time: each of the rounds asks each of them for one sample, the
-first one being another in every round. What a work and a sample are, and the protocol, stand in cpu_worker.py. `--only` takes
+first one being another in every round. A second `--ours` is another build of maskinv, in the column "maskinv 2": with
+`--peers none` the two are compared alone. What a work and a sample are, and the protocol, stand in cpu_worker.py. `--only` takes
 shell patterns of whole works ("train *").
 
 A cell is "median wall ms / median CPU ms (all threads) / peak resident MB". "best peer / ours" divides the medians: above 1,
@@ -37,7 +38,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / "target" / "peers"
-OURS = "maskinv"
+OURS, OURS_2 = "maskinv", "maskinv 2"
 INFER = [f"infer {arch} {batch}" for arch in ("r18", "r50", "r100", "mbf") for batch in (1, 16)]
 COMPILED = ["torch-compile", "torch-compile-frozen"]
 GROUPS = [  # title, works, peers
@@ -144,6 +145,10 @@ def peer_command(work, peer, threads):
     return [*script, "--peer", peer, "--threads", str(threads), "--cache", str(CACHE)]
 
 
+def ours_of(args):
+    return [OURS, OURS_2][: len(args.ours)]
+
+
 def export(work):
     """Writes the ONNX file of an `infer` work in a process of its own; returns why it failed, or None."""
     command = [sys.executable, str(HERE / "cpu_worker.py"), "export", *work.split()[1:], "--cache", str(CACHE)]
@@ -170,15 +175,16 @@ def measure(work, peers, args):
     def start(name):
         if name in needs_export and export_failure:
             raise Failed(export_failure)
-        ours = [str(args.ours), *work.split(), "--threads", str(args.threads)]
+        program = args.ours[1] if name == OURS_2 else args.ours[0]
+        ours = [str(program), *work.split(), "--threads", str(args.threads)]
         environment = KEEP_MEMORY if name.startswith("torch") and not args.plain_malloc else {}
         workers[name] = Worker(
-            ours if name == OURS else peer_command(work, name, args.threads), os.environ | environment
+            ours if name in (OURS, OURS_2) else peer_command(work, name, args.threads), os.environ | environment
         )
         workers[name].wait_ready()
 
     try:
-        for name in [OURS, *peers]:
+        for name in [*ours_of(args), *peers]:
             say(f"{work}: starting {name}")
             attempt(name, lambda: start(name))
         names = list(workers)
@@ -266,25 +272,30 @@ def install():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="make target/peers/venv first and run in it")
-    parser.add_argument("--ours", type=Path, help="a program that speaks the protocol (built with cargo if not given)")
+    parser.add_argument(
+        "--ours", type=Path, action="append", help="a program that speaks the protocol (built with cargo if not given)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="works to run, as shell patterns")
-    parser.add_argument("--peers", help="peers to run, separated by commas (default: all)")
+    parser.add_argument("--peers", help="peers to run, separated by commas, or none (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument("--plain-malloc", action="store_true", help="leave the peers' glibc at its defaults")
     args = parser.parse_args()
-    chosen = args.peers.split(",") if args.peers else sorted({peer for group in GROUPS for peer in group[2]})
+    chosen = [] if args.peers == "none" else args.peers.split(",") if args.peers else sorted({peer for group in GROUPS for peer in group[2]})
     unknown = set(chosen) - {peer for group in GROUPS for peer in group[2]}
     groups = [
         (title, [w for w in works if any(fnmatch.fnmatchcase(w, p) for p in args.only)], [p for p in peers if p in chosen])
         for title, works, peers in GROUPS
     ]
-    if unknown or args.rounds < 1 or not any(works and peers for _, works, peers in groups):
+    is_alone = len(args.ours or []) == 2
+    if len(args.ours or []) > 2:
+        parser.error("expected at most two --ours")
+    if unknown or args.rounds < 1 or not any(works and (peers or is_alone) for _, works, peers in groups):
         parser.error(f"no such peer: {', '.join(unknown)}" if unknown else "nothing to run")
     if args.install:
         install()
-    args.ours = args.ours.resolve() if args.ours else build_ours()
+    args.ours = [path.resolve() for path in args.ours] if args.ours else [build_ours()]
     about = machine(args)
     print(f"{about['cpu']}, {about['cores']} cores; {args.threads} threads, {args.rounds} rounds.", end=" ")
     print(f"PyTorch's allocator: {about['malloc']}.")
@@ -292,9 +303,9 @@ def main():
     print("Median wall ms / median CPU ms / peak MB.")
     record = {"machine": about, "works": {}}
     for title, works, peers in groups:
-        if not works or not peers:
+        if not works or not (peers or is_alone):
             continue
-        names = [OURS, *peers]
+        names = [*ours_of(args), *peers]
         print(f"\n### {title}\n\n| work | {' | '.join(names)} | best peer / ours | by round |")
         print("|---" * (len(names) + 3) + "|", flush=True)
         for work in works:

@@ -34,8 +34,8 @@ fn library() -> &'static Library {
     LIBRARY.get_or_init(|| {
         let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
         let folder = tempfile::tempdir().expect("a folder for the compiled kernels");
-        let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-        let mut command = Command::new(&compiler);
+        let compiler = option_env!("CXX").unwrap_or("c++");
+        let mut command = Command::new(compiler);
         command.args(["-O1", "-std=c++17", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-Wno-deprecated-declarations"]);
         // `_FORTIFY_SOURCE` aborts at jumps between stacks.
         command.arg("-U_FORTIFY_SOURCE");
@@ -50,8 +50,7 @@ fn library() -> &'static Library {
         sources.sort();
         let path = folder.path().join("kernels.so");
         command.args(sources).arg(kernels.join("host/host.cpp")).arg("-o").arg(&path);
-        let output =
-            command.output().unwrap_or_else(|e| panic!("{}: {e}: the tests need a C++ compiler", compiler.display()));
+        let output = command.output().unwrap_or_else(|e| panic!("{compiler}: {e}: the tests need a C++ compiler"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         // SAFETY: loading only runs the constructors of `Entry`, which build a list.
         unsafe { Library::new(path) }.expect("the compiled kernels load")
