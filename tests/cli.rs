@@ -26,6 +26,12 @@ pub const TINY: &[&str] = &[
     "train.teacher=none",
     "--set",
     "data.procedural_teacher=none",
+    "--set",
+    "data.procedural.num_identities=20",
+    "--set",
+    "data.procedural.images_per_identity=8",
+    "--set",
+    "data.procedural_test.num_identities=10",
 ];
 
 pub fn maskinv(args: &[&str]) -> Result<Output> {

@@ -26,7 +26,8 @@ fn rows(text: &str) -> Vec<(String, [f64; 3])> {
 #[ignore = "heavy: it trains for minutes; .ci/run runs it"]
 fn heavy_the_demonstration_prints_what_the_readme_shows() -> Result<()> {
     let readme = include_str!("../README.md");
-    let shown = readme.split("```text\n").nth(1).and_then(|rest| rest.split("```").next()).context("a block of text")?;
+    let shown =
+        readme.split("```text\n").nth(1).and_then(|rest| rest.split("```").next()).context("a block of text")?;
     let folder = tempfile::tempdir()?;
     let printed = stdout(&maskinv(&["train", "--quiet", "--out", str(&folder.path().join("out"))])?);
     let (shown_rows, printed_rows) = (rows(shown), rows(&printed));

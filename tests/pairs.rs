@@ -98,7 +98,7 @@ fn bad_lfw_pairs_are_refused_by_line() {
     assert_refused(read, "1 1\nAnn 0 2\nAnn 1 Bob 1\n", 2, "whole number from 1 for \"0\"");
     assert_refused(read, "1 1\nAnn 1 Bob 1\nAnn 1 2\n", 2, "same");
     assert_refused(read, "1 2\nAnn 1 2\nAnn 1 3\nAnn 2 3\n", 4, "different");
-    assert_refused(read, "1 1\nAnn 1 2\nAnn 1 Ann 2\n", 3, "two people");
+    assert_refused(read, "1 1\nAnn 1 2\nAnn 1 Ann 2\n", 3, "two different people");
     assert_refused(read, "2 1\nAnn 1 2\nAnn 1 Bob 1\n", 4, "fold 1, same \"name i j\", found the end of the file");
     assert_refused(read, format!("{LFW}Bob 1 2\n"), 6, "expected the end of the file");
     // Forged counts end at the first missing line and reserve nothing.
@@ -111,7 +111,7 @@ fn bad_mfr2_pairs_are_refused_by_line() {
     assert_refused(read, "", 1, "end of the file");
     assert_refused(read, "Ann 1 2\nAnn 1\n", 2, "expected \"name i j\"");
     assert_refused(read, "Ann 1 2\nAnn 1 b\n", 2, "for \"b\"");
-    assert_refused(read, "Ann 1 Ann 2\n", 1, "two people");
+    assert_refused(read, "Ann 1 Ann 2\n", 1, "two different people");
     let (_dir, path) = list(b"Ann 1 2\nJos\xe9 1 2\n");
     let error = PairList::read(&path).expect_err("must be refused");
     assert!(matches!(error, Error::Format { offset: 11, .. }), "{error:?}");
