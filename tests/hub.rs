@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use maskinv::data::{Dataset, Export, VerificationFaces, open_source, write_parquet};
 use maskinv::weights::{Hub, HubConfig};
-use maskinv::weights::{HubFile, ModelRef};
+use maskinv::weights::{HubFile, ModelRef, WeightsFile};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -108,8 +108,8 @@ fn a_cache_written_by_python_is_used() -> Result<()> {
     std::fs::write(snapshot.join("model.onnx"), body())?;
     assert_contents(&client.fetch(Some(SHA256))?)?;
     let at_commit = HubFile::new("owner", "repo", COMMIT, "folder/model.onnx")?;
-    let path = Hub::new(client.config.clone()).resolve(&ModelRef::Hub(at_commit), &mut |_, _| ())?;
-    assert_eq!(path, snapshot.join("model.onnx"));
+    let file = Hub::new(client.config.clone()).resolve(&ModelRef::Hub(at_commit), &mut |_, _| ())?;
+    assert_eq!(file, WeightsFile::Path(snapshot.join("model.onnx")));
     Ok(())
 }
 
