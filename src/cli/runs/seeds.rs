@@ -25,13 +25,14 @@ pub(super) fn summarise(runs: &[Run]) -> Result<()> {
             bail!("{a} and {b}: expected trainings that differ in train.seed only, found a different {key}");
         }
     }
-    let arms: Vec<Arm> = first.finished().map(|(arm, _)| arm).collect();
+    let mut arms: Vec<Arm> = first.finished().map(|(arm, _)| arm).collect();
     for run in runs {
         let found: Vec<Arm> = run.finished().map(|(arm, _)| arm).collect();
         if found != arms || run.arms.len() != arms.len() {
             bail!("{}: expected a finished training with the arms of {}", run.folder.display(), first.folder.display());
         }
     }
+    arms.sort();
     let columns = Setting::TABLE.map(|setting| setting.name().to_owned());
     type Metric = (&'static str, f64, usize, fn(&SettingResult) -> Option<f64>);
     let metrics: [Metric; 3] = [
