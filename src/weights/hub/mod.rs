@@ -60,7 +60,7 @@ impl Hub {
     /// `progress` receives the bytes done and the total bytes during a download.
     ///
     /// # Errors
-    /// Those of [`Self::fetch`].
+    /// The errors of [`Self::fetch`].
     pub fn resolve(&self, reference: &ModelRef, progress: &mut dyn FnMut(u64, u64)) -> Result<WeightsFile> {
         let sha256 = reference.entry().and_then(|entry| entry.sha256.as_deref());
         match reference {
