@@ -22,10 +22,11 @@ pub mod nn;
 mod npy;
 pub mod ops;
 pub mod optim;
+mod parallel;
 pub mod pickle;
 pub mod preprocessing;
 mod protobuf;
-#[cfg(feature = "cli")]
+#[cfg(feature = "report")]
 pub mod report;
 mod table;
 pub(crate) mod tensorboard;

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Module, and what it may use of this crate besides `error`.
+/// Modules that every other may use.
+const COMMON: [&str; 2] = ["error", "parallel"];
+/// Module, and what it may use of this crate besides [`COMMON`].
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     (
@@ -56,6 +58,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("preprocessing", &[]),
     ("pickle", &[]),
     ("error", &[]),
+    ("parallel", &[]),
     ("files", &[]),
     ("table", &[]),
     ("npy", &[]),
@@ -112,7 +115,7 @@ fn layers_point_down_only() -> Result<()> {
         let (_, allowed) = allowed.with_context(|| format!("{module} is not in the table of layers"))?;
         for used in used_modules(&std::fs::read_to_string(&file)?) {
             let is_module = ALLOWED.iter().any(|(name, _)| *name == used);
-            if is_module && used != module && used != "error" && !allowed.contains(&used.as_str()) {
+            if is_module && used != module && !COMMON.contains(&used.as_str()) && !allowed.contains(&used.as_str()) {
                 wrong.push(format!("{} uses {used}", relative.display()));
             }
         }

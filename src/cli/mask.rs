@@ -4,20 +4,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use image::codecs::jpeg::JpegEncoder;
 use image::{RgbImage, imageops};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::list_images;
 use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
-use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, read_image};
+use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, read_image, write_image};
 
 /// Maximum number of faces on a contact sheet.
 const SHEET_ROWS: usize = 12;
 
-/// Quality of written JPEGs, high enough that compression adds little to the difference made by the mask.
-const JPEG_QUALITY: u8 = 95;
 /// Size in pixels of the published template, to which the default points belong.
 const PUBLISHED_TEMPLATE_SIZE: (u32, u32) = (1627, 1085);
 
@@ -103,7 +100,7 @@ impl MaskArgs {
             config.template_shift = TemplateShift::None;
             if !self.template_points.is_empty() {
                 config.template_points = parse_points("--template-points", &self.template_points)?;
-            } else if image::image_dimensions(template).is_ok_and(|size| size != PUBLISHED_TEMPLATE_SIZE) {
+            } else if read_image(template).is_ok_and(|image| image.dimensions() != PUBLISHED_TEMPLATE_SIZE) {
                 bail!("{}: not the published template, so --template-points is required", template.display());
             }
         }
@@ -169,11 +166,5 @@ fn save(image: &RgbImage, path: &Path) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
-    let is_jpeg = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jpg") || e.eq_ignore_ascii_case("jpeg"));
-    if is_jpeg {
-        let file = std::fs::File::create_new(path).with_context(|| path.display().to_string())?;
-        let encoder = JpegEncoder::new_with_quality(file, JPEG_QUALITY);
-        return image.write_with_encoder(encoder).with_context(|| path.display().to_string());
-    }
-    image.save(path).with_context(|| path.display().to_string())
+    write_image(image, path).map_err(Into::into)
 }

@@ -1,14 +1,13 @@
 //! Writes a training's `report.html` from its records.
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use image::{ImageFormat, RgbImage};
 
 use super::results::{conclusion, tables};
-use crate::data::Pixels;
+use crate::data::{Pixels, encode_image};
 use crate::eval::{Evaluation, Setting};
 use crate::report::{ArmCurves, EvaluationPoint, FIGURES, SampleRow, StepPoint, TrainingReport};
 use crate::train::{Arm, ArmOutcome, Config, Experiment, Progressed, Run, StepRecord, read_evaluations, read_steps};
@@ -105,7 +104,5 @@ fn samples(config: &Config, experiment: Option<&Experiment>) -> Result<Vec<Sampl
 
 fn png(rgb: &[u8], size: usize) -> Result<Vec<u8>> {
     let image = RgbImage::from_raw(size as u32, size as u32, rgb.to_vec()).context("unexpected image size")?;
-    let mut bytes = Cursor::new(Vec::new());
-    image.write_to(&mut bytes, ImageFormat::Png)?;
-    Ok(bytes.into_inner())
+    encode_image(&image, ImageFormat::Png).map_err(anyhow::Error::msg)
 }

@@ -1,9 +1,8 @@
 //! A data set kept decoded in memory.
 
-use rayon::prelude::*;
-
 use super::{Dataset, OnBroken, Sample};
 use crate::error::Result;
+use crate::parallel;
 
 /// All samples of a data set, decoded: 37 kB per face.
 pub struct Cached<D> {
@@ -22,7 +21,7 @@ impl<D: Dataset> Cached<D> {
             (Err(error), OnBroken::Fail) => Err(error),
             (result, _) => Ok(result.ok()),
         };
-        let samples = (0..inner.len()).into_par_iter().map(sample).collect::<Result<_>>()?;
+        let samples = parallel::try_map(inner.len(), sample)?;
         Ok(Self { inner, samples })
     }
 }

@@ -40,7 +40,7 @@ pub fn read_face(path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// Same as [`read_face`], apart from reading the file.
 pub fn decode_face(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage> {
-    decode(bytes, &name, |width, height| {
+    decode(bytes, &name, &|width, height| {
         if (width, height) == (FACE_SIZE, FACE_SIZE) {
             return Ok(());
         }
@@ -56,7 +56,7 @@ pub fn decode_face(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage>
 /// # Errors
 /// When the file cannot be read, is not an image, is truncated, or would need more than 128 MiB decoded.
 pub fn read_image(path: &Path) -> Result<RgbImage> {
-    decode(&read_bytes(path)?, &|| path.to_owned(), |_, _| Ok(()))
+    decode(&read_bytes(path)?, &|| path.to_owned(), &|_, _| Ok(()))
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
@@ -66,10 +66,10 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 fn decode(
     bytes: &[u8],
     name: &dyn Fn() -> PathBuf,
-    check_size: impl Fn(u32, u32) -> std::result::Result<(), String>,
+    check_size: &dyn Fn(u32, u32) -> std::result::Result<(), String>,
 ) -> Result<RgbImage> {
     let error = |what: String| Error::Image { path: name(), what };
-    if let Some(image) = decode_colour_jpeg(bytes, &check_size).map_err(error)? {
+    if let Some(image) = decode_colour_jpeg(bytes, check_size).map_err(error)? {
         return Ok(image);
     }
     let mut reader = ImageReader::new(Cursor::new(bytes))
@@ -98,7 +98,7 @@ fn decode(
 /// error.
 fn decode_colour_jpeg(
     bytes: &[u8],
-    check_size: impl Fn(u32, u32) -> std::result::Result<(), String>,
+    check_size: &dyn Fn(u32, u32) -> std::result::Result<(), String>,
 ) -> std::result::Result<Option<RgbImage>, String> {
     if !bytes.starts_with(&[0xff, 0xd8, 0xff]) || !jpeg_is_complete(bytes) {
         return Ok(None);

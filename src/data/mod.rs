@@ -8,6 +8,7 @@ mod check;
 mod conditions;
 mod cross_pairs;
 mod decode;
+mod encode;
 mod formats;
 mod landmark_list;
 mod loader;
@@ -21,6 +22,7 @@ mod sampling;
 mod source;
 mod subset;
 mod template_set;
+mod test_set;
 mod transform;
 
 pub use align::align_face;
@@ -29,6 +31,7 @@ pub use cache::Cached;
 pub use check::{Duplicates, Findings, check};
 pub use cross_pairs::{csv_list, lfw_list, sample_cross_pairs};
 pub use decode::{decode_face, is_image, read_face, read_image};
+pub use encode::{encode_image, write_image};
 pub use formats::{
     Export, FaceFolder, Format, ListedFaces, RecordFaces, ShardFaces, Source, VerificationFaces, open_source,
     write_folder, write_index, write_records, write_shards, write_verification,
@@ -42,7 +45,8 @@ pub use photo_pairs::read_photo_pairs;
 pub use pixels::Pixels;
 pub use procedural::{ProceduralConfig, ProceduralFaces};
 pub use sample::{ALIGNED_LANDMARKS, Dataset, FACE_SIZE, Landmarks, Sample};
-pub use source::{DataConfig, OnBroken, ProceduralTest, Splits, TestSet};
+pub use source::{DataConfig, OnBroken, ProceduralTest, Splits};
 pub use subset::{IdentityFilter, Subset};
 pub use template_set::{Gallery, PersonTemplate, TemplateImage, TemplatePair, TemplateSet};
+pub use test_set::TestSet;
 pub use transform::{AugmentConfig, Transform, Views, mask_landmarks};

@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::source::DRAWN_PAIRS_FOLDS;
+use super::test_set::DRAWN_PAIRS_FOLDS;
 use super::{Dataset, Pair, TestSet};
 use crate::error::{Error, Result};
 use crate::files::folder_of;

@@ -1,24 +1,22 @@
 //! Opens the training and test sets that the settings describe.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::photo_pairs::read_photo_pairs;
+use super::test_set::{DRAWN_PAIRS_FOLDS, TestSet};
 use super::{
-    Cached, Dataset, Format, IdentityFilter, Pair, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset,
+    Cached, Dataset, Format, IdentityFilter, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset,
     VerificationFaces, open_source, sample_pairs,
 };
 use crate::error::{Error, Result};
 
-/// Number of folds for shuffled pairs.
-pub(super) const DRAWN_PAIRS_FOLDS: usize = 10;
 /// Most procedural images; they are indexed in memory, and a larger number is a mistake.
 const MAX_PROCEDURAL_IMAGES: usize = 10_000_000;
 /// Most images that the cache holds: 11 GB.
@@ -131,72 +129,6 @@ pub struct Splits {
     pub real_masks: Option<TestSet>,
     /// Description of the data set at [`DataConfig::root`], for the user.
     pub found: Option<String>,
-}
-
-/// Images and the pairs of them to compare.
-pub struct TestSet {
-    /// The images.
-    pub images: Arc<dyn Dataset>,
-    /// The pairs, in the protocol's order; indices into `images`.
-    pub pairs: Vec<Pair>,
-    /// Number of folds of equal size that the pairs fall into, in their order, for LFW's accuracy.
-    pub num_folds: usize,
-    /// Description of the test set, for the user.
-    pub description: String,
-}
-
-impl TestSet {
-    /// Returns a test set; it must have pairs of both kinds and gets at most as many folds as pairs.
-    ///
-    /// # Errors
-    /// When there is no genuine or no impostor pair.
-    pub fn new(images: Arc<dyn Dataset>, pairs: Vec<Pair>, num_folds: usize, description: String) -> Result<Self> {
-        let num_genuine = pairs.iter().filter(|p| p.is_same).count();
-        if num_genuine == 0 || num_genuine == pairs.len() {
-            return Err(Error::Evaluation(format!(
-                "{description}: expected genuine and impostor pairs, found {num_genuine} and {}",
-                pairs.len() - num_genuine
-            )));
-        }
-        let num_folds = num_folds.min(pairs.len());
-        Ok(Self { images, pairs, num_folds, description })
-    }
-
-    /// Returns the indices of the images that occur in pairs, each once, ascending.
-    pub fn used_images(&self) -> Vec<usize> {
-        let mut used: Vec<usize> = self.pairs.iter().flat_map(|p| [p.a, p.b]).collect();
-        used.sort_unstable();
-        used.dedup();
-        used
-    }
-
-    /// Returns the labels of the two images of each pair, or `None` if labels and pairs contradict each other, as in a
-    /// verification file, which does not know its people.
-    pub fn people(&self) -> Option<Vec<[u32; 2]>> {
-        let people = |p: &Pair| [p.a, p.b].map(|image| self.images.label(image));
-        let is_known = self.pairs.iter().all(|p| (people(p)[0] == people(p)[1]) == p.is_same);
-        is_known.then(|| self.pairs.iter().map(people).collect())
-    }
-
-    /// Returns the positions of pairs that repeat an earlier pair, in either order. Such pairs are counted again in
-    /// every figure.
-    pub fn repeated_pairs(&self) -> Vec<usize> {
-        let mut seen = HashSet::new();
-        (0..self.pairs.len())
-            .filter(|&i| {
-                let Pair { a, b, .. } = self.pairs[i];
-                !seen.insert((a.min(b), a.max(b)))
-            })
-            .collect()
-    }
-
-    /// Decodes every image that occurs in a pair, to find a broken one before training rather than after it.
-    ///
-    /// # Errors
-    /// When an image cannot be decoded.
-    pub fn check_images(&self) -> Result<()> {
-        self.used_images().into_par_iter().try_for_each(|image| self.images.get(image).map(drop))
-    }
 }
 
 impl DataConfig {

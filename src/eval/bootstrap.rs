@@ -19,6 +19,7 @@ use super::comparisons::Comparisons;
 use super::metrics::{Metrics, lowest_threshold, metrics, share_below, share_from};
 use super::units::{Units, weight};
 use crate::error::{Error, Result};
+use crate::parallel;
 
 /// Bootstrap settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,7 +71,7 @@ impl BootstrapConfig {
 
     /// Calls `figure` with the index of every replicate and returns the results in order.
     pub(super) fn replicates_of<T: Send>(&self, figure: impl Fn(usize) -> Option<T> + Sync) -> Vec<Option<T>> {
-        (0..self.replicates).into_par_iter().map(&figure).collect()
+        parallel::map(self.replicates, figure)
     }
 
     /// Returns the percentile interval of a metric from its replicates; `None` if more than one in twenty has no finite

@@ -3,12 +3,12 @@
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use image::imageops::flip_horizontal;
-use rayon::prelude::*;
 
 use crate::data::Pixels;
 use crate::error::{Error, Result};
 use crate::models::{Inference, Model};
 use crate::ops::normalize::l2_normalize;
+use crate::parallel;
 
 /// Embeddings, one per row, of length 1 unless [`EmbedConfig::normalize`] is off.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,13 +111,23 @@ pub fn embed(
     config: EmbedConfig,
     mut progress: impl FnMut(usize),
 ) -> Result<Embeddings> {
+    embed_each(model, num_images, &image, config, &mut progress)
+}
+
+fn embed_each(
+    model: &Model,
+    num_images: usize,
+    image: &(dyn Fn(usize) -> Result<RgbImage> + Sync),
+    config: EmbedConfig,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Embeddings> {
     let (size, dim) = (model.config().input_size, model.config().embedding_size);
     let mut values = Vec::with_capacity(num_images * dim);
     let network = model.inference(if config.flip { 2 } else { 1 } * config.batch_size.min(num_images))?;
     let mut first = 0;
     while first < num_images {
         let last = (first + config.batch_size.max(1)).min(num_images);
-        let images = (first..last).into_par_iter().map(&image).collect::<Result<Vec<_>>>()?;
+        let images = parallel::try_map(last - first, |i| image(first + i))?;
         let mut pixels = Pixels::new(size);
         images.iter().for_each(|image| pixels.push(image));
         if config.flip {

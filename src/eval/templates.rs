@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
-
 use super::comparisons::Comparisons;
 use super::embed::Embeddings;
 use crate::data::{TemplateImage, TemplatePair};
 use crate::error::{Error, Result};
+use crate::parallel;
 
 /// Template embeddings of length 1.
 #[derive(Clone, Debug)]
@@ -75,11 +74,11 @@ impl Templates {
     /// # Errors
     /// [`Error::Evaluation`] when a template is unknown.
     pub fn compare(&self, pairs: &[TemplatePair], people: &BTreeMap<u32, u32>) -> Result<Comparisons> {
-        let score = |pair: &TemplatePair| {
-            let (a, b) = (self.row(pair.a)?, self.row(pair.b)?);
+        let score = |pair: usize| -> Result<f64> {
+            let (a, b) = (self.row(pairs[pair].a)?, self.row(pairs[pair].b)?);
             Ok(self.embeddings.cosine(a, &self.embeddings, b))
         };
-        let scores = pairs.par_iter().map(score).collect::<Result<_>>()?;
+        let scores = parallel::try_map(pairs.len(), score)?;
         let both = |pair: &TemplatePair| {
             let both = [*people.get(&pair.a)?, *people.get(&pair.b)?];
             ((both[0] == both[1]) == pair.is_same).then_some(both)

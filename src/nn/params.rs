@@ -1,5 +1,6 @@
 //! Named parameters and buffers, in name order.
 
+use crate::parallel;
 use std::collections::BTreeMap;
 use std::mem::take;
 use std::sync::Arc;
@@ -9,7 +10,6 @@ use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use rand::SeedableRng;
 use rand::distr::{Distribution, Uniform};
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 
 /// The parameters (trained) and buffers (saved, not trained) of a model, under PyTorch's names.
 ///
@@ -247,9 +247,11 @@ impl Params {
         misfit(&problems)?;
         let variables: Vec<(&str, &Var)> = self.variables().collect();
         // In parallel, as most of the time goes into touching a new model's memory for the first time.
-        variables.into_par_iter().try_for_each(|(name, var)| {
+        let set = |i: usize| {
+            let (name, var) = variables[i];
             var.set(&state[name].to_dtype(var.dtype())?.to_device(&self.device)?.contiguous()?)
-        })
+        };
+        parallel::try_map(variables.len(), set).map(drop)
     }
 
     fn variables(&self) -> impl Iterator<Item = (&str, &Var)> {

@@ -9,6 +9,7 @@ use super::conv::Prologue;
 use super::lanes::{load, prelu, store};
 use super::rows::block_len;
 use super::simd::dispatched;
+use crate::parallel::{self, Each};
 
 /// Constants are repeated to at least this many elements, so that inner loops are long with few channels too.
 const PERIOD: usize = 512;
@@ -76,7 +77,7 @@ pub(crate) fn write(x: Seen, channels: usize, y: &mut [f32]) {
     assert_eq!(x.x.len(), y.len());
     let constants = Repeated::new(x.constants, channels);
     let len = block_len(channels);
-    y.par_chunks_mut(len).zip(x.x.par_chunks(len)).for_each(|(y, x)| write_block(x, &constants, y));
+    y.par_chunks_mut(len).zip(x.x.par_chunks(len)).each(&|(y, x)| write_block(x, &constants, y));
 }
 
 /// Writes the sum of `a` and `b`, each with its map applied, to `y`.
@@ -85,7 +86,7 @@ pub(crate) fn add(a: Seen, b: Seen, channels: usize, y: &mut [f32]) {
     let (of_a, of_b) = (Repeated::new(a.constants, channels), Repeated::new(b.constants, channels));
     let len = block_len(channels);
     let sides = a.x.par_chunks(len).zip(b.x.par_chunks(len));
-    y.par_chunks_mut(len).zip(sides).for_each(|(y, (a, b))| add_block(a, &of_a, b, &of_b, y));
+    y.par_chunks_mut(len).zip(sides).each(&|(y, (a, b))| add_block(a, &of_a, b, &of_b, y));
 }
 
 /// Runs `$vector` at the start of each full vector of a row of `$len` elements, and `$scalar` for each element left
@@ -215,15 +216,13 @@ impl Normalised {
         let constants = Repeated::new(Some(&self.constants), channels);
         let mean = repeat(&self.mean.iter().map(|&m| m as f32).collect::<Vec<_>>());
         let (len, period) = (block_len(channels), period(channels));
-        let blocks: Vec<[Vec<f32>; 3]> = x
-            .par_chunks(len)
-            .zip(gy.par_chunks(len))
-            .map(|(x, gy)| {
-                let mut sums = [vec![0f32; period], vec![0f32; period], vec![0f32; period]];
-                sums_block(x, gy, &mean, &constants, self.constants.slope.is_some(), &mut sums);
-                sums
-            })
-            .collect();
+        let blocks: Vec<(&[f32], &[f32])> = x.chunks(len).zip(gy.chunks(len)).collect();
+        let blocks = parallel::map(blocks.len(), |block| {
+            let (x, gy) = blocks[block];
+            let mut sums = [vec![0f32; period], vec![0f32; period], vec![0f32; period]];
+            sums_block(x, gy, &mean, &constants, self.constants.slope.is_some(), &mut sums);
+            sums
+        });
         let mut grads =
             NormGrads { weight: vec![0.0; channels], bias: vec![0.0; channels], slope: vec![0.0; channels] };
         for [of_gy, of_x, of_slope] in &blocks {
@@ -254,7 +253,7 @@ impl Normalised {
         let terms = [mean, linear, constant];
         let len = block_len(channels);
         let has_slope = self.constants.slope.is_some();
-        x.par_chunks_mut(len).zip(gy.par_chunks(len)).enumerate().for_each(|(block, (x, gy))| {
+        x.par_chunks_mut(len).zip(gy.par_chunks(len)).enumerate().each(&|(block, (x, gy))| {
             let other = other.map(|other| &other[block * len..][..x.len()]);
             grad_block(x, gy, &terms, &constants, has_slope, other);
         });
@@ -371,8 +370,8 @@ dispatched! {
 pub(crate) fn to_channels_last(x: &[f32], channels: usize, pixels: usize, y: &mut [f32]) {
     assert!(x.len() == y.len() && x.len().is_multiple_of(channels * pixels), "{} values", x.len());
     let images = y.par_chunks_mut(channels * pixels).zip(x.par_chunks(channels * pixels));
-    images.for_each(|(y, x)| {
-        y.par_chunks_mut(1024 * channels).enumerate().for_each(|(piece, y)| {
+    images.each(&|(y, x)| {
+        y.par_chunks_mut(1024 * channels).enumerate().each(&|(piece, y)| {
             for (i, y) in y.chunks_exact_mut(channels).enumerate() {
                 for (c, y) in y.iter_mut().enumerate() {
                     *y = x[c * pixels + piece * 1024 + i];
@@ -387,7 +386,7 @@ pub(crate) fn to_channels_first(x: Seen, channels: usize, pixels: usize, y: &mut
     assert!(x.x.len() == y.len() && y.len().is_multiple_of(channels * pixels), "{} values", y.len());
     let constants = Repeated::new(x.constants, channels);
     let images = y.par_chunks_mut(channels * pixels).zip(x.x.par_chunks(channels * pixels));
-    images.for_each(|(y, x)| {
+    images.each(&|(y, x)| {
         for (c, y) in y.chunks_exact_mut(pixels).enumerate() {
             for (pixel, y) in y.iter_mut().enumerate() {
                 *y = see(x[pixel * channels + c], &constants, c);

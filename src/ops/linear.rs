@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Mat, Output, gemm};
 use super::scratch::with_scratch;
+use crate::parallel::Each;
 
 /// Outputs that a worker thread takes at a time; of inputs, 16 times as many.
 const PIECE: usize = 32;
@@ -12,7 +13,7 @@ const PIECE: usize = 32;
 pub(crate) fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, [n, k, m]: [usize; 3], y: &mut [f32]) {
     assert!(x.len() == n * k && w.len() == m * k && y.len() == n * m, "{n} x {k} times {m} x {k}");
     with_scratch(n * m, |transposed| {
-        transposed.par_chunks_mut(PIECE * n).zip(w.par_chunks(PIECE * k)).for_each(|(y, w)| {
+        transposed.par_chunks_mut(PIECE * n).zip(w.par_chunks(PIECE * k)).each(&|(y, w)| {
             gemm(y, Mat::new(w, w.len() / k, k), Mat::new(x, n, k).t(), Output::Overwrite);
         });
         transpose(transposed, m, n, y);
@@ -27,7 +28,7 @@ pub(crate) fn grad_w(x: &[f32], gy: &[f32], [n, k, m]: [usize; 3], gw: &mut [f32
     assert!(x.len() == n * k && gy.len() == n * m && gw.len() == m * k, "{n} x {k} times {m} x {k}");
     with_scratch(n * m, |transposed| {
         transpose(gy, n, m, transposed);
-        gw.par_chunks_mut(PIECE * k).zip(transposed.par_chunks(PIECE * n)).for_each(|(gw, gy)| {
+        gw.par_chunks_mut(PIECE * k).zip(transposed.par_chunks(PIECE * n)).each(&|(gw, gy)| {
             gemm(gw, Mat::new(gy, gy.len() / n, n), Mat::new(x, n, k), Output::Overwrite);
         });
     });
@@ -37,7 +38,7 @@ pub(crate) fn grad_w(x: &[f32], gy: &[f32], [n, k, m]: [usize; 3], gw: &mut [f32
 pub(crate) fn grad_x_transposed(gy: &[f32], w: &[f32], [n, k, m]: [usize; 3], gx: &mut [f32]) {
     assert!(gy.len() == n * m && w.len() == m * k && gx.len() == n * k, "{n} x {k} times {m} x {k}");
     let pieces = gx.par_chunks_mut(16 * PIECE * n).enumerate();
-    pieces.for_each(|(i, gx)| {
+    pieces.each(&|(i, gx)| {
         let w = Mat::columns(w, m, k, i * 16 * PIECE, gx.len() / n);
         gemm(gx, w.t(), Mat::new(gy, n, m).t(), Output::Overwrite);
     });

@@ -14,25 +14,36 @@ static LARGE_KEPT: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
 /// Calls `f` with a scratch buffer of `len` elements of unspecified value; nested calls get other buffers.
 pub(super) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    let found = with_kept(len, |kept| {
+    let mut memory = take(len);
+    let result = f(&mut memory[..len]);
+    keep(len, memory);
+    result
+}
+
+/// Returns a buffer of `len` or more elements.
+fn take(len: usize) -> Vec<f32> {
+    let mut found = None;
+    with_kept(len, &mut |kept| {
         // The smallest that is large enough. If there is none, the largest is freed for a new one, without copying its
         // values.
         let enough = (0..kept.len()).filter(|&i| kept[i].len() >= len).min_by_key(|&i| kept[i].len());
         let chosen = enough.or_else(|| (0..kept.len()).max_by_key(|&i| kept[i].len()));
-        chosen.map(|i| kept.swap_remove(i)).filter(|memory| memory.len() >= len)
+        found = chosen.map(|i| kept.swap_remove(i)).filter(|memory| memory.len() >= len);
     });
-    let mut memory = found.unwrap_or_else(|| vec![0.0; len]);
-    let result = f(&mut memory[..len]);
-    with_kept(len, |kept| kept.push(memory));
-    result
+    found.unwrap_or_else(|| vec![0.0; len])
+}
+
+/// Keeps a buffer that was taken for `len` elements.
+fn keep(len: usize, mut memory: Vec<f32>) {
+    with_kept(len, &mut |kept| kept.push(std::mem::take(&mut memory)));
 }
 
 /// Calls `f` with the kept buffers for requests of `len` elements.
-fn with_kept<R>(len: usize, f: impl FnOnce(&mut Vec<Vec<f32>>) -> R) -> R {
+fn with_kept(len: usize, f: &mut dyn FnMut(&mut Vec<Vec<f32>>)) {
     if len < LARGE {
         return KEPT.with_borrow_mut(f);
     }
-    f(&mut LARGE_KEPT.lock().unwrap_or_else(PoisonError::into_inner))
+    f(&mut LARGE_KEPT.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 #[cfg(test)]

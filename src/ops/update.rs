@@ -7,13 +7,14 @@ use rayon::prelude::*;
 
 use super::simd::simd;
 use super::slice;
+use crate::parallel::{self, Each};
 
 /// Elements that a worker thread takes at a time.
 const BLOCK: usize = 64 * 1024;
 
 /// Calls `f` with every element of `to` and the corresponding element of `from`.
 pub(crate) fn each_pair(to: &mut [f32], from: &[f32], f: impl Fn(&mut f32, f32) + Sync) {
-    to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(to, from)| {
+    to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).each(&|(to, from)| {
         to.iter_mut().zip(from).for_each(|(to, from)| f(to, *from));
     });
 }
@@ -60,7 +61,7 @@ impl<F: Fn(&mut [f32], &[f32], [&mut [f32]; M]) + Sync, const M: usize> InplaceO
             });
             blocks.push((param, grad, block));
         }
-        blocks.into_par_iter().for_each(|(param, grad, moments)| simd(|| (self.f)(param, grad, moments)));
+        blocks.into_par_iter().each(&|(param, grad, moments)| simd(|| (self.f)(param, grad, moments)));
         Ok(())
     }
 }
@@ -76,6 +77,7 @@ pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
         });
         sums.iter().map(|sum| f64::from(*sum)).sum::<f64>()
     };
-    let blocks: Vec<f64> = x.par_chunks(16 * 1024).map(of_block).collect();
+    let blocks: Vec<&[f32]> = x.chunks(16 * 1024).collect();
+    let blocks = parallel::map(blocks.len(), |block| of_block(blocks[block]));
     blocks.iter().sum()
 }

@@ -227,7 +227,7 @@ impl Config {
         let (path, value) = (path.trim(), value.trim());
         let parsed = format!("x = {value}").parse::<toml::Table>().ok().filter(|t| t.len() == 1);
         let parsed = parsed.and_then(|mut t| t.remove("x")).unwrap_or_else(|| toml::Value::String(value.to_owned()));
-        let mut all = toml::Value::try_from(&*self).map_err(|e| wrong(e.to_string()))?;
+        let mut all = self.to_value().map_err(|e| wrong(e.to_string()))?;
         let mut place = &mut all;
         let keys: Vec<&str> = path.split('.').collect();
         for key in &keys[..keys.len() - 1] {
@@ -238,7 +238,8 @@ impl Config {
             "none" => table.remove(keys[keys.len() - 1]),
             _ => table.insert(keys[keys.len() - 1].to_owned(), parsed),
         };
-        *self = all.try_into().map_err(|e: toml::de::Error| wrong(e.message().to_owned()))?;
+        let all = toml::to_string(&all).map_err(|e| wrong(e.to_string()))?;
+        *self = toml::from_str(&all).map_err(|e| wrong(e.message().to_owned()))?;
         Ok(())
     }
 
@@ -257,7 +258,13 @@ impl Config {
     /// # Errors
     /// When a path is not UTF-8.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string_pretty(self).map_err(|e| Error::Config(e.to_string()))
+        toml::to_string_pretty(&self.to_value()?).map_err(|e| Error::Config(e.to_string()))
+    }
+
+    /// Returns the settings as a TOML value. All go through it: every further pair of a serde format and a tree of
+    /// settings is tens of thousands of instructions to compile.
+    fn to_value(&self) -> Result<toml::Value> {
+        toml::Value::try_from(self).map_err(|e| Error::Config(e.to_string()))
     }
 
     /// Returns all settings: dotted path to value, in TOML notation.
@@ -265,7 +272,7 @@ impl Config {
     /// # Errors
     /// When a path is not UTF-8.
     pub fn entries(&self) -> Result<BTreeMap<String, String>> {
-        let all = toml::Value::try_from(self).map_err(|e| Error::Config(e.to_string()))?;
+        let all = self.to_value()?;
         let (mut entries, mut left) = (BTreeMap::new(), vec![(String::new(), &all)]);
         while let Some((path, value)) = left.pop() {
             match value {

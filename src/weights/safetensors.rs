@@ -5,12 +5,11 @@ use std::path::Path;
 
 use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::parallel;
 
 /// A checkpoint file's tensors, metadata and notes.
 #[derive(Clone, Debug)]
@@ -50,12 +49,14 @@ pub fn parse_safetensors(bytes: &[u8], path: &Path) -> Result<TensorFile> {
     let views = SafeTensors::deserialize(bytes).map_err(|e| wrong(&e))?;
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(&e))?;
     let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let load = |(name, view): (String, TensorView)| match view.load(&Device::Cpu) {
-        Ok(tensor) => Ok((name, tensor)),
-        Err(e) => Err(wrong(&format!("tensor {name}: {e}"))),
+    let views = views.tensors();
+    let load = |i: usize| {
+        let (name, view) = &views[i];
+        view.load(&Device::Cpu).map_err(|e| wrong(&format!("tensor {name}: {e}")))
     };
     // Loading is bound by page faults, so it is spread over the cores.
-    let tensors = views.tensors().into_par_iter().map(load).collect::<Result<_>>()?;
+    let tensors = parallel::try_map(views.len(), load)?;
+    let tensors = views.iter().map(|(name, _)| name.clone()).zip(tensors).collect();
     Ok(TensorFile { tensors, metadata, notes: Vec::new() })
 }
 

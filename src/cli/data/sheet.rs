@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use image::{RgbImage, imageops};
 use rand::SeedableRng;
@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use super::open;
 use crate::cli::model::HubArgs;
 use crate::cli::print;
-use crate::data::{Dataset, FACE_SIZE};
+use crate::data::{Dataset, FACE_SIZE, write_image};
 
 /// Arguments of `maskinv data contact-sheet`.
 #[derive(Args, Debug)]
@@ -53,7 +53,7 @@ impl SheetArgs {
             let name = images.identity_name(images.label(person[0]));
             print(&format!("row {}: {name}, {} images", row + 1, person.len()))?;
         }
-        sheet.save(&self.output).with_context(|| out.to_string())
+        write_image(&sheet, &self.output).map_err(Into::into)
     }
 
     /// Draws the images of each row; people with more than one image come first.

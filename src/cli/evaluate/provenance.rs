@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 use image::RgbImage;
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::files::hex;
+use crate::parallel;
 
 /// Returns a SHA-256 over the SHA-256 of each image's pixels, followed by `what`, such as a list of pairs. It does not
 /// depend on the format in which a data set is stored.
@@ -14,9 +14,9 @@ pub(super) fn sha256_of_images(
     image: impl Fn(usize) -> crate::Result<RgbImage> + Sync,
     what: &str,
 ) -> Result<String> {
-    let of_image = |i: usize| Ok(Sha256::digest(image(i)?.as_raw()));
+    let of_image = |i| image(i).map(|image| Sha256::digest(image.as_raw()));
     let mut hasher = Sha256::new();
-    for digest in (0..num).into_par_iter().map(of_image).collect::<crate::Result<Vec<_>>>()? {
+    for digest in parallel::try_map(num, of_image)? {
         hasher.update(digest);
     }
     hasher.update(what);

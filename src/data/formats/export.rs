@@ -1,6 +1,5 @@
 //! Export of a data set into another format.
 
-use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use image::ImageFormat;
 use tempfile::NamedTempFile;
 
-use crate::data::Dataset;
 use crate::data::decode::is_image;
+use crate::data::{Dataset, encode_image};
 use crate::error::{Error, Result};
 
 /// The images of a data set, in order, to be written in another format. JPEG and PNG images keep their stored bytes;
@@ -109,9 +108,8 @@ impl<'a> Export<'a> {
         {
             return Ok((bytes, format));
         }
-        let mut bytes = Vec::new();
-        let written = self.dataset.get(index)?.image.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png);
-        written.map_err(|e| Error::Image { path: self.dataset.name(index).into(), what: e.to_string() })?;
+        let encoded = encode_image(&self.dataset.get(index)?.image, ImageFormat::Png);
+        let bytes = encoded.map_err(|what| Error::Image { path: self.dataset.name(index).into(), what })?;
         Ok((bytes, ImageFormat::Png))
     }
 }

@@ -7,31 +7,31 @@ use rayon::prelude::*;
 use super::Stats;
 use crate::ops::rows::{block_len, join};
 use crate::ops::simd::simd;
+use crate::parallel::{self, Each};
 
 /// Mean and variance: two passes within a block, then the pairwise update of Chan et al. (1979) between blocks.
 pub(crate) fn stats<T: WithDType>(x: &[T], channels: usize) -> Stats {
-    let blocks: Vec<(Vec<T>, Vec<T>)> = x
-        .par_chunks(block_len(channels))
-        .map(|x| {
-            let count = T::from_f64((x.len() / channels) as f64);
-            let mut mean = vec![T::zero(); channels];
-            simd(|| {
-                for row in x.chunks_exact(channels) {
-                    mean.iter_mut().zip(row).for_each(|(m, &x)| *m += x);
+    let blocks: Vec<&[T]> = x.chunks(block_len(channels)).collect();
+    let blocks = parallel::map(blocks.len(), |block| {
+        let x = blocks[block];
+        let count = T::from_f64((x.len() / channels) as f64);
+        let mut mean = vec![T::zero(); channels];
+        simd(|| {
+            for row in x.chunks_exact(channels) {
+                mean.iter_mut().zip(row).for_each(|(m, &x)| *m += x);
+            }
+        });
+        mean.iter_mut().for_each(|m| *m /= count);
+        let mut m2 = vec![T::zero(); channels];
+        simd(|| {
+            for row in x.chunks_exact(channels) {
+                for ((m2, &x), &m) in m2.iter_mut().zip(row).zip(&mean) {
+                    *m2 += (x - m) * (x - m);
                 }
-            });
-            mean.iter_mut().for_each(|m| *m /= count);
-            let mut m2 = vec![T::zero(); channels];
-            simd(|| {
-                for row in x.chunks_exact(channels) {
-                    for ((m2, &x), &m) in m2.iter_mut().zip(row).zip(&mean) {
-                        *m2 += (x - m) * (x - m);
-                    }
-                }
-            });
-            (mean, m2)
-        })
-        .collect();
+            }
+        });
+        (mean, m2)
+    });
     let (mut mean, mut m2, mut count) = (vec![0.0; channels], vec![0.0; channels], 0.0);
     let sizes = x.chunks(block_len(channels)).map(|x| (x.len() / channels) as f64);
     for ((block_mean, block_m2), n) in blocks.iter().zip(sizes) {
@@ -64,7 +64,7 @@ impl<T: WithDType> Affine<T> {
         let channels = self.mean.len();
         let mut y = vec![T::zero(); x.len()];
         let len = block_len(channels);
-        y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| {
+        y.par_chunks_mut(len).zip(x.par_chunks(len)).each(&|(y, x)| {
             simd(|| {
                 for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
                     let constants = self.mean.iter().zip(&self.scale).zip(&self.bias);
@@ -83,24 +83,22 @@ pub(super) fn grad_sums<T: WithDType>(x: &[T], gy: &[T], mean: &[f64], inv_std: 
     let channels = mean.len();
     let mean: Vec<T> = mean.iter().map(|&m| T::from_f64(m)).collect();
     let len = block_len(channels);
-    let blocks: Vec<Vec<T>> = x
-        .par_chunks(len)
-        .zip(gy.par_chunks(len))
-        .map(|(x, gy)| {
-            let mut sums = vec![T::zero(); 2 * channels];
-            let (sum, sum_x) = sums.split_at_mut(channels);
-            simd(|| {
-                for (x, gy) in x.chunks_exact(channels).zip(gy.chunks_exact(channels)) {
-                    let row = x.iter().zip(gy).zip(&mean);
-                    for ((sum, sum_x), ((&x, &gy), &mean)) in sum.iter_mut().zip(sum_x.iter_mut()).zip(row) {
-                        *sum += gy;
-                        *sum_x += gy * (x - mean);
-                    }
+    let blocks: Vec<(&[T], &[T])> = x.chunks(len).zip(gy.chunks(len)).collect();
+    let blocks = parallel::map(blocks.len(), |block| {
+        let (x, gy) = blocks[block];
+        let mut sums = vec![T::zero(); 2 * channels];
+        let (sum, sum_x) = sums.split_at_mut(channels);
+        simd(|| {
+            for (x, gy) in x.chunks_exact(channels).zip(gy.chunks_exact(channels)) {
+                let row = x.iter().zip(gy).zip(&mean);
+                for ((sum, sum_x), ((&x, &gy), &mean)) in sum.iter_mut().zip(sum_x.iter_mut()).zip(row) {
+                    *sum += gy;
+                    *sum_x += gy * (x - mean);
                 }
-            });
-            sums
-        })
-        .collect();
+            }
+        });
+        sums
+    });
     let mut total = join(&blocks, 2 * channels);
     total[channels..].iter_mut().zip(inv_std).for_each(|(sum, s)| *sum *= s);
     total.into_iter().map(T::from_f64).collect()
@@ -143,7 +141,7 @@ impl GradTerms {
         let (mean, scale, slope, shift) = (cast(&self.mean), cast(&self.scale), cast(&self.slope), cast(&self.shift));
         let mut gx = vec![T::zero(); x.len()];
         let len = block_len(channels);
-        gx.par_chunks_mut(len).zip(x.par_chunks(len).zip(gy.par_chunks(len))).for_each(|(gx, (x, gy))| {
+        gx.par_chunks_mut(len).zip(x.par_chunks(len).zip(gy.par_chunks(len))).each(&|(gx, (x, gy))| {
             let rows = gx.chunks_exact_mut(channels).zip(x.chunks_exact(channels).zip(gy.chunks_exact(channels)));
             let (mean, scale) = (&mean[..channels], &scale[..channels]);
             let (slope, shift) = (&slope[..channels], &shift[..channels]);

@@ -10,6 +10,7 @@ use super::kernel::{CHANNELS, Epilogue, Prologue};
 use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
+use crate::parallel::Each;
 
 /// Largest number of terms of an output: taps times input channels of a group.
 const MAX_PLACES: usize = 64;
@@ -94,7 +95,7 @@ pub(super) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilo
                 // Gradient per output channel, then summed over the outputs of a group.
                 by_output(filter, Epilogue::default(), of_outputs);
                 let pieces = gx.par_chunks_mut(PIXELS * d.c).zip(of_outputs.par_chunks(PIXELS * d.co));
-                pieces.for_each(|(gx, of_outputs)| {
+                pieces.each(&|(gx, of_outputs)| {
                     let groups = of_outputs.chunks_exact(d.co / d.groups);
                     for (gx, group) in gx.chunks_exact_mut(d.lanes()).zip(groups) {
                         gx[lane] = group.iter().sum();
@@ -121,7 +122,7 @@ impl WithSimd for Finish<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { epilogue, channels, y } = self;
-        y.par_chunks_mut(PIXELS * channels).enumerate().for_each(|(piece, y)| {
+        y.par_chunks_mut(PIXELS * channels).enumerate().each(&|(piece, y)| {
             finish(simd, epilogue, channels, piece * PIXELS * channels, y);
         });
     }
@@ -168,8 +169,8 @@ impl WithSimd for Stencil<'_> {
         assert!(x.len() == d.n * h * w * c && y.len() == d.n * rows.len() * row_len, "{d:?}");
         assert!(filter.len() == lanes * d.kh * d.kw * d.co && d.co.is_multiple_of(S::F32_LANES), "{d:?}");
         assert!(prologue.fits(c) && epilogue.fits(d.co, y.len()) && (lanes > 1 || c == d.co), "{d:?}");
-        y.par_chunks_mut(rows.len() * row_len).enumerate().for_each(|(image, y)| {
-            y.par_chunks_mut(BAND * row_len).enumerate().for_each(|(band, y)| {
+        y.par_chunks_mut(rows.len() * row_len).enumerate().each(&|(image, y)| {
+            y.par_chunks_mut(BAND * row_len).enumerate().each(&|(band, y)| {
                 let at = (image * rows.len() + band * BAND) * row_len;
                 let rows = &rows[band * BAND..][..y.len() / row_len];
                 let seen = || rows.iter().flatten().map(|[_, row]| *row);
@@ -403,7 +404,7 @@ impl WithSimd for GradW<'_> {
         let (c, lanes) = (d.co, d.lanes());
         assert!(x.len() == d.n * d.h * d.w * d.c && gy.len() == d.pixels() * c && prologue.fits(d.c), "{d:?}");
         let (rows, cols) = (axis_forward(d.ho, d.h, d.kh, d), axis_forward(d.wo, d.w, d.kw, d));
-        sums.par_chunks_mut(lanes * d.kh * d.kw * c).enumerate().for_each(|(image, sums)| {
+        sums.par_chunks_mut(lanes * d.kh * d.kw * c).enumerate().each(&|(image, sums)| {
             let x = &x[image * d.h * d.w * d.c..][..d.h * d.w * d.c];
             let gy = &gy[image * d.ho * d.wo * c..][..d.ho * d.wo * c];
             let run = |x: &[f32], sums: &mut [f32]| {

@@ -11,13 +11,14 @@ use rayon::prelude::*;
 
 use super::Dims;
 use crate::ops::simd::simd;
+use crate::parallel::Each;
 
 pub(super) fn forward<T: WithDType>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
     let w = tap_major(w, d);
     let mut y = vec![T::zero(); d.pixels() * d.co];
     for lane in 0..d.lanes() {
         let x = d.spread(x, lane);
-        y.par_chunks_mut(d.wo * d.co).enumerate().for_each(|(row, y)| {
+        y.par_chunks_mut(d.wo * d.co).enumerate().each(&|(row, y)| {
             let (image, oy) = (row / d.ho, row % d.ho);
             for_taps(oy, d, |ky, kx, iy, columns| {
                 let w = &w[d.tap(ky, kx, lane)..][..d.co];
@@ -43,7 +44,7 @@ pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
         // Gradient per output channel, then summed over the channels of a group.
         let mut spread = vec![T::zero(); d.n * d.h * d.w * d.co];
         let images = spread.par_chunks_mut(d.h * d.w * d.co).zip(gy.par_chunks(d.ho * d.wo * d.co));
-        images.for_each(|(gx, gy)| {
+        images.each(&|(gx, gy)| {
             for oy in 0..d.ho {
                 for_taps(oy, d, |ky, kx, iy, columns| {
                     let w = &w[d.tap(ky, kx, lane)..][..d.co];
@@ -63,7 +64,7 @@ pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
             return spread;
         }
         let per_group = d.co / d.groups;
-        gx.par_chunks_mut(d.c).zip(spread.par_chunks(d.co)).for_each(|(gx, spread)| {
+        gx.par_chunks_mut(d.c).zip(spread.par_chunks(d.co)).each(&|(gx, spread)| {
             for (gx, group) in gx.chunks_exact_mut(d.lanes()).zip(spread.chunks_exact(per_group)) {
                 gx[lane] = group.iter().fold(T::zero(), |sum, &v| sum + v);
             }
@@ -79,7 +80,7 @@ pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
     let mut partial = vec![T::zero(); d.n * size];
     for lane in 0..lanes {
         let x = d.spread(x, lane);
-        partial.par_chunks_mut(size).enumerate().for_each(|(image, sum)| {
+        partial.par_chunks_mut(size).enumerate().each(&|(image, sum)| {
             for oy in 0..d.ho {
                 for_taps(oy, d, |ky, kx, iy, columns| {
                     let sum = &mut sum[d.tap(ky, kx, lane)..][..d.co];
@@ -137,7 +138,7 @@ impl Dims {
         }
         let (lanes, per_group) = (self.lanes(), self.co / self.groups);
         let mut y = vec![T::zero(); x.len() / self.c * self.co];
-        y.par_chunks_mut(self.co).zip(x.par_chunks(self.c)).for_each(|(y, x)| {
+        y.par_chunks_mut(self.co).zip(x.par_chunks(self.c)).each(&|(y, x)| {
             for (y, x) in y.chunks_exact_mut(per_group).zip(x.chunks_exact(lanes)) {
                 y.fill(x[lane]);
             }

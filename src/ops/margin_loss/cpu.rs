@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::kernel::{BLOCK, ROWS, Real, STRIP, add_grad_embedding, grad_kernel, product};
 use super::softmax::{Gradient, RowSum};
 use crate::ops::normalize::EPS;
+use crate::parallel::Each;
 
 /// Largest number of parts that blocks are divided into: each part has its own gradient of the embeddings.
 const MAX_PARTS: usize = 32;
@@ -280,7 +281,7 @@ fn transpose<T: Real>(g: &[T], transposed: &mut [T], stride: usize) {
 fn grad_embedding<T: Real>(e: &Embedding<T>, dims: Dims, partial: &[Vec<T>]) -> Vec<T> {
     let (depth, stride) = (dims.depth(), dims.stride());
     let mut ge = vec![T::zero(); dims.n * dims.d];
-    ge.par_chunks_mut(dims.d).enumerate().for_each(|(n, ge)| {
+    ge.par_chunks_mut(dims.d).enumerate().each(&|(n, ge)| {
         let sum = |i: usize| partial.iter().map(|part| part[i * stride + n].to_f64()).sum::<f64>();
         let sums: Vec<f64> = (0..dims.d).map(sum).collect();
         let e_hat = &e.rows[n * depth..][..dims.d];

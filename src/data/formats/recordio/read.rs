@@ -3,14 +3,13 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use super::index::Index;
 use super::record::{Header, read_header, read_record};
 use crate::data::formats::classes::{Classes, Paths};
 use crate::data::formats::file::RandomFile;
 use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
+use crate::parallel;
 
 /// Keys in labels are f32, which is exact for whole numbers up to here.
 const MAX_EXACT: u64 = 1 << 24;
@@ -161,7 +160,7 @@ fn labels_of_ranges(file: &RandomFile, index: &Index, people: &[u64]) -> Result<
         let first = first?;
         Ok((first == last?).then_some((from, to, first)))
     };
-    let ranges: Option<Vec<(usize, usize, u64)>> = people.par_iter().map(range).collect::<Result<_>>()?;
+    let ranges: Option<Vec<_>> = parallel::try_map(people.len(), |i| range(&people[i]))?.into_iter().collect();
     let Some(mut ranges) = ranges else { return Ok(None) };
     ranges.sort_unstable();
     let mut labels = Vec::with_capacity(index.keys.len());
@@ -175,7 +174,7 @@ fn labels_of_ranges(file: &RandomFile, index: &Index, people: &[u64]) -> Result<
 }
 
 fn labels_of(file: &RandomFile, offsets: &[u64]) -> Result<Vec<u64>> {
-    offsets.par_iter().map(|&offset| label_of(file, offset)).collect()
+    parallel::try_map(offsets.len(), |i| label_of(file, offsets[i]))
 }
 
 /// Returns the label of the image at an offset.

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::ops::scratch::with_scratch;
+use crate::parallel::Each;
 
 /// Number of partial sums, where each is as large as the result. It decides the order of additions, so it does not
 /// depend on the number of threads.
@@ -14,7 +15,7 @@ const PIECE: usize = 1 << 14;
 /// Calls `f` with a scratch buffer of `len` zeros.
 pub(in crate::ops::conv) fn with_zeros(len: usize, f: impl FnOnce(&mut [f32])) {
     with_scratch(len, |sums| {
-        sums.par_chunks_mut(PIECE).for_each(|sums| sums.fill(0.0));
+        sums.par_chunks_mut(PIECE).each(&|sums| sums.fill(0.0));
         f(sums);
     });
 }
@@ -22,7 +23,7 @@ pub(in crate::ops::conv) fn with_zeros(len: usize, f: impl FnOnce(&mut [f32])) {
 /// Adds all consecutive sums of `len` elements in `sums` to the first one, in order, and returns that one.
 pub(in crate::ops::conv) fn join(sums: &mut [f32], len: usize) -> &[f32] {
     let (total, others) = sums.split_at_mut(len);
-    total.par_chunks_mut(PIECE).enumerate().for_each(|(i, total)| {
+    total.par_chunks_mut(PIECE).enumerate().each(&|(i, total)| {
         for other in others.chunks_exact(len) {
             total.iter_mut().zip(&other[i * PIECE..]).for_each(|(total, sum)| *total += *sum);
         }

@@ -9,6 +9,7 @@ use crate::ops::conv::kernel::{CHANNELS, Prologue};
 use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
+use crate::parallel::Each;
 
 /// Elements of patches that a worker thread gathers at a time.
 const PIECE_ELEMENTS: usize = 96 * 1024;
@@ -66,7 +67,7 @@ impl<'a> Patches<'a> {
     #[inline(always)]
     pub fn gather_in_parallel<S: Simd>(&self, simd: S, first: usize, count: usize, rows: usize, a: &mut [f32]) {
         if self.size[3].is_multiple_of(CHANNELS) {
-            a.par_chunks_exact_mut(rows * BLOCK).enumerate().for_each(|(block, a)| {
+            a.par_chunks_exact_mut(rows * BLOCK).enumerate().each(&|(block, a)| {
                 gather_block(simd, self, block, first, count, a);
             });
         } else {

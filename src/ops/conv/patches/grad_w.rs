@@ -10,6 +10,7 @@ use crate::ops::conv::kernel::product::{BLOCK, transposed_product, width};
 use crate::ops::conv::kernel::sums::{NUM_SUMS, join, with_zeros};
 use crate::ops::lanes::{load, store};
 use crate::ops::simd::kernel;
+use crate::parallel::Each;
 
 /// Elements of the largest filter whose gradient is accumulated in several sums.
 const MAX_SUM_ELEMENTS: usize = 1 << 19;
@@ -48,7 +49,7 @@ impl WithSimd for GradW<'_> {
                 self.by_blocks(simd, sums)
             }
             let (total, taps) = (join(sums, len), d.kh * d.kw);
-            self.gw.par_chunks_mut(d.c * taps).enumerate().for_each(|(o, gw)| {
+            self.gw.par_chunks_mut(d.c * taps).enumerate().each(&|(o, gw)| {
                 let total = &total[o / width::<S>() * blocks * size..][..blocks * size];
                 let mut columns = total.chunks_exact(width::<S>()).map(|column| column[o % width::<S>()]);
                 for tap in 0..taps {
@@ -66,7 +67,7 @@ impl GradW<'_> {
         let Self { patches, gy, d, .. } = self;
         let (piece, share) = (patches.piece(), d.pixels().div_ceil(NUM_SUMS));
         let o_blocks = d.co.div_ceil(width::<S>());
-        sums.par_chunks_mut(sums.len() / NUM_SUMS).enumerate().for_each(|(i, sums)| {
+        sums.par_chunks_mut(sums.len() / NUM_SUMS).enumerate().each(&|(i, sums)| {
             let last = ((i + 1) * share).min(d.pixels());
             for first in (i * share..last).step_by(piece) {
                 let count = piece.min(last - first);
@@ -94,11 +95,11 @@ impl GradW<'_> {
             let count = group.min(d.pixels() - first);
             with_rows(patches, o_blocks * width::<S>(), count, |rows, a, m| {
                 patches.gather_in_parallel(simd, first, count, rows, a);
-                m.par_chunks_exact_mut(rows * width::<S>()).enumerate().for_each(|(block, m)| {
+                m.par_chunks_exact_mut(rows * width::<S>()).enumerate().each(&|(block, m)| {
                     split(simd, gy, d.co, block, first, count, m);
                 });
                 let (a, m) = (&*a, &*m);
-                sums.par_chunks_exact_mut(BLOCK * width::<S>()).enumerate().for_each(|(i, sum)| {
+                sums.par_chunks_exact_mut(BLOCK * width::<S>()).enumerate().each(&|(i, sum)| {
                     let a = &a[i % blocks * rows * BLOCK..][..rows * BLOCK];
                     let m = &m[i / blocks * rows * width::<S>()..][..rows * width::<S>()];
                     transposed_product(simd, count, a, m, sum);

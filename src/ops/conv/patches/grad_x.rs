@@ -9,6 +9,7 @@ use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::product::width;
 use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
+use crate::parallel::Each;
 
 /// Writes the gradient of the input, passed through `epilogue`, to `gx`.
 pub(in crate::ops::conv) fn grad_x(gy: &[f32], w: &[f32], d: Dims, arch: Arch, epilogue: Epilogue, gx: &mut [f32]) {
@@ -68,7 +69,7 @@ impl WithSimd for GradX<'_> {
                 rows.map(move |(i, gx)| (image, i * per_piece, gx))
             })
             .collect();
-        pieces.into_par_iter().for_each(|(image, row, gx)| {
+        pieces.into_par_iter().each(&|(image, row, gx)| {
             let count = per_piece.min(grid_rows.saturating_sub(row)) * grid_cols;
             if count == 0 {
                 return;

@@ -19,6 +19,7 @@ use super::kernel::product::{BLOCK, product, product_of_pixels, width};
 use super::kernel::{CHANNELS, Epilogue, Prologue, Width};
 use crate::ops::lanes::{load, store};
 use crate::ops::simd::kernel;
+use crate::parallel::Each;
 
 /// Places whose results a worker thread moves to the output at a time, if there are few places.
 const PLACES: usize = 48;
@@ -56,7 +57,7 @@ fn pack_columns(
 ) {
     let width = arch.dispatch(Width);
     let [taps, channels] = columns;
-    packed.par_chunks_mut((taps * channels * width).max(1)).enumerate().for_each(|(block, packed)| {
+    packed.par_chunks_mut((taps * channels * width).max(1)).enumerate().each(&|(block, packed)| {
         let valid = width.min(outputs - block * width);
         for (tap, packed) in packed.chunks_exact_mut(channels * width).enumerate() {
             for (i, packed) in packed.chunks_exact_mut(width).enumerate() {
@@ -99,7 +100,7 @@ impl WithSimd for Convolve<'_> {
         let blocks = co.div_ceil(width::<S>());
         let places = y.len() / co;
         if places.div_ceil(piece) >= 2 * rayon::current_num_threads() {
-            y.par_chunks_mut(piece * co).enumerate().for_each(|(i, y)| {
+            y.par_chunks_mut(piece * co).enumerate().each(&|(i, y)| {
                 convolve_pixels(simd, (&patches, filter), epilogue, i * piece, co, y);
             });
         } else {
@@ -107,11 +108,11 @@ impl WithSimd for Convolve<'_> {
             with_rows(&patches, blocks * width::<S>(), places, |rows, a, m| {
                 patches.gather_in_parallel(simd, 0, places, rows, a);
                 let a = &*a;
-                m.par_chunks_exact_mut(rows * width::<S>()).enumerate().for_each(|(block, m)| {
+                m.par_chunks_exact_mut(rows * width::<S>()).enumerate().each(&|(block, m)| {
                     multiply(simd, (filter, patches.columns()), block, places, rows, a, m);
                 });
                 let m = &*m;
-                y.par_chunks_mut(PLACES * co).enumerate().for_each(|(i, y)| {
+                y.par_chunks_mut(PLACES * co).enumerate().each(&|(i, y)| {
                     for (block, m) in m.chunks_exact(rows * width::<S>()).enumerate() {
                         let (m, count) = (&m[i * PLACES * width::<S>()..], y.len() / co);
                         place(simd, m, block, epilogue, co, Pixels::All, count, i * PLACES, y);

@@ -9,6 +9,7 @@ use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::product::{BLOCK, product, width};
 use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
+use crate::parallel::Each;
 
 /// Elements of transformed tiles, and of one block of their products, that fit in a worker thread's cache.
 const PIECE_ELEMENTS: usize = 164 * 1024;
@@ -85,7 +86,7 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
     fn pieces(self, y: &mut [f32], rows: usize) {
         let (tiling, d) = (self.tiling, self.d);
         let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
-        pieces(&tiling, y, rows, d.co).into_par_iter().for_each(|(row, rows, y)| {
+        pieces(&tiling, y, rows, d.co).into_par_iter().each(&|(row, rows, y)| {
             let tiles = [row * tiling.cols, rows * tiling.cols];
             let (planes_v, planes_m) =
                 (Planes::new(N * N, tiles[1], BLOCK), Planes::new(N * N, tiles[1], width::<S>()));
@@ -118,15 +119,15 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
                 (Planes::new(N * N, tiles[1], BLOCK), Planes::new(N * N, tiles[1], width::<S>()));
             with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
-                v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
+                v.par_chunks_exact_mut(planes_v.len()).enumerate().each(&|(block, v)| {
                     gather::<S, N>(self.simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
                 });
-                m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {
+                m.par_chunks_exact_mut(planes_m.len()).enumerate().each(&|(block, m)| {
                     for position in 0..N * N {
                         self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
                     }
                 });
-                group.par_iter_mut().for_each(|(row, rows, y)| {
+                group.par_iter_mut().each(&|(row, rows, y)| {
                     for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
                         let (tiles, start) = ([*row * tiling.cols, *rows * tiling.cols], tiling.first_pixel(*row));
                         scatter::<S, M, N>(

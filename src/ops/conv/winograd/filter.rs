@@ -8,6 +8,7 @@ use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::Width;
 use crate::ops::conv::kernel::product::width;
 use crate::ops::lanes::{load, store};
+use crate::parallel::Each;
 
 /// Number of elements of the transformed filter of the forward pass.
 pub(in crate::ops::conv) fn filter_len(d: Dims, tile: Tile, arch: Arch) -> usize {
@@ -52,7 +53,7 @@ impl<F: Fn(usize, usize, usize) -> f32 + Sync> Pack<'_, F> {
     #[inline(always)]
     fn blocks<S: Simd, const N: usize>(self, simd: S) {
         let Self { tile: _, c, co, at, packed } = self;
-        packed.par_chunks_mut(N * N * c * width::<S>()).enumerate().for_each(|(block, packed)| {
+        packed.par_chunks_mut(N * N * c * width::<S>()).enumerate().each(&|(block, packed)| {
             simd.vectorize(PackBlock::<S, F, N> { simd, c, co, block, at: &at, packed });
         });
     }

@@ -12,6 +12,7 @@ use crate::ops::conv::kernel::sums::{NUM_SUMS, join, with_zeros};
 use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::kernel;
+use crate::parallel::Each;
 
 /// Products of a tile.
 const POSITIONS: usize = 36;
@@ -53,7 +54,7 @@ impl WithSimd for GradW<'_> {
                 self.by_blocks(simd, sums)
             }
             let blocks = join(sums, len).par_chunks_exact(c_blocks * size);
-            self.gw.par_chunks_mut(width::<S>() * d.c * 9).zip(blocks).for_each(|(gw, sum)| fold(simd, sum, d.c, gw));
+            self.gw.par_chunks_mut(width::<S>() * d.c * 9).zip(blocks).each(&|(gw, sum)| fold(simd, sum, d.c, gw));
         });
     }
 }
@@ -66,7 +67,7 @@ impl GradW<'_> {
         let tiling = Tiling::new(d, 4);
         let (c_blocks, o_blocks) = (d.c.div_ceil(BLOCK), d.co.div_ceil(width::<S>()));
         let share = tiling.num_tiles().div_ceil(NUM_SUMS);
-        sums.par_chunks_mut(sums.len() / NUM_SUMS).enumerate().for_each(|(i, sums)| {
+        sums.par_chunks_mut(sums.len() / NUM_SUMS).enumerate().each(&|(i, sums)| {
             let last = ((i + 1) * share).min(tiling.num_tiles());
             for first in (i * share..last).step_by(GRADIENT_TILES) {
                 let tiles = [first, GRADIENT_TILES.min(last - first)];
@@ -109,14 +110,14 @@ impl GradW<'_> {
                 (Planes::new(POSITIONS, tiles[1], BLOCK), Planes::new(POSITIONS, tiles[1], width::<S>()));
             with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
-                v.par_chunks_exact_mut(planes_v.len()).enumerate().for_each(|(block, v)| {
+                v.par_chunks_exact_mut(planes_v.len()).enumerate().each(&|(block, v)| {
                     gather::<S, 6>(simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
                 });
-                m.par_chunks_exact_mut(planes_m.len()).enumerate().for_each(|(block, m)| {
+                m.par_chunks_exact_mut(planes_m.len()).enumerate().each(&|(block, m)| {
                     gather_gradient(simd, &tiling, self.gy, block, tiles, planes_m, m);
                 });
                 let (v, m) = (&*v, &*m);
-                sums.par_chunks_exact_mut(POSITIONS * BLOCK * width::<S>()).enumerate().for_each(|(i, sum)| {
+                sums.par_chunks_exact_mut(POSITIONS * BLOCK * width::<S>()).enumerate().each(&|(i, sum)| {
                     let v = &v[i % c_blocks * planes_v.len()..][..planes_v.len()];
                     let m = &m[i / c_blocks * planes_m.len()..][..planes_m.len()];
                     multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum);
