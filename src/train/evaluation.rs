@@ -65,20 +65,32 @@ impl Experiment {
     }
 
     /// Tests every student against augmentation alone, in every setting, on the scores that [`Self::evaluate`] wrote.
-    /// Returns nothing without both, or without a bootstrap.
+    /// Returns nothing without both, or without a bootstrap. An arm without scores, which an earlier version trained, is
+    /// left out with a notice.
     ///
     /// # Errors
     /// When a file of scores cannot be read.
-    pub(super) fn paired_tests(&self, finished: &[Arm]) -> Result<Vec<PairedTest>> {
-        let baseline = Arm::Aug;
-        let students: Vec<Arm> = finished.iter().copied().filter(|arm| arm.distills()).collect();
-        let bootstrap = &self.config.eval.bootstrap;
-        if students.is_empty() || !finished.contains(&baseline) || bootstrap.replicates == 0 {
+    pub(super) fn paired_tests(&self, finished: &[Arm], on: &mut dyn FnMut(Event)) -> Result<Vec<PairedTest>> {
+        let (baseline, bootstrap) = (Arm::Aug, &self.config.eval.bootstrap);
+        let settings = Setting::ALL.iter().map(|setting| setting.name());
+        let settings: Vec<&str> = settings.chain(self.splits.real_masks.as_ref().map(|_| REAL_MASKS)).collect();
+        let mut measured = Vec::new();
+        for &arm in finished.iter().filter(|arm| **arm == baseline || arm.distills()) {
+            match settings.iter().map(|setting| file(&self.scores_folder(arm), setting)).find(|file| !file.exists()) {
+                None => measured.push(arm),
+                Some(file) => on(Event::Notice(format!(
+                    "{} is not compared with the other arms: there is no {}",
+                    arm.title(),
+                    file.display()
+                ))),
+            }
+        }
+        let students: Vec<Arm> = measured.iter().copied().filter(|arm| arm.distills()).collect();
+        if students.is_empty() || !measured.contains(&baseline) || bootstrap.replicates == 0 {
             return Ok(Vec::new());
         }
-        let settings = Setting::ALL.iter().map(|setting| setting.name());
         let mut tests = Vec::new();
-        for setting in settings.chain(self.splits.real_masks.as_ref().map(|_| REAL_MASKS)) {
+        for setting in settings {
             let of = |arm: Arm| Ok(read_scores(&file(&self.scores_folder(arm), setting), None)?.comparisons);
             let systems = [&[baseline], &students[..]].concat().into_iter().map(of).collect::<Result<Vec<_>>>()?;
             for figure in compare_systems(&systems, bootstrap)? {

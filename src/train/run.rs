@@ -197,7 +197,7 @@ impl Experiment {
             self.write_results(&outcome)?;
             remove_states(&self.out.join(arm.name()))?;
         }
-        outcome.paired_tests = self.paired_tests(arms)?;
+        outcome.paired_tests = self.paired_tests(arms, on)?;
         self.write_results(&outcome)?;
         Ok(outcome)
     }
