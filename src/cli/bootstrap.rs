@@ -11,7 +11,7 @@ pub struct BootstrapArgs {
     /// Number of bootstrap resamples for the confidence intervals; 0 for none [default: 1000]
     #[arg(long, value_name = "N")]
     bootstrap: Option<usize>,
-    /// Confidence level of the intervals [default: 0.95]
+    /// Confidence level of the intervals, at least 0.5 and below 1 [default: 0.95]
     #[arg(long, value_name = "SHARE")]
     confidence: Option<f64>,
 }

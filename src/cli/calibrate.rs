@@ -18,13 +18,14 @@ use crate::train::Event;
 /// Arguments of `maskinv calibrate`.
 #[derive(Args, Debug)]
 pub struct CalibrateArgs {
-    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), training folder, hf://owner/repo/file or short name
+    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), folder of a trained arm (runs/NAME/ARM), or, with the
+    /// feature hub, hf://owner/repo/file or a short name of `download --list`
     #[arg(value_name = "MODEL")]
     model: String,
     /// New .safetensors or .onnx file: the model with the new thresholds, which replace any it had
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// False match rate to choose a threshold for; may be repeated
+    /// False match rate to choose a threshold for, a fraction such as 0.001; may be repeated
     #[arg(long, value_name = "RATE", default_values_t = [1e-3])]
     fmr: Vec<f64>,
     /// Who wears a mask in the calibration pairs

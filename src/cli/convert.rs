@@ -12,7 +12,8 @@ use super::model_file::ModelFile;
 /// Arguments of `maskinv convert`.
 #[derive(Args, Debug)]
 pub struct ConvertArgs {
-    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), training folder, hf://owner/repo/file or short name
+    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), folder of a trained arm (runs/NAME/ARM), or, with the
+    /// feature hub, hf://owner/repo/file or a short name of `download --list`
     #[arg(value_name = "IN")]
     input: String,
     /// New .safetensors file, with PyTorch's parameter names, or .onnx file, with dynamic batch size

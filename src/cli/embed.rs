@@ -19,7 +19,8 @@ use crate::train::Event;
 /// Arguments of `maskinv embed`.
 #[derive(Args, Debug)]
 pub struct EmbedArgs {
-    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), training folder, hf://owner/repo/file or short name
+    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), folder of a trained arm (runs/NAME/ARM), or, with the
+    /// feature hub, hf://owner/repo/file or a short name of `download --list`
     #[arg(value_name = "MODEL")]
     model: String,
     /// Aligned 112x112 crops, or folders of them (searched recursively)
@@ -32,7 +33,7 @@ pub struct EmbedArgs {
     /// Embed the image alone, without adding the embedding of its mirror image before normalisation
     #[arg(long)]
     no_flip: bool,
-    /// Images per batch
+    /// Images per batch, 1 to 4096
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch_size: u16,
     #[command(flatten)]

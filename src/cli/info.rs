@@ -10,7 +10,8 @@ use crate::models::Loaded;
 /// Arguments of `maskinv info`.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
-    /// Checkpoints (safetensors, .pth, ONNX or MXNet .params), training folders, hf://owner/repo/file or short names
+    /// Checkpoints (safetensors, .pth, ONNX or MXNet .params), folders of trained arms (runs/NAME/ARM), or, with the
+    /// feature hub, hf://owner/repo/file or short names of `download --list`
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
     #[command(flatten)]

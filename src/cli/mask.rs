@@ -27,19 +27,23 @@ pub struct MaskArgs {
     /// Output image, or output folder in which images keep their names
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Kinds to choose from: surgical, cloth, ffp2, low_worn, high_worn, patterned, respirator, gaiter [default: all]
+    /// Kinds of mask, separated by commas, of which each face gets one at random: surgical, cloth, ffp2, low_worn,
+    /// high_worn, patterned, respirator, gaiter [default: all]
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = parse_name::<MaskKind>)]
     kind: Vec<MaskKind>,
-    /// Colours to choose from, such as white, light_blue, black [default: all]
+    /// Colours, separated by commas, of which each face gets one at random: white, light_blue, blue, navy, green,
+    /// black, grey, pink, red, yellow, purple, brown [default: all]
     #[arg(long, value_name = "COLOUR", value_delimiter = ',', value_parser = parse_name::<MaskColour>)]
     colour: Vec<MaskColour>,
-    /// Draw the published code's masks from this RGBA template: 8 px to the left on crops, colours wrapping around
+    /// Draw masks as the published code does, from this RGBA image of a mask, with its errors: on aligned crops the
+    /// mask sits 8 px too far left, and colours overflow modulo 256; not with --kind or --colour
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "colour"])]
     reference: Option<PathBuf>,
     /// Landmarks of the template, ten numbers as in --landmarks; needed unless it is the published one
     #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, requires = "reference")]
     template_points: Vec<f32>,
-    /// Landmarks of the face, ten numbers x1,y1,..,x5,y5 in pixels: eyes, nose, mouth corners, left of the image first
+    /// Landmarks of the face, ten numbers x1,y1,..,x5,y5 in pixels: left eye, right eye, nose, left and right corner of
+    /// the mouth, with left and right as seen in the image
     #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, allow_hyphen_values = true)]
     landmarks: Vec<f32>,
     /// Random seed

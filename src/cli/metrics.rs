@@ -21,10 +21,11 @@ pub struct MetricsArgs {
     /// For .npy scores, a .npy file of labels: 1 for genuine pairs, 0 for impostor pairs
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
-    /// Number of folds for LFW's accuracy: equal parts of the pairs in file order; scores must be cosines
+    /// Number of folds for LFW's accuracy: equal parts of the pairs in file order; scores must be cosines; 0 for
+    /// none
     #[arg(long, default_value_t = 0, value_name = "N")]
     folds: usize,
-    /// Overall false match rate that sets the threshold for comparing groups
+    /// Overall false match rate, a fraction, that sets the threshold for comparing groups
     #[arg(long, default_value_t = 1e-3, value_name = "RATE")]
     group_fmr: f64,
     #[command(flatten)]

@@ -70,17 +70,17 @@ the error rates that `maskinv evaluate` measures before anything depends on a ma
 enum Command {
     /// Trains a teacher on clean faces and students on masked ones, and compares them on unseen people
     Train(TrainArgs),
-    /// Lists trainings, and puts some beside each other: settings, figures, how far they are
+    /// Lists training runs with their progress, or compares some: settings and metrics
     Runs(RunsArgs),
     /// Measures checkpoints on clean and masked faces of unseen people
     Evaluate(EvaluateArgs),
-    /// Computes the figures of any system's scores: error rates, thresholds, intervals, groups
+    /// Computes metrics from any system's scores: error rates, thresholds, intervals, groups
     Metrics(MetricsArgs),
-    /// Puts systems that scored the same pairs beside each other, and tells chance from difference
+    /// Compares systems that scored the same pairs, and tests whether they differ by more than chance
     Compare(CompareArgs),
-    /// Chooses thresholds at wanted false match rates and keeps them with the model
+    /// Chooses thresholds for given false match rates and writes a copy of the model that contains them
     Calibrate(CalibrateArgs),
-    /// Says whether two aligned face crops show one person, by a threshold that was measured
+    /// Says whether two aligned face crops show one person, by a calibrated or given threshold
     Verify(VerifyArgs),
     /// Draws masks onto aligned face crops
     Mask(MaskArgs),
@@ -88,15 +88,16 @@ enum Command {
     Data(DataArgs),
     /// Turns aligned face crops into embeddings
     Embed(EmbedArgs),
-    /// Shows what a model is: network, preprocessing, how it was recognised
+    /// Shows a model's network and preprocessing, and how they were recognised
     Info(InfoArgs),
-    /// Turns any checkpoint that can be read into safetensors or ONNX
+    /// Converts a checkpoint of any supported format to safetensors or ONNX
     Convert(ConvertArgs),
-    /// Downloads a model from the Hugging Face hub, or lists well-known ones
+    /// Downloads a model from the Hugging Face hub (feature hub), or lists well-known ones
     Download(DownloadArgs),
 }
 
-/// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage, 75 for a training that was asked to stop.
+/// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage, 75 for a training that was
+/// asked to stop.
 pub fn main() -> ExitCode {
     allocator::keep_freed_memory();
     match Cli::parse().command {

@@ -16,13 +16,13 @@ pub(super) struct HubArgs {
     /// Use only cached files of the Hugging Face hub; same as HF_HUB_OFFLINE=1
     #[arg(long)]
     offline: bool,
-    /// Feed images in BGR order, overriding the model file; for the original AdaFace files
+    /// Feed images in BGR order, overriding every model file given; for the original AdaFace files
     #[arg(long)]
     bgr: bool,
-    /// Mean subtracted from each pixel value (0 to 255), overriding the model file
+    /// Mean subtracted from each pixel value (0 to 255), such as 127.5, overriding every model file given
     #[arg(long, value_name = "X")]
     mean: Option<f64>,
-    /// Divisor applied after subtracting the mean, overriding the model file
+    /// Divisor applied after subtracting the mean, such as 127.5, overriding every model file given
     #[arg(long, value_name = "X")]
     std: Option<f64>,
 }

@@ -37,7 +37,7 @@ pub(super) fn conclusion(arms: &BTreeMap<Arm, ArmOutcome>, tests: &[PairedTest])
     let eer = |arm: Arm, setting: Setting| Some(100.0 * arms.get(&arm)?.evaluation.get(setting).metrics.eer);
     let mut sentences = vec!["EER: lower is better, 50 % is guessing.".to_owned()];
     if let (Some(clean), Some(masked)) = (eer(Arm::Teacher, Setting::UU), eer(Arm::Teacher, Setting::UM)) {
-        sentences.push(format!("A mask on the probe takes the teacher's from {clean:.1} % to {masked:.1} %."));
+        sentences.push(format!("A mask on the probe raises the teacher's EER from {clean:.1} % to {masked:.1} %."));
     }
     let verdicts: Vec<String> = Arm::ALL.into_iter().filter_map(|arm| verdicts(arm, tests)).collect();
     let mut text = sentences.join(" ");

@@ -14,23 +14,26 @@ use crate::train::{Config, preset};
 #[derive(Args, Debug)]
 pub(super) struct SettingsArgs {
     /// Data set: folder of people, .rec, .tar or .parquet file, list of images, folder with any of these, or
-    /// hf://datasets/owner/name; LFW's people.txt and pairs.txt beside it define the split [default: procedural faces]
+    /// hf://datasets/owner/name (feature hub); LFW's people.txt and pairs.txt beside it define the split [default:
+    /// procedural faces]
     #[arg(long, value_name = "PATH")]
     pub(super) data: Option<PathBuf>,
-    /// CSV of pairs of photos with real masks to evaluate on as well: two file columns and `same` (1 or 0)
+    /// CSV of pairs of photos with real masks to evaluate on as well: two columns of image files, relative to images/
+    /// beside the CSV or else to its folder, and `same` (1 or 0); `data pairs` writes one
     #[arg(long, value_name = "CSV")]
     real_masks: Option<PathBuf>,
-    /// Preset to start from, see `train --list-presets` [default: procedural, or lfw-small with --data; `evaluate` and
-    /// `calibrate` use the settings that the (first) model was trained with]
+    /// Preset to start from, see `train --list-presets` [default in `train`: procedural, or lfw-small with --data;
+    /// in `evaluate` and `calibrate`: the config.toml beside the first model, else the built-in settings]
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     pub(super) preset: Option<String>,
     /// TOML file of settings to use instead of a preset, such as a training's config.toml
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Follow the published code's protocol, drawing its masks from this RGBA template
+    /// Follow the published code's protocol, drawing its masks from this RGBA image of a mask (not included)
     #[arg(long, value_name = "TEMPLATE")]
     reference: Option<PathBuf>,
-    /// Set any setting, such as model.width=0.5; KEY=none restores its default; may be repeated
+    /// Set any setting, such as model.width=0.5; KEY=none resets it to the built-in default (not the preset's);
+    /// may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use crate::workers;
 /// Flag for the number of compute threads.
 #[derive(Args, Debug)]
 pub(super) struct ThreadsArgs {
-    /// Number of compute threads [default: all cores]
+    /// Number of compute threads, 1 to 1024 [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }

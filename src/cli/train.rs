@@ -27,11 +27,11 @@ pub struct TrainArgs {
     /// Network to train; repeat for several [default: from the settings]
     #[arg(long, value_enum)]
     arm: Vec<ArmChoice>,
-    /// Trained teacher to distil from instead of training one: a checkpoint in any format (see `maskinv info`), the folder
-    /// of a training, hf://owner/repo/file or a short name
+    /// Trained teacher to distil from instead of training one: a checkpoint in any format (see `maskinv info`), the
+    /// folder of a trained arm (runs/NAME/ARM), or, with the feature hub, hf://owner/repo/file or a short name
     #[arg(long, value_name = "MODEL")]
     teacher: Option<String>,
-    /// Weights that every arm starts from, named like a teacher
+    /// Initial weights of every arm, in any form that --teacher accepts
     #[arg(long, value_name = "MODEL")]
     start: Option<String>,
     /// Folder for the results [default: a new folder in runs/]
@@ -40,19 +40,20 @@ pub struct TrainArgs {
     /// Write into --out even if it is not empty
     #[arg(long, requires = "out", conflicts_with = "resume")]
     overwrite: bool,
-    /// Resume the training in DIR; `auto` resumes the one in --out, or starts it if there is none
+    /// Resume the run in DIR (without --out); `auto` resumes the one in --out, or starts it if there is none
     #[arg(long, value_name = "DIR|auto")]
     resume: Option<PathBuf>,
-    /// Seed of initial weights, batches, masks and margins
+    /// Seed of initial weights, batches, masks and margins [default: from the settings]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Epochs of every arm
+    /// Epochs of every arm [default: from the settings]
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
-    /// Images per batch
+    /// Images per batch [default: from the settings]
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
-    /// Learning rate for a batch of optim.lr_batch images; it is scaled with the batch size
+    /// Learning rate for a batch of optim.lr_batch images, scaled in proportion to the batch size [default: from the
+    /// settings]
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
     /// Print results as JSON
@@ -61,10 +62,12 @@ pub struct TrainArgs {
     /// Hide progress; notices and errors are still shown
     #[arg(long, short)]
     quiet: bool,
-    /// Check settings, weights and data, run ten steps of every arm, and print the expected time and memory; write nothing
+    /// Check settings, weights and data, run ten steps of every arm, and print the expected time and memory; write
+    /// nothing
     #[arg(long, conflicts_with_all = ["resume", "find_lr"])]
     dry_run: bool,
-    /// Raise the learning rate step by step and print the range in which the first arm learns (Smith, 2017); write nothing
+    /// Raise the learning rate step by step and print the first arm's loss at each, the rate at which it falls fastest
+    /// and a tenth of the best (Smith, 2017); write nothing
     #[arg(long, conflicts_with = "resume")]
     find_lr: bool,
     #[command(flatten)]

@@ -16,7 +16,8 @@ use crate::models::Threshold;
 /// Arguments of `maskinv verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), training folder, hf://owner/repo/file or short name
+    /// Checkpoint (safetensors, .pth, ONNX or MXNet .params), folder of a trained arm (runs/NAME/ARM), or, with the
+    /// feature hub, hf://owner/repo/file or a short name of `download --list`
     #[arg(value_name = "MODEL")]
     model: String,
     /// First face, an aligned 112x112 crop
@@ -25,10 +26,11 @@ pub struct VerifyArgs {
     /// Second face, an aligned 112x112 crop
     #[arg(value_name = "IMAGE")]
     b: PathBuf,
-    /// Use the model's threshold for this false match rate [default: its lowest rate]
+    /// Use the model's threshold for this false match rate, a fraction such as 0.001 [default: its lowest rate]
     #[arg(long, value_name = "RATE", conflicts_with = "threshold")]
     fmr: Option<f64>,
-    /// Lowest cosine that counts as a match, overriding the model's thresholds
+    /// Lowest cosine that counts as a match, -1 to 1, overriding the model's thresholds; without either, only the
+    /// cosine is printed
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true, value_parser = cosine)]
     threshold: Option<f64>,
     /// Print JSON

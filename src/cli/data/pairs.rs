@@ -19,7 +19,8 @@ pub(super) struct PairsArgs {
     /// Folder of people, .rec, .tar or .parquet file, or list of images
     #[arg(value_name = "DATA")]
     data: PathBuf,
-    /// New list: .txt in LFW's format, .csv with the columns a, b and same, or .bin with the images included
+    /// New list: .txt (LFW's format) or .bin (images included) for `evaluate --pairs`, or .csv (columns a, b and same)
+    /// for --real-masks
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// Maximum number of genuine pairs (one person)
@@ -28,17 +29,17 @@ pub(super) struct PairsArgs {
     /// Maximum number of impostor pairs (two people)
     #[arg(long, value_name = "N", default_value_t = 3000)]
     impostor: usize,
-    /// Number of folds in LFW's format
+    /// Number of folds in a .txt list, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
     folds: u16,
     /// Random seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Draw only pairs of a reference and a probe: a CSV with the column `file` (PERSON/IMAGE) and, named by --column,
-    /// one with 0 for references and 1 for probes
+    /// Pair only references with probes. CSV with a column `file` (PERSON/IMAGE) and the column named by --column: 0
+    /// for a reference, 1 for a probe; images without a row are left out
     #[arg(long, value_name = "CSV", requires = "column")]
     across: Option<PathBuf>,
-    /// Column of --across, such as masked
+    /// Column of the --across file that marks the probes, such as masked
     #[arg(long, value_name = "NAME", requires = "across")]
     column: Option<String>,
 }

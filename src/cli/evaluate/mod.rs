@@ -23,7 +23,8 @@ use crate::weights::WeightsFile;
 /// Arguments of `maskinv evaluate`.
 #[derive(Args, Debug)]
 pub struct EvaluateArgs {
-    /// Checkpoints in any format (see `maskinv info`), training folders, hf://owner/repo/file or short names
+    /// Checkpoints in any format (see `maskinv info`), folders of trained arms (runs/NAME/ARM), or, with the feature
+    /// hub, hf://owner/repo/file or short names of `download --list`
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
     /// Evaluation protocol
@@ -40,16 +41,17 @@ pub struct EvaluateArgs {
     /// images
     #[arg(long, value_name = "CSV")]
     worn: Option<PathBuf>,
-    /// Random seed of the masks drawn on test images
+    /// Random seed of the masks drawn on test images [default: from the settings]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Write all scores to this folder, one CSV per model and setting, in the format of `maskinv metrics`
+    /// Write all scores to this folder, one CSV per model and setting (U-U, U-M, ...), in the format of `maskinv
+    /// metrics`
     #[arg(long, value_name = "DIR")]
     scores: Option<PathBuf>,
     /// Write report.json, report.md, report.html (a page with curves) and all scores to this folder
     #[arg(long, value_name = "DIR", conflicts_with = "scores")]
     report: Option<PathBuf>,
-    /// Number of hardest genuine and impostor pairs whose faces are shown in report.html
+    /// Number of hardest genuine and impostor pairs whose faces are shown in report.html; 0 for none
     #[arg(long, value_name = "N", default_value_t = 0, requires = "report")]
     faces: usize,
     #[command(flatten)]
@@ -61,7 +63,8 @@ pub struct EvaluateArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Protocol {
-    /// Pairs from a list, a verification file (.bin), LFW's folds or drawn at random; all settings on the same pairs
+    /// Pairs from a list, a verification file (.bin), LFW's folds or drawn at random; U-U, U-M, M-U and M-M on the same
+    /// pairs (U: no mask, M: mask; the reference first, then the probe)
     Pairs,
     /// All pairs of unmasked and masked images (U-U, U-M, M-M), as in insightface's MFR challenge
     AllPairs,
@@ -92,9 +95,6 @@ impl EvaluateArgs {
     pub fn run(self) -> Result<()> {
         self.settings.threads.start()?;
         let machine = self.settings.device.open()?;
-        if let Some(folder) = &self.report {
-            refuse_to_replace(folder)?;
-        }
         if self.worn.is_some() && self.protocol != Protocol::AllPairs {
             bail!("--worn is for --protocol all-pairs only");
         }
@@ -113,6 +113,9 @@ impl EvaluateArgs {
         }
         self.bootstrap.apply(&mut config.eval.bootstrap);
         self.settings.apply(&mut config, &self.hub)?;
+        if let Some(folder) = &self.report {
+            refuse_to_replace(folder)?;
+        }
         let run = Run { args: &self, models: &models, config: &config, machine: &machine };
         let output = match self.protocol {
             Protocol::Pairs => pairs::measure(&run)?,

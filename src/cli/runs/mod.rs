@@ -16,13 +16,13 @@ use crate::train::{Arm, Progressed, Run};
 /// Arguments of `maskinv runs`.
 #[derive(Args, Debug)]
 pub struct RunsArgs {
-    /// Training folders, or folders that contain some; two or more training folders are compared [default: runs]
+    /// Folders of training runs, or folders that contain some; two or more runs are compared [default: runs]
     #[arg(value_name = "DIR")]
     folders: Vec<PathBuf>,
-    /// Rewrite report.html in each training folder
+    /// Rewrite report.html in each run's folder
     #[arg(long)]
     report: bool,
-    /// Summarise trainings that differ only in their seed: means with 95 % intervals, and the p values of each
+    /// Summarise runs that differ only in their seed: means with 95 % intervals, and each run's p values against aug
     #[arg(long, conflicts_with_all = ["report", "json"])]
     seeds: bool,
     /// Print JSON
