@@ -267,7 +267,8 @@ fn example(name: &str, args: &[&str]) -> Result<Output> {
 }
 
 #[test]
-fn the_examples_run() -> Result<()> {
+#[ignore = "heavy: it takes most of a minute; .ci/run runs it"]
+fn heavy_the_examples_run() -> Result<()> {
     let root = tempfile::tempdir()?;
     let (faces, out) = (faces(root.path(), 8, 3)?, root.path().join("out"));
     let train = [&["--data", str(&faces), "--arm", "aug", "--out", str(&out)][..], TINY].concat();
