@@ -27,10 +27,18 @@ fn hostility_ends_in_bounded_memory() -> Result<()> {
         "onnx_files_are_errors_and_never_panics",
         "onnx_graphs_claim_no_memory",
         "names_claim_no_memory",
+        "images_without_an_end_are_refused",
     ] {
         assert!(said.lines().any(|l| l.contains(&format!("hostile_{test} ")) && l.ends_with("... ok")), "{said}");
     }
     Ok(())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn hostile_images_without_an_end_are_refused() {
+    let error = maskinv::data::read_face(std::path::Path::new("/dev/zero")).unwrap_err().to_string();
+    assert!(error.contains("/dev/zero") && error.contains("at most 128 MiB"), "{error}");
 }
 
 fn zeros(dims: &[usize]) -> Result<Tensor> {

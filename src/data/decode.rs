@@ -1,7 +1,8 @@
 //! Decodes image files by their content, within memory limits; truncated files are errors.
 
 use std::ffi::OsStr;
-use std::io::Cursor;
+use std::fs::File;
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
@@ -59,8 +60,16 @@ pub fn read_image(path: &Path) -> Result<RgbImage> {
     decode(&read_bytes(path)?, &|| path.to_owned(), &|_, _| Ok(()))
 }
 
+/// Reads a file of at most [`MAX_DECODE_BYTES`]: no image is larger, and a device may have no end.
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(Error::io(path))
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(Error::io(path))?;
+    file.take(MAX_DECODE_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    if bytes.len() as u64 > MAX_DECODE_BYTES {
+        let what = format!("expected an image file of at most {} MiB, found a larger one", MAX_DECODE_BYTES >> 20);
+        return Err(Error::Image { path: path.to_owned(), what });
+    }
+    Ok(bytes)
 }
 
 fn decode(
