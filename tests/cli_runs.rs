@@ -102,6 +102,9 @@ fn trainings_are_recorded_listed_compared_and_shown() -> Result<()> {
     let (summary, _) = said(&["runs", "--seeds", str(&a), str(&b)])?;
     assert!(summary.contains("EER %, 2 seeds") && summary.contains("augmentation only"), "{summary}");
     assert!(refused(&["runs", "--seeds", str(&a)])?.contains("expected two or more trainings"));
+    assert!(refused(&["runs", "--seeds", str(&a), str(&a)])?.contains("expected trainings of different seeds"));
+    let named = format!("found the arms {}", a.join("aug").display());
+    assert!(refused(&["info", str(&a)])?.contains(&named), "a training has no single model");
     let (json, _) = said(&["runs", str(&a), "--json"])?;
     let json: serde_json::Value = serde_json::from_str(&json)?;
     assert!(json[0]["arms"][0][1]["finished"]["num_steps"].as_u64() > Some(0), "{json}");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -91,7 +91,22 @@ impl Format {
     }
 }
 
-/// Loads a backbone, frozen, from a file in any [`Format`], or from the folder of a training run.
+/// Returns the backbone's file in a folder. The error for a folder of several arms names them.
+fn backbone_in(folder: &Path) -> Result<PathBuf> {
+    let file = folder.join(BACKBONE_FILE);
+    if file.exists() {
+        return Ok(file);
+    }
+    let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?.flatten().map(|entry| entry.path());
+    let mut arms: Vec<String> =
+        entries.filter(|path| path.join(BACKBONE_FILE).exists()).map(|path| path.display().to_string()).collect();
+    arms.sort();
+    let found = if arms.is_empty() { "no such file".to_owned() } else { format!("the arms {}", arms.join(", ")) };
+    let what = format!("expected a folder with a {BACKBONE_FILE}, found {found}");
+    Err(Error::Io { path: folder.to_owned(), source: std::io::Error::other(what) })
+}
+
+/// Loads a backbone, frozen, from a file in any [`Format`], or from the folder of a trained arm.
 ///
 /// The preprocessing is the file's own if it states one, else `preprocessing`, else insightface's is assumed.
 ///
@@ -99,7 +114,7 @@ impl Format {
 /// When the file cannot be read or is corrupt, when none of our networks is recognised in it, and when a weight is
 /// missing, unexpected or has another shape.
 pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<Loaded> {
-    let path = if path.is_dir() { path.join(BACKBONE_FILE) } else { path.to_owned() };
+    let path = if path.is_dir() { backbone_in(path)? } else { path.to_owned() };
     let format = Format::of(&path)?;
     let contents = match format {
         Format::Onnx => Contents::Graph(read_onnx(&path)?),

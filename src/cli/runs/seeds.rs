@@ -12,7 +12,7 @@ use crate::train::{Arm, PairedTest, Run};
 /// tests, one per seed.
 ///
 /// # Errors
-/// When there are fewer than two trainings, they differ in more than the seed, or one is not finished.
+/// When there are fewer than two trainings, two have the same seed or differ in more, or one is not finished.
 pub(super) fn summarise(runs: &[Run]) -> Result<()> {
     let [first, rest @ ..] = runs else { bail!("expected two or more trainings, found none") };
     if rest.is_empty() {
@@ -23,6 +23,13 @@ pub(super) fn summarise(runs: &[Run]) -> Result<()> {
         if let Some((key, _)) = differs.into_iter().find(|(key, _)| key != "train.seed") {
             let [a, b] = [first, run].map(|run| run.folder.display());
             bail!("{a} and {b}: expected trainings that differ in train.seed only, found a different {key}");
+        }
+    }
+    for (i, run) in runs.iter().enumerate() {
+        let seed = run.config.train.seed;
+        if let Some(same) = runs[..i].iter().find(|other| other.config.train.seed == seed) {
+            let [a, b] = [same, run].map(|run| run.folder.display());
+            bail!("{a} and {b}: expected trainings of different seeds, found seed {seed} in both");
         }
     }
     let mut arms: Vec<Arm> = first.finished().map(|(arm, _)| arm).collect();
