@@ -254,10 +254,10 @@ def machine(args):
 
 
 def build_ours():
-    command = ["cargo", "build", "--release", "--example", "peers_worker"]
+    command = ["cargo", "build", "--profile", "dist", "--example", "peers_worker"]
     if subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(f"`{' '.join(command)}` failed; --ours PATH names another program")
-    return ROOT / "target" / "release" / "examples" / "peers_worker"
+    return ROOT / "target" / "dist" / "examples" / "peers_worker"
 
 
 def install():
@@ -273,7 +273,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="make target/peers/venv first and run in it")
     parser.add_argument(
-        "--ours", type=Path, action="append", help="a program that speaks the protocol (built with cargo if not given)"
+        "--ours", type=Path, action="append", help="a program that speaks the protocol (built by cargo with the profile dist if not given)"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
