@@ -4,8 +4,10 @@ use anyhow::{Context, Result};
 
 use crate::cli::{maskinv, stdout, str};
 
-/// Points of EER by which another processor's rounding may move a student, as another seed does (docs/results.md).
-const STUDENT: f64 = 4.0;
+/// Points of EER by which another processor's rounding may move a student.
+const STUDENT: f64 = 2.5;
+/// The same for MaskInv-LG, which seeds move twice as far as the others (docs/results.md).
+const LG: f64 = 4.0;
 /// The same for the teacher, whose weights are given.
 const TEACHER: f64 = 0.3;
 
@@ -35,14 +37,18 @@ fn heavy_the_demonstration_prints_what_the_readme_shows() -> Result<()> {
     assert_eq!(printed_rows.len(), 5, "{printed}");
     for ((name, shown), (found, printed)) in shown_rows.iter().zip(&printed_rows) {
         assert_eq!(name, found);
-        let tolerance = if name.starts_with("teacher") { TEACHER } else { STUDENT };
+        let tolerance = match name.as_str() {
+            "MaskInv-LG" => LG,
+            name if name.starts_with("teacher") => TEACHER,
+            _ => STUDENT,
+        };
         for (a, b) in shown.iter().zip(printed) {
             assert!((a - b).abs() <= tolerance, "{name}: README shows {shown:?}, the command printed {printed:?}");
         }
     }
     for text in [shown, &printed] {
         let verdict = text.lines().find(|line| line.starts_with("MaskInv-HG is ")).context("a verdict on HG")?;
-        assert!(verdict.contains("on U-M") && verdict.contains("on M-M") && !verdict.contains("worse"), "{verdict}");
+        assert!(verdict.contains("better on U-M") && verdict.contains("better on M-M"), "{verdict}");
     }
     Ok(())
 }

@@ -273,7 +273,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="make target/peers/venv first and run in it")
     parser.add_argument(
-        "--ours", type=Path, action="append", help="a program that speaks the protocol (built by cargo with the profile dist if not given)"
+        "--ours", type=Path, action="append",
+        help="a program that speaks the protocol (built by cargo with the profile dist if not given)",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)

@@ -61,7 +61,7 @@ pub fn read_image(path: &Path) -> Result<RgbImage> {
 }
 
 /// Reads a file of at most [`MAX_DECODE_BYTES`]: no image is larger, and a device may have no end.
-fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(Error::io(path))?;
     file.take(MAX_DECODE_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;

@@ -8,6 +8,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use super::decode::read_bytes;
 use super::test_set::DRAWN_PAIRS_FOLDS;
 use super::{Dataset, Pair, TestSet};
 use crate::error::{Error, Result};
@@ -102,7 +103,6 @@ impl Dataset for Photos {
     }
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        let path = &self.files[index];
-        std::fs::read(path).map(Some).map_err(Error::io(path))
+        read_bytes(&self.files[index]).map(Some)
     }
 }

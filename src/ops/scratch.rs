@@ -22,28 +22,27 @@ pub(super) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R 
 
 /// Returns a buffer of `len` or more elements.
 fn take(len: usize) -> Vec<f32> {
-    let mut found = None;
-    with_kept(len, &mut |kept| {
+    let found = with_kept(len, |kept| {
         // The smallest that is large enough. If there is none, the largest is freed for a new one, without copying its
         // values.
         let enough = (0..kept.len()).filter(|&i| kept[i].len() >= len).min_by_key(|&i| kept[i].len());
         let chosen = enough.or_else(|| (0..kept.len()).max_by_key(|&i| kept[i].len()));
-        found = chosen.map(|i| kept.swap_remove(i)).filter(|memory| memory.len() >= len);
+        chosen.map(|i| kept.swap_remove(i)).filter(|memory| memory.len() >= len)
     });
     found.unwrap_or_else(|| vec![0.0; len])
 }
 
 /// Keeps a buffer that was taken for `len` elements.
-fn keep(len: usize, mut memory: Vec<f32>) {
-    with_kept(len, &mut |kept| kept.push(std::mem::take(&mut memory)));
+fn keep(len: usize, memory: Vec<f32>) {
+    with_kept(len, |kept| kept.push(memory));
 }
 
 /// Calls `f` with the kept buffers for requests of `len` elements.
-fn with_kept(len: usize, f: &mut dyn FnMut(&mut Vec<Vec<f32>>)) {
+fn with_kept<R>(len: usize, f: impl FnOnce(&mut Vec<Vec<f32>>) -> R) -> R {
     if len < LARGE {
         return KEPT.with_borrow_mut(f);
     }
-    f(&mut LARGE_KEPT.lock().unwrap_or_else(PoisonError::into_inner));
+    f(&mut LARGE_KEPT.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 #[cfg(test)]

@@ -258,13 +258,13 @@ impl Config {
     /// # Errors
     /// When a path is not UTF-8.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string_pretty(&self.to_value()?).map_err(|e| Error::Config(e.to_string()))
+        self.to_value().and_then(|all| toml::to_string_pretty(&all)).map_err(|e| Error::Config(e.to_string()))
     }
 
     /// Returns the settings as a TOML value. All go through it: every further pair of a serde format and a tree of
     /// settings is tens of thousands of instructions to compile.
-    fn to_value(&self) -> Result<toml::Value> {
-        toml::Value::try_from(self).map_err(|e| Error::Config(e.to_string()))
+    fn to_value(&self) -> std::result::Result<toml::Value, toml::ser::Error> {
+        toml::Value::try_from(self)
     }
 
     /// Returns all settings: dotted path to value, in TOML notation.
@@ -272,7 +272,7 @@ impl Config {
     /// # Errors
     /// When a path is not UTF-8.
     pub fn entries(&self) -> Result<BTreeMap<String, String>> {
-        let all = self.to_value()?;
+        let all = self.to_value().map_err(|e| Error::Config(e.to_string()))?;
         let (mut entries, mut left) = (BTreeMap::new(), vec![(String::new(), &all)]);
         while let Some((path, value)) = left.pop() {
             match value {

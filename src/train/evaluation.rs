@@ -65,8 +65,8 @@ impl Experiment {
     }
 
     /// Tests every student against augmentation alone, in every setting, on the scores that [`Self::evaluate`] wrote.
-    /// Returns nothing without both, or without a bootstrap. An arm without scores, which an earlier version trained, is
-    /// left out with a notice.
+    /// Returns nothing without both, or without a bootstrap. An arm without scores, which an earlier version trained,
+    /// is left out with a notice.
     ///
     /// # Errors
     /// When a file of scores cannot be read.

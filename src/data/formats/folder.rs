@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::export::Export;
-use crate::data::decode::is_image;
+use crate::data::decode::{is_image, read_bytes};
 use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 use crate::files::folder_of;
@@ -100,8 +100,7 @@ impl Dataset for FaceFolder {
     }
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        let path = self.path(index);
-        std::fs::read(&path).map(Some).map_err(Error::io(&path))
+        read_bytes(&self.path(index)).map(Some)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::classes::{Classes, Paths};
-use crate::data::decode::is_image;
+use crate::data::decode::{is_image, read_bytes};
 use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 use crate::files::folder_of;
@@ -92,7 +92,6 @@ impl Dataset for ListedFaces {
     }
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        let path = self.path(index);
-        std::fs::read(&path).map(Some).map_err(Error::io(&path))
+        read_bytes(&self.path(index)).map(Some)
     }
 }
