@@ -114,9 +114,9 @@ struct Ordered {
 
 /// Weighted scores of one replicate.
 #[derive(Debug)]
-pub struct Replicate<'a> {
-    genuine: Weighted<'a>,
-    impostor: Weighted<'a>,
+pub struct Replicate {
+    genuine: Weighted,
+    impostor: Weighted,
 }
 
 impl Bootstrap {
@@ -159,19 +159,21 @@ impl Bootstrap {
         self.config.replicates_of(|k| self.replicate(k).map(|replicate| figure(k, &replicate)))
     }
 
-    /// Returns a function from a pair's index to its weight in replicate `k`.
-    pub(super) fn weights(&self, k: usize) -> impl Fn(usize) -> u64 + '_ {
+    /// Returns the weight of every pair in replicate `k`.
+    pub(super) fn weights(&self, k: usize) -> Vec<u64> {
         let drawn = self.config.draw(k, self.units.num());
-        move |pair| weight(self.units.of_pair(pair), &drawn)
+        (0..self.genuine.scores.len() + self.impostor.scores.len())
+            .map(|pair| weight(self.units.of_pair(pair), &drawn))
+            .collect()
     }
 
-    fn replicate(&self, k: usize) -> Option<Replicate<'_>> {
+    fn replicate(&self, k: usize) -> Option<Replicate> {
         let drawn = self.config.draw(k, self.units.num());
-        let weighted = |class: &Ordered| class.units.iter().map(|&pair| weight(pair, &drawn)).collect::<Vec<u64>>();
-        Some(Replicate {
-            genuine: Weighted::new(&self.genuine.scores, weighted(&self.genuine))?,
-            impostor: Weighted::new(&self.impostor.scores, weighted(&self.impostor))?,
-        })
+        let weighted = |class: &Ordered| {
+            let weights = class.units.iter().map(|&units| weight(units, &drawn));
+            Weighted::new(class.scores.iter().copied().zip(weights))
+        };
+        Some(Replicate { genuine: weighted(&self.genuine)?, impostor: weighted(&self.impostor)? })
     }
 
     /// Returns the intervals of all metrics from the metrics of every replicate.
@@ -207,7 +209,7 @@ impl Bootstrap {
     }
 }
 
-impl Replicate<'_> {
+impl Replicate {
     /// All metrics, as those of [`Scores`](super::Scores).
     pub fn metrics(&self) -> Metrics {
         metrics(&self.genuine, &self.impostor)

@@ -65,39 +65,43 @@ impl Class for Sorted {
 
 /// Ascending scores with integer weights.
 #[derive(Clone, Debug)]
-pub(super) struct Weighted<'a> {
-    scores: &'a [f64],
-    weights: Vec<u64>,
+pub(super) struct Weighted {
+    /// Scores with their weights; those of weight 0 are left out.
+    pairs: Vec<(f64, u64)>,
     num: u64,
 }
 
-impl<'a> Weighted<'a> {
-    /// Combines ascending scores with their weights; `None` if all weights are 0.
-    pub fn new(scores: &'a [f64], weights: Vec<u64>) -> Option<Self> {
-        let num = weights.iter().sum();
-        (num > 0).then_some(Self { scores, weights, num })
-    }
-
-    fn pairs(&self) -> impl DoubleEndedIterator<Item = (f64, u64)> {
-        self.scores.iter().copied().zip(self.weights.iter().copied()).filter(|(_, weight)| *weight > 0)
+impl Weighted {
+    /// Keeps the ascending scores whose weight is not 0; `None` if there are none.
+    pub fn new(pairs: impl Iterator<Item = (f64, u64)>) -> Option<Self> {
+        let mut kept = Vec::with_capacity(pairs.size_hint().0);
+        let mut num = 0;
+        for (score, weight) in pairs {
+            if weight > 0 {
+                kept.push((score, weight));
+                num += weight;
+            }
+        }
+        (num > 0).then_some(Self { pairs: kept, num })
     }
 }
 
-impl Class for Weighted<'_> {
+impl Class for Weighted {
     fn num(&self) -> u64 {
         self.num
     }
 
     fn ascending(&self) -> impl Iterator<Item = (f64, u64)> {
-        self.pairs()
+        self.pairs.iter().copied()
     }
 
     fn descending(&self) -> impl Iterator<Item = (f64, u64)> {
-        self.pairs().rev()
+        self.pairs.iter().rev().copied()
     }
 
     fn num_below(&self, threshold: f64) -> u64 {
-        self.weights[..self.scores.partition_point(|&s| s < threshold)].iter().sum()
+        let below = self.pairs.partition_point(|(score, _)| *score < threshold);
+        self.pairs[..below].iter().map(|(_, weight)| weight).sum()
     }
 }
 

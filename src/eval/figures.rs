@@ -144,7 +144,7 @@ impl<'a> Figures<'a> {
         let Some((bootstrap, _)) = &self.bootstrap else { return Ok((Some(accuracy), tar)) };
         let replicate = |k: usize| {
             let weights = bootstrap.weights(k);
-            let weight = |i: usize| weights(i) as usize;
+            let weight = |i: usize| weights[i] as usize;
             let tar = tar.as_ref().and_then(|tar| pairs.tar_at_far(tar.far_target, &weight).ok());
             Some([Some(pairs.accuracy(&weight).mean), tar.map(|tar| tar.tar_mean)])
         };

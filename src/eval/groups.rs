@@ -80,7 +80,10 @@ pub fn group_rates(
         0 => Vec::new(),
         _ => {
             let bootstrap = Bootstrap::new(comparisons, config)?;
-            bootstrap.replicates(|k, replicate| count(replicate.threshold_at_fmr(fmr_target), &bootstrap.weights(k)))
+            bootstrap.replicates(|k, replicate| {
+                let weights = bootstrap.weights(k);
+                count(replicate.threshold_at_fmr(fmr_target), &|i| weights[i])
+            })
         }
     };
     let interval =

@@ -145,9 +145,8 @@ impl Searches {
             return Err(Error::Evaluation("expected probes of people in the gallery, found none".to_owned()));
         }
         let is_measurable = |target: f64| num_nonmated as f64 * target >= 1.0;
-        let top_others: Vec<f64> = sorted.iter().map(|search| search.top_other).collect();
         let rates = |weight: &dyn Fn(u32) -> u64| {
-            let nonmated = Weighted::new(&top_others, sorted.iter().map(|search| weight(search.person)).collect());
+            let nonmated = Weighted::new(sorted.iter().map(|search| (search.top_other, weight(search.person))));
             let thresholds = FPIR_TARGETS.map(|target| {
                 let nonmated = nonmated.as_ref().filter(|_| is_measurable(target))?;
                 Some(lowest_threshold(nonmated, target))
@@ -174,7 +173,8 @@ impl Searches {
         let at_fpir = FPIR_TARGETS.into_iter().enumerate().map(|(i, fpir_target)| AtFpir {
             fpir_target,
             threshold: thresholds[i],
-            fpir: thresholds[i].map(|t| top_others.iter().filter(|s| **s >= t).count() as f64 / num_nonmated as f64),
+            fpir: thresholds[i]
+                .map(|t| sorted.iter().filter(|search| search.top_other >= t).count() as f64 / num_nonmated as f64),
             tpir: tpir[i],
             tpir_interval: config.interval(drawn.iter().map(|d| d.and_then(|(_, _, tpir)| tpir[i]))),
         });

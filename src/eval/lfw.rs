@@ -108,11 +108,12 @@ impl<'a> FoldedPairs<'a> {
         let (curves, total) = ACCURACY_GRID.curves(self, bins, weight);
         let (mut accuracies, mut thresholds) = (Vec::new(), Vec::new());
         for test in &curves {
-            let train = total.without(test);
-            let mut best = 0;
+            let train = Others { total: &total, fold: test };
+            let (mut best, mut most) = (0, train.num_right(0));
             for i in 1..ACCURACY_GRID.len {
-                if train.num_right(i) > train.num_right(best) {
-                    best = i;
+                let num = train.num_right(i);
+                if num > most {
+                    (best, most) = (i, num);
                 }
             }
             accuracies.push(test.num_right(best) as f64 / (test.num_same + test.num_different) as f64);
@@ -131,14 +132,14 @@ impl<'a> FoldedPairs<'a> {
         let (curves, total) = TAR_GRID.curves(self, bins, weight);
         let (mut tars, mut fars, mut thresholds) = (Vec::new(), Vec::new(), Vec::new());
         for (index, (fold, test)) in self.folds.iter().zip(&curves).enumerate() {
-            let train = total.without(test);
-            if test.num_same == 0 || test.num_different == 0 || train.num_different == 0 {
+            let train = Others { total: &total, fold: test };
+            if test.num_same == 0 || test.num_different == 0 || train.num_different() == 0 {
                 let (num_folds, same, different) = (self.folds.len(), test.num_same, test.num_different);
                 let what = format!(
                     "fold {index} of {num_folds}: TAR at FAR needs same and different pairs in the fold and \
                      different pairs in the others, found {same} same and {different} different in the fold and {} \
                      different in the others",
-                    train.num_different
+                    train.num_different()
                 );
                 return Err(Error::Evaluation(what));
             }
@@ -236,38 +237,45 @@ impl Accepted {
         self.num_different += fold.num_different;
     }
 
-    /// Returns the counts without those of a fold.
-    fn without(&self, fold: &Self) -> Self {
-        let minus = |a: &[usize], b: &[usize]| a.iter().zip(b).map(|(a, b)| a - b).collect();
-        Self {
-            step: self.step,
-            same: minus(&self.same, &fold.same),
-            different: minus(&self.different, &fold.different),
-            num_same: self.num_same - fold.num_same,
-            num_different: self.num_different - fold.num_different,
-        }
+    /// Number of pairs classified correctly at threshold `index`.
+    fn num_right(&self, index: usize) -> usize {
+        self.same[index] + self.num_different - self.different[index]
+    }
+}
+
+/// Numbers of pairs that each threshold accepts in all folds but one.
+struct Others<'a> {
+    total: &'a Accepted,
+    fold: &'a Accepted,
+}
+
+impl Others<'_> {
+    /// Number of "different" pairs.
+    fn num_different(&self) -> usize {
+        self.total.num_different - self.fold.num_different
     }
 
     /// Number of pairs classified correctly at threshold `index`.
     fn num_right(&self, index: usize) -> usize {
-        self.same[index] + self.num_different - self.different[index]
+        self.total.num_right(index) - self.fold.num_right(index)
     }
 
     /// Threshold at the target FAR, interpolated linearly between its two neighbours on the grid; 0 if no threshold
     /// reaches it.
     fn threshold_at_far(&self, target: f64) -> f64 {
-        let far = |i: usize| self.different[i] as f64 / self.num_different as f64;
-        let last = self.different.len() - 1;
+        let step = self.total.step;
+        let accepted = |i: usize| self.total.different[i] - self.fold.different[i];
+        let far = |i: usize| accepted(i) as f64 / self.num_different() as f64;
+        let last = self.total.different.len() - 1;
         let above = (0..=last).find(|&i| far(i) > target);
         match above {
             // FAR is 0 at threshold 0 and the target is positive, so `i` is at least 1.
             Some(i) => {
                 let (low, high) = (far(i - 1), far(i));
                 let weight = 1.0 / (high - low);
-                (i - 1) as f64 * self.step * (weight * (high - target))
-                    + i as f64 * self.step * (weight * (target - low))
+                (i - 1) as f64 * step * (weight * (high - target)) + i as f64 * step * (weight * (target - low))
             }
-            None if far(last) == target => last as f64 * self.step,
+            None if far(last) == target => last as f64 * step,
             None => 0.0,
         }
     }

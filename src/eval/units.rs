@@ -34,6 +34,7 @@ impl Units {
     }
 
     /// The two units of pair `i`.
+    #[inline]
     pub fn of_pair(&self, i: usize) -> [u32; 2] {
         self.pairs.as_ref().map_or([i as u32; 2], |pairs| pairs[i])
     }
@@ -49,6 +50,7 @@ impl std::fmt::Display for Units {
 }
 
 /// Weight of a pair of units when unit `u` was drawn `drawn[u]` times.
+#[inline]
 pub(super) fn weight([a, b]: [u32; 2], drawn: &[u32]) -> u64 {
     let times = u64::from(drawn[a as usize]);
     if a == b { times } else { times * u64::from(drawn[b as usize]) }

@@ -105,8 +105,9 @@ fn paint(m: &Block, design: &Design, noise: &Noise, finish: &Finish, [x, y]: [u3
         let grain = light.grain * noise.cell(x as i32 + i as i32 + finish.grain_at[0], y as i32 + finish.grain_at[1]);
         let is_seen = cover[i] > 0.0;
         let lit = lit([colour[0][i], colour[1][i], colour[2][i]], light, relight);
-        for (plane, value) in colour.iter_mut().zip(lit) {
-            plane[i] = if is_seen { (value + grain) * cover[i] } else { 0.0 };
+        // Not a `zip`, here and below: the compiler may leave its calls in the loop, which then has no vectors.
+        for k in 0..3 {
+            colour[k][i] = if is_seen { (lit[k] + grain) * cover[i] } else { 0.0 };
         }
     }
     let [red, green, blue] = colour;
@@ -147,8 +148,8 @@ impl Finish {
         }
         for i in 0..LANES {
             let is_strap = ends_here(m, i) & (strap[i] > cover[i]);
-            for (plane, value) in colour.iter_mut().zip(self.strap_colour) {
-                plane[i] = if is_strap { value } else { plane[i] };
+            for k in 0..3 {
+                colour[k][i] = if is_strap { self.strap_colour[k] } else { colour[k][i] };
             }
             cover[i] = if is_strap { strap[i] } else { cover[i] };
         }

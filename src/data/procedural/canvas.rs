@@ -30,11 +30,13 @@ pub(super) struct Pixel {
 
 impl Pixel {
     /// Lays `color` over the pixel with coverage `alpha`.
+    #[inline]
     pub(super) fn lay(&mut self, color: Rgb, alpha: f32) {
         self.albedo = mix(self.albedo, color, alpha);
     }
 
     /// Darkens a crease by the share `depth`.
+    #[inline]
     pub(super) fn crease(&mut self, depth: f32) {
         self.open *= 1.0 - depth;
     }
@@ -59,11 +61,13 @@ impl<'a> Canvas<'a> {
     }
 
     /// Calls `paint` on every pixel of the picture.
+    #[inline]
     pub(super) fn everywhere(&mut self, paint: impl FnMut(&mut Pixel)) {
         self.pixels.iter_mut().for_each(paint);
     }
 
     /// Calls `paint` on every pixel within `reach` of the point `(u, v)`, and on some around it.
+    #[inline]
     pub(super) fn around(&mut self, [u, v]: [f32; 2], reach: [f32; 2], mut paint: impl FnMut(&mut Pixel)) {
         let [x0, y0, x1, y1] = self.camera.bounds([u - reach[0], u + reach[0]], [v - reach[1], v + reach[1]]);
         let (cols, rows) = (span(x0, x1), span(y0, y1));
@@ -74,6 +78,7 @@ impl<'a> Canvas<'a> {
 }
 
 /// Range of the pixels from `low` to `high` that are in the picture.
+#[inline]
 fn span(low: f32, high: f32) -> std::ops::Range<usize> {
     // The cast saturates: left of the picture is 0.
     let start = (low as usize).min(SIDE);

@@ -32,11 +32,13 @@ impl Draw {
     }
 
     /// Uniform in `[0, 1)`.
+    #[inline]
     pub(super) fn unit(&mut self) -> f32 {
         (self.0.next_u32() >> 8) as f32 / (1 << 24) as f32
     }
 
     /// Uniform in `[low, high)`.
+    #[inline]
     pub(super) fn range(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * self.unit()
     }
@@ -47,6 +49,7 @@ impl Draw {
     }
 
     /// `true` with the given probability.
+    #[inline]
     pub(super) fn chance(&mut self, probability: f32) -> bool {
         self.unit() < probability
     }
@@ -64,6 +67,7 @@ impl Draw {
     }
 
     /// 32 random bits.
+    #[inline]
     pub(super) fn bits(&mut self) -> u32 {
         self.0.next_u32()
     }
@@ -75,6 +79,7 @@ impl Draw {
 }
 
 /// Smooth value noise in `[-1, 1]` on the unit lattice at `(x, y)`; `salt` picks one of many independent fields.
+#[inline]
 pub(super) fn noise(x: f32, y: f32, salt: u32) -> f32 {
     let (xi, yi) = (floor(x), floor(y));
     let (fx, fy) = (x - xi as f32, y - yi as f32);
@@ -86,6 +91,7 @@ pub(super) fn noise(x: f32, y: f32, salt: u32) -> f32 {
 }
 
 /// The random value of one lattice point, in `[-1, 1)`.
+#[inline]
 fn lattice(x: i32, y: i32, salt: u32) -> f32 {
     let mut h = (x as u32).wrapping_mul(0x85eb_ca6b) ^ (y as u32).wrapping_mul(0xc2b2_ae35) ^ salt;
     h = (h ^ (h >> 15)).wrapping_mul(0x2c1b_3c6d);
@@ -95,6 +101,7 @@ fn lattice(x: i32, y: i32, salt: u32) -> f32 {
 }
 
 /// `floor` without a call into the maths library.
+#[inline]
 fn floor(x: f32) -> i32 {
     let i = x as i32;
     i - i32::from(x < i as f32)

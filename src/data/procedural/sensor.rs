@@ -5,7 +5,7 @@ use image::RgbImage;
 use super::canvas::SIDE;
 use super::draw::Draw;
 use super::nuisance::Sensor;
-use super::shape::{Rgb, lerp};
+use super::shape::{Rgb, mix};
 
 /// Mean radiance that automatic exposure aims at.
 const GREY: f32 = 0.24;
@@ -17,10 +17,14 @@ const COS: [f32; 9] =
 pub(super) fn expose(mut radiance: Vec<Rgb>, sensor: &Sensor, noise: &mut Draw) -> RgbImage {
     let gain = sensor.exposure * auto_exposure(&radiance);
     for c in &mut radiance {
-        let mut d = [0, 1, 2].map(|k| tone(c[k] * gain * sensor.balance[k]));
-        let luma = 0.3 * d[0] + 0.59 * d[1] + 0.11 * d[2];
-        d = d.map(|v| luma + (v - luma) * sensor.saturation);
-        *c = d.map(|v| 255.0 * (0.5 + (v - 0.5) * sensor.contrast).clamp(0.0, 1.0));
+        for (v, balance) in c.iter_mut().zip(sensor.balance) {
+            *v = tone(*v * gain * balance);
+        }
+        let luma = 0.3 * c[0] + 0.59 * c[1] + 0.11 * c[2];
+        for v in c {
+            let saturated = luma + (*v - luma) * sensor.saturation;
+            *v = 255.0 * (0.5 + (saturated - 0.5) * sensor.contrast).clamp(0.0, 1.0);
+        }
     }
     let mut scratch = vec![[0.0; 3]; SIDE * SIDE];
     blur(&mut radiance, &mut scratch, sensor.blur);
@@ -70,7 +74,10 @@ fn filter(from: &[Rgb], to: &mut [Rgb], side: f32, along: usize, across: usize) 
         for i in 0..SIDE {
             let at = |i: usize| from[line * across + i * along];
             let (a, b, c) = (at(i.saturating_sub(1)), at(i), at((i + 1).min(SIDE - 1)));
-            to[line * across + i * along] = [0, 1, 2].map(|k| b[k] + side * (a[k] + c[k] - 2.0 * b[k]));
+            let out = &mut to[line * across + i * along];
+            for k in 0..3 {
+                out[k] = b[k] + side * (a[k] + c[k] - 2.0 * b[k]);
+            }
         }
     }
 }
@@ -100,9 +107,8 @@ fn lose_resolution(image: &mut [Rgb], scratch: &mut [Rgb], factor: f32) {
         let (j0, j1, ty) = place(y);
         for (x, c) in row.iter_mut().enumerate() {
             let (i0, i1, tx) = place(x);
-            let at = |j: usize, i: usize, k: usize| scratch[j * cells + i][k];
-            *c = [0, 1, 2]
-                .map(|k| lerp(lerp(at(j0, i0, k), at(j0, i1, k), tx), lerp(at(j1, i0, k), at(j1, i1, k), tx), ty));
+            let at = |j: usize, i: usize| scratch[j * cells + i];
+            *c = mix(mix(at(j0, i0), at(j0, i1), tx), mix(at(j1, i0), at(j1, i1), tx), ty);
         }
     }
 }
@@ -162,9 +168,16 @@ fn transform(block: &mut [f32; 64], matrix: &[[f32; 8]; 8]) {
     for (along, across) in [(1, 8), (8, 1)] {
         for line in 0..8 {
             let at = |i: usize| line * across + i * along;
-            let input: [f32; 8] = std::array::from_fn(|i| block[at(i)]);
+            let mut input = [0.0; 8];
+            for (i, x) in input.iter_mut().enumerate() {
+                *x = block[at(i)];
+            }
             for (i, row) in matrix.iter().enumerate() {
-                block[at(i)] = row.iter().zip(input).map(|(m, x)| m * x).sum();
+                let mut sum = 0.0;
+                for (m, x) in row.iter().zip(&input) {
+                    sum += m * x;
+                }
+                block[at(i)] = sum;
             }
         }
     }

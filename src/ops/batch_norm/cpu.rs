@@ -16,17 +16,23 @@ pub(crate) fn stats<T: WithDType>(x: &[T], channels: usize) -> Stats {
         let x = blocks[block];
         let count = T::from_f64((x.len() / channels) as f64);
         let mut mean = vec![T::zero(); channels];
+        // Not a `zip`: the compiler may leave a call in the loop for every row.
         simd(|| {
+            let mean = &mut mean[..channels];
             for row in x.chunks_exact(channels) {
-                mean.iter_mut().zip(row).for_each(|(m, &x)| *m += x);
+                for c in 0..channels {
+                    mean[c] += row[c];
+                }
             }
         });
         mean.iter_mut().for_each(|m| *m /= count);
         let mut m2 = vec![T::zero(); channels];
         simd(|| {
+            let (mean, m2) = (&mean[..channels], &mut m2[..channels]);
             for row in x.chunks_exact(channels) {
-                for ((m2, &x), &m) in m2.iter_mut().zip(row).zip(&mean) {
-                    *m2 += (x - m) * (x - m);
+                for c in 0..channels {
+                    let deviation = row[c] - mean[c];
+                    m2[c] += deviation * deviation;
                 }
             }
         });
