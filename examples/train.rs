@@ -2,7 +2,7 @@
 //! them on people they have never seen.
 //!
 //! ```text
-//! cargo run --release --example train                    # procedural faces, some minutes on two cores
+//! cargo run --release --example train                    # procedural faces, two minutes on two cores
 //! cargo run --release --example train -- --data DIR      # a folder of identities
 //! cargo run --release --example train -- --help
 //! ```
