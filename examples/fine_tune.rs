@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use maskinv::eval::table;
 use maskinv::models::load_model;
-use maskinv::train::{Arm, Checkpoint, Config, Event, Experiment, preset};
+use maskinv::train::{Arm, Checkpoint, Config, Event, Experiment, RunFolder, preset};
 
 /// Pretrains a network briefly on other faces.
 fn something_to_start_from(config: &Config, out: &Path) -> Result<Checkpoint> {
@@ -20,7 +20,7 @@ fn something_to_start_from(config: &Config, out: &Path) -> Result<Checkpoint> {
     config.train.epochs = 2;
     config.data.procedural.first_identity = 10_000;
     println!("training something to start from");
-    Experiment::new(config, out)?.run(&mut |_| {})?;
+    Experiment::new(config)?.in_folder(RunFolder::empty(out)?).run(&mut |_| {})?;
     Ok(Checkpoint::of(load_model(&out.join(Arm::Aug.name()), None)?)?)
 }
 
@@ -49,14 +49,20 @@ fn main() -> Result<()> {
     config.watch.every = 1;
     config.watch.patience = 2;
     config.optim.lr /= 5.0;
-    let outcome = Experiment::new(config, &out)?.with_start(start)?.run(&mut |event| match event {
-        Event::Watched { epoch, evaluation, is_best, .. } => {
-            let eer = 100.0 * evaluation.get(maskinv::eval::Setting::UM).metrics.eer;
-            println!("after epoch {epoch}: U-M EER {eer:.2} %{}", if is_best { ", the best so far" } else { "" });
-        }
-        Event::Notice(text) => println!("{text}"),
-        _ => {}
-    })?;
+    let outcome =
+        Experiment::new(config)?.in_folder(RunFolder::empty(&out)?).with_start(start)?.run(
+            &mut |event| match event {
+                Event::Watched { epoch, evaluation, is_best, .. } => {
+                    let eer = 100.0 * evaluation.get(maskinv::eval::Setting::UM).metrics.eer;
+                    println!(
+                        "after epoch {epoch}: U-M EER {eer:.2} %{}",
+                        if is_best { ", the best so far" } else { "" }
+                    );
+                }
+                Event::Notice(text) => println!("{text}"),
+                _ => {}
+            },
+        )?;
     println!("{}", table(&outcome.rows()));
     println!("{} is what it learned", out.join(Arm::Aug.name()).display());
     Ok(())

@@ -1,7 +1,7 @@
-//! Atomic writes: output goes to a temporary file, which is then renamed.
+//! Atomic writes: output goes to a temporary file, which is then renamed. What a failure leaves is removed.
 
-use std::io::Write;
-use std::path::Path;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
@@ -64,6 +64,93 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
     file.as_file().sync_all().map_err(Error::io(path))?;
     file.persist(path).map(drop).map_err(|e| Error::io(path)(e.error))
+}
+
+/// Folders that were made for an output. Dropping it removes those of them that are still empty.
+#[derive(Debug, Default)]
+pub struct NewFolders {
+    /// The outermost first.
+    created: Vec<PathBuf>,
+}
+
+impl NewFolders {
+    /// Makes a folder, and those above it, where they are missing.
+    ///
+    /// # Errors
+    /// When one cannot be made; those already made are removed.
+    pub fn create(path: &Path) -> Result<Self> {
+        let mut folders = Self::default();
+        let missing = path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.is_dir());
+        let missing: Vec<&Path> = missing.collect();
+        for path in missing.into_iter().rev() {
+            match std::fs::create_dir(path) {
+                Ok(()) => folders.created.push(path.to_owned()),
+                // Another process was faster.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
+                Err(e) => return Err(Error::io(path)(e)),
+            }
+        }
+        Ok(folders)
+    }
+
+    /// Whether this value made the folder.
+    pub fn includes(&self, path: &Path) -> bool {
+        self.created.iter().any(|created| created == path)
+    }
+}
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        // Folders with anything in them stay: they cannot be removed this way.
+        self.created.iter().rev().for_each(|path| drop(std::fs::remove_dir(path)));
+    }
+}
+
+/// Removes a file or a folder with everything in it; that there is none is no error.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_if_there(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(data) if data.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that a file can be written at `path`, so that a wrong name fails before the work for it: its folder exists
+/// and takes files, and the path is no folder.
+///
+/// # Errors
+/// Says what is in the way.
+pub fn check_writable(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::Data { path: path.to_owned(), what: "expected a file to write, found a folder".to_owned() });
+    }
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        let what = "expected a folder to write to, found none".to_owned();
+        return Err(Error::Data { path: folder.to_owned(), what });
+    }
+    temporary(path).map(drop)
+}
+
+/// Checks that a folder can be made or written to at `path`, like [`check_writable`].
+///
+/// # Errors
+/// Says what is in the way.
+pub fn check_folder_writable(path: &Path) -> Result<()> {
+    let folders = NewFolders::create(path)?;
+    let file = temporary(&path.join("x")).map(drop).map_err(|error| match error {
+        Error::Io { source, .. } => Error::Io { path: path.to_owned(), source },
+        other => other,
+    });
+    drop(folders);
+    file
 }
 
 /// Returns the SHA-256 of a file as lowercase hexadecimal digits.

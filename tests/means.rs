@@ -9,7 +9,8 @@ use maskinv::data::{Batch, Loader, Transform};
 use maskinv::losses::{DistillConfig, MarginHead};
 use maskinv::models::{Arch, Model, ModelConfig, load_model};
 use maskinv::train::{
-    Arm, Checkpoint, Config, Event, Experiment, StepConfig, Trainer, preset, read_evaluations, read_steps,
+    Arm, Checkpoint, Config, Event, Experiment, Header, RunFolder, StepConfig, Trainer, preset, read_evaluations,
+    read_steps,
 };
 
 const SIZE: usize = 16;
@@ -119,7 +120,7 @@ fn the_average_of_weights_lags_behind_them_and_is_what_an_arm_ends_with() -> Res
     let weights = |ema: f64, name: &str| -> Result<_> {
         let out = folder.path().join(name);
         let config = Config { train: maskinv::train::TrainConfig { ema, ..config.train.clone() }, ..config.clone() };
-        Experiment::new(config, &out)?.run(&mut |_| {})?;
+        Experiment::new(config)?.in_folder(RunFolder::empty(&out)?).run(&mut |_| {})?;
         values(&load_model(&out.join("teacher"), None)?.model.params().state()?)
     };
     assert!(distance(&weights(0.5, "ema")?, &weights(0.0, "plain")?) > 0.0);
@@ -154,7 +155,11 @@ fn checkpoint(config: &Config, seed: u64, classes: usize) -> Result<Checkpoint> 
     let model = Model::new(&config.model, &Device::Cpu, seed)?;
     let head = MarginHead::new(&config.loss, SIZE, classes, &Device::Cpu, 77)?;
     let backbone = Model::frozen(&config.model, model.params().state()?, &Device::Cpu)?;
-    Ok(Checkpoint { name: "start".to_owned(), backbone, header: Some(head.params().state()?) })
+    Ok(Checkpoint {
+        name: "start".to_owned(),
+        backbone,
+        header: Some(Header { tensors: head.params().state()?, identities: None }),
+    })
 }
 
 #[test]
@@ -163,14 +168,18 @@ fn fine_tuning_keeps_frozen_stages_and_starts_a_new_head_if_asked() -> Result<()
     config.train.arms = vec![Arm::Aug];
     config.train.epochs = 1;
     config.train.freeze = vec!["conv1".into(), "layer1".into()];
-    let error = Experiment::new(config.clone(), &folder.path().join("none"))?.run(&mut |_| {}).unwrap_err().to_string();
+    let error = Experiment::new(config.clone())?
+        .in_folder(RunFolder::empty(&folder.path().join("none"))?)
+        .run(&mut |_| {})
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("train.freeze: aug starts from random weights"), "{error}");
     let begun = config.clone();
     let start = || checkpoint(&begun, 9, 8);
     let before = values(&start()?.backbone.params().state()?)?;
     let run = |config: &Config, name: &str| -> Result<(BTreeMap<String, Vec<f64>>, f64)> {
         let out = folder.path().join(name);
-        Experiment::new(config.clone(), &out)?.with_start(start()?)?.run(&mut |_| {})?;
+        Experiment::new(config.clone())?.in_folder(RunFolder::empty(&out)?).with_start(start()?)?.run(&mut |_| {})?;
         let first = read_steps(&out.join("aug"))?[0].margin_loss.context("finite")?;
         Ok((values(&load_model(&out.join("aug"), None)?.model.params().state()?)?, first))
     };
@@ -195,7 +204,7 @@ fn an_arm_stops_early_and_ends_with_its_best_weights() -> Result<()> {
     config.set("watch={ every = 1, setting = \"U-U\", patience = 2 }")?;
     config.set("data.watch_share=0.3")?;
     let out = folder.path();
-    let experiment = Experiment::new(config.clone(), out)?;
+    let experiment = Experiment::new(config.clone())?.in_folder(RunFolder::empty(out)?);
     let mut watched = Vec::new();
     let outcome = experiment.run(&mut |event| {
         if let Event::Watched { epoch, evaluation, is_best, .. } = event {

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use maskinv::Error;
-use maskinv::train::{Arm, ArmOutcome, Config, Event, Experiment, StepRecord, preset, read_steps, states_folder};
+use maskinv::train::{
+    Arm, ArmOutcome, Config, Event, Experiment, RunFolder, StepRecord, preset, read_steps, states_folder,
+};
 
-use crate::cli::{maskinv, refused, str};
+use crate::cli::{faces, maskinv, refused, str};
 
 /// All four arms of a few steps each, with everything that has a state of its own: dropout, momentum, running statistics, averages, the
 /// best evaluation so far.
@@ -49,8 +51,11 @@ fn config() -> Result<Config> {
 /// Runs until the whole experiment has taken `stop_after` steps; the results, unless it stopped.
 fn run(config: &Config, out: &Path, resumes: bool, stop_after: usize) -> Result<Option<BTreeMap<Arm, ArmOutcome>>> {
     let flag: &'static AtomicBool = Box::leak(Box::default());
-    let experiment = Experiment::new(config.clone(), out)?.stopped_by(flag);
-    let experiment = if resumes { experiment.resumed()? } else { experiment };
+    let experiment = Experiment::new(config.clone())?.stopped_by(flag);
+    let experiment = match resumes {
+        true => experiment.resumed(RunFolder::of_run(out)?)?,
+        false => experiment.in_folder(RunFolder::empty(out)?),
+    };
     let mut num_steps = 0;
     let outcome = experiment.run(&mut |event| {
         if let Event::Step { .. } = event {
@@ -63,6 +68,10 @@ fn run(config: &Config, out: &Path, resumes: bool, stop_after: usize) -> Result<
         Err(Error::Stopped { .. }) => Ok(None),
         Err(other) => Err(other.into()),
     }
+}
+
+fn resumed(config: &Config, folder: &Path) -> Result<Experiment> {
+    Ok(Experiment::new(config.clone())?.resumed(RunFolder::of_run(folder)?)?)
 }
 
 /// Results without the time they took.
@@ -141,7 +150,7 @@ fn a_spoiled_state_gives_way_to_the_one_before_and_other_settings_are_refused() 
     bytes[last] ^= 1;
     std::fs::write(&newest, bytes)?;
     let mut notices = Vec::new();
-    let outcome = Experiment::new(config.clone(), &stopped)?.resumed()?.run(&mut |event| {
+    let outcome = resumed(&config, &stopped)?.run(&mut |event| {
         if let Event::Notice(text) = event {
             notices.push(text);
         }
@@ -152,7 +161,7 @@ fn a_spoiled_state_gives_way_to_the_one_before_and_other_settings_are_refused() 
     assert_eq!(timeless(outcome.arms), timeless(expected));
     let mut other = config;
     other.set("train.seed=7")?;
-    let error = Experiment::new(other, &stopped)?.resumed().err().context("accepted")?.to_string();
+    let error = resumed(&other, &stopped).err().context("accepted")?.to_string();
     assert!(error.contains("results.json") && error.contains("other settings"), "{error}");
     Ok(())
 }
@@ -270,6 +279,157 @@ fn a_state_that_finds_no_room_leaves_the_one_before_and_the_training_goes_on_wit
     let output = maskinv(&["train", "--resume", str(&stopped)])?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(weights_of_aug(&stopped)? == weights_of_aug(&whole)?);
+    Ok(())
+}
+
+/// A training of eight people that stops after its first steps, and its data.
+fn begun(root: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (data, out) = (faces(root, 8, 4)?, root.join("out"));
+    let mut config = preset("lfw-small")?;
+    for set in SETTINGS.iter().filter(|set| set.starts_with("model.") || set.starts_with("eval.")) {
+        config.set(set)?;
+    }
+    config.train.arms = vec![Arm::Aug];
+    config.loader.batch_size = 8;
+    config.data.root = Some(data.clone());
+    config.train.epochs = 3;
+    assert_eq!(run(&config, &out, false, 3)?, None);
+    Ok((data, out))
+}
+
+#[test]
+fn data_that_changed_is_refused_with_the_first_difference_and_accepted_on_demand() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (data, out) = begun(root.path())?;
+    let resume = ["train", "--resume", str(&out)];
+    std::fs::rename(data.join("p0"), data.join("z0"))?;
+    let error = refused(&resume)?;
+    assert!(error.contains("training set: person 0 was p0, now p1"), "{error}");
+    assert!(error.contains("--accept-changed-data"), "{error}");
+    std::fs::rename(data.join("z0"), data.join("p0"))?;
+    let image = data.join("p1/p1_0001.jpg");
+    let whole = std::fs::read(&image)?;
+    std::fs::copy(data.join("p2/p2_0003.jpg"), &image)?;
+    let error = refused(&resume)?;
+    assert!(error.contains("the images of p1 have changed"), "{error}");
+    let output = maskinv(&[&resume[..], &["--accept-changed-data"]].concat())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("goes on with changed data: "), "{said}");
+    // The record is now of the data that it went on with.
+    assert!(maskinv(&resume)?.status.success());
+    std::fs::write(&image, whole)?;
+    assert!(refused(&resume)?.contains("the images of p1 have changed"));
+    Ok(())
+}
+
+#[test]
+fn given_weights_that_changed_are_refused() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (data, out) = begun(root.path())?;
+    let (teacher, started) = (root.path().join("teacher.safetensors"), root.path().join("started"));
+    std::fs::copy(
+        out.join("aug/states").read_dir()?.next().context("a state")??.path().join("backbone.safetensors"),
+        &teacher,
+    )?;
+    let begin = ["train", "--data", str(&data), "--arm", "lg", "--teacher", str(&teacher), "--out", str(&started)];
+    let flags = ["--epochs", "1", "--set", "model.width=0.125", "--set", "model.input_size=32", "--batch-size", "8"];
+    let sizes = ["--set", "model.embedding_size=16", "--set", "eval.bootstrap.replicates=0"];
+    let output = maskinv(&[&begin[..], &flags, &sizes].concat())?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut bytes = std::fs::read(&teacher)?;
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    std::fs::write(&teacher, bytes)?;
+    let error = refused(&["train", "--resume", str(&started)])?;
+    assert!(error.contains("the teacher has other weights than before"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_folder_has_one_training_at_a_time() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (_, out) = begun(root.path())?;
+    let folder = RunFolder::of_run(&out)?;
+    let holder = format!("is in use: process {} is writing to it", std::process::id());
+    for args in [&["train", "--resume", str(&out)][..], &["train", "--out", str(&out), "--resume", "auto"]] {
+        let error = refused(args)?;
+        assert!(error.contains(&holder), "{error}");
+    }
+    drop(folder);
+    let records = std::fs::read(out.join("aug/steps.jsonl"))?;
+    assert!(!records.is_empty(), "what was there stays");
+    let output = maskinv(&["train", "--resume", str(&out)])?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn trainings_started_at_once_get_folders_of_their_own() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let data = faces(root.path(), 8, 4)?;
+    let begin = |lr: &str| {
+        Command::new(env!("CARGO_BIN_EXE_maskinv"))
+            .args(["train", "--data", str(&data), "--arm", "aug", "--epochs", "1", "--lr", lr, "--batch-size", "8"])
+            .args([
+                "--set",
+                "model.width=0.125",
+                "--set",
+                "model.input_size=32",
+                "--set",
+                "eval.bootstrap.replicates=0",
+            ])
+            .current_dir(root.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+    };
+    let children = ["0.1", "0.01", "0.001"].map(begin);
+    for child in children {
+        let output = child?.wait_with_output()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let mut rates = Vec::new();
+    for name in ["folder-seed0", "folder-seed0-2", "folder-seed0-3"] {
+        let folder = root.path().join("runs").join(name);
+        let config = Config::read(&folder.join("config.toml"))?;
+        let steps = read_steps(&folder.join("aug"))?;
+        assert_eq!(steps.iter().map(|step| step.step).collect::<Vec<_>>(), (1..=steps.len()).collect::<Vec<_>>());
+        rates.push(config.optim.lr);
+    }
+    rates.sort_by(f64::total_cmp);
+    assert_eq!(rates, [0.001, 0.01, 0.1]);
+    Ok(())
+}
+
+#[test]
+fn overwriting_leaves_nothing_of_the_training_before() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (data, out) = begun(root.path())?;
+    std::fs::write(out.join("results.json"), "old")?;
+    std::fs::create_dir_all(out.join("hg"))?;
+    // The corrected command after a mistake: what was there is still there.
+    let again = ["train", "--data", str(&data), "--arm", "aug", "--out", str(&out), "--overwrite", "--epochs", "1"];
+    let flags = ["--set", "model.width=0.125", "--set", "model.input_size=32", "--batch-size", "8"];
+    refused(&[&again[..], &flags, &["--start", "nothing.safetensors"]].concat())?;
+    assert!(out.join("hg").is_dir() && std::fs::read(out.join("results.json"))? == b"old");
+    let output = maskinv(&[&again[..], &flags].concat())?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!out.join("hg").exists() && std::fs::read(out.join("results.json"))? != b"old");
+    Ok(())
+}
+
+#[test]
+fn a_finished_arm_whose_weights_are_gone_is_trained_again() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (_, out) = begun(root.path())?;
+    let resume = ["train", "--resume", str(&out)];
+    assert!(maskinv(&resume)?.status.success());
+    let weights = weights_of_aug(&out)?;
+    std::fs::remove_file(out.join("aug/backbone.safetensors"))?;
+    let output = maskinv(&resume)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("trained again, "), "{said}");
+    assert!(weights_of_aug(&out)? == weights);
     Ok(())
 }
 

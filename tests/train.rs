@@ -10,7 +10,8 @@ use maskinv::losses::MarginHead;
 
 use maskinv::models::{Model, load_model};
 use maskinv::train::{
-    Arm, Checkpoint, Config, Event, Experiment, Outcome, Start, Trainer, preset, preset_names, save_checkpoint,
+    Arm, Checkpoint, Config, Event, Experiment, Outcome, RunFolder, Start, Trainer, preset, preset_names,
+    save_checkpoint,
 };
 
 /// Seconds of work: 8 people, an eighth of ResNet-18 at 32 pixels.
@@ -82,7 +83,7 @@ fn the_same_seed_gives_the_same_losses_bit_for_bit() -> Result<()> {
 #[test]
 fn the_arms_run_and_leave_checkpoints_that_evaluate_alike() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let experiment = Experiment::new(tiny(), folder.path())?;
+    let experiment = Experiment::new(tiny())?.in_folder(RunFolder::empty(folder.path())?);
     let (mut steps, mut finished) = (0, Vec::new());
     let outcome = experiment.run(&mut |event| match event {
         Event::Step { .. } => steps += 1,
@@ -119,11 +120,12 @@ fn hg_continues_from_lg_at_its_first_epoch() -> Result<()> {
     // In its second epoch nothing moves: what HG starts from is what LG ends with.
     config.set("schedule={ kind = \"step\", warmup_epochs = 0.0, milestones = [1], gamma = 1e-12 }")?;
     config.train.arms = vec![Arm::Teacher, Arm::Hg];
-    let experiment = Experiment::new(config.clone(), folder.path())?;
+    let experiment = Experiment::new(config.clone())?.in_folder(RunFolder::empty(folder.path())?);
     let error = experiment.run(&mut |_| {}).unwrap_err().to_string();
+    drop(experiment);
     assert!(error.contains("hg starts from the LG student"), "{error}");
     config.train.arms = vec![Arm::Teacher, Arm::Lg, Arm::Hg];
-    let outcome = Experiment::new(config, folder.path())?.run(&mut |_| {})?;
+    let outcome = Experiment::new(config)?.in_folder(RunFolder::empty(folder.path())?).run(&mut |_| {})?;
     assert_eq!(outcome.arms[&Arm::Hg].num_steps, 4);
     let weights = |arm: &str| -> Result<Vec<f32>> {
         let model = load_model(&folder.path().join(arm), None)?.model;
@@ -142,7 +144,8 @@ fn distillation_without_a_teacher_is_refused_before_any_step() -> Result<()> {
     let mut config = tiny();
     config.train.start = Start::Scratch;
     config.train.arms = vec![Arm::Lg];
-    let error = Experiment::new(config, folder.path())?.run(&mut |_| {}).unwrap_err().to_string();
+    let error =
+        Experiment::new(config)?.in_folder(RunFolder::empty(folder.path())?).run(&mut |_| {}).unwrap_err().to_string();
     assert_eq!(error, "training: lg learns from a teacher: give one, or train the teacher arm first");
     Ok(())
 }
@@ -152,10 +155,12 @@ fn a_given_teacher_is_used() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut config = tiny();
     config.train.arms = vec![Arm::Teacher];
-    let first = Experiment::new(config.clone(), &folder.path().join("a"))?.run(&mut |_| {})?;
+    let first =
+        Experiment::new(config.clone())?.in_folder(RunFolder::empty(&folder.path().join("a"))?).run(&mut |_| {})?;
     config.train.arms = vec![Arm::Lg];
     let teacher = Checkpoint::of(load_model(&folder.path().join("a/teacher"), None)?)?;
-    let experiment = Experiment::new(config, &folder.path().join("b"))?.with_teacher(teacher);
+    let experiment =
+        Experiment::new(config)?.in_folder(RunFolder::empty(&folder.path().join("b"))?).with_teacher(teacher);
     let mut saw_distillation = false;
     let second = experiment.run(&mut |event| {
         if let Event::Step { report, .. } = event {
@@ -181,7 +186,7 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
     let mut config = tiny();
     config.train.arms = vec![Arm::Teacher];
     let teacher_folder = folder.path().join("a");
-    Experiment::new(config.clone(), &teacher_folder)?.run(&mut |_| {})?;
+    Experiment::new(config.clone())?.in_folder(RunFolder::empty(&teacher_folder)?).run(&mut |_| {})?;
     let teacher = || Checkpoint::of(load_model(&teacher_folder.join("teacher"), None)?);
 
     config.train.arms = vec![Arm::Hg];
@@ -195,7 +200,7 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
         let out = folder.path().join(name);
         std::fs::create_dir_all(out.join("hg"))?;
         std::fs::write(out.join("hg/header.safetensors"), "of an older run")?;
-        Experiment::new(config, &out)?.with_teacher(teacher()?).run(&mut |event| {
+        Experiment::new(config)?.in_folder(RunFolder::empty(&out)?).with_teacher(teacher()?).run(&mut |event| {
             if let Event::Step { report, .. } = event {
                 assert!(report.margin_loss == 0.0 && report.distill_loss > 0.0);
             }
@@ -218,7 +223,9 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
     config.train.hg_start = Start::Scratch;
     let mut refused = |set: &str| -> Result<String> {
         config.set(set)?;
-        let experiment = Experiment::new(config.clone(), &folder.path().join("c"))?.with_teacher(teacher()?);
+        let experiment = Experiment::new(config.clone())?
+            .in_folder(RunFolder::empty(&folder.path().join("c"))?)
+            .with_teacher(teacher()?);
         Ok(experiment.run(&mut |_| {}).unwrap_err().to_string())
     };
     let error = refused("train.batch_norm=frozen")?;
@@ -233,7 +240,7 @@ fn class_centres_from_embeddings_fit_before_the_first_step() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut config = tiny();
     config.train.arms = vec![Arm::Teacher];
-    Experiment::new(config.clone(), &folder.path().join("a"))?.run(&mut |_| {})?;
+    Experiment::new(config.clone())?.in_folder(RunFolder::empty(&folder.path().join("a"))?).run(&mut |_| {})?;
     let backbone = folder.path().join("a/teacher/backbone.safetensors");
     std::fs::remove_file(backbone.with_file_name("header.safetensors"))?;
     config.train.arms = vec![Arm::Aug];
@@ -241,7 +248,9 @@ fn class_centres_from_embeddings_fit_before_the_first_step() -> Result<()> {
     let mut first_loss = |name: &str, start: &str| -> Result<f64> {
         config.set(&format!("train.head_start={start}"))?;
         let start = Checkpoint::of(load_model(&backbone, None)?)?;
-        let experiment = Experiment::new(config.clone(), &folder.path().join(name))?.with_start(start)?;
+        let experiment = Experiment::new(config.clone())?
+            .in_folder(RunFolder::empty(&folder.path().join(name))?)
+            .with_start(start)?;
         let mut first = None;
         experiment.run(&mut |event| {
             if let Event::Step { report, .. } = event {
@@ -282,7 +291,7 @@ fn a_training_without_finite_steps_ends_with_their_images_and_a_diagnosis() -> R
         config.set(set)?;
     }
     let mut notices = Vec::new();
-    let outcome = Experiment::new(config, folder.path())?.run(&mut |event| {
+    let outcome = Experiment::new(config)?.in_folder(RunFolder::empty(folder.path())?).run(&mut |event| {
         if let Event::Notice(text) = event {
             notices.push(text);
         }
@@ -375,7 +384,7 @@ fn corrupt(path: &Path, change: impl FnOnce(&mut Vec<u8>)) -> Result<String> {
 fn broken_checkpoints_are_refused_with_their_path() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (trainer, _) = trainer(&tiny())?;
-    save_checkpoint(folder.path(), &trainer.student, trainer.head())?;
+    save_checkpoint(folder.path(), &trainer.student, trainer.head(), &[])?;
     let path = folder.path().join("backbone.safetensors");
     load_model(&path, None)?;
     for (what, error) in [
@@ -408,8 +417,11 @@ fn students_are_tested_against_augmentation_alone_on_the_same_pairs() -> Result<
     let mut config = tiny();
     config.train.arms = vec![Arm::Teacher, Arm::Aug, Arm::Distill];
     let run = |out: &str, resumes: bool| -> Result<Outcome> {
-        let experiment = Experiment::new(config.clone(), &folder.path().join(out))?;
-        let experiment = if resumes { experiment.resumed()? } else { experiment };
+        let (experiment, out) = (Experiment::new(config.clone())?, folder.path().join(out));
+        let experiment = match resumes {
+            true => experiment.resumed(RunFolder::of_run(&out)?)?,
+            false => experiment.in_folder(RunFolder::empty(&out)?),
+        };
         Ok(experiment.run(&mut |_| ())?)
     };
     let outcome = run("a", false)?;
@@ -437,7 +449,7 @@ fn the_teacher_may_learn_from_people_of_its_own() -> Result<()> {
     config.train.arms = vec![Arm::Teacher, Arm::Aug];
     let mut found = Vec::new();
     let folder = tempfile::tempdir()?;
-    Experiment::new(config.clone(), folder.path())?.run(&mut |event| {
+    Experiment::new(config.clone())?.in_folder(RunFolder::empty(folder.path())?).run(&mut |event| {
         if let Event::Start { arm, num_identities, .. } = event {
             found.push((arm, num_identities));
         }

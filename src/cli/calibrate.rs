@@ -11,6 +11,7 @@ use super::model_file::ModelFile;
 use super::print;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
+use crate::cli::tell;
 use crate::eval::{Scores, Setting, compare};
 use crate::models::Threshold;
 use crate::train::Event;
@@ -108,7 +109,7 @@ impl CalibrateArgs {
         for threshold in model.thresholds() {
             print(&threshold.to_string())?;
         }
-        eprintln!("{}", self.output.display());
+        tell(format_args!("{}", self.output.display()));
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::model::HubArgs;
 use super::model_file::ModelFile;
+use crate::cli::tell;
 
 /// Arguments of `maskinv convert`.
 #[derive(Args, Debug)]
@@ -53,7 +54,7 @@ impl ConvertArgs {
             Precision::Bf16 => DType::BF16,
         };
         file.write(&loaded.model, dtype)?;
-        eprintln!("{}: {}", self.output.display(), loaded.model.preprocessing());
+        tell(format_args!("{}: {}", self.output.display(), loaded.model.preprocessing()));
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
+use crate::cli::tell;
 use crate::machine::{Choice, Machine, Precision};
 
 /// Flags for the device and its precision.
@@ -21,7 +22,7 @@ impl DeviceArgs {
     pub(super) fn open(&self) -> Result<Machine> {
         let (machine, notice) = Machine::open(self.device, self.precision)?;
         if let Some(notice) = notice {
-            eprintln!("{notice}");
+            tell(format_args!("{notice}"));
         }
         Ok(machine)
     }

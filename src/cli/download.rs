@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::model::HubArgs;
 use super::print;
+use crate::cli::tell;
 use crate::files::write_atomic;
 use crate::weights::manifest::{self, Entry};
 use crate::weights::{Bundled, ModelRef, WeightsFile};
@@ -43,7 +44,7 @@ impl DownloadArgs {
         let name = self.model.unwrap_or_default();
         let reference = ModelRef::parse(&name)?;
         if let ModelRef::Named(entry) = &reference {
-            eprintln!("{name}: licence {}; {}", entry.licence, entry.source);
+            tell(format_args!("{name}: licence {}; {}", entry.licence, entry.source));
         }
         match (self.hub.fetch(&reference)?, &self.out) {
             (WeightsFile::Path(path), Some(out)) => {

@@ -9,6 +9,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::list_images;
+use crate::cli::tell;
 use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
 use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, read_image, write_image};
 
@@ -86,7 +87,7 @@ impl MaskArgs {
             };
             save(&image, &output)?;
         }
-        eprintln!("{} images masked", inputs.len());
+        tell(format_args!("{} images masked", inputs.len()));
         Ok(())
     }
 

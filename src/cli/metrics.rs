@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::bootstrap::BootstrapArgs;
 use super::{print, print_json};
+use crate::cli::tell;
 use crate::eval::{
     Figures, Groups, ScoreFile, SettingResult, details_of, group_rates, group_table, operating_points, read_scores,
 };
@@ -44,7 +45,7 @@ impl MetricsArgs {
         let ScoreFile { comparisons, groups, repeated } = read_scores(&self.scores, self.labels.as_deref())?;
         if let Some(line) = repeated.first() {
             let (path, num) = (self.scores.display(), repeated.len());
-            eprintln!("{path}: {num} repeated pairs, the first in line {line}; each occurrence counts");
+            tell(format_args!("{path}: {num} repeated pairs, the first in line {line}; each occurrence counts"));
         }
         let bootstrap = self.bootstrap.config()?;
         let name = || self.scores.display().to_string();

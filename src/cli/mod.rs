@@ -139,11 +139,11 @@ fn exit_code(result: Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => match e.downcast_ref::<crate::Error>() {
             Some(stopped @ crate::Error::Stopped { .. }) => {
-                eprintln!("{stopped}; {e}");
+                tell(format_args!("{stopped}; {e}"));
                 STOPPED.into()
             }
             _ => {
-                eprintln!("error: {}", one_line(&e));
+                tell(format_args!("error: {}", one_line(&e)));
                 ExitCode::FAILURE
             }
         },
@@ -171,15 +171,14 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes a line to stderr; that it cannot be written is no reason to stop.
+fn tell(text: std::fmt::Arguments) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Writes JSON to stdout.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&serde_json::to_string_pretty(value)?)
-}
-
-/// Returns `base`, or the first of `base-2`, `base-3`, ... that does not exist.
-fn unused(base: &Path) -> PathBuf {
-    let numbered = |n: usize| PathBuf::from(format!("{}-{n}", base.display()));
-    std::iter::once(base.to_owned()).chain((2..).map(numbered)).find(|p| !p.exists()).unwrap_or(base.to_owned())
 }
 
 /// The images at `path`, a file or a folder with sub-folders, in name order.

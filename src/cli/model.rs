@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::cli::tell;
 use crate::models::{Loaded, open_model};
 use crate::preprocessing::Channels;
 use crate::weights::{DATASET_SCHEME, Hub, HubConfig, ModelRef, WeightsFile};
@@ -64,7 +65,7 @@ impl HubArgs {
     /// Like [`Self::load`], but also prints the notes on stderr.
     pub(super) fn load_with_notes(&self, name: &str) -> Result<Loaded> {
         let loaded = self.load(name)?;
-        loaded.notes.iter().for_each(|note| eprintln!("{name}: {note}"));
+        loaded.notes.iter().for_each(|note| tell(format_args!("{name}: {note}")));
         Ok(loaded)
     }
 
@@ -74,7 +75,7 @@ impl HubArgs {
             return Ok(path.to_owned());
         };
         let folder = self.hub().fetch_dataset(reference)?;
-        eprintln!("{reference}: {}", folder.display());
+        tell(format_args!("{reference}: {}", folder.display()));
         Ok(folder)
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::results::eers;
+use crate::cli::tell;
 use crate::train::Event;
 
 /// Time between progress lines if stderr is not a terminal.
@@ -44,7 +45,7 @@ impl Progress {
 
     pub(super) fn show(&mut self, event: Event) {
         match event {
-            Event::Notice(text) => self.bar.suspend(|| eprintln!("{text}")),
+            Event::Notice(text) => self.bar.suspend(|| tell(format_args!("{text}"))),
             _ if self.shows == Shows::Notices => {}
             Event::Start { arm, num_steps, num_images, num_left_out, num_identities, num_skipped_identities } => {
                 let skipped = match num_skipped_identities {
@@ -104,7 +105,7 @@ impl Progress {
 
     /// Prints a permanent line above the bar.
     fn say(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| tell(format_args!("{text}")));
     }
 
     fn begin(&mut self, name: &str, len: usize) {
@@ -122,7 +123,7 @@ impl Progress {
         self.bar.set_position(position as u64);
         if self.shows == Shows::Lines && self.last_line.elapsed() >= LINE_EVERY {
             let len = self.bar.length().unwrap_or(0);
-            eprintln!("{} {position}/{len} {text}", self.bar.prefix());
+            tell(format_args!("{} {position}/{len} {text}", self.bar.prefix()));
             self.last_line = Instant::now();
         }
         self.bar.set_message(text);

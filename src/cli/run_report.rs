@@ -7,13 +7,14 @@ use anyhow::{Context, Result};
 use image::{ImageFormat, RgbImage};
 
 use super::results::{conclusion, tables};
+use crate::cli::tell;
 use crate::data::{Pixels, encode_image};
 use crate::eval::{Evaluation, Setting};
 use crate::report::{ArmCurves, EvaluationPoint, FIGURES, SampleRow, StepPoint, TrainingReport};
-use crate::train::{Arm, ArmOutcome, Config, Experiment, Progressed, Run, StepRecord, read_evaluations, read_steps};
+use crate::train::{
+    Arm, ArmOutcome, Config, Experiment, Progressed, REPORT_PAGE, Run, StepRecord, read_evaluations, read_steps,
+};
 
-/// Name of the report in the training's folder.
-pub(super) const FILE: &str = "report.html";
 /// Number of sample images shown per batch.
 const NUM_SAMPLES: usize = 12;
 
@@ -48,7 +49,7 @@ pub(super) fn write(folder: &Path, experiment: Option<&Experiment>, notices: Vec
         provenance: provenance(&run)?,
         arms,
         samples: samples(&run.config, experiment).unwrap_or_else(|error| {
-            eprintln!("{FILE}: no sample images: {error:#}");
+            tell(format_args!("{REPORT_PAGE}: no sample images: {error:#}"));
             Vec::new()
         }),
         tables: tables(&outcomes),
@@ -88,7 +89,7 @@ fn samples(config: &Config, experiment: Option<&Experiment>) -> Result<Vec<Sampl
     let experiment = match experiment {
         Some(experiment) => experiment,
         None => {
-            opened = Experiment::new(config.clone(), Path::new(""))?;
+            opened = Experiment::new(config.clone())?;
             &opened
         }
     };

@@ -8,6 +8,7 @@ use clap::Args;
 use super::device::DeviceArgs;
 use super::model::HubArgs;
 use super::threads::ThreadsArgs;
+use crate::cli::tell;
 use crate::train::{Config, preset};
 
 /// Flags for the source of the settings and their overrides.
@@ -61,11 +62,11 @@ impl SettingsArgs {
         // `model` is runs/NAME/ARM or a file in it.
         match Path::new(model).ancestors().take(3).map(|p| p.join("config.toml")).find(|p| p.is_file()) {
             Some(path) => {
-                eprintln!("settings from {}", path.display());
+                tell(format_args!("settings from {}", path.display()));
                 Ok(Config::read(&path)?)
             }
             None => {
-                eprintln!("{model}: no config.toml beside it, using default settings");
+                tell(format_args!("{model}: no config.toml beside it, using default settings"));
                 Ok(Config::default())
             }
         }

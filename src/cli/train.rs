@@ -12,8 +12,12 @@ use super::model::HubArgs;
 use super::progress::Progress;
 use super::results::{conclusion, tables};
 use super::settings::SettingsArgs;
-use super::{STOPPED, dry_run, interrupt, print, print_json, run_report, unused};
-use crate::train::{Arm, CONFIG_FILE, Checkpoint, Config, Event, Experiment, preset, preset_names};
+use super::{STOPPED, dry_run, interrupt, print, print_json, run_report};
+use crate::cli::tell;
+use crate::files::check_folder_writable;
+use crate::train::{
+    Arm, CONFIG_FILE, ChangedData, Checkpoint, Config, Event, Experiment, REPORT_PAGE, RunFolder, preset, preset_names,
+};
 use crate::weights::Bundled;
 use crate::weights::manifest::find_bundled;
 
@@ -52,6 +56,10 @@ pub struct TrainArgs {
     /// Images per batch [default: from the settings]
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
+    /// Go on although data or given weights are no longer those that a resumed run was begun with, or class centres to
+    /// start from are of other people
+    #[arg(long)]
+    accept_changed_data: bool,
     /// Learning rate for a batch of optim.lr_batch images, scaled in proportion to the batch size [default: from the
     /// settings]
     #[arg(long, value_name = "X")]
@@ -127,28 +135,32 @@ impl TrainArgs {
         let machine = self.settings.device.open()?;
         if self.dry_run || self.find_lr {
             // Nothing is written there.
-            let experiment = self.with_models(Experiment::new(config, Path::new(""))?.on(&machine))?;
+            let experiment = self.with_models(Experiment::new(config)?.on(&machine))?;
             return match self.dry_run {
                 true => dry_run::run(&experiment, self.quiet, self.json),
                 false => self.lr_range.run(&experiment, self.quiet, self.json),
             };
         }
-        let out = match &resumed {
-            Some(out) => out.clone(),
-            None => self.out_folder(config.train.seed)?,
+        let destination = match resumed {
+            Some(folder) => Destination::Resumed(folder),
+            None => self.destination(config.train.seed)?,
         };
-        let mut experiment = Experiment::new(config, &out)?.on(&machine);
-        if resumed.is_some() {
-            experiment = experiment.resumed()?;
-        }
-        let experiment = self.with_models(experiment)?;
+        let changed_data = if self.accept_changed_data { ChangedData::Accept } else { ChangedData::Refuse };
+        let experiment = self.with_models(Experiment::new(config)?.on(&machine))?.with_changed_data(changed_data);
+        // Claimed once everything else is known to be right, so that a mistake leaves no folder behind.
+        let folder = destination.claim()?;
+        let out = folder.path().to_owned();
+        let experiment = match destination {
+            Destination::Resumed(_) => experiment.resumed(folder)?,
+            _ => experiment.in_folder(folder),
+        };
         let stop = interrupt::flag()?;
         let mut progress = Progress::of(self.quiet);
         let mut notices = Vec::new();
         let on = &mut |event: Event| {
             if matches!(event, Event::Embedded { .. }) && stop.load(Ordering::Relaxed) {
                 // What was trained is saved; an evaluation has nothing to save.
-                eprintln!("stopped in an evaluation, as requested; {}", go_on(&out));
+                tell(format_args!("stopped in an evaluation, as requested; {}", go_on(&out)));
                 std::process::exit(STOPPED.into());
             }
             if let Event::Notice(text) = &event {
@@ -160,7 +172,7 @@ impl TrainArgs {
         let outcome = experiment.run(on);
         // Of what is there, however it ended.
         if let Err(error) = run_report::write(&out, Some(&experiment), notices) {
-            eprintln!("{}: {error:#}", out.join(run_report::FILE).display());
+            tell(format_args!("{}: {error:#}", out.join(REPORT_PAGE).display()));
         }
         let outcome = outcome.map_err(|error| match error {
             crate::Error::Stopped { .. } => anyhow::Error::new(error).context(go_on(&out)),
@@ -177,7 +189,7 @@ impl TrainArgs {
         print(&format!(
             "Checkpoints, settings and all figures are in {0}; {0}/{1} shows them.",
             out.display(),
-            run_report::FILE
+            REPORT_PAGE
         ))
     }
 
@@ -269,20 +281,48 @@ impl TrainArgs {
         }
     }
 
-    fn out_folder(&self, seed: u64) -> Result<PathBuf> {
+    /// Returns where a new training's results go, and checks that an --out can be used.
+    fn destination(&self, seed: u64) -> Result<Destination> {
         let Some(out) = &self.out else {
             let kind = match (&self.settings.preset, &self.settings.data) {
                 (Some(name), _) => name.as_str(),
                 (None, Some(_)) => "folder",
                 (None, None) => "procedural",
             };
-            return Ok(unused(&Path::new("runs").join(format!("{kind}-seed{seed}"))));
+            return Ok(Destination::Unused(Path::new("runs").join(format!("{kind}-seed{seed}"))));
         };
         let is_used = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
         if is_used && !self.overwrite {
             bail!("{}: is not empty; choose another folder or say --overwrite", out.display());
         }
-        Ok(out.clone())
+        check_folder_writable(out)?;
+        Ok(match self.overwrite {
+            true => Destination::Overwritten(out.clone()),
+            false => Destination::Empty(out.clone()),
+        })
+    }
+}
+
+/// The folder for a training's results.
+enum Destination {
+    /// A new folder of this name, or with a number added.
+    Unused(PathBuf),
+    /// A folder that is missing or empty.
+    Empty(PathBuf),
+    /// A folder whose training is replaced.
+    Overwritten(PathBuf),
+    /// The folder of a training to resume.
+    Resumed(PathBuf),
+}
+
+impl Destination {
+    fn claim(&self) -> crate::Result<RunFolder> {
+        match self {
+            Self::Unused(base) => RunFolder::unused(base),
+            Self::Empty(path) => RunFolder::empty(path),
+            Self::Overwritten(path) => RunFolder::overwritten(path),
+            Self::Resumed(path) => RunFolder::of_run(path),
+        }
     }
 }
 

@@ -59,6 +59,10 @@ impl<D: Dataset> Dataset for Cached<D> {
         self.inner.encoded(index)
     }
 
+    fn encoded_len(&self, index: usize) -> Option<u64> {
+        self.inner.encoded_len(index)
+    }
+
     fn get(&self, index: usize) -> Result<Sample> {
         match self.samples.get(index) {
             Some(Some(sample)) => Ok(sample.clone()),

@@ -9,6 +9,7 @@ mod conditions;
 mod cross_pairs;
 mod decode;
 mod encode;
+mod fingerprint;
 mod formats;
 mod landmark_list;
 mod loader;
@@ -32,6 +33,7 @@ pub use check::{Duplicates, Findings, check};
 pub use cross_pairs::{csv_list, lfw_list, sample_cross_pairs};
 pub use decode::{decode_face, is_image, read_face, read_image};
 pub use encode::{encode_image, write_image};
+pub use fingerprint::{Fingerprint, PersonFingerprint, SplitsFingerprint, TestFingerprint};
 pub use formats::{
     Export, FaceFolder, Format, ListedFaces, RecordFaces, ShardFaces, Source, VerificationFaces, open_source,
     write_folder, write_index, write_records, write_shards, write_verification,

@@ -105,4 +105,8 @@ impl Dataset for Photos {
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
         read_bytes(&self.files[index]).map(Some)
     }
+
+    fn encoded_len(&self, index: usize) -> Option<u64> {
+        self.files[index].metadata().ok().map(|data| data.len())
+    }
 }

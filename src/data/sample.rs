@@ -62,6 +62,11 @@ pub trait Dataset: Send + Sync {
         Ok(None)
     }
 
+    /// Size in bytes of what [`Self::encoded`] returns, without reading it; `None` if it is not known.
+    fn encoded_len(&self, _index: usize) -> Option<u64> {
+        None
+    }
+
     /// Decodes image `index`. The same index returns the same sample on every thread. By default, the image is decoded
     /// from [`Self::encoded`] and its landmarks are [`ALIGNED_LANDMARKS`].
     ///

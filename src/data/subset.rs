@@ -118,6 +118,10 @@ impl Dataset for Subset {
         self.inner.encoded(self.at(index))
     }
 
+    fn encoded_len(&self, index: usize) -> Option<u64> {
+        self.inner.encoded_len(self.at(index))
+    }
+
     fn get(&self, index: usize) -> Result<Sample> {
         let sample = self.inner.get(self.at(index))?;
         Ok(Sample { label: self.label(index), ..sample })

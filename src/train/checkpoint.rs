@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::losses::MarginHead;
 use crate::models::{BACKBONE_FILE, Loaded, Model, save_model};
-use crate::weights::{read_pytorch, read_safetensors, write_safetensors};
+use crate::weights::{TensorFile, read_pytorch, read_safetensors, write_safetensors};
 
 /// File name of the head beside the backbone; the published code calls it header.
 pub(super) const HEADER_FILE: &str = "header.safetensors";
+/// Key of the names of the identities in the metadata of the head's file: a JSON list, by class.
+const IDENTITIES: &str = "identities";
+/// Name of the class centres among the head's parameters.
+pub(super) const KERNEL: &str = "kernel";
 
 /// A trained backbone, frozen, and the class centres of its head.
 #[derive(Debug)]
@@ -20,8 +24,59 @@ pub struct Checkpoint {
     pub name: String,
     /// The backbone.
     pub backbone: Model,
-    /// The head's parameters, if there was a file with them.
-    pub header: Option<BTreeMap<String, Tensor>>,
+    /// The head, if there was a file with it.
+    pub header: Option<Header>,
+}
+
+/// The parameters of a head, and whose class centres they are.
+#[derive(Clone, Debug)]
+pub struct Header {
+    /// The parameters by name; the class centres are `kernel (d, K)`.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Names of the identities, by class; none in files of other programs.
+    pub identities: Option<Vec<String>>,
+}
+
+impl Header {
+    fn of(file: TensorFile, path: &Path) -> Result<Self> {
+        let wrong = |e| {
+            let what = format!("metadata {IDENTITIES}: expected a list of names: {e}");
+            Error::Format { path: path.to_owned(), offset: 0, what }
+        };
+        let names = file.metadata.get(IDENTITIES).map(|json| serde_json::from_str(json).map_err(wrong));
+        Ok(Self { tensors: file.tensors, identities: names.transpose()? })
+    }
+
+    /// Returns the parameters with the class centres in the order of `names`, the identities of a data set.
+    ///
+    /// # Errors
+    /// Names the first identity that is not the data set's; whose centres these are is known for files of this crate.
+    pub(super) fn arranged(&self, names: &[String]) -> std::result::Result<BTreeMap<String, Tensor>, String> {
+        let Some(identities) = self.identities.as_ref().filter(|identities| identities[..] != *names) else {
+            return Ok(self.tensors.clone());
+        };
+        let class_of: BTreeMap<&String, u32> = identities.iter().zip(0..).collect();
+        let order: Option<Vec<u32>> = names.iter().map(|name| class_of.get(name).copied()).collect();
+        match order.filter(|_| class_of.len() == names.len() && identities.len() == names.len()) {
+            Some(order) => {
+                let order = Tensor::new(order, &Device::Cpu).map_err(|e| e.to_string())?;
+                let arranged = |(name, tensor): (&String, &Tensor)| match name == KERNEL {
+                    true => tensor.index_select(&order, 1).map(|tensor| (name.clone(), tensor)),
+                    false => Ok((name.clone(), tensor.clone())),
+                };
+                self.tensors.iter().map(arranged).collect::<candle_core::Result<_>>().map_err(|e| e.to_string())
+            }
+            None => {
+                let mut both = identities.iter().zip(names).enumerate();
+                Err(match both.find(|(_, (theirs, ours))| theirs != ours) {
+                    Some((class, (theirs, ours))) => {
+                        format!("class {class} is {theirs} in the file and {ours} in the data")
+                    }
+                    None => format!("{} identities in the file, {} in the data", identities.len(), names.len()),
+                })
+            }
+        }
+    }
 }
 
 impl Checkpoint {
@@ -40,17 +95,23 @@ impl Checkpoint {
             let step = name.strip_suffix("backbone.pth");
             step.and_then(|step| beside(&format!("{step}header.pth"))).map(|path| read_pytorch(&path)).transpose()?
         };
-        let header = header.map(|file| file.tensors);
+        let header = header.map(|file| Header::of(file, path)).transpose()?;
         Ok(Self { name: loaded.file.to_string(), backbone: loaded.model, header })
     }
 }
 
 /// Writes `backbone.safetensors` to `folder`, which is created if necessary, and `header.safetensors` if class centres
-/// were trained. Without them, an old `header.safetensors` is removed, since it belongs to a different backbone.
+/// were trained, with the names of their `identities`. Without them, an old `header.safetensors` is removed, since it
+/// belongs to a different backbone.
 ///
 /// # Errors
 /// When the folder cannot be created or written to; older files stay intact.
-pub fn save_checkpoint(folder: &Path, backbone: &Model, head: Option<&MarginHead>) -> Result<()> {
+pub fn save_checkpoint(
+    folder: &Path,
+    backbone: &Model,
+    head: Option<&MarginHead>,
+    identities: &[String],
+) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let header = folder.join(HEADER_FILE);
     if head.is_none() && header.exists() {
@@ -58,6 +119,7 @@ pub fn save_checkpoint(folder: &Path, backbone: &Model, head: Option<&MarginHead
     }
     save_model(&folder.join(BACKBONE_FILE), backbone, DType::F32)?;
     let Some(head) = head else { return Ok(()) };
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let names = serde_json::to_string(identities).map_err(|e| Error::Config(e.to_string()))?;
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned()), (IDENTITIES.to_owned(), names)]);
     write_safetensors(&header, &head.params().state()?, &metadata)
 }

@@ -19,39 +19,47 @@ use crate::models::Model;
 
 impl Experiment {
     /// Returns the newest intact training checkpoint of an arm, if training resumes and there is one.
-    pub(super) fn state(&self, arm: Arm, on: &mut dyn FnMut(Event)) -> Result<Option<TrainState>> {
-        let folder = states_folder(&self.out.join(arm.name()));
+    pub(super) fn state(&self, arm: Arm, inputs: &str, on: &mut dyn FnMut(Event)) -> Result<Option<TrainState>> {
+        let folder = states_folder(&self.arm_folder(arm));
         if !self.resumes {
             // Left by an earlier training in the same folder.
-            remove_states(&self.out.join(arm.name()))?;
+            remove_states(&self.arm_folder(arm))?;
             return Ok(None);
         }
         let (state, problems) = TrainState::newest(&folder)?;
         problems.into_iter().for_each(|problem| on(Event::Notice(problem)));
-        if let Some(TrainState { position, settings, .. }) = &state {
+        if let Some(TrainState { position, settings, inputs: of_state, .. }) = &state {
             // Compared as settings, not as text, because a later version may know more settings.
             if Config::parse(settings).ok().as_ref() != Some(&self.config) {
                 let what = "expected checkpoints of a training with the same settings, found other settings".to_owned();
                 return Err(Error::Data { path: folder, what });
             }
+            self.check_state(of_state.as_deref(), inputs)?;
             on(Event::Notice(format!("{}: resumes after step {}", arm.title(), position.step)));
         }
         Ok(state)
     }
 
     /// Saves a training checkpoint.
-    fn save_state(&self, trainer: &mut Trainer, position: &mut Position, records: &mut Records) -> Result<()> {
+    fn save_state(
+        &self,
+        trainer: &mut Trainer,
+        inputs: &str,
+        position: &mut Position,
+        records: &mut Records,
+    ) -> Result<()> {
         position.last_loss = Some(trainer.synchronise()?.loss).filter(|loss| loss.is_finite()).or(position.last_loss);
         position.dropout_words = trainer.student.dropout().map_or(0, |dropout| dropout.num_words());
         let state = TrainState {
             position: position.clone(),
             settings: self.config.to_toml()?,
+            inputs: Some(inputs.to_owned()),
             backbone: trainer.student.params().state()?,
             head: trainer.any_head().params().state()?,
             others: trainer.state()?,
         };
         records.flush()?;
-        let folder = states_folder(&self.out.join(position.arm.name()));
+        let folder = states_folder(&self.arm_folder(position.arm));
         state.save(&folder, self.config.train.keep_states)
     }
 
@@ -76,6 +84,7 @@ impl Experiment {
     pub(super) fn train(
         &self,
         arm: Arm,
+        inputs: &str,
         trainer: &mut Trainer,
         start: Option<&Checkpoint>,
         position: Option<Position>,
@@ -91,15 +100,16 @@ impl Experiment {
             num_identities: train.num_identities(),
             num_skipped_identities: train.num_skipped_identities(),
         });
+        let identities = train.identity_names();
         let mut at = position.unwrap_or_else(|| Position::start(arm, epochs.start));
-        let folder = self.out.join(arm.name());
+        let folder = self.arm_folder(arm);
         let mut records = Records::open(&folder, at.step)?;
         let keeps_lg = arm == Arm::Lg && config.train.hg_start == Start::Lg;
         let mut lg = match keeps_lg && (at.epoch, at.batch) > (config.train.hg_first_epoch, 0) {
             true => Some(self.saved(&self.lg_folder())?),
             false => None,
         };
-        let mut session = Session::new(arm, train.num_identities(), &at);
+        let mut session = Session::new(arm, inputs, train.num_identities(), &at);
         loop {
             if config.watch.is_due(&at, epochs.start, epochs.end) {
                 self.watch(trainer, &mut at, &mut records, on)?;
@@ -110,19 +120,19 @@ impl Experiment {
             if keeps_lg && (at.epoch, at.batch) == (config.train.hg_first_epoch, 0) {
                 // Saved so that a later run can start HG from it.
                 trainer.synchronise()?;
-                trainer.save(&self.lg_folder())?;
+                trainer.save(&self.lg_folder(), &identities)?;
                 lg = Some(self.saved(&self.lg_folder())?);
             }
             self.epoch(trainer, &loader, (&mut session, &mut at, &mut records), on)?;
             (at.epoch, at.batch) = (at.epoch + 1, 0);
-            self.save_state(trainer, &mut at, &mut records)?;
+            self.save_state(trainer, inputs, &mut at, &mut records)?;
             let centres = trainer.head().and_then(|head| head.params().get("kernel"));
             let name = |class: usize| train.identity_name(class as u32);
             for said in session.guards.epoch(centres.as_ref(), at.epoch == epochs.start + 1, name)? {
                 on(Event::Notice(format!("epoch {}: {said}", at.epoch - 1)));
             }
             if at.epoch < epochs.end {
-                trainer.save(&folder)?;
+                trainer.save(&folder, &identities)?;
                 if self.is_stopped() {
                     return Err(Error::Stopped { arm: arm.name().to_owned(), step: at.step });
                 }
@@ -133,7 +143,7 @@ impl Experiment {
         if let Some(start) = start.filter(|_| config.train.start_share > 0.0) {
             blend(&trainer.student, &start.backbone, config.train.start_share)?;
         }
-        save_checkpoint(&folder, &trainer.student, trainer.head())?;
+        save_checkpoint(&folder, &trainer.student, trainer.head(), &identities)?;
         records.flush()?;
         Ok((at, lg))
     }
@@ -169,7 +179,7 @@ impl Experiment {
             let is_due = config.train.save_every > 0 && at.step.is_multiple_of(config.train.save_every);
             // `train` saves the checkpoint at the end of an epoch.
             if (stops || is_due) && at.batch < per_epoch {
-                self.save_state(trainer, at, records)?;
+                self.save_state(trainer, session.inputs, at, records)?;
             }
             if stops && at.batch < per_epoch {
                 return Err(Error::Stopped { arm: session.arm.name().to_owned(), step: at.step });
@@ -234,8 +244,10 @@ impl Experiment {
 }
 
 /// Counters of an arm's training since it started or resumed.
-struct Session {
+struct Session<'a> {
     arm: Arm,
+    /// Digest of the training's data, for its checkpoints.
+    inputs: &'a str,
     guards: Guards,
     first_step: usize,
     seconds_before: f64,
@@ -244,10 +256,11 @@ struct Session {
     skipped_in_a_row: usize,
 }
 
-impl Session {
-    fn new(arm: Arm, num_classes: usize, at: &Position) -> Self {
+impl<'a> Session<'a> {
+    fn new(arm: Arm, inputs: &'a str, num_classes: usize, at: &Position) -> Self {
         Self {
             arm,
+            inputs,
             guards: Guards::new(num_classes),
             first_step: at.step,
             seconds_before: at.seconds,

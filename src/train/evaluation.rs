@@ -106,7 +106,7 @@ impl Experiment {
 
     /// Returns the folder of an arm's scores.
     pub(super) fn scores_folder(&self, arm: Arm) -> PathBuf {
-        self.out.join(arm.name()).join("scores")
+        self.arm_folder(arm).join("scores")
     }
 }
 

@@ -8,9 +8,11 @@ mod ema;
 mod epochs;
 mod evaluation;
 mod figures;
+mod folder;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu_ema;
 mod guards;
+mod inputs;
 mod lr_range;
 mod on_cpu;
 #[cfg(any(test, feature = "cuda"))]
@@ -26,9 +28,11 @@ mod step;
 mod watch;
 
 pub use arm::Arm;
-pub use checkpoint::{Checkpoint, save_checkpoint};
+pub use checkpoint::{Checkpoint, Header, save_checkpoint};
 pub use config::{BatchNormMode, Config, DistillArms, HeadStart, Start, TrainConfig, preset, preset_names};
 pub use evaluation::PairedTest;
+pub use folder::{REPORT_PAGE, RunFolder};
+pub use inputs::ChangedData;
 pub use lr_range::{LrPoint, LrRange};
 pub use outcome::{ArmOutcome, Event, Outcome};
 pub use records::{EvaluationRecord, StepRecord, read_evaluations, read_steps};

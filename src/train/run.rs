@@ -10,9 +10,11 @@ use candle_core::{Device, Tensor};
 
 use super::arm::Arm;
 use super::centres::mean_embeddings;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Header, KERNEL};
 use super::config::{BatchNormMode, Config, HeadStart, Start};
 use super::epochs::remove_states;
+use super::folder::RunFolder;
+use super::inputs::ChangedData;
 use super::outcome::{ArmOutcome, Event, Finished, Outcome, RESULTS_FILE};
 use super::state::{Position, TrainState};
 use super::step::Trainer;
@@ -21,18 +23,20 @@ use crate::error::{Error, Result};
 use crate::files::{remove_unfinished, write_atomic};
 use crate::losses::MarginHead;
 use crate::machine::Machine;
-use crate::models::{Model, ModelConfig, load_model};
+use crate::models::{BACKBONE_FILE, Model, ModelConfig, load_model};
 
 /// File name of the resolved settings in the results folder.
 pub const CONFIG_FILE: &str = "config.toml";
+/// File name of the fingerprint of the data in the results folder.
+pub(super) const DATA_FILE: &str = "data.json";
 
 /// A set of arms to train and evaluate on one data set.
 pub struct Experiment {
     pub(super) config: Config,
     pub(super) splits: Splits,
     /// The teacher's training set, if its arm is trained and the set is not the students'.
-    teacher_train: Option<Arc<dyn Dataset>>,
-    pub(super) out: PathBuf,
+    pub(super) teacher_train: Option<Arc<dyn Dataset>>,
+    folder: Option<RunFolder>,
     /// A given teacher, used instead of training one.
     pub(super) teacher: Option<Checkpoint>,
     /// Given weights that every trained arm starts from.
@@ -40,16 +44,19 @@ pub struct Experiment {
     pub(super) machine: Machine,
     /// Arms that an earlier run finished.
     finished: BTreeMap<Arm, ArmOutcome>,
+    /// Arms that an earlier run finished and whose weights are no longer there.
+    gone: Vec<Arm>,
     pub(super) resumes: bool,
+    pub(super) changed_data: ChangedData,
     pub(super) stop: Option<&'static AtomicBool>,
 }
 
 impl Experiment {
-    /// Opens the data and returns an experiment that writes its results to `out`.
+    /// Opens the data and returns an experiment. It can be rehearsed; to run, it needs [`Self::in_folder`].
     ///
     /// # Errors
     /// When a setting is out of range, or data is missing or corrupt.
-    pub fn new(config: Config, out: &Path) -> Result<Self> {
+    pub fn new(config: Config) -> Result<Self> {
         config.validate()?;
         let splits = config.data.open()?;
         splits.test.check_images()?;
@@ -63,12 +70,14 @@ impl Experiment {
             config,
             splits,
             teacher_train,
-            out: out.to_owned(),
+            folder: None,
             teacher: None,
             start: None,
             machine: Machine::default(),
             finished: BTreeMap::new(),
+            gone: Vec::new(),
             resumes: false,
+            changed_data: ChangedData::Refuse,
             stop: None,
         })
     }
@@ -83,27 +92,52 @@ impl Experiment {
         &self.splits
     }
 
-    /// Resumes from the results folder: keeps finished arms and continues the interrupted one from its newest intact
-    /// training checkpoint, as if it had never stopped.
+    /// Writes the results to `folder`.
+    pub fn in_folder(self, folder: RunFolder) -> Self {
+        Self { folder: Some(folder), ..self }
+    }
+
+    /// Sets whether data and class centres of other people than expected are accepted.
+    pub fn with_changed_data(self, changed_data: ChangedData) -> Self {
+        Self { changed_data, ..self }
+    }
+
+    /// Resumes the training in `folder`: keeps finished arms and continues the interrupted one from its newest intact
+    /// training checkpoint, as if it had never stopped. An arm whose weights are gone is trained again.
     ///
     /// # Errors
     /// When `results.json` cannot be read or was written with different settings.
-    pub fn resumed(self) -> Result<Self> {
-        for folder in Arm::ALL.map(|arm| self.out.join(arm.name())).iter().chain([&self.out]) {
+    pub fn resumed(self, folder: RunFolder) -> Result<Self> {
+        let resumed = Self { resumes: true, ..self.in_folder(folder) };
+        for folder in Arm::ALL.map(|arm| resumed.arm_folder(arm)).iter().map(PathBuf::as_path).chain([resumed.out()]) {
             remove_unfinished(folder)?;
         }
-        let path = self.out.join(RESULTS_FILE);
+        let path = resumed.out().join(RESULTS_FILE);
         if !path.exists() {
-            return Ok(Self { resumes: true, ..self });
+            return Ok(resumed);
         }
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let wrong = |what: String| Error::Format { path: path.clone(), offset: 0, what };
         let before: Finished =
             serde_json::from_str(&text).map_err(|e| wrong(format!("not the results of a training: {e}")))?;
-        if before.config != self.config {
+        if before.config != resumed.config {
             return Err(wrong("expected results of the same settings, found other settings".to_owned()));
         }
-        Ok(Self { finished: before.arms, resumes: true, ..self })
+        let (finished, gone): (BTreeMap<Arm, ArmOutcome>, BTreeMap<Arm, ArmOutcome>) =
+            before.arms.into_iter().partition(|(arm, _)| resumed.arm_folder(*arm).join(BACKBONE_FILE).is_file());
+        let is_trained = |arm: &&Arm| resumed.config.train.arms.contains(arm);
+        let gone = gone.keys().filter(is_trained).copied().collect();
+        Ok(Self { finished, gone, ..resumed })
+    }
+
+    /// Returns the results folder; the empty path without one.
+    pub(super) fn out(&self) -> &Path {
+        self.folder.as_ref().map_or(Path::new(""), RunFolder::path)
+    }
+
+    /// Returns an arm's folder in the results folder.
+    pub(super) fn arm_folder(&self, arm: Arm) -> PathBuf {
+        self.out().join(arm.name())
     }
 
     /// Makes training stop after the step in which `flag` is set: it saves a training checkpoint to resume from and
@@ -145,12 +179,19 @@ impl Experiment {
     /// Writes the resolved settings to `config.toml` there, and `results.json` after each arm.
     ///
     /// # Errors
-    /// When an arm depends on one that is neither given nor trained before it, or when training, saving or evaluation
-    /// fails.
+    /// When there is no results folder, an arm depends on one that is neither given nor trained before it, the data is
+    /// not that which a resumed training was begun with, or training, saving or evaluation fails.
     pub fn run(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
         self.check(&self.config.train.arms)?;
-        std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out))?;
-        write_atomic(&self.out.join(CONFIG_FILE), self.config.to_toml()?.as_bytes())?;
+        let Some(folder) = &self.folder else {
+            return Err(Error::Training("expected a folder for the results, found none".to_owned()));
+        };
+        if !folder.is_locked() {
+            let what = "its file system has no locks: make sure that no other process writes to it";
+            on(Event::Notice(format!("{}: {what}", folder.path().display())));
+        }
+        let inputs = self.check_inputs(on)?;
+        write_atomic(&self.out().join(CONFIG_FILE), self.config.to_toml()?.as_bytes())?;
         if let Some(found) = &self.splits.found {
             on(Event::Notice(found.clone()));
         }
@@ -190,12 +231,16 @@ impl Experiment {
                 outcome.arms.insert(arm, result.clone());
                 continue;
             }
-            let result = self.run_arm(arm, &mut trained, on)?;
+            if self.gone.contains(&arm) {
+                let path = self.arm_folder(arm).join(BACKBONE_FILE);
+                on(Event::Notice(format!("{}: trained again, {} is gone", arm.title(), path.display())));
+            }
+            let result = self.run_arm(arm, &inputs, &mut trained, on)?;
             on(Event::Finished { arm, evaluation: &result.evaluation });
             outcome.arms.insert(arm, result);
             // Written after every arm, so that a later failure does not lose finished arms.
             self.write_results(&outcome)?;
-            remove_states(&self.out.join(arm.name()))?;
+            remove_states(&self.arm_folder(arm))?;
         }
         outcome.paired_tests = self.paired_tests(arms, on)?;
         self.write_results(&outcome)?;
@@ -204,13 +249,13 @@ impl Experiment {
 
     fn write_results(&self, outcome: &Outcome) -> Result<()> {
         let json = serde_json::to_vec_pretty(outcome).map_err(|e| Error::Config(e.to_string()))?;
-        write_atomic(&self.out.join(RESULTS_FILE), &json)
+        write_atomic(&self.out().join(RESULTS_FILE), &json)
     }
 
     /// Loads what later arms may need from an arm that an earlier run finished.
     fn recall(&self, arm: Arm, trained: &mut Trained) -> Result<()> {
         match arm {
-            Arm::Teacher => trained.teacher = Some(self.saved(&self.out.join(arm.name()))?),
+            Arm::Teacher => trained.teacher = Some(self.saved(&self.arm_folder(arm))?),
             Arm::Lg if self.config.train.arms.contains(&Arm::Hg) && self.config.train.hg_start == Start::Lg => {
                 trained.lg = Some(self.saved(&self.lg_folder())?);
             }
@@ -227,7 +272,7 @@ impl Experiment {
 
     /// Folder of the LG student's weights at the epoch from which HG continues it.
     pub(super) fn lg_folder(&self) -> PathBuf {
-        self.out.join(Arm::Lg.name()).join(format!("epoch-{}", self.config.train.hg_first_epoch))
+        self.arm_folder(Arm::Lg).join(format!("epoch-{}", self.config.train.hg_first_epoch))
     }
 
     /// Checks that each of `arms` has the teacher and the weights it needs.
@@ -292,7 +337,7 @@ impl Experiment {
         }
     }
 
-    fn run_arm(&self, arm: Arm, trained: &mut Trained, on: &mut dyn FnMut(Event)) -> Result<ArmOutcome> {
+    fn run_arm(&self, arm: Arm, inputs: &str, trained: &mut Trained, on: &mut dyn FnMut(Event)) -> Result<ArmOutcome> {
         let teacher = self.teacher.as_ref().or(trained.teacher.as_ref());
         let start = self.origin(arm).and_then(|origin| {
             let weights = match origin {
@@ -302,14 +347,16 @@ impl Experiment {
             };
             Some((origin, weights?))
         });
-        let state = self.state(arm, on)?;
+        let state = self.state(arm, inputs, on)?;
         let mut trainer =
             self.trainer(arm, teacher.map(|t| &t.backbone), start, state.as_ref(), &mut trained.centres, on)?;
         let start = start.map(|(_, weights)| weights);
-        let (position, lg) = self.train(arm, &mut trainer, start, state.map(|state| state.position), on)?;
+        let (position, lg) = self.train(arm, inputs, &mut trainer, start, state.map(|state| state.position), on)?;
         let Position { step: num_steps, seconds, num_skipped, last_loss, best, .. } = position;
         let backbone = trainer.frozen(trainer.student.params().state()?)?;
-        let header = trainer.head().map(|head| head.params().state()).transpose()?;
+        let identities = Some(self.train_set(arm).identity_names());
+        let header = trainer.head().map(|head| Ok::<_, Error>(Header { tensors: head.params().state()?, identities }));
+        let header = header.transpose()?;
         let checkpoint = Checkpoint { name: arm.name().to_owned(), backbone, header };
         let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, Some(&self.scores_folder(arm)), on)?;
         match arm {
@@ -346,7 +393,20 @@ impl Experiment {
             match start.header.as_ref().filter(|h| config.train.keep_head && fits(h, size, classes)) {
                 // The resumed arm's own class centres are loaded below.
                 _ if state.is_some() => {}
-                Some(header) => head.params().load(header)?,
+                Some(header) => {
+                    let loaded = match (header.arranged(&train.identity_names()), self.changed_data) {
+                        (Ok(arranged), _) => arranged,
+                        (Err(_), ChangedData::Accept) => header.tensors.clone(),
+                        (Err(what), ChangedData::Refuse) => {
+                            let what = format!(
+                                "its class centres are of other people: {what}; start without them (--set \
+                                 train.keep_head=false) or accept them (--accept-changed-data)"
+                            );
+                            return Err(Error::Checkpoint { path: start.name.clone().into(), what });
+                        }
+                    };
+                    head.params().load(&loaded)?;
+                }
                 // Class centres are used by the margin loss alone.
                 None if config.distill.of(arm).margin_weight == 0.0 => {}
                 None if config.train.head_start == HeadStart::MeanEmbedding => {
@@ -399,6 +459,6 @@ pub(super) enum Origin {
 }
 
 /// Whether a head has `classes` centres of length `size`.
-fn fits(header: &BTreeMap<String, Tensor>, size: usize, classes: usize) -> bool {
-    header.get("kernel").is_some_and(|k| k.dims() == [size, classes])
+fn fits(header: &Header, size: usize, classes: usize) -> bool {
+    header.tensors.get(KERNEL).is_some_and(|k| k.dims() == [size, classes])
 }

@@ -79,6 +79,8 @@ pub struct TrainState {
     pub position: Position,
     /// All settings, as TOML.
     pub settings: String,
+    /// Digest of the data and given weights; none in checkpoints of versions that did not record it.
+    pub inputs: Option<String>,
     /// The backbone's parameters and running statistics.
     pub backbone: BTreeMap<String, Tensor>,
     /// The head's parameters.
@@ -94,6 +96,8 @@ struct StateFile {
     version: String,
     position: Position,
     settings: String,
+    #[serde(default)]
+    inputs: Option<String>,
     /// SHA-256 of the other files.
     files: BTreeMap<String, String>,
 }
@@ -143,8 +147,8 @@ impl TrainState {
             files.insert(name, sha256(&path)?);
         }
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let (position, settings) = (self.position.clone(), self.settings.clone());
-        let state = StateFile { format: FORMAT, version, position, settings, files };
+        let (position, settings, inputs) = (self.position.clone(), self.settings.clone(), self.inputs.clone());
+        let state = StateFile { format: FORMAT, version, position, settings, inputs, files };
         let json = serde_json::to_vec_pretty(&state).map_err(|e| Error::Config(e.to_string()))?;
         write_atomic(&unfinished.path().join(STATE_FILE), &json)?;
         sync_folder(unfinished.path())?;
@@ -196,7 +200,8 @@ impl TrainState {
                 _ => return Err(wrong(format!("expected names of {EXTENSION} files in its folder, found {file}"))),
             };
         }
-        Ok(Self { position: state.position, settings: state.settings, backbone, head, others })
+        let StateFile { position, settings, inputs, .. } = state;
+        Ok(Self { position, settings, inputs, backbone, head, others })
     }
 }
 
@@ -235,6 +240,7 @@ mod tests {
                 num_worse: 3,
             },
             settings: "seed = 0".to_owned(),
+            inputs: Some("a digest".to_owned()),
             backbone: tensors(step as f64),
             head: tensors(2.0),
             others: BTreeMap::from([("optimizer".to_owned(), tensors(3.0)), ("ema".to_owned(), tensors(4.0))]),

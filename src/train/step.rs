@@ -186,9 +186,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// Saves the head and the weights used for evaluation: the moving average if one is kept, else the student's.
-    pub(super) fn save(&self, folder: &Path) -> crate::Result<()> {
+    pub(super) fn save(&self, folder: &Path, identities: &[String]) -> crate::Result<()> {
         let averaged = self.averaged()?;
-        save_checkpoint(folder, averaged.as_ref().unwrap_or(&self.student), self.head())
+        save_checkpoint(folder, averaged.as_ref().unwrap_or(&self.student), self.head(), identities)
     }
 
     /// Returns the moving average of the student's weights as a frozen network, if one is kept.

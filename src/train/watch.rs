@@ -102,7 +102,8 @@ impl Experiment {
         let evaluation = evaluate(model, test, &config, |done, total| on(Event::Embedded { done, total }))?;
         let is_best = watch.note(&evaluation, at);
         if is_best && watch.patience > 0 {
-            save_checkpoint(&self.best_folder(at.arm), model, trainer.head())?;
+            let identities = self.train_set(at.arm).identity_names();
+            save_checkpoint(&self.best_folder(at.arm), model, trainer.head(), &identities)?;
         }
         on(Event::Watched { arm: at.arm, epoch: at.epoch, evaluation: &evaluation, is_best });
         records.evaluation(&EvaluationRecord { step: at.step, epoch: at.epoch, evaluation })
@@ -114,7 +115,7 @@ impl Experiment {
             let checkpoint = self.saved(&self.best_folder(at.arm))?;
             trainer.student.params().load(&checkpoint.backbone.params().state()?)?;
             if let (Some(head), Some(header)) = (trainer.head(), &checkpoint.header) {
-                head.params().load(header)?;
+                head.params().load(&header.tensors)?;
             }
             let Best { epoch, step, eer } = best;
             let setting = self.config.watch.setting.name();
@@ -131,7 +132,7 @@ impl Experiment {
 
     /// Folder of the weights with the lowest error rate so far.
     fn best_folder(&self, arm: Arm) -> PathBuf {
-        self.out.join(arm.name()).join("best")
+        self.arm_folder(arm).join("best")
     }
 }
 

@@ -13,6 +13,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use super::model::HubArgs;
+use crate::cli::tell;
 use crate::data::{Source, open_source};
 
 /// Arguments of `maskinv data`.
@@ -62,6 +63,6 @@ impl DataArgs {
 /// Opens a data set and prints its description on stderr.
 fn open(path: &Path, hub: &HubArgs) -> Result<Source> {
     let source = open_source(&hub.dataset(path)?)?;
-    eprintln!("{source}");
+    tell(format_args!("{source}"));
     Ok(source)
 }

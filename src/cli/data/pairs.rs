@@ -8,6 +8,7 @@ use clap::Args;
 use super::open;
 use crate::cli::model::HubArgs;
 use crate::cli::print;
+use crate::cli::tell;
 use crate::data::{
     Dataset, Pair, csv_list, lfw_list, read_conditions, sample_cross_pairs, sample_pairs, write_verification,
 };
@@ -96,7 +97,7 @@ impl PairsArgs {
         let is_probe: Vec<Option<bool>> = (0..images.len()).map(is_probe).collect::<Result<_>>()?;
         let num_unknown = is_probe.iter().filter(|probe| probe.is_none()).count();
         if num_unknown > 0 {
-            eprintln!("{}: no rows for {num_unknown} images, which are left out", path.display());
+            tell(format_args!("{}: no rows for {num_unknown} images, which are left out", path.display()));
         }
         Ok(sample_cross_pairs(&labels, &is_probe, self.genuine, self.impostor, self.seed))
     }

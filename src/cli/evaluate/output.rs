@@ -7,6 +7,7 @@ use image::RgbImage;
 use serde_json::{Map, Value, json};
 
 use super::{Named, Protocol, Run};
+use crate::cli::tell;
 use crate::cli::{print, print_json};
 use crate::data::Dataset;
 use crate::eval::{Evaluation, Figures, SettingResult, write_scores};
@@ -73,7 +74,7 @@ impl Output {
         let confidence = run.config.eval.bootstrap.confidence;
         let Self { title, measured, searched, .. } = self;
         Report { title, record, provenance, measured, searched, confidence }.write(folder)?;
-        eprintln!("{}", folder.join("report.html").display());
+        tell(format_args!("{}", folder.join("report.html").display()));
         Ok(())
     }
 

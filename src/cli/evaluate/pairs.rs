@@ -7,6 +7,7 @@ use super::Run;
 use super::output::{Output, Pairs, title};
 use super::provenance::sha256_of_images;
 use crate::cli::progress::Progress;
+use crate::cli::tell;
 use crate::data::TestSet;
 use crate::eval::{Evaluation, Figures, MaskedFaces, compare, compare_as_is, figures};
 use crate::report::REAL_MASKS;
@@ -22,7 +23,7 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
         if let Some(&first) = repeated.first() {
             let [a, b] = sides(set, first).map(|image| title(set.images.as_ref(), image));
             let (num, what) = (repeated.len(), &set.description);
-            eprintln!("{what}: {num} repeated pairs, the first of {a} and {b}; each occurrence counts");
+            tell(format_args!("{what}: {num} repeated pairs, the first of {a} and {b}; each occurrence counts"));
         }
     }
     let mut progress = Progress::new();

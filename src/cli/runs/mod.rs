@@ -10,8 +10,9 @@ use clap::Args;
 
 use super::results::eers;
 use super::{print, print_json, run_report};
+use crate::cli::tell;
 use crate::eval::{Setting, SettingResult, figure_rows};
-use crate::train::{Arm, Progressed, Run};
+use crate::train::{Arm, Progressed, REPORT_PAGE, Run};
 
 /// Arguments of `maskinv runs`.
 #[derive(Args, Debug)]
@@ -46,7 +47,7 @@ impl RunsArgs {
                 false => runs.extend(inside(folder)?.into_iter().filter_map(|folder| match Run::read(&folder) {
                     Ok(run) => Some(run),
                     Err(error) => {
-                        eprintln!("{}: {error}", folder.display());
+                        tell(format_args!("{}: {error}", folder.display()));
                         None
                     }
                 })),
@@ -59,7 +60,7 @@ impl RunsArgs {
         if self.report {
             for run in &runs {
                 run_report::write(&run.folder, None, Vec::new())?;
-                print(&run.folder.join(run_report::FILE).display().to_string())?;
+                print(&run.folder.join(REPORT_PAGE).display().to_string())?;
             }
             return Ok(());
         }

@@ -102,6 +102,10 @@ impl Dataset for FaceFolder {
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
         read_bytes(&self.path(index)).map(Some)
     }
+
+    fn encoded_len(&self, index: usize) -> Option<u64> {
+        self.path(index).metadata().ok().map(|data| data.len())
+    }
 }
 
 /// Writes a folder of identities, with the images as [`Export`] encodes and names them.

@@ -94,4 +94,8 @@ impl Dataset for ListedFaces {
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
         read_bytes(&self.path(index)).map(Some)
     }
+
+    fn encoded_len(&self, index: usize) -> Option<u64> {
+        self.path(index).metadata().ok().map(|data| data.len())
+    }
 }

@@ -98,6 +98,10 @@ impl Dataset for VerificationFaces {
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
         Ok(Some(self.images[index].clone()))
     }
+
+    fn encoded_len(&self, index: usize) -> Option<u64> {
+        Some(self.images[index].len() as u64)
+    }
 }
 
 /// Reads the flags of the pairs: a list of bools, 0 and 1, or NumPy bools, or an array.

@@ -191,6 +191,10 @@ impl Dataset for ShardFaces {
         let place = self.images[index];
         self.shards[place.shard as usize].read(place.offset, place.len as usize).map(Some)
     }
+
+    fn encoded_len(&self, index: usize) -> Option<u64> {
+        Some(self.images[index].len.into())
+    }
 }
 
 /// Writes `FOLDER/faces-000000.tar` and so on with `shard_size` images in each, as `PERSON/IMAGE.jpg` and

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use super::index::Index;
-use super::record::{Header, read_header, read_record};
+use super::record::{Header, read_header, read_record, skip_record};
 use crate::data::formats::classes::{Classes, Paths};
 use crate::data::formats::file::RandomFile;
 use crate::data::sample::Dataset;
@@ -99,6 +99,11 @@ impl Dataset for RecordFaces {
         let (_, used) = Header::parse(&record).map_err(|what| self.file.error(offset + 8, what))?;
         record.drain(..used);
         Ok(Some(record))
+    }
+
+    fn encoded_len(&self, index: usize) -> Option<u64> {
+        let offset = self.offsets[index];
+        skip_record(&self.file, offset).ok().map(|end| end - offset)
     }
 }
 

@@ -1,0 +1,129 @@
+//! What a training reads besides its settings: data sets and given weights, by their fingerprints.
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::checkpoint::Checkpoint;
+use super::outcome::Event;
+use super::run::{DATA_FILE, Experiment};
+use crate::data::SplitsFingerprint;
+use crate::error::{Error, Result};
+use crate::files::{hex, write_atomic};
+
+/// Whether a training may go on with other data or given weights than it was begun with, or from class centres of
+/// other people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChangedData {
+    /// It is an error that names the first difference.
+    #[default]
+    Refuse,
+    /// It is a notice.
+    Accept,
+}
+
+/// Fingerprints of the data sets and the given weights of a training.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Inputs {
+    #[serde(flatten)]
+    data: SplitsFingerprint,
+    /// SHA-256 of the given teacher's weights.
+    teacher: Option<String>,
+    /// SHA-256 of the weights given to start from.
+    start: Option<String>,
+}
+
+impl Inputs {
+    fn of(experiment: &Experiment) -> Result<Self> {
+        let digest = |weights: &Option<Checkpoint>| weights.as_ref().map(weights_digest).transpose();
+        Ok(Self {
+            data: SplitsFingerprint::of(&experiment.splits, experiment.teacher_train.as_deref()),
+            teacher: digest(&experiment.teacher)?,
+            start: digest(&experiment.start)?,
+        })
+    }
+
+    /// Describes the first difference; none if both are the same.
+    fn difference(&self, now: &Self) -> Option<String> {
+        let weights = |name: &str, before: &Option<String>, now: &Option<String>| {
+            (before != now).then(|| format!("{name} has other weights than before"))
+        };
+        self.data
+            .difference(&now.data)
+            .or_else(|| weights("the teacher", &self.teacher, &now.teacher))
+            .or_else(|| weights("the model to start from", &self.start, &now.start))
+    }
+
+    /// Returns the SHA-256 of these fingerprints.
+    fn digest(&self) -> Result<String> {
+        Ok(hex(&Sha256::digest(json(self)?)))
+    }
+}
+
+impl Experiment {
+    /// Records the inputs of a new training in its folder, or compares those of a resumed one with the record. Returns
+    /// their digest, which training checkpoints hold.
+    ///
+    /// # Errors
+    /// When a resumed training finds other inputs and may not accept them, or the record cannot be read or written.
+    pub(super) fn check_inputs(&self, on: &mut dyn FnMut(Event)) -> Result<String> {
+        let (path, now) = (self.out().join(DATA_FILE), Inputs::of(self)?);
+        if self.resumes && path.exists() {
+            let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+            let wrong = |e: serde_json::Error| Error::Format {
+                path: path.clone(),
+                offset: 0,
+                what: format!("not the fingerprint of a training's data: {e}"),
+            };
+            let before: Inputs = serde_json::from_str(&text).map_err(wrong)?;
+            match (before.difference(&now), self.changed_data) {
+                (None, _) => return now.digest(),
+                (Some(what), ChangedData::Refuse) => return Err(changed(self, &what)),
+                (Some(what), ChangedData::Accept) => on(Event::Notice(format!("goes on with changed data: {what}"))),
+            }
+        } else if self.resumes {
+            let what = "is not there: whether the data is still that of the beginning is not known";
+            on(Event::Notice(format!("{}: {what}", path.display())));
+        }
+        write_atomic(&path, &json(&now)?)?;
+        now.digest()
+    }
+
+    /// Checks that a training checkpoint is of these inputs.
+    pub(super) fn check_state(&self, of_state: Option<&str>, inputs: &str) -> Result<()> {
+        match of_state.is_some_and(|digest| digest != inputs) && self.changed_data == ChangedData::Refuse {
+            true => Err(changed(self, "its training checkpoint was saved with other data")),
+            false => Ok(()),
+        }
+    }
+}
+
+fn changed(experiment: &Experiment, what: &str) -> Error {
+    let what = format!(
+        "expected the data that it was begun with; {what}. --accept-changed-data goes on with the data as it is now"
+    );
+    Error::Data { path: experiment.out().to_owned(), what }
+}
+
+fn json(inputs: &Inputs) -> Result<Vec<u8>> {
+    serde_json::to_vec(inputs).map_err(|e| Error::Config(e.to_string()))
+}
+
+/// Returns the SHA-256 of a backbone's weights, whatever file they are in.
+fn weights_digest(checkpoint: &Checkpoint) -> Result<String> {
+    let mut hasher = Sha256::new();
+    for (name, tensor) in checkpoint.backbone.params().state()? {
+        hasher.update(name.as_bytes());
+        bytes(&tensor, &mut hasher)?;
+    }
+    Ok(hex(&hasher.finalize()))
+}
+
+fn bytes(tensor: &Tensor, hasher: &mut Sha256) -> Result<()> {
+    let values = tensor.flatten_all()?.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?;
+    for part in values.chunks(1024) {
+        let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
+        hasher.update(bytes);
+    }
+    Ok(())
+}
