@@ -6,6 +6,7 @@ mod cli_metrics;
 mod cli_models;
 mod cli_report;
 mod cli_runs;
+mod decode;
 mod demonstration;
 mod engine;
 mod eval_metrics;

@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 use image::{ImageFormat, Rgb, RgbImage};
 use maskinv::data::{
-    Dataset, Export, FaceFolder, Loader, PairList, ShardFaces, Transform, open_source, write_folder, write_records,
-    write_shards,
+    Dataset, Export, FaceFolder, Loader, OnBroken, PairList, ShardFaces, Transform, open_source, write_folder,
+    write_records, write_shards,
 };
 use maskinv::losses::MarginHead;
 use maskinv::models::{Model, load_model};
@@ -155,13 +155,27 @@ fn broken_shards_are_refused_or_shorter() -> Result<()> {
     let path = dir.path().join("shards/faces-000000.tar");
     let bytes = fs::read(&path)?;
     let file = fs::OpenOptions::new().write(true).open(&path)?;
+    let paths = std::slice::from_ref(&path);
+    let closed = bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0).next_multiple_of(512) as u64 + 1024;
+    let mut kept = std::collections::BTreeSet::new();
     for len in (0..bytes.len() as u64).rev() {
         file.set_len(len)?;
-        match ShardFaces::open(std::slice::from_ref(&path)) {
-            Ok(set) => assert!(set.len() <= faces.len() && (0..set.len()).all(|i| set.encoded(i).is_ok()), "{len}"),
-            Err(error) => assert!(error.to_string().contains("faces-000000.tar"), "{error}"),
+        // Beyond the two closing blocks tar files are padded.
+        if len >= closed {
+            assert_eq!(ShardFaces::open(paths, OnBroken::Fail)?.len(), faces.len(), "{len}");
+            continue;
+        }
+        let error = ShardFaces::open(paths, OnBroken::Fail).map(|_| ()).expect_err("cut").to_string();
+        assert!(error.contains("faces-000000.tar"), "{len}: {error}");
+        // No complete sample, or even no header.
+        let Ok(set) = ShardFaces::open(paths, OnBroken::Skip) else { continue };
+        kept.insert(set.len());
+        assert!(set.cut().len() == 1 && set.cut()[0].contains("truncated"), "{len}: {:?}", set.cut());
+        for i in 0..set.len() {
+            assert_eq!((set.encoded(i)?, set.person_and_file(i)), (faces.encoded(i)?, faces.person_and_file(i)));
         }
     }
+    assert_eq!(kept, (1..=faces.len()).collect(), "every number of complete samples");
     fs::write(&path, [&[0x1f, 0x8b, 8][..], &[7; 600]].concat())?;
     let error = open_source(&path).map(|_| ()).expect_err("compressed").to_string();
     assert!(error.contains("expected a tar file that is not compressed"), "{error}");

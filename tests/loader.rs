@@ -121,6 +121,42 @@ fn a_broken_image_is_replaced_and_counted_where_settings_say_so() -> Result<()> 
     Ok(())
 }
 
+/// The student's views of each image in an epoch, by the image's index.
+fn views_by_image(
+    set: Grey,
+    balance: f64,
+    seed: u64,
+    epoch: u64,
+) -> Result<std::collections::BTreeMap<u32, Vec<Vec<u8>>>> {
+    let augment = AugmentConfig { mask: 0.0, misalign: 1.0, ..AugmentConfig::default() };
+    let config = LoaderConfig { batch_size: 5, threads: 2, prefetch: 1, balance };
+    let transform = Transform::new(&augment, &MaskConfig::default())?;
+    let loader = Loader::new(Arc::new(set), transform, &config, 28, seed)?.on_broken(OnBroken::Skip);
+    let mut views = std::collections::BTreeMap::<u32, Vec<Vec<u8>>>::new();
+    for batch in loader.epoch(epoch) {
+        let batch = batch?;
+        for (image, values) in batch.images.iter().zip(batch.student.values.chunks_exact(3 * 28 * 28)) {
+            views.entry(*image).or_default().push(values.to_vec());
+        }
+    }
+    Ok(views)
+}
+
+#[test]
+fn an_image_that_comes_again_in_an_epoch_has_other_views() -> Result<()> {
+    let mut num_repeated = 0;
+    for (balance, broken, epoch) in [(1.0, None, 0), (0.0, Some(9), 0), (0.0, Some(0), 1), (0.5, Some(3), 2)] {
+        let all = views_by_image(Grey { len: 25, broken }, balance, 0, epoch)?;
+        for (image, views) in all.into_iter().filter(|(_, views)| views.len() > 1) {
+            num_repeated += 1;
+            let distinct: std::collections::BTreeSet<_> = views.iter().collect();
+            assert_eq!(distinct.len(), views.len(), "image {image} with {balance}, {broken:?}");
+        }
+    }
+    assert!(num_repeated >= 5, "{num_repeated}");
+    Ok(())
+}
+
 #[test]
 fn a_stopped_epoch_goes_on_where_it_was() -> Result<()> {
     let whole = epoch(3, 5, 2)?;

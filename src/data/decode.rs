@@ -12,14 +12,21 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
+use super::jpeg::{JpegLayout, decode_odd, jpeg_layout};
 use super::sample::FACE_SIZE;
 use crate::error::{Error, Result};
 
 /// File extensions of images, in lower case.
-const EXTENSIONS: [&str; 7] = ["jpg", "jpeg", "png", "bmp", "webp", "pgm", "ppm"];
+const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "pgm", "ppm", "pnm"];
 
 /// Most bytes that a decoder may allocate: a photo of 40 megapixels.
-const MAX_DECODE_BYTES: u64 = 128 << 20;
+pub(super) const MAX_DECODE_BYTES: u64 = 128 << 20;
+
+/// Error of a truncated JPEG.
+const NO_END: &str = "expected a complete JPEG, found no end marker: the file is truncated";
+
+/// Says what is wrong with a width and height, before any pixel is decoded.
+pub(super) type SizeCheck<'a> = &'a dyn Fn(u32, u32) -> std::result::Result<(), String>;
 
 /// Returns whether a file name is that of an image; hidden files are not, whatever their extension.
 pub fn is_image(name: &OsStr) -> bool {
@@ -52,7 +59,8 @@ pub fn decode_face(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage>
     })
 }
 
-/// Reads an image file of any supported format as RGB. The format is detected from the content, since extensions lie.
+/// Reads an image file of any supported format as RGB, upright: turned as its EXIF orientation says. The format is
+/// detected from the content, since extensions lie.
 ///
 /// # Errors
 /// When the file cannot be read, is not an image, is truncated, or would need more than 128 MiB decoded.
@@ -72,12 +80,19 @@ pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn decode(
-    bytes: &[u8],
-    name: &dyn Fn() -> PathBuf,
-    check_size: &dyn Fn(u32, u32) -> std::result::Result<(), String>,
-) -> Result<RgbImage> {
+fn decode(bytes: &[u8], name: &dyn Fn() -> PathBuf, check_size: SizeCheck) -> Result<RgbImage> {
     let error = |what: String| Error::Image { path: name(), what };
+    if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
+        match jpeg_layout(bytes) {
+            JpegLayout::Usual => {}
+            JpegLayout::Unread => {
+                let what = "JPEG sampling factors of 2 beside 4, in one direction, are not supported";
+                return Err(error(what.to_owned()));
+            }
+            JpegLayout::Odd { .. } if !jpeg_is_complete(bytes) => return Err(error(NO_END.to_owned())),
+            JpegLayout::Odd { is_rgb } => return decode_odd(bytes, is_rgb, check_size).map_err(error),
+        }
+    }
     if let Some(image) = decode_colour_jpeg(bytes, check_size).map_err(error)? {
         return Ok(image);
     }
@@ -88,27 +103,26 @@ fn decode(
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODE_BYTES);
     reader.limits(limits);
-    let decoder = reader.into_decoder().map_err(|e| error(e.to_string()))?;
+    let mut decoder = reader.into_decoder().map_err(|e| error(e.to_string()))?;
     // Checked before any pixel is decoded, so that a forged header allocates nothing.
     let (width, height) = decoder.dimensions();
     check_size(width, height).map_err(error)?;
     if decoder.total_bytes() > MAX_DECODE_BYTES {
         return Err(error(format!("{width}x{height} pixels are more than {} MiB", MAX_DECODE_BYTES >> 20)));
     }
-    let image = DynamicImage::from_decoder(decoder).map_err(|e| error(e.to_string()))?;
+    let orientation = decoder.orientation().map_err(|e| error(e.to_string()))?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| error(e.to_string()))?;
     if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
-        return Err(error("expected a complete JPEG, found no end marker: the file is truncated".to_owned()));
+        return Err(error(NO_END.to_owned()));
     }
+    image.apply_orientation(orientation);
     Ok(image.into_rgb8())
 }
 
 /// Decodes a complete colour JPEG with the decoder that `image` uses, but reads its header only once and decodes
-/// straight into the result. Returns `None` for anything else and for broken files, for which `image` has the better
-/// error.
-fn decode_colour_jpeg(
-    bytes: &[u8],
-    check_size: &dyn Fn(u32, u32) -> std::result::Result<(), String>,
-) -> std::result::Result<Option<RgbImage>, String> {
+/// straight into the result. Returns `None` for anything else, for files with EXIF data, which may say to turn them, and
+/// for broken files, for which `image` has the better error.
+fn decode_colour_jpeg(bytes: &[u8], check_size: SizeCheck) -> std::result::Result<Option<RgbImage>, String> {
     if !bytes.starts_with(&[0xff, 0xd8, 0xff]) || !jpeg_is_complete(bytes) {
         return Ok(None);
     }
@@ -116,7 +130,8 @@ fn decode_colour_jpeg(
     let options = DecoderOptions::default().set_strict_mode(false).set_max_width(usize::MAX).set_max_height(usize::MAX);
     let mut decoder =
         JpegDecoder::new_with_options(ZCursor::new(bytes), options.jpeg_set_out_colorspace(ColorSpace::RGB));
-    if decoder.decode_headers().is_err() || decoder.input_colorspace() != Some(ColorSpace::YCbCr) {
+    let is_plain = decoder.decode_headers().is_ok() && decoder.exif().is_none();
+    if !is_plain || decoder.input_colorspace() != Some(ColorSpace::YCbCr) {
         return Ok(None);
     }
     let size = decoder.dimensions().and_then(|(w, h)| Some((u32::try_from(w).ok()?, u32::try_from(h).ok()?)));

@@ -189,9 +189,10 @@ impl Loader {
 
     /// Returns the batches of `epoch` from number `first` on, to resume training. Each is the same as in a full epoch.
     pub fn epoch_from(&self, epoch: u64, first: usize) -> Batches {
-        let mut rng = rng_of(self.seed, epoch, u64::MAX);
+        let mut rng = rng_of(self.seed, epoch, Stream::Order);
         let (set, balance) = (&self.dataset, self.config.balance);
-        let order = Arc::new(order(set.len(), set.num_identities(), |i| set.label(i), balance, &mut rng));
+        let order = order(set.len(), set.num_identities(), |i| set.label(i), balance, &mut rng);
+        let order = Arc::new(Slot::number(&order, set.len()));
         let broken = Arc::new(Mutex::new(Vec::new()));
         let (receivers, workers) = (0..self.config.threads)
             .map(|turn| {
@@ -217,19 +218,53 @@ impl Loader {
     }
 }
 
-/// Returns a separate random generator for each image of each epoch, the same on every worker.
-fn rng_of(seed: u64, epoch: u64, index: u64) -> ChaCha8Rng {
+/// A place in an epoch's order: an image, and how often it came before.
+#[derive(Clone, Copy)]
+struct Slot {
+    image: u32,
+    repeat: u32,
+}
+
+impl Slot {
+    fn number(order: &[u32], num_images: usize) -> Vec<Self> {
+        let mut counts = vec![0; num_images];
+        let slot = |&image: &u32| {
+            let count = &mut counts[image as usize];
+            *count += 1;
+            Self { image, repeat: *count - 1 }
+        };
+        order.iter().map(slot).collect()
+    }
+}
+
+/// What random numbers are for; each has a stream of its own.
+enum Stream {
+    /// The order of an epoch.
+    Order,
+    /// The views of the image in a slot, or of its replacement.
+    Views(Slot),
+    /// The replacement of a broken image in a slot.
+    Replacement(Slot),
+}
+
+/// Returns the random generator of a stream in an epoch, the same on every worker.
+fn rng_of(seed: u64, epoch: u64, stream: Stream) -> ChaCha8Rng {
+    let (index, kind) = match stream {
+        Stream::Order => (u64::MAX, 0),
+        Stream::Views(slot) => (u64::from(slot.image), u64::from(slot.repeat)),
+        Stream::Replacement(slot) => (u64::from(slot.image), u64::from(slot.repeat) | 1 << 32),
+    };
     let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..16].copy_from_slice(&epoch.to_le_bytes());
-    key[16..24].copy_from_slice(&index.to_le_bytes());
+    for (part, value) in key.chunks_exact_mut(8).zip([seed, epoch, index, kind]) {
+        part.copy_from_slice(&value.to_le_bytes());
+    }
     ChaCha8Rng::from_seed(key)
 }
 
 struct Worker {
     dataset: Arc<dyn Dataset>,
     transform: Arc<Transform>,
-    order: Arc<Vec<u32>>,
+    order: Arc<Vec<Slot>>,
     input_size: usize,
     seed: u64,
     epoch: u64,
@@ -249,13 +284,13 @@ impl Worker {
         }
     }
 
-    fn make(&self, indices: &[u32]) -> Result<Batch> {
-        let pixels = Pixels::with_capacity(self.input_size, indices.len());
-        let (labels, images) = (Vec::with_capacity(indices.len()), Vec::with_capacity(indices.len()));
+    fn make(&self, slots: &[Slot]) -> Result<Batch> {
+        let pixels = Pixels::with_capacity(self.input_size, slots.len());
+        let (labels, images) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
         let mut batch = Batch { teacher: pixels.clone(), student: pixels, labels, images };
-        for &index in indices {
-            let (index, sample) = self.sample(index as usize)?;
-            let mut rng = rng_of(self.seed, self.epoch, index as u64);
+        for &slot in slots {
+            let (index, sample) = self.sample(slot)?;
+            let mut rng = rng_of(self.seed, self.epoch, Stream::Views(slot));
             let label = i64::from(sample.label);
             self.transform.push_views(sample, &mut rng, &mut batch).map_err(|e| Error::Data {
                 path: self.dataset.name(index).into(),
@@ -267,15 +302,16 @@ impl Worker {
         Ok(batch)
     }
 
-    /// Returns image `index` with its index, or a random replacement if it is broken and broken images are skipped.
-    fn sample(&self, index: usize) -> Result<(usize, Sample)> {
+    /// Returns a slot's image with its index, or a random replacement if it is broken and broken images are skipped.
+    fn sample(&self, slot: Slot) -> Result<(usize, Sample)> {
+        let index = slot.image as usize;
         let error = match (self.dataset.get(index), self.on_broken) {
             (Ok(sample), _) => return Ok((index, sample)),
             (Err(error), OnBroken::Fail) => return Err(error),
             (Err(error), OnBroken::Skip) => error,
         };
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
-        let mut rng = rng_of(self.seed, self.epoch, !(index as u64));
+        let mut rng = rng_of(self.seed, self.epoch, Stream::Replacement(slot));
         for _ in 0..MAX_TRIES {
             let other = rng.random_range(0..self.dataset.len());
             if let Ok(sample) = self.dataset.get(other) {

@@ -11,6 +11,7 @@ mod decode;
 mod encode;
 mod fingerprint;
 mod formats;
+mod jpeg;
 mod landmark_list;
 mod loader;
 pub mod mask;
@@ -36,7 +37,7 @@ pub use encode::{encode_image, write_image};
 pub use fingerprint::{Fingerprint, PersonFingerprint, SplitsFingerprint, TestFingerprint};
 pub use formats::{
     Export, FaceFolder, Format, ListedFaces, RecordFaces, ShardFaces, Source, VerificationFaces, open_source,
-    write_folder, write_index, write_records, write_shards, write_verification,
+    open_source_with, write_folder, write_index, write_records, write_shards, write_verification,
 };
 #[cfg(feature = "parquet")]
 pub use formats::{ParquetFaces, write_parquet};

@@ -13,7 +13,7 @@ use super::photo_pairs::read_photo_pairs;
 use super::test_set::{DRAWN_PAIRS_FOLDS, TestSet};
 use super::{
     Cached, Dataset, Format, IdentityFilter, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset,
-    VerificationFaces, open_source, sample_pairs,
+    VerificationFaces, open_source_with, sample_pairs,
 };
 use crate::error::{Error, Result};
 
@@ -55,7 +55,7 @@ pub struct DataConfig {
     pub max_pairs: usize,
     /// Whether to keep the training images decoded in memory, 37 kB each.
     pub cache: bool,
-    /// Policy for training images that cannot be decoded; every test image must be readable.
+    /// Policy for training images that cannot be decoded, and for truncated archives; every test image must be readable.
     pub on_broken: OnBroken,
     /// The training set if `root` is absent.
     pub procedural: ProceduralConfig,
@@ -232,7 +232,7 @@ impl DataConfig {
     }
 
     fn open_root(&self) -> Result<Option<Source>> {
-        self.root.as_deref().map(open_source).transpose()
+        self.root.as_deref().map(|root| open_source_with(root, self.on_broken)).transpose()
     }
 
     /// Returns the training set, and the set to watch if there is one.

@@ -388,8 +388,9 @@ impl Scope<'_> {
 
     fn new_path(&self, name: &str) -> Result<String> {
         let path = self.path(name);
-        let Params { trainable, frozen, buffers, .. } = &*self.params;
-        if trainable.contains_key(&path) || frozen.contains_key(&path) || buffers.contains_key(&path) {
+        let Params { trainable, held, frozen, buffers, .. } = &*self.params;
+        let is_held = held.contains_key(&path) || frozen.contains_key(&path);
+        if is_held || trainable.contains_key(&path) || buffers.contains_key(&path) {
             bail!("two parameters are named {path}");
         }
         Ok(path)

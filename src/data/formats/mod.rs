@@ -15,7 +15,7 @@ mod webdataset;
 pub use export::Export;
 pub use folder::{FaceFolder, write_folder};
 pub use list::ListedFaces;
-pub use open::{Format, Source, open_source};
+pub use open::{Format, Source, open_source, open_source_with};
 #[cfg(feature = "parquet")]
 pub use parquet::{ParquetFaces, write_parquet};
 pub use recordio::{RecordFaces, write_index, write_records};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{FaceFolder, ListedFaces, RecordFaces, ShardFaces};
-use crate::data::Dataset;
+use crate::data::{Dataset, OnBroken};
 use crate::error::{Error, Result};
 use crate::files::folder_of;
 
@@ -20,6 +20,8 @@ pub struct Source {
     pub format: Format,
     /// Its path.
     pub path: PathBuf,
+    /// What is left out because it is broken, a message each.
+    pub left_out: Vec<String>,
 }
 
 /// Storage format of a data set.
@@ -60,7 +62,11 @@ impl fmt::Display for Source {
     /// One line for the user.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (images, people) = (self.images.len(), self.images.num_identities());
-        write!(f, "{}: {}, {images} images of {people} people", self.path.display(), self.format)
+        write!(f, "{}: {}, {images} images of {people} people", self.path.display(), self.format)?;
+        match &self.left_out[..] {
+            [] => Ok(()),
+            [first, ..] => write!(f, "; {} broken files are taken as far as they go: {first}", self.left_out.len()),
+        }
     }
 }
 
@@ -71,16 +77,29 @@ impl fmt::Display for Source {
 /// # Errors
 /// When nothing is there, the format is unknown or ambiguous, or the data set is broken.
 pub fn open_source(path: &Path) -> Result<Source> {
+    open_source_with(path, OnBroken::Fail)
+}
+
+/// Like [`open_source`], with a policy for files that are truncated: [`OnBroken::Skip`] takes what is complete.
+///
+/// # Errors
+/// Same as [`open_source`].
+pub fn open_source_with(path: &Path, on_broken: OnBroken) -> Result<Source> {
     let (format, files) = find(path)?;
     let path = match &files[..] {
         [file] => file.clone(),
         _ => path.to_owned(),
     };
+    let mut left_out = Vec::new();
     let images: Arc<dyn Dataset> = match format {
         Format::Folder => Arc::new(FaceFolder::open(&files[0])?),
         Format::List => Arc::new(ListedFaces::open(&files[0])?),
         Format::RecordIo => Arc::new(RecordFaces::open(&files[0])?),
-        Format::WebDataset => Arc::new(ShardFaces::open(&files)?),
+        Format::WebDataset => {
+            let shards = ShardFaces::open(&files, on_broken)?;
+            left_out = shards.cut().to_vec();
+            Arc::new(shards)
+        }
         #[cfg(feature = "parquet")]
         Format::Parquet => Arc::new(super::ParquetFaces::open(&files)?),
         #[cfg(not(feature = "parquet"))]
@@ -88,7 +107,7 @@ pub fn open_source(path: &Path) -> Result<Source> {
             return Err(Error::Data { path, what: crate::error::missing_feature("parquet") });
         }
     };
-    Ok(Source { images, format, path })
+    Ok(Source { images, format, path, left_out })
 }
 
 /// Returns the format and its files, at least one.

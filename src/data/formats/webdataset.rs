@@ -10,10 +10,13 @@ use super::export::{Export, ExportImage, finish, temporary};
 use super::file::RandomFile;
 use crate::data::decode::is_image;
 use crate::data::sample::Dataset;
+use crate::data::source::OnBroken;
 use crate::error::{Error, Result};
 
 /// Most bytes that are read of a label; real ones are far shorter.
 const MAX_LABEL_BYTES: u64 = 64 << 10;
+/// Size of a tar file's blocks: headers are one, contents are padded to them.
+const BLOCK: u64 = 512;
 /// Fields of a sample's JSON that may hold its label; the first one present counts.
 const LABEL_FIELDS: [&str; 4] = ["label", "cls", "class", "identity"];
 
@@ -25,6 +28,7 @@ pub struct ShardFaces {
     images: Vec<Place>,
     classes: Classes,
     paths: Paths,
+    cut: Vec<String>,
 }
 
 /// Position of an image.
@@ -48,19 +52,29 @@ struct Pending {
 
 impl ShardFaces {
     /// Opens tar files. A sample is an image `KEY.jpg` (or another format) with its label in `KEY.cls` or in the field
-    /// `label`, `cls`, `class` or `identity` of `KEY.json`; other members are ignored.
+    /// `label`, `cls`, `class` or `identity` of `KEY.json`; other members are ignored. Of a truncated file,
+    /// [`OnBroken::Skip`] keeps the samples that are complete; [`Self::cut`] says so.
     ///
     /// # Errors
     /// When a file cannot be read, is not a tar file, is compressed or truncated, or an image has no label.
-    pub fn open(paths: &[PathBuf]) -> Result<Self> {
+    pub fn open(paths: &[PathBuf], on_broken: OnBroken) -> Result<Self> {
         let mut found = Found::default();
         for (path, number) in paths.iter().zip(0..) {
             found.shards.push(RandomFile::open(path)?);
-            found.read_shard(path, number)?;
+            match (found.read_shard(path, number)?, on_broken) {
+                (None, _) => {}
+                (Some(cut), OnBroken::Fail) => return Err(cut),
+                (Some(cut), OnBroken::Skip) => found.cut.push(cut.to_string()),
+            }
         }
         let path = paths.first().map_or(Path::new(""), PathBuf::as_path);
         let classes = Classes::from_labels(found.labels, &found.paths, path)?;
-        Ok(Self { shards: found.shards, images: found.images, classes, paths: found.paths })
+        Ok(Self { shards: found.shards, images: found.images, classes, paths: found.paths, cut: found.cut })
+    }
+
+    /// Returns a message for each file that is truncated.
+    pub fn cut(&self) -> &[String] {
+        &self.cut
     }
 }
 
@@ -70,24 +84,41 @@ struct Found {
     images: Vec<Place>,
     labels: Vec<String>,
     paths: Paths,
+    cut: Vec<String>,
 }
 
 impl Found {
-    fn read_shard(&mut self, path: &Path, shard: u32) -> Result<()> {
+    /// Reads a tar file; returns the error of one that is truncated.
+    fn read_shard(&mut self, path: &Path, shard: u32) -> Result<Option<Error>> {
         let len = self.shards[shard as usize].len();
         let wrong = |offset: u64, what: String| Error::Format { path: path.to_owned(), offset, what };
         let file = std::fs::File::open(path).map_err(Error::io(path))?;
         let mut archive = tar::Archive::new(BufReader::new(file));
         let mut pending = Pending::default();
         let not_tar = |e: std::io::Error| wrong(0, format!("expected a tar file that is not compressed: {e}"));
+        let cut = |what: String| {
+            let what = format!("{what}: the file is truncated (--set data.on_broken=skip takes what is complete)");
+            Ok(Some(wrong(len, what)))
+        };
+        // Where the member after the last one begins.
+        let mut end = 0;
         for entry in archive.entries_with_seek().map_err(not_tar)? {
-            let mut entry = entry.map_err(not_tar)?;
+            let mut entry = match entry {
+                Ok(entry) => entry,
+                Err(_) if end > 0 && end + BLOCK > len => {
+                    self.push_if_complete(pending, path)?;
+                    return cut(format!("expected a member's header of {BLOCK} bytes at byte {end}"));
+                }
+                Err(e) => return Err(not_tar(e)),
+            };
+            end = (entry.raw_file_position() + entry.size()).next_multiple_of(BLOCK);
             if entry.header().entry_type() != tar::EntryType::Regular {
                 continue;
             }
             let (offset, size) = (entry.raw_file_position(), entry.size());
             if offset.checked_add(size).is_none_or(|end| end > len) {
-                return Err(wrong(offset, format!("expected {size} bytes, found the end of the file at {len}")));
+                self.push_if_complete(pending, path)?;
+                return cut(format!("expected {size} bytes at byte {offset}, found the end of the file"));
             }
             let name = String::from_utf8(entry.path_bytes().into_owned())
                 .map_err(|_| wrong(offset, "expected names in UTF-8".to_owned()))?;
@@ -105,7 +136,11 @@ impl Found {
                 pending.image = Some((Place { offset, shard, len }, extension));
             } else if matches!(extension.as_str(), "cls" | "json") {
                 let mut text = Vec::new();
-                entry.by_ref().take(MAX_LABEL_BYTES).read_to_end(&mut text).map_err(Error::io(path))?;
+                if size > MAX_LABEL_BYTES {
+                    let what = format!("{name}: expected a label of up to {MAX_LABEL_BYTES} bytes, found {size}");
+                    return Err(wrong(offset, what));
+                }
+                entry.by_ref().read_to_end(&mut text).map_err(Error::io(path))?;
                 if extension == "cls" {
                     pending.label = Some(String::from_utf8_lossy(&text).trim().to_owned());
                 } else {
@@ -113,7 +148,19 @@ impl Found {
                 }
             }
         }
-        self.push(pending, path)
+        // An archive ends with two blocks of zeros; without them the file may have been cut after any member.
+        let closing = self.shards[shard as usize].read_up_to(end, 2 * BLOCK as usize)?;
+        if closing.len() < 2 * BLOCK as usize || closing.iter().any(|&byte| byte != 0) {
+            self.push_if_complete(pending, path)?;
+            return cut(format!("expected {} bytes of zeros at byte {end}, the end of the archive", 2 * BLOCK));
+        }
+        self.push(pending, path)?;
+        Ok(None)
+    }
+
+    /// Adds the last sample of a truncated file, unless its label is missing.
+    fn push_if_complete(&mut self, sample: Pending, path: &Path) -> Result<()> {
+        if sample.label.is_some() { self.push(sample, path) } else { Ok(()) }
     }
 
     /// Adds a complete sample; one without an image is ignored.
