@@ -15,6 +15,7 @@ pub mod eval;
 pub mod files;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod gpu;
+mod lists;
 pub mod losses;
 pub mod machine;
 pub mod models;
@@ -28,7 +29,6 @@ pub mod preprocessing;
 mod protobuf;
 #[cfg(feature = "report")]
 pub mod report;
-mod table;
 pub(crate) mod tensorboard;
 pub mod testing;
 pub mod train;

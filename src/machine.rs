@@ -143,6 +143,15 @@ impl Machine {
         Err(crate::Error::Config(what))
     }
 
+    /// Name of the precision of products: `f32` on the CPU.
+    pub fn precision(&self) -> String {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Some(gpu) = &self.gpu {
+            return gpu.precision.to_string();
+        }
+        Precision::F32.to_string()
+    }
+
     /// Bytes of GPU memory held, in use or pooled for reuse; none on the CPU. The pool is freed when memory runs out.
     pub fn gpu_bytes(&self) -> Option<usize> {
         #[cfg(any(test, feature = "cuda"))]

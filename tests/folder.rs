@@ -83,7 +83,7 @@ fn images_are_found_by_identity_and_number() -> Result<()> {
     let folder = FaceFolder::open(dir.path())?;
     let resolved = |line: &str| {
         let list = write(dir.path().join("pairs.txt"), line.as_bytes());
-        PairList::read_mfr2(list)?.resolve(&folder).map(|pairs| (pairs[0].a, pairs[0].b))
+        PairList::read(list)?.resolve(&folder).map(|pairs| (pairs[0].a, pairs[0].b))
     };
     assert_eq!(resolved("B 1 a_1 1")?, (0, 1));
     assert_eq!(resolved("a_1 3 c 2")?, (2, 4));

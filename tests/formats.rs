@@ -88,33 +88,55 @@ fn lists_name_files_and_people() -> Result<()> {
     let lines = |line: &dyn Fn(usize, u32, &str) -> String| {
         IMAGES.iter().enumerate().map(|(i, name)| line(i, faces.label(i), name) + "\n").collect::<String>()
     };
+    let person = |label| faces.identity_name(label);
     let lists = [
         ("a.txt", lines(&|_, label, name| format!("faces/{name} {label}"))),
-        (
-            "b.csv",
-            format!(
-                "file,person\n{}",
-                lines(&|_, label, name| format!("faces/{name}, {}", faces.identity_name(label)))
-            ),
-        ),
+        ("b.csv", format!("file,person\n{}", lines(&|_, label, name| format!("faces/{name}, {}", person(label))))),
         ("c.tsv", lines(&|_, label, name| format!("faces/{name}\t{label}"))),
         ("d.lst", lines(&|i, label, name| format!("{i}\t{label}.000000\tfaces/{name}"))),
+        // insightface's, with a box and landmarks too; label first; labels as pandas writes them; the folder as label.
+        ("f.lst", lines(&|_, label, name| format!("1\tfaces/{name}\t{label}"))),
+        ("g.lst", lines(&|_, label, name| format!("0\tfaces/{name}\t{label}\t1\t2\t3\t4"))),
+        ("h.txt", lines(&|_, label, name| format!("{label} faces/{name}"))),
+        ("i.csv", format!(",label,path\n{}", lines(&|i, label, name| format!("{i},{label}.0,\"faces/{name}\"")))),
+        ("j.csv", format!("label,path,split\r\n{}", lines(&|_, label, name| format!("{label},faces/{name},train\r")))),
+        ("k.txt", lines(&|_, _, name| format!("./faces\\{}", name.replace('/', "\\")))),
+        ("l.csv", lines(&|_, label, name| format!("faces/{name};{label}"))),
+        ("m.txt", format!("{}\n{}", IMAGES.len(), lines(&|_, label, name| format!("faces/{name} {label}")))),
     ];
     for (name, text) in lists {
         let path = dir.path().join(name);
         fs::write(&path, text)?;
-        assert_same(open_source(&path)?.images.as_ref(), &faces).context(name)?;
+        let source = open_source(&path).context(name)?;
+        assert_same(source.images.as_ref(), &faces).context(name)?;
+        assert!(source.notes.is_empty(), "{name}: {:?}", source.notes);
     }
+    let twice = dir.path().join("twice.txt");
+    let all = lines(&|_, label, name| format!("faces/{name} {label}"));
+    fs::write(&twice, format!("{all}faces/{} {}\n", IMAGES[1], faces.label(1)))?;
+    let source = open_source(&twice)?;
+    assert_same(source.images.as_ref(), &faces)?;
+    assert!(source.to_string().ends_with("; 1 lines repeat an earlier one and are left out"), "{source}");
+    fs::write(dir.path().join("faces/first.gif"), "")?;
+    let first = format!("faces/{} 0\n", IMAGES[0]);
     for (text, expected) in [
-        ("faces/Ann/Ann_0001.jpg 0\nfaces/Ann/Ann_0009.jpg 0\n", "e.txt:2: expected an image "),
-        ("faces/Ann/Ann_0001.jpg 0\nnothing\n", "e.txt:2: expected an image's path and its label, found \"nothing\""),
-        ("faces/Ann/Ann_0001.jpg 0\nfaces/x.doc 0\n", "e.txt:2: expected the path of an image, found \"faces/x.doc\""),
-        ("", "e.txt: expected images, found none"),
+        (format!("{first}faces/Ann/Ann_0009.jpg 0\n"), "e.txt:2: expected an image "),
+        (format!("{first}nothing\n"), "e.txt:2: expected an image's path and its label, found \"nothing\""),
+        (format!("{first}faces/x.doc 0\n"), "e.txt:2: expected an image's path and its label"),
+        (format!("{first}faces/{}\n", IMAGES[1]), "e.txt:2: expected a label of "),
+        (format!("faces/first.gif 0\n{first}"), "e.txt:1: expected the path of an image, found \"faces/first.gif\""),
+        (format!("{first}faces/{} 1\n", IMAGES[0]), "e.txt:2: expected one label of faces/"),
+        (format!("faces/{0} faces/{0}\n", IMAGES[0]), "a list of pairs is given as --pairs"),
+        ("what,is\n".to_owned(), "e.txt:1: expected column names such as path,label"),
+        ("path,split\nx.jpg,a\n".to_owned(), "expected a column of labels, such as label"),
+        ("path,label\n\"a.jpg,0\n".to_owned(), "e.txt:2: expected every quote to be closed"),
+        ("7\na.jpg 1\n".to_owned(), "e.txt:1: expected 7 lines to follow, found 1"),
+        (String::new(), "e.txt:1: expected column names such as path,label"),
     ] {
         let path = dir.path().join("e.txt");
-        fs::write(&path, text)?;
-        let error = open_source(&path).map(|_| ()).expect_err(text).to_string();
-        assert!(error.contains(expected), "{error}");
+        fs::write(&path, &text)?;
+        let error = open_source(&path).map(|_| ()).expect_err(&text).to_string();
+        assert!(error.contains(expected), "{text:?}: {error}");
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use maskinv::data::{Dataset, FaceFolder, IdentityFilter, Pair, PairList, People, Subset, sample_pairs};
+use maskinv::data::{Dataset, FaceFolder, IdentityFilter, ImageId, Pair, PairList, People, Subset, sample_pairs};
 use maskinv::{Error, Result};
 use tempfile::TempDir;
 
@@ -45,6 +45,14 @@ fn assert_refused<T: std::fmt::Debug>(
     }
 }
 
+/// The name and the number of an image.
+fn numbered(id: &ImageId) -> (&str, u32) {
+    match id {
+        ImageId::Numbered { identity, number } => (identity, *number),
+        ImageId::File(path) => panic!("a numbered image, not {path}"),
+    }
+}
+
 #[test]
 fn lfw_pairs_are_read() -> Result<()> {
     let expected = [
@@ -57,10 +65,10 @@ fn lfw_pairs_are_read() -> Result<()> {
         let (_dir, path) = list(&text);
         for pairs in [PairList::read(&path)?, PairList::read_lfw(&path)?] {
             assert_eq!(pairs.num_folds(), 2);
-            let found = pairs
-                .entries()
-                .iter()
-                .map(|e| (e.a.identity.as_str(), e.a.number, e.b.identity.as_str(), e.b.number, e.is_same, e.fold));
+            let found = pairs.entries().iter().map(|e| {
+                let ((a, i), (b, j)) = (numbered(&e.a), numbered(&e.b));
+                (a, i, b, j, e.is_same, e.fold)
+            });
             assert_eq!(found.collect::<Vec<_>>(), expected, "{text:?}");
             assert_eq!(pairs.entries()[3].line, 5);
         }
@@ -73,13 +81,95 @@ fn lfw_pairs_are_read() -> Result<()> {
 #[test]
 fn mfr2_pairs_are_read_in_any_order() -> Result<()> {
     let (_dir, path) = list("Ann 1 Bob 1\nAnn 1 2\n\n007 3 4\n");
-    for pairs in [PairList::read(&path)?, PairList::read_mfr2(&path)?] {
-        assert_eq!(pairs.num_folds(), 1);
-        let found: Vec<_> =
-            pairs.entries().iter().map(|e| (e.a.number, e.b.number, e.is_same, e.fold, e.line)).collect();
-        assert_eq!(found, [(1, 1, false, 0, 1), (1, 2, true, 0, 2), (3, 4, true, 0, 4)]);
+    let pairs = PairList::read(&path)?;
+    assert_eq!(pairs.num_folds(), 1);
+    let number = |id| numbered(id).1;
+    let found: Vec<_> =
+        pairs.entries().iter().map(|e| (number(&e.a), number(&e.b), e.is_same, e.fold, e.line)).collect();
+    assert_eq!(found, [(1, 1, false, 0, 1), (1, 2, true, 0, 2), (3, 4, true, 0, 4)]);
+    Ok(())
+}
+
+/// Two people with two images each; pairs 1 and 2 of the first are genuine, 1 of each is an impostor pair.
+const PEOPLE: [&str; 4] =
+    ["Ann Lee/Ann Lee_0001.jpg", "Ann Lee/Ann Lee_0002.jpg", "Bob/Bob_0001.jpg", "Bob/Bob_0002.jpg"];
+
+#[test]
+fn every_form_of_a_list_names_the_same_pairs() -> Result<()> {
+    let dir = faces(&PEOPLE);
+    let images = FaceFolder::open(dir.path())?;
+    let pair = |a, b, is_same| Pair { a, b, is_same, fold: 0 };
+    let expected = [pair(0, 1, true), pair(0, 2, false), pair(2, 3, true)];
+    let [a1, a2, b1, b2] = PEOPLE;
+    for text in [
+        // Names and numbers: MFR2's with tabs, commas, Kaggle's two, from 0.
+        "Ann Lee\t1\t2\nAnn Lee\t1\tBob\t1\nBob\t1\t2\n".to_owned(),
+        "Ann Lee,1,2\nAnn Lee,1,Bob,1\nBob,1,2\n".to_owned(),
+        "name,imagenum1,imagenum2,\nAnn Lee,1,2,\nAnn Lee,1,Bob,1\nBob,1,2,\n".to_owned(),
+        "name1,imagenum1,name2,imagenum2,label\nAnn Lee,1,Ann Lee,2,1\nAnn Lee,1,Bob,1,0\nBob,1,Bob,2,1\n".to_owned(),
+        "Ann Lee\t0\t1\nAnn Lee\t0\tBob\t0\nBob\t0\t1\n".to_owned(),
+        // Files: with blanks in names, the flag first or last, with column names in any order.
+        format!("{a1} {a2} 1\n{a1} {b1} 0\n{b1} {b2} 1\n"),
+        format!("1 {a1} {a2}\n-1 {a1} {b1}\n1 {b1} {b2}\n"),
+        format!("{a1}\t{a2}\tTrue\n{a1}\t{b1}\tFalse\n{b1}\t{b2}\tTrue\n"),
+        format!("a,b,same\r\n{a1},{a2},1\r\n{a1},{b1},0\r\n{b1},{b2},1\r\n"),
+        format!("\u{feff},issame,image1,image2\n0,same,\"{a1}\",\"{a2}\"\n1,different,{a1},{b1}\n2,same,{b1},{b2}\n"),
+        format!("path1;path2;label;note\n/x/{a1};/x/{a2};1.0;\n{a1};{b1};0.0;\nBob_0001.jpg;x\\Bob_0002.jpg;1.0;\n"),
+    ] {
+        let (_list_dir, path) = list(&text);
+        let list = PairList::read(&path)?;
+        assert_eq!(list.resolve(&images)?, expected, "{text:?}");
+        assert_eq!(list.counts_from_zero(&images), text.contains("\t0"), "{text:?}");
     }
     Ok(())
+}
+
+#[test]
+fn images_of_lists_are_known_by_any_usual_name() -> Result<()> {
+    for names in [
+        ["Ann/Ann_0001.jpg", "Ann/Ann_0002.jpg"],
+        ["Ann/Ann_1.jpg", "Ann/Ann_2.jpg"],
+        ["Ann/1.jpg", "Ann/02.jpg"],
+        ["Ann/Ann_0001_0.jpg", "Ann/Ann_0002_1.png"],
+    ] {
+        let dir = faces(&names);
+        let (_list_dir, path) = list("Ann 1 2\n");
+        let pairs = PairList::read(&path)?.resolve(&FaceFolder::open(dir.path())?)?;
+        assert_eq!((pairs[0].a, pairs[0].b), (0, 1), "{names:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn pairs_that_contradict_each_other_or_are_ambiguous_are_refused() -> Result<()> {
+    let dir = faces(&[PEOPLE[0], PEOPLE[1], "Bob/Bob_0001.jpg", "Bob/Bob_0001.png"]);
+    let images = FaceFolder::open(dir.path())?;
+    let [a1, a2, b1, _] = PEOPLE;
+    for (text, line, words) in [
+        (format!("{a1},{a2},1\n{a2},{a1},0\n"), 2, "as in line 1, found different people"),
+        (format!("{a1},{a2},1\n{b1},{b1},0\n"), 2, "which are one image"),
+        ("Bob 1 1\n".to_owned(), 1, "expected one image 1 of Bob in the data set, found "),
+        (format!("{a1},{a2},1\nx/nobody.jpg,{b1},0\n"), 2, "expected an image x/nobody.jpg in the data set"),
+    ] {
+        assert_refused(|path| PairList::read(path)?.resolve(&images), text, line, words);
+    }
+    // A pair that is there twice is counted twice, as published lists have some.
+    let (_list_dir, path) = list(format!("{a1},{a2},1\n{a2},{a1},1\n"));
+    assert_eq!(PairList::read(&path)?.resolve(&images)?.len(), 2);
+    Ok(())
+}
+
+#[test]
+fn lists_of_another_form_are_refused_with_the_forms_that_are_known() {
+    let read = |p: &Path| PairList::read(p);
+    assert_refused(read, "what is this\n", 1, "expected LFW's or MFR2's pairs");
+    assert_refused(read, "a/1.jpg 0\nb/1.jpg 1\n", 1, "expected LFW's or MFR2's pairs");
+    assert_refused(read, "a/1.jpg,b/1.jpg\n", 1, "found two files alone");
+    assert_refused(read, "image1,image2\na/1.jpg,b/1.jpg\n", 1, "columns such as image1,image2,same");
+    assert_refused(read, "a,b,same\na/1.jpg,b/1.jpg,1\na/1.jpg,b/1.jpg,2\n", 3, "expected 1 or 0");
+    assert_refused(read, "a/1.jpg b/1.jpg 1\na/1.jpg 1\n", 2, "expected two image files and 1 or 0");
+    assert_refused(read, "Ann 1 2\nJane Doe 1 2\n", 2, "whole numbers of images");
+    assert_refused(read, "name1,imagenum1,name2,imagenum2,label\nAnn,1,Bob,2,1\n", 2, "agrees with the names");
 }
 
 #[test]
@@ -94,8 +184,8 @@ fn bad_lfw_pairs_are_refused_by_line() {
     assert_refused(|p| PairList::read_lfw(p), "1 1 1\n", 1, "numbers of folds and of pairs");
     assert_refused(read, "1 1\nAnn 1\n", 2, "pair 1 of 1 of fold 0, same \"name i j\", found \"Ann 1\"");
     assert_refused(read, "1 1\nAnn 1 2 Bob 1\n", 2, "found \"Ann 1 2 Bob 1\"");
-    assert_refused(read, "1 1\nAnn 1 two\nAnn 1 Bob 1\n", 2, "for \"two\"");
-    assert_refused(read, "1 1\nAnn 0 2\nAnn 1 Bob 1\n", 2, "whole number from 1 for \"0\"");
+    assert_refused(read, "1 1\nAnn 1 two\nAnn 1 Bob 1\n", 2, "found \"Ann 1 two\"");
+    assert_refused(read, "1 1\nAnn -1 2\nAnn 1 Bob 1\n", 2, "whole numbers of images");
     assert_refused(read, "1 1\nAnn 1 Bob 1\nAnn 1 2\n", 2, "same");
     assert_refused(read, "1 2\nAnn 1 2\nAnn 1 3\nAnn 2 3\n", 4, "different");
     assert_refused(read, "1 1\nAnn 1 2\nAnn 1 Ann 2\n", 3, "two different people");
@@ -107,10 +197,10 @@ fn bad_lfw_pairs_are_refused_by_line() {
 
 #[test]
 fn bad_mfr2_pairs_are_refused_by_line() {
-    let read = |p: &Path| PairList::read_mfr2(p);
+    let read = |p: &Path| PairList::read(p);
     assert_refused(read, "", 1, "end of the file");
     assert_refused(read, "Ann 1 2\nAnn 1\n", 2, "expected \"name i j\"");
-    assert_refused(read, "Ann 1 2\nAnn 1 b\n", 2, "for \"b\"");
+    assert_refused(read, "Ann 1 2\nAnn 1 b\n", 2, "whole numbers of images");
     assert_refused(read, "Ann 1 Ann 2\n", 1, "two different people");
     let (_dir, path) = list(b"Ann 1 2\nJos\xe9 1 2\n");
     let error = PairList::read(&path).expect_err("must be refused");

@@ -55,16 +55,15 @@ fn lists_that_say_something_else_are_refused_with_the_line() -> Result<()> {
     };
     let good = "a,b,same\np0/p0_0001.jpg,p0/p0_0002.jpg,1\n";
     for (rows, expected) in [
-        ("", "pairs.csv:1: expected two columns of files and one named same, found []"),
-        ("a,b\nx,y\n", "expected two columns of files and one named same"),
-        ("p0/p0_0001.jpg,p0/p0_0002.jpg,1\n", "expected two columns of files and one named same"),
+        ("", "pairs.csv:1: expected \"folds pairs\", found the end of the file"),
+        ("a,b\nx,y\n", "pairs.csv:1: expected LFW's or MFR2's pairs"),
         (&format!("{good}p0/p0_0001.jpg,p9/p9_0001.jpg,0\n"), "pairs.csv:3: expected an image"),
-        (
-            &format!("{good}p0/p0_0001.jpg,p1/p1_0001.jpg,maybe\n"),
-            "pairs.csv:3: same: expected 1 or 0, found \"maybe\"",
-        ),
+        (&format!("{good}p0/p0_0001.jpg,p1/p1_0001.jpg,maybe\n"), "pairs.csv:3: expected 1 or 0 for whether"),
         (&format!("{good}p0/p0_0001.jpg,1\n"), "pairs.csv:3: "),
-        ("a,b,same\n", "expected genuine and impostor pairs"),
+        (&format!("{good}p0/p0_0002.jpg,p0/p0_0001.jpg,0\n"), "pairs.csv:3: expected what line 2 says of this pair"),
+        (&format!("{good}p0/p0_0002.jpg,p0/p0_0002.jpg,0\n"), "pairs.csv:3: expected different people"),
+        ("p0 1 2\n", "pairs.csv:1: expected two image files"),
+        ("a,b,same\n", "pairs.csv:1: expected pairs after the column names"),
         (good, "expected genuine and impostor pairs"),
     ] {
         let error = refused(rows)?;

@@ -89,6 +89,7 @@ impl CalibrateArgs {
             Some((root, name)) => test.description.replace(&root.display().to_string(), &name.to_string_lossy()),
             None => test.description.clone(),
         };
+        let computed_with = model.computed_with()?;
         let choose = |&fmr: &f64| {
             let threshold = scores.threshold_at_fmr(fmr).context("--fmr")?;
             Ok(Threshold {
@@ -99,6 +100,7 @@ impl CalibrateArgs {
                 num_impostor: scores.impostor().len(),
                 num_genuine: scores.genuine().len(),
                 measured_on: measured_on.clone(),
+                computed_with: Some(computed_with.clone()),
             })
         };
         let mut thresholds = self.fmr.iter().map(choose).collect::<Result<Vec<_>>>()?;

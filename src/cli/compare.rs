@@ -7,14 +7,16 @@ use clap::Args;
 
 use super::bootstrap::BootstrapArgs;
 use super::{print, print_json};
-use crate::eval::{BootstrapConfig, PairedFigure, Setting, compare_systems, comparison_table, read_scores};
-use crate::report::ReportFile;
+use crate::eval::{
+    BootstrapConfig, PairedFigure, Setting, compare_systems, comparison_table, join_scores, read_scores,
+};
+use crate::report::{REAL_MASKS, ReportFile};
 
 /// Arguments of `maskinv compare`.
 #[derive(Args, Debug)]
 pub struct CompareArgs {
-    /// Reports of `evaluate --report` (the folder or its report.json), or CSVs of scores of the same pairs in the same
-    /// order; the first system is the baseline
+    /// Reports of `evaluate --report` (the folder or its report.json), or CSVs of scores of the same pairs, joined by
+    /// their columns image_a and image_b, or else in the same order; the first system is the baseline
     #[arg(required = true, value_name = "REPORT|SCORES")]
     inputs: Vec<PathBuf>,
     #[command(flatten)]
@@ -92,6 +94,7 @@ impl CompareArgs {
             if measured.len() < 2 {
                 continue;
             }
+            check_test_sets(&measured, setting, &self.inputs)?;
             let is_ambiguous = |name: &str| measured.iter().filter(|(.., other)| *other == name).count() > 1;
             let name = |(i, _, model): &(usize, &ReportFile, &str)| match is_ambiguous(model) {
                 true => format!("{}: {model}", self.inputs[*i].display()),
@@ -118,14 +121,33 @@ impl CompareArgs {
     }
 }
 
+/// Checks that reports of one setting are of the same test set.
+fn check_test_sets(measured: &[(usize, &ReportFile, &str)], setting: &str, inputs: &[PathBuf]) -> Result<()> {
+    // The checksum is of the pairs with drawn masks; photos with real masks are told apart by their names.
+    if setting == REAL_MASKS {
+        return Ok(());
+    }
+    let known = |&(i, report, _): &(usize, &ReportFile, &str)| Some((i, report.test_set_sha256()?.to_owned()));
+    let sums: Vec<(usize, String)> = measured.iter().filter_map(known).collect();
+    match sums.iter().find(|(_, sum)| *sum != sums[0].1) {
+        Some((other, _)) => {
+            let [a, b] = [sums[0].0, *other].map(|i| inputs[i].display());
+            bail!(
+                "{a} and {b}: expected reports of the same test set, found other images or pairs (their SHA-256 differs)"
+            )
+        }
+        None => Ok(()),
+    }
+}
+
 /// Whether a path is a report rather than a score file.
 fn is_report(path: &Path) -> bool {
     path.is_dir() || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"))
 }
 
 fn paired(files: &[PathBuf], bootstrap: &BootstrapConfig) -> Result<Vec<PairedFigure>> {
-    let read = |path: &PathBuf| Ok(read_scores(path, None)?.comparisons);
-    let systems = files.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let read = |path: &PathBuf| Ok((path.display().to_string(), read_scores(path, None)?));
+    let systems = join_scores(files.iter().map(read).collect::<Result<Vec<_>>>()?)?;
     Ok(compare_systems(&systems, bootstrap)?)
 }
 

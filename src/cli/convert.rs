@@ -53,8 +53,14 @@ impl ConvertArgs {
             Precision::F16 => DType::F16,
             Precision::Bf16 => DType::BF16,
         };
-        file.write(&loaded.model, dtype)?;
-        tell(format_args!("{}: {}", self.output.display(), loaded.model.preprocessing()));
+        let mut model = loaded.model;
+        if dtype != DType::F32 && !model.thresholds().is_empty() {
+            let what = "thresholds are dropped, they were measured in f32: calibrate the converted model";
+            tell(format_args!("{}: {} {what}", self.input, model.thresholds().len()));
+            model = model.with_thresholds(Vec::new());
+        }
+        file.write(&model, dtype)?;
+        tell(format_args!("{}: {}", self.output.display(), model.preprocessing()));
         Ok(())
     }
 }

@@ -12,6 +12,9 @@ use crate::eval::{
     Figures, Groups, ScoreFile, SettingResult, details_of, group_rates, group_table, operating_points, read_scores,
 };
 
+/// An equal error rate above that of guessing by this much is no accident.
+const GUESSING: f64 = 0.6;
+
 /// Arguments of `maskinv metrics`.
 #[derive(Args, Debug)]
 pub struct MetricsArgs {
@@ -42,17 +45,30 @@ impl MetricsArgs {
     /// # Errors
     /// When the file is invalid or has too few scores.
     pub fn run(self) -> Result<()> {
-        let ScoreFile { comparisons, groups, repeated } = read_scores(&self.scores, self.labels.as_deref())?;
+        let ScoreFile { comparisons, groups, repeated, with_itself, .. } =
+            read_scores(&self.scores, self.labels.as_deref())?;
         if let Some(line) = repeated.first() {
             let (path, num) = (self.scores.display(), repeated.len());
             tell(format_args!("{path}: {num} repeated pairs, the first in line {line}; each occurrence counts"));
+        }
+        if let Some(line) = with_itself.first() {
+            let (path, num) = (self.scores.display(), with_itself.len());
+            tell(format_args!("{path}: {num} pairs of an image with itself, the first in line {line}; each counts"));
         }
         let bootstrap = self.bootstrap.config()?;
         let name = || self.scores.display().to_string();
         let figures = Figures::new(&comparisons, self.folds, &bootstrap).with_context(name)?;
         let result = figures.compute(None).with_context(name)?;
+        if result.metrics.eer > GUESSING {
+            let what = "the scores rank impostor pairs above genuine ones: are they distances? Negate them";
+            tell(format_args!("{}: EER {:.1} %: {what}", self.scores.display(), 100.0 * result.metrics.eer));
+        }
         let rates = |groups: Vec<[String; 2]>| group_rates(&comparisons, &groups, self.group_fmr, &bootstrap);
-        let groups = groups.map(rates).transpose().context("--group-fmr")?;
+        // The figures of all pairs are there even if those of the groups cannot be.
+        let groups = groups.map(rates).transpose().unwrap_or_else(|error| {
+            tell(format_args!("{}: no figures by group, see --group-fmr: {error}", self.scores.display()));
+            None
+        });
         if self.json {
             return print_json(&serde_json::json!({
                 "version": env!("CARGO_PKG_VERSION"),

@@ -8,7 +8,7 @@ use clap::Args;
 use super::device::DeviceArgs;
 use super::model::HubArgs;
 use super::threads::ThreadsArgs;
-use super::{print, print_json};
+use super::{print, print_json, tell};
 use crate::data::read_face;
 use crate::eval::{EmbedConfig, embed};
 use crate::models::Threshold;
@@ -57,7 +57,11 @@ impl VerifyArgs {
     pub fn run(self) -> Result<()> {
         self.threads.start()?;
         let machine = self.device.open()?;
-        let model = self.hub.load_with_notes(&self.model)?.model.on(&machine);
+        let mut model = self.hub.load_with_notes(&self.model)?.model.on(&machine);
+        // On a GPU, the precision may be another.
+        if let Some(note) = model.drop_stale_thresholds()? {
+            tell(format_args!("{}: {note}", self.model));
+        }
         let measured = self.measured(model.thresholds())?;
         let images = [&self.a, &self.b];
         let embeddings = embed(&model, images.len(), |i| read_face(images[i]), EmbedConfig::default(), |_| {})?;

@@ -19,6 +19,9 @@ use crate::error::{Error, Result};
 /// File extensions of images, in lower case.
 const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "pgm", "ppm", "pnm"];
 
+/// Extensions of images in formats that are not read.
+const OTHER_EXTENSIONS: [&str; 9] = ["gif", "tif", "tiff", "heic", "heif", "avif", "jp2", "jxl", "svg"];
+
 /// Most bytes that a decoder may allocate: a photo of 40 megapixels.
 pub(super) const MAX_DECODE_BYTES: u64 = 128 << 20;
 
@@ -33,6 +36,14 @@ pub fn is_image(name: &OsStr) -> bool {
     let is_hidden = name.as_encoded_bytes().starts_with(b".");
     let extension = Path::new(name).extension();
     !is_hidden && extension.is_some_and(|x| EXTENSIONS.iter().any(|e| x.eq_ignore_ascii_case(e)))
+}
+
+/// Returns whether a field of a list names an image, in a format that is read or not.
+pub(super) fn names_image(field: &str) -> bool {
+    let name = field.rsplit(['/', '\\']).next().unwrap_or(field);
+    let extension = Path::new(name).extension();
+    let is_other = |x: &OsStr| OTHER_EXTENSIONS.iter().any(|e| x.eq_ignore_ascii_case(e));
+    is_image(name.as_ref()) || extension.is_some_and(is_other)
 }
 
 /// Reads the aligned crop in an image file, [`FACE_SIZE`] square.

@@ -151,6 +151,11 @@ impl SplitsFingerprint {
         }
     }
 
+    /// Returns the fingerprint of the test set.
+    pub fn into_test(self) -> TestFingerprint {
+        self.test
+    }
+
     /// Describes the first thing in which data differs from this; none if it is the same.
     pub fn difference(&self, now: &Self) -> Option<String> {
         fn of<T>(name: &str, a: Option<&T>, b: Option<&T>, f: fn(&T, &T) -> Option<String>) -> Option<String> {

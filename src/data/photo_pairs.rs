@@ -10,53 +10,54 @@ use rand_chacha::ChaCha8Rng;
 
 use super::decode::read_bytes;
 use super::test_set::DRAWN_PAIRS_FOLDS;
-use super::{Dataset, Pair, TestSet};
-use crate::error::{Error, Result};
+use super::{Dataset, ImageId, Pair, PairList, TestSet};
+use crate::error::Result;
 use crate::files::folder_of;
 
-/// Reads a list of pairs: a CSV whose first row names three columns, two of image files and one, `same` or `is_same`,
-/// of 1 or 0 (or true or false). Files are relative to the folder `images/` beside the list if there is one, otherwise
-/// to the list's own folder.
+/// Reads a list of pairs of image files, in one of the forms of [`PairList::read`]: two files and whether they show one
+/// person. Files are relative to the folder `images/` beside the list if there is one, otherwise to the list's own
+/// folder.
 ///
 /// Pairs are shuffled by `seed`, so that every fold of LFW's accuracy has both kinds.
 ///
 /// # Errors
-/// When the list cannot be read, a row is malformed, a file is missing, or there is no pair of one kind.
+/// When the list cannot be read, a row is malformed or contradicts another, a file is missing, or there is no pair of
+/// one kind.
 pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(std::io::BufReader::new(file));
-    let wrong = |line: u64, what: String| Error::Line { path: path.to_owned(), line: line as usize, what };
-    let header = reader.headers().map_err(|e| wrong(1, e.to_string()))?.clone();
-    if header.len() != 3 || !matches!(&header[2], "same" | "is_same") {
-        let found: Vec<&str> = header.iter().collect();
-        return Err(wrong(1, format!("expected two columns of files and one named same, found {found:?}")));
-    }
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let list = PairList::read(path)?;
+    let folder = folder_of(path);
     let root = [folder.join("images"), folder.to_owned()].into_iter().find(|p| p.is_dir()).unwrap_or_default();
     let mut files: Vec<PathBuf> = Vec::new();
     let mut index_of = BTreeMap::new();
     let mut pairs = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(|e| wrong(e.position().map_or(0, csv::Position::line), e.to_string()))?;
-        let line = record.position().map_or(0, csv::Position::line);
-        let mut index = |name: &str| {
+    let mut seen: BTreeMap<(usize, usize), (bool, usize)> = BTreeMap::new();
+    for entry in list.entries() {
+        let mut index = |id: &ImageId| {
+            let ImageId::File(name) = id else {
+                let what = "expected two image files and 1 or 0, found names of people: give such a list as --pairs";
+                return Err(list.error(entry, what.to_owned()));
+            };
             if let Some(&index) = index_of.get(name) {
                 return Ok(index);
             }
             let file = root.join(name);
             if !file.is_file() {
-                return Err(wrong(line, format!("expected an image {}, found none", file.display())));
+                return Err(list.error(entry, format!("expected an image {}, found none", file.display())));
             }
-            index_of.insert(name.to_owned(), files.len());
+            index_of.insert(name.clone(), files.len());
             files.push(file);
             Ok(files.len() - 1)
         };
-        let is_same = match &record[2] {
-            "1" | "true" => true,
-            "0" | "false" => false,
-            other => return Err(wrong(line, format!("{}: expected 1 or 0, found {other:?}", &header[2]))),
-        };
-        pairs.push(Pair { a: index(&record[0])?, b: index(&record[1])?, is_same, fold: 0 });
+        let (a, b, is_same) = (index(&entry.a)?, index(&entry.b)?, entry.is_same);
+        if a == b && !is_same {
+            return Err(list.error(entry, format!("expected different people, found {} twice", entry.a)));
+        }
+        let (before, line) = *seen.entry((a.min(b), a.max(b))).or_insert((is_same, entry.line));
+        if before != is_same {
+            let kind = if is_same { "the same person" } else { "different people" };
+            return Err(list.error(entry, format!("expected what line {line} says of this pair, found {kind}")));
+        }
+        pairs.push(Pair { a, b, is_same, fold: 0 });
     }
     pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
     let description = format!("{} pairs of {}, as they are", pairs.len(), path.display());

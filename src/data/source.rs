@@ -342,7 +342,8 @@ impl DataConfig {
             }
             folds => folds,
         };
-        let description = format!("{} pairs of {}", pairs.len(), path.display());
+        let counted = if list.counts_from_zero(source.images.as_ref()) { ", which counts images from 0" } else { "" };
+        let description = format!("{} pairs of {}{counted}", pairs.len(), path.display());
         TestSet::new(source.images.clone(), pairs, num_folds, description)
     }
 
@@ -375,10 +376,11 @@ impl DataConfig {
 
 /// Returns the names of the identities that a list of pairs does not mention.
 fn names_outside(source: &Source, list: &Path) -> Result<Vec<String>> {
-    let list = PairList::read(list)?;
-    let named: BTreeSet<&str> =
-        list.entries().iter().flat_map(|e| [e.a.identity.as_str(), e.b.identity.as_str()]).collect();
-    Ok(source.images.identity_names().into_iter().filter(|name| !named.contains(name.as_str())).collect())
+    let images = source.images.as_ref();
+    let pairs = PairList::read(list)?.resolve(images)?;
+    let tested: BTreeSet<u32> = pairs.iter().flat_map(|pair| [pair.a, pair.b]).map(|i| images.label(i)).collect();
+    let is_free = |label: &u32| !tested.contains(label);
+    Ok((0..images.num_identities() as u32).filter(is_free).map(|label| images.identity_name(label)).collect())
 }
 
 /// Whether a file of pairs is one of insightface's verification files.

@@ -10,7 +10,7 @@ use image::RgbImage;
 
 use super::{Landmarks, align_face, read_image};
 use crate::error::{Error, Result};
-use crate::table::Table;
+use crate::lists::{Row, Table};
 
 /// One image of a template.
 #[derive(Clone, Debug, PartialEq)]
@@ -228,16 +228,17 @@ fn read_pairs(path: &Path, has_images: impl Fn(u32) -> Result<u32, String>) -> R
 
 /// Reads templates and their people; a template may occur once for each of its images.
 fn read_people(path: &Path, has_images: impl Fn(u32) -> Result<u32, String>) -> Result<Vec<PersonTemplate>> {
-    let mut table = Table::open(path)?;
+    let table = Table::open(path)?;
     let mut people: BTreeMap<u32, u32> = BTreeMap::new();
-    while let Some(row) = table.next()? {
-        let field = |column: usize, what: &str| number::<u32>(row.get(column).unwrap_or_default(), what);
-        let template = field(0, "a template's number").and_then(&has_images).map_err(|what| table.error(what))?;
-        let person = field(1, "a person's number").map_err(|what| table.error(what))?;
+    for row in table.rows() {
+        let Row { line, fields } = row?;
+        let field = |column: usize, what: &str| number::<u32>(fields.get(column).map_or("", String::as_str), what);
+        let template = field(0, "a template's number").and_then(&has_images).map_err(|what| table.error(line, what))?;
+        let person = field(1, "a person's number").map_err(|what| table.error(line, what))?;
         let before = people.insert(template, person).unwrap_or(person);
         if before != person {
             let what = format!("expected template {template} to be of person {before} as above, found {person}");
-            return Err(table.error(what));
+            return Err(table.error(line, what));
         }
     }
     if people.is_empty() {

@@ -10,6 +10,9 @@ use crate::models::{Inference, Model};
 use crate::ops::normalize::l2_normalize;
 use crate::parallel;
 
+/// Largest difference from 1 of the length of a scaled embedding: far more than rounding.
+const LENGTH_TOLERANCE: f64 = 1e-2;
+
 /// Embeddings, one per row, of length 1 unless [`EmbedConfig::normalize`] is off.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embeddings {
@@ -141,11 +144,31 @@ fn embed_each(
         if config.normalize {
             y = l2_normalize(&y, 1)?;
         }
-        values.extend(y.flatten_all()?.to_vec1::<f32>()?);
+        let y = y.flatten_all()?.to_vec1::<f32>()?;
+        if config.normalize {
+            check_lengths(&y, dim, first)?;
+        }
+        values.extend(y);
         first = last;
         progress(last);
     }
     Embeddings::new(values, dim)
+}
+
+/// Checks that the rows of `y` have length 1: zeros keep length 0, and of an overflow only zeros or NaN are left.
+fn check_lengths(y: &[f32], dim: usize, first: usize) -> Result<()> {
+    for (row, number) in y.chunks_exact(dim).zip(first + 1..) {
+        let length = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        // NaN is no close length either.
+        if (length - 1.0).abs() > LENGTH_TOLERANCE || length.is_nan() {
+            let what = format!(
+                "the embedding of image {number} has no length to scale to 1: it is zero, not finite or too large; are the \
+                 weights and the preprocessing right?"
+            );
+            return Err(Error::Evaluation(what));
+        }
+    }
+    Ok(())
 }
 
 /// Runs the network on 8-bit RGB images; a GPU network preprocesses them on the device.

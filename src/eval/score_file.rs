@@ -1,13 +1,18 @@
 //! Score files: written for our own comparisons, and read from any system to measure it the same way.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::comparisons::Comparisons;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::lists::{Table, quoted, truth};
 use crate::npy;
-use crate::table::Table;
+
+/// Names of the column of scores, and of the one that says whether both images show one person.
+const SCORE: [&str; 4] = ["score", "similarity", "cosine", "cos"];
+const IS_SAME: [&str; 10] =
+    ["is_same", "same", "same_person", "label", "match", "is_match", "genuine", "is_genuine", "target", "decision"];
 
 /// Contents of a score file.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,20 +21,24 @@ pub struct ScoreFile {
     pub comparisons: Comparisons,
     /// Groups of the two people of each pair, if the file names them.
     pub groups: Option<Vec<[String; 2]>>,
+    /// Names of the two images of each pair, if the file names them.
+    pub images: Option<Vec<[String; 2]>>,
+    /// Line numbers of pairs of an image with itself, if the file names images.
+    pub with_itself: Vec<usize>,
     /// Line numbers of pairs that an earlier line has already, in either order; empty if the file does not name images.
     pub repeated: Vec<usize>,
 }
 
 /// Reads scores from a CSV or a `.npy` file.
 ///
-/// A CSV has the columns `score` (higher means more alike) and `is_same` (`1`, `0`, `true` or `false`). It may have the
-/// columns `person_a` and `person_b`, the identities of the two images, `group_a` and `group_b`, the groups of people
+/// A CSV has the columns `score` (or `similarity`, `cosine`; higher means more alike) and `is_same` (or `same`, `label`,
+/// `match`; `1`, `0`, `true`, `false` and the like). It may have the columns `person_a` and `person_b`, the identities of the two images, `group_a` and `group_b`, the groups of people
 /// that they belong to, and `image_a` and `image_b`, by which repeated pairs are detected. A `.npy` file has one axis
 /// of scores; `labels` is then a second `.npy` file with one axis of zeros and ones.
 ///
 /// # Errors
-/// When a file cannot be read, a column is missing, a field has an invalid value, people contradict `is_same`, a `.npy`
-/// file comes without labels or with a different number of them, or a CSV comes with labels.
+/// When a file cannot be read, a column is missing or there twice, a field has an invalid value, people or an earlier
+/// line contradict `is_same`, a `.npy` file comes without labels or with a different number of them, or a CSV comes with labels.
 pub fn read_scores(path: &Path, labels: Option<&Path>) -> Result<ScoreFile> {
     let is_npy = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy"));
     let wrong = |what: &str| Error::Evaluation(format!("{}: {what}", path.display()));
@@ -50,42 +59,71 @@ fn read_npy(path: &Path, labels: &Path) -> Result<ScoreFile> {
     };
     let is_same = npy::read(labels)?.into_iter().map(label).collect::<Result<Vec<_>>>()?;
     let comparisons = named(path, Comparisons::new(scores, is_same, None))?;
-    Ok(ScoreFile { comparisons, groups: None, repeated: Vec::new() })
+    Ok(ScoreFile { comparisons, groups: None, images: None, repeated: Vec::new(), with_itself: Vec::new() })
 }
 
 fn read_csv(path: &Path) -> Result<ScoreFile> {
-    let mut table = Table::open(path)?;
-    let (score, is_same) = (table.column("score")?, table.column("is_same")?);
-    let both = |a: Option<usize>, b: Option<usize>| a.zip(b).map(|(a, b)| [a, b]);
-    let people = both(table.find("person_a"), table.find("person_b"));
-    let groups = both(table.find("group_a"), table.find("group_b"));
-    let images = both(table.find("image_a"), table.find("image_b"));
-    let (mut seen, mut repeated) = (HashSet::new(), Vec::new());
+    let table = Table::open(path)?;
+    let Some(score) = table.find(&SCORE)? else {
+        if let Some(distance) = table.find(&["distance", "dist"])? {
+            let what = "expected a column score, in which higher means more alike, found distances: negate them";
+            return Err(table.error(1, format!("{what} (column {})", distance + 1)));
+        }
+        return Err(table.column(&SCORE).expect_err("it is not there"));
+    };
+    let is_same = table.column(&IS_SAME)?;
+    let both = |name: &str| -> Result<Option<[usize; 2]>> {
+        let [a, b] = ["_a", "_b"].map(|side| format!("{name}{side}"));
+        match (table.find(&[&a])?, table.find(&[&b])?) {
+            (Some(a), Some(b)) => Ok(Some([a, b])),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(table.error(1, format!("expected a column {b} beside {a}, found none"))),
+            (None, Some(_)) => Err(table.error(1, format!("expected a column {a} beside {b}, found none"))),
+        }
+    };
+    let (people, groups, images) = (both("person")?, both("group")?, both("image")?);
+    let mut seen: BTreeMap<[String; 2], (usize, bool)> = BTreeMap::new();
     let (mut scores, mut labels, mut who, mut which) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut names = BTreeMap::new();
-    while let Some(row) = table.next()? {
-        let value = row[score].parse().ok().filter(|s: &f64| s.is_finite());
-        scores.push(value.ok_or_else(|| table.error(format!("expected a finite score, found {:?}", &row[score])))?);
-        labels.push(match row[is_same].to_ascii_lowercase().as_str() {
-            "1" | "true" => true,
-            "0" | "false" => false,
-            other => return Err(table.error(format!("expected is_same to be 1, 0, true or false, found {other:?}"))),
-        });
+    let (mut names, mut repeated, mut with_itself, mut pairs) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
+    for row in table.rows() {
+        let row = row?;
+        let field = |column: usize| row.fields[column].as_str();
+        let wrong = |what: String| table.error(row.line, what);
+        let value = field(score).parse().ok().filter(|s: &f64| s.is_finite());
+        scores.push(value.ok_or_else(|| wrong(format!("expected a finite score, found {}", quoted(field(score)))))?);
+        let label = truth(field(is_same)).ok_or_else(|| {
+            wrong(format!("expected is_same to be 1, 0, true or false, found {}", quoted(field(is_same))))
+        })?;
+        labels.push(label);
         if let Some(columns) = people {
             who.push(columns.map(|column| {
                 let next = names.len() as u32;
-                *names.entry(row[column].to_owned()).or_insert(next)
+                *names.entry(field(column).to_owned()).or_insert(next)
             }));
         }
         if let Some(columns) = images {
-            let mut pair = columns.map(|column| row[column].to_owned());
-            pair.sort();
-            if !seen.insert(pair) {
-                repeated.push(table.line());
+            let named = columns.map(|column| field(column).to_owned());
+            if named[0] == named[1] {
+                if !label {
+                    return Err(wrong(format!("expected {0} to be the same person as {0}", named[0])));
+                }
+                with_itself.push(row.line);
             }
+            let mut pair = named.clone();
+            pair.sort();
+            match seen.get(&pair) {
+                Some(&(line, before)) if before != label => {
+                    let what =
+                        format!("{} and {}: expected is_same as in line {line}, found another", pair[0], pair[1]);
+                    return Err(wrong(what));
+                }
+                Some(_) => repeated.push(row.line),
+                None => drop(seen.insert(pair, (row.line, label))),
+            }
+            pairs.push(named);
         }
         if let Some(columns) = groups {
-            which.push(columns.map(|column| row[column].to_owned()));
+            which.push(columns.map(|column| field(column).to_owned()));
         }
     }
     // People are numbered by name, so that the order of the lines does not change the bootstrap.
@@ -93,7 +131,7 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
     names.into_values().enumerate().for_each(|(sorted, found)| number[found as usize] = sorted as u32);
     let who = who.into_iter().map(|pair: [u32; 2]| pair.map(|found| number[found as usize])).collect();
     let comparisons = named(path, Comparisons::new(scores, labels, people.map(|_| who)))?;
-    Ok(ScoreFile { comparisons, groups: groups.map(|_| which), repeated })
+    Ok(ScoreFile { comparisons, groups: groups.map(|_| which), images: images.map(|_| pairs), repeated, with_itself })
 }
 
 /// Adds the path to an evaluation error.
@@ -181,9 +219,15 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             read_scores(&path, None).unwrap_err().to_string()
         };
-        assert!(error("score,same\n1,1\n").contains("expected a column is_same"));
+        assert!(error("score,sam\n1,1\n").contains("expected a column is_same"));
+        assert!(error("distance,same\n1,1\n").contains("negate them"));
+        assert!(error("score,is_same,group_a\n1,1,x\n").contains("expected a column group_b beside group_a"));
+        assert!(error("score,Score,same\n1,1,1\n").contains("found score and Score"));
+        let pair = "image_a,image_b,is_same,score\n";
+        assert!(error(&format!("{pair}a,b,1,0.5\nb,a,0,0.5\n")).contains(":3: a and b: expected is_same as in line 2"));
+        assert!(error(&format!("{pair}a,a,0,0.5\n")).contains("expected a to be the same person as a"));
         assert!(error("score,is_same\n0.5,1\nNaN,0\n").contains(":3: expected a finite score, found \"NaN\""));
-        assert!(error("score,is_same\n0.5,yes\n").contains(":2: expected is_same to be"));
+        assert!(error("score,is_same\n0.5,maybe\n").contains(":2: expected is_same to be"));
         std::fs::write(&path, "image_a,image_b,is_same,score\na,b,1,0.5\na,c,0,0.1\nb,a,1,0.5\n").unwrap();
         assert_eq!(read_scores(&path, None).unwrap().repeated, [4]);
         let text = "score,is_same,person_a,person_b\n0.5,1,ann,bob\n";

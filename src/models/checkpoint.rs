@@ -179,10 +179,16 @@ fn build(
             }
         }
     }
-    let (layout, arch, notes) = (found.layout, found.config.arch, std::mem::take(&mut found.notes));
+    let (layout, arch, mut notes) = (found.layout, found.config.arch, std::mem::take(&mut found.notes));
     let model = found.build(DType::F32, &Device::Cpu);
     let model = model.map_err(|e| wrong(format!("{} by {layout}: {e}", arch.name())))?;
-    Ok(Loaded { model: model.with_thresholds(thresholds), file, format, layout, notes })
+    if let Some((num, first)) = model.not_finite()? {
+        let what = "have values that are not finite, and so will its embeddings";
+        notes.push(format!("{num} of its tensors, {first} the first, {what}"));
+    }
+    let mut model = model.with_thresholds(thresholds);
+    notes.extend(model.drop_stale_thresholds()?);
+    Ok(Loaded { model, file, format, layout, notes })
 }
 
 /// Recognises the network in a file of named tensors, by our metadata or else by the tensor names.

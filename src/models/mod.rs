@@ -10,6 +10,7 @@ mod on_gpu;
 mod onnx;
 mod open;
 mod threshold;
+mod weights;
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,7 @@ pub use mobilefacenet::{MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead};
 pub use on_gpu::OnGpu;
 pub use onnx::{from_onnx, to_onnx};
 pub use open::open_model;
-pub use threshold::Threshold;
+pub use threshold::{ComputedWith, Threshold};
 
 use crate::machine::Machine;
 use crate::nn::{Graph, NodeId, Params, Trace};
@@ -251,6 +252,30 @@ impl Model {
     /// Returns the network with other thresholds.
     pub fn with_thresholds(self, thresholds: Vec<Threshold>) -> Self {
         Self { thresholds, ..self }
+    }
+
+    /// Returns what its scores depend on, to be recorded with a threshold.
+    ///
+    /// # Errors
+    /// When the weights cannot be read.
+    pub fn computed_with(&self) -> Result<ComputedWith> {
+        let (preprocessing, weights) = (self.preprocessing.clone(), self.weights_digest()?);
+        Ok(ComputedWith { preprocessing, weights, precision: self.machine.precision() })
+    }
+
+    /// Drops the thresholds that were measured with other weights, preprocessing or precision than the network has now;
+    /// returns a note about them, if there are any.
+    ///
+    /// # Errors
+    /// When the weights cannot be read.
+    pub fn drop_stale_thresholds(&mut self) -> Result<Option<String>> {
+        // The digest of the weights takes a moment.
+        if self.thresholds.is_empty() {
+            return Ok(None);
+        }
+        let (kept, note) = threshold::still_valid(std::mem::take(&mut self.thresholds), &self.computed_with()?);
+        self.thresholds = kept;
+        Ok(note)
     }
 
     /// Returns the network, to run on `machine`. Its parameters stay where they are: [`Self::inference`] and training

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::preprocessing::Preprocessing;
 
 /// A match threshold with the figures of its calibration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +23,48 @@ pub struct Threshold {
     pub num_genuine: usize,
     /// Description of the pairs, for people.
     pub measured_on: String,
+    /// What the scores were computed with: for anything else the threshold means nothing. None in files of versions
+    /// that did not record it.
+    #[serde(default)]
+    pub computed_with: Option<ComputedWith>,
+}
+
+/// What scores depend on besides the images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComputedWith {
+    /// Preprocessing of the input.
+    pub preprocessing: Preprocessing,
+    /// SHA-256 of the weights in memory, as f32: [`Model::weights_digest`](super::Model::weights_digest).
+    pub weights: String,
+    /// Precision of the products: `f32`, or that of a GPU.
+    pub precision: String,
+}
+
+impl ComputedWith {
+    /// Says in what `now` differs; none if scores are comparable.
+    fn difference(&self, now: &Self) -> Option<String> {
+        if self.weights != now.weights {
+            return Some("with other weights".to_owned());
+        }
+        if self.preprocessing != now.preprocessing {
+            return Some(format!("with {}, now {}", self.preprocessing, now.preprocessing));
+        }
+        let precisions = (&self.precision, &now.precision);
+        (precisions.0 != precisions.1).then(|| format!("in {}, now {}", precisions.0, precisions.1))
+    }
+}
+
+/// Keeps the thresholds that were computed with what is there now. Returns them, and a note on those that are dropped.
+pub(super) fn still_valid(thresholds: Vec<Threshold>, now: &ComputedWith) -> (Vec<Threshold>, Option<String>) {
+    let unknown = || Some("with what, is not recorded".to_owned());
+    let changed = |t: &Threshold| t.computed_with.as_ref().map_or_else(unknown, |before| before.difference(now));
+    let first = thresholds.iter().find_map(changed);
+    let (dropped, kept): (Vec<_>, Vec<_>) = thresholds.into_iter().partition(|t| changed(t).is_some());
+    let note = first.map(|what| {
+        format!("{} thresholds are dropped, they were measured {what}: calibrate the model again", dropped.len())
+    });
+    (kept, note)
 }
 
 impl Threshold {

@@ -1,6 +1,5 @@
 //! Named parameters and buffers, in name order.
 
-use crate::parallel;
 use std::collections::BTreeMap;
 use std::mem::take;
 use std::sync::Arc;
@@ -10,6 +9,8 @@ use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use rand::SeedableRng;
 use rand::distr::{Distribution, Uniform};
 use rand_chacha::ChaCha8Rng;
+
+use crate::parallel;
 
 /// The parameters (trained) and buffers (saved, not trained) of a model, under PyTorch's names.
 ///
@@ -204,6 +205,12 @@ impl Params {
         let mut state = self.variables().map(copy).collect::<Result<BTreeMap<_, _>>>()?;
         state.extend(self.frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
         Ok(state)
+    }
+
+    /// Returns every parameter and buffer in name order, sharing its memory.
+    pub fn all(&self) -> BTreeMap<&str, Tensor> {
+        let vars = self.variables().map(|(name, var)| (name, var.as_detached_tensor()));
+        vars.chain(self.frozen.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()))).collect()
     }
 
     /// Returns copies of the buffers by name, to undo a step's changes to them with [`Self::restore_buffers`].

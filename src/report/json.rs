@@ -41,6 +41,8 @@ pub struct ReportFile {
     order: Vec<String>,
     models: BTreeMap<String, ModelFigures>,
     #[serde(default)]
+    test_set_sha256: Option<String>,
+    #[serde(default)]
     real_masks: BTreeMap<String, Value>,
     #[serde(default)]
     curves: BTreeMap<String, BTreeMap<String, Kept>>,
@@ -81,6 +83,11 @@ impl ReportFile {
     pub fn measured(&self) -> impl Iterator<Item = (&str, &str)> {
         let named = self.order.iter().filter_map(|name| self.models.get_key_value(name));
         named.flat_map(|(model, f)| f.settings.keys().map(move |setting| (model.as_str(), setting.as_str())))
+    }
+
+    /// Returns the SHA-256 of the test set's images and pairs, if the report has it.
+    pub fn test_set_sha256(&self) -> Option<&str> {
+        self.test_set_sha256.as_deref()
     }
 
     /// Returns a metric, such as `eer`; `None` if the model was not measured in the setting or has no such metric.

@@ -1,13 +1,14 @@
 //! What a training reads besides its settings: data sets and given weights, by their fingerprints.
 
-use candle_core::Tensor;
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
 use super::outcome::Event;
 use super::run::{DATA_FILE, Experiment};
-use crate::data::SplitsFingerprint;
+use crate::data::{SplitsFingerprint, TestFingerprint};
 use crate::error::{Error, Result};
 use crate::files::{hex, write_atomic};
 
@@ -35,12 +36,32 @@ pub(super) struct Inputs {
 
 impl Inputs {
     fn of(experiment: &Experiment) -> Result<Self> {
-        let digest = |weights: &Option<Checkpoint>| weights.as_ref().map(weights_digest).transpose();
+        let digest = |weights: &Option<Checkpoint>| {
+            weights.as_ref().map(|weights| weights.backbone.weights_digest()).transpose()
+        };
         Ok(Self {
             data: SplitsFingerprint::of(&experiment.splits, experiment.teacher_train.as_deref()),
             teacher: digest(&experiment.teacher)?,
             start: digest(&experiment.start)?,
         })
+    }
+
+    /// Reads the record in a training's folder; none if there is none.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(DATA_FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(Error::io(&path))?,
+        };
+        serde_json::from_str(&text).map(Some).map_err(|e| {
+            let what = format!("not the fingerprint of a training's data: {e}");
+            Error::Format { path, offset: 0, what }
+        })
+    }
+
+    /// Returns the fingerprint of the test set.
+    pub fn into_test(self) -> TestFingerprint {
+        self.data.into_test()
     }
 
     /// Describes the first difference; none if both are the same.
@@ -68,14 +89,8 @@ impl Experiment {
     /// When a resumed training finds other inputs and may not accept them, or the record cannot be read or written.
     pub(super) fn check_inputs(&self, on: &mut dyn FnMut(Event)) -> Result<String> {
         let (path, now) = (self.out().join(DATA_FILE), Inputs::of(self)?);
-        if self.resumes && path.exists() {
-            let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-            let wrong = |e: serde_json::Error| Error::Format {
-                path: path.clone(),
-                offset: 0,
-                what: format!("not the fingerprint of a training's data: {e}"),
-            };
-            let before: Inputs = serde_json::from_str(&text).map_err(wrong)?;
+        let before = if self.resumes { Inputs::read(self.out())? } else { None };
+        if let Some(before) = before {
             match (before.difference(&now), self.changed_data) {
                 (None, _) => return now.digest(),
                 (Some(what), ChangedData::Refuse) => return Err(changed(self, &what)),
@@ -107,23 +122,4 @@ fn changed(experiment: &Experiment, what: &str) -> Error {
 
 fn json(inputs: &Inputs) -> Result<Vec<u8>> {
     serde_json::to_vec(inputs).map_err(|e| Error::Config(e.to_string()))
-}
-
-/// Returns the SHA-256 of a backbone's weights, whatever file they are in.
-fn weights_digest(checkpoint: &Checkpoint) -> Result<String> {
-    let mut hasher = Sha256::new();
-    for (name, tensor) in checkpoint.backbone.params().state()? {
-        hasher.update(name.as_bytes());
-        bytes(&tensor, &mut hasher)?;
-    }
-    Ok(hex(&hasher.finalize()))
-}
-
-fn bytes(tensor: &Tensor, hasher: &mut Sha256) -> Result<()> {
-    let values = tensor.flatten_all()?.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?;
-    for part in values.chunks(1024) {
-        let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
-        hasher.update(bytes);
-    }
-    Ok(())
 }

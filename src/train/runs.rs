@@ -8,9 +8,11 @@ use serde::Serialize;
 use super::arm::Arm;
 use super::config::Config;
 use super::evaluation::PairedTest;
+use super::inputs::Inputs;
 use super::outcome::{ArmOutcome, Finished, RESULTS_FILE};
 use super::records::{StepRecord, read_steps};
 use super::run::CONFIG_FILE;
+use crate::data::TestFingerprint;
 use crate::error::{Error, Result};
 
 /// A training, finished or not, as read from its results folder.
@@ -26,6 +28,9 @@ pub struct Run {
     pub arms: Vec<(Arm, Progressed)>,
     /// Paired tests between the arms; empty before all are finished.
     pub paired_tests: Vec<PairedTest>,
+    /// Fingerprint of the test set; none if the training did not record it.
+    #[serde(skip)]
+    pub test_data: Option<TestFingerprint>,
 }
 
 /// Origin of results: crate version and commit, machine, test set.
@@ -94,7 +99,8 @@ impl Run {
             Ok((arm, progressed))
         };
         let arms = arms.into_iter().map(progressed).collect::<Result<_>>()?;
-        Ok(Self { folder: folder.to_owned(), config, provenance, arms, paired_tests })
+        let test_data = Inputs::read(folder)?.map(Inputs::into_test);
+        Ok(Self { folder: folder.to_owned(), config, provenance, arms, paired_tests, test_data })
     }
 
     /// Returns the finished arms with their results.

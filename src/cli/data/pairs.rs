@@ -87,14 +87,9 @@ impl PairsArgs {
         let conditions = read_conditions(path, column)?;
         let is_probe = |index: usize| {
             let file = images.person_and_file(index);
-            match file.as_ref().and_then(|file| conditions.get(file)).map(String::as_str) {
-                Some("1" | "true" | "yes") => Ok(Some(true)),
-                Some("0" | "false" | "no") => Ok(Some(false)),
-                None => Ok(None),
-                Some(other) => bail!("{}: column {column}: expected 0 or 1, found {other:?}", path.display()),
-            }
+            file.as_ref().and_then(|file| conditions.get(file)).copied()
         };
-        let is_probe: Vec<Option<bool>> = (0..images.len()).map(is_probe).collect::<Result<_>>()?;
+        let is_probe: Vec<Option<bool>> = (0..images.len()).map(is_probe).collect();
         let num_unknown = is_probe.iter().filter(|probe| probe.is_none()).count();
         if num_unknown > 0 {
             tell(format_args!("{}: no rows for {num_unknown} images, which are left out", path.display()));

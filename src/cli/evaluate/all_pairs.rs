@@ -66,10 +66,8 @@ fn worn(images: &dyn Dataset, list: &std::path::Path) -> Result<Vec<bool>> {
         let name = images
             .person_and_file(i)
             .with_context(|| format!("{}: expected file names, found none", images.name(i)))?;
-        match conditions.get(&name).map(String::as_str) {
-            Some("1" | "true") => Ok(true),
-            Some("0" | "false") => Ok(false),
-            Some(other) => bail!("{}: {name}: expected masked to be 1 or 0, found {other:?}", list.display()),
+        match conditions.get(&name) {
+            Some(&is_worn) => Ok(is_worn),
             None => bail!("{}: expected a row for {name}, found none", list.display()),
         }
     };

@@ -132,6 +132,10 @@ fn compare(runs: &[Run]) -> Result<()> {
         true => "identical settings\n".to_owned(),
         false => grid("setting", &names, &rows),
     })?;
+    if let Some((run, what)) = other_test_data(runs) {
+        let [a, b] = [&runs[0], run].map(|run| run.folder.display());
+        print(&format!("not comparable: the test sets of {a} and {b} differ: {what}\n"))?;
+    }
     for arm in Arm::ALL {
         for setting in Setting::TABLE {
             let of = |run: &Run| -> Option<SettingResult> {
@@ -150,6 +154,12 @@ fn compare(runs: &[Run]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the first training that was tested on other data than the first one, and the first difference.
+fn other_test_data(runs: &[Run]) -> Option<(&Run, String)> {
+    let expected = runs.first()?.test_data.as_ref()?;
+    runs.iter().find_map(|run| Some((run, expected.difference(run.test_data.as_ref()?)?)))
 }
 
 /// Formats a table with one column per name.

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-use super::grid;
+use super::{grid, other_test_data};
 use crate::cli::print;
 use crate::eval::{Setting, SettingResult};
 use crate::train::{Arm, PairedTest, Run};
@@ -24,6 +24,10 @@ pub(super) fn summarise(runs: &[Run]) -> Result<()> {
             let [a, b] = [first, run].map(|run| run.folder.display());
             bail!("{a} and {b}: expected trainings that differ in train.seed only, found a different {key}");
         }
+    }
+    if let Some((run, what)) = other_test_data(runs) {
+        let [a, b] = [first, run].map(|run| run.folder.display());
+        bail!("{a} and {b}: expected trainings with one test set: {what}");
     }
     for (i, run) in runs.iter().enumerate() {
         let seed = run.config.train.seed;

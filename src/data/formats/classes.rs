@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::lists::whole;
 
 /// A label for each image, and a name for each label.
 #[derive(Clone, Debug, Default)]
@@ -15,7 +16,7 @@ pub(super) struct Classes {
 #[derive(Clone, Debug)]
 enum Names {
     /// The set's own numbers of its people, ascending; there may be gaps.
-    Numbers(Vec<u64>),
+    Numbers(Vec<i64>),
     Texts(Vec<String>),
 }
 
@@ -26,10 +27,13 @@ impl Default for Names {
 }
 
 impl Classes {
-    /// Numbers the people by their labels. If all labels are numbers, the people are named after the folders of their
-    /// images where possible; otherwise the labels are the names.
+    /// Numbers the people by their labels. If all labels are whole numbers, also written as `3.0`, the people are in
+    /// their order and named after the folders of their images where possible; otherwise the labels are the names, and
+    /// so they are where a number has leading zeros, so that `7` and `007` stay two people.
     pub fn from_labels(labels: Vec<String>, paths: &Paths, path: &Path) -> Result<Self> {
-        let numbers: Option<Vec<u64>> = labels.iter().map(|label| label.parse().ok()).collect();
+        let is_padded = |label: &String| label.len() > 1 && label.starts_with('0') && !label.starts_with("0.");
+        let has_padded = labels.iter().any(is_padded);
+        let numbers = labels.iter().map(|label| whole(label).filter(|_| !has_padded)).collect::<Option<Vec<i64>>>();
         match numbers {
             Some(numbers) => Ok(Self::from_numbers(&numbers, path)?.with_folders(paths)),
             None => Self::from_texts(labels, path),
@@ -37,16 +41,17 @@ impl Classes {
     }
 
     /// Numbers the people in the order of the set's own numbers.
-    pub fn from_numbers(numbers: &[u64], path: &Path) -> Result<Self> {
+    pub fn from_numbers(numbers: &[i64], path: &Path) -> Result<Self> {
         let mut distinct = numbers.to_vec();
         distinct.sort_unstable();
         distinct.dedup();
         distinct.shrink_to_fit();
         check_number(distinct.len(), path)?;
         // Most sets have no gaps.
-        let is_dense = distinct.last().is_some_and(|&last| last == distinct.len() as u64 - 1);
+        let is_dense =
+            distinct.first() == Some(&0) && distinct.last().is_some_and(|&last| last == distinct.len() as i64 - 1);
         let label =
-            |number: &u64| if is_dense { *number as u32 } else { distinct.partition_point(|d| d < number) as u32 };
+            |number: &i64| if is_dense { *number as u32 } else { distinct.partition_point(|d| d < number) as u32 };
         Ok(Self { labels: numbers.iter().map(label).collect(), names: Names::Numbers(distinct) })
     }
 
@@ -83,7 +88,7 @@ impl Classes {
     #[cfg(any(test, feature = "parquet"))]
     pub fn with_names(mut self, names: &[String]) -> Self {
         if let Names::Numbers(numbers) = &self.names {
-            let name = |&number: &u64| usize::try_from(number).ok().and_then(|n| names.get(n)).cloned();
+            let name = |&number: &i64| usize::try_from(number).ok().and_then(|n| names.get(n)).cloned();
             if let Some(names) = numbers.iter().map(name).collect::<Option<Vec<_>>>() {
                 self.names = Names::Texts(names);
             }

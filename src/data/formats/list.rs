@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::classes::{Classes, Paths};
-use crate::data::decode::{is_image, read_bytes};
+use super::list_form::Form;
+use crate::data::decode::read_bytes;
 use crate::data::sample::Dataset;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::folder_of;
+use crate::lists::Text;
 
 /// The images listed in a text file, as a [`Dataset`] in the list's order. Every image has
 /// [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
@@ -14,39 +16,41 @@ pub struct ListedFaces {
     folder: PathBuf,
     classes: Classes,
     paths: Paths,
+    num_repeated: usize,
 }
 
 impl ListedFaces {
-    /// Reads a list with one image per line: its path and its label (a number or a name), separated by a tab, a comma
-    /// or blanks; or MXNet's `.lst` lines of key, label and path, separated by tabs. Paths are relative to the list. A
-    /// first line of column names is skipped.
+    /// Reads a list with one image per line: its path and its label (a number or a name), separated by a tab, a comma,
+    /// a semicolon or blanks; with a first line of column names, in any order and beside other columns; MXNet's `.lst`
+    /// lines of key, label and path, and insightface's of 1, path and label; or paths alone, whose folders are the
+    /// labels. Paths are relative to the list.
     ///
     /// # Errors
-    /// When the list cannot be read, a line is malformed, or an image is missing.
+    /// When the list cannot be read, a line is malformed, an image is missing or has two labels.
     pub fn open(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let text = Text::read(path)?;
         let folder = folder_of(path).to_owned();
-        let (mut paths, mut labels) = (Paths::default(), Vec::new());
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let error = |what: String| Error::Line { path: path.to_owned(), line: number + 1, what };
-            let Some((image, label)) = fields(line) else {
-                return Err(error(format!("expected an image's path and its label, found {line:?}")));
+        let exists = |image: &str| place(&folder, image).is_some();
+        let (form, num_skipped) = Form::of(&text, &exists)?;
+        let (mut paths, mut labels, mut lines) = (Paths::default(), Vec::new(), Vec::new());
+        for line in text.lines().skip(num_skipped) {
+            let error = |what: String| text.error(line.number, what);
+            let (image, label) = form.read(line).map_err(error)?;
+            let Some(image) = place(&folder, &image) else {
+                return Err(error(format!("expected an image {}, found none", folder.join(&*image).display())));
             };
-            if !is_image(image.as_ref()) {
-                if number == 0 {
-                    continue;
-                }
-                return Err(error(format!("expected the path of an image, found {image:?}")));
-            }
-            if !folder.join(image).is_file() {
-                return Err(error(format!("expected an image {}, found none", folder.join(image).display())));
-            }
-            paths.push(image);
-            labels.push(label.to_owned());
+            paths.push(&image);
+            labels.push(label.into_owned());
+            lines.push(line.number);
         }
+        let num_repeated = drop_repeated(&text, &mut paths, &mut labels, &lines)?;
         let classes = Classes::from_labels(labels, &paths, path)?;
-        Ok(Self { folder, classes, paths })
+        Ok(Self { folder, classes, paths, num_repeated })
+    }
+
+    /// Number of lines left out because an earlier line has the same image and label.
+    pub fn num_repeated(&self) -> usize {
+        self.num_repeated
     }
 
     fn path(&self, index: usize) -> PathBuf {
@@ -54,16 +58,44 @@ impl ListedFaces {
     }
 }
 
-/// Splits a line into an image's path and its label.
-fn fields(line: &str) -> Option<(&str, &str)> {
-    let line = line.trim();
-    if let Some((first, rest)) = line.split_once('\t') {
-        return Some(match rest.rsplit_once('\t') {
-            Some((labels, path)) => (path, labels.split('\t').next().unwrap_or(labels).trim_end_matches(".000000")),
-            None => (first, rest),
-        });
+/// Returns the path of a listed image relative to `folder`, as the list writes it or else with other slashes or without
+/// the leading one; none if there is no such file.
+fn place(folder: &Path, image: &str) -> Option<String> {
+    let image = image.strip_prefix("./").unwrap_or(image);
+    let is_there = |image: &str| !image.is_empty() && folder.join(image).is_file();
+    let slashes = image.replace('\\', "/");
+    let slashes = slashes.strip_prefix("./").unwrap_or(&slashes);
+    let all = [image, slashes, image.trim_start_matches('/'), slashes.trim_start_matches('/')];
+    all.into_iter().find(|image| is_there(image)).map(str::to_owned)
+}
+
+/// Removes lines that repeat an earlier one and returns their number.
+fn drop_repeated(text: &Text, paths: &mut Paths, labels: &mut Vec<String>, lines: &[usize]) -> Result<usize> {
+    let mut order: Vec<u32> = (0..labels.len() as u32).collect();
+    order.sort_by_key(|&i| paths.get(i as usize));
+    let mut is_repeated = vec![false; labels.len()];
+    for pair in order.windows(2) {
+        let [first, second] = [pair[0] as usize, pair[1] as usize];
+        if paths.get(first) != paths.get(second) {
+            continue;
+        }
+        if labels[first] != labels[second] {
+            let (image, [a, b]) = (paths.get(first), [first, second].map(|i| &labels[i]));
+            let what = format!("expected one label of {image}, found {b}, and {a} in line {}", lines[first]);
+            return Err(text.error(lines[second], what));
+        }
+        is_repeated[second] = true;
     }
-    line.rsplit_once(',').or_else(|| line.rsplit_once(char::is_whitespace)).map(|(a, b)| (a.trim(), b.trim()))
+    let num = is_repeated.iter().filter(|is_repeated| **is_repeated).count();
+    if num > 0 {
+        let mut kept = Paths::default();
+        let all = paths.iter().zip(&is_repeated).filter(|(_, is_repeated)| !**is_repeated);
+        all.for_each(|(path, _)| kept.push(path));
+        *paths = kept;
+        let mut repeated = is_repeated.into_iter();
+        labels.retain(|_| !repeated.next().unwrap_or(false));
+    }
+    Ok(num)
 }
 
 impl Dataset for ListedFaces {

@@ -5,6 +5,7 @@ mod export;
 mod file;
 mod folder;
 mod list;
+mod list_form;
 mod open;
 #[cfg(feature = "parquet")]
 mod parquet;

@@ -20,8 +20,8 @@ pub struct Source {
     pub format: Format,
     /// Its path.
     pub path: PathBuf,
-    /// What is left out because it is broken, a message each.
-    pub left_out: Vec<String>,
+    /// What the user should know: what is left out, and what was assumed.
+    pub notes: Vec<String>,
 }
 
 /// Storage format of a data set.
@@ -63,10 +63,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (images, people) = (self.images.len(), self.images.num_identities());
         write!(f, "{}: {}, {images} images of {people} people", self.path.display(), self.format)?;
-        match &self.left_out[..] {
-            [] => Ok(()),
-            [first, ..] => write!(f, "; {} broken files are taken as far as they go: {first}", self.left_out.len()),
-        }
+        self.notes.iter().try_for_each(|note| write!(f, "; {note}"))
     }
 }
 
@@ -90,14 +87,26 @@ pub fn open_source_with(path: &Path, on_broken: OnBroken) -> Result<Source> {
         [file] => file.clone(),
         _ => path.to_owned(),
     };
-    let mut left_out = Vec::new();
+    let mut notes = Vec::new();
     let images: Arc<dyn Dataset> = match format {
         Format::Folder => Arc::new(FaceFolder::open(&files[0])?),
-        Format::List => Arc::new(ListedFaces::open(&files[0])?),
-        Format::RecordIo => Arc::new(RecordFaces::open(&files[0])?),
+        Format::List => {
+            let list = ListedFaces::open(&files[0])?;
+            if list.num_repeated() > 0 {
+                notes.push(format!("{} lines repeat an earlier one and are left out", list.num_repeated()));
+            }
+            Arc::new(list)
+        }
+        Format::RecordIo => {
+            let faces = RecordFaces::open(&files[0])?;
+            notes.extend(faces.note().map(str::to_owned));
+            Arc::new(faces)
+        }
         Format::WebDataset => {
             let shards = ShardFaces::open(&files, on_broken)?;
-            left_out = shards.cut().to_vec();
+            if let [first, ..] = shards.cut() {
+                notes.push(format!("{} files are taken as far as they go: {first}", shards.cut().len()));
+            }
             Arc::new(shards)
         }
         #[cfg(feature = "parquet")]
@@ -107,7 +116,7 @@ pub fn open_source_with(path: &Path, on_broken: OnBroken) -> Result<Source> {
             return Err(Error::Data { path, what: crate::error::missing_feature("parquet") });
         }
     };
-    Ok(Source { images, format, path, left_out })
+    Ok(Source { images, format, path, notes })
 }
 
 /// Returns the format and its files, at least one.

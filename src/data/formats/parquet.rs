@@ -225,7 +225,7 @@ impl Columns {
 
 #[derive(Default)]
 struct Labels {
-    numbers: Vec<u64>,
+    numbers: Vec<i64>,
     texts: Vec<String>,
 }
 

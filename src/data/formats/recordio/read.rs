@@ -1,6 +1,7 @@
 //! The faces of a `.rec` file.
 
-use std::io::{BufRead, BufReader};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::index::Index;
@@ -9,6 +10,7 @@ use crate::data::formats::classes::{Classes, Paths};
 use crate::data::formats::file::RandomFile;
 use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
+use crate::lists::{Separator, Text};
 use crate::parallel;
 
 /// Keys in labels are f32, which is exact for whole numbers up to here.
@@ -24,18 +26,19 @@ pub struct RecordFaces {
     offsets: Vec<u64>,
     classes: Classes,
     paths: Option<Paths>,
+    note: Option<String>,
 }
 
 impl RecordFaces {
     /// Opens `NAME.rec`, with `NAME.idx` if it exists, otherwise by scanning the file. Names come from `NAME.lst` if it
-    /// exists (key, label, path, as MXNet's `im2rec` writes it).
+    /// exists and fits: key, label, path, as MXNet's `im2rec` writes it, or insightface's 1, path, label.
     ///
     /// Both of insightface's layouts are read. One has a first record that says which keys are images, then the images,
     /// then one record per person with the keys of that person's images. The other has images only; of several labels,
     /// the first counts.
     ///
     /// # Errors
-    /// When a file cannot be read, is not RecordIO, is truncated, or index, list and records contradict each other.
+    /// When a file cannot be read, is not RecordIO, is truncated, or index and records contradict each other.
     pub fn open(path: &Path) -> Result<Self> {
         let file = RandomFile::open(path)?;
         let index_path = path.with_extension("idx");
@@ -54,13 +57,23 @@ impl RecordFaces {
             None => labels_of(&file, &index.offsets)?,
         };
         let Index { keys, offsets } = index;
-        let mut classes = Classes::from_numbers(&numbers, path)?;
+        let signed: Vec<i64> = numbers.iter().map(|&number| number as i64).collect();
+        let mut classes = Classes::from_numbers(&signed, path)?;
         let list_path = path.with_extension("lst");
-        let paths = if list_path.is_file() { Some(read_list(&list_path, &keys)?) } else { None };
+        let list = list_path.is_file().then(|| read_list(&list_path, &keys, &numbers)).transpose();
+        let (paths, note) = match list {
+            Ok(paths) => (paths, None),
+            Err(what) => (None, Some(format!("{} does not fit and is not used: {what}", list_path.display()))),
+        };
         if let Some(paths) = &paths {
             classes = classes.with_folders(paths);
         }
-        Ok(Self { file, offsets, classes, paths })
+        Ok(Self { file, offsets, classes, paths, note })
+    }
+
+    /// Returns what the user should know: why the list beside the file is not used.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 }
 
@@ -189,34 +202,59 @@ fn label_of(file: &RandomFile, offset: u64) -> Result<u64> {
     if !is_image {
         return Err(file.error(offset, "expected an image after the header, found none"));
     }
-    if !(0.0..1e9).contains(&label) || label.fract() != 0.0 {
-        return Err(file.error(offset, format!("expected the number of a person as label, found {label}")));
+    // From there on, two people would have one label.
+    if !(0.0..MAX_EXACT as f32).contains(&label) || label.fract() != 0.0 {
+        let what = format!("expected the number of a person below {MAX_EXACT} as label, found {label}");
+        return Err(file.error(offset, what));
     }
     Ok(label as u64)
 }
 
-/// Reads the paths from a list with one line per key, in the order of `keys`.
-fn read_list(path: &Path, keys: &[u64]) -> Result<Paths> {
-    let file = BufReader::new(std::fs::File::open(path).map_err(Error::io(path))?);
-    let (mut paths, mut number) = (Paths::default(), 0);
-    for line in file.lines() {
-        number += 1;
-        let line = line.map_err(Error::io(path))?;
-        let error = |what: String| Error::Line { path: path.to_owned(), line: number, what };
-        let fields = (line.split_once('\t'), line.rsplit_once('\t'));
-        let (Some((key, _)), Some((_, name))) = fields else {
-            return Err(error(format!("expected key, label and path between tabs, found {line:?}")));
-        };
-        let expected = keys.get(paths.len());
-        if expected.is_none_or(|expected| key.parse() != Ok(*expected)) {
-            let expected = expected.map_or("no more lines".to_owned(), |key| format!("key {key}"));
-            return Err(error(format!("expected {expected}, as the .rec file has it, found {key}")));
+/// Reads the paths from a list, in the order of `keys`: MXNet's lines of key, label and path, by their keys; or
+/// insightface's of 1, path and label, by their order, if there are as many and the labels agree.
+///
+/// # Errors
+/// Says why the list does not fit the records.
+fn read_list(path: &Path, keys: &[u64], numbers: &[u64]) -> std::result::Result<Paths, String> {
+    let text = Text::read(path).map_err(|e| e.to_string())?;
+    let line_error = |line: usize, what: &str| format!("line {line}: {what}");
+    let mut lines: Vec<(usize, Vec<Cow<str>>)> = Vec::new();
+    for line in text.lines() {
+        let fields = line.fields(Separator::Tab).map_err(|what| line_error(line.number, &what))?;
+        if fields.len() < 3 {
+            return Err(line_error(line.number, "expected key, label and path between tabs"));
         }
-        paths.push(name);
+        lines.push((line.number, fields));
     }
-    if paths.len() < keys.len() {
-        let what = format!("expected {} lines, one for each image, found {}", keys.len(), paths.len());
-        return Err(Error::Data { path: path.to_owned(), what });
+    if lines.len() < keys.len() {
+        return Err(format!("expected a line for each of {} images, found {}", keys.len(), lines.len()));
+    }
+    let mut paths = Paths::default();
+    // In insightface's lists the first field says whether faces are aligned, and the label is last.
+    let is_insightface = |(_, fields): &(usize, Vec<Cow<str>>)| {
+        matches!(&*fields[0], "0" | "1") && fields[1].parse::<f64>().is_err() && fields[2].parse::<f64>().is_ok()
+    };
+    if lines.iter().all(is_insightface) {
+        if lines.len() != keys.len() {
+            return Err(format!("expected {} lines, one for each image, found {}", keys.len(), lines.len()));
+        }
+        // Packers number labels anew, so the labels must be the same up to their numbers.
+        let mut label_of: BTreeMap<&str, u64> = BTreeMap::new();
+        let mut list_of: BTreeMap<u64, &str> = BTreeMap::new();
+        for ((line, fields), &number) in lines.iter().zip(numbers) {
+            let label = &*fields[2];
+            if *label_of.entry(label).or_insert(number) != number || *list_of.entry(number).or_insert(label) != label {
+                return Err(line_error(*line, "its label is not that of the record"));
+            }
+            paths.push(&fields[1]);
+        }
+        return Ok(paths);
+    }
+    let of_key: BTreeMap<u64, usize> =
+        (0..lines.len()).filter_map(|i| Some((lines[i].1[0].parse().ok()?, i))).collect();
+    for key in keys {
+        let Some(&at) = of_key.get(key) else { return Err(format!("expected a line with key {key}, found none")) };
+        paths.push(lines[at].1.last().map_or("", |path| path));
     }
     Ok(paths)
 }

@@ -1,0 +1,208 @@
+//! Lists of pairs: of numbered images of people, as LFW, MFR2 and Kaggle's copies of LFW have them, or of image files.
+//!
+//! Counts in a list are checked against its lines; they never determine an allocation.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::form::Form;
+use crate::error::{Error, Result};
+use crate::lists::{Line as TextLine, Text};
+
+/// An image as a list names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ImageId {
+    /// An image of a person by its number: 7 of `Jane_Doe` is `Jane_Doe/Jane_Doe_0007.jpg`.
+    Numbered {
+        /// The identity's name.
+        identity: String,
+        /// The image's number, from 1 or, in some lists, from 0.
+        number: u32,
+    },
+    /// The path of an image file, or the end of it.
+    File(String),
+}
+
+impl std::fmt::Display for ImageId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Numbered { identity, number } => write!(f, "image {number} of {identity}"),
+            Self::File(path) => f.write_str(path),
+        }
+    }
+}
+
+/// A pair as its list names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairEntry {
+    /// The first image.
+    pub a: ImageId,
+    /// The second image.
+    pub b: ImageId,
+    /// Whether both show the same person.
+    pub is_same: bool,
+    /// The fold, from 0.
+    pub fold: usize,
+    /// The line in the list, from 1.
+    pub line: usize,
+}
+
+/// The pairs of a list, in its order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairList {
+    pub(super) path: PathBuf,
+    pub(super) entries: Vec<PairEntry>,
+    num_folds: usize,
+}
+
+impl PairList {
+    /// Reads a list of pairs, in LFW's format if its first line is of one or two numbers, otherwise a pair a line:
+    /// - `name i j` (the same person) and `name1 i name2 j` (different people), as MFR2 has them, between tabs, commas
+    ///   or blanks; with Kaggle's first line `name,imagenum1,imagenum2` or `name,imagenum1,name,imagenum2`;
+    /// - two image files and whether they show one person (`1` or `0`, `true`, `same` and the like), which comes first
+    ///   or last; with a first line of column names in any order, of which one is `same`, `label`, `match` or the like.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is not text, [`Error::Line`] for a line of
+    /// another form, a number that is not whole, two people with the same name, an early end of the file, or text after
+    /// the last fold.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let text = Text::read(path.as_ref())?;
+        let lines = Lines::new(&text);
+        let is_count = |field: &&str| field.parse::<u64>().is_ok();
+        let first = lines.first();
+        match first.is_empty() || (first.len() <= 2 && first.iter().any(is_count)) {
+            true => Self::parse_lfw(lines),
+            false => Self::parse(&text),
+        }
+    }
+
+    /// Reads LFW's `pairs.txt`: a line `folds n`, then per fold `n` lines `name i j` (the same person) and `n` lines
+    /// `name1 i name2 j` (different people). If the first line is just `n` (`pairsDevTest.txt`), the list has one fold.
+    ///
+    /// # Errors
+    /// Same as [`PairList::read`].
+    pub fn read_lfw(path: impl AsRef<Path>) -> Result<Self> {
+        Self::parse_lfw(Lines::new(&Text::read(path.as_ref())?))
+    }
+
+    fn parse_lfw(mut lines: Lines) -> Result<Self> {
+        let header = lines.next("\"folds pairs\"")?;
+        let (num_folds, num_pairs): (usize, usize) = match *header.fields {
+            [pairs] => (1, lines.number(&header, pairs)?),
+            [folds, pairs] => (lines.number(&header, folds)?, lines.number(&header, pairs)?),
+            _ => return Err(lines.error(&header, "expected the numbers of folds and of pairs")),
+        };
+        let mut entries = Vec::new();
+        for fold in 0..num_folds {
+            for is_same in [true, false] {
+                for i in 1..=num_pairs {
+                    let kind = if is_same { "same \"name i j\"" } else { "different \"name1 i name2 j\"" };
+                    let expected = format!("pair {i} of {num_pairs} of fold {fold}, {kind}");
+                    let line = lines.next(&expected)?;
+                    let entry = Form::Names { same: None }.entry(&line.fields, line.number);
+                    let entry = entry.map_err(|what| lines.error(&line, &format!("expected {expected}: {what}")))?;
+                    if entry.is_same != is_same {
+                        return Err(lines.error(&line, &format!("expected {expected}")));
+                    }
+                    entries.push(PairEntry { fold, ..entry });
+                }
+            }
+        }
+        lines.end("the last fold")?;
+        Ok(Self { path: lines.path().to_owned(), entries, num_folds })
+    }
+
+    fn parse(text: &Text) -> Result<Self> {
+        let (form, separator, num_skipped) = Form::of(text)?;
+        let mut entries = Vec::new();
+        for line in text.lines().skip(num_skipped) {
+            let entry = form.read(line, separator).map_err(|what| text.error(line.number, what))?;
+            entries.push(entry);
+        }
+        let num_folds = entries.iter().map(|entry| entry.fold + 1).max().unwrap_or(1);
+        // No more folds than pairs: a forged number must not decide what is counted by fold.
+        if num_folds > entries.len().max(1) {
+            return Err(text.error(1, format!("expected as many pairs as folds, found {num_folds} folds")));
+        }
+        Ok(Self { path: text.path().to_owned(), entries, num_folds })
+    }
+
+    /// The pairs, in the list's order.
+    pub fn entries(&self) -> &[PairEntry] {
+        &self.entries
+    }
+
+    /// Number of folds; every entry's `fold` is below it.
+    pub fn num_folds(&self) -> usize {
+        self.num_folds
+    }
+
+    /// Returns an error about a pair's line.
+    pub(in crate::data) fn error(&self, entry: &PairEntry, what: String) -> Error {
+        Error::Line { path: self.path.clone(), line: entry.line, what }
+    }
+}
+
+/// The lines of a list of records between tabs or blanks, read one after the other.
+pub(super) struct Lines<'a> {
+    text: &'a Text,
+    /// In reverse order, so that `pop` returns the next line.
+    rest: Vec<Line<'a>>,
+    /// Number of the line after the last one, where an early end is reported.
+    end: usize,
+}
+
+pub(super) struct Line<'a> {
+    pub number: usize,
+    pub fields: Vec<&'a str>,
+}
+
+/// Fields between tabs, which leave blanks to names, or else between blanks.
+fn fields(line: TextLine<'_>) -> Vec<&str> {
+    match line.text.contains('\t') {
+        true => line.text.trim().split('\t').map(str::trim).collect(),
+        false => line.text.split_whitespace().collect(),
+    }
+}
+
+impl<'a> Lines<'a> {
+    pub fn new(text: &'a Text) -> Self {
+        let mut rest: Vec<Line> = text.lines().map(|l| Line { number: l.number, fields: fields(l) }).collect();
+        let end = text.num_lines() + 1;
+        rest.reverse();
+        Self { text, rest, end }
+    }
+
+    fn path(&self) -> &Path {
+        self.text.path()
+    }
+
+    /// Returns the fields of the next line without consuming it; empty at the end.
+    pub fn first(&self) -> &[&'a str] {
+        self.rest.last().map_or(&[], |l| &l.fields)
+    }
+
+    pub fn next(&mut self, expected: &str) -> Result<Line<'a>> {
+        let what = || format!("expected {expected}, found the end of the file");
+        self.rest.pop().ok_or_else(|| self.text.error(self.end, what()))
+    }
+
+    pub fn end(&mut self, last: &str) -> Result<()> {
+        match self.rest.pop() {
+            Some(line) => Err(self.error(&line, &format!("expected the end of the file after {last}"))),
+            None => Ok(()),
+        }
+    }
+
+    pub fn error(&self, line: &Line, expected: &str) -> Error {
+        let found = crate::lists::quoted(&line.fields.join(" "));
+        self.text.error(line.number, format!("{expected}, found {found}"))
+    }
+
+    /// Parses a whole number from 1.
+    pub fn number<T: FromStr + PartialOrd + From<u8>>(&self, line: &Line, field: &str) -> Result<T> {
+        let number = field.parse().ok().filter(|n| *n >= T::from(1));
+        number.ok_or_else(|| self.error(line, &format!("expected a whole number from 1 for \"{field}\"")))
+    }
+}

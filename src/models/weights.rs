@@ -1,0 +1,48 @@
+//! What can be said of a network's weights without running it.
+
+use candle_core::{DType, Result, Tensor};
+use sha2::{Digest, Sha256};
+
+use super::Model;
+use crate::files::hex;
+use crate::ops::slice::Values;
+use crate::parallel;
+
+impl Model {
+    /// Returns the SHA-256 of every parameter and buffer with its name, as f32, in name order: 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// When the values cannot be read.
+    pub fn weights_digest(&self) -> Result<String> {
+        let mut hasher = Sha256::new();
+        for (name, tensor) in self.params().all() {
+            hasher.update(name.as_bytes());
+            let values = flat(&tensor)?;
+            for part in Values::of("digest", &values)?.chunks(4096) {
+                let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
+                hasher.update(bytes);
+            }
+        }
+        Ok(hex(&hasher.finalize()))
+    }
+
+    /// Returns the number of parameters and buffers with a value that is not finite, and the name of the first.
+    ///
+    /// # Errors
+    /// When the values cannot be read.
+    pub fn not_finite(&self) -> Result<Option<(usize, String)>> {
+        let all: Vec<(&str, Tensor)> = self.params().all().into_iter().filter(|(_, t)| t.dtype().is_float()).collect();
+        let is_broken = parallel::try_map(all.len(), |i| {
+            let values = flat(&all[i].1)?;
+            Ok::<_, candle_core::Error>(Values::of("finite", &values)?.iter().any(|value| !value.is_finite()))
+        })?;
+        let broken = all.iter().zip(is_broken).filter(|(_, is_broken)| *is_broken);
+        let names: Vec<&str> = broken.map(|((name, _), _)| *name).collect();
+        Ok(names.first().map(|first| (names.len(), (*first).to_owned())))
+    }
+}
+
+/// Returns a tensor's values as f32 in one row, without a copy where possible.
+fn flat(tensor: &Tensor) -> Result<Tensor> {
+    tensor.flatten_all()?.to_dtype(DType::F32)
+}
