@@ -92,6 +92,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the user interrupted the work, rather than that it failed.
+    pub fn is_interruption(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::Interrupted,
+            Self::Stopped { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Returns a function that wraps an I/O error with the path it happened at, for `map_err`.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }

@@ -102,6 +102,8 @@ fn lists_name_files_and_people() -> Result<()> {
         ("j.csv", format!("label,path,split\r\n{}", lines(&|_, label, name| format!("{label},faces/{name},train\r")))),
         ("k.txt", lines(&|_, _, name| format!("./faces\\{}", name.replace('/', "\\")))),
         ("l.csv", lines(&|_, label, name| format!("faces/{name};{label}"))),
+        ("n.txt", format!("path\n{}", lines(&|_, _, name| format!("faces/{name}")))),
+        ("o.txt", format!("# faces\n{}", lines(&|_, label, name| format!("\"faces/{name}\" {label}")))),
         ("m.txt", format!("{}\n{}", IMAGES.len(), lines(&|_, label, name| format!("faces/{name} {label}")))),
     ];
     for (name, text) in lists {

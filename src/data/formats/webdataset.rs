@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use super::classes::{Classes, Paths};
-use super::export::{Export, ExportImage, finish, temporary};
+use super::export::{Export, ExportImage};
 use super::file::RandomFile;
 use crate::data::decode::is_image;
 use crate::data::sample::Dataset;
 use crate::data::source::OnBroken;
 use crate::error::{Error, Result};
+use crate::files::UnfinishedFolder;
 
 /// Most bytes that are read of a label; real ones are far shorter.
 const MAX_LABEL_BYTES: u64 = 64 << 10;
@@ -246,36 +247,47 @@ impl Dataset for ShardFaces {
 
 /// Writes `FOLDER/faces-000000.tar` and so on with `shard_size` images in each, as `PERSON/IMAGE.jpg` and
 /// `PERSON/IMAGE.cls`. If a name has dots that would cut its key short, the sample becomes `NUMBER.jpg`, `NUMBER.cls`
-/// and a `NUMBER.json` with the name.
+/// and a `NUMBER.json` with the name. An interrupted export leaves an [`UnfinishedFolder`], with which the same export
+/// goes on.
 ///
 /// # Errors
-/// When an image cannot be read or a file cannot be written; no incomplete shard is left.
+/// When the folder exists, an image cannot be read or a file cannot be written; the folder is then not created.
 pub fn write_shards(export: &mut Export, folder: &Path, shard_size: usize) -> Result<()> {
-    let path_of = |number: usize| folder.join(format!("faces-{number:06}.tar"));
-    let mut done = Vec::new();
+    let shard_size = shard_size.max(1);
+    let unfinished = UnfinishedFolder::open(folder, &export.key(&format!("to shards of {shard_size}"))?)?;
+    match write_into(export, &unfinished, folder, shard_size) {
+        Ok(()) => unfinished.finish(),
+        Err(error) => Err(unfinished.discard_for(error)),
+    }
+}
+
+fn write_into(export: &mut Export, unfinished: &UnfinishedFolder, folder: &Path, shard_size: usize) -> Result<()> {
+    let name = |number: usize| format!("faces-{number:06}.tar");
+    let path_of = |number: usize| unfinished.path().join(name(number));
+    // Shards get their names once they are complete. The last may have fewer images; then nothing is left to write.
+    let mut num_shards = unfinished.entries()?.len();
+    let mut count = (num_shards * shard_size).min(export.len());
+    export.go_on_after(count);
     let mut shard: Option<tar::Builder<BufWriter<NamedTempFile>>> = None;
-    let mut count = 0;
     export.for_each(&mut |image| {
-        if count % shard_size.max(1) == 0 {
+        if count.is_multiple_of(shard_size) {
             if let Some(shard) = shard.take() {
-                done.push(close(shard, &path_of(done.len()))?);
+                close(shard, &path_of(num_shards))?;
+                num_shards += 1;
             }
-            shard = Some(tar::Builder::new(BufWriter::new(temporary(&path_of(done.len()))?)));
+            shard = Some(tar::Builder::new(BufWriter::new(crate::files::temporary(&path_of(num_shards))?)));
         }
         let shard = shard.as_mut().expect("made above");
-        append(shard, count, &image).map_err(Error::io(&path_of(done.len())))?;
+        append(shard, count, &image).map_err(Error::io(&folder.join(name(num_shards))))?;
         count += 1;
         Ok(())
     })?;
-    if let Some(shard) = shard {
-        done.push(close(shard, &path_of(done.len()))?);
-    }
-    done.into_iter().enumerate().try_for_each(|(number, file)| finish(file, &path_of(number)))
+    shard.map_or(Ok(()), |shard| close(shard, &path_of(num_shards)))
 }
 
-fn close(shard: tar::Builder<BufWriter<NamedTempFile>>, path: &Path) -> Result<NamedTempFile> {
+fn close(shard: tar::Builder<BufWriter<NamedTempFile>>, path: &Path) -> Result<()> {
     let file = shard.into_inner().and_then(|out| out.into_inner().map_err(|e| e.into_error()));
-    file.map_err(Error::io(path))
+    crate::files::persist(file.map_err(Error::io(path))?, path)
 }
 
 fn append(builder: &mut tar::Builder<impl Write>, number: usize, image: &ExportImage) -> std::io::Result<()> {

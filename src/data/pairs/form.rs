@@ -164,9 +164,6 @@ fn names(fields: &[&str], same: Option<usize>, line: usize) -> std::result::Resu
     }
     let (a, i, b, j) = match *fields {
         [name, i, j] => (name, i, name, j),
-        [name, _, other, _] if name == other && flag.is_none() => {
-            return Err("expected two different people in a line of four fields".to_owned());
-        }
         [a, i, b, j] => (a, i, b, j),
         _ => {
             let hint = if fields.len() > 4 { "; between names with blanks there must be tabs" } else { "" };

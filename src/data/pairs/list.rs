@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::form::Form;
+use crate::data::decode::names_image;
 use crate::error::{Error, Result};
 use crate::lists::{Line as TextLine, Text};
 
@@ -69,12 +70,13 @@ impl PairList {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let text = Text::read(path.as_ref())?;
         let lines = Lines::new(&text);
-        let is_count = |field: &&str| field.parse::<u64>().is_ok();
-        let first = lines.first();
-        match first.is_empty() || (first.len() <= 2 && first.iter().any(is_count)) {
-            true => Self::parse_lfw(lines),
-            false => Self::parse(&text),
-        }
+        let is_lfw = match lines.first() {
+            [] => true,
+            [count] => count.parse::<u64>().is_ok(),
+            [folds, pairs] => folds.parse::<u64>().is_ok() && !names_image(pairs),
+            _ => false,
+        };
+        if is_lfw { Self::parse_lfw(lines) } else { Self::parse(&text) }
     }
 
     /// Reads LFW's `pairs.txt`: a line `folds n`, then per fold `n` lines `name i j` (the same person) and `n` lines
@@ -158,11 +160,13 @@ pub(super) struct Line<'a> {
     pub fields: Vec<&'a str>,
 }
 
-/// Fields between tabs, which leave blanks to names, or else between blanks.
+/// Fields between tabs or commas, which leave blanks to names, or else between blanks.
 fn fields(line: TextLine<'_>) -> Vec<&str> {
-    match line.text.contains('\t') {
-        true => line.text.trim().split('\t').map(str::trim).collect(),
-        false => line.text.split_whitespace().collect(),
+    let split = |sign: char| line.text.trim().split(sign).map(str::trim).collect();
+    match (line.text.contains('\t'), line.text.contains(',')) {
+        (true, _) => split('\t'),
+        (false, true) => split(','),
+        _ => line.text.split_whitespace().collect(),
     }
 }
 

@@ -97,6 +97,6 @@ pub fn write_index(rec: &Path) -> Result<(PathBuf, usize)> {
     }
     out.flush().map_err(Error::io(&path))?;
     drop(out);
-    temporary.persist(&path).map_err(|e| Error::io(&path)(e.error))?;
+    crate::files::persist(temporary, &path)?;
     Ok((path, index.keys.len()))
 }

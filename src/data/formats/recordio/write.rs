@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use super::record::{Header, write_record};
-use crate::data::formats::export::{Export, finish, temporary};
+use crate::data::formats::export::{Export, Output};
 use crate::error::{Error, Result};
 
 /// Labels and keys are f32 in the format, which is exact for whole numbers up to here.
@@ -28,7 +28,7 @@ pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
     }
     let [rec, idx, lst, property] =
         [path.to_owned(), path.with_extension("idx"), path.with_extension("lst"), path.with_file_name("property")];
-    let files = [temporary(&rec)?, temporary(&idx)?, temporary(&lst)?, temporary(&property)?];
+    let files = [Output::new(&rec)?, Output::new(&idx)?, Output::new(&lst)?, Output::new(&property)?];
     let [mut out_rec, mut out_idx, mut out_lst, mut out_property] =
         files.each_ref().map(|f| BufWriter::new(f.as_file()));
     let mut out = Records { rec: &mut out_rec, idx: &mut out_idx, position: 0, key: 0 };
@@ -51,7 +51,7 @@ pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
         out.flush().map_err(Error::io(path))?;
     }
     // Move the records last: without them there is nothing to open.
-    files.into_iter().zip([&rec, &idx, &lst, &property]).rev().try_for_each(|(file, path)| finish(file, path))
+    files.into_iter().rev().try_for_each(Output::finish)
 }
 
 struct Records<'a, 'f> {
