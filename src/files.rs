@@ -182,11 +182,24 @@ impl UnfinishedFolder {
     /// Removes the folder after an error, which it returns. After an interruption it is left instead, to go on with.
     #[must_use]
     pub fn discard_for(self, error: Error) -> Error {
-        // The error that led here says more than one of cleaning up.
-        if !error.is_interruption() {
-            let _ = remove_if_there(&self.path);
+        if error.is_interruption() {
+            return self.interrupted();
         }
+        self.discard();
         error
+    }
+
+    /// Leaves the folder and returns the error of an interruption.
+    #[must_use]
+    pub fn interrupted(self) -> Error {
+        let what = "interrupted, as requested; the same command goes on where it stopped";
+        Error::io(&self.target)(std::io::Error::new(ErrorKind::Interrupted, what))
+    }
+
+    /// Removes the folder.
+    pub fn discard(self) {
+        // The error that led here says more than one of cleaning up.
+        let _ = remove_if_there(&self.path);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use clap::Args;
 
@@ -27,7 +27,7 @@ pub struct CalibrateArgs {
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// False match rate to choose a threshold for, a fraction such as 0.001; may be repeated
-    #[arg(long, value_name = "RATE", default_values_t = [1e-3])]
+    #[arg(long, value_name = "RATE", default_values_t = [1e-3], value_parser = rate)]
     fmr: Vec<f64>,
     /// Who wears a mask in the calibration pairs
     #[arg(long, value_enum, default_value_t = Worn::UM)]
@@ -57,6 +57,11 @@ enum Worn {
     MM,
 }
 
+fn rate(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|v| (f64::MIN_POSITIVE..1.0).contains(v));
+    value.ok_or_else(|| "expected a fraction above 0 and below 1".to_owned())
+}
+
 impl CalibrateArgs {
     /// Scores the pairs, chooses the thresholds, writes the model with them and prints them.
     ///
@@ -73,6 +78,15 @@ impl CalibrateArgs {
         }
         self.settings.apply(&mut config, &self.hub)?;
         let test = config.data.open_test()?;
+        // Said now rather than after every image went through the network.
+        let num_impostor = test.pairs.iter().filter(|pair| !pair.is_same).count();
+        if let Some(fmr) = self.fmr.iter().find(|&&fmr| 1.0 / num_impostor as f64 > fmr) {
+            bail!(
+                "--fmr {fmr}: expected at least {:.0} impostor pairs to measure it, found {num_impostor} in {}",
+                (1.0 / fmr).ceil(),
+                test.description
+            );
+        }
         let mut progress = Progress::new();
         let on = |done, total| progress.show(Event::Embedded { done, total });
         let scores = compare(&model, &test, &config.eval, on)?;

@@ -12,7 +12,7 @@ use super::threads::ThreadsArgs;
 use super::{list_images, print};
 use crate::data::read_face;
 use crate::eval::{EmbedConfig, Embeddings, embed};
-use crate::files::write_atomic;
+use crate::files::{check_writable, remove_if_there, write_atomic};
 use crate::npy;
 use crate::train::Event;
 
@@ -58,6 +58,10 @@ impl EmbedArgs {
         for image in &self.images {
             paths.extend(list_images(image)?);
         }
+        let has_breaks = |path: &&PathBuf| path.to_string_lossy().contains(['\n', '\r']);
+        if let (Destination::Npy { list, .. }, Some(path)) = (&destination, paths.iter().find(has_breaks)) {
+            bail!("{}: expected names without line breaks, found {path:?}; write a .csv", list.display());
+        }
         let config = EmbedConfig { batch_size: self.batch_size.into(), flip: !self.no_flip, ..EmbedConfig::default() };
         let mut progress = Progress::new();
         let on = |done| progress.show(Event::Embedded { done, total: paths.len() });
@@ -71,6 +75,7 @@ impl EmbedArgs {
         let Some(out) = self.out.clone() else { return Ok(Destination::Stdout) };
         let exists = |path: &Path| if path.exists() { bail!("{}: exists already", path.display()) } else { Ok(()) };
         exists(&out)?;
+        check_writable(&out)?;
         match out.extension().and_then(|e| e.to_str()) {
             Some("csv") => Ok(Destination::Csv(out)),
             Some("npy") => {
@@ -95,10 +100,14 @@ impl Destination {
             Self::Stdout => print(csv(names, embeddings)?.trim_end()),
             Self::Csv(out) => Ok(write_atomic(out, csv(names, embeddings)?.as_bytes())?),
             Self::Npy { out, list } => {
-                write_atomic(list, (names.join("\n") + "\n").as_bytes())?;
                 let shape = [names.len(), embeddings.dim()];
                 let values = embeddings.values().iter().flat_map(|v| v.to_le_bytes());
-                Ok(write_atomic(out, &npy::encode("<f4", &shape, values))?)
+                write_atomic(out, &npy::encode("<f4", &shape, values))?;
+                // Without the list the numbers are of no use.
+                write_atomic(list, (names.join("\n") + "\n").as_bytes()).inspect_err(|_| {
+                    let _ = remove_if_there(out);
+                })?;
+                Ok(())
             }
         }
     }

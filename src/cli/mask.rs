@@ -1,6 +1,7 @@
 //! `maskinv mask`.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -8,10 +9,11 @@ use image::{RgbImage, imageops};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::list_images;
-use crate::cli::tell;
+use super::progress::Progress;
+use super::{interrupt, list_images, tell};
 use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
-use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, read_image, write_image};
+use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, output_format, read_image, write_image};
+use crate::files::{NewFolders, UnfinishedFolder, folder_of};
 
 /// Maximum number of faces on a contact sheet.
 const SHEET_ROWS: usize = 12;
@@ -68,27 +70,79 @@ impl MaskArgs {
         if self.input.is_dir() && !self.landmarks.is_empty() {
             bail!("--landmarks applies to one image, but {} is a folder", self.input.display());
         }
-        let inputs = list_images(&self.input)?;
-        if self.sheet {
-            return self.write_sheet(&inputs);
+        let is_folder = self.input.is_dir() && !self.sheet;
+        if !is_folder {
+            // What is wrong with the output is said before any image is read.
+            output_format(&self.output)?;
+            if self.output.exists() {
+                bail!("{}: exists already", self.output.display());
+            }
         }
         let config = self.config()?;
+        let inputs = list_images(&self.input)?;
+        if self.sheet {
+            return self.write_sheet(&inputs, config);
+        }
         let masker = Masker::new(&config)?;
-        for (i, path) in inputs.iter().enumerate() {
-            let mut image = read_image(path)?;
-            let landmarks = self.landmarks_of(path, &image, config.protocol)?;
-            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-            rng.set_stream(i as u64);
-            masker.apply(&mut image, &landmarks, &mut rng).with_context(|| path.display().to_string())?;
-            let output = if self.input.is_dir() {
-                self.output.join(path.strip_prefix(&self.input)?)
-            } else {
-                self.output.clone()
-            };
-            save(&image, &output)?;
+        if !is_folder {
+            let image = self.masked(&inputs[0], 0, &masker, config.protocol)?;
+            save(&image, &self.output)?;
+        } else if self.output.exists() {
+            // Beside other files: each image gets its name once it is complete.
+            self.mask_into(&self.output, &inputs, &masker, config.protocol, false)?;
+        } else {
+            let key = format!("mask {} {} {:?}", self.input.display(), self.seed, config);
+            let unfinished = UnfinishedFolder::open(&self.output, &key)?;
+            if let Err(error) = self.mask_into(unfinished.path(), &inputs, &masker, config.protocol, true) {
+                if error.downcast_ref::<crate::Error>().is_some_and(crate::Error::is_interruption) {
+                    return Err(unfinished.interrupted().into());
+                }
+                unfinished.discard();
+                return Err(error);
+            }
+            unfinished.finish()?;
         }
         tell(format_args!("{} images masked", inputs.len()));
         Ok(())
+    }
+
+    /// Masks images into a folder, under their names; with `goes_on`, those that are there already are passed over.
+    fn mask_into(
+        &self,
+        folder: &Path,
+        inputs: &[PathBuf],
+        masker: &Masker,
+        protocol: MaskProtocol,
+        goes_on: bool,
+    ) -> Result<()> {
+        let stop = interrupt::flag()?;
+        let mut progress = Progress::new();
+        for (i, path) in inputs.iter().enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(crate::Error::io(&self.output)(std::io::ErrorKind::Interrupted.into()).into());
+            }
+            let name = path.strip_prefix(&self.input)?;
+            // Its own format, or PNG for what is not written.
+            let output = match output_format(name) {
+                Ok(_) => folder.join(name),
+                Err(_) => folder.join(name).with_extension("png"),
+            };
+            if !(goes_on && output.exists()) {
+                save(&self.masked(path, i, masker, protocol)?, &output)?;
+            }
+            progress.count("mask", "images masked", i + 1, inputs.len());
+        }
+        Ok(())
+    }
+
+    /// Reads image `number` of the inputs and draws a mask onto it.
+    fn masked(&self, path: &Path, number: usize, masker: &Masker, protocol: MaskProtocol) -> Result<RgbImage> {
+        let mut image = read_image(path)?;
+        let landmarks = self.landmarks_of(path, &image, protocol)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(number as u64);
+        masker.apply(&mut image, &landmarks, &mut rng).with_context(|| path.display().to_string())?;
+        Ok(image)
     }
 
     fn config(&self) -> Result<MaskConfig> {
@@ -114,7 +168,13 @@ impl MaskArgs {
 
     fn landmarks_of(&self, path: &Path, image: &RgbImage, protocol: MaskProtocol) -> Result<Landmarks> {
         if !self.landmarks.is_empty() {
-            return parse_points("--landmarks", &self.landmarks);
+            let points = parse_points("--landmarks", &self.landmarks)?;
+            let (w, h) = image.dimensions();
+            let is_inside = |[x, y]: &[f32; 2]| (0.0..w as f32).contains(x) && (0.0..h as f32).contains(y);
+            if let Some([x, y]) = points.iter().find(|point| !is_inside(point)) {
+                bail!("--landmarks: expected points inside {}, {w}x{h} pixels, found {x},{y}", path.display());
+            }
+            return Ok(points);
         }
         let (w, h) = image.dimensions();
         if (w, h) != (FACE_SIZE, FACE_SIZE) {
@@ -124,8 +184,7 @@ impl MaskArgs {
         Ok(mask_landmarks(protocol, &ALIGNED_LANDMARKS))
     }
 
-    fn write_sheet(&self, inputs: &[PathBuf]) -> Result<()> {
-        let base = self.config()?;
+    fn write_sheet(&self, inputs: &[PathBuf], base: MaskConfig) -> Result<()> {
         let protocol = base.protocol;
         // One masker per column; the reference protocol has a single kind.
         let columns: Vec<MaskConfig> = match protocol {
@@ -168,8 +227,7 @@ fn save(image: &RgbImage, path: &Path) -> Result<()> {
     if path.exists() {
         bail!("{}: exists already", path.display());
     }
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    }
+    // Removed again if the image cannot be written.
+    let _created = NewFolders::create(folder_of(path))?;
     write_image(image, path).map_err(Into::into)
 }

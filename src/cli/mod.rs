@@ -27,6 +27,7 @@ mod threads;
 mod train;
 mod verify;
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -50,7 +51,7 @@ use verify::VerifyArgs;
 
 pub use allocator::keep_freed_memory;
 
-use crate::data::is_image;
+use crate::data::{is_image, is_junk};
 
 /// Mask-invariant face recognition: train, evaluate and use MaskInv.
 #[derive(Debug, Parser)]
@@ -181,22 +182,32 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&serde_json::to_string_pretty(value)?)
 }
 
-/// The images at `path`, a file or a folder with sub-folders, in name order.
+/// The images at `path`, a file or a folder with sub-folders, in name order. Hidden folders and those of the system are
+/// passed over, and a folder that is reached again over a link is taken once.
 fn list_images(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let mut found = Vec::new();
+    let whole = |folder: &Path| folder.canonicalize().with_context(|| folder.display().to_string());
+    let (mut found, mut seen) = (Vec::new(), BTreeSet::from([whole(path)?]));
     let mut folders = vec![path.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let entry = entry.with_context(|| folder.display().to_string())?;
-            if entry.path().is_dir() {
-                folders.push(entry.path());
-            } else if is_image(&entry.file_name()) {
-                found.push(entry.path());
+        let entries = std::fs::read_dir(&folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+        let mut entries = entries.with_context(|| folder.display().to_string())?;
+        entries.retain(|entry| !is_junk(&entry.file_name()));
+        // Real folders before links to them, and in name order: which of two ways is taken does not depend on the disk.
+        entries.sort_by_key(|entry| (entry.path().is_symlink(), entry.file_name()));
+        let mut inside = Vec::new();
+        for path in entries.into_iter().map(|entry| entry.path()) {
+            if path.is_dir() {
+                if seen.insert(whole(&path)?) {
+                    inside.push(path);
+                }
+            } else if path.file_name().is_some_and(is_image) {
+                found.push(path);
             }
         }
+        folders.extend(inside.into_iter().rev());
     }
     if found.is_empty() {
         bail!("{}: expected images, found none", path.display());

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use candle_core::DType;
 
+use crate::files::check_writable;
 use crate::models::{Model, export_onnx, save_model};
 
 /// A new .safetensors or .onnx file.
@@ -27,6 +28,7 @@ impl ModelFile {
             "onnx" => true,
             other => bail!("{}: expected .safetensors or .onnx, found {other:?}", path.display()),
         };
+        check_writable(path)?;
         Ok(Self { path: path.to_owned(), is_onnx })
     }
 

@@ -36,7 +36,7 @@ pub use decode::{decode_face, is_image, read_face, read_image};
 pub use encode::{encode_image, output_format, write_image};
 pub use fingerprint::{Fingerprint, PersonFingerprint, SplitsFingerprint, TestFingerprint};
 pub use formats::{
-    Export, FaceFolder, Format, ListedFaces, RecordFaces, ShardFaces, Source, VerificationFaces, open_source,
+    Export, FaceFolder, Format, ListedFaces, RecordFaces, ShardFaces, Source, VerificationFaces, is_junk, open_source,
     open_source_with, write_folder, write_index, write_records, write_shards, write_verification,
 };
 #[cfg(feature = "parquet")]

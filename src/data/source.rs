@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::photo_pairs::read_photo_pairs;
 use super::test_set::{DRAWN_PAIRS_FOLDS, TestSet};
 use super::{
-    Cached, Dataset, Format, IdentityFilter, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset,
+    Cached, Dataset, IdentityFilter, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset,
     VerificationFaces, open_source_with, sample_pairs,
 };
 use crate::error::{Error, Result};
+use crate::files::folder_of;
 
 /// Most procedural images; they are indexed in memory, and a larger number is a mistake.
 const MAX_PROCEDURAL_IMAGES: usize = 10_000_000;
@@ -398,43 +399,35 @@ enum Beside {
 
 impl Beside {
     fn find(source: &Source) -> Self {
-        let folder = source.folder();
-        if folder.join("people.txt").is_file() && folder.join("pairs.txt").is_file() {
-            return Self::Lists(LfwLists { folder: folder.to_owned() });
+        if let (Some(people), Some(pairs)) = (source.beside("people.txt"), source.beside("pairs.txt")) {
+            return Self::Lists(LfwLists { people, pairs });
         }
-        // Only insightface's data sets come with verification files; elsewhere a `.bin` is something else.
-        if source.format != Format::RecordIo {
-            return Self::Nothing;
-        }
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let files = entries.map(|entry| entry.path()).filter(|path| is_verification(path));
-        // `lfw.bin` comes first: it is the most common one.
-        let first = files.min_by_key(|path| (!path.ends_with("lfw.bin"), path.clone()));
-        first.map_or(Self::Nothing, Self::Verification)
+        source.verification_beside().map_or(Self::Nothing, Self::Verification)
     }
 }
 
 /// LFW's lists of people and pairs.
 struct LfwLists {
-    folder: PathBuf,
+    people: PathBuf,
+    pairs: PathBuf,
 }
 
 impl LfwLists {
     fn train_names(&self, config: &DataConfig) -> Result<Vec<String>> {
-        let path = self.folder.join("people.txt");
-        let people = People::read(&path)?;
+        let path = &self.people;
+        let people = People::read(path)?;
         let wanted: Vec<usize> = match config.train_folds.as_slice() {
             [] => (1..=people.folds.len()).filter(|f| !config.test_folds.contains(f)).collect(),
             folds => folds.to_vec(),
         };
-        check_folds(&path, &wanted, people.folds.len())?;
+        check_folds(path, &wanted, people.folds.len())?;
         Ok(people.names(wanted.iter().map(|f| f - 1)))
     }
 
     fn test(&self, config: &DataConfig, source: &Source) -> Result<TestSet> {
-        let path = self.folder.join("pairs.txt");
-        let list = PairList::read_lfw(&path)?;
-        check_folds(&path, &config.test_folds, list.num_folds())?;
+        let path = &self.pairs;
+        let list = PairList::read_lfw(path)?;
+        check_folds(path, &config.test_folds, list.num_folds())?;
         if config.test_folds.len() < 2 {
             let what = "data.test_folds: expected two folds or more: the threshold for each comes from the others";
             return Err(Error::Config(what.into()));
@@ -442,7 +435,7 @@ impl LfwLists {
         let mut pairs = list.resolve(source.images.as_ref())?;
         pairs.retain(|p| config.test_folds.contains(&(p.fold + 1)));
         let description =
-            format!("{} pairs of folds {:?} of {}", pairs.len(), config.test_folds, self.folder.display());
+            format!("{} pairs of folds {:?} of {}", pairs.len(), config.test_folds, folder_of(path).display());
         TestSet::new(source.images.clone(), pairs, config.test_folds.len(), description)
     }
 }

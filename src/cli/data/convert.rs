@@ -13,9 +13,9 @@ use crate::cli::{interrupt, print};
 use crate::data::{
     Dataset, Export, IdentityFilter, Source, Subset, open_source, write_folder, write_records, write_shards,
 };
-use crate::files::folder_of;
+use crate::files::write_atomic;
 
-/// Lists beside a data set that are copied with it.
+/// Lists of a data set that are copied with it.
 const LISTS: [&str; 3] = ["people.txt", "pairs.txt", "landmarks5.csv"];
 
 /// Arguments of `maskinv data convert`.
@@ -24,8 +24,8 @@ pub(super) struct ConvertArgs {
     /// Folder of people, .rec, .tar or .parquet file, or list of images
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// New .rec or .parquet file, or new folder in the format given by --to; lists of people, pairs and landmarks
-    /// beside IN are copied too
+    /// New .rec or .parquet file, or new folder in the format given by --to; the lists of people, pairs and landmarks
+    /// that belong to IN and its verification file are copied too, as NAME.pairs.txt and so on beside a file NAME.rec
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// Output format [default: from the extension of OUT]
@@ -62,7 +62,7 @@ impl ConvertArgs {
                 Arc::new(Subset::new(source.images.clone(), &filter, &source.path)?)
             }
         };
-        let lists = lists_beside(&source);
+        let lists = lists_of(&source, target);
         let mut progress = Progress::new();
         let mut on = |done| progress.count("convert", "images written", done, images.len());
         let mut export = Export::new(images.as_ref(), &mut on).stopped_by(interrupt::flag()?);
@@ -74,11 +74,15 @@ impl ConvertArgs {
             Target::Folder => write_folder(&mut export, &path.join("images"))?,
             Target::Parquet => write_parquet(&mut export, &path)?,
         }
-        let folder = if path.is_dir() { path.as_path() } else { folder_of(&path) };
-        for list in &lists {
-            let copy = folder.join(list.file_name().unwrap_or_default());
+        // Beside a file lists bear its name, since other sets may lie there.
+        let place = |name: &str| match path.is_dir() {
+            true => path.join(name),
+            false => path.with_extension(name),
+        };
+        for (name, list) in &lists {
+            let copy = place(name);
             if !copy.exists() {
-                std::fs::copy(list, &copy).with_context(|| copy.display().to_string())?;
+                write_atomic(&copy, &std::fs::read(list).with_context(|| list.display().to_string())?)?;
             }
         }
         print(&open_source(&path)?.to_string())
@@ -106,9 +110,13 @@ impl ConvertArgs {
     }
 }
 
-/// Returns the lists that lie beside a data set.
-fn lists_beside(source: &Source) -> Vec<PathBuf> {
-    LISTS.iter().map(|name| source.folder().join(name)).filter(|path| path.is_file()).collect()
+/// Returns the lists that belong to a data set, and its verification file, by the names of their copies.
+fn lists_of(source: &Source, target: Target) -> Vec<(String, PathBuf)> {
+    let lists = LISTS.iter().filter_map(|name| Some(((*name).to_owned(), source.beside(name)?)));
+    // Beside a folder or shards nobody would look for a verification file.
+    let is_file = matches!(target, Target::Recordio | Target::Parquet);
+    let verification = source.verification_beside().filter(|_| is_file).map(|path| ("bin".to_owned(), path));
+    lists.chain(verification).collect()
 }
 
 #[cfg(feature = "parquet")]

@@ -12,7 +12,7 @@ use crate::cli::tell;
 use crate::data::{
     Dataset, Pair, csv_list, lfw_list, read_conditions, sample_cross_pairs, sample_pairs, write_verification,
 };
-use crate::files::write_atomic;
+use crate::files::{check_writable, write_atomic};
 
 /// Arguments of `maskinv data pairs`.
 #[derive(Args, Debug)]
@@ -55,6 +55,7 @@ impl PairsArgs {
         if !["txt", "csv", "bin"].contains(&extension) {
             bail!("{out}: expected .txt, .csv or .bin");
         }
+        check_writable(&self.output)?;
         let source = open(&self.data, hub)?;
         let images = source.images.as_ref();
         let pairs = self.draw(images)?;

@@ -12,7 +12,8 @@ use rand_chacha::ChaCha8Rng;
 use super::open;
 use crate::cli::model::HubArgs;
 use crate::cli::print;
-use crate::data::{Dataset, FACE_SIZE, write_image};
+use crate::data::{Dataset, FACE_SIZE, output_format, write_image};
+use crate::files::check_writable;
 
 /// Arguments of `maskinv data contact-sheet`.
 #[derive(Args, Debug)]
@@ -40,6 +41,8 @@ impl SheetArgs {
         if self.output.exists() {
             bail!("{out}: exists already");
         }
+        output_format(&self.output)?;
+        check_writable(&self.output)?;
         let source = open(&self.data, hub)?;
         let images = source.images.as_ref();
         let people = self.choose(images);

@@ -1,6 +1,7 @@
 //! Export of a data set into another format.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,7 +98,8 @@ impl<'a> Export<'a> {
         let mut counts = vec![0; names.len()];
         for index in 0..self.len() {
             if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-                return Err(Error::io(Path::new("interrupted"))(std::io::ErrorKind::Interrupted.into()));
+                let what = std::io::Error::new(ErrorKind::Interrupted, "interrupted, as requested; nothing is written");
+                return Err(Error::io(Path::new("conversion"))(what));
             }
             let label = self.dataset.label(index);
             let identity = names[label as usize].as_str();

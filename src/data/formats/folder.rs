@@ -1,6 +1,6 @@
 //! A data set in a folder with one sub-folder of aligned crops per person.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::DirEntry;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,19 @@ use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 use crate::files::{UnfinishedFolder, remove_if_there};
 
-/// Files that desktop environments leave in the folders they show.
-const JUNK: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
+/// Entries that systems leave in folders, beside those whose name starts with a dot.
+const JUNK: [&str; 7] =
+    ["Thumbs.db", "desktop.ini", "__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"];
+
+/// Most folders that each hold only the next one, as archives pack a data set.
+const MAX_WRAPPERS: usize = 4;
+/// Sub-folders that are looked into to tell people from splits.
+const MAX_LOOKED_INTO: usize = 8;
+
+/// Returns whether an entry of a folder is hidden or of the system: nobody put it there as data.
+pub fn is_junk(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".") || JUNK.iter().any(|junk| name == *junk)
+}
 
 /// A folder of identities as a [`Dataset`]; labels follow the byte order of the identities' names.
 ///
@@ -25,6 +36,7 @@ pub struct FaceFolder {
     identities: Vec<String>,
     /// Grouped by identity, and in byte order of the file names within each.
     images: Vec<Image>,
+    notes: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -34,29 +46,49 @@ struct Image {
 }
 
 impl FaceFolder {
-    /// Lists the images `root/<identity>/<image>`, named `*.jpg`, `jpeg`, `png`, `bmp`, `webp`, `pgm` or `ppm` in upper
-    /// or lower case.
+    /// Lists the images `root/<identity>/<image>`, named `*.jpg`, `jpeg`, `jpe`, `jfif`, `png`, `bmp`, `webp`, `pgm`,
+    /// `ppm` or `pnm` in upper or lower case. Identities are in byte order of their names or, if all names are whole
+    /// numbers, in the order of the numbers.
     ///
-    /// Files beside the identities that are not images (a licence, a pair list) are ignored, and so are `.DS_Store`,
-    /// `Thumbs.db` and `desktop.ini` anywhere. No image is opened.
+    /// Files beside the identities that are not images (a licence, a pair list) are ignored, and so are hidden entries
+    /// and what systems leave (`Thumbs.db`, `__MACOSX`, `@eaDir`, `lost+found`) anywhere. Other files beside a person's
+    /// images and people without images are left out and counted in [`Self::notes`]. No image is opened.
     ///
     /// # Errors
-    /// [`Error::Io`] when a folder cannot be read; [`Error::Data`] when there are no identities, an identity has no
-    /// image or contains anything else, or there are images or hidden folders where identities belong.
+    /// [`Error::Io`] when a folder cannot be read; [`Error::Data`] when no identity has images, a folder lies among a
+    /// person's images, or images lie where identities belong.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref().to_owned();
-        let mut folder = Self { root, identities: Vec::new(), images: Vec::new() };
+        let mut folder = Self { root, identities: Vec::new(), images: Vec::new(), notes: Vec::new() };
+        let (mut others, mut empty) = (Vec::new(), Vec::new());
         for name in identity_names(&folder.root)? {
             let label = u32::try_from(folder.identities.len())
                 .map_err(|_| data_error(&folder.root, format!("expected at most {} identities", u32::MAX)))?;
-            let files = image_names(&folder.root.join(&name))?;
+            let files = image_names(&folder.root.join(&name), &mut others)?;
+            if files.is_empty() {
+                empty.push(name);
+                continue;
+            }
             folder.identities.push(name);
             folder.images.extend(files.into_iter().map(|file_name| Image { file_name, label }));
         }
         if folder.identities.is_empty() {
-            return Err(data_error(&folder.root, "expected a folder per identity, found none".to_owned()));
+            let found = if empty.is_empty() { "none" } else { "folders without images" };
+            return Err(data_error(&folder.root, format!("expected a folder per identity, found {found}")));
+        }
+        if let [first, ..] = &others[..] {
+            let num = others.len();
+            folder.notes.push(format!("{num} files that are no images are left out, such as {}", first.display()));
+        }
+        if let [first, ..] = &empty[..] {
+            folder.notes.push(format!("{} people without images are left out, such as {first}", empty.len()));
         }
         Ok(folder)
+    }
+
+    /// Returns what is left out.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Path of the folder.
@@ -153,12 +185,12 @@ fn data_error(path: &Path, what: String) -> Error {
     Error::Data { path: path.to_owned(), what }
 }
 
-/// Entries of a folder without desktop junk, each with whether it is a folder.
+/// Entries of a folder without junk, each with whether it is a folder.
 fn entries(path: &Path) -> Result<Vec<(DirEntry, bool)>> {
     let mut result = Vec::new();
     for entry in std::fs::read_dir(path).map_err(Error::io(path))? {
         let entry = entry.map_err(Error::io(path))?;
-        if JUNK.iter().any(|j| entry.file_name() == *j) {
+        if is_junk(&entry.file_name()) {
             continue;
         }
         let mut kind = entry.file_type().map_err(Error::io(path))?;
@@ -175,11 +207,7 @@ fn entries(path: &Path) -> Result<Vec<(DirEntry, bool)>> {
 fn identity_names(root: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (entry, is_folder) in entries(root)? {
-        let name = entry.file_name().into_string();
-        match (name, is_folder) {
-            (Ok(name), true) if name.starts_with('.') => {
-                return Err(data_error(root, format!("expected a folder per identity, found hidden folder {name}")));
-            }
+        match (entry.file_name().into_string(), is_folder) {
             (Ok(name), true) => names.push(name),
             (Err(name), true) => {
                 let name = name.display();
@@ -187,32 +215,79 @@ fn identity_names(root: &Path) -> Result<Vec<String>> {
             }
             (_, false) if is_image(&entry.file_name()) => {
                 let name = entry.file_name();
-                let what = format!("expected a folder per identity, found image {}", name.display());
+                let what = format!(
+                    "expected a folder per identity, found image {}: for images of several people in one folder, give a \
+                     list of images with labels",
+                    name.display()
+                );
                 return Err(data_error(root, what));
             }
             (_, false) => {}
+        }
+    }
+    // As the numbers that other formats have, so that the same people are in the same order in all of them.
+    let numbers: Option<Vec<u64>> = names.iter().map(|name| name.parse().ok()).collect();
+    match numbers {
+        Some(_) => names.sort_by_key(|name| (name.parse::<u64>().ok(), name.clone())),
+        None => names.sort_unstable(),
+    }
+    Ok(names)
+}
+
+/// Names of an identity's images, sorted; adds the paths of other files to `others`.
+fn image_names(folder: &Path, others: &mut Vec<PathBuf>) -> Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for (entry, is_folder) in entries(folder)? {
+        let name = entry.file_name();
+        if is_folder {
+            let what = format!(
+                "expected images, found folder {}: give the path of the folder that holds the people",
+                name.display()
+            );
+            return Err(data_error(folder, what));
+        }
+        match is_image(&name) {
+            true => names.push(name),
+            false => others.push(entry.path()),
         }
     }
     names.sort_unstable();
     Ok(names)
 }
 
-/// Names of an identity's images, sorted; never empty.
-fn image_names(folder: &Path) -> Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    for (entry, is_folder) in entries(folder)? {
-        let name = entry.file_name();
-        if is_folder {
-            return Err(data_error(folder, format!("expected images, found folder {}", name.display())));
+/// Where the people are in `folder`: there, or one or more levels down, if there is one folder in it that holds folders,
+/// as archives are packed.
+///
+/// # Errors
+/// When a folder cannot be read, or several folders hold folders, as `train` and `val` do.
+pub(super) fn find_people(folder: &Path) -> Result<PathBuf> {
+    let mut folder = folder.to_owned();
+    for _ in 0..MAX_WRAPPERS {
+        let all = entries(&folder)?;
+        if all.iter().any(|(entry, is_folder)| !is_folder && is_image(&entry.file_name())) {
+            return Ok(folder);
         }
-        if !is_image(&name) {
-            return Err(data_error(folder, format!("expected images, found {}", name.display())));
+        let folders: Vec<PathBuf> =
+            all.iter().filter(|(_, is_folder)| *is_folder).map(|(entry, _)| entry.path()).collect();
+        let mut of_folders = Vec::new();
+        // A few tell: there may be a hundred thousand people.
+        for path in folders.iter().take(MAX_LOOKED_INTO) {
+            let inside = entries(path)?;
+            let has_images = inside.iter().any(|(entry, is_folder)| !is_folder && is_image(&entry.file_name()));
+            if !has_images && inside.iter().any(|(_, is_folder)| *is_folder) {
+                of_folders.push(path);
+            }
         }
-        names.push(name);
+        match &of_folders[..] {
+            [only] if folders.len() == 1 => folder = (*only).clone(),
+            [first, second, ..] if of_folders.len() == folders.len().min(MAX_LOOKED_INTO) => {
+                let [first, second] = [first, second].map(|path| path.file_name().unwrap_or_default().display());
+                let what =
+                    format!("expected a folder per identity, found folders of folders: give one of {first}, {second}");
+                return Err(data_error(&folder, what));
+            }
+            _ => return Ok(folder),
+        }
     }
-    if names.is_empty() {
-        return Err(data_error(folder, "expected images, found none".to_owned()));
-    }
-    names.sort_unstable();
-    Ok(names)
+    Ok(folder)
 }

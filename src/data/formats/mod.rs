@@ -14,7 +14,7 @@ mod verification;
 mod webdataset;
 
 pub use export::Export;
-pub use folder::{FaceFolder, write_folder};
+pub use folder::{FaceFolder, is_junk, write_folder};
 pub use list::ListedFaces;
 pub use open::{Format, Source, open_source, open_source_with};
 #[cfg(feature = "parquet")]

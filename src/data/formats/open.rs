@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::folder::{find_people, is_junk};
 use super::{FaceFolder, ListedFaces, RecordFaces, ShardFaces};
+use crate::data::decode::is_image;
 use crate::data::{Dataset, OnBroken};
 use crate::error::{Error, Result};
 use crate::files::folder_of;
@@ -56,6 +58,39 @@ impl Source {
     pub fn folder(&self) -> &Path {
         if self.path.is_dir() && !self.path.ends_with("images") { &self.path } else { folder_of(&self.path) }
     }
+
+    /// Returns the list `name`, such as `pairs.txt`, that belongs to this set, if there is one: `NAME.pairs.txt` beside
+    /// `NAME.rec`; or `pairs.txt` in a set's own folder, which holds no other set.
+    pub fn beside(&self, name: &str) -> Option<PathBuf> {
+        let of_file = || Some(self.path.with_file_name(format!("{}.{name}", self.path.file_stem()?.to_string_lossy())));
+        let named = if self.path.is_dir() { None } else { of_file() };
+        let in_folder = || Some(self.folder().join(name)).filter(|_| self.path.is_dir() || self.is_alone());
+        named.filter(|path| path.is_file()).or_else(in_folder).filter(|path| path.is_file())
+    }
+
+    /// Returns the verification file that belongs to this set, if there is one: `NAME.bin` beside `NAME.rec` or another
+    /// file; or, beside the `.rec` of insightface's sets, `lfw.bin` or else the first of the others.
+    pub fn verification_beside(&self) -> Option<PathBuf> {
+        let is_bin = |path: &Path| path.extension().is_some_and(|x| x.eq_ignore_ascii_case("bin"));
+        let named = Some(self.path.with_extension("bin")).filter(|path| !self.path.is_dir() && path.is_file());
+        if named.is_some() || self.format != Format::RecordIo || !self.is_alone() {
+            return named;
+        }
+        let entries = std::fs::read_dir(self.folder()).into_iter().flatten().flatten();
+        let files = entries.map(|entry| entry.path()).filter(|path| is_bin(path));
+        // `lfw.bin` comes first: it is the most common one.
+        files.min_by_key(|path| (!path.ends_with("lfw.bin"), path.clone()))
+    }
+
+    /// Whether no other set lies in the folder of this set's file; the shards of a set count as one.
+    fn is_alone(&self) -> bool {
+        let entries = std::fs::read_dir(folder_of(&self.path)).into_iter().flatten().flatten();
+        let kinds = entries.map(|entry| extension(&entry.path()));
+        let is_shard = |kind: &str| kind == "tar" && self.format == Format::WebDataset;
+        let is_set = |kind: &String| matches!(kind.as_str(), "rec" | "tar" | "parquet") && !is_shard(kind);
+        // A file is itself one of them.
+        kinds.filter(is_set).count() <= usize::from(matches!(self.format, Format::RecordIo | Format::Parquet))
+    }
 }
 
 impl fmt::Display for Source {
@@ -89,7 +124,11 @@ pub fn open_source_with(path: &Path, on_broken: OnBroken) -> Result<Source> {
     };
     let mut notes = Vec::new();
     let images: Arc<dyn Dataset> = match format {
-        Format::Folder => Arc::new(FaceFolder::open(&files[0])?),
+        Format::Folder => {
+            let folder = FaceFolder::open(&files[0])?;
+            notes.extend_from_slice(folder.notes());
+            Arc::new(folder)
+        }
         Format::List => {
             let list = ListedFaces::open(&files[0])?;
             if list.num_repeated() > 0 {
@@ -160,6 +199,7 @@ fn find_in(folder: &Path) -> Result<(Format, Vec<PathBuf>)> {
         for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
             let path = entry.map_err(Error::io(&folder))?.path();
             match extension(&path).as_str() {
+                _ if path.file_name().is_some_and(is_junk) => {}
                 "rec" => recs.push(path),
                 "tar" => tars.push(path),
                 "parquet" => parquets.push(path),
@@ -169,9 +209,15 @@ fn find_in(folder: &Path) -> Result<(Format, Vec<PathBuf>)> {
     }
     let has_lists = folder.join("pairs.txt").is_file() && folder.join("people.txt").is_file();
     tars.sort_unstable();
+    // An archive beside the people is where they came from; an index is a data set's own.
+    let num = recs.len() + tars.len() + parquets.len();
+    let has_index = recs.iter().any(|path| path.with_extension("idx").is_file());
+    if num > 0 && num <= 2 && !has_index && has_people(folder) {
+        return Ok((Format::Folder, vec![folder.to_owned()]));
+    }
     match (recs.len(), tars.len(), parquets.len()) {
         (0, 0, 0) if has_images && has_lists => Ok((Format::Folder, vec![folder.join("images")])),
-        (0, 0, 0) => Ok((Format::Folder, vec![folder.to_owned()])),
+        (0, 0, 0) => Ok((Format::Folder, vec![find_people(folder)?])),
         (1, 0, 0) => Ok((Format::RecordIo, recs)),
         (0, _, 0) => Ok((Format::WebDataset, tars)),
         (0, 0, _) => Ok((Format::Parquet, split_of(parquets, "train").map_err(error)?)),
@@ -182,6 +228,14 @@ fn find_in(folder: &Path) -> Result<(Format, Vec<PathBuf>)> {
             Err(error(what))
         }
     }
+}
+
+/// Whether a folder has two or more sub-folders with images, which are people.
+fn has_people(folder: &Path) -> bool {
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let has_images = |path: &Path| entries(path).any(|entry| is_image(&entry.file_name()));
+    let folders = entries(folder).filter(|entry| !is_junk(&entry.file_name())).map(|entry| entry.path());
+    folders.filter(|path| path.is_dir() && has_images(path)).take(2).count() == 2
 }
 
 /// Returns the files of a split, `SPLIT-00000-of-00002.parquet`, if the file names contain names of splits; otherwise
