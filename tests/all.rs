@@ -28,6 +28,7 @@ mod means;
 mod models;
 mod mxnet;
 mod onnx;
+mod onnx_forms;
 mod ops;
 mod pairs;
 mod photo_pairs;

@@ -33,7 +33,11 @@ impl Table {
         let Some(first) = text.lines().next() else {
             return Err(text.error(1, "expected a line that names the columns, found an empty file".to_owned()));
         };
-        let separator = Separator::of(first)[0];
+        // A single column: what rows have more would be separated by commas.
+        let separator = match Separator::of(first)[0] {
+            Separator::Blanks if !first.text.trim().contains(char::is_whitespace) => Separator::Comma,
+            found => found,
+        };
         let header = fields(first, separator).map_err(|what| text.error(first.number, what))?;
         let header_line = first.number;
         Ok(Self { text, separator, header, header_line })

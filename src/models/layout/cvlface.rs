@@ -119,12 +119,12 @@ fn ours(name: &str, blocks: &[Block]) -> Option<String> {
 
 /// Identity filters `(channels, channels, 1, 1)`: with stride 2 they take every second value, like the original's
 /// pooling of size 1.
-fn identity_conv(channels: usize) -> Result<Tensor> {
+pub(in crate::models) fn identity_conv(channels: usize) -> Result<Tensor> {
     Tensor::eye(channels, DType::F32, &Device::Cpu)?.reshape((channels, channels, 1, 1))
 }
 
 /// A batch norm that returns its input unchanged in evaluation.
-fn identity_norm(channels: usize) -> Result<[(&'static str, Tensor); 5]> {
+pub(in crate::models) fn identity_norm(channels: usize) -> Result<[(&'static str, Tensor); 5]> {
     let all = |value: f32| Tensor::full(value, channels, &Device::Cpu);
     Ok([
         ("weight", all(1.0)?),

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+pub(super) use self::cvlface::{identity_conv, identity_norm};
 use super::Found;
 
 type Tensors = BTreeMap<String, Tensor>;

@@ -4,16 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::simplify::{is_trivial_pool, simplify};
+use crate::models::layout::{identity_conv, identity_norm};
 use crate::models::{Arch, Found, Layout, Model, ModelConfig};
 use crate::nn::{BatchNorm, Graph, NodeId, Op};
 use crate::ops::conv::ConvConfig;
-use crate::preprocessing::Preprocessing;
+use crate::preprocessing::{Channels, Preprocessing};
 use crate::weights::{OnnxAttribute, OnnxModel, OnnxNode};
 
 type Result<T> = std::result::Result<T, String>;
 
+/// Largest side of a map of values, which an end of a slice reaches.
+const MAX_SIDE: i64 = 224;
+
 /// Recognises one of our networks in `onnx` and returns its weights. The graph may be as insightface exports it: batch
-/// norms may be folded into convolutions, and the normalisation of the input may be in the graph.
+/// norms may be folded into convolutions, and the normalisation of the input may be in the graph. It may also be as
+/// PyTorch's exporters and common tools write it; what they write in several ways is first made one (`simplify.rs`).
 ///
 /// A folded batch norm becomes one that only adds the bias: weight 1, mean 0, and a variance that scales by exactly 1
 /// in f32.
@@ -21,6 +27,9 @@ type Result<T> = std::result::Result<T, String>;
 /// # Errors
 /// Says where the graph differs from the network that it is closest to.
 pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
+    let mut simplified = onnx.clone();
+    let mut notes = simplify(&mut simplified)?;
+    let onnx = &simplified;
     let file = File::new(onnx)?;
     let config = guess(&file)?;
     let model = Model::outline(&config).map_err(|e| e.to_string())?;
@@ -31,6 +40,7 @@ pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
         shapes: model.params().shapes(),
         found: Taken::default(),
         matched: BTreeMap::new(),
+        absorbed: BTreeSet::new(),
         failed: BTreeSet::new(),
         furthest: 0,
     };
@@ -40,9 +50,15 @@ pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
     let matched = matcher.node(graph.nodes().len() - 1, &output.name);
     matched.map_err(|what| format!("is closest to {}, but differs from it: {what}", config.arch.name()))?;
     let found = matcher.found;
-    let mut notes = Vec::new();
     if found.num_folded > 0 {
         notes.push(format!("{} batch norms are folded into the layers before them", found.num_folded));
+    }
+    if found.num_pooled > 0 {
+        notes.push(format!(
+            "{} shortcuts take every second value: filled with the identity. In evaluation the result is the same; \
+             training with batch statistics would normalise them",
+            found.num_pooled
+        ));
     }
     let mut tensors = found.tensors;
     for node in graph.nodes().iter().filter(|n| n.op == Op::BatchNorm) {
@@ -64,7 +80,8 @@ fn guess(file: &File) -> Result<ModelConfig> {
         .filter(|dims| dims.len() == 4)
         .collect();
     let Some(first) = convs.first() else { return Err("expected convolutions, found none".into()) };
-    let input = onnx.inputs.first().map(|i| i.dims.as_slice()).unwrap_or_default();
+    let used = onnx.inputs.iter().find(|input| onnx.nodes.iter().any(|node| node.inputs.contains(&input.name)));
+    let input = used.map(|i| i.dims.as_slice()).unwrap_or_default();
     let input_size = match input {
         [_, _, Some(h), Some(w)] if h == w => usize::try_from(*h).map_err(|e| e.to_string())?,
         [_, _, None, None] | [] => 112,
@@ -78,7 +95,7 @@ fn guess(file: &File) -> Result<ModelConfig> {
     let Some(embedding_size) = embedding_size else {
         return Err("expected a linear layer or batch norm at the end, found none".into());
     };
-    let is_mobile = convs.iter().any(|dims| dims[1] == 1 && dims[2] > 1);
+    let is_mobile = onnx.nodes.iter().any(|node| node.op_type == "Conv" && node.int("group", 1) > 1);
     let squeeze_excitation = onnx.nodes.iter().any(|n| n.op_type == "Sigmoid");
     let arch = if is_mobile {
         // The last convolution is the global depthwise one, or the one that reduces the channels.
@@ -87,7 +104,11 @@ fn guess(file: &File) -> Result<ModelConfig> {
             false => Arch::Mbf,
         }
     } else {
-        let blocks = onnx.nodes.iter().filter(|n| n.op_type == "Add").count();
+        // A sum with a constant is a normalisation.
+        let is_sum = |node: &&OnnxNode| {
+            node.op_type == "Add" && !node.inputs.iter().any(|name| onnx.initializers.contains_key(name))
+        };
+        let blocks = onnx.nodes.iter().filter(is_sum).count();
         let known = [(8, Arch::R18), (16, Arch::R34), (24, Arch::R50), (49, Arch::R100), (98, Arch::R200)];
         match known.iter().find(|(adds, _)| *adds == blocks) {
             Some((_, arch)) => *arch,
@@ -156,14 +177,91 @@ impl<'a> File<'a> {
                 _ => break,
             }
         }
+        if let Some(kind) = self.onnx.unsupported.get(source) {
+            return Err(format!("weight {name}: elements of ONNX type {kind} are not supported"));
+        }
         let weight = self.onnx.initializers.get(source);
         weight.map(|w| (w, is_reshaped)).ok_or_else(|| format!("expected {name} to be a weight, found none"))
     }
 
-    /// Returns the value of a constant with one element.
-    fn scalar(&self, name: &str) -> Option<f64> {
-        let tensor = self.onnx.initializers.get(name).filter(|t| t.elem_count() == 1)?;
-        tensor.to_dtype(DType::F64).ok()?.flatten_all().ok()?.to_vec1::<f64>().ok()?.first().copied()
+    /// Returns the values of a constant for the three channels of an image: one for all, or one each, of shape
+    /// `(1, 3, 1, 1)` or `(3, 1, 1)`.
+    fn channels(&self, name: &str) -> Option<[f64; 3]> {
+        let tensor = self.onnx.initializers.get(name)?;
+        let values = || tensor.to_dtype(DType::F64).ok()?.flatten_all().ok()?.to_vec1::<f64>().ok();
+        match tensor.dims() {
+            [1, 3, 1, 1] | [3, 1, 1] => values()?.try_into().ok(),
+            _ if tensor.elem_count() == 1 => Some([*values()?.first()?; 3]),
+            _ => None,
+        }
+    }
+
+    /// Returns the whole numbers of a constant or of an attribute.
+    fn integers(&self, node: &OnnxNode, at: usize, key: &str) -> Option<Vec<i64>> {
+        match node.inputs.get(at).filter(|name| !name.is_empty()) {
+            Some(name) => {
+                let tensor = self.onnx.initializers.get(name).filter(|t| t.elem_count() <= 16 && t.dtype().is_int())?;
+                tensor.to_dtype(DType::I64).ok()?.flatten_all().ok()?.to_vec1().ok()
+            }
+            None => match node.attributes.get(key) {
+                Some(OnnxAttribute::Ints(values)) => Some(values.clone()),
+                _ => None,
+            },
+        }
+    }
+
+    /// Returns `p` and a value `u` if `value` has the channel `p[k]` of `u` as its channel `k`.
+    fn permutation(&self, value: &str) -> Option<([usize; 3], &'a str)> {
+        let node = *self.producers.get(value)?;
+        let channel = |&index: &i64| usize::try_from(if index < 0 { index + 3 } else { index }).ok().filter(|&k| k < 3);
+        let order = |indices: Vec<i64>| -> Option<[usize; 3]> {
+            indices.iter().map(channel).collect::<Option<Vec<_>>>()?.try_into().ok()
+        };
+        let is_channels = |axis: i64| matches!(axis, 1 | -3);
+        match node.op_type.as_str() {
+            "Gather" if is_channels(node.int("axis", 0)) => {
+                Some((order(self.integers(node, 1, "")?)?, node.input(0).ok()?))
+            }
+            "Slice" => {
+                let one = |at: usize, key: &str| Some(<[i64; 1]>::try_from(self.integers(node, at, key)?).ok()?[0]);
+                let is_reversed = one(1, "starts")? == -1 && one(2, "ends")? <= -4 && one(4, "steps")? == -1;
+                (is_reversed && is_channels(one(3, "axes")?)).then_some(([2, 1, 0], node.input(0).ok()?))
+            }
+            // Channels first, gather, channels back.
+            "Transpose" if node.ints("perm", -1, 4) == [1, 0, 2, 3] => {
+                let gather = *self.producers.get(node.input(0).ok()?)?;
+                let before = *self.producers.get(gather.input(0).ok()?)?;
+                let is_back = before.op_type == "Transpose" && before.ints("perm", -1, 4) == [1, 0, 2, 3];
+                let gathers = match gather.op_type.as_str() {
+                    "GatherND" => gather.int("batch_dims", 0) == 0,
+                    "Gather" => gather.int("axis", 0) == 0,
+                    _ => false,
+                };
+                let indices = order(self.integers(gather, 1, "")?)?;
+                (is_back && gathers).then_some((indices, before.input(0).ok()?))
+            }
+            "Concat" if is_channels(node.int("axis", 0)) && node.inputs.len() == 3 => {
+                let mut order = [0; 3];
+                let mut source = None;
+                for (k, part) in node.inputs.iter().enumerate() {
+                    let slice = *self.producers.get(part.as_str()).filter(|node| node.op_type == "Slice")?;
+                    let one =
+                        |at: usize, key: &str| Some(<[i64; 1]>::try_from(self.integers(slice, at, key)?).ok()?[0]);
+                    let steps = self.integers(slice, 4, "steps").unwrap_or_else(|| vec![1]);
+                    let (start, end) = (one(1, "starts")?, one(2, "ends")?);
+                    if !is_channels(one(3, "axes")?) || steps != [1] || (end != start + 1 && !(start == 2 && end > 3)) {
+                        return None;
+                    }
+                    order[k] = channel(&start)?;
+                    let of = slice.input(0).ok()?;
+                    if source.replace(of).is_some_and(|known| known != of) {
+                        return None;
+                    }
+                }
+                Some((order, source?))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -173,6 +271,7 @@ struct Taken {
     tensors: BTreeMap<String, Tensor>,
     preprocessing: Option<Preprocessing>,
     num_folded: usize,
+    num_pooled: usize,
 }
 
 struct Matcher<'a> {
@@ -182,6 +281,8 @@ struct Matcher<'a> {
     found: Taken,
     /// Value in the file that matches our node.
     matched: BTreeMap<NodeId, &'a str>,
+    /// Convolutions whose bias was taken into the mean of the batch norm after them.
+    absorbed: BTreeSet<&'a str>,
     /// Pairs that cannot match, whatever else does. Without this record the matching could try every combination of the
     /// orders of all sums.
     failed: BTreeSet<(NodeId, &'a str)>,
@@ -217,13 +318,21 @@ impl<'a> Matcher<'a> {
         };
         let mismatch = || format!("{value}: expected {}, found {}", describe(&node.op), theirs.op_type);
         match (&node.op, theirs.op_type.as_str()) {
-            (Op::BatchNorm, "BatchNormalization") if theirs.int("training_mode", 0) == 0 => {
+            (Op::BatchNorm, "BatchNormalization") => {
+                // Before operator set 14 further outputs, the new statistics, are what training mode is told by.
+                if theirs.int("training_mode", 0) != 0 || theirs.outputs.iter().skip(1).any(|o| !o.is_empty()) {
+                    return Err(format!("{value}: expected batch norm in evaluation mode, found training mode"));
+                }
                 self.batch_norm(id, theirs)?;
-                self.node(node.inputs[0], theirs.input(0)?)
+                let input = self.file.source(theirs.input(0)?)?;
+                self.absorb_bias(id, input)?;
+                self.node(node.inputs[0], input)
             }
+            (Op::BatchNorm, "MaxPool" | "Slice") => self.pooled(id, value, theirs),
             (Op::BatchNorm, "Conv" | "Gemm") => self.folded(id, theirs),
             (Op::Conv2d(config), "Conv") => {
-                if theirs.inputs.get(2).is_some_and(|b| !b.is_empty()) {
+                let has_bias = theirs.inputs.get(2).is_some_and(|b| !b.is_empty());
+                if has_bias && !self.absorbed.contains(value) {
                     return Err(format!("{value}: expected a convolution without bias, found one"));
                 }
                 self.conv(id, *config, theirs)?;
@@ -240,33 +349,27 @@ impl<'a> Matcher<'a> {
                 }
                 self.node(node.inputs[0], theirs.input(0)?)
             }
-            (Op::Linear { has_bias: false }, "MatMul") => {
-                self.linear(id, theirs)?;
-                self.node(node.inputs[0], theirs.input(0)?)
-            }
             (Op::PRelu, "PRelu") => {
                 let (slope, is_reshaped) = self.file.weight_with_axes(theirs.input(1)?)?;
                 // Along the last axis it would be a slope per column; before operator set 7 a single axis means
                 // channels.
+                if slope.elem_count() == 1 {
+                    let slope = slope.to_dtype(DType::F32).and_then(|t| t.flatten_all()?.to_vec1::<f32>());
+                    self.constant(node.param("weight"), slope.map_err(|e| e.to_string())?[0])?;
+                    return self.node(node.inputs[0], theirs.input(0)?);
+                }
                 let is_per_channel = match slope.dims() {
                     [_] => is_reshaped || self.file.onnx.opset < 7,
                     dims => dims.last() == Some(&1),
                 };
-                if !is_per_channel && slope.elem_count() > 1 {
+                if !is_per_channel {
                     return Err(format!("{value}: expected a slope per channel, found shape {:?}", slope.dims()));
                 }
                 self.take(node.param("weight"), slope)?;
                 self.node(node.inputs[0], theirs.input(0)?)
             }
             (Op::Flatten, "Flatten") if theirs.int("axis", 1) == 1 => self.node(node.inputs[0], theirs.input(0)?),
-            (Op::Flatten, "Reshape") => {
-                // To (N, -1), however it is written: the shape of the linear layer's weight determines the rest.
-                let shape = self.file.weight(theirs.input(1)?)?;
-                if shape.elem_count() != 2 {
-                    return Err(format!("{value}: expected a reshape to two axes, found {}", shape.elem_count()));
-                }
-                self.node(node.inputs[0], theirs.input(0)?)
-            }
+            (Op::Flatten, "Reshape") => Err(format!("{value}: expected a reshape to (batch, values), found another")),
             (Op::Add | Op::Mul, "Add" | "Mul") if theirs.op_type == op_type(&node.op) => self.either_way(id, theirs),
             (Op::GlobalAveragePool, "GlobalAveragePool") | (Op::Relu, "Relu") | (Op::Sigmoid, "Sigmoid") => {
                 self.node(node.inputs[0], theirs.input(0)?)
@@ -292,33 +395,44 @@ impl<'a> Matcher<'a> {
         })
     }
 
-    /// Matches the graph's input, with or without its normalisation.
+    /// Matches the graph's input, with or without its normalisation and a change of the order of channels.
     fn input(&mut self, value: &'a str) -> Result<()> {
-        let (mut value, mut scale, mut shift, mut steps) = (value, 1.0, 0.0, 0);
-        // x_net = scale * x + shift, from the network back to the input.
-        while let Some(node) = self.file.producers.get(value).filter(|_| steps <= self.file.onnx.nodes.len()) {
-            let constant = node.inputs.get(1).and_then(|name| self.file.scalar(name));
-            let Some(c) = constant else {
-                return Err(format!("{value}: expected the input or its normalisation, found {}", node.op_type));
-            };
-            match node.op_type.as_str() {
-                "Mul" => scale *= c,
-                "Div" => scale /= c,
-                "Sub" => shift -= scale * c,
-                "Add" => shift += scale * c,
-                other => return Err(format!("{value}: expected the input or its normalisation, found {other}")),
-            }
-            value = self.file.source(node.input(0)?)?;
+        // Channel c of the network's input is scale[c] * u[from[c]] + shift[c], from the network back to the input u.
+        let (mut scale, mut shift, mut from) = ([1.0; 3], [0.0; 3], [0, 1, 2]);
+        let (mut value, mut steps) = (value, 0);
+        while let Some(&node) = self.file.producers.get(value).filter(|_| steps <= self.file.onnx.nodes.len()) {
             steps += 1;
+            if let Some((order, source)) = self.file.permutation(value) {
+                from = from.map(|k| order[k]);
+                value = self.file.source(source)?;
+                continue;
+            }
+            let wrong = || format!("{value}: expected the input or its normalisation, found {}", node.op_type);
+            let [left, right] = [0, 1].map(|at| node.inputs.get(at).map(String::as_str).unwrap_or_default());
+            // Sums and products may have the constant on either side.
+            let is_symmetric = matches!(node.op_type.as_str(), "Add" | "Mul");
+            let (x, constant) = match (self.file.channels(right), self.file.channels(left)) {
+                (Some(constant), _) => (left, constant),
+                (None, Some(constant)) if is_symmetric => (right, constant),
+                _ => return Err(wrong()),
+            };
+            for c in 0..3 {
+                let v = constant[from[c]];
+                match node.op_type.as_str() {
+                    "Mul" => scale[c] *= v,
+                    "Div" => scale[c] /= v,
+                    "Sub" => shift[c] -= scale[c] * v,
+                    "Add" => shift[c] += scale[c] * v,
+                    _ => return Err(wrong()),
+                }
+            }
+            value = self.file.source(x)?;
         }
         if !self.file.onnx.inputs.iter().any(|i| i.name == value) {
             return Err(format!("expected {value} to be the input, found nothing that computes it"));
         }
         if steps > 0 {
-            let (mean, std) = (-shift / scale, 1.0 / scale);
-            let preprocessing = Preprocessing { mean, std, ..Preprocessing::default() };
-            preprocessing.validate().map_err(|e| format!("normalisation in the graph: {e}"))?;
-            self.found.preprocessing = Some(preprocessing);
+            self.found.preprocessing = Some(preprocessing(scale, shift, from)?);
         }
         Ok(())
     }
@@ -332,9 +446,6 @@ impl<'a> Matcher<'a> {
             if found != ours {
                 return Err(format!("{name}: expected {key} {ours:?}, found {found:?}"));
             }
-        }
-        if theirs.attributes.contains_key("auto_pad") && !theirs.attributes.contains_key("pads") {
-            return Err(format!("{name}: expected pads, found auto_pad"));
         }
         let groups = theirs.int("group", 1);
         if groups != config.groups as i64 {
@@ -370,6 +481,66 @@ impl<'a> Matcher<'a> {
             var = wider.and_then(|v| v.to_dtype(DType::F32)).map_err(|e| e.to_string())?;
         }
         self.take(node.param("running_var"), &var)
+    }
+
+    /// Takes the bias of the convolution before a batch norm into the norm's mean: `(x + b - mean) = x - (mean - b)`.
+    fn absorb_bias(&mut self, id: NodeId, input: &'a str) -> Result<()> {
+        let Some(&conv) = self.file.producers.get(input).filter(|node| node.op_type == "Conv") else { return Ok(()) };
+        let Some(bias) = conv.inputs.get(2).filter(|b| !b.is_empty()) else { return Ok(()) };
+        let bias = self.file.weight(bias)?.to_dtype(DType::F32).map_err(|e| e.to_string())?;
+        let name = self.graph.nodes()[id].param("running_mean");
+        let mean = self.found.tensors.get(&name).ok_or_else(|| format!("{name}: expected a mean, found none"))?;
+        let mean = bias.flatten_all().and_then(|bias| mean - bias).map_err(|e| format!("{name}: {e}"))?;
+        self.found.tensors.insert(name, mean);
+        self.absorbed.insert(input);
+        Ok(())
+    }
+
+    /// Matches a shortcut that takes every second value, as AdaFace's networks have it, where ours has a convolution of
+    /// size 1 and a batch norm: both become the identity.
+    fn pooled(&mut self, id: NodeId, value: &'a str, theirs: &'a OnnxNode) -> Result<()> {
+        let norm = &self.graph.nodes()[id];
+        let before = norm.inputs[0];
+        let conv = &self.graph.nodes()[before];
+        let mismatch = || format!("{value}: expected {}, found {}", describe(&norm.op), theirs.op_type);
+        let Op::Conv2d(config) = conv.op else { return Err(mismatch()) };
+        let &[c_out, c_in, 1, 1] = &self.shapes[&conv.param("weight")][..] else { return Err(mismatch()) };
+        let stride = config.stride as i64;
+        let input = match theirs.op_type.as_str() {
+            "MaxPool" if is_trivial_pool(theirs, stride) => Some(theirs.input(0)?),
+            "Slice" => self.every(theirs, stride),
+            _ => None,
+        };
+        let Some(input) = input.filter(|_| c_in == c_out) else { return Err(mismatch()) };
+        let filled = |e: candle_core::Error| e.to_string();
+        self.found.tensors.insert(conv.param("weight"), identity_conv(c_out).map_err(filled)?);
+        for (leaf, tensor) in identity_norm(c_out).map_err(filled)? {
+            self.found.tensors.insert(norm.param(leaf), tensor);
+        }
+        self.found.num_pooled += 1;
+        self.node(conv.inputs[0], input)
+    }
+
+    /// Returns the value of which `slice`, perhaps with another before it, takes every `stride`-th row and column.
+    fn every(&self, slice: &'a OnnxNode, stride: i64) -> Option<&'a str> {
+        let (mut node, mut seen) = (slice, BTreeSet::new());
+        loop {
+            let part = |at: usize, key: &str| self.file.integers(node, at, key);
+            let (starts, ends, axes) = (part(1, "starts")?, part(2, "ends")?, part(3, "axes")?);
+            let steps = part(4, "steps")?;
+            for i in 0..axes.len() {
+                let axis = if axes[i] < 0 { axes[i] + 4 } else { axes[i] };
+                let is_whole = *starts.get(i)? == 0 && *ends.get(i)? >= MAX_SIDE && *steps.get(i)? == stride;
+                if !matches!(axis, 2 | 3) || !is_whole || !seen.insert(axis) {
+                    return None;
+                }
+            }
+            let input = self.file.source(node.input(0).ok()?).ok()?;
+            if seen.len() == 2 {
+                return Some(input);
+            }
+            node = *self.file.producers.get(input).filter(|node| node.op_type == "Slice")?;
+        }
     }
 
     /// Matches a batch norm of ours that is folded into the layer before it: only the layer's bias is left of it.
@@ -418,6 +589,28 @@ impl<'a> Matcher<'a> {
     }
 }
 
+/// Returns the preprocessing that a graph has at its input: channel c of the network's input is
+/// `scale[c] * u[from[c]] + shift[c]`.
+fn preprocessing(scale: [f64; 3], shift: [f64; 3], from: [usize; 3]) -> Result<Preprocessing> {
+    let channels = match from {
+        [0, 1, 2] => Channels::Rgb,
+        [2, 1, 0] => Channels::Bgr,
+        other => return Err(format!("expected channels in the order RGB or BGR, found {other:?}")),
+    };
+    let means: [f64; 3] = std::array::from_fn(|c| -shift[c] / scale[c]);
+    let stds = scale.map(|scale| 1.0 / scale);
+    let is_same = |values: [f64; 3]| values.iter().all(|v| (v - values[0]).abs() <= 1e-6 * values[0].abs().max(1.0));
+    if !is_same(means) || !is_same(stds) {
+        return Err(format!(
+            "the graph normalises each channel in its own way, (x - {means:?}) / {stds:?}: expected one mean and one \
+             standard deviation for all"
+        ));
+    }
+    let preprocessing = Preprocessing { channels, mean: means[0], std: stds[0], ..Preprocessing::default() };
+    preprocessing.validate().map_err(|e| format!("normalisation in the graph: {e}"))?;
+    Ok(preprocessing)
+}
+
 fn op_type(op: &Op) -> &'static str {
     if *op == Op::Add { "Add" } else { "Mul" }
 }
@@ -439,19 +632,19 @@ fn describe(op: &Op) -> &'static str {
 }
 
 impl OnnxNode {
-    fn input(&self, at: usize) -> Result<&str> {
+    pub(super) fn input(&self, at: usize) -> Result<&str> {
         let what = || format!("{}: expected input {at}, found {} inputs", self.op_type, self.inputs.len());
         self.inputs.get(at).map(String::as_str).filter(|i| !i.is_empty()).ok_or_else(what)
     }
 
-    fn int(&self, name: &str, default: i64) -> i64 {
+    pub(super) fn int(&self, name: &str, default: i64) -> i64 {
         match self.attributes.get(name) {
             Some(OnnxAttribute::Int(v)) => *v,
             _ => default,
         }
     }
 
-    fn float(&self, name: &str, default: f32) -> f32 {
+    pub(super) fn float(&self, name: &str, default: f32) -> f32 {
         match self.attributes.get(name) {
             Some(OnnxAttribute::Float(v)) => *v,
             _ => default,
@@ -459,7 +652,7 @@ impl OnnxNode {
     }
 
     /// Returns the attribute `name`, or `len` times `default` if it is left out.
-    fn ints(&self, name: &str, default: i64, len: usize) -> Vec<i64> {
+    pub(super) fn ints(&self, name: &str, default: i64, len: usize) -> Vec<i64> {
         match self.attributes.get(name) {
             Some(OnnxAttribute::Ints(v)) => v.clone(),
             _ => vec![default; len],

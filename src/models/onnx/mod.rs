@@ -5,6 +5,7 @@
 
 mod export;
 mod import;
+mod simplify;
 
 pub use export::to_onnx;
 pub use import::from_onnx;

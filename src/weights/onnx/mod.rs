@@ -1,6 +1,7 @@
 //! Reader and writer of the subset of ONNX that convolutional networks need, on top of protocol buffers.
 //! Field numbers are those of `onnx.proto3` (onnx/onnx, IR version 10).
 
+mod external;
 mod read;
 mod write;
 
@@ -23,6 +24,8 @@ pub struct OnnxModel {
     pub nodes: Vec<OnnxNode>,
     /// Weights and constants by name, on the CPU.
     pub initializers: BTreeMap<String, Tensor>,
+    /// Constants whose elements are not numbers, or of a type that no network of ours has: their ONNX types by name.
+    pub unsupported: BTreeMap<String, i64>,
     /// Inputs of the graph, without initializers.
     pub inputs: Vec<OnnxValue>,
     /// Outputs of the graph.
@@ -34,7 +37,7 @@ pub struct OnnxModel {
 /// One operation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OnnxNode {
-    /// The operator, such as `Conv`.
+    /// The operator, such as `Conv`; one that is not of ONNX's own set has its domain before it, `com.microsoft.Conv`.
     pub op_type: String,
     /// Names of its inputs; empty for an optional input that is left out.
     pub inputs: Vec<String>,
@@ -53,6 +56,10 @@ pub enum OnnxAttribute {
     Int(i64),
     /// Integers.
     Ints(Vec<i64>),
+    /// Floats.
+    Floats(Vec<f32>),
+    /// A text.
+    Text(String),
     /// Any other type, which this crate's networks do not need.
     Other,
 }

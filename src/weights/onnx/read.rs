@@ -5,6 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
+use super::external::{External, Place};
 use super::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
 use crate::error::Error;
 use crate::protobuf::{Field, Reader, Result, Value, WireError};
@@ -21,8 +22,8 @@ pub(crate) fn looks_like_onnx(head: &[u8]) -> bool {
 /// Reads an ONNX model with its weights.
 ///
 /// # Errors
-/// When the file cannot be read, is not a valid ONNX model, or keeps weights in external files. Memory stays within a
-/// small multiple of the file's size.
+/// When the file cannot be read, is not a valid ONNX model, or lacks a file of weights beside it. Memory stays within a
+/// small multiple of the files' sizes.
 pub fn read_onnx(path: &Path) -> crate::Result<OnnxModel> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let wrong = |e: WireError| Error::Format {
@@ -30,7 +31,7 @@ pub fn read_onnx(path: &Path) -> crate::Result<OnnxModel> {
         offset: e.offset as u64,
         what: format!("not a valid ONNX model: {}", e.what),
     };
-    let model = parse(&bytes).map_err(wrong)?;
+    let model = parse(&bytes, &mut External::beside(path)).map_err(wrong)?;
     if model.nodes.is_empty() {
         return Err(wrong(WireError {
             offset: bytes.len(),
@@ -41,7 +42,7 @@ pub fn read_onnx(path: &Path) -> crate::Result<OnnxModel> {
 }
 
 /// Reads a ModelProto.
-fn parse(bytes: &[u8]) -> Result<OnnxModel> {
+fn parse(bytes: &[u8], external: &mut External) -> Result<OnnxModel> {
     let mut model = OnnxModel::default();
     let mut reader = Reader::new(bytes, 0);
     let mut version = String::new();
@@ -49,7 +50,7 @@ fn parse(bytes: &[u8]) -> Result<OnnxModel> {
         match field.number {
             2 => model.producer = text(field)?,
             3 => version = text(field)?,
-            7 => graph(message(field)?, &mut model)?,
+            7 => graph(message(field)?, &mut model, external)?,
             8 => {
                 let (domain, version) = operator_set(message(field)?)?;
                 if domain.is_empty() || domain == "ai.onnx" {
@@ -71,7 +72,7 @@ fn parse(bytes: &[u8]) -> Result<OnnxModel> {
 }
 
 /// Reads a GraphProto into `model`.
-fn graph(mut reader: Reader, model: &mut OnnxModel) -> Result<()> {
+fn graph(mut reader: Reader, model: &mut OnnxModel, external: &mut External) -> Result<()> {
     while let Some(field) = reader.next()? {
         match field.number {
             1 => {
@@ -80,8 +81,8 @@ fn graph(mut reader: Reader, model: &mut OnnxModel) -> Result<()> {
                 model.nodes.extend(node);
             }
             5 => {
-                let (name, tensor) = tensor(message(field)?, field.offset)?;
-                insert(model, name, tensor, field.offset)?;
+                let (name, weight) = tensor(message(field)?, field.offset, Some(&mut *external))?;
+                insert(model, name, weight, field.offset)?;
             }
             11 | 12 => {
                 let values = if field.number == 11 { &mut model.inputs } else { &mut model.outputs };
@@ -93,23 +94,28 @@ fn graph(mut reader: Reader, model: &mut OnnxModel) -> Result<()> {
         }
     }
     // Old exporters list the weights among the inputs.
-    model.inputs.retain(|input| !model.initializers.contains_key(&input.name));
+    model
+        .inputs
+        .retain(|input| !model.initializers.contains_key(&input.name) && !model.unsupported.contains_key(&input.name));
     Ok(())
 }
 
-fn insert(model: &mut OnnxModel, name: String, tensor: Tensor, offset: usize) -> Result<()> {
-    bounded(model.initializers.len(), "weights", offset)?;
-    if model.initializers.contains_key(&name) {
+fn insert(model: &mut OnnxModel, name: String, weight: Weight, offset: usize) -> Result<()> {
+    bounded(model.initializers.len() + model.unsupported.len(), "weights", offset)?;
+    if model.initializers.contains_key(&name) || model.unsupported.contains_key(&name) {
         return Err(wrong(offset, format!("two weights are named {name}")));
     }
-    model.initializers.insert(name, tensor);
+    match weight {
+        Weight::Tensor(tensor) => drop(model.initializers.insert(name, tensor)),
+        Weight::Unsupported(kind) => drop(model.unsupported.insert(name, kind)),
+    }
     Ok(())
 }
 
 /// Reads a NodeProto. A `Constant` becomes a weight instead of an operation.
 fn node(mut reader: Reader, model: &mut OnnxModel, start: usize) -> Result<Option<OnnxNode>> {
     let mut node = OnnxNode::default();
-    let mut constant = None;
+    let (mut constant, mut domain) = (None, String::new());
     while let Some(field) = reader.next()? {
         match field.number {
             1 | 2 => {
@@ -125,45 +131,85 @@ fn node(mut reader: Reader, model: &mut OnnxModel, start: usize) -> Result<Optio
                 node.attributes.insert(name, value);
             }
             7 => {
-                let domain = text(field)?;
-                if !domain.is_empty() && domain != "ai.onnx" {
-                    return Err(wrong(field.offset, format!("operators of {domain} are not supported")));
+                let name = text(field)?;
+                if !name.is_empty() && name != "ai.onnx" {
+                    domain = name;
                 }
             }
             _ => {}
         }
     }
-    match (node.op_type.as_str(), constant, node.outputs.first()) {
-        ("Constant", Some(tensor), Some(name)) => {
-            insert(model, name.clone(), tensor, start)?;
+    if !domain.is_empty() {
+        node.op_type = format!("{domain}.{}", node.op_type);
+    }
+    if node.op_type != "Constant" {
+        return Ok(Some(node));
+    }
+    let constant = match constant {
+        Some(constant) => Some(constant),
+        None => plain_constant(&node).map_err(|e| wrong(start, e.to_string()))?,
+    };
+    match (constant, node.outputs.first()) {
+        (Some(weight), Some(name)) => {
+            insert(model, name.clone(), weight, start)?;
             Ok(None)
         }
         _ => Ok(Some(node)),
     }
 }
 
+/// Returns the value of a `Constant` that is given as a number or a list of numbers.
+fn plain_constant(node: &OnnxNode) -> candle_core::Result<Option<Weight>> {
+    let value =
+        ["value_float", "value_floats", "value_int", "value_ints"].iter().find_map(|key| node.attributes.get(*key));
+    let tensor = match value {
+        Some(OnnxAttribute::Float(value)) => Tensor::new(*value, &Device::Cpu)?,
+        Some(OnnxAttribute::Floats(values)) => Tensor::new(values.as_slice(), &Device::Cpu)?,
+        Some(OnnxAttribute::Int(value)) => Tensor::new(*value, &Device::Cpu)?,
+        Some(OnnxAttribute::Ints(values)) => Tensor::new(values.as_slice(), &Device::Cpu)?,
+        _ => return Ok(None),
+    };
+    Ok(Some(Weight::Tensor(tensor)))
+}
+
+/// A weight or another constant.
+enum Weight {
+    Tensor(Tensor),
+    /// Of elements of this ONNX type, which no network of ours has.
+    Unsupported(i64),
+}
+
 /// Reads an AttributeProto: its name, its value, and its tensor if it holds one.
-fn attribute(mut reader: Reader) -> Result<(String, OnnxAttribute, Option<Tensor>)> {
+fn attribute(mut reader: Reader) -> Result<(String, OnnxAttribute, Option<Weight>)> {
     let (mut name, mut value, mut constant) = (String::new(), OnnxAttribute::Other, None);
-    let mut ints = Vec::new();
+    let (mut ints, mut floats) = (Vec::new(), Vec::new());
     while let Some(field) = reader.next()? {
         match (field.number, field.value) {
             (1, _) => name = text(field)?,
+            // Texts of other uses, such as exporters' notes, may be anything.
+            (4, Value::Bytes { bytes, .. }) => value = OnnxAttribute::Text(String::from_utf8_lossy(bytes).into_owned()),
+            (7, Value::Bytes { bytes, .. }) => {
+                floats.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))));
+            }
+            (7, Value::Fixed32(bytes)) => floats.push(f32::from_le_bytes(bytes)),
             (2, Value::Fixed32(bytes)) => value = OnnxAttribute::Float(f32::from_le_bytes(bytes)),
             (3, Value::Varint(v)) => value = OnnxAttribute::Int(v as i64),
-            (5, _) => constant = Some(tensor(message(field)?, field.offset)?.1),
+            (5, _) => constant = Some(tensor(message(field)?, field.offset, None)?.1),
             (8, _) => varints(field, &mut ints)?,
             _ => {}
         }
     }
     if !ints.is_empty() {
         value = OnnxAttribute::Ints(ints);
+    } else if !floats.is_empty() {
+        value = OnnxAttribute::Floats(floats);
     }
     Ok((name, value, constant))
 }
 
-/// Reads a TensorProto: its name and the tensor.
-fn tensor(mut reader: Reader, start: usize) -> Result<(String, Tensor)> {
+/// Reads a TensorProto: its name and the tensor, which may lie in a file of `external`.
+fn tensor(mut reader: Reader, start: usize, external: Option<&mut External>) -> Result<(String, Weight)> {
+    let (mut place, mut is_external) = (Place::default(), false);
     let (mut name, mut dims, mut data_type, mut raw) = (String::new(), Vec::new(), 0, None);
     let (mut floats, mut ints, mut doubles): (Vec<f32>, Vec<i64>, Vec<f64>) = (Vec::new(), Vec::new(), Vec::new());
     while let Some(field) = reader.next()? {
@@ -182,12 +228,17 @@ fn tensor(mut reader: Reader, start: usize) -> Result<(String, Tensor)> {
                 doubles.extend(bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))));
             }
             (10, Value::Fixed64(bytes)) => doubles.push(f64::from_le_bytes(bytes)),
-            (13, _) | (14, Value::Varint(1)) => {
-                return Err(wrong(
-                    field.offset,
-                    format!("weight {name} is stored in an external file, which is not supported"),
-                ));
+            (13, _) => {
+                let (key, value) = string_pair(message(field)?)?;
+                let number = || value.parse().map_err(|_| wrong(field.offset, format!("{key}: expected a number")));
+                match key.as_str() {
+                    "location" => place.location = value,
+                    "offset" => place.offset = number()?,
+                    "length" => place.length = Some(number()?),
+                    _ => {}
+                }
             }
+            (14, Value::Varint(1)) => is_external = true,
             _ => {}
         }
     }
@@ -203,7 +254,17 @@ fn tensor(mut reader: Reader, start: usize) -> Result<(String, Tensor)> {
         10 => DType::F16,
         11 => DType::F64,
         16 => DType::BF16,
-        other => return Err(wrong(start, format!("weight {name}: elements of ONNX type {other} are not supported"))),
+        // Exporters leave flags, texts and tables behind that no operation of ours uses.
+        other => return Ok((name, Weight::Unsupported(other as i64))),
+    };
+    let raw = match (is_external, external) {
+        (true, Some(external)) => {
+            let num_bytes = count.checked_mul(dtype.size_in_bytes());
+            let num_bytes = num_bytes.ok_or_else(|| wrong(start, format!("weight {name}: is too large")))?;
+            Some(external.read(&place, num_bytes).map_err(|what| wrong(start, format!("weight {name}: {what}")))?)
+        }
+        (true, None) => return Err(wrong(start, format!("{name}: expected the value of an attribute in the file"))),
+        (false, _) => raw,
     };
     let found = match (raw, dtype) {
         (Some(raw), _) => raw.len() / dtype.size_in_bytes(),
@@ -230,7 +291,8 @@ fn tensor(mut reader: Reader, start: usize) -> Result<(String, Tensor)> {
         (None, DType::I32) => Tensor::from_vec(ints.iter().map(|&v| v as i32).collect(), shape, &Device::Cpu),
         (None, _) => Tensor::from_vec(ints, shape, &Device::Cpu),
     };
-    Ok((name.clone(), tensor.map_err(|e| wrong(start, format!("weight {name}: {e}")))?))
+    let tensor = tensor.map_err(|e| wrong(start, format!("weight {name}: {e}")))?;
+    Ok((name, Weight::Tensor(tensor)))
 }
 
 /// Reads a ValueInfoProto down to its TypeProto, TypeProto.Tensor, TensorShapeProto and Dimensions.

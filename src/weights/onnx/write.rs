@@ -70,6 +70,8 @@ fn node_proto(node: &OnnxNode) -> Writer {
             OnnxAttribute::Float(v) => attribute.float(2, *v).int(20, 1),
             OnnxAttribute::Int(v) => attribute.int(3, *v).int(20, 2),
             OnnxAttribute::Ints(vs) => vs.iter().fold(attribute, |a, &v| a.int(8, v)).int(20, 7),
+            OnnxAttribute::Floats(vs) => vs.iter().fold(attribute, |a, &v| a.float(7, v)).int(20, 6),
+            OnnxAttribute::Text(text) => attribute.bytes(4, text.as_bytes()).int(20, 3),
             OnnxAttribute::Other => continue,
         };
         proto = proto.message(5, attribute);
