@@ -33,6 +33,9 @@ mod ops;
 mod pairs;
 mod photo_pairs;
 mod pytorch;
+mod pytorch_forms;
+#[cfg(feature = "parquet")]
+mod real_faces;
 mod recordio;
 mod resume;
 mod source;

@@ -140,7 +140,7 @@ fn equal_scores_have_no_fisher_ratio() -> Result<()> {
 }
 
 #[test]
-fn a_million_scores_are_quick() -> Result<()> {
+fn a_million_scores_have_the_figures_of_their_distributions() -> Result<()> {
     // Genuine uniform in [0, 1), impostor in [-0.5, 0.5): EER 1/4, AUC 1 - 1/8.
     let n = 1_000_000u64;
     let uniform = |shift: f64| (0..n).map(|i| (i * 7919 % n) as f64 / n as f64 + shift).collect();

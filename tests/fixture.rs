@@ -1,11 +1,16 @@
 //! Reads the parity fixtures that the scripts in `tests/fixtures` made with PyTorch.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
+
+/// The folder of faces and published models. Tests that need it are ignored unless they are asked for.
+pub fn data() -> PathBuf {
+    std::env::var_os("MASKINV_DATA").expect("MASKINV_DATA names the folder of faces and published models").into()
+}
 
 /// Tensors and metadata of one file in `tests/fixtures`.
 pub struct Fixture {

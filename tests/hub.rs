@@ -408,7 +408,7 @@ fn a_data_set_is_fetched_once_and_opened() -> Result<()> {
     refused(&hub, "hf://datasets/owner", "expected hf://datasets/owner/name")?;
     refused(&hub, "hf://datasets/../faces", "expected hf://datasets/owner/name")?;
     refused(&offline, "hf://datasets/owner/others", "offline")?;
-    refused(&hub, "hf://datasets/owner/others", "")?;
+    refused(&hub, "hf://datasets/owner/others", "owner/others")?;
 
     // The cache was spoilt.
     let blob = folder.join("0000.parquet").canonicalize()?;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use syn::visit::Visit;
 
 /// Modules that every other may use.
 const COMMON: [&str; 2] = ["error", "parallel"];
@@ -113,7 +114,10 @@ fn layers_point_down_only() -> Result<()> {
         }
         let allowed = ALLOWED.iter().find(|(name, _)| *name == module);
         let (_, allowed) = allowed.with_context(|| format!("{module} is not in the table of layers"))?;
-        for used in used_modules(&std::fs::read_to_string(&file)?) {
+        let text = std::fs::read_to_string(&file)?;
+        // Lists are not read below.
+        assert!(!text.contains("crate::{"), "{}: name each module in a use of its own", relative.display());
+        for used in used_modules(&text) {
             let is_module = ALLOWED.iter().any(|(name, _)| *name == used);
             if is_module && used != module && !COMMON.contains(&used.as_str()) && !allowed.contains(&used.as_str()) {
                 wrong.push(format!("{} uses {used}", relative.display()));
@@ -124,19 +128,116 @@ fn layers_point_down_only() -> Result<()> {
     Ok(())
 }
 
+/// What a source file does that only the command line may: print, or read the environment. Items under `#[cfg(test)]`
+/// are passed over; their modules in files of their own are named.
+#[derive(Default)]
+struct Printing {
+    found: Vec<String>,
+    test_modules: Vec<String>,
+}
+
+impl Printing {
+    fn of(text: &str) -> Result<Self> {
+        let mut printing = Self::default();
+        printing.visit_file(&syn::parse_file(text)?);
+        Ok(printing)
+    }
+}
+
+fn is_of_tests(attributes: &[syn::Attribute]) -> bool {
+    let is_test = |list: &syn::MetaList| list.tokens.to_string() == "test";
+    attributes.iter().any(|a| a.path().is_ident("cfg") && a.meta.require_list().is_ok_and(is_test))
+}
+
+fn attributes(item: &syn::Item) -> &[syn::Attribute] {
+    use syn::Item;
+    match item {
+        Item::Const(i) => &i.attrs,
+        Item::Enum(i) => &i.attrs,
+        Item::Fn(i) => &i.attrs,
+        Item::Impl(i) => &i.attrs,
+        Item::Macro(i) => &i.attrs,
+        Item::Mod(i) => &i.attrs,
+        Item::Static(i) => &i.attrs,
+        Item::Struct(i) => &i.attrs,
+        Item::Trait(i) => &i.attrs,
+        Item::Type(i) => &i.attrs,
+        Item::Use(i) => &i.attrs,
+        _ => &[],
+    }
+}
+
+impl<'ast> Visit<'ast> for Printing {
+    fn visit_item(&mut self, item: &'ast syn::Item) {
+        if !is_of_tests(attributes(item)) {
+            return syn::visit::visit_item(self, item);
+        }
+        if let syn::Item::Mod(module) = item
+            && module.content.is_none()
+        {
+            self.test_modules.push(module.ident.to_string());
+        }
+    }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
+        if !is_of_tests(&function.attrs) {
+            syn::visit::visit_impl_item_fn(self, function);
+        }
+    }
+
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        let name = call.path.segments.last().map(|segment| segment.ident.to_string()).unwrap_or_default();
+        if ["println", "print", "eprintln", "eprint", "dbg"].contains(&name.as_str()) {
+            self.found.push(format!("{name}!"));
+        }
+        // What a macro is given is not parsed.
+        let inside = call.tokens.to_string();
+        let hidden = ["println !", "print !", "dbg !", "env :: var", "io :: stdout", "io :: stderr"];
+        self.found.extend(hidden.iter().filter(|p| inside.contains(**p)).map(|p| format!("{p} in {name}!")));
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        let ends = |with: [&str; 2]| names.windows(2).any(|pair| pair[0] == with[0] && pair[1] == with[1]);
+        for way in [["env", "var"], ["env", "var_os"], ["env", "vars"], ["io", "stdout"], ["io", "stderr"]] {
+            if ends(way) {
+                self.found.push(way.join("::"));
+            }
+        }
+        syn::visit::visit_path(self, path);
+    }
+}
+
 #[test]
 fn only_the_command_line_prints() -> Result<()> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&src, &mut files)?;
-    let prints = |text: &str| {
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        ["println!(", "print!(", "dbg!(", "std::env::var"].iter().any(|p| code.contains(p))
-    };
-    let allowed = |file: &Path| file.starts_with(src.join("cli")) || file.file_name().is_some_and(|n| n == "tests.rs");
-    let wrong: Vec<_> =
-        files.iter().filter(|f| !allowed(f) && prints(&std::fs::read_to_string(f).unwrap_or_default())).collect();
-    assert!(wrong.is_empty(), "these print or read the environment: {wrong:?}");
+    assert!(files.len() > 50, "only {} sources found", files.len());
+    let (mut of_tests, mut checked) = (BTreeSet::new(), Vec::new());
+    for file in files {
+        let printing = Printing::of(&std::fs::read_to_string(&file)?).with_context(|| file.display().to_string())?;
+        let is_folder = file.file_stem().is_some_and(|stem| ["mod", "lib", "main"].iter().any(|name| stem == *name));
+        let folder = if is_folder { file.parent().context("a folder")?.to_owned() } else { file.with_extension("") };
+        for module in &printing.test_modules {
+            of_tests.extend([folder.join(module).with_extension("rs"), folder.join(module).join("mod.rs")]);
+        }
+        checked.push((file, printing.found));
+    }
+    let is_allowed = |file: &PathBuf| file.starts_with(src.join("cli")) || of_tests.contains(file);
+    let wrong: Vec<_> = checked.iter().filter(|(file, found)| !is_allowed(file) && !found.is_empty()).collect();
+    assert!(wrong.is_empty(), "these print or read the environment: {wrong:#?}");
+    Ok(())
+}
+
+#[test]
+fn printing_is_found_wherever_it_is_but_in_tests() -> Result<()> {
+    let text = "#[cfg(test)]\nuse x::y;\nfn a() { println!(\"}\"); let _ = std::env::var(\"A\"); }\n\
+                #[cfg(test)]\n#[allow(dead_code)]\npub(crate) mod tests { fn b() { dbg!(1); } }\n\
+                #[cfg(test)]\nmod other;\nfn c() { assert!({ print!(\"\"); true }); }";
+    let printing = Printing::of(text)?;
+    assert_eq!(printing.found, ["println!", "env::var", "print ! in assert!"]);
+    assert_eq!(printing.test_modules, ["other"]);
     Ok(())
 }
 

@@ -57,7 +57,8 @@ fn margin_losses_match_pytorch() -> Result<()> {
             let cosine = cosines(&e, &w)?;
             let logits = config.logits(&cosine, &labels, &margins)?;
             assert_close(&key("logits"), &logits, f.tensor(&key("logits"))?, Tol::F64)?;
-            if let Ok(expected) = f.tensor(&key("logits_open")) {
+            if !name.ends_with("_published") {
+                let expected = f.tensor(&key("logits_open"))?;
                 assert_close(&key("logits_open"), &config.logits(&cosine, &open, &margins)?, expected, Tol::F64)?;
             }
             for loss in [cross_entropy(&logits, &labels)?, config.loss(&e, &w, &labels, &margins)?] {

@@ -192,13 +192,24 @@ fn newest(out: &Path) -> Option<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with("step-")).max()
 }
 
-/// Waits until a process has saved another state than `before`, or has ended.
+/// Waits until a process has saved another state than `before`; it is an error if it ends before.
 fn wait_for_another(child: &mut Child, out: &Path, before: Option<&String>) -> Result<()> {
     let began = Instant::now();
-    while child.try_wait()?.is_none() && newest(out).as_ref() <= before {
+    while newest(out).as_ref() <= before {
+        if let Some(status) = child.try_wait()? {
+            anyhow::bail!("it ended before it saved another state: {status}");
+        }
         anyhow::ensure!(began.elapsed() < Duration::from_secs(120), "no state within two minutes");
         std::thread::sleep(Duration::from_millis(5));
     }
+    Ok(())
+}
+
+/// Sends a signal to a process that has not been waited for.
+#[cfg(unix)]
+fn send(child: &Child, signal: &str) -> Result<()> {
+    let status = Command::new("kill").args([signal, &child.id().to_string()]).status()?;
+    anyhow::ensure!(status.success(), "kill {signal}: {status}");
     Ok(())
 }
 
@@ -212,7 +223,8 @@ fn heavy_signals_stop_after_the_step_and_a_killed_training_goes_on() -> Result<(
     let args = flags(&whole);
     let output = maskinv(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for (signal, code) in [("-TERM", Some(75)), ("-KILL", None), ("-INT", Some(75))] {
+    use std::os::unix::process::ExitStatusExt;
+    for (signal, code, by) in [("-TERM", Some(75), None), ("-KILL", None, Some(9)), ("-INT", Some(75), None)] {
         let before = newest(&stopped);
         let mut child = Command::new(env!("CARGO_BIN_EXE_maskinv"))
             .args(flags(&stopped))
@@ -220,14 +232,16 @@ fn heavy_signals_stop_after_the_step_and_a_killed_training_goes_on() -> Result<(
             .stderr(Stdio::piped())
             .spawn()?;
         wait_for_another(&mut child, &stopped, before.as_ref())?;
-        Command::new("kill").args([signal, &child.id().to_string()]).status()?;
+        // Stopped, it does not come to its end between the check and the signal, which waits until it goes on.
+        send(&child, "-STOP")?;
+        let step = newest(&stopped).and_then(|name| name.strip_prefix("step-")?.parse::<usize>().ok());
+        let step = step.context("a state")?;
+        assert!(child.try_wait()?.is_none() && step <= 36, "{signal}: after step {step} of 48, too late");
+        send(&child, signal)?;
+        send(&child, "-CONT")?;
         let output = child.wait_with_output()?;
         let said = String::from_utf8_lossy(&output.stderr);
-        // It may have ended before the signal came.
-        if output.status.success() {
-            break;
-        }
-        assert_eq!(output.status.code(), code, "{signal}: {said}");
+        assert_eq!((output.status.code(), output.status.signal()), (code, by), "{signal}: {said}");
         if code.is_some() {
             assert!(said.contains("as requested; resume with: maskinv train --resume"), "{said}");
         }

@@ -39,6 +39,7 @@ fn templates_and_their_scores_match_insightface() -> Result<()> {
     templates.embeddings().values().iter().zip(expected).for_each(|(f, e)| close(f64::from(*f), e));
     let comparisons = templates.compare(&set.pairs, &set.people()?)?;
     assert!(comparisons.people().is_some());
+    assert_eq!(comparisons.scores().len(), numbers(&fixture, "scores")?.len());
     comparisons.scores().iter().zip(numbers(&fixture, "scores")?).for_each(|(f, e)| close(*f, e));
     let scores = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?;
     close(scores.metrics().auc, numbers(&fixture, "auc")?[0]);
@@ -67,6 +68,7 @@ fn searches_match_insightface() -> Result<()> {
         let figures = searches.figures(&config)?;
         let expected = |name: &str| numbers(&fixture, &format!("g{}_{name}", number + 1));
         assert_eq!([figures.num_mated as f64, figures.num_nonmated as f64], expected("num")?[..]);
+        assert_eq!(figures.at_rank.len(), expected("top")?.len());
         for (found, expected) in figures.at_rank.iter().zip(expected("top")?) {
             assert_eq!((found.rate * figures.num_mated as f64).round(), expected);
             let interval = found.interval.context("an interval")?;
@@ -75,6 +77,7 @@ fn searches_match_insightface() -> Result<()> {
         rank_1 += figures.at_rank[0].rate * figures.num_mated as f64 / set.probes.len() as f64;
         // Its thresholds, not ours: it accepts one non-mated search fewer, and scores above the threshold only.
         let (tpir, thresholds) = (expected("tpir")?, expected("threshold")?);
+        assert!(!tpir.is_empty() && tpir.len() == thresholds.len());
         for (tpir, threshold) in tpir.into_iter().zip(thresholds) {
             let is_hit = |mate: &maskinv::eval::Mate| mate.rank == 1 && mate.score > threshold + 1e-7;
             let hits = searches.searches.iter().filter_map(|s| s.mate).filter(is_hit).count();

@@ -36,6 +36,7 @@ impl HubArgs {
 
     /// Returns a model's file, which is downloaded if it is not cached.
     pub(super) fn fetch(&self, reference: &ModelRef) -> Result<WeightsFile> {
+        self.say_cache();
         let bar = bar(&reference.to_string());
         let file = self.hub().resolve(reference, &mut |done, total| show(&bar, done, total));
         bar.finish_and_clear();
@@ -44,6 +45,9 @@ impl HubArgs {
 
     /// Loads a model, with the notes made while it was loaded, and applies the preprocessing flags.
     pub(super) fn load(&self, name: &str) -> Result<Loaded> {
+        if !Path::new(name).exists() {
+            self.say_cache();
+        }
         let bar = bar(name);
         let loaded = open_model(name, &self.hub(), &mut |done, total| show(&bar, done, total));
         bar.finish_and_clear();
@@ -75,9 +79,18 @@ impl HubArgs {
         let Some(reference) = path.to_str().filter(|text| text.starts_with(DATASET_SCHEME)) else {
             return Ok(path.to_owned());
         };
+        self.say_cache();
         let folder = self.hub().fetch_dataset(reference)?;
         tell(format_args!("{reference}: {}", folder.display()));
         Ok(folder)
+    }
+
+    /// Says that there is no lasting place for what is downloaded, if the environment names none.
+    fn say_cache(&self) {
+        let places = ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME", "USERPROFILE"];
+        if cfg!(feature = "hub") && places.iter().all(|name| std::env::var_os(name).is_none_or(|v| v.is_empty())) {
+            tell(format_args!("HOME is not set: downloads are kept in a temporary folder; set HF_HOME to keep them"));
+        }
     }
 
     fn hub(&self) -> Hub {

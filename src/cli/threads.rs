@@ -3,7 +3,11 @@
 use anyhow::Result;
 use clap::Args;
 
+use super::tell;
 use crate::workers;
+
+/// Times the number of cores from which on a number of threads looks like a mistake.
+const MANY: usize = 2;
 
 /// Flag for the number of compute threads.
 #[derive(Args, Debug)]
@@ -16,6 +20,10 @@ pub(super) struct ThreadsArgs {
 impl ThreadsArgs {
     /// Starts the global thread pool. Call it once, before any computation.
     pub(super) fn start(&self) -> Result<()> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if let Some(threads) = self.threads.filter(|&threads| usize::from(threads) > MANY * cores) {
+            tell(format_args!("--threads {threads}: there are {cores} cores, and more threads than that are slower"));
+        }
         Ok(workers::pool(self.threads.unwrap_or(0).into()).build_global()?)
     }
 }

@@ -226,7 +226,7 @@ impl TrainArgs {
     }
 
     fn resolve(&self, resumed: Option<&Path>) -> Result<Config> {
-        let before = resumed.map(|folder| Config::read(&folder.join(CONFIG_FILE))).transpose()?;
+        let before = resumed.map(|folder| Config::read_written(&folder.join(CONFIG_FILE))).transpose()?;
         let mut config = match self.settings.chosen()?.or_else(|| before.clone()) {
             Some(config) => config,
             None if self.settings.data.is_some() => preset("lfw-small")?,
@@ -262,6 +262,7 @@ impl TrainArgs {
             config.train.start_weights = Some(start.clone());
         }
         self.settings.apply(&mut config, &self.hub)?;
+        config.make_paths_absolute()?;
         let teacher = config.train.teacher.as_deref().filter(|_| self.teacher.is_none() && resumed.is_none());
         if let Some(bundled) = teacher.and_then(find_bundled).filter(|_| config.data.root.is_some()) {
             let Bundled { name, data, .. } = bundled;

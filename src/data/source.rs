@@ -364,10 +364,19 @@ impl DataConfig {
         let mut names = source.images.identity_names();
         names.shuffle(&mut ChaCha8Rng::seed_from_u64(self.split_seed));
         let num_test = (names.len() as f64 * self.test_share).round() as usize;
-        if num_test == 0 || num_test == names.len() {
+        // Impostor pairs take two people.
+        if num_test < 2 || num_test >= names.len() {
+            let (num, share) = (names.len(), self.test_share);
+            let remedy = match num {
+                0..=3 => "expected four or more".to_owned(),
+                _ => "set the share to test with --set data.test_share=0.5, or name pairs with --pairs".to_owned(),
+            };
             return Err(Error::Data {
                 path: source.path.clone(),
-                what: format!("expected enough identities to train and to test, found {}", names.len()),
+                what: format!(
+                    "expected enough identities to train and to test, found {num}, of which data.test_share = {share} \
+                     leaves {num_test} to test on: {remedy}"
+                ),
             });
         }
         let test = names.split_off(names.len() - num_test);

@@ -1,6 +1,5 @@
 //! Shared code of the GPU tests. They run on the CPU (`host.rs`) or, in a build with `cuda` and with `MASKINV_GPU` set
-//! to a number, on that GPU with the same comparisons. `MASKINV_GPU=host` stays on the CPU and also turns on the tests
-//! that take minutes there.
+//! to a number, on that GPU with the same comparisons.
 
 use candle_core::{DType, Result, Tensor};
 use half::{bf16, f16};
@@ -11,18 +10,16 @@ use crate::testing::{Tol, assert_close, fill};
 
 /// The device that the tests run on.
 pub(crate) fn device() -> Device {
+    let number = std::env::var("MASKINV_GPU").ok().filter(|number| number != "host");
+    #[cfg(not(feature = "cuda"))]
+    assert_eq!(number, None, "MASKINV_GPU names a GPU: build with --features cuda");
     #[cfg(feature = "cuda")]
-    if let Some(number) = std::env::var("MASKINV_GPU").ok().filter(|number| number != "host") {
+    if let Some(number) = number {
         let number = number.parse().expect("MASKINV_GPU is the number of a GPU");
         let gpu = super::Cuda::new(number, super::Factors::Exact).expect("the GPU opens");
         return Device::new(Box::new(gpu));
     }
     Device::new(Box::new(Host::new()) as Box<dyn Gpu>)
-}
-
-/// Whether to run the tests that take minutes on the CPU.
-pub(crate) fn is_asked_for() -> bool {
-    std::env::var_os("MASKINV_GPU").is_some()
 }
 
 /// Element types of activations.
@@ -68,6 +65,7 @@ pub(crate) fn close(what: &str, actual: &Array, expected: &[f32], tol: f64) -> R
         _ => 0.0,
     };
     let largest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+    assert!(largest.is_finite(), "{what}: the expected values are not finite");
     let tensor = |x: &[f32]| Tensor::from_slice(x, x.len(), &candle_core::Device::Cpu);
     let tol = Tol { abs: tol * f64::from(largest), rel: tol + rounding };
     assert_close(what, &tensor(&read(actual)?)?, &tensor(expected)?, tol)

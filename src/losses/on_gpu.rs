@@ -258,7 +258,9 @@ mod tests {
             let expected = head.step(&Tensor::from_slice(&e, (n, d), &Candle::Cpu)?, &labels, 0.7, &mut rng())?;
             let found = on_gpu.step(&device.upload(&e)?, &labels, 0.7, &mut rng())?;
             close("loss", &found.loss, &[expected.loss as f32], 1e-5)?;
-            for (found, expected) in read(&found.targets)?.into_iter().zip(&expected.target_cosines) {
+            let targets = read(&found.targets)?;
+            assert_eq!((targets.len(), expected.target_cosines.iter().flatten().count()), (n, n - 1));
+            for (found, expected) in targets.into_iter().zip(&expected.target_cosines) {
                 assert!(expected.is_none_or(|expected| (f64::from(found) - expected).abs() < 1e-5));
             }
             close("embeddings", &found.gradient, &expected.of_embedding.flatten_all()?.to_vec1::<f32>()?, 1e-4)?;

@@ -71,6 +71,10 @@ impl Format {
         let file = std::fs::File::open(path).map_err(Error::io(path))?;
         // Up to the end of a tar file's magic number.
         file.take(262).read_to_end(&mut head).map_err(Error::io(path))?;
+        if let Some(what) = not_weights(&head) {
+            return Err(Error::Format { path: path.to_owned(), offset: 0, what });
+        }
+        let is_named_onnx = path.extension().is_some_and(|x| x.eq_ignore_ascii_case("onnx"));
         match head.as_slice() {
             // A zip archive, or the pickled magic number of torch before 1.6.
             [b'P', b'K', ..] | [0x80, 0..=5, ..] => Ok(Self::PyTorch),
@@ -79,6 +83,8 @@ impl Format {
             [0x12, 0x01, 0, 0, 0, 0, 0, 0, ..] => Ok(Self::MxNet),
             [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Self::Safetensors),
             head if looks_like_onnx(head) => Ok(Self::Onnx),
+            // Writers may put the graph or the producer before the version.
+            [0x3a | 0x12 | 0x42, ..] if is_named_onnx => Ok(Self::Onnx),
             head => Err(Error::Format {
                 path: path.to_owned(),
                 offset: 0,
@@ -89,6 +95,36 @@ impl Format {
             }),
         }
     }
+}
+
+/// Says what a file is that is no checkpoint but was downloaded or saved in place of one; none if it may be one.
+fn not_weights(head: &[u8]) -> Option<String> {
+    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+    let starts = |with: &str| text.len() >= with.len() && text[..with.len()].eq_ignore_ascii_case(with.as_bytes());
+    let expected = "expected a checkpoint (safetensors, PyTorch, ONNX or MXNet params), found";
+    if head.is_empty() {
+        return Some(format!("{expected} an empty file"));
+    }
+    if starts("version https://git-lfs") {
+        let lines = String::from_utf8_lossy(text).into_owned();
+        let size = lines.lines().find_map(|line| line.strip_prefix("size ")).map(|size| format!(" of {size} bytes"));
+        let of = size.unwrap_or_default();
+        return Some(format!(
+            "{expected} a Git LFS pointer to a file{of}: run git lfs pull, or download the file itself"
+        ));
+    }
+    let kind = if starts("<!doctype html") || starts("<html") || starts("<head") {
+        "a web page: download the file itself"
+    } else if starts("<?xml") || starts("<error") {
+        "an XML message, such as a server's error"
+    } else if starts("{") || starts("[") {
+        "JSON"
+    } else if text.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) && text.len() > 3 {
+        "text"
+    } else {
+        return None;
+    };
+    Some(format!("{expected} {kind}"))
 }
 
 /// Returns the backbone's file in a folder. The error for a folder of several arms names them.

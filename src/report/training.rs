@@ -407,17 +407,15 @@ mod tests {
     }
 
     #[test]
-    fn a_million_steps_are_a_small_page_soon() {
+    fn a_million_steps_are_a_small_page() {
         let steps = |i: usize| StepPoint {
             step: i,
             epoch: 0,
             values: vec![Some((i % 977) as f64), Some(1.0 / (1.0 + i as f64))],
         };
         let arm = ArmCurves { name: "hg".to_owned(), steps: (0..1_000_000).map(steps).collect(), ..Default::default() };
-        let began = std::time::Instant::now();
         let page = page(vec![arm]);
         assert!(page.contains("mean of up to 1667 steps"));
         assert!(page.len() < 200_000, "{} bytes", page.len());
-        assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
     }
 }

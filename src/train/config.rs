@@ -208,6 +208,24 @@ impl Config {
         Self::parse(&text).map_err(|what| Error::Config(format!("{}: {what}", path.display())))
     }
 
+    /// Reads the settings that a training wrote: all of them, unlike a file by hand, in which defaults may be left out.
+    ///
+    /// # Errors
+    /// Same as [`Self::read`], and when the file is empty or cut.
+    pub fn read_written(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let wrong = |what: String| Error::Config(format!("{}: {what}", path.display()));
+        let table: toml::Table = text.parse().map_err(|e| wrong(describe(&e, &text)))?;
+        let all = Self::default().to_value().map_err(|e| wrong(e.to_string()))?;
+        let sections = all.as_table().into_iter().flat_map(toml::Table::keys);
+        match sections.into_iter().find(|section| !table.contains_key(section.as_str())) {
+            Some(missing) => Err(wrong(format!(
+                "expected all settings of a training, found no [{missing}]: the file was emptied or cut"
+            ))),
+            None => Self::parse(&text).map_err(wrong),
+        }
+    }
+
     /// Parses settings from TOML text.
     ///
     /// # Errors
@@ -311,6 +329,14 @@ impl Config {
         if self.train.arms.is_empty() {
             return Err(Error::Config("train.arms: expected at least one".into()));
         }
+        if let Some((i, arm)) = self.train.arms.iter().enumerate().find(|(i, arm)| self.train.arms[..*i].contains(arm))
+        {
+            let what = format!("train.arms: expected each arm once, found {} again in place {}", arm.name(), i + 1);
+            return Err(Error::Config(what));
+        }
+        self.check_seeds()?;
+        // First, since other settings are compared with it.
+        self.loader.validate()?;
         let TrainConfig { epochs, hg_first_epoch, .. } = self.train;
         if self.train.arms.contains(&Arm::Hg) && hg_first_epoch >= epochs {
             let what = format!("train.hg_first_epoch: expected below {epochs} (train.epochs), found {hg_first_epoch}");
@@ -347,10 +373,45 @@ impl Config {
         self.optim.validate()?;
         self.schedule.validate()?;
         self.augment.validate()?;
-        self.loader.validate()?;
         self.data.validate()?;
         self.mask.validate()?;
         self.eval.validate()
+    }
+
+    /// Checks that every seed can be written to a settings file, whose whole numbers are signed.
+    fn check_seeds(&self) -> Result<()> {
+        let seeds = [
+            ("train.seed", self.train.seed),
+            ("data.split_seed", self.data.split_seed),
+            ("data.procedural.seed", self.data.procedural.seed),
+            ("eval.seed", self.eval.seed),
+            ("eval.bootstrap.seed", self.eval.bootstrap.seed),
+        ];
+        match seeds.into_iter().find(|(_, seed)| i64::try_from(*seed).is_err()) {
+            Some((name, seed)) => Err(Error::Config(format!("{name}: expected up to {}, found {seed}", i64::MAX))),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes every path absolute, so that the settings mean the same from another folder and `./d` is `d`. Names of
+    /// models that are no files stay as they are.
+    ///
+    /// # Errors
+    /// When the current folder is not known.
+    pub fn make_paths_absolute(&mut self) -> Result<()> {
+        let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io(path));
+        let data = [&mut self.data.root, &mut self.data.pairs, &mut self.data.real_masks];
+        let masks = [&mut self.mask.template, &mut self.eval.mask.template];
+        let colours = [&mut self.eval.reference_colours_um, &mut self.eval.reference_colours_mm];
+        for path in data.into_iter().chain(masks).chain(colours).flatten() {
+            *path = absolute(path)?;
+        }
+        for model in [&mut self.train.teacher, &mut self.train.start_weights].into_iter().flatten() {
+            if Path::new(model.as_str()).exists() {
+                *model = absolute(Path::new(model.as_str()))?.to_string_lossy().into_owned();
+            }
+        }
+        Ok(())
     }
 
     /// Returns the settings of the training steps of `arm`.

@@ -270,8 +270,10 @@ impl Labels {
             return Err(error(format!("expected {num_rows} labels in row group {group}, found {}", values.len())));
         }
         for value in values {
-            let number = u64::try_from(value).map_err(|_| error(format!("expected labels from 0, found {value}")))?;
-            self.numbers.push(number);
+            if value < 0 {
+                return Err(error(format!("expected labels from 0, found {value}")));
+            }
+            self.numbers.push(value);
         }
         Ok(num_rows)
     }

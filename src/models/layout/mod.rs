@@ -109,7 +109,8 @@ fn widen(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors> {
     let mut count = 0;
     let convert = |(name, tensor): (String, Tensor)| {
         let tensor = match tensor.dtype() {
-            _ if name.ends_with(COUNTER) => tensor.to_dtype(DType::I64)?,
+            // Of shape () in PyTorch, (1) in files that went through other tools.
+            _ if name.ends_with(COUNTER) && tensor.elem_count() == 1 => tensor.to_dtype(DType::I64)?.reshape(())?,
             DType::F16 | DType::BF16 => {
                 count += 1;
                 tensor.to_dtype(DType::F32)?

@@ -1,52 +1,91 @@
-//! Prefixes that wrappers and file formats put before every name.
+//! Prefixes that wrappers and file formats put before every name, and what lies beside a network.
+
+use std::collections::BTreeSet;
 
 use candle_core::{Result, bail};
 
-use super::{Tensors, insert};
+use super::{Layout, Tensors, insert};
 
-/// Prefixes of DDP, Lightning and the hub's wrappers, CVLface, joint checkpoints, `torch.compile`.
-const WRAPPERS: [&str; 6] = ["module.", "model.", "net.", "backbone.", "student.", "_orig_mod."];
+/// First parts of names that training leaves beside a network without a prefix: classifiers, losses, counters.
+const BESIDE: [&str; 9] =
+    ["kernel", "head", "loss", "criterion", "margin", "classifier", "data_preprocessor", "n_averaged", "arcface"];
 
-/// Classifier in AdaFace's training checkpoints (mk-minchul/AdaFace, head.py), which is not part of the backbone.
-const HEAD: [&str; 4] = ["head.kernel", "head.t", "head.batch_mean", "head.batch_std"];
+/// Parts of names of layers between a network and its classifier, which may change the embedding.
+const NECKS: [&str; 7] = ["neck", "bottleneck", "bnneck", "proj", "projection", "embed", "embedding"];
+
+/// Most names listed in a message.
+const MAX_LISTED: usize = 20;
 
 /// MXNet's prefixes of trained parameters and of running statistics.
 const MXNET_MARKS: [&str; 2] = ["arg:", "aux:"];
 
-/// Removes the wrappers' prefixes, in any order, and the classifier beside a wrapped backbone.
+/// Removes the prefix of a network's names, such as `module.backbone.`, and what lies beside the network.
 ///
 /// # Errors
-/// When only some of the names have the prefix.
+/// When there are several networks, or layers beside the network may change its embedding.
 pub(super) fn strip(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors> {
-    let mut tensors = unmark(tensors)?;
-    let mut prefix = String::new();
-    // A bounded number of times: a name may be as long as a file.
-    for _ in WRAPPERS {
-        let wrapper = WRAPPERS.iter().find(|p| tensors.keys().any(|name| name.starts_with(**p)));
-        let Some(wrapper) = wrapper else { break };
-        let others: Vec<&str> = tensors.keys().map(String::as_str).filter(|name| !name.starts_with(wrapper)).collect();
-        if !others.is_empty() {
-            let named = others.len().min(20);
-            let list = others[..named].join(", ");
-            if others.iter().any(|name| !HEAD.contains(name)) {
-                let more = if others.len() > named { ", .." } else { "" };
-                bail!(
-                    "{} of {} tensors begin with {prefix}{wrapper}, {} do not and belong to something else: {list}{more}",
-                    tensors.len() - others.len(),
-                    tensors.len(),
-                    others.len()
-                );
-            }
-            notes.push(format!("the classifier beside the network is left out: {list}"));
+    let tensors = unmark(tensors)?;
+    let prefixes = prefixes(&tensors);
+    let prefix = match &prefixes[..] {
+        // Of an unknown layout, which is an error that names it.
+        [] => return Ok(tensors),
+        [prefix] => prefix.clone(),
+        [first, second, ..] => {
+            let shown = |prefix: &str| if prefix.is_empty() { "no prefix".to_owned() } else { prefix.to_owned() };
+            bail!("there are several networks, with the prefixes {} and {}: expected one", shown(first), shown(second));
         }
-        let rest = |(name, tensor): (String, _)| Some((name.strip_prefix(wrapper)?.to_owned(), tensor));
-        tensors = tensors.into_iter().filter_map(rest).collect();
-        prefix += wrapper;
+    };
+    let is_beside = |name: &str| match prefix.as_str() {
+        "" => BESIDE.contains(&name.split('.').next().unwrap_or_default()),
+        prefix => !name.starts_with(prefix),
+    };
+    let (beside, network): (Tensors, Tensors) = tensors.into_iter().partition(|(name, _)| is_beside(name));
+    let rest = |(name, tensor): (String, _)| Some((name.strip_prefix(&prefix)?.to_owned(), tensor));
+    let network: Tensors = network.into_iter().filter_map(rest).collect();
+    check_beside(&beside, &network, &prefix)?;
+    if !beside.is_empty() {
+        notes.push(format!("what lies beside the network is left out: {}", listed(&beside)));
     }
     if !prefix.is_empty() {
         notes.push(format!("every name of the network has the prefix {prefix}: removed"));
     }
-    Ok(tensors)
+    Ok(network)
+}
+
+/// Returns the prefixes, with their final point, under which all markers of a layout are.
+fn prefixes(tensors: &Tensors) -> Vec<String> {
+    let mut found = BTreeSet::new();
+    for markers in Layout::NAMED.map(Layout::markers) {
+        let [first, others @ ..] = markers else { continue };
+        let before = tensors.keys().filter_map(|name| name.strip_suffix(first));
+        let has_all = |prefix: &&str| others.iter().all(|marker| tensors.contains_key(&format!("{prefix}{marker}")));
+        let is_whole = |prefix: &&str| prefix.is_empty() || prefix.ends_with('.');
+        found.extend(before.filter(is_whole).filter(has_all).map(str::to_owned));
+    }
+    found.into_iter().collect()
+}
+
+/// Checks that what lies beside a network is not part of it.
+fn check_beside(beside: &Tensors, network: &Tensors, prefix: &str) -> Result<()> {
+    for name in beside.keys() {
+        if name.split('.').any(|part| NECKS.contains(&part)) {
+            bail!(
+                "{name} lies between the network ({prefix}) and its classifier and may change the embedding: expected none"
+            );
+        }
+        let rest = name.split_once('.').map_or(name.as_str(), |(_, rest)| rest);
+        if network.contains_key(rest) {
+            let (num, all) = (network.len(), network.len() + beside.len());
+            bail!("{num} of {all} tensors begin with {prefix}, {name} does not and is of another network");
+        }
+    }
+    Ok(())
+}
+
+fn listed(tensors: &Tensors) -> String {
+    let names: Vec<&str> = tensors.keys().map(String::as_str).take(MAX_LISTED).collect();
+    let more = if tensors.len() > names.len() { ", .." } else { "" };
+    format!("{}{more}", names.join(", "))
 }
 
 fn unmark(tensors: Tensors) -> Result<Tensors> {

@@ -58,7 +58,7 @@ fn run(config: &Config, arm: Arm, machine: &Machine, num_steps: usize) -> Result
         assert!(first.is_none_or(|first| first == reports[i]));
     }
     let mut state = trainer.student.params().state()?;
-    state.extend(trainer.head().map(|head| head.params().state()).transpose()?.unwrap_or_default());
+    state.extend(trainer.any_head().params().state()?);
     let read = |tensor: Tensor| tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>();
     let weights = state.into_iter().map(|(name, tensor)| Ok((name, read(tensor)?)));
     Ok((reports, weights.collect::<Result<_>>()?))
@@ -68,16 +68,26 @@ fn off(found: f64, expected: f64) -> f64 {
     (found - expected).abs() / expected.abs().max(1e-9)
 }
 
+/// Largest relative difference of losses, and of gradient norms, in bf16.
+const BF16: f64 = 0.02;
+const BF16_OF_NORM: f64 = 0.05;
+/// Largest difference of the weights' change, as a share of it.
+const SGD_F32: f64 = 0.01;
+const SGD_BF16: f64 = 0.15;
+const ADAMW_F32: f64 = 0.1;
+const ADAMW_BF16: f64 = 0.5;
+
 #[test]
 fn steps_are_those_of_the_cpu() -> Result<()> {
     let mut config = tiny()?;
     for (arm, kind) in [(Arm::Aug, OptimKind::Sgd), (Arm::Hg, OptimKind::Sgd), (Arm::Lg, OptimKind::AdamW)] {
         config.optim.kind = kind;
-        // AdamW's first steps depend on the signs of gradients, which rounding flips near zero.
-        config.optim.lr = if kind == OptimKind::Sgd { 0.1 } else { 1e-4 };
         let (expected, weights) = run(&config, arm, &Machine::default(), 2)?;
-        for (precision, tol) in [(Precision::F32, 2e-3), (Precision::Bf16, 0.1)] {
+        let (_, before) = run(&config, arm, &Machine::default(), 0)?;
+        // bf16 keeps 8 bits, an error of 2^-9 at each rounding, which the network's depth adds up.
+        for (precision, tol, of_norm) in [(Precision::F32, 2e-3, 6e-3), (Precision::Bf16, BF16, BF16_OF_NORM)] {
             let (found, on_gpu) = run(&config, arm, &Machine::of_tests(precision), 2)?;
+            assert_eq!((found.len(), expected.len()), (2, 2));
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let case = format!("{arm:?} {precision} step {i}: {found:?}, expected {expected:?}");
                 assert!(off(found.loss, expected.loss) < tol, "{case}");
@@ -88,22 +98,32 @@ fn steps_are_those_of_the_cpu() -> Result<()> {
                     |(a, b): (Option<f64>, Option<f64>)| a.zip(b).map_or(a == b, |(a, b)| (a - b).abs() < tol);
                 assert!(pairs.into_iter().all(is_close), "{case}");
                 assert_eq!(found.target_cosines.len(), expected.target_cosines.len());
-                assert!(off(found.grad_norm, expected.grad_norm) < 3.0 * tol && found.lr == expected.lr, "{case}");
+                assert!(off(found.grad_norm, expected.grad_norm) < of_norm && found.lr == expected.lr, "{case}");
             }
             // This weight is frozen.
             assert!(on_gpu["features.weight"].iter().all(|w| *w == 1.0), "{arm:?} {precision}");
-            let (mut all_off, mut all) = (0.0, 0.0);
-            for (name, expected) in &weights {
-                let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>();
-                let off = squares(&mut on_gpu[name].iter().zip(expected).map(|(a, b)| a - b));
-                // Means and parameters that start at zero are small compared with the values they are added to.
-                let size = squares(&mut expected.iter().copied()).max(1e-4 * expected.len() as f64);
-                let is_close = (off / size).sqrt() < tol;
-                assert!(is_close || kind == OptimKind::AdamW, "{arm:?} {precision}: {name} {}", off / size);
-                (all_off, all) = (all_off + off, all + size);
+            // How far both moved the trained weights, relative to how far the CPU did: without an update this is 1.
+            let is_trained = |name: &&String| !name.contains("running_") && !name.ends_with("num_batches_tracked");
+            let (mut off, mut moved) = (0.0, 0.0);
+            for name in weights.keys().filter(is_trained) {
+                let values = on_gpu[name].iter().zip(&weights[name]).zip(&before[name]);
+                for ((found, expected), before) in
+                    values.map(|((a, b), c)| ((f64::from(*a), f64::from(*b)), f64::from(*c)))
+                {
+                    off += (found - expected).powi(2);
+                    moved += (expected - before).powi(2);
+                }
             }
-            // Where a gradient is pure rounding error, as in front of a norm, AdamW follows its sign.
-            assert!((all_off / all).sqrt() < tol, "{arm:?} {precision}: weights {}", all_off / all);
+            let share = (off / moved).sqrt();
+            // AdamW moves every element by about the rate, also where a gradient is only rounding error.
+            let most = match (kind, precision) {
+                (OptimKind::Sgd, Precision::F32) => SGD_F32,
+                (OptimKind::Sgd, _) => SGD_BF16,
+                (_, Precision::F32) => ADAMW_F32,
+                _ => ADAMW_BF16,
+            };
+            println!("{arm:?} {kind:?} {precision}: the weights' change is off by {share}");
+            assert!(moved > 0.0 && share < most, "{arm:?} {precision}: the weights' change is off by {share}");
         }
     }
     Ok(())
@@ -111,11 +131,8 @@ fn steps_are_those_of_the_cpu() -> Result<()> {
 
 /// Rounding differences grow with every step, so single losses drift apart, but their means stay close.
 #[test]
+#[ignore = "needs MASKINV_GPU, or minutes"]
 fn needs_gpu_fifty_steps_come_down_as_on_the_cpu() -> Result<()> {
-    if !crate::gpu::tests::is_asked_for() {
-        println!("not run: MASKINV_GPU is not set");
-        return Ok(());
-    }
     let mut config = tiny()?;
     config.set("loader.batch_size=8")?;
     config.set("data.procedural.images_per_identity=200")?;
@@ -123,6 +140,7 @@ fn needs_gpu_fifty_steps_come_down_as_on_the_cpu() -> Result<()> {
     let (expected, _) = run(&config, Arm::Hg, &Machine::default(), 50)?;
     for precision in [Precision::F32, Precision::Bf16] {
         let (found, _) = run(&config, Arm::Hg, &Machine::of_tests(precision), 50)?;
+        assert_eq!((found.len(), expected.len()), (50, 50));
         for (found, expected) in found.chunks(10).zip(expected.chunks(10)) {
             let (found, expected) = (mean(found), mean(expected));
             assert!(off(found, expected) < 0.03, "{precision}: {found}, on the CPU {expected}");
@@ -251,7 +269,7 @@ fn a_training_goes_on_on_the_other_machine() -> Result<()> {
         assert_near(&all(&mut resumed)?, &all(&mut whole)?, 5e-3, &what)?;
 
         let mut other = saved;
-        other.get_mut(OPTIMIZER).map(BTreeMap::pop_first);
+        other.get_mut(OPTIMIZER).and_then(BTreeMap::pop_first).expect("a moment");
         assert!(resumed.load_state(&other).is_err(), "{what}");
     }
     Ok(())
@@ -293,7 +311,9 @@ fn a_trainer_goes_on_with_what_another_saved() -> Result<()> {
         resumed.step(batches[2].clone(), 2, 0.002)?;
         let found = state(&mut resumed)?;
         let read = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>();
-        let moments = |mut state: BTreeMap<_, _>| state.remove("optimizer").unwrap_or_default();
+        let moments = |mut state: BTreeMap<_, _>| {
+            state.remove("optimizer").filter(|moments: &BTreeMap<String, Tensor>| !moments.is_empty()).expect("moments")
+        };
         let pairs = [(found.0, expected.0), (found.1, expected.1), (moments(found.2), moments(expected.2))];
         for (found, expected) in pairs {
             assert_eq!(found.len(), expected.len());

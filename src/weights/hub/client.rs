@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use hf_hub::{HFClient, HFClientBuilder, HFError};
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, LOCATION};
+use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, LOCATION};
 use reqwest::{Client, Url, redirect};
 
 use super::HubConfig;
@@ -158,6 +158,12 @@ impl<'a> HubClient<'a> {
     }
 
     fn remote(&self, headers: &HeaderMap, has_contents: bool) -> Result<Remote> {
+        if let Some(encoding) = header(headers, CONTENT_ENCODING.as_str()).filter(|encoding| *encoding != "identity") {
+            return Err(self.error(format!(
+                "a proxy before {} compresses its answers ({encoding}), which nobody asked for: go around it (NO_PROXY)",
+                self.endpoint
+            )));
+        }
         let etag = header(headers, "x-linked-etag").or_else(|| header(headers, ETAG.as_str())).unwrap_or_default();
         let etag = etag.trim_start_matches("W/").trim_matches('"');
         let commit = header(headers, "x-repo-commit").unwrap_or_default();

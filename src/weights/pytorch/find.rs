@@ -10,7 +10,7 @@ use super::walk::{self, module};
 use crate::pickle::{Id, Pickle, Value, shown};
 
 /// Keys that lead to a model; the first one with tensors wins.
-const MODEL_KEYS: [&str; 14] = [
+const MODEL_KEYS: [&str; 18] = [
     "state_dict",
     "model_state_dict",
     "net_state_dict",
@@ -25,6 +25,10 @@ const MODEL_KEYS: [&str; 14] = [
     "module",
     "params",
     "weights",
+    "encoder",
+    "ema",
+    "model_ema",
+    "state_dict_ema",
 ];
 /// Maximum nesting of such keys, as in `{'model': {'state_dict': ...}}`.
 const MAX_NESTING: usize = 4;
@@ -82,9 +86,6 @@ impl Search<'_, '_, '_> {
             return Some(value);
         }
         let entries = entries(self.pickle, value)?;
-        if entries.iter().any(|(_, value)| self.rebuilder.is_tensor(*value)) {
-            return Some(value);
-        }
         let mut found = None;
         for key in MODEL_KEYS {
             let inner = entries.iter().find(|(k, _)| self.pickle.text(*k) == Some(key)).map(|(_, inner)| *inner);
@@ -99,9 +100,15 @@ impl Search<'_, '_, '_> {
                 }
             }
         }
-        let (place, path) = found?;
-        *keys = path;
-        Some(place)
+        // Beside a model there may be metrics, which are tensors too.
+        let is_tensor = |(_, value): &(Id, Id)| self.rebuilder.is_tensor(*value);
+        match found {
+            Some((place, path)) => {
+                *keys = path;
+                Some(place)
+            }
+            None => entries.iter().any(is_tensor).then_some(value),
+        }
     }
 }
 

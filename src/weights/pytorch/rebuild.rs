@@ -210,12 +210,11 @@ impl View<'_> {
         if num == 0 {
             return tensor(*element, &[], dims).map_err(|e| e.to_string());
         }
-        // Index of the last element. Strides of 0 could give more elements than the storage has, so `num` is checked
-        // too.
+        // Index of the last element. Strides of 0 give more elements than the storage has: `budget` bounds them.
         let last = dims.iter().zip(strides).try_fold(*offset, |last, (dim, stride)| {
             (dim - 1).checked_mul(*stride).and_then(|step| last.checked_add(step))
         });
-        if num > available || last.is_none_or(|last| last >= available) {
+        if last.is_none_or(|last| last >= available) {
             return Err(format!("{}: reaches beyond the {available} elements of its storage", shown()));
         }
         let num_bytes = num * element.size();
