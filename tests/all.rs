@@ -2,6 +2,7 @@
 
 mod cli;
 mod cli_data;
+mod cli_edges;
 mod cli_metrics;
 mod cli_models;
 mod cli_report;

@@ -175,7 +175,7 @@ fn broken_shards_are_refused_or_shorter() -> Result<()> {
     let bytes = fs::read(&path)?;
     let file = fs::OpenOptions::new().write(true).open(&path)?;
     let paths = std::slice::from_ref(&path);
-    let closed = bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0).next_multiple_of(512) as u64 + 1024;
+    let closed = (bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0) + 1).next_multiple_of(512) as u64 + 1024;
     let mut kept = std::collections::BTreeSet::new();
     for len in (0..bytes.len() as u64).rev() {
         file.set_len(len)?;

@@ -95,7 +95,10 @@ fn hostile_onnx_graphs_claim_no_memory() -> Result<()> {
         ..OnnxNode::default()
     };
     let mut nodes = vec![node("Conv", &["x", "w"], "y".into())];
-    nodes.extend((0..98).map(|i| node("Add", &["y", "y"], format!("y{i}"))));
+    nodes.extend((0..98).map(|i| match i {
+        0 => node("Add", &["y", "y"], "y0".into()),
+        _ => node("Add", &[&format!("y{}", i - 1), "y"], format!("y{i}")),
+    }));
     nodes.push(node("Gemm", &["y97", "fc"], "z".into()));
     let value =
         |name: &str, side: i64| OnnxValue { name: name.into(), dims: vec![None, Some(3), Some(side), Some(side)] };

@@ -138,7 +138,9 @@ fn images_of_lists_are_known_by_any_usual_name() -> Result<()> {
         let dir = faces(&names);
         let (_list_dir, path) = list("Ann 1 2\n");
         let pairs = PairList::read(&path)?.resolve(&FaceFolder::open(dir.path())?)?;
-        assert_eq!((pairs[0].a, pairs[0].b), (0, 1), "{names:?}");
+        let folder = FaceFolder::open(dir.path())?;
+        let found = [pairs[0].a, pairs[0].b].map(|index| folder.person_and_file(index).expect("it has a name"));
+        assert_eq!(found, names);
     }
     Ok(())
 }

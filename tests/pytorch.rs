@@ -197,14 +197,15 @@ fn hostile_views_are_refused() {
     let found = read_view(1, &[2, 2], &[3, 1]).expect("lies within the storage");
     assert_eq!(values(&found.tensors["w"]), [1.0, 2.0, 4.0, 5.0]);
     assert_eq!(read_view(6, &[0, 9], &[1, 1]).expect("an empty tensor").tensors["w"].dims(), [0, 9]);
+    assert_eq!(values(&read_view(2, &[7], &[0]).expect("seven times one value").tensors["w"]), [2.0; 7]);
     let huge = 1 << 62;
     for (offset, size, stride, expected) in [
         (1, &[6][..], &[1][..], "reaches beyond the 6 elements"),
         (huge, &[1], &[1], "reaches beyond the 6 elements"),
         (0, &[2], &[i64::MAX], "reaches beyond the 6 elements"),
         (i64::MAX, &[2], &[i64::MAX], "reaches beyond the 6 elements"),
-        (0, &[7], &[0], "reaches beyond the 6 elements"),
-        (0, &[2, 2, 2], &[0, 0, 0], "reaches beyond the 6 elements"),
+        (0, &[1 << 20], &[0], "would exceed 4 times the file size"),
+        (0, &[1 << 10, 1 << 10], &[0, 0], "would exceed 4 times the file size"),
         (0, &[huge, 4], &[0, 0], "exceeds the address space"),
         (0, &[huge, huge, 0], &[0, 0, 0], "exceeds the address space"),
         (0, &[-1], &[1], "size: expected a non-negative number, found -1"),

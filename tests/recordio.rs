@@ -139,7 +139,7 @@ fn a_byte_changed_anywhere_never_panics() -> Result<()> {
 }
 
 #[test]
-fn an_index_or_list_of_another_file_is_an_error() -> Result<()> {
+fn an_index_of_another_file_is_an_error_and_a_list_is_not_used() -> Result<()> {
     let (_dir, path) = without_index("faces")?;
     let refused = |index: &str, expected: &str| -> Result<()> {
         fs::write(path.with_extension("idx"), index)?;
@@ -154,8 +154,12 @@ fn an_index_or_list_of_another_file_is_an_error() -> Result<()> {
     refused("0\t0\n1\t44\n2\t88\n", "expected")?;
     fs::copy(fixture("faces.idx"), path.with_extension("idx"))?;
     fs::write(path.with_extension("lst"), "1\t0\ta/1.jpg\n3\t0\ta/2.jpg\n")?;
-    let error = RecordFaces::open(&path).map(|_| ()).expect_err("another list").to_string();
-    assert!(error.contains("faces.lst:2: expected key 2, as the .rec file has it, found 3"), "{error}");
+    let faces = RecordFaces::open(&path)?;
+    assert!(
+        faces.note().is_some_and(|note| note.contains("faces.lst does not fit and is not used")),
+        "{:?}",
+        faces.note()
+    );
     Ok(())
 }
 
@@ -208,5 +212,50 @@ fn a_write_that_fails_leaves_nothing() -> Result<()> {
     let error = write_records(&mut export, &out.join("x.rec")).expect_err("stopped").to_string();
     assert!(error.contains("interrupted"), "{error}");
     assert_eq!(fs::read_dir(&out)?.count(), 0);
+    Ok(())
+}
+
+#[test]
+fn lists_beside_records_are_used_where_they_fit() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let rec = dir.path().join("train.rec");
+    fs::copy(fixture("faces.rec"), &rec)?;
+    fs::copy(fixture("faces.idx"), rec.with_extension("idx"))?;
+    let plain = RecordFaces::open(&rec)?;
+    assert!(plain.file_name(0).is_none() && plain.note().is_none());
+    let (num, list) = (plain.len(), rec.with_extension("lst"));
+    let lines =
+        |line: &dyn Fn(usize, u32) -> String| (0..num).map(|i| line(i, plain.label(i)) + "\n").collect::<String>();
+    let mut shuffled: Vec<String> =
+        (0..num).map(|i| format!("{}\t{}.000000\tx/{i}.jpg", i + 1, plain.label(i))).collect();
+    shuffled.reverse();
+    for text in [
+        lines(&|i, label| format!("{}\t{label}\tx/{i}.jpg", i + 1)),
+        // More columns; in another order, with a line of an image that is not packed.
+        lines(&|i, label| format!("{}\t{label}\t0\t1\tx/{i}.jpg", i + 1)),
+        format!("{}\n9999\t3\tx/none.jpg\n", shuffled.join("\n")),
+        // insightface's, whose labels may be numbered in another way.
+        lines(&|i, label| format!("1\t/data/x/{i}.jpg\t{}", label + 7)),
+    ] {
+        fs::write(&list, &text)?;
+        let faces = RecordFaces::open(&rec)?;
+        assert_eq!(faces.note(), None, "{text}");
+        let names: Vec<_> = (0..num).filter_map(|i| faces.file_name(i)).collect();
+        assert_eq!(names, (0..num).map(|i| format!("{i}.jpg")).collect::<Vec<_>>(), "{text}");
+    }
+    for (text, words) in [
+        ("what is this?\n".to_owned(), "expected key, label and path"),
+        (lines(&|i, _| format!("1\tx/{i}.jpg\t{i}")), "its label is not that of the record"),
+        ("1\tx/0.jpg\t0\n".to_owned(), "expected a line for each of "),
+    ] {
+        fs::write(&list, &text)?;
+        let faces = RecordFaces::open(&rec)?;
+        assert!(
+            faces.note().is_some_and(|note| note.contains("is not used") && note.contains(words)),
+            "{:?}",
+            faces.note()
+        );
+        assert_eq!((faces.len(), faces.file_name(0)), (num, None));
+    }
     Ok(())
 }

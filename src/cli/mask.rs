@@ -70,6 +70,9 @@ impl MaskArgs {
         if self.input.is_dir() && !self.landmarks.is_empty() {
             bail!("--landmarks applies to one image, but {} is a folder", self.input.display());
         }
+        if !self.landmarks.is_empty() {
+            parse_points("--landmarks", &self.landmarks)?;
+        }
         let is_folder = self.input.is_dir() && !self.sheet;
         if !is_folder {
             // What is wrong with the output is said before any image is read.

@@ -394,6 +394,13 @@ impl Experiment {
                 // The resumed arm's own class centres are loaded below.
                 _ if state.is_some() => {}
                 Some(header) => {
+                    if header.identities.is_none() {
+                        on(Event::Notice(format!(
+                            "{}: the class centres of {} have no names, they are taken in the order of the data's people",
+                            arm.name(),
+                            start.name
+                        )));
+                    }
                     let loaded = match (header.arranged(&train.identity_names()), self.changed_data) {
                         (Ok(arranged), _) => arranged,
                         (Err(_), ChangedData::Accept) => header.tensors.clone(),

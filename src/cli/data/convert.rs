@@ -62,7 +62,7 @@ impl ConvertArgs {
                 Arc::new(Subset::new(source.images.clone(), &filter, &source.path)?)
             }
         };
-        let lists = lists_of(&source, target);
+        let lists = lists_of(&source, target, path == self.output);
         let mut progress = Progress::new();
         let mut on = |done| progress.count("convert", "images written", done, images.len());
         let mut export = Export::new(images.as_ref(), &mut on).stopped_by(interrupt::flag()?);
@@ -74,13 +74,13 @@ impl ConvertArgs {
             Target::Folder => write_folder(&mut export, &path.join("images"))?,
             Target::Parquet => write_parquet(&mut export, &path)?,
         }
-        // Beside a file lists bear its name, since other sets may lie there.
-        let place = |name: &str| match path.is_dir() {
-            true => path.join(name),
-            false => path.with_extension(name),
-        };
+        // Beside a file lists bear its name, since other sets may lie there; a folder is the set's own.
+        let is_among_others = path == self.output && !path.is_dir();
         for (name, list) in &lists {
-            let copy = place(name);
+            let copy = match is_among_others {
+                true => path.with_extension(name),
+                false => self.output.join(name),
+            };
             if !copy.exists() {
                 write_atomic(&copy, &std::fs::read(list).with_context(|| list.display().to_string())?)?;
             }
@@ -111,11 +111,16 @@ impl ConvertArgs {
 }
 
 /// Returns the lists that belong to a data set, and its verification file, by the names of their copies.
-fn lists_of(source: &Source, target: Target) -> Vec<(String, PathBuf)> {
+fn lists_of(source: &Source, target: Target, is_named: bool) -> Vec<(String, PathBuf)> {
     let lists = LISTS.iter().filter_map(|name| Some(((*name).to_owned(), source.beside(name)?)));
     // Beside a folder or shards nobody would look for a verification file.
     let is_file = matches!(target, Target::Recordio | Target::Parquet);
-    let verification = source.verification_beside().filter(|_| is_file).map(|path| ("bin".to_owned(), path));
+    // `train.bin` belongs to `train.rec` wherever it lies.
+    let named = |path: PathBuf| match target {
+        Target::Recordio | Target::Parquet if is_named => ("bin".to_owned(), path),
+        _ => ("train.bin".to_owned(), path),
+    };
+    let verification = source.verification_beside().filter(|_| is_file).map(named);
     lists.chain(verification).collect()
 }
 

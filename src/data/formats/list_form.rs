@@ -252,9 +252,8 @@ fn by_blanks(line: Line) -> std::result::Result<Option<Form>, String> {
             let fields: Vec<Cow<str>> = tokens.iter().map(|token| Cow::Borrowed(*token)).collect();
             by_content(&fields, Separator::Blanks)
         }
-        _ if names_image(last) => Ok(Some(Form::Blanks { label_first: true })),
-        (1, _) => Ok(Some(Form::Blanks { label_first: false })),
-        _ => Err(format!("expected the path of one image, found two: {PAIRS}")),
+        (2.., _) => Err(format!("expected the path of one image, found two: {PAIRS}")),
+        _ => Ok(Some(Form::Blanks { label_first: names_image(last) })),
     }
 }
 

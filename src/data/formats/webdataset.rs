@@ -45,6 +45,8 @@ struct Place {
 struct Pending {
     key: String,
     image: Option<(Place, String)>,
+    /// An image whose name has points before its extension: its offset and name.
+    dotted: Option<(u64, String)>,
     label: Option<String>,
     /// Names from the JSON.
     identity: Option<String>,
@@ -95,7 +97,7 @@ impl Found {
         let wrong = |offset: u64, what: String| Error::Format { path: path.to_owned(), offset, what };
         let file = std::fs::File::open(path).map_err(Error::io(path))?;
         let mut archive = tar::Archive::new(BufReader::new(file));
-        let mut pending = Pending::default();
+        let (mut pending, first) = (Pending::default(), self.images.len());
         let not_tar = |e: std::io::Error| wrong(0, format!("expected a tar file that is not compressed: {e}"));
         let cut = |what: String| {
             let what = format!("{what}: the file is truncated (--set data.on_broken=skip takes what is complete)");
@@ -113,7 +115,15 @@ impl Found {
                 Err(e) => return Err(not_tar(e)),
             };
             end = (entry.raw_file_position() + entry.size()).next_multiple_of(BLOCK);
-            if entry.header().entry_type() != tar::EntryType::Regular {
+            let kind = entry.header().entry_type();
+            if matches!(kind, tar::EntryType::Link | tar::EntryType::Symlink) {
+                let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+                let what = format!(
+                    "{name} is a link, which is not followed: write the file itself (tar -h --hard-dereference)"
+                );
+                return Err(wrong(entry.raw_file_position(), what));
+            }
+            if kind != tar::EntryType::Regular {
                 continue;
             }
             let (offset, size) = (entry.raw_file_position(), entry.size());
@@ -131,7 +141,16 @@ impl Found {
                 )?;
             }
             let extension = extension.to_ascii_lowercase();
+            if let Some((_, last)) = extension.rsplit_once('.')
+                && is_image_extension(last)
+            {
+                pending.dotted.get_or_insert((offset, name.clone()));
+            }
             if is_image_extension(&extension) {
+                if let Some((_, before)) = &pending.image {
+                    let what = format!("{name}: expected one image of {key}, found one of {before} too");
+                    return Err(wrong(offset, what));
+                }
                 let len =
                     u32::try_from(size).map_err(|_| wrong(offset, format!("a {size}-byte image is too large")))?;
                 pending.image = Some((Place { offset, shard, len }, extension));
@@ -156,7 +175,23 @@ impl Found {
             return cut(format!("expected {} bytes of zeros at byte {end}, the end of the archive", 2 * BLOCK));
         }
         self.push(pending, path)?;
+        self.check_names(first, path)?;
         Ok(None)
+    }
+
+    /// Checks that no two samples of a file, which start at number `first`, have one name: an archive that a corrected
+    /// sample was appended to holds the old one too.
+    fn check_names(&self, first: usize, path: &Path) -> Result<()> {
+        let mut order: Vec<usize> = (first..self.images.len()).collect();
+        order.sort_by_key(|&i| self.paths.get(i));
+        match order.windows(2).find(|pair| self.paths.get(pair[0]) == self.paths.get(pair[1])) {
+            Some(pair) => {
+                let [before, again] = [pair[0], pair[1]].map(|i| self.images[i].offset);
+                let what = format!("expected each sample once, found {} at byte {before} too", self.paths.get(pair[0]));
+                Err(Error::Format { path: path.to_owned(), offset: again, what })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Adds the last sample of a truncated file, unless its label is missing.
@@ -166,9 +201,19 @@ impl Found {
 
     /// Adds a complete sample; one without an image is ignored.
     fn push(&mut self, sample: Pending, path: &Path) -> Result<()> {
-        let Some((place, extension)) = sample.image else { return Ok(()) };
+        let Some((place, extension)) = sample.image else {
+            let Some((offset, name)) = sample.dotted else { return Ok(()) };
+            let what = format!(
+                "{name}: expected a name with one point, since the format takes all after the first for the extension"
+            );
+            return Err(Error::Format { path: path.to_owned(), offset, what });
+        };
         let Some(label) = sample.label.filter(|label| !label.is_empty()) else {
-            let what = format!("expected the label of {0}.{extension} in {0}.cls or {0}.json, found none", sample.key);
+            let what = format!(
+                "expected the label of {0}.{extension} in {0}.cls or {0}.json beside it, found none (tar --sort=name puts \
+                 the members of a sample together)",
+                sample.key
+            );
             return Err(Error::Format { path: path.to_owned(), offset: place.offset, what });
         };
         let (folder, stem) = sample.key.rsplit_once('/').unwrap_or(("", &sample.key));

@@ -70,10 +70,11 @@ impl PairList {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let text = Text::read(path.as_ref())?;
         let lines = Lines::new(&text);
+        let is_digits = |field: &str| field.bytes().all(|b| b.is_ascii_digit());
         let is_lfw = match lines.first() {
             [] => true,
-            [count] => count.parse::<u64>().is_ok(),
-            [folds, pairs] => folds.parse::<u64>().is_ok() && !names_image(pairs),
+            [count] => is_digits(count),
+            [folds, pairs] => is_digits(folds) && !names_image(pairs),
             _ => false,
         };
         if is_lfw { Self::parse_lfw(lines) } else { Self::parse(&text) }

@@ -13,6 +13,9 @@ const BESIDE: [&str; 9] =
 /// Parts of names of layers between a network and its classifier, which may change the embedding.
 const NECKS: [&str; 7] = ["neck", "bottleneck", "bnneck", "proj", "projection", "embed", "embedding"];
 
+/// Most first parts that are removed from the names of an unknown layout.
+const MAX_WRAPPERS: usize = 6;
+
 /// Most names listed in a message.
 const MAX_LISTED: usize = 20;
 
@@ -27,8 +30,8 @@ pub(super) fn strip(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors
     let tensors = unmark(tensors)?;
     let prefixes = prefixes(&tensors);
     let prefix = match &prefixes[..] {
-        // Of an unknown layout, which is an error that names it.
-        [] => return Ok(tensors),
+        // Of an unknown layout, which is an error that names it without the wrappers.
+        [] => return Ok(unwrapped(tensors)),
         [prefix] => prefix.clone(),
         [first, second, ..] => {
             let shown = |prefix: &str| if prefix.is_empty() { "no prefix".to_owned() } else { prefix.to_owned() };
@@ -50,6 +53,20 @@ pub(super) fn strip(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors
         notes.push(format!("every name of the network has the prefix {prefix}: removed"));
     }
     Ok(network)
+}
+
+/// Removes first parts of names that all tensors have.
+fn unwrapped(mut tensors: Tensors) -> Tensors {
+    // A bounded number of times: a name may be as long as a file.
+    for _ in 0..MAX_WRAPPERS {
+        let Some((first, _)) = tensors.keys().next().and_then(|name| name.split_once('.')) else { break };
+        let first = format!("{first}.");
+        if !tensors.keys().all(|name| name.starts_with(&first)) {
+            break;
+        }
+        tensors = tensors.into_iter().map(|(name, tensor)| (name[first.len()..].to_owned(), tensor)).collect();
+    }
+    tensors
 }
 
 /// Returns the prefixes, with their final point, under which all markers of a layout are.
@@ -74,7 +91,8 @@ fn check_beside(beside: &Tensors, network: &Tensors, prefix: &str) -> Result<()>
             );
         }
         let rest = name.split_once('.').map_or(name.as_str(), |(_, rest)| rest);
-        if network.contains_key(rest) {
+        // A classifier is often called as the last layer of a network is.
+        if network.contains_key(rest) && !matches!(rest, "fc.weight" | "fc.bias") {
             let (num, all) = (network.len(), network.len() + beside.len());
             bail!("{num} of {all} tensors begin with {prefix}, {name} does not and is of another network");
         }

@@ -69,12 +69,12 @@ fn off(found: f64, expected: f64) -> f64 {
 }
 
 /// Largest relative difference of losses, and of gradient norms, in bf16.
-const BF16: f64 = 0.02;
-const BF16_OF_NORM: f64 = 0.05;
+const BF16: f64 = 0.06;
+const BF16_OF_NORM: f64 = 0.1;
 /// Largest difference of the weights' change, as a share of it.
-const SGD_F32: f64 = 0.01;
-const SGD_BF16: f64 = 0.15;
-const ADAMW_F32: f64 = 0.1;
+const SGD_F32: f64 = 1e-4;
+const SGD_BF16: f64 = 0.1;
+const ADAMW_F32: f64 = 0.02;
 const ADAMW_BF16: f64 = 0.5;
 
 #[test]
@@ -89,6 +89,13 @@ fn steps_are_those_of_the_cpu() -> Result<()> {
             let (found, on_gpu) = run(&config, arm, &Machine::of_tests(precision), 2)?;
             assert_eq!((found.len(), expected.len()), (2, 2));
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                println!(
+                    "{arm:?} {precision} step {i}: {:.4} {:.4} {:.4} {:.4}",
+                    off(found.loss, expected.loss),
+                    off(found.margin_loss, expected.margin_loss),
+                    off(found.distill_loss, expected.distill_loss),
+                    off(found.grad_norm, expected.grad_norm)
+                );
                 let case = format!("{arm:?} {precision} step {i}: {found:?}, expected {expected:?}");
                 assert!(off(found.loss, expected.loss) < tol, "{case}");
                 assert!(off(found.margin_loss, expected.margin_loss) < tol, "{case}");

@@ -45,11 +45,11 @@ impl External {
             self.budget = self.budget.saturating_add((file.len() as u64).saturating_mul(MAX_GROWTH));
             self.files.insert(location.clone(), file);
         }
-        let budget = self.budget.checked_sub(num_bytes as u64);
-        self.budget = budget.ok_or("expected weights of about the size of their files, found far larger ones")?;
         let bytes: &[u8] = &self.files[location];
         let start = usize::try_from(*offset).ok();
         let range = start.and_then(|start| bytes.get(start..start.checked_add(num_bytes)?));
+        let budget = self.budget.checked_sub(if range.is_some() { num_bytes as u64 } else { 0 });
+        self.budget = budget.ok_or("expected weights of about the size of their files, found far larger ones")?;
         range.ok_or_else(|| {
             let len = bytes.len();
             format!("expected {num_bytes} bytes at byte {offset} of {location}, which ends at byte {len}: it is truncated, or another model's")
