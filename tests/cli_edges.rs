@@ -67,7 +67,10 @@ fn outputs_are_checked_before_any_image_is_read() -> Result<()> {
         (&["embed", m, d, "--out", &path("missing/x.npy")][..], "missing: expected a folder to write to, found none"),
         (&["embed", m, d, "--out", &path("x.parquet")], "expected .npy or .csv"),
         (&["calibrate", m, &path("missing/c.safetensors"), "--data", d], "expected a folder to write to, found none"),
-        (&["calibrate", m, &path("c.safetensors"), "--data", d, "--fmr", "0.0001"], "impostor pairs to measure it"),
+        (
+            &["calibrate", m, &path("c.safetensors"), "--data", d, "--fmr", "0.0001", "--set", "data.test_share=0.5"],
+            "impostor pairs to measure it",
+        ),
         (&["mask", d, &path("sheet.gif"), "--sheet"], "expected an image to write (.jpg, .png"),
         (&["mask", &format!("{d}/p1/p1_0001.jpg"), &path("y.gif")], "expected an image to write (.jpg, .png"),
         (&["data", "contact-sheet", d, &path("sheet.gif")], "expected an image to write (.jpg, .png"),

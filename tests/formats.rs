@@ -191,7 +191,9 @@ fn broken_shards_are_refused_or_shorter() -> Result<()> {
         kept.insert(set.len());
         assert!(set.cut().len() == 1 && set.cut()[0].contains("truncated"), "{len}: {:?}", set.cut());
         for i in 0..set.len() {
-            assert_eq!((set.encoded(i)?, set.person_and_file(i)), (faces.encoded(i)?, faces.person_and_file(i)));
+            assert_eq!(set.encoded(i)?, faces.encoded(i)?, "{len}");
+            // The file of names of the last sample may be what is missing.
+            assert!(i + 1 == set.len() || set.person_and_file(i) == faces.person_and_file(i), "{len}");
         }
     }
     assert_eq!(kept, (1..=faces.len()).collect(), "every number of complete samples");

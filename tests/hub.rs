@@ -242,6 +242,17 @@ fn refusals_say_what_helps() -> Result<()> {
 }
 
 #[test]
+fn answers_that_a_proxy_compressed_are_refused_and_not_cached() -> Result<()> {
+    let server = Server::start(Site { is_compressed: true, ..site() })?;
+    let client = Client::of(&server.url())?;
+    let error = client.error(None)?;
+    assert!(error.contains("compresses its answers (gzip)") && error.contains("NO_PROXY"), "{error}");
+    assert!(client.blobs().is_empty());
+    server.set(|s| s.is_compressed = false);
+    assert_contents(&client.fetch(Some(SHA256))?)
+}
+
+#[test]
 fn a_storage_that_refuses_leaves_nothing_behind() -> Result<()> {
     let storage = Server::start(Site { refuse: Some((403, "", "expired")), ..site() })?;
     let server = Server::start(Site { storage: Some(storage.url()), ..site() })?;

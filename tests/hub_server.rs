@@ -35,6 +35,8 @@ pub struct Site {
     pub failures: usize,
     /// After how many bytes of contents each of the coming transfers is cut off.
     pub cuts: Vec<usize>,
+    /// Whether a proxy compresses what it passes on.
+    pub is_compressed: bool,
     /// Whether `Range` is ignored.
     pub ignores_range: bool,
     /// Whether a part that is asked for is not what the whole file has there.
@@ -183,6 +185,13 @@ fn reply(site: &mut Site, request: &Request) -> (String, Vec<u8>) {
         return empty(404, "X-Error-Code: EntryNotFound\r\nX-Error-Message: Entry not found\r\n");
     }
     let (etag, size) = (&site.etag, site.body.len());
+    if site.is_compressed {
+        let head = format!("HTTP/1.1 200 x\r\nX-Repo-Commit: {COMMIT}\r\nETag: W/\"{etag}-gzip\"\r\n");
+        return (
+            format!("{head}Content-Encoding: gzip\r\nContent-Length: 20\r\nConnection: close\r\n\r\n"),
+            Vec::new(),
+        );
+    }
     let about = format!("X-Repo-Commit: {COMMIT}\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {size}\r\n");
     if let Some(storage) = &site.storage {
         return empty(302, &format!("{about}ETag: \"of-the-pointer\"\r\nLocation: {storage}/storage/{etag}\r\n"));

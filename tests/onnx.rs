@@ -237,7 +237,7 @@ fn a_graph_that_computes_something_else_is_refused_where_it_does() {
                 let n = nth(m, "PRelu", 3);
                 n.inputs[0] = n.outputs[0].clone()
             },
-            "expected",
+            "computed from itself",
         ),
     ];
     for (what, change, expected) in cases {

@@ -190,7 +190,7 @@ fn bad_lfw_pairs_are_refused_by_line() {
     assert_refused(read, "1 1\nAnn 1\n", 2, "pair 1 of 1 of fold 0, same \"name i j\", found \"Ann 1\"");
     assert_refused(read, "1 1\nAnn 1 2 Bob 1\n", 2, "found \"Ann 1 2 Bob 1\"");
     assert_refused(read, "1 1\nAnn 1 two\nAnn 1 Bob 1\n", 2, "found \"Ann 1 two\"");
-    assert_refused(read, "1 1\nAnn -1 2\nAnn 1 Bob 1\n", 2, "whole numbers of images");
+    assert_refused(read, "1 1\nAnn -1 2\nAnn 1 Bob 1\n", 2, "found \"Ann -1 2\"");
     assert_refused(read, "1 1\nAnn 1 Bob 1\nAnn 1 2\n", 2, "same");
     assert_refused(read, "1 2\nAnn 1 2\nAnn 1 3\nAnn 2 3\n", 4, "different");
     assert_refused(read, "1 1\nAnn 1 2\nAnn 1 Ann 2\n", 3, "different \"name1 i name2 j\"");

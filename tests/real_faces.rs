@@ -5,9 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use maskinv::data::{
-    Dataset, Export, Loader, Transform, open_source, write_folder, write_parquet, write_records, write_shards,
-};
+use maskinv::data::{Export, Loader, Transform, open_source, write_folder, write_records, write_shards};
 use maskinv::losses::MarginHead;
 use maskinv::models::{Model, load_model};
 use maskinv::train::{Arm, Trainer, preset};

@@ -219,3 +219,58 @@ fn published_colours_are_those_of_their_images_and_settings() -> Result<()> {
     assert!(config.validate().err().unwrap().to_string().contains("mask.protocol reference"));
     Ok(())
 }
+
+#[test]
+fn lists_belong_to_a_set_by_its_name() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (all, lfw) = (root.path().join("all"), root.path().join("lfw"));
+    write_faces(&all, &["a", "b", "c", "d", "e", "f", "g", "h"], 3)?;
+    write_faces(&lfw.join("images"), &["p", "q", "r", "s"], 3)?;
+    std::fs::write(lfw.join("people.txt"), "2\n2\np\t3\nq\t3\n2\nr\t3\ns\t3\n")?;
+    std::fs::write(lfw.join("pairs.txt"), "2\t1\np\t1\t2\np\t1\tq\t2\nr\t1\t3\nr\t2\ts\t1\n")?;
+    let packed = root.path().join("packed");
+    let convert = |from: &Path, to: &str| -> Result<std::path::PathBuf> {
+        let to = packed.join(to);
+        let output = crate::cli::maskinv(&["data", "convert", crate::cli::str(from), crate::cli::str(&to)])?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(to)
+    };
+    let test = |root: &Path| -> Result<(usize, usize)> {
+        let config =
+            DataConfig { root: Some(root.into()), test_folds: vec![1, 2], test_share: 0.5, ..Default::default() };
+        let test = config.open_test()?;
+        Ok((test.pairs.len(), test.num_folds))
+    };
+    let of_lfw = convert(&lfw, "lfw.rec")?;
+    assert!(packed.join("lfw.people.txt").is_file() && packed.join("lfw.pairs.txt").is_file());
+    assert_eq!(test(&of_lfw)?, (4, 2));
+    // Another set beside it has people of its own: pairs are drawn.
+    let of_all = convert(&all, "all.rec")?;
+    let (num, folds) = test(&of_all)?;
+    assert!(num > 4 && folds == 10, "{num}");
+    assert_eq!(test(&of_lfw)?, (4, 2), "and LFW keeps its lists");
+    // Plain lists beside several sets belong to none; beside one set, or in a folder, they are its own.
+    for list in ["people.txt", "pairs.txt"] {
+        std::fs::copy(lfw.join(list), packed.join(list))?;
+    }
+    assert_eq!(test(&of_all)?, (num, folds));
+    for extension in ["rec", "idx", "lst", "people.txt", "pairs.txt"] {
+        std::fs::remove_file(packed.join(if extension.len() > 3 {
+            format!("lfw.{extension}")
+        } else {
+            format!("all.{extension}")
+        }))?;
+    }
+    assert_eq!(test(&of_lfw)?, (4, 2));
+    // A verification file goes along under the set's name.
+    let bin = packed.join("lfw.bin");
+    let pairs = ["data", "pairs", crate::cli::str(&all), crate::cli::str(&bin), "--genuine", "3", "--impostor", "3"];
+    assert!(crate::cli::maskinv(&pairs)?.status.success());
+    std::fs::remove_file(packed.join("pairs.txt"))?;
+    assert_eq!(test(&of_lfw)?.0, 6);
+    let again = root.path().join("again.rec");
+    let output = crate::cli::maskinv(&["data", "convert", crate::cli::str(&of_lfw), crate::cli::str(&again)])?;
+    assert!(output.status.success() && root.path().join("again.bin").is_file());
+    assert_eq!(test(&again)?.0, 6);
+    Ok(())
+}

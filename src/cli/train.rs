@@ -16,7 +16,8 @@ use super::{STOPPED, dry_run, interrupt, print, print_json, run_report};
 use crate::cli::tell;
 use crate::files::check_folder_writable;
 use crate::train::{
-    Arm, CONFIG_FILE, ChangedData, Checkpoint, Config, Event, Experiment, REPORT_PAGE, RunFolder, preset, preset_names,
+    Arm, CONFIG_FILE, ChangedData, Checkpoint, Config, Event, Experiment, REPORT_PAGE, Run, RunFolder, preset,
+    preset_names,
 };
 use crate::weights::Bundled;
 use crate::weights::manifest::find_bundled;
@@ -170,8 +171,10 @@ impl TrainArgs {
         };
         let experiment = experiment.stopped_by(stop);
         let outcome = experiment.run(on);
-        // Of what is there, however it ended.
-        if let Err(error) = run_report::write(&out, Some(&experiment), notices) {
+        // Of what is there, however it ended; nothing is there if it could not begin.
+        if Run::is_in(&out)
+            && let Err(error) = run_report::write(&out, Some(&experiment), notices)
+        {
             tell(format_args!("{}: {error:#}", out.join(REPORT_PAGE).display()));
         }
         let outcome = outcome.map_err(|error| match error {

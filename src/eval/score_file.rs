@@ -83,6 +83,7 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
     };
     let (people, groups, images) = (both("person")?, both("group")?, both("image")?);
     let mut seen: BTreeMap<[String; 2], (usize, bool)> = BTreeMap::new();
+    let mut group_of: BTreeMap<String, (String, usize)> = BTreeMap::new();
     let (mut scores, mut labels, mut who, mut which) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut names, mut repeated, mut with_itself, mut pairs) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
     for row in table.rows() {
@@ -123,7 +124,16 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
             pairs.push(named);
         }
         if let Some(columns) = groups {
-            which.push(columns.map(|column| field(column).to_owned()));
+            let pair = columns.map(|column| field(column).to_owned());
+            for (person, group) in people.into_iter().flatten().zip(&pair) {
+                let person = field(person).to_owned();
+                let (before, line) = group_of.entry(person.clone()).or_insert_with(|| (group.clone(), row.line));
+                if before != group {
+                    let what = format!("expected {person} in group {before} as in line {line}, found {group}");
+                    return Err(wrong(what));
+                }
+            }
+            which.push(pair);
         }
     }
     // People are numbered by name, so that the order of the lines does not change the bootstrap.
@@ -225,6 +235,8 @@ mod tests {
         assert!(error("score,Score,same\n1,1,1\n").contains("found score and Score"));
         let pair = "image_a,image_b,is_same,score\n";
         assert!(error(&format!("{pair}a,b,1,0.5\nb,a,0,0.5\n")).contains(":3: a and b: expected is_same as in line 2"));
+        let groups = "score,is_same,person_a,person_b,group_a,group_b\n0.5,1,a,a,x,x\n0.1,0,a,b,y,y\n";
+        assert!(error(groups).contains(":3: expected a in group x as in line 2, found y"), "{}", error(groups));
         assert!(error(&format!("{pair}a,a,0,0.5\n")).contains("expected a to be the same person as a"));
         assert!(error("score,is_same\n0.5,1\nNaN,0\n").contains(":3: expected a finite score, found \"NaN\""));
         assert!(error("score,is_same\n0.5,maybe\n").contains(":2: expected is_same to be"));

@@ -407,3 +407,22 @@ impl Scope<'_> {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_once_also_by_what_was_frozen() -> Result<()> {
+        let mut params = Params::new(DType::F32, &Device::Cpu, 0);
+        params.root().sub("layer1").param("weight", 3, Init::Const(1.0))?;
+        params.root().buffer("mean", 3, Init::Const(0.0))?;
+        params.freeze("layer1")?;
+        let error = |e: Result<Tensor>| e.err().map(|e| e.to_string()).unwrap_or_default();
+        let again = params.root().sub("layer1").param("weight", 3, Init::Const(2.0));
+        assert!(error(again).contains("two parameters are named layer1.weight"));
+        let buffer = params.root().param("mean", 3, Init::Const(2.0));
+        assert!(error(buffer).contains("two parameters are named mean"));
+        Ok(())
+    }
+}

@@ -277,6 +277,14 @@ impl Experiment {
 
     /// Checks that each of `arms` has the teacher and the weights it needs.
     pub(super) fn check(&self, arms: &[Arm]) -> Result<()> {
+        let side = self.config.model.input_size;
+        if let Some(teacher) = self.teacher.as_ref().filter(|_| arms.iter().any(|arm| arm.distills()))
+            && teacher.backbone.config().input_size != side
+        {
+            let found = teacher.backbone.config().input_size;
+            let what = format!("expected a teacher for images of {side} pixels (model.input_size), found {found}");
+            return Err(Error::Checkpoint { path: teacher.name.clone().into(), what });
+        }
         for (i, &arm) in arms.iter().enumerate() {
             let has = |wanted| arms[..i].contains(&wanted);
             let has_teacher = self.teacher.is_some() || has(Arm::Teacher);

@@ -13,6 +13,7 @@ use crate::cli::{interrupt, print};
 use crate::data::{
     Dataset, Export, IdentityFilter, Source, Subset, open_source, write_folder, write_records, write_shards,
 };
+use crate::error::missing_feature;
 use crate::files::write_atomic;
 
 /// Lists of a data set that are copied with it.
@@ -103,6 +104,7 @@ impl ConvertArgs {
             (Some(_), Some(_)) | (Some(Target::Folder), None) => self.output.clone(),
             (Some(Target::Webdataset), None) if self.output.exists() => bail!("{out}: exists already"),
             (Some(Target::Webdataset), None) => self.output.clone(),
+            (Some(Target::Parquet), _) if !cfg!(feature = "parquet") => bail!("{out}: {}", missing_feature("parquet")),
             (Some(Target::Recordio), None) => self.output.join("train.rec"),
             (Some(Target::Parquet), None) => self.output.join("train.parquet"),
         };

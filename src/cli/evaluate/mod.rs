@@ -116,6 +116,11 @@ impl EvaluateArgs {
         if let Some(folder) = &self.report {
             refuse_to_replace(folder)?;
         }
+        if let Some(folder) = &self.scores
+            && std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
+        {
+            bail!("{}: is not empty; choose another folder for the scores", folder.display());
+        }
         let run = Run { args: &self, models: &models, config: &config, machine: &machine };
         let output = match self.protocol {
             Protocol::Pairs => pairs::measure(&run)?,

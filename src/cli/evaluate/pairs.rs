@@ -19,6 +19,13 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
     let test = run.config.data.open_test()?;
     let photos = run.config.data.open_real_masks()?;
     for set in [Some(&test), photos.as_ref()].into_iter().flatten() {
+        let with_itself = set.pairs.iter().filter(|pair| pair.a == pair.b).count();
+        if with_itself > 0 {
+            let what = &set.description;
+            tell(format_args!(
+                "{what}: {with_itself} pairs of an image with itself, which any system matches; each counts"
+            ));
+        }
         let repeated = set.repeated_pairs();
         if let Some(&first) = repeated.first() {
             let [a, b] = sides(set, first).map(|image| title(set.images.as_ref(), image));

@@ -76,6 +76,7 @@ impl FaceFolder {
             let found = if empty.is_empty() { "none" } else { "folders without images" };
             return Err(data_error(&folder.root, format!("expected a folder per identity, found {found}")));
         }
+        others.sort();
         if let [first, ..] = &others[..] {
             let num = others.len();
             folder.notes.push(format!("{num} files that are no images are left out, such as {}", first.display()));

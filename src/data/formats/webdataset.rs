@@ -109,7 +109,6 @@ impl Found {
             let mut entry = match entry {
                 Ok(entry) => entry,
                 Err(_) if end > 0 && end + BLOCK > len => {
-                    self.push_if_complete(pending, path)?;
                     return cut(format!("expected a member's header of {BLOCK} bytes at byte {end}"));
                 }
                 Err(e) => return Err(not_tar(e)),
@@ -128,7 +127,7 @@ impl Found {
             }
             let (offset, size) = (entry.raw_file_position(), entry.size());
             if offset.checked_add(size).is_none_or(|end| end > len) {
-                self.push_if_complete(pending, path)?;
+                // The sample that it belongs to, or the one before, may lack it.
                 return cut(format!("expected {size} bytes at byte {offset}, found the end of the file"));
             }
             let name = String::from_utf8(entry.path_bytes().into_owned())

@@ -104,7 +104,7 @@ impl PairList {
                     let expected = format!("pair {i} of {num_pairs} of fold {fold}, {kind}");
                     let line = lines.next(&expected)?;
                     let entry = Form::Names { same: None }.entry(&line.fields, line.number);
-                    let entry = entry.map_err(|what| lines.error(&line, &format!("expected {expected}: {what}")))?;
+                    let entry = entry.map_err(|_| lines.error(&line, &format!("expected {expected}")))?;
                     if entry.is_same != is_same {
                         return Err(lines.error(&line, &format!("expected {expected}")));
                     }

@@ -13,8 +13,8 @@ const BESIDE: [&str; 9] =
 /// Parts of names of layers between a network and its classifier, which may change the embedding.
 const NECKS: [&str; 7] = ["neck", "bottleneck", "bnneck", "proj", "projection", "embed", "embedding"];
 
-/// Most first parts that are removed from the names of an unknown layout.
-const MAX_WRAPPERS: usize = 6;
+/// First parts of names by DDP, Lightning and the hub's wrappers, CVLface, joint checkpoints, `torch.compile`.
+const WRAPPERS: [&str; 7] = ["module", "model", "net", "backbone", "encoder", "student", "_orig_mod"];
 
 /// Most names listed in a message.
 const MAX_LISTED: usize = 20;
@@ -55,11 +55,14 @@ pub(super) fn strip(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors
     Ok(network)
 }
 
-/// Removes first parts of names that all tensors have.
+/// Removes the first parts of names that wrappers give all tensors.
 fn unwrapped(mut tensors: Tensors) -> Tensors {
     // A bounded number of times: a name may be as long as a file.
-    for _ in 0..MAX_WRAPPERS {
+    for _ in WRAPPERS {
         let Some((first, _)) = tensors.keys().next().and_then(|name| name.split_once('.')) else { break };
+        if !WRAPPERS.contains(&first) {
+            break;
+        }
         let first = format!("{first}.");
         if !tensors.keys().all(|name| name.starts_with(&first)) {
             break;

@@ -68,9 +68,12 @@ fn off(found: f64, expected: f64) -> f64 {
     (found - expected).abs() / expected.abs().max(1e-9)
 }
 
-/// Largest relative difference of losses, and of gradient norms, in bf16.
-const BF16: f64 = 0.06;
-const BF16_OF_NORM: f64 = 0.1;
+/// Largest relative differences of losses and of gradient norms in bf16, twice the measured ones. bf16 keeps 8 bits, an
+/// error of 2^-9 at each rounding, which the network's depth adds up.
+const SGD_BF16_STEP: (f64, f64) = (0.02, 0.08);
+/// AdamW's first step moves each element by the rate in the direction of its gradient's sign, which rounding flips near
+/// zero, so the second step starts from other weights.
+const ADAMW_BF16_STEP: (f64, f64) = (0.07, 0.45);
 /// Largest difference of the weights' change, as a share of it.
 const SGD_F32: f64 = 1e-4;
 const SGD_BF16: f64 = 0.1;
@@ -84,18 +87,11 @@ fn steps_are_those_of_the_cpu() -> Result<()> {
         config.optim.kind = kind;
         let (expected, weights) = run(&config, arm, &Machine::default(), 2)?;
         let (_, before) = run(&config, arm, &Machine::default(), 0)?;
-        // bf16 keeps 8 bits, an error of 2^-9 at each rounding, which the network's depth adds up.
-        for (precision, tol, of_norm) in [(Precision::F32, 2e-3, 6e-3), (Precision::Bf16, BF16, BF16_OF_NORM)] {
+        let of_bf16 = if kind == OptimKind::Sgd { SGD_BF16_STEP } else { ADAMW_BF16_STEP };
+        for (precision, (tol, of_norm)) in [(Precision::F32, (2e-3, 6e-3)), (Precision::Bf16, of_bf16)] {
             let (found, on_gpu) = run(&config, arm, &Machine::of_tests(precision), 2)?;
             assert_eq!((found.len(), expected.len()), (2, 2));
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                println!(
-                    "{arm:?} {precision} step {i}: {:.4} {:.4} {:.4} {:.4}",
-                    off(found.loss, expected.loss),
-                    off(found.margin_loss, expected.margin_loss),
-                    off(found.distill_loss, expected.distill_loss),
-                    off(found.grad_norm, expected.grad_norm)
-                );
                 let case = format!("{arm:?} {precision} step {i}: {found:?}, expected {expected:?}");
                 assert!(off(found.loss, expected.loss) < tol, "{case}");
                 assert!(off(found.margin_loss, expected.margin_loss) < tol, "{case}");

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::record::{Header, write_record};
 use crate::data::formats::export::{Export, Output};
 use crate::error::{Error, Result};
+use crate::files::{NewFolders, folder_of};
 
 /// Labels and keys are f32 in the format, which is exact for whole numbers up to here.
 const MAX_EXACT: usize = 1 << 24;
@@ -28,6 +29,8 @@ pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
     }
     let [rec, idx, lst, property] =
         [path.to_owned(), path.with_extension("idx"), path.with_extension("lst"), path.with_file_name("property")];
+    // Declared first, so that it is empty when it is dropped.
+    let _created = NewFolders::create(folder_of(path))?;
     let files = [Output::new(&rec)?, Output::new(&idx)?, Output::new(&lst)?, Output::new(&property)?];
     let [mut out_rec, mut out_idx, mut out_lst, mut out_property] =
         files.each_ref().map(|f| BufWriter::new(f.as_file()));
