@@ -357,3 +357,26 @@ fn a_closed_standard_error_does_not_end_a_training() -> Result<()> {
     assert!(output.status.success() && out.join("aug/backbone.safetensors").exists());
     Ok(())
 }
+
+/// A hole in a file leaves an image that decodes, to something else from there on.
+#[test]
+fn damaged_jpegs_are_found_by_a_check() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let faces = faces(root.path(), 2, 2)?;
+    let check = ["data", "check", str(&faces), "--json"];
+    let damaged = || -> Result<usize> {
+        let findings: serde_json::Value = serde_json::from_str(&stdout(&maskinv(&check)?))?;
+        Ok(findings["findings"]["damaged"].as_array().context("a list")?.len())
+    };
+    assert_eq!(damaged()?, 0);
+    let path = faces.join("p1/p1_0002.jpg");
+    let mut bytes = std::fs::read(&path)?;
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 300].fill(0);
+    std::fs::write(&path, bytes)?;
+    assert_eq!(damaged()?, 1);
+    let output = maskinv(&["data", "check", str(&faces)])?;
+    let text = stdout(&output);
+    assert!(output.status.code() == Some(1) && text.contains("1 damaged") && text.contains("p1_0002.jpg"), "{text}");
+    Ok(())
+}

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Dataset;
 use super::alignment::{MeanFace, MeanFaceAlignment};
+use super::decode::jpeg_damage;
 
 /// Results of checking a data set.
 #[derive(Clone, Debug, Serialize)]
@@ -18,6 +19,8 @@ pub struct Findings {
     pub num_images: usize,
     /// Names of images that cannot be used, with the reason, in the set's order.
     pub broken: Vec<(String, String)>,
+    /// Names of images whose data is damaged but decodes, with what is wrong, in the set's order.
+    pub damaged: Vec<(String, String)>,
     /// Groups of images with the same pixels, in the set's order.
     pub duplicates: Vec<Duplicates>,
     /// Position of the mean face; `None` for too few faces.
@@ -47,6 +50,8 @@ pub fn check(images: &dyn Dataset, progress: impl FnMut(usize) + Send) -> Findin
                 sample.image.as_raw().hash(&mut hasher);
                 state.hashes.push((hasher.finish(), index as u32));
                 state.mean.add(&sample.image);
+                let encoded = images.encoded(index).ok().flatten();
+                state.damaged.extend(encoded.and_then(|bytes| jpeg_damage(&bytes)).map(|what| (index, what)));
             }
             Err(error) => state.broken.push((index, error.to_string())),
         }
@@ -57,11 +62,15 @@ pub fn check(images: &dyn Dataset, progress: impl FnMut(usize) + Send) -> Findin
         state
     };
     let state = (0..images.len()).into_par_iter().fold(State::default, look).reduce(State::default, State::merge);
-    let State { mut broken, hashes, mean } = state;
-    broken.sort_unstable_by_key(|(index, _)| *index);
+    let State { broken, damaged, hashes, mean } = state;
+    let named = |mut found: Vec<(usize, String)>| {
+        found.sort_unstable_by_key(|(index, _)| *index);
+        found.into_iter().map(|(index, what)| (images.name(index), what)).collect()
+    };
     Findings {
         num_images: images.len(),
-        broken: broken.into_iter().map(|(index, what)| (images.name(index), what)).collect(),
+        broken: named(broken),
+        damaged: named(damaged),
         duplicates: duplicates(images, hashes),
         mean_face: mean.alignment(),
     }
@@ -70,6 +79,7 @@ pub fn check(images: &dyn Dataset, progress: impl FnMut(usize) + Send) -> Findin
 #[derive(Default)]
 struct State {
     broken: Vec<(usize, String)>,
+    damaged: Vec<(usize, String)>,
     hashes: Vec<(u64, u32)>,
     mean: MeanFace,
 }
@@ -77,6 +87,7 @@ struct State {
 impl State {
     fn merge(mut self, mut other: Self) -> Self {
         self.broken.append(&mut other.broken);
+        self.damaged.append(&mut other.damaged);
         self.hashes.append(&mut other.hashes);
         self.mean.merge(&other.mean);
         self
@@ -120,6 +131,12 @@ impl Findings {
             let num = self.broken.len();
             warnings.push(format!(
                 "{num} images ({share:.1} %) cannot be used: training stops at the first, unless data.on_broken = \"skip\""
+            ));
+        }
+        if !self.damaged.is_empty() {
+            let num = self.damaged.len();
+            warnings.push(format!(
+                "{num} images have damaged data and decode to something else than they were: copy them again"
             ));
         }
         let across = self.duplicates.iter().filter(|group| group.is_across_people).count();

@@ -130,6 +130,16 @@ fn decode(bytes: &[u8], name: &dyn Fn() -> PathBuf, check_size: SizeCheck) -> Re
     Ok(image.into_rgb8())
 }
 
+/// Says what is damaged in the data of a JPEG that decodes all the same, to something else than it was; none if nothing
+/// is found, or if it is no JPEG.
+pub(super) fn jpeg_damage(bytes: &[u8]) -> Option<String> {
+    if !bytes.starts_with(&[0xff, 0xd8, 0xff]) || jpeg_layout(bytes) != JpegLayout::Usual {
+        return None;
+    }
+    let options = DecoderOptions::default().set_strict_mode(true);
+    JpegDecoder::new_with_options(ZCursor::new(bytes), options).decode().err().map(|e| e.to_string())
+}
+
 /// Decodes a complete colour JPEG with the decoder that `image` uses, but reads its header only once and decodes
 /// straight into the result. Returns `None` for anything else, for files with EXIF data, which may say to turn them, and
 /// for broken files, for which `image` has the better error.

@@ -73,6 +73,10 @@ impl CheckArgs {
 fn describe(findings: &Findings, landmarks: Option<&LandmarkAlignment>) -> String {
     let mut lines = vec![format!("{} images, {} broken", findings.num_images, findings.broken.len())];
     lines.extend(findings.broken.iter().take(SHOWN).map(|(_, what)| format!("  {what}")));
+    if !findings.damaged.is_empty() {
+        lines.push(format!("{} damaged", findings.damaged.len()));
+        lines.extend(findings.damaged.iter().take(SHOWN).map(|(name, what)| format!("  {name}: {what}")));
+    }
     lines.push(format!("{} copies of other images", findings.num_duplicates()));
     for group in findings.duplicates.iter().take(SHOWN) {
         let people = if group.is_across_people { "several people: " } else { "" };

@@ -84,6 +84,8 @@ fn guess(file: &File) -> Result<ModelConfig> {
     let input = used.map(|i| i.dims.as_slice()).unwrap_or_default();
     let input_size = match input {
         [_, _, Some(h), Some(w)] if h == w => usize::try_from(*h).map_err(|e| e.to_string())?,
+        // Channels last, as networks from TensorFlow take them.
+        [_, Some(h), Some(w), Some(3)] if h == w => usize::try_from(*h).map_err(|e| e.to_string())?,
         [_, _, None, None] | [] => 112,
         other => return Err(format!("expected square images (N, 3, S, S) as input, found {other:?}")),
     };
@@ -400,8 +402,15 @@ impl<'a> Matcher<'a> {
         // Channel c of the network's input is scale[c] * u[from[c]] + shift[c], from the network back to the input u.
         let (mut scale, mut shift, mut from) = ([1.0; 3], [0.0; 3], [0, 1, 2]);
         let (mut value, mut steps) = (value, 0);
+        let mut is_changed = false;
         while let Some(&node) = self.file.producers.get(value).filter(|_| steps <= self.file.onnx.nodes.len()) {
             steps += 1;
+            if node.op_type == "Transpose" && node.ints("perm", -1, 4) == [0, 3, 1, 2] {
+                // From channels last: channels are in the same order.
+                value = self.file.source(node.input(0)?)?;
+                continue;
+            }
+            is_changed = true;
             if let Some((order, source)) = self.file.permutation(value) {
                 from = from.map(|k| order[k]);
                 value = self.file.source(source)?;
@@ -431,7 +440,7 @@ impl<'a> Matcher<'a> {
         if !self.file.onnx.inputs.iter().any(|i| i.name == value) {
             return Err(format!("expected {value} to be the input, found nothing that computes it"));
         }
-        if steps > 0 {
+        if is_changed {
             self.found.preprocessing = Some(preprocessing(scale, shift, from)?);
         }
         Ok(())

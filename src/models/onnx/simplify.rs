@@ -1,6 +1,7 @@
 //! Rewrites a graph as exporters write it into the few operations that our networks have, so that the matching need not
 //! know every way of writing them.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
@@ -9,8 +10,11 @@ use crate::weights::{OnnxAttribute, OnnxModel, OnnxNode};
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Most elements of a constant that is computed, rather than stored: shapes, and weights that are only arranged anew.
-const MAX_COMPUTED: usize = 1 << 28;
+/// Constants that are computed, rather than stored, may have this many times the elements of all stored ones: weights
+/// are only arranged anew.
+const MAX_GROWTH: usize = 2;
+/// Most elements that a constant is repeated to: a bias. A forged shape could ask for any number.
+const MAX_EXPANDED: usize = 1 << 16;
 /// Most that may be added to a norm before the division by it.
 const MAX_EPSILON: f64 = 1e-5;
 /// Operations of quantised networks.
@@ -192,12 +196,16 @@ fn numbers(onnx: &OnnxModel, node: &OnnxNode, at: usize, key: &str) -> Option<Ve
 
 /// Computes what depends on constants alone, as far as exporters arrange weights and shapes.
 fn fold_constants(onnx: &mut OnnxModel) -> Result<()> {
-    let mut computed = 0;
+    let stored: usize = onnx.initializers.values().map(Tensor::elem_count).sum();
+    let mut budget = MAX_GROWTH * stored + MAX_EXPANDED;
     for node in std::mem::take(&mut onnx.nodes) {
-        let folded = fold(onnx, &node).map_err(|e| e.to_string())?;
+        // What is computed is no larger than what it is computed from, or small.
+        let largest = node.inputs.iter().filter_map(|name| onnx.initializers.get(name)).map(Tensor::elem_count).max();
+        let is_affordable = largest.unwrap_or_default() <= budget;
+        let folded = if is_affordable { fold(onnx, &node).map_err(|e| e.to_string())? } else { None };
         match (folded, node.outputs.first()) {
-            (Some(tensor), Some(name)) if computed + tensor.elem_count() <= MAX_COMPUTED => {
-                computed += tensor.elem_count();
+            (Some(tensor), Some(name)) => {
+                budget = budget.saturating_sub(tensor.elem_count());
                 onnx.initializers.insert(name.clone(), tensor);
             }
             _ => onnx.nodes.push(node),
@@ -248,9 +256,30 @@ fn fold(onnx: &OnnxModel, node: &OnnxNode) -> candle_core::Result<Option<Tensor>
             let Some(dims) = shape.iter().enumerate().map(dim).collect::<Option<Vec<_>>>() else { return Ok(None) };
             x.reshape(dims)?
         }
+        "Shape" => {
+            let bound =
+                |key: &str, default: i64| place(node.int(key, default), x.rank()).unwrap_or_default().min(x.rank());
+            let (start, end) = (bound("start", 0), bound("end", i64::MAX));
+            let dims: Vec<i64> =
+                x.dims().iter().skip(start).take(end.saturating_sub(start)).map(|&d| d as i64).collect();
+            Tensor::new(dims, &Device::Cpu)?
+        }
+        "Expand" => {
+            let Some(shape) = node.inputs.get(1).and_then(|name| integers(onnx, name)) else { return Ok(None) };
+            let dims: Option<Vec<usize>> = shape.iter().map(|&dim| usize::try_from(dim).ok()).collect();
+            let is_small = |dims: &Vec<usize>| {
+                dims.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).is_some_and(|num| num <= MAX_EXPANDED)
+            };
+            let Some(dims) = dims.filter(is_small) else { return Ok(None) };
+            x.broadcast_as(dims)?.contiguous()?
+        }
         "Concat" => {
             let parts: Option<Vec<&Tensor>> = (0..node.inputs.len()).map(constant).collect();
             let Some(parts) = parts else { return Ok(None) };
+            // Shapes: weights are not put together.
+            if parts.iter().map(|part| part.elem_count()).sum::<usize>() > MAX_EXPANDED {
+                return Ok(None);
+            }
             let Some(axis) = place(node.int("axis", 0), x.rank()) else { return Ok(None) };
             Tensor::cat(&parts, axis)?
         }
@@ -272,6 +301,8 @@ struct Shapes<'a> {
     producers: BTreeMap<&'a str, usize>,
     /// Size of the batch, if the file fixes it.
     batch: Option<i64>,
+    /// Values that may still be looked at: a graph could join a value with itself again and again.
+    left: Cell<usize>,
 }
 
 impl Shapes<'_> {
@@ -279,14 +310,15 @@ impl Shapes<'_> {
         if let Some(values) = integers(self.onnx, name) {
             return Some(values.into_iter().map(Dim::Known).collect());
         }
-        if depth == 0 {
+        if depth == 0 || self.left.get() == 0 {
             return None;
         }
+        self.left.set(self.left.get() - 1);
         let node = &self.onnx.nodes[*self.producers.get(name)?];
         let input = |at: usize| node.inputs.get(at).map(String::as_str);
         let whole = |at: usize| self.of(input(at)?, depth - 1);
         match node.op_type.as_str() {
-            // Only its first axis is known: the batch.
+            // Only the first axis of what depends on the input is known: the batch.
             "Shape" => match (node.int("start", 0), node.int("end", i64::MAX)) {
                 (0, 1) => Some(vec![Dim::Batch]),
                 _ => None,
@@ -328,6 +360,8 @@ impl Shapes<'_> {
     }
 }
 
+/// Most values that are looked at for the shapes of all reshapes.
+const MAX_LOOKED_AT: usize = 10_000;
 /// Most operations between a reshape and what its shape comes from.
 const MAX_SHAPE_DEPTH: usize = 12;
 
@@ -335,7 +369,7 @@ const MAX_SHAPE_DEPTH: usize = 12;
 fn flattening(onnx: &mut OnnxModel) -> Result<()> {
     let flat: Vec<usize> = {
         let batch = onnx.inputs.iter().find_map(|input| *input.dims.first()?);
-        let shapes = Shapes { onnx, producers: producers(onnx)?, batch };
+        let shapes = Shapes { onnx, producers: producers(onnx)?, batch, left: Cell::new(MAX_LOOKED_AT) };
         let is_flat = |node: &OnnxNode| match node.op_type.as_str() {
             "Flatten" => matches!(node.int("axis", 1), 1 | -3),
             "Reshape" => {
@@ -621,5 +655,52 @@ fn square_of(onnx: &OnnxModel, producers: &BTreeMap<&str, usize>, name: &str) ->
             }
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(op_type: &str, inputs: &[&str], output: &str) -> OnnxNode {
+        let inputs = inputs.iter().map(|name| (*name).to_owned()).collect();
+        OnnxNode { op_type: op_type.to_owned(), inputs, outputs: vec![output.to_owned()], ..OnnxNode::default() }
+    }
+
+    #[test]
+    fn constants_are_computed_as_far_as_they_stay_small() -> candle_core::Result<()> {
+        let constant = |values: &[i64]| Tensor::new(values, &Device::Cpu);
+        let weight = Tensor::arange(0f32, 12.0, &Device::Cpu)?.reshape((4, 3))?;
+        let mut onnx = OnnxModel {
+            initializers: BTreeMap::from([
+                ("w".to_owned(), weight.clone()),
+                ("zero".to_owned(), Tensor::zeros(1, DType::F32, &Device::Cpu)?),
+                ("one".to_owned(), constant(&[1])?),
+                ("rest".to_owned(), constant(&[0, -1])?),
+                ("huge".to_owned(), constant(&[1 << 40, 1 << 40])?),
+            ]),
+            nodes: vec![
+                node("Shape", &["w"], "shape"),
+                node("Concat", &["shape", "one"], "joined"),
+                node("Expand", &["zero", "shape"], "zeros"),
+                node("Transpose", &["w"], "turned"),
+                node("Reshape", &["turned", "rest"], "same"),
+                node("Expand", &["zero", "huge"], "forged"),
+                node("Unsqueeze", &["w", "one"], "wide"),
+            ],
+            ..OnnxModel::default()
+        };
+        fold_constants(&mut onnx).map_err(candle_core::Error::msg)?;
+        let dims = |name: &str| onnx.initializers[name].dims().to_vec();
+        assert_eq!(onnx.initializers["shape"].to_vec1::<i64>()?, [4, 3]);
+        assert_eq!(onnx.initializers["joined"].to_vec1::<i64>()?, [4, 3, 1]);
+        assert_eq!(
+            (dims("zeros"), dims("turned"), dims("same"), dims("wide")),
+            (vec![4, 3], vec![3, 4], vec![3, 4], vec![4, 1, 3])
+        );
+        assert_eq!(onnx.initializers["turned"].to_vec2::<f32>()?, weight.t()?.to_vec2::<f32>()?);
+        let left: Vec<&str> = onnx.nodes.iter().map(|node| node.op_type.as_str()).collect();
+        assert_eq!(left, ["Expand"], "what a forged shape asks for is not made");
+        Ok(())
     }
 }
