@@ -19,8 +19,8 @@ fn main() {
     }
 }
 
-/// Compiles each file of `kernels/` to machine code for the GPUs named by `CUDA_COMPUTE_CAP` ("90", or "80,90"; all that the
-/// crate is for if it is not set), and PTX for later ones.
+/// Compiles each file of `kernels/` to machine code for the GPUs named by `CUDA_COMPUTE_CAP` ("90", or "80,90"; all
+/// that the crate is for if it is not set), and PTX for later ones.
 fn kernels() {
     println!("cargo::rerun-if-changed=kernels");
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP"] {

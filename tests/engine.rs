@@ -11,7 +11,8 @@ use maskinv::testing::fill;
 
 /// How far the gradient in f32 may be off, relative to its norm. Without PReLUs that turn it is 5e-6.
 const GRADIENT: f64 = 1e-3;
-/// How far that of one parameter may be: a single PReLU that turns between one rounding and another shows in a small one.
+/// How far that of one parameter may be: a single PReLU that turns between one rounding and another shows in a small
+/// one.
 const PARAMETER: f64 = 2e-2;
 
 /// Small networks whose channels the engine takes.

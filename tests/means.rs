@@ -1,4 +1,5 @@
-//! What training can do beside plain steps: batches in parts, averages of weights, frozen stages, other teachers, early stopping.
+//! What training can do beside plain steps: batches in parts, averages of weights, frozen stages, other teachers, early
+//! stopping.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -254,8 +254,8 @@ fn hostile_graphs_are_refused_at_once() {
         m.nodes.retain(|n| n.op_type != "BatchNormalization" || n.outputs[0] != m.outputs[0].name);
     });
     assert!(scalar.is_err());
-    // Every sum adds a value to itself, and the input is missing: without a memory of what failed, 2 to the power of the
-    // number of blocks tries.
+    // Every sum adds a value to itself, and the input is missing: without a memory of what failed, 2 to the power of
+    // the number of blocks tries.
     let error = changed(|m| {
         for node in m.nodes.iter_mut().filter(|n| n.op_type == "Add") {
             node.inputs[1] = node.inputs[0].clone();

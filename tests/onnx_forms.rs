@@ -195,6 +195,15 @@ fn training_mode_quantised_and_foreign_graphs_are_named() -> Result<()> {
     assert!(quantised.contains("this is a quantised network"), "{quantised}");
     let foreign = error(&|onnx| onnx.nodes[norm].op_type = "com.microsoft.nchwc.Conv".to_owned())?;
     assert!(foreign.contains("before a runtime optimised it"), "{foreign}");
+    let conv = base.nodes.iter().position(|node| node.op_type == "Conv").context("a convolution")?;
+    // A crop, which a wider padding after it would undo but for the values cut off.
+    let cropped = error(&|onnx| {
+        let input = std::mem::replace(&mut onnx.nodes[conv].inputs[0], "cropped".to_owned());
+        let pads = OnnxAttribute::Ints(vec![0, 0, -1, -1, 0, 0, -1, -1]);
+        let attributes = BTreeMap::from([("pads".to_owned(), pads)]);
+        onnx.nodes.push(OnnxNode { attributes, ..node("Pad", &[&input], "cropped") });
+    })?;
+    assert!(cropped.contains("expected pads of 0..=16, found -1"), "{cropped}");
     let circle = error(&|onnx| {
         let output = onnx.nodes[norm].outputs[0].clone();
         onnx.nodes[norm].inputs[0] = output;

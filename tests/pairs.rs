@@ -115,7 +115,10 @@ fn every_form_of_a_list_names_the_same_pairs() -> Result<()> {
         format!("{a1}\t{a2}\tTrue\n{a1}\t{b1}\tFalse\n{b1}\t{b2}\tTrue\n"),
         format!("a,b,same\r\n{a1},{a2},1\r\n{a1},{b1},0\r\n{b1},{b2},1\r\n"),
         format!("\u{feff},issame,image1,image2\n0,same,\"{a1}\",\"{a2}\"\n1,different,{a1},{b1}\n2,same,{b1},{b2}\n"),
-        format!("path1;path2;label;note\n/x/{a1};/x/{a2};1.0;\n{a1};{b1};0.0;\nBob_0001.jpg;x\\Bob_0002.jpg;1.0;\n"),
+        format!("path1;path2;label;note\n/x/{a1};/x/{a2};1.0;\n{a1};{b1};0.0;\nBob_0001.jpg;Bob_0002.jpg;1.0;\n"),
+        "all/Ann Lee_0001.jpg,all/Ann Lee_0002.jpg,1\nx\\Ann Lee_0001.jpg,x\\Bob_0001.jpg,0\n".to_owned(),
+        // Folds numbered from any number, one after the other or not.
+        format!("a,b,same,fold\n{a1},{a2},1,7\n{a1},{b1},0,7\n{b1},{b2},1,7\n"),
     ] {
         let (_list_dir, path) = list(&text);
         let list = PairList::read(&path)?;
@@ -124,6 +127,19 @@ fn every_form_of_a_list_names_the_same_pairs() -> Result<()> {
         assert!(pairs.len() > 1, "{text:?}");
         assert_eq!(list.counts_from_zero(&images), text.contains("\t0"), "{text:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn folds_are_put_one_after_the_other() -> Result<()> {
+    let row = |i: usize, fold: usize| format!("a/{i}.jpg,b/{i}.jpg,0,{fold}\n");
+    let largest = usize::MAX;
+    let rows: String = [(0, 9), (1, 3), (2, 9), (3, largest), (4, 3)].map(|(i, fold)| row(i, fold)).concat();
+    let (_dir, path) = list(format!("a,b,same,fold\n{rows}"));
+    let pairs = PairList::read(&path)?;
+    assert_eq!(pairs.num_folds(), 3);
+    let found: Vec<(usize, usize)> = pairs.entries().iter().map(|entry| (entry.line, entry.fold)).collect();
+    assert_eq!(found, [(3, 0), (6, 0), (2, 1), (4, 1), (5, 2)]);
     Ok(())
 }
 
@@ -155,6 +171,9 @@ fn pairs_that_contradict_each_other_or_are_ambiguous_are_refused() -> Result<()>
         (format!("{a1},{a2},1\n{b1},{b1},0\n"), 2, "which are one image"),
         ("Bob 1 1\n".to_owned(), 1, "expected one image 1 of Bob in the data set, found "),
         (format!("{a1},{a2},1\nx/nobody.jpg,{b1},0\n"), 2, "expected an image x/nobody.jpg in the data set"),
+        (format!("{a1},{a2},1\nzoe/Ann Lee_0001.jpg,{b1},0\n"), 2, "expected an image zoe/Ann Lee_0001.jpg in the"),
+        (format!("{a1},{a2},0\n"), 1, "expected images of two people, found "),
+        (format!("{a1},{b1},1\n"), 1, "of two people in the data set"),
     ] {
         assert_refused(|path| PairList::read(path)?.resolve(&images), text, line, words);
     }
@@ -172,6 +191,11 @@ fn lists_of_another_form_are_refused_with_the_forms_that_are_known() {
     assert_refused(read, "a/1.jpg,b/1.jpg\n", 1, "found two files alone");
     assert_refused(read, "image1,image2\na/1.jpg,b/1.jpg\n", 1, "columns such as image1,image2,same");
     assert_refused(read, "a,b,same\na/1.jpg,b/1.jpg,1\na/1.jpg,b/1.jpg,2\n", 3, "expected 1 or 0");
+    assert_refused(read, "a,b,same\na/1.jpg,b/1.jpg,1\na/1.jpg,b/1,1.jpg,1\n", 3, "expected 3 fields, found 4");
+    let folds =
+        |last: &str| format!("a,b,same,fold\na/1.jpg,b/1.jpg,0,2\na/1.jpg,c/1.jpg,0,1\na/2.jpg,b/2.jpg,0,{last}\n");
+    assert_refused(read, folds("3") + "a/2.jpg,c/2.jpg,0,3\n", 1, "expected 2 pairs in fold 1 of 3, found 1");
+    assert_refused(read, folds("-1"), 4, "expected the number of a fold");
     assert_refused(read, "a/1.jpg b/1.jpg 1\na/1.jpg 1\n", 2, "expected two image files and 1 or 0");
     assert_refused(read, "Ann 1 2\nJane Doe 1 2\n", 2, "whole numbers of images");
     assert_refused(read, "name1,imagenum1,name2,imagenum2,label\nAnn,1,Bob,2,1\n", 2, "agrees with the names");

@@ -14,8 +14,8 @@ use maskinv::train::{
 
 use crate::cli::{faces, maskinv, refused, str};
 
-/// All four arms of a few steps each, with everything that has a state of its own: dropout, momentum, running statistics, averages, the
-/// best evaluation so far.
+/// All four arms of a few steps each, with everything that has a state of its own: dropout, momentum, running
+/// statistics, averages, the best evaluation so far.
 const SETTINGS: [&str; 22] = [
     "train.epochs=2",
     "train.teacher_epochs=2",
@@ -104,7 +104,8 @@ fn a_training_that_stops_anywhere_ends_as_one_that_never_did() -> Result<()> {
         let expected_weights = weights(&whole)?;
         assert!(!states_folder(&whole.join("hg")).exists(), "states of what is finished are of no use");
         let stopped = root.path().join(format!("{optimizer}-stopped"));
-        // Stops after 3, 1, 4, 5, ... further steps: at the ends of epochs and arms, within both, before anything was saved on its own.
+        // Stops after 3, 1, 4, 5, ... further steps: at the ends of epochs and arms, within both, before anything was
+        // saved on its own.
         let (mut resumes, mut found) = (false, None);
         for stop_after in [3, 1, 4, 5, 2, 1, 3, 4, 1, usize::MAX] {
             found = run(&config, &stopped, resumes, stop_after)?;

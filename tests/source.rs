@@ -166,8 +166,8 @@ fn the_reference_evaluation_never_shifts_its_template() -> Result<()> {
     Ok(())
 }
 
-/// The published evaluation reads the colour of every masked image from a list: one for U-M, which masks the second half of all
-/// images, and one for M-M.
+/// The published evaluation reads the colour of every masked image from a list: one for U-M, which masks the second
+/// half of all images, and one for M-M.
 #[test]
 fn published_colours_are_those_of_their_images_and_settings() -> Result<()> {
     let root = tempfile::tempdir()?;
@@ -233,6 +233,8 @@ fn lists_belong_to_a_set_by_its_name() -> Result<()> {
         let to = packed.join(to);
         let output = crate::cli::maskinv(&["data", "convert", crate::cli::str(from), crate::cli::str(&to)])?;
         anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // It says how many people the set next to it has, and is refused where another lies.
+        std::fs::remove_file(packed.join("property"))?;
         Ok(to)
     };
     let test = |root: &Path| -> Result<(usize, usize)> {
@@ -254,6 +256,10 @@ fn lists_belong_to_a_set_by_its_name() -> Result<()> {
         std::fs::copy(lfw.join(list), packed.join(list))?;
     }
     assert_eq!(test(&of_all)?, (num, folds));
+    // A list that lies there would count as one of a set converted later.
+    std::fs::write(packed.join("new.pairs.txt"), "")?;
+    let refused = convert(&lfw, "new.rec").expect_err("a stale list").to_string();
+    assert!(refused.contains("new.pairs.txt: exists already") && !packed.join("new.rec").exists(), "{refused}");
     for extension in ["rec", "idx", "lst", "people.txt", "pairs.txt"] {
         std::fs::remove_file(packed.join(if extension.len() > 3 {
             format!("lfw.{extension}")
@@ -261,6 +267,8 @@ fn lists_belong_to_a_set_by_its_name() -> Result<()> {
             format!("all.{extension}")
         }))?;
     }
+    // Another system's notes about a set are no other set.
+    std::fs::write(packed.join("._lfw.rec"), "")?;
     assert_eq!(test(&of_lfw)?, (4, 2));
     // A verification file goes along under the set's name.
     let bin = packed.join("lfw.bin");

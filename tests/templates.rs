@@ -1,4 +1,5 @@
-//! IJB-B's and IJB-C's templates, comparisons and searches, against what insightface's scripts give (`tests/fixtures/ijb.py`).
+//! IJB-B's and IJB-C's templates, comparisons and searches, against what insightface's scripts give
+//! (`tests/fixtures/ijb.py`).
 
 use std::path::{Path, PathBuf};
 

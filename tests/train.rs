@@ -60,8 +60,8 @@ fn losses(steps: usize) -> Result<Vec<f64>> {
 
 #[test]
 fn twenty_steps_give_the_golden_losses() -> Result<()> {
-    // Of convolutions by their definition. The low rate keeps the last bits, in which methods and processors differ, from
-    // growing: with a rate changed by one part in ten thousand the losses differ by one in ten thousand.
+    // Of convolutions by their definition. The low rate keeps the last bits, in which methods and processors differ,
+    // from growing: with a rate changed by one part in ten thousand the losses differ by one in ten thousand.
     const GOLDEN: [f64; 20] = [
         21.6196, 17.2423, 14.4327, 15.1341, 10.3750, 14.7189, 12.6275, 11.4693, 10.0340, 11.1442, 12.4869, 8.7169,
         11.5279, 7.2013, 12.5880, 4.0891, 9.1712, 7.0270, 8.8957, 9.2818,

@@ -78,10 +78,10 @@ fn pairs_are_written_and_tested_on() -> Result<()> {
         test.pairs.iter().map(|p| (p.a, p.b, p.fold)).collect::<Vec<_>>(),
         [(0, 1, 0), (2, 3, 0), (4, 5, 1), (6, 7, 1)]
     );
-    write_verification(&set, &test.pairs, &path)?;
+    write_verification(&set, &test.pairs, &path, &mut |_| Ok(()))?;
     let again = VerificationFaces::open(&path)?;
     assert_eq!((digests(&again)?, again.is_same()), (expected, [true, false, true, false].as_slice()));
-    let error = write_verification(&set, &test.pairs, &path).expect_err("it is there").to_string();
+    let error = write_verification(&set, &test.pairs, &path, &mut |_| Ok(())).expect_err("it is there").to_string();
     assert!(error.ends_with("exists already"), "{error}");
 
     let config = DataConfig { pairs: Some(path), ..DataConfig::default() };

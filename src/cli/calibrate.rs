@@ -36,7 +36,8 @@ pub struct CalibrateArgs {
     settings: SettingsArgs,
     #[command(flatten)]
     hub: HubArgs,
-    /// List of image pairs from --data, in LFW's or MFR2's format, or a verification file (.bin)
+    /// List of image pairs from --data, in LFW's or MFR2's format or with two image files and 1 or 0 in a line, or a
+    /// verification file (.bin)
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
 }

@@ -95,6 +95,9 @@ impl CompareArgs {
                 continue;
             }
             check_test_sets(&measured, setting, &self.inputs)?;
+            if Setting::ALL.iter().any(|known| *known != Setting::UU && known.name() == setting) {
+                check_masks(&measured, &self.inputs)?;
+            }
             let is_ambiguous = |name: &str| measured.iter().filter(|(.., other)| *other == name).count() > 1;
             let name = |(i, _, model): &(usize, &ReportFile, &str)| match is_ambiguous(model) {
                 true => format!("{}: {model}", self.inputs[*i].display()),
@@ -133,11 +136,27 @@ fn check_test_sets(measured: &[(usize, &ReportFile, &str)], setting: &str, input
         Some((other, _)) => {
             let [a, b] = [sums[0].0, *other].map(|i| inputs[i].display());
             bail!(
-                "{a} and {b}: expected reports of the same test set, found other images or pairs (their SHA-256 differs)"
+                "{a} and {b}: expected reports of the same test set, found other images or pairs (their SHA-256 \
+                 differs)"
             )
         }
         None => Ok(()),
     }
+}
+
+/// Checks that reports of one setting have the same masks on the same images.
+fn check_masks(measured: &[(usize, &ReportFile, &str)], inputs: &[PathBuf]) -> Result<()> {
+    let [(first, report, _), others @ ..] = measured else { return Ok(()) };
+    let expected = report.drawn_masks();
+    for (other, report, _) in others {
+        for (name, found) in report.drawn_masks() {
+            if let Some(expected) = expected.get(&name).filter(|expected| **expected != found) {
+                let [a, b] = [first, other].map(|i| inputs[*i].display());
+                bail!("{a} and {b}: expected the same masks, found {name} = {expected} and {found}");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether a path is a report rather than a score file.

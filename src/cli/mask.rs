@@ -1,5 +1,6 @@
 //! `maskinv mask`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -8,12 +9,13 @@ use clap::Args;
 use image::{RgbImage, imageops};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
 use super::{interrupt, list_images, tell};
 use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
 use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, output_format, read_image, write_image};
-use crate::files::{NewFolders, UnfinishedFolder, folder_of};
+use crate::files::{NewFolders, UnfinishedFolder, folder_of, hex};
 
 /// Maximum number of faces on a contact sheet.
 const SHEET_ROWS: usize = 12;
@@ -57,6 +59,14 @@ pub struct MaskArgs {
     sheet: bool,
 }
 
+/// An image to mask.
+struct Job<'a> {
+    /// Its place among the inputs, which determines its random numbers.
+    number: usize,
+    input: &'a Path,
+    output: PathBuf,
+}
+
 fn parse_name<T: serde::de::DeserializeOwned>(name: &str) -> std::result::Result<T, String> {
     serde_json::from_value(serde_json::Value::String(name.to_owned())).map_err(|e| e.to_string())
 }
@@ -74,6 +84,9 @@ impl MaskArgs {
             parse_points("--landmarks", &self.landmarks)?;
         }
         let is_folder = self.input.is_dir() && !self.sheet;
+        if is_folder {
+            self.check_folders()?;
+        }
         if !is_folder {
             // What is wrong with the output is said before any image is read.
             output_format(&self.output)?;
@@ -92,11 +105,17 @@ impl MaskArgs {
             save(&image, &self.output)?;
         } else if self.output.exists() {
             // Beside other files: each image gets its name once it is complete.
-            self.mask_into(&self.output, &inputs, &masker, config.protocol, false)?;
+            let jobs = self.jobs(&inputs, &self.output)?;
+            if let Some(job) = jobs.iter().find(|job| job.output.exists()) {
+                bail!("{}: exists already", job.output.display());
+            }
+            self.mask_all(&jobs, &masker, config.protocol)?;
         } else {
-            let key = format!("mask {} {} {:?}", self.input.display(), self.seed, config);
+            let key = self.key(&inputs, &config)?;
+            self.jobs(&inputs, &self.output)?;
             let unfinished = UnfinishedFolder::open(&self.output, &key)?;
-            if let Err(error) = self.mask_into(unfinished.path(), &inputs, &masker, config.protocol, true) {
+            let jobs = self.jobs(&inputs, unfinished.path())?;
+            if let Err(error) = self.mask_all(&jobs, &masker, config.protocol) {
                 if error.downcast_ref::<crate::Error>().is_some_and(crate::Error::is_interruption) {
                     return Err(unfinished.interrupted().into());
                 }
@@ -109,31 +128,67 @@ impl MaskArgs {
         Ok(())
     }
 
-    /// Masks images into a folder, under their names; with `goes_on`, those that are there already are passed over.
-    fn mask_into(
-        &self,
-        folder: &Path,
-        inputs: &[PathBuf],
-        masker: &Masker,
-        protocol: MaskProtocol,
-        goes_on: bool,
-    ) -> Result<()> {
-        let stop = interrupt::flag()?;
-        let mut progress = Progress::new();
-        for (i, path) in inputs.iter().enumerate() {
-            if stop.load(Ordering::Relaxed) {
-                return Err(crate::Error::io(&self.output)(std::io::ErrorKind::Interrupted.into()).into());
-            }
-            let name = path.strip_prefix(&self.input)?;
+    /// Checks that the output is no picture, and does not lie among the input's people.
+    fn check_folders(&self) -> Result<()> {
+        let out = self.output.display();
+        if !self.output.exists() && output_format(&self.output).is_ok() {
+            bail!("{out}: expected a folder, for {} is one; --sheet writes one picture", self.input.display());
+        }
+        let input = self.input.canonicalize().with_context(|| self.input.display().to_string())?;
+        let mut above = self.output.ancestors().filter(|path| !path.as_os_str().is_empty());
+        let there = above.find_map(|path| path.canonicalize().ok());
+        let there = there.or_else(|| std::env::current_dir().ok()).unwrap_or_default();
+        if there.starts_with(&input) {
+            bail!("{out}: expected a folder outside of {}, whose images are masked", self.input.display());
+        }
+        Ok(())
+    }
+
+    /// Describes what is masked and how: an interrupted command goes on only if nothing of it has changed.
+    fn key(&self, inputs: &[PathBuf], config: &MaskConfig) -> Result<String> {
+        let mut hasher = Sha256::new();
+        for path in inputs {
+            let len = path.metadata().with_context(|| path.display().to_string())?.len();
+            hasher.update(path.strip_prefix(&self.input)?.as_os_str().as_encoded_bytes());
+            hasher.update([0]);
+            hasher.update(len.to_le_bytes());
+        }
+        let (version, seed, images) = (env!("CARGO_PKG_VERSION"), self.seed, hex(&hasher.finalize()));
+        Ok(format!("maskinv {version}: mask images {images} with seed {seed}, {config:?}"))
+    }
+
+    /// Returns what is to be written to a folder.
+    fn jobs<'a>(&self, inputs: &'a [PathBuf], folder: &Path) -> Result<Vec<Job<'a>>> {
+        let mut inputs_of = BTreeMap::new();
+        let mut jobs = Vec::with_capacity(inputs.len());
+        for (number, input) in inputs.iter().enumerate() {
+            let name = input.strip_prefix(&self.input)?;
             // Its own format, or PNG for what is not written.
             let output = match output_format(name) {
                 Ok(_) => folder.join(name),
                 Err(_) => folder.join(name).with_extension("png"),
             };
-            if !(goes_on && output.exists()) {
-                save(&self.masked(path, i, masker, protocol)?, &output)?;
+            if let Some(other) = inputs_of.insert(output.clone(), input) {
+                let [a, b] = [other, input].map(|path| path.display());
+                bail!("{a} and {b} would both be written to one file, {}", output.display());
             }
-            progress.count("mask", "images masked", i + 1, inputs.len());
+            jobs.push(Job { number, input, output });
+        }
+        Ok(jobs)
+    }
+
+    /// Masks images whose outputs are not there yet.
+    fn mask_all(&self, jobs: &[Job], masker: &Masker, protocol: MaskProtocol) -> Result<()> {
+        let stop = interrupt::flag()?;
+        let mut progress = Progress::new();
+        for job in jobs {
+            if stop.load(Ordering::Relaxed) {
+                return Err(crate::Error::io(&self.output)(std::io::ErrorKind::Interrupted.into()).into());
+            }
+            if !job.output.exists() {
+                save(&self.masked(job.input, job.number, masker, protocol)?, &job.output)?;
+            }
+            progress.count("mask", "images masked", job.number + 1, jobs.len());
         }
         Ok(())
     }

@@ -186,6 +186,9 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 /// passed over, and a folder that is reached again over a link is taken once.
 fn list_images(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
+        let data = std::fs::metadata(path).with_context(|| path.display().to_string())?;
+        // Reading a pipe would wait for somebody to write to it.
+        anyhow::ensure!(data.is_file(), "{}: expected an image or a folder, found neither", path.display());
         return Ok(vec![path.to_owned()]);
     }
     let whole = |folder: &Path| folder.canonicalize().with_context(|| folder.display().to_string());
@@ -203,7 +206,7 @@ fn list_images(path: &Path) -> Result<Vec<PathBuf>> {
                 if seen.insert(whole(&path)?) {
                     inside.push(path);
                 }
-            } else if path.file_name().is_some_and(is_image) {
+            } else if path.is_file() && path.file_name().is_some_and(is_image) {
                 found.push(path);
             }
         }

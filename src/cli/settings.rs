@@ -15,8 +15,9 @@ use crate::train::{Config, preset};
 #[derive(Args, Debug)]
 pub(super) struct SettingsArgs {
     /// Data set: folder of people, .rec, .tar or .parquet file, list of images, folder with any of these, or
-    /// hf://datasets/owner/name (feature hub); LFW's people.txt and pairs.txt beside it define the split [default:
-    /// procedural faces]
+    /// hf://datasets/owner/name (feature hub). Lists in LFW's format that belong to it define the split: people.txt
+    /// and pairs.txt in its own folder, or NAME.people.txt and NAME.pairs.txt beside NAME.rec [default: procedural
+    /// faces]
     #[arg(long, value_name = "PATH")]
     pub(super) data: Option<PathBuf>,
     /// CSV of pairs of photos with real masks to evaluate on as well: two columns of image files, relative to images/

@@ -274,7 +274,7 @@ impl TrainArgs {
             );
         }
         match (before, resumed) {
-            (Some(before), Some(folder)) if before != config => {
+            (Some(before), Some(folder)) if !before.is_same_training(&config) => {
                 bail!(
                     "{}: expected the settings that it was begun with: {}",
                     folder.display(),

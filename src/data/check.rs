@@ -19,7 +19,8 @@ pub struct Findings {
     pub num_images: usize,
     /// Names of images that cannot be used, with the reason, in the set's order.
     pub broken: Vec<(String, String)>,
-    /// Names of images whose data is damaged but decodes, with what is wrong, in the set's order.
+    /// Names of JPEGs whose data has invalid codes but decodes, with what is wrong, in the set's order. Damage that
+    /// happens to be valid is not found.
     pub damaged: Vec<(String, String)>,
     /// Groups of images with the same pixels, in the set's order.
     pub duplicates: Vec<Duplicates>,

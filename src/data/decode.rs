@@ -131,7 +131,7 @@ fn decode(bytes: &[u8], name: &dyn Fn() -> PathBuf, check_size: SizeCheck) -> Re
 }
 
 /// Says what is damaged in the data of a JPEG that decodes all the same, to something else than it was; none if nothing
-/// is found, or if it is no JPEG.
+/// is found, or if it is no JPEG. Only codes that no JPEG has are found: other damage is a valid image.
 pub(super) fn jpeg_damage(bytes: &[u8]) -> Option<String> {
     if !bytes.starts_with(&[0xff, 0xd8, 0xff]) || jpeg_layout(bytes) != JpegLayout::Usual {
         return None;
@@ -141,8 +141,8 @@ pub(super) fn jpeg_damage(bytes: &[u8]) -> Option<String> {
 }
 
 /// Decodes a complete colour JPEG with the decoder that `image` uses, but reads its header only once and decodes
-/// straight into the result. Returns `None` for anything else, for files with EXIF data, which may say to turn them, and
-/// for broken files, for which `image` has the better error.
+/// straight into the result. Returns `None` for anything else, for files with EXIF data, which may say to turn them,
+/// and for broken files, for which `image` has the better error.
 fn decode_colour_jpeg(bytes: &[u8], check_size: SizeCheck) -> std::result::Result<Option<RgbImage>, String> {
     if !bytes.starts_with(&[0xff, 0xd8, 0xff]) || !jpeg_is_complete(bytes) {
         return Ok(None);

@@ -7,7 +7,7 @@ use super::{Dataset, Splits, TestSet};
 use crate::files::hex;
 use crate::parallel;
 
-/// Most images of a set of which each is hashed whole. Of more, all sizes count and the contents of this many / 10.
+/// Most images of a set of which each is hashed whole. Of more, the sizes count and the contents of this many / 10.
 const MAX_HASHED: usize = 20_000;
 /// Hexadecimal digits kept of a SHA-256.
 const DIGITS: usize = 16;
@@ -64,8 +64,8 @@ pub struct SplitsFingerprint {
 impl Fingerprint {
     /// Reads what identifies `set`. Images that cannot be read count as empty.
     ///
-    /// Up to 20,000 images, the contents of all are hashed; of a larger set, every image's size and the contents of
-    /// 2,000 images spread evenly over the set.
+    /// Up to 20,000 images, the contents of all are hashed; of a larger set, every image's size, where the format tells
+    /// it without reading the image (all but parquet do), and the contents of 2,000 images spread evenly over the set.
     pub fn of(set: &dyn Dataset) -> Self {
         let stride = if set.len() <= MAX_HASHED { 1 } else { set.len().div_ceil(MAX_HASHED / 10) };
         let digest = |index: usize| {

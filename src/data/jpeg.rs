@@ -35,10 +35,11 @@ pub(super) fn decode_odd(bytes: &[u8], is_rgb: bool, check_size: SizeCheck) -> R
     let info = decoder.info().ok_or("expected the size of the image, found none")?;
     let (width, height) = (u32::from(info.width), u32::from(info.height));
     check_size(width, height)?;
-    // A file of several scans keeps its coefficients, two bytes a sample, beside the pixels.
-    let num_bytes = 3 * u64::from(width) * u64::from(height) * 3;
+    // A file of several scans keeps its coefficients, two bytes a sample, beside the samples and the pixels.
+    let num_bytes = (3 * info.pixel_format.pixel_bytes() as u64 + 3) * u64::from(width) * u64::from(height);
     if num_bytes > MAX_DECODE_BYTES {
-        return Err(format!("{width}x{height} pixels in separate scans are more than {} MiB", MAX_DECODE_BYTES >> 20));
+        let mib = MAX_DECODE_BYTES >> 20;
+        return Err(format!("{width}x{height} pixels of this kind of JPEG take more than {mib} MiB to decode"));
     }
     if is_rgb {
         decoder.set_color_transform(ColorTransform::RGB);
@@ -95,7 +96,8 @@ fn read_layout(bytes: &[u8]) -> Option<JpegLayout> {
                 let is_first_finest = factors().all(|(w, h)| w <= first_width && h <= first_height);
                 let is_power_of_two = factors().all(|(w, _)| matches!(w, 1 | 2 | 4));
                 let is_usual = has_whole_scan && is_first_finest && is_power_of_two;
-                if !is_usual && has_two_and_four(factors().map(|f| f.0)) | has_two_and_four(factors().map(|f| f.1)) {
+                let is_mixed = has_two_and_four(factors().map(|f| f.0)) || has_two_and_four(factors().map(|f| f.1));
+                if !is_usual && is_mixed {
                     return Some(JpegLayout::Unread);
                 }
                 let is_rgb = num_components == 3 && has_rgb_mark && !is_jfif;

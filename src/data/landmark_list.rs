@@ -1,15 +1,13 @@
 //! Landmarks and conditions of images, read from tables.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::Landmarks;
+use super::{Dataset, Landmarks};
 use crate::error::Result;
-use crate::lists::{Table, quoted, truth};
+use crate::lists::{PATH_COLUMNS, Table, person_and_file, quoted, truth};
 
-/// Names of the column of image files.
-const FILE: [&str; 8] = ["file", "path", "image", "filename", "file_path", "image_path", "image_id", "name"];
 /// Names of the ten coordinate columns, as detectors often write them; left and right are as seen in the image.
 const COLUMNS: [[&str; 3]; 10] = [
     ["lex", "lefteye_x", "x1"],
@@ -26,14 +24,15 @@ const COLUMNS: [[&str; 3]; 10] = [
 
 /// Reads landmarks from a table with a column `file` and ten columns of coordinates, in pixels of the image: `lex, ley`
 /// (the eye on the image's left), `rex, rey`, `nx, ny` (nose), `lmx, lmy, rmx, rmy` (mouth corners); or `lefteye_x` and
-/// so on, or `x1, y1` to `x5, y5`. Files are named `PERSON/IMAGE`; rows without coordinates are skipped.
+/// so on, or `x1, y1` to `x5, y5`. Files are known by the last two parts of their paths, `PERSON/IMAGE`; rows without
+/// coordinates are skipped.
 ///
 /// # Errors
 /// When the list cannot be read, a column is missing, a coordinate is not a finite number, or a file is listed twice
 /// with different landmarks.
 pub fn read_landmarks(path: &Path) -> Result<BTreeMap<String, Landmarks>> {
     let table = Table::open(path)?;
-    let file = table.column(&FILE)?;
+    let file = file_column(&table, None)?;
     // A box may have columns x1, y1 beside the landmarks: all ten columns are of one kind.
     let kinds = [0, 1, 2].map(|kind| COLUMNS.map(|names| names[kind]));
     let has_all = |kind: &&[&str; 10]| kind.iter().all(|name| matches!(table.find(&[name]), Ok(Some(_))));
@@ -54,7 +53,7 @@ pub fn read_landmarks(path: &Path) -> Result<BTreeMap<String, Landmarks>> {
                 parsed.ok_or_else(|| table.error(row.line, format!("expected a number, found {}", quoted(field))))?;
         }
         let points = std::array::from_fn(|i| [values[2 * i], values[2 * i + 1]]);
-        let name = &row.fields[file];
+        let name = image_name(&row.fields[file]);
         match landmarks.entry(name.clone()) {
             Entry::Occupied(before) if before.get().0 != points => {
                 let line = before.get().1;
@@ -68,6 +67,28 @@ pub fn read_landmarks(path: &Path) -> Result<BTreeMap<String, Landmarks>> {
     Ok(landmarks.into_iter().map(|(name, (points, _))| (name, points)).collect())
 }
 
+/// Says which rows are of no image of a data set; none if all are.
+pub fn rows_without_images<T>(rows: &BTreeMap<String, T>, images: &dyn Dataset) -> Option<String> {
+    let known: BTreeSet<String> = (0..images.len()).filter_map(|index| images.person_and_file(index)).collect();
+    let mut unknown = rows.keys().filter(|name| !known.contains(*name));
+    let first = unknown.next()?;
+    let num = 1 + unknown.count();
+    Some(format!("{num} rows, such as that of {first}, are of no image of the data set and are left out"))
+}
+
+fn image_name(path: &str) -> String {
+    person_and_file(path).unwrap_or_else(|| path.to_owned())
+}
+
+/// Returns the column of image files, which is not `other`; without another, `name` is one.
+fn file_column(table: &Table, other: Option<&str>) -> Result<usize> {
+    let names: Vec<&str> = PATH_COLUMNS.into_iter().filter(|name| Some(*name) != other).collect();
+    match table.find(&names)? {
+        Some(column) => Ok(column),
+        None => table.find(&["name"])?.map_or_else(|| table.column(&names), Ok),
+    }
+}
+
 /// Reads a column of yes and no (`1` or `0`, `true` or `false` and the like) from a table, by its column `file`.
 ///
 /// # Errors
@@ -77,12 +98,11 @@ pub fn read_conditions(path: &Path, column: &str) -> Result<BTreeMap<String, boo
     let table = Table::open(path)?;
     // The condition first: its column may be called as a file's column is.
     let condition = table.column(&[column])?;
-    let names: Vec<&str> = FILE.into_iter().filter(|name| *name != column).collect();
-    let file = table.column(&names)?;
+    let file = file_column(&table, Some(column))?;
     let mut conditions: BTreeMap<String, (bool, usize)> = BTreeMap::new();
     for row in table.rows() {
         let row = row?;
-        let (name, field) = (&row.fields[file], &row.fields[condition]);
+        let (name, field) = (image_name(&row.fields[file]), &row.fields[condition]);
         let wears = |word: &str| match word.to_lowercase().as_str() {
             "mask" | "masked" | "with_mask" => Some(true),
             "clean" | "unmasked" | "no_mask" | "without_mask" => Some(false),

@@ -41,7 +41,7 @@ pub use formats::{
 };
 #[cfg(feature = "parquet")]
 pub use formats::{ParquetFaces, write_parquet};
-pub use landmark_list::{read_conditions, read_landmarks};
+pub use landmark_list::{read_conditions, read_landmarks, rows_without_images};
 pub use loader::{Batch, Batches, Loader, LoaderConfig};
 pub use pairs::{ImageId, Pair, PairEntry, PairList, People, Person, sample_pairs};
 pub use photo_pairs::read_photo_pairs;

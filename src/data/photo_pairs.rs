@@ -13,6 +13,7 @@ use super::test_set::DRAWN_PAIRS_FOLDS;
 use super::{Dataset, ImageId, Pair, PairList, TestSet};
 use crate::error::Result;
 use crate::files::folder_of;
+use crate::lists::plain_path;
 
 /// Reads a list of pairs of image files, in one of the forms of [`PairList::read`]: two files and whether they show one
 /// person. Files are relative to the folder `images/` beside the list if there is one, otherwise to the list's own
@@ -28,7 +29,7 @@ pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
     let folder = folder_of(path);
     let root = [folder.join("images"), folder.to_owned()].into_iter().find(|p| p.is_dir()).unwrap_or_default();
     let mut files: Vec<PathBuf> = Vec::new();
-    let mut index_of = BTreeMap::new();
+    let (mut index_of, mut index_of_file) = (BTreeMap::new(), BTreeMap::new());
     let mut pairs = Vec::new();
     let mut seen: BTreeMap<(usize, usize), (bool, usize)> = BTreeMap::new();
     for entry in list.entries() {
@@ -40,11 +41,17 @@ pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
             if let Some(&index) = index_of.get(name) {
                 return Ok(index);
             }
-            let file = root.join(name);
+            let plain = root.join(plain_path(name));
+            // A folder that is a link, or a backslash in a name, is what the list says.
+            let file = if plain.is_file() { plain } else { root.join(name) };
+            if let Some(&index) = index_of_file.get(&file) {
+                return Ok(index);
+            }
             if !file.is_file() {
                 return Err(list.error(entry, format!("expected an image {}, found none", file.display())));
             }
             index_of.insert(name.clone(), files.len());
+            index_of_file.insert(file.clone(), files.len());
             files.push(file);
             Ok(files.len() - 1)
         };
@@ -59,9 +66,15 @@ pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
         }
         pairs.push(Pair { a, b, is_same, fold: 0 });
     }
+    let photos = Photos::new(files);
+    let contradicts = |pair: &&Pair| (photos.label(pair.a) == photos.label(pair.b)) != pair.is_same;
+    let unlike_folders = match pairs.iter().filter(contradicts).count() {
+        0 => String::new(),
+        num => format!(", {num} of them unlike the folders, which then count for nothing"),
+    };
     pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-    let description = format!("{} pairs of {}, as they are", pairs.len(), path.display());
-    TestSet::new(Arc::new(Photos::new(files)), pairs, DRAWN_PAIRS_FOLDS, description)
+    let description = format!("{} pairs of {}, as they are{unlike_folders}", pairs.len(), path.display());
+    TestSet::new(Arc::new(photos), pairs, DRAWN_PAIRS_FOLDS, description)
 }
 
 /// Image files. Each folder counts as one person; [`TestSet::people`] drops the labels if the pairs contradict them.

@@ -28,10 +28,10 @@ const MAX_CACHED_IMAGES: usize = 300_000;
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
     /// A data set in any format that [`open_source`] knows; procedural faces if absent. If `people.txt` and `pairs.txt`
-    /// in LFW's format lie beside it, they decide who is trained on and which pairs are tested.
+    /// in LFW's format [belong to it](Source::beside), they decide who is trained on and which pairs are tested.
     pub root: Option<PathBuf>,
-    /// Pairs to test on instead: a list in LFW's or MFR2's format of images in `root`, or a verification file (`.bin`)
-    /// with its own images.
+    /// Pairs to test on instead: a list of images in `root` that [`PairList`](super::PairList) reads, or a verification
+    /// file (`.bin`) with its own images.
     pub pairs: Option<PathBuf>,
     /// Pairs of photos with real masks to test on as well, without synthetic masks: a list for
     /// [`read_photo_pairs`](super::read_photo_pairs).
@@ -56,7 +56,8 @@ pub struct DataConfig {
     pub max_pairs: usize,
     /// Whether to keep the training images decoded in memory, 37 kB each.
     pub cache: bool,
-    /// Policy for training images that cannot be decoded, and for truncated archives; every test image must be readable.
+    /// Policy for training images that cannot be decoded, and for truncated archives; every test image must be
+    /// readable.
     pub on_broken: OnBroken,
     /// The training set if `root` is absent.
     pub procedural: ProceduralConfig,

@@ -6,9 +6,9 @@ use super::comparisons::Comparisons;
 use super::score_file::ScoreFile;
 use crate::error::{Error, Result};
 
-/// Returns the comparisons of several systems with the pairs in the order of the first. Pairs are matched by the names of
-/// their images, whole or, if the files name other folders, by their last two parts; files without names are taken to
-/// be in one order. A pair that is there several times is matched in its order.
+/// Returns the comparisons of several systems with the pairs in the order of the first. Pairs are matched by the names
+/// of their images, whole or, if the files name other folders, by their last two parts; files without names are taken
+/// to be in one order. A pair that is there several times is matched in its order.
 ///
 /// # Errors
 /// [`Error::Evaluation`] with the file's name when only some files name their images, or they name different pairs.

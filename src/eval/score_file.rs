@@ -6,13 +6,11 @@ use std::path::{Path, PathBuf};
 use super::comparisons::Comparisons;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::lists::{Table, quoted, truth};
+use crate::lists::{MAYBE_SAME_COLUMNS, SAME_COLUMNS, Table, quoted, truth};
 use crate::npy;
 
-/// Names of the column of scores, and of the one that says whether both images show one person.
+/// Names of the column of scores.
 const SCORE: [&str; 4] = ["score", "similarity", "cosine", "cos"];
-const IS_SAME: [&str; 10] =
-    ["is_same", "same", "same_person", "label", "match", "is_match", "genuine", "is_genuine", "target", "decision"];
 
 /// Contents of a score file.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,14 +29,16 @@ pub struct ScoreFile {
 
 /// Reads scores from a CSV or a `.npy` file.
 ///
-/// A CSV has the columns `score` (or `similarity`, `cosine`; higher means more alike) and `is_same` (or `same`, `label`,
-/// `match`; `1`, `0`, `true`, `false` and the like). It may have the columns `person_a` and `person_b`, the identities of the two images, `group_a` and `group_b`, the groups of people
-/// that they belong to, and `image_a` and `image_b`, by which repeated pairs are detected. A `.npy` file has one axis
-/// of scores; `labels` is then a second `.npy` file with one axis of zeros and ones.
+/// A CSV has the columns `score` (or `similarity`, `cosine`; higher means more alike) and `is_same` (or `same`,
+/// `label`, `match`; `1`, `0`, `true`, `false` and the like). It may have the columns `person_a` and `person_b`, the
+/// identities of the two images, `group_a` and `group_b`, the groups of people that they belong to, and `image_a` and
+/// `image_b`, by which repeated pairs are detected. A `.npy` file has one axis of scores; `labels` is then a second
+/// `.npy` file with one axis of zeros and ones.
 ///
 /// # Errors
 /// When a file cannot be read, a column is missing or there twice, a field has an invalid value, people or an earlier
-/// line contradict `is_same`, a `.npy` file comes without labels or with a different number of them, or a CSV comes with labels.
+/// line contradict `is_same`, a `.npy` file comes without labels or with a different number of them, or a CSV comes
+/// with labels.
 pub fn read_scores(path: &Path, labels: Option<&Path>) -> Result<ScoreFile> {
     let is_npy = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy"));
     let wrong = |what: &str| Error::Evaluation(format!("{}: {what}", path.display()));
@@ -71,7 +71,10 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
         }
         return Err(table.column(&SCORE).expect_err("it is not there"));
     };
-    let is_same = table.column(&IS_SAME)?;
+    let is_same = match (table.find(&SAME_COLUMNS)?, table.find(&MAYBE_SAME_COLUMNS)?) {
+        (Some(column), _) | (None, Some(column)) => column,
+        (None, None) => table.column(&SAME_COLUMNS)?,
+    };
     let both = |name: &str| -> Result<Option<[usize; 2]>> {
         let [a, b] = ["_a", "_b"].map(|side| format!("{name}{side}"));
         match (table.find(&[&a])?, table.find(&[&b])?) {

@@ -1,13 +1,15 @@
 //! Text lists as people have them: one reader of lines and fields, and one set of words for columns and for yes and no.
 
+mod paths;
 mod table;
 mod words;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+pub(crate) use paths::{person_and_file, plain_path};
 pub(crate) use table::{Row, Table};
-pub(crate) use words::{column_name, truth};
+pub(crate) use words::{MAYBE_SAME_COLUMNS, PATH_COLUMNS, SAME_COLUMNS, column_name, columns_named, truth};
 
 use crate::error::{Error, Result};
 
@@ -73,6 +75,9 @@ impl Text {
 }
 
 fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> std::result::Result<String, &'static str> {
+    if !bytes.len().is_multiple_of(2) {
+        return Err("found half a unit of UTF-16 at the end");
+    }
     let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
     String::from_utf16(&units).map_err(|_| "found broken UTF-16")
 }
@@ -205,7 +210,7 @@ mod tests {
             let lines: Vec<(&str, usize)> = text.lines().map(|line| (line.text, line.number)).collect();
             assert_eq!(lines, [("ä,1", 1), ("b,2", 3)]);
         }
-        for (bytes, offset) in [(&b"ab\xff"[..], 2), (b"a\0b", 1)] {
+        for (bytes, offset) in [(&b"ab\xff"[..], 2), (b"a\0b", 1), (b"\xff\xfea\0b", 0)] {
             std::fs::write(&path, bytes).unwrap();
             let error = Text::read(&path).unwrap_err();
             assert!(matches!(error, Error::Format { offset: at, .. } if at == offset), "{error}");

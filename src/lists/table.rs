@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Line, Separator, Text, column_name, quoted};
+use super::{Line, Separator, Text, columns_named, quoted};
 use crate::error::{Error, Result};
 
 /// Reader of a table with named columns, separated by tabs, commas or semicolons. Columns come in any order and may be
@@ -49,13 +49,11 @@ impl Table {
     /// # Errors
     /// When two columns have such a name.
     pub fn find(&self, names: &[&str]) -> Result<Option<usize>> {
-        let wanted: Vec<String> = names.iter().map(|name| column_name(name)).collect();
-        let of_name = |(_, column): &(usize, &String)| wanted.contains(&column_name(column));
-        let found: Vec<(usize, &String)> = self.header.iter().enumerate().filter(of_name).collect();
-        match found[..] {
+        match columns_named(&self.header, names)[..] {
             [] => Ok(None),
-            [(column, _)] => Ok(Some(column)),
-            [(_, first), (_, second), ..] => {
+            [column] => Ok(Some(column)),
+            [first, second, ..] => {
+                let [first, second] = [first, second].map(|column| &self.header[column]);
                 let what = format!("expected one column {}, found {first} and {second}", names[0]);
                 Err(self.text.error(self.header_line, what))
             }
@@ -76,7 +74,7 @@ impl Table {
     /// Returns the rows in order.
     ///
     /// # Errors
-    /// Of a row: when a quote is not closed or the number of fields is not that of the columns.
+    /// When a row has a quote that is not closed, or another number of fields than there are columns.
     pub fn rows(&self) -> impl Iterator<Item = Result<Row>> {
         self.text.lines().skip(1).map(|line| {
             let mut fields = fields(line, self.separator).map_err(|what| self.text.error(line.number, what))?;

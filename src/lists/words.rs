@@ -1,5 +1,30 @@
 //! Words for columns and for yes and no.
 
+/// Names of the column of image files.
+pub(crate) const PATH_COLUMNS: [&str; 16] = [
+    "file",
+    "path",
+    "file_name",
+    "file_path",
+    "image",
+    "image_path",
+    "image_file",
+    "image_name",
+    "image_id",
+    "img",
+    "img_path",
+    "img_file",
+    "img_name",
+    "src",
+    "name_id",
+    "picture",
+];
+/// Names of the column that says whether two images show one person.
+pub(crate) const SAME_COLUMNS: [&str; 10] =
+    ["is_same", "same", "same_person", "label", "match", "is_match", "genuine", "is_genuine", "target", "decision"];
+/// Names that mean the same only if there is none of [`SAME_COLUMNS`].
+pub(crate) const MAYBE_SAME_COLUMNS: [&str; 4] = ["actual", "type", "y", "gt"];
+
 const TRUE: [&str; 12] =
     ["1", "1.0", "true", "t", "yes", "y", "same", "genuine", "match", "matched", "positive", "mated"];
 const FALSE: [&str; 15] = [
@@ -36,6 +61,12 @@ pub(crate) fn column_name(text: &str) -> String {
     text.chars().filter(|c| !matches!(c, ' ' | '_' | '-' | '.')).flat_map(char::to_lowercase).collect()
 }
 
+/// Returns the places of the columns that have one of these names, in any case and with or without underscores.
+pub(crate) fn columns_named<T: AsRef<str>>(columns: &[T], names: &[&str]) -> Vec<usize> {
+    let wanted: Vec<String> = names.iter().map(|name| column_name(name)).collect();
+    (0..columns.len()).filter(|&i| wanted.contains(&column_name(columns[i].as_ref()))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,5 +83,7 @@ mod tests {
             assert_eq!(truth(word), None, "{word}");
         }
         assert_eq!(column_name("Is-Same "), "issame");
+        assert_eq!(columns_named(&["Label", "File Name", "x", "IsSame"], &SAME_COLUMNS), [0, 3]);
+        assert_eq!(columns_named(&["Label", "File Name", "x"], &PATH_COLUMNS), [1]);
     }
 }

@@ -153,6 +153,20 @@ impl ModelConfig {
     }
 }
 
+impl ModelConfig {
+    /// Names the settings in which `found` differs from these.
+    pub fn difference(&self, found: &Self) -> String {
+        let fields = |config: &Self| match serde_json::to_value(config) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            _ => serde_json::Map::new(),
+        };
+        let found = fields(found);
+        let unlike = fields(self).into_iter().filter(|(name, value)| found.get(name) != Some(value));
+        let said = unlike.map(|(name, value)| format!("expected model.{name} = {value}, found {}", found[&name]));
+        said.collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// A network recognised in a file as one of ours.
 #[derive(Clone, Debug)]
 pub struct Found {

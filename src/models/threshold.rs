@@ -57,7 +57,7 @@ impl ComputedWith {
 
 /// Keeps the thresholds that were computed with what is there now. Returns them, and a note on those that are dropped.
 pub(super) fn still_valid(thresholds: Vec<Threshold>, now: &ComputedWith) -> (Vec<Threshold>, Option<String>) {
-    let unknown = || Some("with what, is not recorded".to_owned());
+    let unknown = || Some("by a version that did not record with what".to_owned());
     let changed = |t: &Threshold| t.computed_with.as_ref().map_or_else(unknown, |before| before.difference(now));
     let first = thresholds.iter().find_map(changed);
     let (dropped, kept): (Vec<_>, Vec<_>) = thresholds.into_iter().partition(|t| changed(t).is_some());
@@ -91,7 +91,8 @@ impl std::fmt::Display for Threshold {
         let fnmr = 100.0 * fnmr;
         write!(
             f,
-            "{threshold:.4}, FMR {fmr} and FNMR {fnmr:.2} % on {setting} pairs of {measured_on}, {num_impostor} of them impostor"
+            "{threshold:.4}, FMR {fmr} and FNMR {fnmr:.2} % on {setting} pairs of {measured_on}, {num_impostor} of them \
+             impostor"
         )
     }
 }

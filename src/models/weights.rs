@@ -4,18 +4,21 @@ use candle_core::{DType, Result, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::Model;
+use super::layout::COUNTER;
 use crate::files::hex;
 use crate::ops::slice::Values;
 use crate::parallel;
 
 impl Model {
-    /// Returns the SHA-256 of every parameter and buffer with its name, as f32, in name order: 64 hexadecimal digits.
+    /// Returns the SHA-256 of every parameter and buffer that embeddings depend on, with its name, as f32, in name order:
+    /// 64 hexadecimal digits. Batch norm's counters of batches do not count, and not every file has them.
     ///
     /// # Errors
     /// When the values cannot be read.
     pub fn weights_digest(&self) -> Result<String> {
         let mut hasher = Sha256::new();
-        for (name, tensor) in self.params().all() {
+        let is_counter = |name: &str| name.ends_with(COUNTER);
+        for (name, tensor) in self.params().all().into_iter().filter(|(name, _)| !is_counter(name)) {
             hasher.update(name.as_bytes());
             let values = flat(&tensor)?;
             for part in Values::of("digest", &values)?.chunks(4096) {

@@ -42,6 +42,9 @@ pub struct ReportFile {
     models: BTreeMap<String, ModelFigures>,
     #[serde(default)]
     test_set_sha256: Option<String>,
+    /// All settings of the evaluation.
+    #[serde(default)]
+    config: Value,
     #[serde(default)]
     real_masks: BTreeMap<String, Value>,
     #[serde(default)]
@@ -88,6 +91,18 @@ impl ReportFile {
     /// Returns the SHA-256 of the test set's images and pairs, if the report has it.
     pub fn test_set_sha256(&self) -> Option<&str> {
         self.test_set_sha256.as_deref()
+    }
+
+    /// Returns the settings that decide which mask each image gets, by their names, as far as the report has them.
+    pub fn drawn_masks(&self) -> BTreeMap<String, &Value> {
+        let Some(settings) = self.config.get("eval").and_then(Value::as_object) else { return BTreeMap::new() };
+        let mut found = BTreeMap::new();
+        for name in ["seed", "reference_colours_um", "reference_colours_mm"] {
+            found.extend(settings.get(name).map(|value| (format!("eval.{name}"), value)));
+        }
+        let of_mask = settings.get("mask").and_then(Value::as_object).into_iter().flatten();
+        found.extend(of_mask.map(|(name, value)| (format!("eval.mask.{name}"), value)));
+        found
     }
 
     /// Returns a metric, such as `eer`; `None` if the model was not measured in the setting or has no such metric.

@@ -96,6 +96,7 @@ impl Report {
     /// When the folder already has a report or cannot be written to, or a curve cannot be drawn.
     pub fn write(&self, folder: &Path) -> Result<()> {
         refuse_to_replace(folder)?;
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let page = page::page(self)?;
         write_atomic(&folder.join(REPORT_FILE), json::json(self)?.as_bytes())?;
         write_atomic(&folder.join("report.md"), markdown::markdown(self).as_bytes())?;
@@ -119,12 +120,11 @@ impl Report {
     }
 }
 
-/// Creates the folder of a report, unless it exists; files other than a report may be in it.
+/// Checks that a folder has no report; other files may be in it.
 ///
 /// # Errors
-/// When the folder already has a report or cannot be created.
+/// When it has one.
 pub fn refuse_to_replace(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     // The page of a training has the same name.
     for path in [REPORT_FILE, PAGE_FILE].map(|name| folder.join(name)) {
         if path.exists() {

@@ -1,7 +1,7 @@
 //! The settings of an experiment, the presets, and overrides of single settings.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -216,14 +216,28 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let wrong = |what: String| Error::Config(format!("{}: {what}", path.display()));
         let table: toml::Table = text.parse().map_err(|e| wrong(describe(&e, &text)))?;
-        let all = Self::default().to_value().map_err(|e| wrong(e.to_string()))?;
-        let sections = all.as_table().into_iter().flat_map(toml::Table::keys);
-        match sections.into_iter().find(|section| !table.contains_key(section.as_str())) {
+        let config = Self::parse(&text).map_err(wrong)?;
+        let there = entries_of(&toml::Value::Table(table));
+        match config.entries()?.into_keys().find(|key| !there.contains_key(key)) {
             Some(missing) => Err(wrong(format!(
-                "expected all settings of a training, found no [{missing}]: the file was emptied or cut"
+                "expected all settings of a training, found no {missing}: the file was emptied, cut or edited"
             ))),
-            None => Self::parse(&text).map_err(wrong),
+            None => Ok(config),
         }
+    }
+
+    /// Whether both are settings of one training, wherever its data and the weights given to it lie: what those are is
+    /// compared by their fingerprints.
+    pub fn is_same_training(&self, other: &Self) -> bool {
+        let without_places = |config: &Self| {
+            let mut config = config.clone();
+            let data = [&mut config.data.root, &mut config.data.pairs, &mut config.data.real_masks];
+            data.into_iter().flatten().for_each(|path| *path = PathBuf::new());
+            let weights = [&mut config.train.teacher, &mut config.train.start_weights];
+            weights.into_iter().flatten().for_each(String::clear);
+            config
+        };
+        without_places(self) == without_places(other)
     }
 
     /// Parses settings from TOML text.
@@ -291,19 +305,7 @@ impl Config {
     /// When a path is not UTF-8.
     pub fn entries(&self) -> Result<BTreeMap<String, String>> {
         let all = self.to_value().map_err(|e| Error::Config(e.to_string()))?;
-        let (mut entries, mut left) = (BTreeMap::new(), vec![(String::new(), &all)]);
-        while let Some((path, value)) = left.pop() {
-            match value {
-                toml::Value::Table(table) => {
-                    let dot = if path.is_empty() { "" } else { "." };
-                    left.extend(table.iter().map(|(key, value)| (format!("{path}{dot}{key}"), value)));
-                }
-                value => {
-                    entries.insert(path, value.to_string());
-                }
-            }
-        }
-        Ok(entries)
+        Ok(entries_of(&all))
     }
 
     /// Returns the [`Self::entries`] that are missing or different in `other`.
@@ -433,6 +435,23 @@ impl Config {
             Arm::Hg => self.train.hg_first_epoch..self.train.epochs,
         }
     }
+}
+
+/// Returns the values in nested tables: dotted path to value, in TOML notation.
+fn entries_of(all: &toml::Value) -> BTreeMap<String, String> {
+    let (mut entries, mut left) = (BTreeMap::new(), vec![(String::new(), all)]);
+    while let Some((path, value)) = left.pop() {
+        match value {
+            toml::Value::Table(table) => {
+                let dot = if path.is_empty() { "" } else { "." };
+                left.extend(table.iter().map(|(key, value)| (format!("{path}{dot}{key}"), value)));
+            }
+            value => {
+                entries.insert(path, value.to_string());
+            }
+        }
+    }
+    entries
 }
 
 /// Returns a TOML error as one line, with its line number.

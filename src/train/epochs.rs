@@ -27,10 +27,14 @@ impl Experiment {
             return Ok(None);
         }
         let (state, problems) = TrainState::newest(&folder)?;
+        if state.is_none() && Records::is_in(&self.arm_folder(arm)) {
+            let what = "no training checkpoint is left, so it begins anew";
+            on(Event::Notice(format!("{}: {what} ({})", arm.title(), folder.display())));
+        }
         problems.into_iter().for_each(|problem| on(Event::Notice(problem)));
         if let Some(TrainState { position, settings, inputs: of_state, .. }) = &state {
             // Compared as settings, not as text, because a later version may know more settings.
-            if Config::parse(settings).ok().as_ref() != Some(&self.config) {
+            if !Config::parse(settings).is_ok_and(|settings| settings.is_same_training(&self.config)) {
                 let what = "expected checkpoints of a training with the same settings, found other settings".to_owned();
                 return Err(Error::Data { path: folder, what });
             }

@@ -35,7 +35,8 @@ pub struct PairedTest {
 }
 
 impl Experiment {
-    /// Evaluates a model on the test set and on the photos with real masks, and writes its scores to `folder`, if given.
+    /// Evaluates a model on the test set and on the photos with real masks, and writes its scores to `folder`, if
+    /// given.
     ///
     /// # Errors
     /// When an image cannot be read, the network fails, or a file cannot be written.

@@ -1,14 +1,12 @@
 //! The results folder of a training, which one process at a time writes to.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::arm::Arm;
 use super::outcome::RESULTS_FILE;
 use super::run::{CONFIG_FILE, DATA_FILE};
 use crate::error::{Error, Result};
-use crate::files::{NewFolders, remove_if_there};
+use crate::files::{FileLock, Locked, NewFolders, remove_if_there};
 
 /// File that is locked while a process writes to the folder. The kernel releases the lock when the process ends.
 const LOCK_FILE: &str = "training.lock";
@@ -22,8 +20,7 @@ pub const REPORT_PAGE: &str = "report.html";
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    /// None on file systems that cannot lock files.
-    lock: Option<File>,
+    lock: FileLock,
     /// Removes what is still empty when the lock is gone; so it comes last.
     _created: NewFolders,
 }
@@ -43,7 +40,7 @@ impl RunFolder {
             let created = NewFolders::create(&path)?;
             // Another process may have made the folder, or claimed it, in the meantime.
             if created.includes(&path)
-                && let Locked::Ours(lock) = lock(&path)?
+                && let Locked::Ours(lock) = FileLock::try_new(&path.join(LOCK_FILE))?
             {
                 return Ok(Self { path, lock, _created: created });
             }
@@ -69,15 +66,8 @@ impl RunFolder {
     /// When another process writes to it, or it cannot be made, written to or cleared.
     pub fn overwritten(path: &Path) -> Result<Self> {
         let folder = Self::claim(path)?;
-        if !path.join(CONFIG_FILE).is_file() {
-            return Ok(folder);
-        }
-        for arm in Arm::ALL.map(|arm| path.join(arm.name())) {
-            remove_if_there(&arm)?;
-        }
-        // The settings go last: with them, what is left is still known as a training.
-        for file in [RESULTS_FILE, REPORT_PAGE, DATA_FILE, CONFIG_FILE] {
-            remove_if_there(&path.join(file))?;
+        if path.join(CONFIG_FILE).is_file() {
+            folder.clear()?;
         }
         Ok(folder)
     }
@@ -104,12 +94,27 @@ impl RunFolder {
 
     /// Whether other processes are kept out: not on file systems that cannot lock files.
     pub fn is_locked(&self) -> bool {
-        self.lock.is_some()
+        self.lock.is_held()
+    }
+
+    /// Removes what a training has written there.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub(super) fn clear(&self) -> Result<()> {
+        for arm in Arm::ALL.map(|arm| self.path.join(arm.name())) {
+            remove_if_there(&arm)?;
+        }
+        // The settings go last: with them, what is left is still known as a training.
+        for file in [RESULTS_FILE, REPORT_PAGE, DATA_FILE, CONFIG_FILE] {
+            remove_if_there(&self.path.join(file))?;
+        }
+        Ok(())
     }
 
     fn claim(path: &Path) -> Result<Self> {
         let created = NewFolders::create(path)?;
-        match lock(path)? {
+        match FileLock::try_new(&path.join(LOCK_FILE))? {
             Locked::Ours(lock) => Ok(Self { path: path.to_owned(), lock, _created: created }),
             Locked::Theirs(holder) => {
                 Err(Error::Data { path: path.to_owned(), what: format!("is in use: {holder} is writing to it") })
@@ -121,71 +126,6 @@ impl RunFolder {
         let entries = std::fs::read_dir(&self.path).map_err(Error::io(&self.path))?;
         Ok(entries.flatten().all(|entry| entry.file_name() == LOCK_FILE))
     }
-}
-
-impl Drop for RunFolder {
-    fn drop(&mut self) {
-        // Elsewhere an open file cannot be removed; there it stays, unlocked.
-        if cfg!(unix) && self.lock.is_some() {
-            let _ = std::fs::remove_file(self.path.join(LOCK_FILE));
-        }
-    }
-}
-
-enum Locked {
-    /// The locked file; none on file systems that cannot lock files.
-    Ours(Option<File>),
-    /// A description of the process that holds the lock.
-    Theirs(String),
-}
-
-fn lock(folder: &Path) -> Result<Locked> {
-    let path = folder.join(LOCK_FILE);
-    loop {
-        let mut options = OpenOptions::new();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io(folder))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Locked::Theirs(holder(&mut file))),
-            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {
-                remove_if_there(&path)?;
-                return Ok(Locked::Ours(None));
-            }
-            Err(TryLockError::Error(e)) => return Err(Error::io(&path)(e)),
-        }
-        // The holder before may have removed the file between our opening and our locking it.
-        if !is_same_file(&file, &path) {
-            continue;
-        }
-        let text = format!("process {}", std::process::id());
-        let written = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
-        written.map_err(Error::io(&path))?;
-        return Ok(Locked::Ours(Some(file)));
-    }
-}
-
-fn holder(file: &mut File) -> String {
-    let mut text = String::new();
-    let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.take(100).read_to_string(&mut text));
-    match read {
-        Ok(_) if text.starts_with("process ") => text,
-        _ => "another process".to_owned(),
-    }
-}
-
-#[cfg(unix)]
-fn is_same_file(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), std::fs::metadata(path)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    }
-}
-
-#[cfg(not(unix))]
-fn is_same_file(_: &File, _: &Path) -> bool {
-    true
 }
 
 #[cfg(test)]

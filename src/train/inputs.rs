@@ -25,8 +25,8 @@ pub enum ChangedData {
 
 /// Fingerprints of the data sets and the given weights of a training.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Inputs {
-    #[serde(flatten)]
     data: SplitsFingerprint,
     /// SHA-256 of the given teacher's weights.
     teacher: Option<String>,

@@ -115,6 +115,11 @@ pub(super) struct Records {
 }
 
 impl Records {
+    /// Whether an arm's folder has records of steps.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(STEPS_FILE).metadata().is_ok_and(|data| data.len() > 0)
+    }
+
     /// Opens the records in an arm's folder to continue them after `step`. Removes records of later steps, since those
     /// steps will be repeated.
     pub fn open(folder: &Path, step: usize) -> Result<Self> {

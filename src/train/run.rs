@@ -120,7 +120,7 @@ impl Experiment {
         let wrong = |what: String| Error::Format { path: path.clone(), offset: 0, what };
         let before: Finished =
             serde_json::from_str(&text).map_err(|e| wrong(format!("not the results of a training: {e}")))?;
-        if before.config != resumed.config {
+        if !before.config.is_same_training(&resumed.config) {
             return Err(wrong("expected results of the same settings, found other settings".to_owned()));
         }
         let (finished, gone): (BTreeMap<Arm, ArmOutcome>, BTreeMap<Arm, ArmOutcome>) =
@@ -168,7 +168,7 @@ impl Experiment {
         let wanted = ModelConfig { dropout: 0.0, ..self.config.model.clone() };
         let found = ModelConfig { dropout: 0.0, ..start.backbone.config().clone() };
         if wanted != found {
-            let what = format!("does not fit the model: expected {wanted:?}, found {found:?}");
+            let what = format!("does not fit the model: {}", wanted.difference(&found));
             return Err(Error::Checkpoint { path: start.name.into(), what });
         }
         let start = Checkpoint { backbone: start.backbone.on(&self.machine), ..start };
@@ -180,8 +180,23 @@ impl Experiment {
     ///
     /// # Errors
     /// When there is no results folder, an arm depends on one that is neither given nor trained before it, the data is
-    /// not that which a resumed training was begun with, or training, saving or evaluation fails.
+    /// not that which a resumed training was begun with, or training, saving or evaluation fails. What is in the results
+    /// folder is removed again if a new training fails before its first step: it would be in the way of the right
+    /// settings.
     pub fn run(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
+        let mut has_begun = self.resumes;
+        let outcome = self.run_arms(&mut |event| {
+            has_begun |= matches!(event, Event::Step { .. });
+            on(event);
+        });
+        match (&outcome, &self.folder) {
+            (Err(error), Some(folder)) if !has_begun && !matches!(error, Error::Stopped { .. }) => folder.clear()?,
+            _ => {}
+        }
+        outcome
+    }
+
+    fn run_arms(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
         self.check(&self.config.train.arms)?;
         let Some(folder) = &self.folder else {
             return Err(Error::Training("expected a folder for the results, found none".to_owned()));

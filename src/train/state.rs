@@ -168,7 +168,7 @@ impl TrainState {
         for (_, path) in steps(folder).into_iter().rev() {
             match Self::read(&path) {
                 Ok(state) => return Ok((Some(state), problems)),
-                Err(error) => problems.push(format!("{error}; falling back to the previous checkpoint")),
+                Err(error) => problems.push(format!("{error}; this training checkpoint is not used")),
             }
         }
         Ok((None, problems))

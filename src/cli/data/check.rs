@@ -8,8 +8,8 @@ use clap::Args;
 use super::open;
 use crate::cli::model::HubArgs;
 use crate::cli::progress::Progress;
-use crate::cli::{print, print_json};
-use crate::data::{Dataset, Findings, LandmarkAlignment, check, read_landmarks};
+use crate::cli::{print, print_json, tell};
+use crate::data::{Dataset, Findings, LandmarkAlignment, check, read_landmarks, rows_without_images};
 
 /// Maximum number of printed lines for each kind of finding; `--json` prints all.
 const SHOWN: usize = 20;
@@ -59,6 +59,9 @@ impl CheckArgs {
     fn landmarks_of(&self, images: &dyn Dataset) -> Result<Option<LandmarkAlignment>> {
         let Some(path) = &self.landmarks else { return Ok(None) };
         let known = read_landmarks(path)?;
+        if let Some(left_out) = rows_without_images(&known, images) {
+            tell(format_args!("{}: {left_out}", path.display()));
+        }
         let named = (0..images.len()).filter_map(|index| {
             let name = images.person_and_file(index)?;
             known.get(&name).map(|&points| (name, points))

@@ -63,7 +63,16 @@ impl ConvertArgs {
                 Arc::new(Subset::new(source.images.clone(), &filter, &source.path)?)
             }
         };
-        let lists = lists_of(&source, target, path == self.output);
+        // Beside a file lists bear its name, since other sets may lie there; a folder is the set's own.
+        let is_among_others = path == self.output && matches!(target, Target::Recordio | Target::Parquet);
+        let copy = |(name, list): (String, PathBuf)| match is_among_others {
+            true => (path.with_extension(name), list),
+            false => (self.output.join(name), list),
+        };
+        let lists: Vec<(PathBuf, PathBuf)> = lists_of(&source, target, is_among_others).into_iter().map(copy).collect();
+        if let Some((there, _)) = lists.iter().find(|(copy, _)| copy.exists()) {
+            bail!("{}: exists already, and would count as a list of the new set", there.display());
+        }
         let mut progress = Progress::new();
         let mut on = |done| progress.count("convert", "images written", done, images.len());
         let mut export = Export::new(images.as_ref(), &mut on).stopped_by(interrupt::flag()?);
@@ -75,16 +84,8 @@ impl ConvertArgs {
             Target::Folder => write_folder(&mut export, &path.join("images"))?,
             Target::Parquet => write_parquet(&mut export, &path)?,
         }
-        // Beside a file lists bear its name, since other sets may lie there; a folder is the set's own.
-        let is_among_others = path == self.output && !path.is_dir();
-        for (name, list) in &lists {
-            let copy = match is_among_others {
-                true => path.with_extension(name),
-                false => self.output.join(name),
-            };
-            if !copy.exists() {
-                write_atomic(&copy, &std::fs::read(list).with_context(|| list.display().to_string())?)?;
-            }
+        for (copy, list) in &lists {
+            write_atomic(copy, &std::fs::read(list).with_context(|| list.display().to_string())?)?;
         }
         print(&open_source(&path)?.to_string())
     }

@@ -1,16 +1,18 @@
 //! `maskinv data pairs`.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use super::open;
 use crate::cli::model::HubArgs;
-use crate::cli::print;
-use crate::cli::tell;
+use crate::cli::progress::Progress;
+use crate::cli::{interrupt, print, tell};
 use crate::data::{
-    Dataset, Pair, csv_list, lfw_list, read_conditions, sample_cross_pairs, sample_pairs, write_verification,
+    Dataset, Pair, csv_list, lfw_list, read_conditions, rows_without_images, sample_cross_pairs, sample_pairs,
+    write_verification,
 };
 use crate::files::{check_writable, write_atomic};
 
@@ -75,7 +77,16 @@ impl PairsArgs {
                 return print(&format!("{out}: {} folds of {num} pairs of each kind", self.folds));
             }
             "csv" => write_atomic(&self.output, csv_list(images, &pairs, &self.output)?.as_bytes())?,
-            _ => write_verification(images, &pairs, &self.output)?,
+            _ => {
+                let (stop, mut progress, num) = (interrupt::flag()?, Progress::new(), 2 * pairs.len());
+                write_verification(images, &pairs, &self.output, &mut |num_done| {
+                    progress.count("pairs", "images written", num_done + 1, num);
+                    match stop.load(Ordering::Relaxed) {
+                        true => Err(crate::Error::io(&self.output)(std::io::ErrorKind::Interrupted.into())),
+                        false => Ok(()),
+                    }
+                })?;
+            }
         }
         print(&format!("{out}: {num_genuine} genuine and {num_impostor} impostor pairs"))
     }
@@ -86,6 +97,9 @@ impl PairsArgs {
             return Ok(sample_pairs(&labels, self.genuine, self.impostor, self.seed));
         };
         let conditions = read_conditions(path, column)?;
+        if let Some(left_out) = rows_without_images(&conditions, images) {
+            tell(format_args!("{}: {left_out}", path.display()));
+        }
         let is_probe = |index: usize| {
             let file = images.person_and_file(index);
             file.as_ref().and_then(|file| conditions.get(file)).copied()

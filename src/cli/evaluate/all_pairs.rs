@@ -7,10 +7,10 @@ use super::Run;
 use super::output::{Output, Pairs, title};
 use super::provenance::sha256_of_images;
 use crate::cli::progress::Progress;
+use crate::cli::tell;
 use crate::data::mask::MaskProtocol;
-use crate::data::{Dataset, open_source, read_conditions};
+use crate::data::{Dataset, open_source, read_conditions, rows_without_images};
 use crate::eval::{Evaluation, MaskedFaces, compare_all_pairs, figures};
-use crate::train::Event;
 
 /// Evaluates every model.
 pub(super) fn measure(run: &Run) -> Result<Output> {
@@ -30,7 +30,7 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
     let masked_faces = MaskedFaces::new(images, config)?;
     for named in run.models {
         let context = || named.name.clone();
-        let on = |done, total| progress.show(Event::Embedded { done, total });
+        let on = |done, total| run.show(&mut progress, done, total);
         let found = compare_all_pairs(&named.model, images, worn.as_deref(), config, on).with_context(context)?;
         let prepared = figures(found.iter().map(|(s, (_, c))| (*s, c)), 0, config).with_context(context)?;
         let evaluation = Evaluation::of(&prepared).with_context(context)?;
@@ -62,6 +62,9 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
 /// Returns, for each image, whether the person wears a mask.
 fn worn(images: &dyn Dataset, list: &std::path::Path) -> Result<Vec<bool>> {
     let conditions = read_conditions(list, "masked")?;
+    if let Some(left_out) = rows_without_images(&conditions, images) {
+        tell(format_args!("{}: {left_out}", list.display()));
+    }
     let of_image = |i: usize| {
         let name = images
             .person_and_file(i)

@@ -7,17 +7,21 @@ mod provenance;
 mod templates;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::bootstrap::BootstrapArgs;
 use super::model::HubArgs;
+use super::progress::Progress;
 use super::settings::SettingsArgs;
+use super::{interrupt, tell};
+use crate::files::{check_folder_writable, remove_if_there};
 use crate::machine::Machine;
 use crate::models::Model;
 use crate::report::refuse_to_replace;
-use crate::train::Config;
+use crate::train::{Config, Event};
 use crate::weights::WeightsFile;
 
 /// Arguments of `maskinv evaluate`.
@@ -34,7 +38,8 @@ pub struct EvaluateArgs {
     settings: SettingsArgs,
     #[command(flatten)]
     hub: HubArgs,
-    /// List of image pairs from --data, in LFW's or MFR2's format, or a verification file (.bin)
+    /// List of image pairs from --data, in LFW's or MFR2's format or with two image files and 1 or 0 in a line, or a
+    /// verification file (.bin)
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
     /// For all-pairs, a CSV with the columns file (PERSON/IMAGE) and masked (1 or 0); without it masks are drawn on the
@@ -85,6 +90,27 @@ struct Run<'a> {
     models: &'a [Named],
     config: &'a Config,
     machine: &'a Machine,
+    new_folders: &'a NewOutputs,
+    stop: &'static AtomicBool,
+}
+
+/// Output folders without files in them when the command started.
+struct NewOutputs(Vec<PathBuf>);
+
+impl NewOutputs {
+    /// Checks that outputs can be written to these folders, so that this is known before any image is read.
+    fn of(folders: [&Option<PathBuf>; 2]) -> Result<Self> {
+        let folders: Vec<PathBuf> = folders.into_iter().flatten().cloned().collect();
+        folders.iter().try_for_each(|folder| check_folder_writable(folder))?;
+        let is_new = |folder: &PathBuf| std::fs::read_dir(folder).is_ok_and(|mut files| files.next().is_none());
+        Ok(Self(folders.into_iter().filter(|folder| !folder.exists() || is_new(folder)).collect()))
+    }
+
+    /// Removes what was written, after a failure.
+    fn clear(&self) {
+        // The error that led here says more than one of cleaning up.
+        self.0.iter().for_each(|folder| drop(remove_if_there(folder)));
+    }
 }
 
 impl EvaluateArgs {
@@ -121,13 +147,16 @@ impl EvaluateArgs {
         {
             bail!("{}: is not empty; choose another folder for the scores", folder.display());
         }
-        let run = Run { args: &self, models: &models, config: &config, machine: &machine };
+        let new_folders = NewOutputs::of([&self.report, &self.scores])?;
+        let stop = interrupt::flag()?;
+        let run =
+            Run { args: &self, models: &models, config: &config, machine: &machine, new_folders: &new_folders, stop };
         let output = match self.protocol {
-            Protocol::Pairs => pairs::measure(&run)?,
-            Protocol::AllPairs => all_pairs::measure(&run)?,
-            Protocol::Ijb => templates::measure(&run)?,
+            Protocol::Pairs => pairs::measure(&run),
+            Protocol::AllPairs => all_pairs::measure(&run),
+            Protocol::Ijb => templates::measure(&run),
         };
-        output.finish(&run)
+        output.and_then(|output| output.finish(&run)).inspect_err(|_| new_folders.clear())
     }
 }
 
@@ -136,6 +165,21 @@ impl Run<'_> {
     fn root(&self) -> Result<&Path> {
         let root = self.config.data.root.as_deref();
         root.with_context(|| format!("--protocol {}: expected --data", self.protocol()))
+    }
+
+    /// Shows the number of images embedded.
+    fn show(&self, progress: &mut Progress, done: usize, total: usize) {
+        self.end_if_interrupted();
+        progress.show(Event::Embedded { done, total });
+    }
+
+    /// Ends the process if the user wants it to stop: an evaluation has nothing to go on with.
+    fn end_if_interrupted(&self) {
+        if self.stop.load(Ordering::Relaxed) {
+            self.new_folders.clear();
+            tell(format_args!("stopped, as requested; nothing is written"));
+            std::process::exit(130);
+        }
     }
 
     /// Returns the protocol's name.

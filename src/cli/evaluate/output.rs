@@ -46,6 +46,7 @@ impl Output {
         result: SettingResult,
         pairs: &Pairs,
     ) -> Result<()> {
+        run.end_if_interrupted();
         let comparisons = figures.comparisons();
         let mut measured = Measured::new(model, setting, result, figures.scores());
         if let Some(folder) = run.scores_folder()? {
@@ -181,7 +182,8 @@ pub(super) fn check_names(models: &[Named]) -> Result<()> {
 /// Turns a model's name into a valid file name.
 fn file_name(model: &str) -> String {
     let plain = model.replace(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c), "_");
-    plain.trim_matches('_').to_owned()
+    // A leading dot would hide the file.
+    plain.trim_matches(['_', '.']).to_owned()
 }
 
 /// Returns everything needed to reproduce the evaluation, as human-readable rows.

@@ -11,7 +11,6 @@ use crate::cli::tell;
 use crate::data::TestSet;
 use crate::eval::{Evaluation, Figures, MaskedFaces, compare, compare_as_is, figures};
 use crate::report::REAL_MASKS;
-use crate::train::Event;
 
 /// Evaluates every model.
 pub(super) fn measure(run: &Run) -> Result<Output> {
@@ -41,7 +40,7 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
     let masked_faces = MaskedFaces::new(test.images.as_ref(), config)?;
     for named in run.models {
         let context = || named.name.clone();
-        let mut on = |done, total| progress.show(Event::Embedded { done, total });
+        let mut on = |done, total| run.show(&mut progress, done, total);
         let scores = compare(&named.model, &test, config, &mut on).with_context(context)?;
         let prepared = figures(scores.iter().map(|(s, c)| (*s, c)), test.num_folds, config).with_context(context)?;
         let evaluation = Evaluation::of(&prepared).with_context(context)?;

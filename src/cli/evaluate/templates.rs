@@ -11,7 +11,6 @@ use crate::cli::progress::Progress;
 use crate::data::{PersonTemplate, TemplateSet};
 use crate::eval::{EmbedConfig, FMR_TARGETS, Figures, Searches, Templates, embed};
 use crate::report::Searched;
-use crate::train::Event;
 
 /// Evaluates every model.
 pub(super) fn measure(run: &Run) -> Result<Output> {
@@ -26,7 +25,7 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
     for named in run.models {
         let context = || named.name.clone();
         let embedding = EmbedConfig { batch_size: config.batch_size, normalize: false, ..EmbedConfig::default() };
-        let on = |done| progress.show(Event::Embedded { done, total: num });
+        let on = |done| run.show(&mut progress, done, num);
         let features = embed(&named.model, num, |i| set.face(i), embedding, on).with_context(context)?;
         let templates = Templates::pool(&set.images, &features).with_context(context)?;
         if !set.pairs.is_empty() {

@@ -1,6 +1,8 @@
 //! Export of a data set into another format.
 
+use std::collections::HashSet;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -53,6 +55,20 @@ impl<'a> Export<'a> {
     /// was written stays for the same export to go on with; of other formats it is removed.
     pub fn stopped_by(self, stop: &'a AtomicBool) -> Self {
         Self { stop: Some(stop), ..self }
+    }
+
+    /// Returns the images whose file names differ from another one's of the same person in the extension alone.
+    pub(super) fn with_shared_stems(&self) -> HashSet<usize> {
+        let of_image = |index: usize| {
+            let name = self.dataset.file_name(index)?;
+            let mut hasher = DefaultHasher::new();
+            (self.dataset.label(index), Path::new(&name).file_stem()?).hash(&mut hasher);
+            Some((hasher.finish(), index))
+        };
+        let mut stems: Vec<(u64, usize)> = (0..self.len()).filter_map(of_image).collect();
+        stems.sort_unstable();
+        let shared = stems.chunk_by(|a, b| a.0 == b.0).filter(|same| same.len() > 1);
+        shared.flatten().map(|(_, index)| *index).collect()
     }
 
     /// Passes over the first `num` images, which an interrupted export has written.

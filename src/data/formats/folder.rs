@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::DirEntry;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use super::export::Export;
@@ -172,13 +172,26 @@ fn write_into(export: &mut Export, unfinished: &UnfinishedFolder, folder: &Path)
             return Err(data_error(folder, format!("expected a name for a file or folder, found {}", part.display())));
         }
         let path = root.join(parts[0]);
-        std::fs::create_dir_all(&path).map_err(Error::io(&path))?;
+        match std::fs::create_dir(&path) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(Error::io(&folder.join(parts[0]))(e)),
+            _ => {}
+        }
         let path = path.join(parts[1]);
         if std::mem::take(&mut is_first) {
             remove_if_there(&path)?;
         }
         let written = std::fs::File::create_new(&path).and_then(|mut file| file.write_all(&image.bytes));
-        written.map_err(Error::io(&folder.join(parts[0]).join(parts[1])))
+        written.map_err(|e| match e.kind() {
+            ErrorKind::AlreadyExists => {
+                let what = format!(
+                    "expected a file name of its own for each image, found {} twice (what is neither JPEG nor PNG \
+                     becomes PNG): write shards or another file",
+                    image.path()
+                );
+                data_error(folder, what)
+            }
+            _ => Error::io(&folder.join(parts[0]).join(parts[1]))(e),
+        })
     })
 }
 
@@ -186,8 +199,17 @@ fn data_error(path: &Path, what: String) -> Error {
     Error::Data { path: path.to_owned(), what }
 }
 
-/// Entries of a folder without junk, each with whether it is a folder.
-fn entries(path: &Path) -> Result<Vec<(DirEntry, bool)>> {
+/// What an entry of a folder is, behind links.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Folder,
+    File,
+    /// A pipe, a socket, a link to nothing.
+    Other,
+}
+
+/// Entries of a folder without junk.
+fn entries(path: &Path) -> Result<Vec<(DirEntry, Kind)>> {
     let mut result = Vec::new();
     for entry in std::fs::read_dir(path).map_err(Error::io(path))? {
         let entry = entry.map_err(Error::io(path))?;
@@ -197,33 +219,45 @@ fn entries(path: &Path) -> Result<Vec<(DirEntry, bool)>> {
         let mut kind = entry.file_type().map_err(Error::io(path))?;
         if kind.is_symlink() {
             // Subsets are often made of symbolic links, to images or to entire identities.
-            kind = std::fs::metadata(entry.path()).map_err(Error::io(&entry.path()))?.file_type();
+            kind = match std::fs::metadata(entry.path()) {
+                Err(e) if e.kind() == ErrorKind::NotFound => kind,
+                data => data.map_err(Error::io(&entry.path()))?.file_type(),
+            };
         }
-        result.push((entry, kind.is_dir()));
+        let kind = match (kind.is_dir(), kind.is_file()) {
+            (true, _) => Kind::Folder,
+            (_, true) => Kind::File,
+            _ => Kind::Other,
+        };
+        result.push((entry, kind));
     }
     Ok(result)
+}
+
+fn is_image_file((entry, kind): &(DirEntry, Kind)) -> bool {
+    *kind == Kind::File && is_image(&entry.file_name())
 }
 
 /// Names of the sub-folders, sorted.
 fn identity_names(root: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for (entry, is_folder) in entries(root)? {
-        match (entry.file_name().into_string(), is_folder) {
-            (Ok(name), true) => names.push(name),
-            (Err(name), true) => {
+    for (entry, kind) in entries(root)? {
+        match (entry.file_name().into_string(), kind) {
+            (Ok(name), Kind::Folder) => names.push(name),
+            (Err(name), Kind::Folder) => {
                 let name = name.display();
                 return Err(data_error(root, format!("expected a folder name in UTF-8, found {name}")));
             }
-            (_, false) if is_image(&entry.file_name()) => {
+            (_, Kind::File) if is_image(&entry.file_name()) => {
                 let name = entry.file_name();
                 let what = format!(
-                    "expected a folder per identity, found image {}: for images of several people in one folder, give a \
-                     list of images with labels",
+                    "expected a folder per identity, found image {}: for images of several people in one folder, give \
+                     a list of images with labels",
                     name.display()
                 );
                 return Err(data_error(root, what));
             }
-            (_, false) => {}
+            _ => {}
         }
     }
     // As the numbers that other formats have, so that the same people are in the same order in all of them.
@@ -238,16 +272,16 @@ fn identity_names(root: &Path) -> Result<Vec<String>> {
 /// Names of an identity's images, sorted; adds the paths of other files to `others`.
 fn image_names(folder: &Path, others: &mut Vec<PathBuf>) -> Result<Vec<OsString>> {
     let mut names = Vec::new();
-    for (entry, is_folder) in entries(folder)? {
+    for (entry, kind) in entries(folder)? {
         let name = entry.file_name();
-        if is_folder {
+        if kind == Kind::Folder {
             let what = format!(
                 "expected images, found folder {}: give the path of the folder that holds the people",
                 name.display()
             );
             return Err(data_error(folder, what));
         }
-        match is_image(&name) {
+        match kind == Kind::File && is_image(&name) {
             true => names.push(name),
             false => others.push(entry.path()),
         }
@@ -256,8 +290,8 @@ fn image_names(folder: &Path, others: &mut Vec<PathBuf>) -> Result<Vec<OsString>
     Ok(names)
 }
 
-/// Where the people are in `folder`: there, or one or more levels down, if there is one folder in it that holds folders,
-/// as archives are packed.
+/// Where the people are in `folder`: there, or one or more levels down, if there is one folder in it that holds
+/// folders, as archives are packed.
 ///
 /// # Errors
 /// When a folder cannot be read, or several folders hold folders, as `train` and `val` do.
@@ -265,17 +299,16 @@ pub(super) fn find_people(folder: &Path) -> Result<PathBuf> {
     let mut folder = folder.to_owned();
     for _ in 0..MAX_WRAPPERS {
         let all = entries(&folder)?;
-        if all.iter().any(|(entry, is_folder)| !is_folder && is_image(&entry.file_name())) {
+        if all.iter().any(is_image_file) {
             return Ok(folder);
         }
         let folders: Vec<PathBuf> =
-            all.iter().filter(|(_, is_folder)| *is_folder).map(|(entry, _)| entry.path()).collect();
+            all.iter().filter(|(_, kind)| *kind == Kind::Folder).map(|(entry, _)| entry.path()).collect();
         let mut of_folders = Vec::new();
         // A few tell: there may be a hundred thousand people.
         for path in folders.iter().take(MAX_LOOKED_INTO) {
             let inside = entries(path)?;
-            let has_images = inside.iter().any(|(entry, is_folder)| !is_folder && is_image(&entry.file_name()));
-            if !has_images && inside.iter().any(|(_, is_folder)| *is_folder) {
+            if !inside.iter().any(is_image_file) && inside.iter().any(|(_, kind)| *kind == Kind::Folder) {
                 of_folders.push(path);
             }
         }

@@ -8,7 +8,7 @@ use crate::data::decode::read_bytes;
 use crate::data::sample::Dataset;
 use crate::error::Result;
 use crate::files::folder_of;
-use crate::lists::Text;
+use crate::lists::{Text, plain_path};
 
 /// The images listed in a text file, as a [`Dataset`] in the list's order. Every image has
 /// [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS).
@@ -58,14 +58,17 @@ impl ListedFaces {
     }
 }
 
-/// Returns the path of a listed image relative to `folder`, as the list writes it or else with other slashes or without
-/// the leading one; none if there is no such file.
+/// Returns the path of a listed image relative to `folder`, in one way for each file as far as its text tells: as
+/// [`plain_path`] writes it, or without the leading slash, or else as the list does; none if there is no such file.
 fn place(folder: &Path, image: &str) -> Option<String> {
-    let image = image.strip_prefix("./").unwrap_or(image);
     let is_there = |image: &str| !image.is_empty() && folder.join(image).is_file();
-    let slashes = image.replace('\\', "/");
-    let slashes = slashes.strip_prefix("./").unwrap_or(&slashes);
-    let all = [image, slashes, image.trim_start_matches('/'), slashes.trim_start_matches('/')];
+    let plain = plain_path(image);
+    let inside = std::path::absolute(folder).ok().and_then(|folder| {
+        let inside = Path::new(&plain).strip_prefix(plain_path(folder.to_str()?)).ok()?;
+        Some(inside.to_str()?.to_owned())
+    });
+    let inside = inside.as_deref().unwrap_or_default();
+    let all = [inside, &plain, plain.trim_start_matches('/'), image];
     all.into_iter().find(|image| is_there(image)).map(str::to_owned)
 }
 

@@ -5,27 +5,8 @@ use std::path::Path;
 
 use crate::data::decode::{is_image, names_image};
 use crate::error::Result;
-use crate::lists::{Line, Separator, Text, column_name, quoted, whole};
+use crate::lists::{Line, PATH_COLUMNS, Separator, Text, columns_named, quoted, whole};
 
-/// Names of the column of paths.
-const PATH_COLUMNS: [&str; 16] = [
-    "path",
-    "file",
-    "filename",
-    "filepath",
-    "imagepath",
-    "imgpath",
-    "image",
-    "img",
-    "imageid",
-    "imagename",
-    "imgname",
-    "imagefile",
-    "imgfile",
-    "src",
-    "nameid",
-    "picture",
-];
 /// Names of the column of labels; of several, the first in this order counts.
 const LABEL_COLUMNS: [&str; 13] = [
     "label",
@@ -45,11 +26,13 @@ const LABEL_COLUMNS: [&str; 13] = [
 /// What a list may look like.
 const KNOWN: &str = "expected column names such as path,label, or a path and a label between which there is a tab, a \
                      comma or a blank, or MXNet's or insightface's .lst";
+/// What to do with a list of pairs.
+const PAIRS: &str = "a list of pairs is given as --pairs";
 
 /// The form of a list.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Form {
-    /// The fields at these places of lines with this number of fields.
+    /// The fields at these places of lines with this number of fields, or any number that has these places.
     Fields { separator: Separator, path: usize, label: Label, num_fields: Option<usize> },
     /// A path, which may have blanks, and the rest of the line, either way round.
     Blanks { label_first: bool },
@@ -67,8 +50,11 @@ pub(super) enum Label {
 type Found = (Form, bool);
 
 impl Form {
-    /// Recognises a list's form by its first line, `exists` tells whether an image is there. Returns the form, the
-    /// number of lines to skip and the note that is due.
+    /// Returns a list's form, recognised by its first line, and the number of lines to skip; `exists` tells whether an
+    /// image is there.
+    ///
+    /// # Errors
+    /// When the list is empty, or its first line is of no form that is known.
     pub fn of(text: &Text, exists: &dyn Fn(&str) -> bool) -> Result<(Self, usize)> {
         let mut lines = text.lines();
         let Some(mut first) = lines.next() else {
@@ -117,7 +103,7 @@ impl Form {
             fields.pop();
         }
         if let [only] = &fields[..]
-            && PATH_COLUMNS.contains(&column_name(only).as_str())
+            && !columns_named(&[only], &PATH_COLUMNS).is_empty()
         {
             let form = Self::Fields { separator: Separator::Tab, path: 0, label: Label::Folder, num_fields: Some(1) };
             return Ok(Some((form, true)));
@@ -144,9 +130,15 @@ impl Form {
             }
             Self::Fields { separator, path, label, num_fields } => {
                 let mut fields = line.fields(*separator)?;
-                if num_fields.is_some_and(|num| fields.len() < num) || fields.len() <= *path {
-                    let num = num_fields.unwrap_or(path + 1);
-                    return Err(format!("expected {num} fields, found {}: {}", fields.len(), line.quoted()));
+                // Spreadsheets add to the end of a row.
+                let num = num_fields.unwrap_or(fields.len().max(path + 1));
+                while fields.len() > num && fields.last().is_some_and(|field| field.is_empty()) {
+                    fields.pop();
+                }
+                if fields.len() != num {
+                    let hint =
+                        if fields.len() > num { " (quotes go around a field that has commas in it)" } else { "" };
+                    return Err(format!("expected {num} fields, found {}: {}{hint}", fields.len(), line.quoted()));
                 }
                 let label = match label {
                     Label::Field(at) => {
@@ -162,9 +154,13 @@ impl Form {
             }
         };
         check_image(&path)?;
-        match label.is_empty() {
-            true => Err(format!("expected a label of {}, found none", quoted(&path))),
-            false => Ok((path, label)),
+        match (label.is_empty(), whole(&label)) {
+            (true, _) => Err(format!("expected a label of {}, found none", quoted(&path))),
+            // Lists write -1 for no label.
+            (false, Some(number)) if number < 0 => {
+                Err(format!("expected a name or a number from 0 as the label of {}, found {label}", quoted(&path)))
+            }
+            _ => Ok((path, label)),
         }
     }
 }
@@ -180,22 +176,17 @@ fn check_image(path: &str) -> std::result::Result<(), String> {
 /// Whether these are names of columns: no number, no image, and one that is known.
 fn is_header(fields: &[Cow<str>]) -> bool {
     let is_number = |field: &str| field.parse::<f64>().is_ok();
-    let is_known = |field: &str| {
-        let name = column_name(field);
-        PATH_COLUMNS.contains(&name.as_str()) || LABEL_COLUMNS.contains(&name.as_str())
-    };
+    let has = |names: &[&str]| !columns_named(fields, names).is_empty();
     fields.len() > 1
         && !fields.iter().any(|field| is_number(field) || names_image(field) || field.contains(['/', '\\']))
-        && fields.iter().any(|field| is_known(field))
+        && (has(&PATH_COLUMNS) || has(&LABEL_COLUMNS))
 }
 
 fn by_names(fields: &[Cow<str>], separator: Separator) -> std::result::Result<Form, String> {
-    let names: Vec<String> = fields.iter().map(|field| column_name(field)).collect();
-    let paths: Vec<usize> = (0..names.len()).filter(|&i| PATH_COLUMNS.contains(&names[i].as_str())).collect();
-    let label_at = |wanted: &&str| (0..names.len()).filter(|&i| names[i] == **wanted).collect::<Vec<_>>();
-    let labels = LABEL_COLUMNS.iter().map(label_at).find(|found| !found.is_empty()).unwrap_or_default();
+    let paths = columns_named(fields, &PATH_COLUMNS);
+    let labels = LABEL_COLUMNS.iter().map(|name| columns_named(fields, &[name])).find(|found| !found.is_empty());
+    let labels = labels.unwrap_or_default();
     let found = || quoted(&fields.join(", "));
-    // `name,filename` and `path,name`: a path by any of its names; a label that is the path's own column does not count.
     match (&paths[..], &labels[..]) {
         (&[path], &[label]) => {
             // A path between blanks could have blanks itself: then its end and the label's place decide.
@@ -212,13 +203,12 @@ fn by_names(fields: &[Cow<str>], separator: Separator) -> std::result::Result<Fo
     }
 }
 
-const PAIRS: &str = "a list of pairs is given as --pairs";
-
 /// The form of a line without column names, by what its fields are.
 fn by_content(fields: &[Cow<str>], separator: Separator) -> std::result::Result<Option<Form>, String> {
     let images: Vec<usize> = (0..fields.len()).filter(|&i| names_image(&fields[i])).collect();
     let is_whole = |i: usize| fields.get(i).is_some_and(|field| whole(field).is_some());
-    let at = |path, label, num| Ok(Some(Form::Fields { separator, path, label, num_fields: Some(num) }));
+    let fields_at = |path, label, num_fields| Ok(Some(Form::Fields { separator, path, label, num_fields }));
+    let at = |path, label, num| fields_at(path, label, Some(num));
     match (fields.len(), &images[..]) {
         (_, []) => Ok(None),
         (_, [_, _, ..]) => Err(format!("expected the path of one image, found two: {PAIRS}")),
@@ -229,7 +219,7 @@ fn by_content(fields: &[Cow<str>], separator: Separator) -> std::result::Result<
             at(path, Label::Field(1), num)
         }
         // insightface: whether the face is aligned, path, label, perhaps a box and landmarks; or a row number first.
-        (_, [1]) if is_whole(0) && is_whole(2) => at(1, Label::Field(2), 3),
+        (_, [1]) if is_whole(0) && is_whole(2) => fields_at(1, Label::Field(2), None),
         _ => {
             let found = quoted(&fields.join(", "));
             Err(format!("expected a first line that names the columns, such as path,label, found {found}"))

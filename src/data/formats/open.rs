@@ -85,7 +85,8 @@ impl Source {
     /// Whether no other set lies in the folder of this set's file; the shards of a set count as one.
     fn is_alone(&self) -> bool {
         let entries = std::fs::read_dir(folder_of(&self.path)).into_iter().flatten().flatten();
-        let kinds = entries.map(|entry| extension(&entry.path()));
+        let files = entries.filter(|entry| !is_junk(&entry.file_name()));
+        let kinds = files.map(|entry| extension(&entry.path()));
         let is_shard = |kind: &str| kind == "tar" && self.format == Format::WebDataset;
         let is_set = |kind: &String| matches!(kind.as_str(), "rec" | "tar" | "parquet") && !is_shard(kind);
         // A file is itself one of them.

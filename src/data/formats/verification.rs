@@ -165,17 +165,24 @@ fn is_dtype(pickle: &Pickle, id: Id, types: &[&str]) -> bool {
     pickle.global(object.callable) == Some(("numpy", "dtype")) && name.is_some_and(|name| types.contains(&name))
 }
 
-/// Writes pairs as a verification file in pickle protocol 3, which `pickle.load` of any Python 3 reads.
+/// Writes pairs as a verification file in pickle protocol 3, which `pickle.load` of any Python 3 reads. `on` receives the
+/// number of images written so far; an error from it ends the writing.
 ///
 /// # Errors
 /// When an image cannot be read, or the file exists or cannot be written; no file is left then.
-pub fn write_verification(images: &dyn Dataset, pairs: &[Pair], path: &Path) -> Result<()> {
+pub fn write_verification(
+    images: &dyn Dataset,
+    pairs: &[Pair],
+    path: &Path,
+    on: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<()> {
     let file = Output::new(path)?;
     let mut out = BufWriter::new(file.as_file());
     let io = |e| Error::io(path)(e);
     // PROTO 3, EMPTY_LIST, MARK; the images; APPENDS; EMPTY_LIST, MARK; the flags; APPENDS, TUPLE2, STOP.
     out.write_all(b"\x80\x03](").map_err(io)?;
-    for index in pairs.iter().flat_map(|pair| [pair.a, pair.b]) {
+    for (num_done, index) in pairs.iter().flat_map(|pair| [pair.a, pair.b]).enumerate() {
+        on(num_done)?;
         let Some(bytes) = images.encoded(index)? else {
             let what = format!("{}: expected an encoded image, found a procedural one", images.name(index));
             return Err(Error::Data { path: path.to_owned(), what });

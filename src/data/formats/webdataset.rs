@@ -100,7 +100,10 @@ impl Found {
         let (mut pending, first) = (Pending::default(), self.images.len());
         let not_tar = |e: std::io::Error| wrong(0, format!("expected a tar file that is not compressed: {e}"));
         let cut = |what: String| {
-            let what = format!("{what}: the file is truncated (--set data.on_broken=skip takes what is complete)");
+            let what = format!(
+                "{what}: the file is truncated (with data.on_broken = \"skip\" a training takes the samples \
+                               before the last one, which may lack something)"
+            );
             Ok(Some(wrong(len, what)))
         };
         // Where the member after the last one begins.
@@ -113,8 +116,17 @@ impl Found {
                 }
                 Err(e) => return Err(not_tar(e)),
             };
-            end = (entry.raw_file_position() + entry.size()).next_multiple_of(BLOCK);
             let kind = entry.header().entry_type();
+            if kind == tar::EntryType::GNUSparse {
+                let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+                let what =
+                    format!("{name} is stored as a sparse file, which is not read: write it whole (tar without -S)");
+                return Err(wrong(entry.raw_file_position(), what));
+            }
+            let after = entry.raw_file_position().checked_add(entry.size());
+            end = after.and_then(|after| after.checked_next_multiple_of(BLOCK)).ok_or_else(|| {
+                wrong(entry.raw_file_position(), format!("a member of {} bytes is out of range", entry.size()))
+            })?;
             if matches!(kind, tar::EntryType::Link | tar::EntryType::Symlink) {
                 let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
                 let what = format!(
@@ -167,15 +179,34 @@ impl Found {
                 }
             }
         }
-        // An archive ends with two blocks of zeros; without them the file may have been cut after any member.
+        // An archive ends with two blocks of zeros; without them the file may have been cut after any member, so that
+        // the last sample may lack a name or a label.
         let closing = self.shards[shard as usize].read_up_to(end, 2 * BLOCK as usize)?;
         if closing.len() < 2 * BLOCK as usize || closing.iter().any(|&byte| byte != 0) {
-            self.push_if_complete(pending, path)?;
             return cut(format!("expected {} bytes of zeros at byte {end}, the end of the archive", 2 * BLOCK));
         }
         self.push(pending, path)?;
         self.check_names(first, path)?;
-        Ok(None)
+        self.data_after(shard, end + 2 * BLOCK).map(|at| {
+            let what = "expected nothing after the end of the archive, found data: it is damaged, or several archives \
+                        were joined (with data.on_broken = \"skip\" a training takes what is before)";
+            at.map(|at| wrong(at, what.to_owned()))
+        })
+    }
+
+    /// Returns where there is anything but zeros from byte `from` on, if anywhere.
+    fn data_after(&self, shard: u32, from: u64) -> Result<Option<u64>> {
+        let mut at = from;
+        loop {
+            let bytes = self.shards[shard as usize].read_up_to(at, 1 << 16)?;
+            if let Some(place) = bytes.iter().position(|&byte| byte != 0) {
+                return Ok(Some(at + place as u64));
+            }
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            at += bytes.len() as u64;
+        }
     }
 
     /// Checks that no two samples of a file, which start at number `first`, have one name: an archive that a corrected
@@ -191,11 +222,6 @@ impl Found {
             }
             None => Ok(()),
         }
-    }
-
-    /// Adds the last sample of a truncated file, unless its label is missing.
-    fn push_if_complete(&mut self, sample: Pending, path: &Path) -> Result<()> {
-        if sample.label.is_some() { self.push(sample, path) } else { Ok(()) }
     }
 
     /// Adds a complete sample; one without an image is ignored.
@@ -290,8 +316,8 @@ impl Dataset for ShardFaces {
 }
 
 /// Writes `FOLDER/faces-000000.tar` and so on with `shard_size` images in each, as `PERSON/IMAGE.jpg` and
-/// `PERSON/IMAGE.cls`. If a name has dots that would cut its key short, the sample becomes `NUMBER.jpg`, `NUMBER.cls`
-/// and a `NUMBER.json` with the name. An interrupted export leaves an [`UnfinishedFolder`], with which the same export
+/// `PERSON/IMAGE.cls`. If a name has dots that would cut its key short, or differs from another one in its extension
+/// alone, the sample becomes `NUMBER.jpg`, `NUMBER.cls` and a `NUMBER.json` with the name. An interrupted export leaves an [`UnfinishedFolder`], with which the same export
 /// goes on.
 ///
 /// # Errors
@@ -312,6 +338,7 @@ fn write_into(export: &mut Export, unfinished: &UnfinishedFolder, folder: &Path,
     let mut num_shards = unfinished.entries()?.len();
     let mut count = (num_shards * shard_size).min(export.len());
     export.go_on_after(count);
+    let shared = export.with_shared_stems();
     let mut shard: Option<tar::Builder<BufWriter<NamedTempFile>>> = None;
     export.for_each(&mut |image| {
         if count.is_multiple_of(shard_size) {
@@ -322,7 +349,7 @@ fn write_into(export: &mut Export, unfinished: &UnfinishedFolder, folder: &Path,
             shard = Some(tar::Builder::new(BufWriter::new(crate::files::temporary(&path_of(num_shards))?)));
         }
         let shard = shard.as_mut().expect("made above");
-        append(shard, count, &image).map_err(Error::io(&folder.join(name(num_shards))))?;
+        append(shard, count, &image, shared.contains(&count)).map_err(Error::io(&folder.join(name(num_shards))))?;
         count += 1;
         Ok(())
     })?;
@@ -334,7 +361,13 @@ fn close(shard: tar::Builder<BufWriter<NamedTempFile>>, path: &Path) -> Result<(
     crate::files::persist(file.map_err(Error::io(path))?, path)
 }
 
-fn append(builder: &mut tar::Builder<impl Write>, number: usize, image: &ExportImage) -> std::io::Result<()> {
+/// Adds a sample, under its number if its name `is_shared` with another but for the extension.
+fn append(
+    builder: &mut tar::Builder<impl Write>,
+    number: usize,
+    image: &ExportImage,
+    is_shared: bool,
+) -> std::io::Result<()> {
     let path = image.path();
     let mut add = |name: String, bytes: &[u8]| {
         let mut header = tar::Header::new_gnu();
@@ -342,7 +375,7 @@ fn append(builder: &mut tar::Builder<impl Write>, number: usize, image: &ExportI
         header.set_mode(0o644);
         builder.append_data(&mut header, name, bytes)
     };
-    let is_plain = split_key(&path).is_some_and(|(_, extension)| is_image_extension(extension));
+    let is_plain = !is_shared && split_key(&path).is_some_and(|(_, extension)| is_image_extension(extension));
     let key = match path.rsplit_once('.') {
         Some((key, _)) if is_plain => key.to_owned(),
         _ => format!("{number:09}"),

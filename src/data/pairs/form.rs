@@ -3,25 +3,10 @@
 use super::list::{ImageId, PairEntry};
 use crate::data::decode::names_image;
 use crate::error::Result;
-use crate::lists::{Line, Separator, Text, column_name, quoted, truth, whole};
+use crate::lists::{
+    Line, MAYBE_SAME_COLUMNS, SAME_COLUMNS, Separator, Text, column_name, columns_named, quoted, truth, whole,
+};
 
-/// Names of the column that says whether both images show one person.
-const SAME: [&str; 14] = [
-    "same",
-    "issame",
-    "sameperson",
-    "label",
-    "match",
-    "ismatch",
-    "genuine",
-    "isgenuine",
-    "target",
-    "decision",
-    "actual",
-    "type",
-    "y",
-    "gt",
-];
 /// What a list may look like.
 const KNOWN: &str = "expected LFW's or MFR2's pairs (\"name i j\" or \"name1 i name2 j\"), \"path path 1\", or columns \
                      such as image1,image2,same or name,imagenum1,imagenum2";
@@ -31,8 +16,8 @@ const KNOWN: &str = "expected LFW's or MFR2's pairs (\"name i j\" or \"name1 i n
 pub(super) enum Form {
     /// `name i j`, or `name1 i name2 j`, perhaps with a field that says whether both are one person.
     Names { same: Option<usize> },
-    /// Two paths and a flag at these places, and the fold if the list names it.
-    Files { a: usize, b: usize, same: usize, fold: Option<usize> },
+    /// Two paths and a flag at these places of so many fields, and the fold if the list names it.
+    Files { a: usize, b: usize, same: usize, fold: Option<usize>, num_fields: usize },
     /// Two paths with blanks, and a flag before or after them.
     FilesBetweenBlanks,
 }
@@ -67,7 +52,8 @@ impl Form {
         let names: Vec<String> = fields.iter().map(|field| column_name(field)).collect();
         let is_data = |field: &str| field.parse::<f64>().is_ok() || names_image(field) || field.contains(['/', '\\']);
         if !fields.iter().any(|field| is_data(field)) {
-            let same: Vec<usize> = (0..names.len()).filter(|&i| SAME.contains(&names[i].as_str())).collect();
+            let same = [&SAME_COLUMNS[..], &MAYBE_SAME_COLUMNS].map(|names| columns_named(&fields, names));
+            let same = same.into_iter().find(|found| !found.is_empty()).unwrap_or_default();
             if names.iter().any(|name| name.starts_with("imagenum")) {
                 return Ok(Some((Self::Names { same: same.first().copied() }, true)));
             }
@@ -86,20 +72,21 @@ impl Form {
                 return Err(format!("expected two columns of image files, found {num} in {}", second.quoted()));
             };
             let fold = names.iter().position(|name| name == "fold");
-            return Ok(Some((Self::Files { a, b, same, fold }, true)));
+            return Ok(Some((Self::Files { a, b, same, fold, num_fields: fields.len() }, true)));
         }
         if separator == Separator::Blanks && fields.iter().any(|field| names_image(field)) {
             return Ok(files_between_blanks(first).is_ok().then_some((Self::FilesBetweenBlanks, false)));
         }
         let images: Vec<usize> = (0..fields.len()).filter(|&i| names_image(&fields[i])).collect();
         let has_flag = |i: usize| fields.get(i).is_some_and(|field| truth(field).is_some());
-        Ok(match (fields.len(), &images[..]) {
-            (3, [0, 1]) if has_flag(2) => Some((Self::Files { a: 0, b: 1, same: 2, fold: None }, false)),
-            (3, [1, 2]) if has_flag(0) => Some((Self::Files { a: 1, b: 2, same: 0, fold: None }, false)),
+        let files = |a, b, same| Some((Self::Files { a, b, same, fold: None, num_fields: 3 }, false));
+        Ok(match (trimmed(&fields).len(), &images[..]) {
+            (3, [0, 1]) if has_flag(2) => files(0, 1, 2),
+            (3, [1, 2]) if has_flag(0) => files(1, 2, 0),
             (2, [0, 1]) => {
                 return Err("expected whether both show one person, 1 or 0, found two files alone".to_owned());
             }
-            (3 | 4 | 5, []) if Self::Names { same: None }.entry(&trimmed(&fields), 1).is_ok() => {
+            (3.., []) if Self::Names { same: None }.entry(&trimmed(&fields), 1).is_ok() => {
                 Some((Self::Names { same: None }, false))
             }
             _ => None,
@@ -123,7 +110,11 @@ impl Form {
     pub fn entry(&self, fields: &[&str], line: usize) -> std::result::Result<PairEntry, String> {
         match *self {
             Self::Names { same } => names(fields, same, line),
-            Self::Files { a, b, same, fold } => {
+            Self::Files { a, b, same, fold, num_fields } => {
+                let is_empty = |from: usize| fields[from..].iter().all(|field| field.is_empty());
+                if fields.len() < num_fields || !is_empty(num_fields) {
+                    return Err(format!("expected {num_fields} fields, found {}", fields.len()));
+                }
                 let field = |at: usize| fields.get(at).copied().ok_or(format!("expected field {}", at + 1));
                 let is_same = truth(field(same)?).ok_or_else(|| {
                     format!("expected 1 or 0 for whether both show one person, found {:?}", fields[same])

@@ -2,13 +2,15 @@
 //!
 //! Counts in a list are checked against its lines; they never determine an allocation.
 
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::form::Form;
 use crate::data::decode::names_image;
 use crate::error::{Error, Result};
-use crate::lists::{Line as TextLine, Text};
+use crate::lists::{Line as TextLine, Separator, Text};
 
 /// An image as a list names it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,7 +50,7 @@ pub struct PairEntry {
     pub line: usize,
 }
 
-/// The pairs of a list, in its order.
+/// The pairs of a list, fold by fold, in its order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairList {
     pub(super) path: PathBuf,
@@ -61,17 +63,18 @@ impl PairList {
     /// - `name i j` (the same person) and `name1 i name2 j` (different people), as MFR2 has them, between tabs, commas
     ///   or blanks; with Kaggle's first line `name,imagenum1,imagenum2` or `name,imagenum1,name,imagenum2`;
     /// - two image files and whether they show one person (`1` or `0`, `true`, `same` and the like), which comes first
-    ///   or last; with a first line of column names in any order, of which one is `same`, `label`, `match` or the like.
+    ///   or last; with a first line of column names in any order, of which one is `same`, `label`, `match` or the like
+    ///   and one may be `fold`.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is not text, [`Error::Line`] for a line of
-    /// another form, a number that is not whole, two people with the same name, an early end of the file, or text after
-    /// the last fold.
+    /// another form, a number that is not whole, folds that are not of equal size, an early end of the file, or text
+    /// after the last fold.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let text = Text::read(path.as_ref())?;
         let lines = Lines::new(&text);
         let is_digits = |field: &str| field.bytes().all(|b| b.is_ascii_digit());
-        let is_lfw = match lines.first() {
+        let is_lfw = match &lines.first()[..] {
             [] => true,
             [count] => is_digits(count),
             [folds, pairs] => is_digits(folds) && !names_image(pairs),
@@ -91,7 +94,7 @@ impl PairList {
 
     fn parse_lfw(mut lines: Lines) -> Result<Self> {
         let header = lines.next("\"folds pairs\"")?;
-        let (num_folds, num_pairs): (usize, usize) = match *header.fields {
+        let (num_folds, num_pairs): (usize, usize) = match &header.fields[..] {
             [pairs] => (1, lines.number(&header, pairs)?),
             [folds, pairs] => (lines.number(&header, folds)?, lines.number(&header, pairs)?),
             _ => return Err(lines.error(&header, "expected the numbers of folds and of pairs")),
@@ -103,7 +106,8 @@ impl PairList {
                     let kind = if is_same { "same \"name i j\"" } else { "different \"name1 i name2 j\"" };
                     let expected = format!("pair {i} of {num_pairs} of fold {fold}, {kind}");
                     let line = lines.next(&expected)?;
-                    let entry = Form::Names { same: None }.entry(&line.fields, line.number);
+                    let fields: Vec<&str> = line.fields.iter().map(|field| &**field).collect();
+                    let entry = Form::Names { same: None }.entry(&fields, line.number);
                     let entry = entry.map_err(|_| lines.error(&line, &format!("expected {expected}")))?;
                     if entry.is_same != is_same {
                         return Err(lines.error(&line, &format!("expected {expected}")));
@@ -123,15 +127,28 @@ impl PairList {
             let entry = form.read(line, separator).map_err(|what| text.error(line.number, what))?;
             entries.push(entry);
         }
-        let num_folds = entries.iter().map(|entry| entry.fold + 1).max().unwrap_or(1);
-        // No more folds than pairs: a forged number must not decide what is counted by fold.
-        if num_folds > entries.len().max(1) {
-            return Err(text.error(1, format!("expected as many pairs as folds, found {num_folds} folds")));
+        // Folds are numbered from any number. The protocol cuts the list into parts of equal size, so folds must be
+        // such parts.
+        let numbers: BTreeSet<usize> = entries.iter().map(|entry| entry.fold).collect();
+        let places: BTreeMap<usize, usize> = numbers.into_iter().zip(0..).collect();
+        let (mut sizes, num) = (vec![0; places.len()], entries.len());
+        for entry in &mut entries {
+            entry.fold = places[&entry.fold];
+            sizes[entry.fold] += 1;
         }
+        let num_folds = places.len().max(1);
+        // As scikit-learn's KFold has them: the first ones are larger by one if the number is not divisible.
+        let expected = |fold: usize| num / num_folds + usize::from(fold < num % num_folds);
+        if let Some(fold) = (0..sizes.len()).find(|&fold| sizes[fold] != expected(fold)) {
+            let what =
+                format!("expected {} pairs in fold {} of {num_folds}, found {}", expected(fold), fold + 1, sizes[fold]);
+            return Err(text.error(1, what));
+        }
+        entries.sort_by_key(|entry| entry.fold);
         Ok(Self { path: text.path().to_owned(), entries, num_folds })
     }
 
-    /// The pairs, in the list's order.
+    /// The pairs, fold by fold, in the list's order.
     pub fn entries(&self) -> &[PairEntry] {
         &self.entries
     }
@@ -151,29 +168,26 @@ impl PairList {
 pub(super) struct Lines<'a> {
     text: &'a Text,
     /// In reverse order, so that `pop` returns the next line.
-    rest: Vec<Line<'a>>,
+    rest: Vec<TextLine<'a>>,
     /// Number of the line after the last one, where an early end is reported.
     end: usize,
 }
 
+/// A line and its fields.
 pub(super) struct Line<'a> {
     pub number: usize,
-    pub fields: Vec<&'a str>,
+    /// Those between tabs, commas or semicolons, which leave blanks to names, or else between blanks.
+    pub fields: Vec<Cow<'a, str>>,
 }
 
-/// Fields between tabs or commas, which leave blanks to names, or else between blanks.
-fn fields(line: TextLine<'_>) -> Vec<&str> {
-    let split = |sign: char| line.text.trim().split(sign).map(str::trim).collect();
-    match (line.text.contains('\t'), line.text.contains(',')) {
-        (true, _) => split('\t'),
-        (false, true) => split(','),
-        _ => line.text.split_whitespace().collect(),
-    }
+fn fields(line: TextLine<'_>) -> std::result::Result<Vec<Cow<'_, str>>, String> {
+    line.fields(Separator::of(line)[0])
 }
 
 impl<'a> Lines<'a> {
     pub fn new(text: &'a Text) -> Self {
-        let mut rest: Vec<Line> = text.lines().map(|l| Line { number: l.number, fields: fields(l) }).collect();
+        let trimmed = |line: TextLine<'a>| TextLine { text: line.text.trim(), ..line };
+        let mut rest: Vec<TextLine> = text.lines().map(trimmed).collect();
         let end = text.num_lines() + 1;
         rest.reverse();
         Self { text, rest, end }
@@ -183,19 +197,24 @@ impl<'a> Lines<'a> {
         self.text.path()
     }
 
-    /// Returns the fields of the next line without consuming it; empty at the end.
-    pub fn first(&self) -> &[&'a str] {
-        self.rest.last().map_or(&[], |l| &l.fields)
+    /// Returns the fields of the next line without consuming it; none at the end, or if they are wrong.
+    pub fn first(&self) -> Vec<Cow<'a, str>> {
+        self.rest.last().and_then(|&line| fields(line).ok()).unwrap_or_default()
     }
 
     pub fn next(&mut self, expected: &str) -> Result<Line<'a>> {
         let what = || format!("expected {expected}, found the end of the file");
-        self.rest.pop().ok_or_else(|| self.text.error(self.end, what()))
+        let line = self.rest.pop().ok_or_else(|| self.text.error(self.end, what()))?;
+        let fields = fields(line).map_err(|what| self.text.error(line.number, what))?;
+        Ok(Line { number: line.number, fields })
     }
 
     pub fn end(&mut self, last: &str) -> Result<()> {
         match self.rest.pop() {
-            Some(line) => Err(self.error(&line, &format!("expected the end of the file after {last}"))),
+            Some(line) => {
+                let what = format!("expected the end of the file after {last}, found {}", line.quoted());
+                Err(self.text.error(line.number, what))
+            }
             None => Ok(()),
         }
     }

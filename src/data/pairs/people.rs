@@ -36,7 +36,7 @@ impl People {
         let mut lines = Lines::new(&text);
         let count = |lines: &mut Lines, expected: &str| {
             let line = lines.next(expected)?;
-            match *line.fields {
+            match &line.fields[..] {
                 [count] => lines.number::<usize>(&line, count),
                 _ => Err(lines.error(&line, &format!("expected {expected}"))),
             }
@@ -44,7 +44,7 @@ impl People {
         let first = count(&mut lines, "a number of folds or of people")?;
         let has_folds = lines.first().len() == 1;
         let num_folds = if has_folds { first } else { 1 };
-        let mut seen = HashMap::new();
+        let mut seen: HashMap<String, usize> = HashMap::new();
         let mut folds = Vec::new();
         for fold in 0..num_folds {
             let num_people =
@@ -53,15 +53,15 @@ impl People {
             for i in 1..=num_people {
                 let expected = format!("person {i} of {num_people} of fold {fold}, \"name images\"");
                 let line = lines.next(&expected)?;
-                let [name, images] = *line.fields else {
+                let [name, images] = &line.fields[..] else {
                     return Err(lines.error(&line, &format!("expected {expected}")));
                 };
-                if let Some(earlier) = seen.insert(name, line.number) {
+                if let Some(earlier) = seen.insert(name.to_string(), line.number) {
                     return Err(
                         lines.error(&line, &format!("expected each name once, {name} is in line {earlier} too"))
                     );
                 }
-                people.push(Person { name: name.to_owned(), num_images: lines.number(&line, images)? });
+                people.push(Person { name: name.to_string(), num_images: lines.number(&line, images)? });
             }
             folds.push(people);
         }

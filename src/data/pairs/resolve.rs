@@ -8,6 +8,7 @@ use super::Pair;
 use super::list::{ImageId, PairEntry, PairList};
 use crate::data::Dataset;
 use crate::error::Result;
+use crate::lists::person_and_file;
 
 impl PairList {
     /// Finds the images of every pair in a data set, in the list's order.
@@ -15,11 +16,12 @@ impl PairList {
     /// Identities are matched by name. Numbered images are matched by file name: `<identity>_NNNN.<extension>` with any
     /// number of leading zeros, `<identity>_NNNN_N.<extension>` or `NNNN.<extension>`; if the data set has no file
     /// names, by their position among the identity's images. In a list that [counts from 0](Self::counts_from_zero),
-    /// they are matched by position. Files are matched by person and file name, else by a file name that is unique.
+    /// they are matched by position. Files are matched by person and file name; by a file name that is unique if the
+    /// list gives no folder, or if none of its folders and files are those of the data set.
     ///
     /// # Errors
     /// [`Error::Line`](crate::Error::Line) at the first pair with an image that the data set lacks or has twice, of an
-    /// image with itself that is said to show two people, or that contradicts an earlier one.
+    /// image with itself that is said to show two people, or that contradicts an earlier one or the data set's labels.
     pub fn resolve(&self, images: &dyn Dataset) -> Result<Vec<Pair>> {
         let known = Known::of(self, images);
         let find = |id: &ImageId, entry: &PairEntry| known.find(id, images).map_err(|what| self.error(entry, what));
@@ -40,6 +42,15 @@ impl PairList {
                 }
                 Entry::Occupied(_) => {}
                 Entry::Vacant(free) => drop(free.insert(entry)),
+            }
+            let (label_a, label_b) = (images.label(a), images.label(b));
+            let is_file = matches!(entry.a, ImageId::File(_));
+            if is_file && a != b && images.num_identities() > 1 && (label_a == label_b) != entry.is_same {
+                let [said, found] =
+                    if entry.is_same { ["one person", "two people"] } else { ["two people", "one person"] };
+                let [a, b] = [a, b].map(|index| images.name(index));
+                let what = format!("expected images of {said}, found {a} and {b}, of {found} in the data set");
+                return Err(self.error(entry, what));
             }
             pairs.push(Pair { a, b, is_same: entry.is_same, fold: entry.fold });
         }
@@ -81,6 +92,8 @@ struct Known<'a> {
     files: BTreeMap<String, usize>,
     /// By file name; none if several have it.
     unique: BTreeMap<String, Option<usize>>,
+    /// Whether the list's folders are the data set's people: then `zoe/1.jpg` must not be taken for `ann/1.jpg`.
+    has_people: bool,
 }
 
 impl<'a> Known<'a> {
@@ -95,7 +108,8 @@ impl<'a> Known<'a> {
                 ImageId::Numbered { .. } => None,
             })
             .collect();
-        let mut known = Self { numbered: BTreeMap::new(), files: BTreeMap::new(), unique: BTreeMap::new() };
+        let (numbered, files, unique) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut known = Self { numbered, files, unique, has_people: false };
         let of_label = |name: String| identities.get(name.as_str()).copied();
         let of_label: Vec<Option<&str>> = images.identity_names().into_iter().map(of_label).collect();
         for (index, counted) in count_images(images).into_iter().enumerate() {
@@ -113,6 +127,12 @@ impl<'a> Known<'a> {
                 known.numbered.entry((identity, number)).and_modify(second).or_insert((index, None));
             }
         }
+        let of_people = list.entries.iter().flat_map(|entry| [&entry.a, &entry.b]);
+        let mut of_people = of_people.filter_map(|id| match id {
+            ImageId::File(path) => person_and_file(path),
+            ImageId::Numbered { .. } => None,
+        });
+        known.has_people = of_people.any(|path| known.files.contains_key(&path));
         known
     }
 
@@ -133,13 +153,11 @@ impl<'a> Known<'a> {
                 }
             },
             ImageId::File(path) => {
-                let slashes = path.replace('\\', "/");
-                let parts: Vec<&str> = slashes.rsplitn(3, '/').collect();
-                let of_person = match parts[..] {
-                    [file, person, ..] => self.files.get(&format!("{person}/{file}")).copied(),
-                    _ => None,
-                };
-                match of_person.map(Some).or_else(|| self.unique.get(file_name(path)).copied()) {
+                let of_person = person_and_file(path);
+                let known = of_person.as_ref().and_then(|path| self.files.get(path)).copied();
+                let by_name = || self.unique.get(file_name(path)).copied();
+                let is_by_name = of_person.is_none() || !self.has_people;
+                match known.map(Some).or_else(|| by_name().filter(|_| is_by_name)) {
                     Some(Some(index)) => Ok(index),
                     Some(None) => Err(format!("expected one image {path} in the data set, found several")),
                     None if !images.is_empty() && images.file_name(0).is_none() => {

@@ -128,7 +128,7 @@ fn widen(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensors> {
 }
 
 /// Counter of batches in PyTorch's batch norm; files from before PyTorch 0.4.1 do not have it.
-const COUNTER: &str = "num_batches_tracked";
+pub(super) const COUNTER: &str = "num_batches_tracked";
 
 /// Adds counters of 0 for all batch norms of a file without counters. If a file has some of them, a missing one is an
 /// error instead.

@@ -90,7 +90,8 @@ fn check_beside(beside: &Tensors, network: &Tensors, prefix: &str) -> Result<()>
     for name in beside.keys() {
         if name.split('.').any(|part| NECKS.contains(&part)) {
             bail!(
-                "{name} lies between the network ({prefix}) and its classifier and may change the embedding: expected none"
+                "{name} lies between the network ({prefix}) and its classifier and may change the embedding: expected \
+                 none"
             );
         }
         let rest = name.split_once('.').map_or(name.as_str(), |(_, rest)| rest);

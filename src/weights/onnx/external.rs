@@ -52,7 +52,10 @@ impl External {
         self.budget = budget.ok_or("expected weights of about the size of their files, found far larger ones")?;
         range.ok_or_else(|| {
             let len = bytes.len();
-            format!("expected {num_bytes} bytes at byte {offset} of {location}, which ends at byte {len}: it is truncated, or another model's")
+            format!(
+                "expected {num_bytes} bytes at byte {offset} of {location}, which ends at byte {len}: it is truncated, \
+                 or another model's"
+            )
         })
     }
 

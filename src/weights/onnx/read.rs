@@ -19,6 +19,9 @@ pub(crate) fn looks_like_onnx(head: &[u8]) -> bool {
     matches!(head, [0x08, version, 0x12 | 0x3a | 0x42, ..] if (1..32).contains(version))
 }
 
+/// Maximum number of axes of a weight; our networks' have four.
+const MAX_AXES: usize = 64;
+
 /// Reads an ONNX model with its weights.
 ///
 /// # Errors
@@ -175,7 +178,7 @@ fn plain_constant(node: &OnnxNode) -> candle_core::Result<Option<Weight>> {
 /// A weight or another constant.
 enum Weight {
     Tensor(Tensor),
-    /// Of elements of this ONNX type, which no network of ours has.
+    /// This ONNX type of elements, which no network of ours has.
     Unsupported(i64),
 }
 
@@ -241,6 +244,9 @@ fn tensor(mut reader: Reader, start: usize, external: Option<&mut External>) -> 
             (14, Value::Varint(1)) => is_external = true,
             _ => {}
         }
+    }
+    if dims.len() > MAX_AXES {
+        return Err(wrong(start, format!("weight {name}: expected at most {MAX_AXES} axes, found {}", dims.len())));
     }
     let shape = dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>();
     let count = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |a, &b| a.checked_mul(b)));

@@ -210,15 +210,14 @@ fn label_of(file: &RandomFile, offset: u64) -> Result<u64> {
     Ok(label as u64)
 }
 
-/// Reads the paths from a list, in the order of `keys`: MXNet's lines of key, label and path, by their keys; or
-/// insightface's of 1, path and label, by their order, if there are as many and the labels agree.
+/// Reads the paths from a list, in the order of `keys`: MXNet's lines of key, labels and path, by their keys, if the
+/// first labels agree; or insightface's of 1, path and label, by their order, if there are as many and the labels agree.
 ///
 /// # Errors
 /// Says why the list does not fit the records.
 fn read_list(path: &Path, keys: &[u64], numbers: &[u64]) -> std::result::Result<Paths, String> {
     let text = Text::read(path).map_err(|e| e.to_string())?;
-    let line_error = |line: usize, what: &str| format!("line {line}: {what}");
-    let mut lines: Vec<(usize, Vec<Cow<str>>)> = Vec::new();
+    let mut lines: Vec<ListLine> = Vec::new();
     for line in text.lines() {
         let fields = line.fields(Separator::Tab).map_err(|what| line_error(line.number, &what))?;
         if fields.len() < 3 {
@@ -229,32 +228,65 @@ fn read_list(path: &Path, keys: &[u64], numbers: &[u64]) -> std::result::Result<
     if lines.len() < keys.len() {
         return Err(format!("expected a line for each of {} images, found {}", keys.len(), lines.len()));
     }
-    let mut paths = Paths::default();
     // In insightface's lists the first field says whether faces are aligned, and the label is last.
-    let is_insightface = |(_, fields): &(usize, Vec<Cow<str>>)| {
+    let is_insightface = |(_, fields): &ListLine| {
         matches!(&*fields[0], "0" | "1") && fields[1].parse::<f64>().is_err() && fields[2].parse::<f64>().is_ok()
     };
-    if lines.iter().all(is_insightface) {
-        if lines.len() != keys.len() {
-            return Err(format!("expected {} lines, one for each image, found {}", keys.len(), lines.len()));
-        }
-        // Packers number labels anew, so the labels must be the same up to their numbers.
-        let mut label_of: BTreeMap<&str, u64> = BTreeMap::new();
-        let mut list_of: BTreeMap<u64, &str> = BTreeMap::new();
-        for ((line, fields), &number) in lines.iter().zip(numbers) {
-            let label = &*fields[2];
-            if *label_of.entry(label).or_insert(number) != number || *list_of.entry(number).or_insert(label) != label {
-                return Err(line_error(*line, "its label is not that of the record"));
-            }
-            paths.push(&fields[1]);
-        }
-        return Ok(paths);
+    let paths = match lines.iter().all(is_insightface) {
+        true => paths_by_order(&lines, numbers)?,
+        false => paths_by_key(&lines, keys, numbers)?,
+    };
+    let mut sorted: Vec<&str> = paths.iter().collect();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(format!("expected a path of its own for each image, found {} twice", pair[0])),
+        None => Ok(paths),
     }
-    let of_key: BTreeMap<u64, usize> =
-        (0..lines.len()).filter_map(|i| Some((lines[i].1[0].parse().ok()?, i))).collect();
-    for key in keys {
-        let Some(&at) = of_key.get(key) else { return Err(format!("expected a line with key {key}, found none")) };
-        paths.push(lines[at].1.last().map_or("", |path| path));
+}
+
+/// A line's number and its fields.
+type ListLine<'a> = (usize, Vec<Cow<'a, str>>);
+
+fn line_error(line: usize, what: &str) -> String {
+    format!("line {line}: {what}")
+}
+
+fn paths_by_order(lines: &[ListLine], numbers: &[u64]) -> std::result::Result<Paths, String> {
+    if lines.len() != numbers.len() {
+        return Err(format!("expected {} lines, one for each image, found {}", numbers.len(), lines.len()));
+    }
+    let mut paths = Paths::default();
+    // Packers number labels anew, so the labels must be the same up to their numbers.
+    let mut label_of: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut list_of: BTreeMap<u64, &str> = BTreeMap::new();
+    for ((line, fields), &number) in lines.iter().zip(numbers) {
+        let label = &*fields[2];
+        if *label_of.entry(label).or_insert(number) != number || *list_of.entry(number).or_insert(label) != label {
+            return Err(line_error(*line, "its label is not that of the record"));
+        }
+        paths.push(&fields[1]);
+    }
+    Ok(paths)
+}
+
+fn paths_by_key(lines: &[ListLine], keys: &[u64], numbers: &[u64]) -> std::result::Result<Paths, String> {
+    let mut of_key: BTreeMap<u64, &ListLine> = BTreeMap::new();
+    for line in lines {
+        let Ok(key) = line.1[0].parse() else { continue };
+        if let Some((before, _)) = of_key.insert(key, line) {
+            return Err(line_error(line.0, &format!("expected each key once, found {key} in line {before} too")));
+        }
+    }
+    let mut paths = Paths::default();
+    for (key, &number) in keys.iter().zip(numbers) {
+        let Some((line, fields)) = of_key.get(key) else {
+            return Err(format!("expected a line with key {key}, found none"));
+        };
+        if fields[1].parse::<f64>().ok() != Some(number as f64) {
+            let what = format!("expected the record's label {number}, found {}", fields[1]);
+            return Err(line_error(*line, &what));
+        }
+        paths.push(fields.last().map_or("", |path| path));
     }
     Ok(paths)
 }

@@ -42,6 +42,10 @@ pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
     }
     export.for_each(&mut |image| {
         let (key, label) = (out.key, image.label);
+        if image.path().contains(['\t', '\n', '\r']) {
+            let what = format!("expected names without tabs and line breaks, found {:?}", image.path());
+            return Err(Error::Data { path: lst.clone(), what });
+        }
         writeln!(out_lst, "{key}\t{label}\t{}", image.path()).map_err(Error::io(&lst))?;
         out.push(vec![label as f32], false, &image.bytes).map_err(Error::io(&rec))
     })?;

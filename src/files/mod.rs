@@ -1,9 +1,15 @@
 //! Atomic writes: output goes to a temporary file, which is then renamed. What a failure leaves is removed.
 
+mod lock;
+mod unfinished;
+
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
+
+pub use lock::{FileLock, Locked};
+pub use unfinished::UnfinishedFolder;
 
 use crate::error::{Error, Result};
 
@@ -103,103 +109,6 @@ impl Drop for NewFolders {
     fn drop(&mut self) {
         // Folders with anything in them stay: they cannot be removed this way.
         self.created.iter().rev().for_each(|path| drop(std::fs::remove_dir(path)));
-    }
-}
-
-/// A folder that is written over a longer time and appears under its name once it is complete.
-///
-/// Until then it lies beside its place under a hidden name. A later command with the same `key` goes on with what an
-/// interrupted one left.
-#[derive(Debug)]
-pub struct UnfinishedFolder {
-    path: PathBuf,
-    target: PathBuf,
-    /// Folders above it that were made for it.
-    _created: NewFolders,
-}
-
-/// File in an unfinished folder that says what it is to become.
-const KEY_FILE: &str = ".maskinv-key";
-
-impl UnfinishedFolder {
-    /// Opens the folder that is to become `target`: a new one, or what an interrupted command with the same `key`, a
-    /// description of its inputs and settings, left.
-    ///
-    /// # Errors
-    /// When `target` exists or the folder cannot be made.
-    pub fn open(target: &Path, key: &str) -> Result<Self> {
-        if target.symlink_metadata().is_ok() {
-            return Err(Error::Data { path: target.to_owned(), what: "exists already".to_owned() });
-        }
-        let parent = folder_of(target);
-        let created = NewFolders::create(parent)?;
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let path = parent.join(format!("{UNFINISHED}unfinished-{name}"));
-        if std::fs::read_to_string(path.join(KEY_FILE)).is_ok_and(|found| found == key) {
-            return Ok(Self { path, target: target.to_owned(), _created: created });
-        }
-        remove_if_there(&path)?;
-        std::fs::create_dir(&path).map_err(Error::io(target))?;
-        let folder = Self { path, target: target.to_owned(), _created: created };
-        match write_atomic(&folder.path.join(KEY_FILE), key.as_bytes()) {
-            Ok(()) => Ok(folder),
-            Err(error) => Err(folder.discard_for(error)),
-        }
-    }
-
-    /// Where to write until it is complete.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Names of the complete entries that are there, sorted.
-    ///
-    /// # Errors
-    /// When the folder cannot be read.
-    pub fn entries(&self) -> Result<Vec<std::ffi::OsString>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path).map_err(Error::io(&self.path))? {
-            let name = entry.map_err(Error::io(&self.path))?.file_name();
-            match name.to_string_lossy().starts_with(UNFINISHED) {
-                true if name != KEY_FILE => remove_if_there(&self.path.join(name))?,
-                true => {}
-                false => names.push(name),
-            }
-        }
-        names.sort();
-        Ok(names)
-    }
-
-    /// Gives the folder its name.
-    ///
-    /// # Errors
-    /// When it cannot be renamed, for example because there is a folder of that name by now.
-    pub fn finish(self) -> Result<()> {
-        remove_if_there(&self.path.join(KEY_FILE))?;
-        std::fs::rename(&self.path, &self.target).map_err(Error::io(&self.target))
-    }
-
-    /// Removes the folder after an error, which it returns. After an interruption it is left instead, to go on with.
-    #[must_use]
-    pub fn discard_for(self, error: Error) -> Error {
-        if error.is_interruption() {
-            return self.interrupted();
-        }
-        self.discard();
-        error
-    }
-
-    /// Leaves the folder and returns the error of an interruption.
-    #[must_use]
-    pub fn interrupted(self) -> Error {
-        let what = "interrupted, as requested; the same command goes on where it stopped";
-        Error::io(&self.target)(std::io::Error::new(ErrorKind::Interrupted, what))
-    }
-
-    /// Removes the folder.
-    pub fn discard(self) {
-        // The error that led here says more than one of cleaning up.
-        let _ = remove_if_there(&self.path);
     }
 }
 
