@@ -200,7 +200,7 @@ fn bad_settings_and_checkpoints_are_refused() -> Result<()> {
     let args = [&["train", "--data", str(&faces), "--arm", "aug", "--out", str(&other)][..], TINY, &start].concat();
     let error = refused(&args)?;
     assert!(error.contains("teacher/backbone.safetensors: does not fit the model: expected"), "{error}");
-    assert!(error.contains("arch: R34") && error.contains("found ModelConfig { arch: R18"), "{error}");
+    assert!(error.contains("expected model.arch = \"r34\", found \"r18\""), "{error}");
     Ok(())
 }
 

@@ -105,6 +105,19 @@ fn a_failed_start_leaves_nothing_in_the_way_of_the_right_command() -> Result<()>
     let right = train(&["--teacher", str(&teacher)]);
     run(&right.iter().map(String::as_str).collect::<Vec<_>>())?;
     assert!(out.join("lg/backbone.safetensors").exists());
+    std::fs::remove_dir_all(root.path().join("runs"))?;
+    // What is noticed only in the first step, or just before it.
+    let mut file = read_safetensors(&teacher)?;
+    for tensor in file.tensors.values_mut().filter(|tensor| tensor.dtype().is_float()) {
+        *tensor = tensor.zeros_like()?;
+    }
+    let zero = root.path().join("zero.safetensors");
+    write_safetensors(&zero, &file.tensors, &file.metadata)?;
+    for wrong in [&["--teacher", str(&zero)][..], &["--teacher", str(&teacher), "--batch-size", "25"]] {
+        let args = train(wrong);
+        let output = maskinv(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+        assert!(!output.status.success() && !root.path().join("runs").exists(), "{wrong:?}");
+    }
     Ok(())
 }
 
@@ -283,7 +296,7 @@ fn metrics_of_groups_and_of_distances_say_what_is_amiss_and_print_the_rest() -> 
     let path = root.path().join("groups.csv");
     let rows = |sign: f64| {
         let row = |i: usize| {
-            let is_same = i % 2 == 0;
+            let is_same = i.is_multiple_of(2);
             let score = sign * (if is_same { 0.7 } else { 0.2 } + 0.01 * (i % 20) as f64);
             format!("{score},{},{}\n", if is_same { "1.0" } else { "False" }, if i < 60 { "x,x" } else { "y,y" })
         };
@@ -342,6 +355,19 @@ fn paths_of_a_run_hold_from_any_folder_and_emptied_settings_are_an_error() -> Re
     run(&["evaluate", str(&out.join("aug")), "--bootstrap", "0"])?;
     let config = out.join("config.toml");
     let whole = std::fs::read_to_string(&config)?;
+    // The same images elsewhere are the same data; others are not.
+    let moved = root.path().join("moved");
+    std::fs::rename(&data, &moved)?;
+    let (_, said) = run(&["train", "--resume", str(&out), "--data", str(&moved)])?;
+    assert!(said.contains("already trained"), "{said}");
+    assert!(std::fs::read_to_string(&config)?.contains("moved\""));
+    std::fs::rename(moved.join("p0"), moved.join("zoe"))?;
+    let error = refused(&["train", "--resume", str(&out)])?;
+    assert!(error.contains("expected the data that it was begun with"), "{error}");
+    let without = |key: &str| whole.lines().filter(|line| !line.starts_with(key)).collect::<Vec<_>>().join("\n");
+    std::fs::write(&config, without("arms"))?;
+    let error = refused(&["train", "--resume", str(&out)])?;
+    assert!(error.contains("expected all settings of a training, found no train.arms"), "{error}");
     for cut in ["", &whole[..whole.len() / 2]] {
         std::fs::write(&config, cut)?;
         let error = refused(&["train", "--resume", str(&out)])?;
@@ -376,6 +402,10 @@ fn images_that_would_share_an_output_are_refused_and_changed_inputs_begin_anew()
     image.save(from.join("a.pgm"))?;
     image.save(from.join("a.png"))?;
     let args = ["mask", str(&from), str(&out)];
+    for wrong in [from.join("sub"), root.path().join("out.png")] {
+        refused(&["mask", str(&from), str(&wrong)])?;
+        assert!(!wrong.exists());
+    }
     let output = maskinv(&args)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("would both be written to one file"), "{said}");

@@ -170,6 +170,28 @@ fn shards_of_others_are_read() -> Result<()> {
 }
 
 #[test]
+fn images_whose_names_differ_in_the_extension_alone_stay_apart() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let person = dir.path().join("faces/a");
+    fs::create_dir_all(&person)?;
+    for (number, name) in (0..).zip(["x.jpg", "x.png", "y.jpg"]) {
+        let format = if name.ends_with("png") { ImageFormat::Png } else { ImageFormat::Jpeg };
+        fs::write(person.join(name), encoded(number, format)?)?;
+    }
+    let faces = FaceFolder::open(dir.path().join("faces"))?;
+    let shards = dir.path().join("shards");
+    write_shards(&mut Export::new(&faces, &mut |_| ()), &shards, 100)?;
+    assert_same(open_source(&shards)?.images.as_ref(), &faces)?;
+    // As PNG both would be x.png.
+    image::open(person.join("x.jpg"))?.save(person.join("x.bmp"))?;
+    let faces = FaceFolder::open(dir.path().join("faces"))?;
+    let copy = dir.path().join("copy");
+    let error = write_folder(&mut Export::new(&faces, &mut |_| ()), &copy).expect_err("twice").to_string();
+    assert!(error.contains("a file name of its own for each image, found a/x.png twice") && !copy.exists(), "{error}");
+    Ok(())
+}
+
+#[test]
 fn broken_shards_are_refused_or_shorter() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let faces = folder(&dir.path().join("faces"))?;
@@ -199,6 +221,17 @@ fn broken_shards_are_refused_or_shorter() -> Result<()> {
         }
     }
     assert_eq!(kept, (1..faces.len()).collect(), "every number of samples that are surely complete");
+    // Two archives as one file: the second would be lost.
+    fs::write(&path, [&bytes[..], &bytes].concat())?;
+    let error = ShardFaces::open(paths, OnBroken::Fail).map(|_| ()).expect_err("joined").to_string();
+    assert!(error.contains("expected nothing after the end of the archive"), "{error}");
+    let first = ShardFaces::open(paths, OnBroken::Skip)?;
+    assert_eq!((first.len(), first.cut().len()), (faces.len(), 1));
+    // A member's header in which a byte has changed.
+    let mut damaged = bytes.clone();
+    damaged[512 * 2] ^= 1;
+    fs::write(&path, &damaged)?;
+    assert!(ShardFaces::open(paths, OnBroken::Fail).is_err());
     fs::write(&path, [&[0x1f, 0x8b, 8][..], &[7; 600]].concat())?;
     let error = open_source(&path).map(|_| ()).expect_err("compressed").to_string();
     assert!(error.contains("expected a tar file that is not compressed"), "{error}");

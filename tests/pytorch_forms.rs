@@ -11,6 +11,9 @@ use maskinv::testing::{Tol, assert_close, fill};
 use maskinv::weights::read_pytorch;
 use serde::Deserialize;
 
+/// Shapes of tensors, by their names.
+type Shapes = BTreeMap<String, Vec<usize>>;
+
 /// What expected.json says of the files.
 #[derive(Deserialize)]
 struct Expected {
@@ -19,7 +22,7 @@ struct Expected {
     /// Words of each file's refusal.
     refused: BTreeMap<String, Vec<String>>,
     /// Prefix of the network's names, names and shapes beside it, words of the refusal or none.
-    named: Vec<(String, BTreeMap<String, Vec<usize>>, Option<String>)>,
+    named: Vec<(String, Shapes, Option<String>)>,
     /// Values of expanded tensors, row by row.
     expanded: BTreeMap<String, Vec<f64>>,
     /// Embeddings by PyTorch.

@@ -27,7 +27,7 @@ pub struct CalibrateArgs {
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// False match rate to choose a threshold for, a fraction such as 0.001; may be repeated
-    #[arg(long, value_name = "RATE", default_values_t = [1e-3], value_parser = rate)]
+    #[arg(long, value_name = "RATE", default_values_t = [1e-3], value_parser = super::rate)]
     fmr: Vec<f64>,
     /// Who wears a mask in the calibration pairs
     #[arg(long, value_enum, default_value_t = Worn::UM)]
@@ -56,11 +56,6 @@ enum Worn {
     /// Both images
     #[value(name = "M-M", alias = "m-m")]
     MM,
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    let value = text.parse().ok().filter(|v| (f64::MIN_POSITIVE..1.0).contains(v));
-    value.ok_or_else(|| "expected a fraction above 0 and below 1".to_owned())
 }
 
 impl CalibrateArgs {
@@ -98,6 +93,9 @@ impl CalibrateArgs {
             Worn::MM => Setting::MM,
         };
         let comparisons = &scores[&setting];
+        if comparisons.is_constant() {
+            bail!("{}: all pairs have one score: the network gives every image the same embedding", self.model);
+        }
         let scores = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?;
         // Keep the data's local path out of the model: only its last component stays.
         let measured_on = match config.data.root.as_deref().and_then(|root| Some((root, root.file_name()?))) {

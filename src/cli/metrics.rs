@@ -30,7 +30,7 @@ pub struct MetricsArgs {
     #[arg(long, default_value_t = 0, value_name = "N")]
     folds: usize,
     /// Overall false match rate, a fraction, that sets the threshold for comparing groups
-    #[arg(long, default_value_t = 1e-3, value_name = "RATE")]
+    #[arg(long, default_value_t = 1e-3, value_name = "RATE", value_parser = super::rate)]
     group_fmr: f64,
     #[command(flatten)]
     bootstrap: BootstrapArgs,

@@ -177,6 +177,12 @@ fn tell(text: std::fmt::Arguments) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// Reads a rate given as a flag.
+fn rate(text: &str) -> std::result::Result<f64, String> {
+    let value = text.parse().ok().filter(|v| (f64::MIN_POSITIVE..1.0).contains(v));
+    value.ok_or_else(|| "expected a fraction above 0 and below 1".to_owned())
+}
+
 /// Writes JSON to stdout.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&serde_json::to_string_pretty(value)?)

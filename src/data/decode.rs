@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
 use zune_core::bytestream::ZCursor;
@@ -12,6 +13,7 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
+use super::exif::orientation;
 use super::jpeg::{JpegLayout, decode_odd, jpeg_layout};
 use super::sample::FACE_SIZE;
 use crate::error::{Error, Result};
@@ -121,7 +123,8 @@ fn decode(bytes: &[u8], name: &dyn Fn() -> PathBuf, check_size: SizeCheck) -> Re
     if decoder.total_bytes() > MAX_DECODE_BYTES {
         return Err(error(format!("{width}x{height} pixels are more than {} MiB", MAX_DECODE_BYTES >> 20)));
     }
-    let orientation = decoder.orientation().map_err(|e| error(e.to_string()))?;
+    let exif = decoder.exif_metadata().map_err(|e| error(e.to_string()))?;
+    let orientation = exif.and_then(|exif| orientation(&exif)).unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| error(e.to_string()))?;
     if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
         return Err(error(NO_END.to_owned()));

@@ -8,6 +8,7 @@ use image::metadata::Orientation;
 use jpeg_decoder::{ColorTransform, Decoder, PixelFormat};
 
 use super::decode::{MAX_DECODE_BYTES, SizeCheck};
+use super::exif::orientation;
 
 /// Which of two decoders reads a JPEG, by its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub(super) fn decode_odd(bytes: &[u8], is_rgb: bool, check_size: SizeCheck) -> R
         }
     };
     let image = RgbImage::from_raw(width, height, rgb).ok_or("expected a value for every pixel, found fewer")?;
-    let orientation = decoder.exif_data().and_then(Orientation::from_exif_chunk);
+    let orientation = decoder.exif_data().and_then(orientation);
     let mut image = image::DynamicImage::ImageRgb8(image);
     image.apply_orientation(orientation.unwrap_or(Orientation::NoTransforms));
     Ok(image.into_rgb8())

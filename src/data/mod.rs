@@ -9,6 +9,7 @@ mod conditions;
 mod cross_pairs;
 mod decode;
 mod encode;
+mod exif;
 mod fingerprint;
 mod formats;
 mod jpeg;

@@ -293,7 +293,15 @@ impl DataConfig {
             Beside::Nothing => {
                 let filter = IdentityFilter { min_images: 2, names: Some(self.split_identities(source)?.1) };
                 let images = Subset::new(source.images.clone(), &filter, &source.path)?;
-                let description = format!("{} unseen identities of {}", images.num_identities(), source.path.display());
+                let unused = match source.unused_pairs() {
+                    Some(list) => {
+                        let name = list.file_name().unwrap_or_default().display();
+                        format!(" ({name} alone decides nothing: give it as --pairs)")
+                    }
+                    None => String::new(),
+                };
+                let description =
+                    format!("{} unseen identities of {}{unused}", images.num_identities(), source.path.display());
                 self.with_drawn_pairs(Arc::new(images), description)
             }
         }

@@ -2,6 +2,9 @@
 
 use crate::error::{Error, Result};
 
+/// Scores closer together than this are one, up to rounding.
+const CONSTANT: f64 = 1e-6;
+
 /// One score per pair of images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparisons {
@@ -41,6 +44,11 @@ impl Comparisons {
             }
         }
         Ok(Self { scores, is_same, people })
+    }
+
+    /// Whether all pairs have one score, as a network gives them whose embeddings are all the same.
+    pub fn is_constant(&self) -> bool {
+        self.scores.iter().all(|score| (score - self.scores[0]).abs() < CONSTANT)
     }
 
     /// The scores, in the order of the protocol.

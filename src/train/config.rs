@@ -257,8 +257,17 @@ impl Config {
         let wrong = |what: String| Error::Config(format!("--set {assignment}: {what}"));
         let (path, value) = assignment.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE".into()))?;
         let (path, value) = (path.trim(), value.trim());
+        // A seed too large for a settings file, given as a flag of its own.
+        self.check_seeds()?;
         let parsed = format!("x = {value}").parse::<toml::Table>().ok().filter(|t| t.len() == 1);
-        let parsed = parsed.and_then(|mut t| t.remove("x")).unwrap_or_else(|| toml::Value::String(value.to_owned()));
+        let parsed = match parsed.and_then(|mut t| t.remove("x")) {
+            Some(parsed) => parsed,
+            None if value.parse::<f64>().is_ok() => {
+                let range = "whole numbers up to 9223372036854775807, or with a digit on each side of the point";
+                return Err(wrong(format!("expected a number as TOML writes it, {range}, found {value}")));
+            }
+            None => toml::Value::String(value.to_owned()),
+        };
         let mut all = self.to_value().map_err(|e| wrong(e.to_string()))?;
         let mut place = &mut all;
         let keys: Vec<&str> = path.split('.').collect();

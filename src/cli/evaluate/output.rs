@@ -48,6 +48,10 @@ impl Output {
     ) -> Result<()> {
         run.end_if_interrupted();
         let comparisons = figures.comparisons();
+        if comparisons.is_constant() {
+            let what = "all pairs have one score: the network gives every image the same embedding";
+            tell(format_args!("{model}, {setting}: {what}"));
+        }
         let mut measured = Measured::new(model, setting, result, figures.scores());
         if let Some(folder) = run.scores_folder()? {
             let file = format!("{}-{setting}.csv", file_name(model));

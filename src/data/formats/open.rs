@@ -68,6 +68,13 @@ impl Source {
         named.filter(|path| path.is_file()).or_else(in_folder).filter(|path| path.is_file())
     }
 
+    /// Returns a list of pairs that lies beside this set. Without `people.txt`, or where several sets lie, it decides
+    /// nothing.
+    pub(in crate::data) fn unused_pairs(&self) -> Option<PathBuf> {
+        let in_folder = || Some(self.folder().join("pairs.txt")).filter(|path| path.is_file());
+        self.beside("pairs.txt").or_else(in_folder)
+    }
+
     /// Returns the verification file that belongs to this set, if there is one: `NAME.bin` beside `NAME.rec` or another
     /// file; or, beside the `.rec` of insightface's sets, `lfw.bin` or else the first of the others.
     pub fn verification_beside(&self) -> Option<PathBuf> {
@@ -181,6 +188,9 @@ fn find(path: &Path) -> Result<(Format, Vec<PathBuf>)> {
         _ if !path.exists() => {
             let what = "expected a data set, found nothing there".to_owned();
             return Err(error(what));
+        }
+        other @ ("gz" | "tgz" | "zst" | "xz" | "bz2" | "zip" | "7z") => {
+            return Err(error(format!("expected data that is not compressed, found .{other}: unpack it first")));
         }
         other => {
             let what =

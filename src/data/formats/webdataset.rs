@@ -98,7 +98,10 @@ impl Found {
         let file = std::fs::File::open(path).map_err(Error::io(path))?;
         let mut archive = tar::Archive::new(BufReader::new(file));
         let (mut pending, first) = (Pending::default(), self.images.len());
-        let not_tar = |e: std::io::Error| wrong(0, format!("expected a tar file that is not compressed: {e}"));
+        let not_tar = |e: std::io::Error, at: u64| match at {
+            0 => wrong(0, format!("expected a tar file that is not compressed: {e}")),
+            at => wrong(at, format!("expected a member's header, found something else: the file is damaged ({e})")),
+        };
         let cut = |what: String| {
             let what = format!(
                 "{what}: the file is truncated (with data.on_broken = \"skip\" a training takes the samples \
@@ -108,13 +111,13 @@ impl Found {
         };
         // Where the member after the last one begins.
         let mut end = 0;
-        for entry in archive.entries_with_seek().map_err(not_tar)? {
+        for entry in archive.entries_with_seek().map_err(|e| not_tar(e, 0))? {
             let mut entry = match entry {
                 Ok(entry) => entry,
                 Err(_) if end > 0 && end + BLOCK > len => {
                     return cut(format!("expected a member's header of {BLOCK} bytes at byte {end}"));
                 }
-                Err(e) => return Err(not_tar(e)),
+                Err(e) => return Err(not_tar(e, end)),
             };
             let kind = entry.header().entry_type();
             if kind == tar::EntryType::GNUSparse {

@@ -310,8 +310,8 @@ impl<'a> Matcher<'a> {
             let part = |at: usize, key: &str| numbers(self.file.onnx, node, at, key);
             let (starts, ends, axes) = (part(1, "starts")?, part(2, "ends")?, part(3, "axes")?);
             let steps = part(4, "steps")?;
-            for i in 0..axes.len() {
-                let axis = if axes[i] < 0 { axes[i] + 4 } else { axes[i] };
+            for (i, &axis) in axes.iter().enumerate() {
+                let axis = if axis < 0 { axis.checked_add(4)? } else { axis };
                 let is_whole = *starts.get(i)? == 0 && *ends.get(i)? >= MAX_SIDE && *steps.get(i)? == stride;
                 if !matches!(axis, 2 | 3) || !is_whole || !seen.insert(axis) {
                     return None;

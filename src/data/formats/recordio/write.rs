@@ -29,6 +29,10 @@ pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
     }
     let [rec, idx, lst, property] =
         [path.to_owned(), path.with_extension("idx"), path.with_extension("lst"), path.with_file_name("property")];
+    if property.exists() && !rec.exists() {
+        let what = "exists already, of another set: the format has one set in a folder".to_owned();
+        return Err(Error::Data { path: property, what });
+    }
     // Declared first, so that it is empty when it is dropped.
     let _created = NewFolders::create(folder_of(path))?;
     let files = [Output::new(&rec)?, Output::new(&idx)?, Output::new(&lst)?, Output::new(&property)?];
