@@ -27,8 +27,9 @@ const MAX_CACHED_IMAGES: usize = 300_000;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// A data set in any format that [`open_source`] knows; procedural faces if absent. If `people.txt` and `pairs.txt`
-    /// in LFW's format [belong to it](Source::beside), they decide who is trained on and which pairs are tested.
+    /// A data set in any format that [`open_source`](super::open_source) knows; procedural faces if absent. If
+    /// `people.txt` and `pairs.txt` in LFW's format [belong to it](Source::beside), they decide who is trained on and
+    /// which pairs are tested.
     pub root: Option<PathBuf>,
     /// Pairs to test on instead: a list of images in `root` that [`PairList`](super::PairList) reads, or a verification
     /// file (`.bin`) with its own images.

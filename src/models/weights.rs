@@ -10,8 +10,8 @@ use crate::ops::slice::Values;
 use crate::parallel;
 
 impl Model {
-    /// Returns the SHA-256 of every parameter and buffer that embeddings depend on, with its name, as f32, in name order:
-    /// 64 hexadecimal digits. Batch norm's counters of batches do not count, and not every file has them.
+    /// Returns the SHA-256 of every parameter and buffer that embeddings depend on, with its name, as f32, in name
+    /// order: 64 hexadecimal digits. Batch norm's counters of batches do not count, and not every file has them.
     ///
     /// # Errors
     /// When the values cannot be read.

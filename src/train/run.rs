@@ -180,9 +180,9 @@ impl Experiment {
     ///
     /// # Errors
     /// When there is no results folder, an arm depends on one that is neither given nor trained before it, the data is
-    /// not that which a resumed training was begun with, or training, saving or evaluation fails. What is in the results
-    /// folder is removed again if a new training fails before its first step: it would be in the way of the right
-    /// settings.
+    /// not that which a resumed training was begun with, or training, saving or evaluation fails. What is in the
+    /// results folder is removed again if a new training fails before its first step: it would be in the way of the
+    /// right settings.
     pub fn run(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
         let mut has_begun = self.resumes;
         let outcome = self.run_arms(&mut |event| {

@@ -165,8 +165,8 @@ fn is_dtype(pickle: &Pickle, id: Id, types: &[&str]) -> bool {
     pickle.global(object.callable) == Some(("numpy", "dtype")) && name.is_some_and(|name| types.contains(&name))
 }
 
-/// Writes pairs as a verification file in pickle protocol 3, which `pickle.load` of any Python 3 reads. `on` receives the
-/// number of images written so far; an error from it ends the writing.
+/// Writes pairs as a verification file in pickle protocol 3, which `pickle.load` of any Python 3 reads. `on` receives
+/// the number of images written so far; an error from it ends the writing.
 ///
 /// # Errors
 /// When an image cannot be read, or the file exists or cannot be written; no file is left then.

@@ -28,9 +28,9 @@ impl People {
     /// lines `name images`. A list that begins with the number of people (`peopleDevTrain.txt`) has one fold.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is not UTF-8, [`Error::Line`] for a wrong
-    /// number of fields, a number that is not a whole number from 1, a repeated name, an early end of the file, or text
-    /// after the last fold.
+    /// [`Error::Io`](crate::Error::Io) when the file cannot be read, [`Error::Format`](crate::Error::Format) when it is
+    /// not text, [`Error::Line`](crate::Error::Line) for a wrong number of fields, a number that is not a whole number
+    /// from 1, a repeated name, an early end of the file, or text after the last fold.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let text = Text::read(path.as_ref())?;
         let mut lines = Lines::new(&text);
@@ -69,8 +69,8 @@ impl People {
         Ok(Self { folds })
     }
 
-    /// Returns the names of the identities in the given folds, for [`IdentityFilter`](super::IdentityFilter). A fold
-    /// that does not exist has none.
+    /// Returns the names of the identities in the given folds, for [`IdentityFilter`](crate::data::IdentityFilter). A
+    /// fold that does not exist has none.
     pub fn names(&self, folds: impl IntoIterator<Item = usize>) -> Vec<String> {
         let of = |fold: usize| self.folds.get(fold).into_iter().flatten();
         folds.into_iter().flat_map(of).map(|p| p.name.clone()).collect()

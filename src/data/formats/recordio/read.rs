@@ -211,7 +211,8 @@ fn label_of(file: &RandomFile, offset: u64) -> Result<u64> {
 }
 
 /// Reads the paths from a list, in the order of `keys`: MXNet's lines of key, labels and path, by their keys, if the
-/// first labels agree; or insightface's of 1, path and label, by their order, if there are as many and the labels agree.
+/// first labels agree; or insightface's of 1, path and label, by their order, if there are as many and the labels
+/// agree.
 ///
 /// # Errors
 /// Says why the list does not fit the records.
