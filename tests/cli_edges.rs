@@ -392,6 +392,34 @@ fn a_closed_standard_error_does_not_end_a_training() -> Result<()> {
     Ok(())
 }
 
+/// What an evaluation writes appears once it is complete, beside what is there. A limit on the size of files takes the
+/// place of a full disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_evaluation_that_fails_leaves_and_takes_nothing() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (model, faces) = (model(root.path())?, faces(root.path(), 4, 3)?);
+    let (out, mine) = (root.path().join("new/out"), root.path().join("mine"));
+    std::fs::create_dir(&mine)?;
+    std::fs::write(mine.join("notes"), "mine")?;
+    let base = ["evaluate", str(&model), "--data", str(&faces), "--set", "data.test_share=0.5", "--bootstrap", "0"];
+    let before = names(root.path())?;
+    for folder in [&out, &mine] {
+        let script = "trap '' XFSZ; ulimit -f 1; exec \"$@\"";
+        let output = Command::new("bash")
+            .args(["-c", script, "bash", env!("CARGO_BIN_EXE_maskinv")])
+            .args([&base[..], &["--report", str(folder)]].concat())
+            .output()?;
+        assert!(!output.status.success());
+        assert_eq!((names(root.path())?, names(&mine)?), (before.clone(), vec!["notes".to_owned()]));
+    }
+    run(&[&base[..], &["--report", str(&mine)]].concat())?;
+    assert!(mine.join("report.html").is_file() && mine.join("scores").is_dir() && mine.join("notes").is_file());
+    let again = refused(&[&base[..], &["--report", str(&mine)]].concat())?;
+    assert!(again.contains("already exists"), "{again}");
+    Ok(())
+}
+
 #[test]
 fn images_that_would_share_an_output_are_refused_and_changed_inputs_begin_anew() -> Result<()> {
     let root = tempfile::tempdir()?;

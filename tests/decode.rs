@@ -63,13 +63,14 @@ fn cut_jpegs_of_odd_layouts_are_errors() -> Result<()> {
     Ok(())
 }
 
-/// EXIF data that says nothing but the orientation: in numbers of two bytes, or of four for the odd ones, as some
+/// EXIF data that says nothing but the orientation: in numbers of two bytes, or for the odd ones of four or one, as some
 /// cameras write it; the least significant byte first, or last for every third.
 fn exif(orientation: u8) -> Vec<u8> {
-    let kind = if orientation.is_multiple_of(2) { 3 } else { 4 };
+    let kind = [8, 4, 3, 9, 3, 1, 3, 4, 8][usize::from(orientation)];
     if orientation.is_multiple_of(3) {
-        let value = if kind == 3 { [0, orientation, 0, 0] } else { [0, 0, 0, orientation] };
+        let value = if matches!(kind, 3 | 8) { [0, orientation, 0, 0] } else { [0, 0, 0, orientation] };
         let head = [b'M', b'M', 0, 42, 0, 0, 0, 8, 0, 1, 1, 0x12, 0, kind, 0, 0, 0, 1];
+        assert!(!matches!(kind, 1 | 6), "one byte comes first in either order");
         return [&head[..], &value, &[0; 4]].concat();
     }
     let head = [b'I', b'I', 42, 0, 8, 0, 0, 0, 1, 0, 0x12, 1, kind, 0, 1, 0, 0, 0];

@@ -131,6 +131,25 @@ fn every_form_of_a_list_names_the_same_pairs() -> Result<()> {
 }
 
 #[test]
+fn paths_tell_files_apart_that_have_person_and_name_in_common() -> Result<()> {
+    let dir = faces(&["clean/ann/1.jpg", "clean/ann/2.jpg", "clean/bob/1.jpg", "masked/ann/1.jpg", "masked/bob/1.jpg"]);
+    let listed = dir.path().join("all.csv");
+    let rows = ["clean/ann/1", "clean/ann/2", "clean/bob/1", "masked/ann/1", "masked/bob/1"];
+    let row = |path: &str| format!("{path}.jpg,{}\n", if path.contains("ann") { "ann" } else { "bob" });
+    std::fs::write(&listed, format!("path,person\n{}", rows.map(row).concat())).expect("can write");
+    let images = maskinv::data::open_source(&listed)?.images;
+    let resolve = |text: &str| -> Result<Vec<[usize; 2]>> {
+        let (_list_dir, path) = list(text);
+        Ok(PairList::read(&path)?.resolve(images.as_ref())?.iter().map(|pair| [pair.a, pair.b]).collect())
+    };
+    assert_eq!(resolve("clean/ann/1.jpg,masked/ann/1.jpg,1\nclean/ann/2.jpg,masked/bob/1.jpg,0\n")?, [[0, 3], [1, 4]]);
+    assert_eq!(resolve("ann/2.jpg,masked/ann/1.jpg,1\n")?, [[1, 3]]);
+    let ambiguous = resolve("ann/1.jpg,masked/ann/1.jpg,1\n").unwrap_err().to_string();
+    assert!(ambiguous.contains("expected one image ann/1.jpg in the data set, found several"), "{ambiguous}");
+    Ok(())
+}
+
+#[test]
 fn folds_are_put_one_after_the_other() -> Result<()> {
     let row = |i: usize, fold: usize| format!("a/{i}.jpg,b/{i}.jpg,0,{fold}\n");
     let largest = usize::MAX;
@@ -173,6 +192,8 @@ fn pairs_that_contradict_each_other_or_are_ambiguous_are_refused() -> Result<()>
         (format!("{a1},{a2},1\nx/nobody.jpg,{b1},0\n"), 2, "expected an image x/nobody.jpg in the data set"),
         (format!("{a1},{a2},1\nzoe/Ann Lee_0001.jpg,{b1},0\n"), 2, "expected an image zoe/Ann Lee_0001.jpg in the"),
         (format!("{a1},{a2},0\n"), 1, "expected images of two people, found "),
+        // Two lists' worth of files, of which the data set has one.
+        (format!("clean/{a1},masked/{a2},1\n"), 1, "expected an image clean/Ann Lee/Ann Lee_0001.jpg in the data set"),
         (format!("{a1},{b1},1\n"), 1, "of two people in the data set"),
     ] {
         assert_refused(|path| PairList::read(path)?.resolve(&images), text, line, words);

@@ -249,6 +249,10 @@ fn lists_beside_records_are_used_where_they_fit() -> Result<()> {
         ("1\tx/0.jpg\t0\n".to_owned(), "expected a line for each of "),
         (lines(&|i, label| format!("{}\t{}\tx/{i}.jpg", i + 1, label + 1)), "expected the record's label"),
         (lines(&|i, label| format!("{}\t{label}\tx/0.jpg", i + 1)), "a path of its own for each image"),
+        (
+            lines(&|i, label| format!("{}\t{label}\t{}x/{}.jpg", i + 1, if i == 2 { "./" } else { "" }, i % 2 + i / 3)),
+            "a path of its own for each image",
+        ),
         (lines(&|i, label| format!("{}\t{label}\tx/{i}.jpg", i + 1)) + "1\t0\tx/a.jpg\n", "expected each key once"),
     ] {
         fs::write(&list, &text)?;

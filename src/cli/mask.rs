@@ -15,7 +15,8 @@ use super::progress::Progress;
 use super::{interrupt, list_images, tell};
 use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
 use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, output_format, read_image, write_image};
-use crate::files::{NewFolders, UnfinishedFolder, folder_of, hex};
+use crate::files::{NewFolders, StagedFolder, UnfinishedFolder, folder_of, hex, is_inside, sha256};
+use crate::parallel;
 
 /// Maximum number of faces on a contact sheet.
 const SHEET_ROWS: usize = 12;
@@ -104,12 +105,13 @@ impl MaskArgs {
             let image = self.masked(&inputs[0], 0, &masker, config.protocol)?;
             save(&image, &self.output)?;
         } else if self.output.exists() {
-            // Beside other files: each image gets its name once it is complete.
-            let jobs = self.jobs(&inputs, &self.output)?;
-            if let Some(job) = jobs.iter().find(|job| job.output.exists()) {
-                bail!("{}: exists already", job.output.display());
+            // Beside other files: the images get their places once all are complete.
+            if let Some(there) = self.jobs(&inputs, &self.output)?.iter().find(|job| job.output.exists()) {
+                bail!("{}: exists already", there.output.display());
             }
-            self.mask_all(&jobs, &masker, config.protocol)?;
+            let staged = StagedFolder::new(&self.output)?;
+            self.mask_all(&self.jobs(&inputs, staged.path())?, &masker, config.protocol)?;
+            staged.finish()?;
         } else {
             let key = self.key(&inputs, &config)?;
             self.jobs(&inputs, &self.output)?;
@@ -134,11 +136,7 @@ impl MaskArgs {
         if !self.output.exists() && output_format(&self.output).is_ok() {
             bail!("{out}: expected a folder, for {} is one; --sheet writes one picture", self.input.display());
         }
-        let input = self.input.canonicalize().with_context(|| self.input.display().to_string())?;
-        let mut above = self.output.ancestors().filter(|path| !path.as_os_str().is_empty());
-        let there = above.find_map(|path| path.canonicalize().ok());
-        let there = there.or_else(|| std::env::current_dir().ok()).unwrap_or_default();
-        if there.starts_with(&input) {
+        if is_inside(&self.output, &self.input) {
             bail!("{out}: expected a folder outside of {}, whose images are masked", self.input.display());
         }
         Ok(())
@@ -147,11 +145,11 @@ impl MaskArgs {
     /// Describes what is masked and how: an interrupted command goes on only if nothing of it has changed.
     fn key(&self, inputs: &[PathBuf], config: &MaskConfig) -> Result<String> {
         let mut hasher = Sha256::new();
-        for path in inputs {
-            let len = path.metadata().with_context(|| path.display().to_string())?.len();
+        let digests = parallel::try_map(inputs.len(), |i| sha256(&inputs[i]))?;
+        for (path, digest) in inputs.iter().zip(digests) {
             hasher.update(path.strip_prefix(&self.input)?.as_os_str().as_encoded_bytes());
             hasher.update([0]);
-            hasher.update(len.to_le_bytes());
+            hasher.update(digest);
         }
         let (version, seed, images) = (env!("CARGO_PKG_VERSION"), self.seed, hex(&hasher.finalize()));
         Ok(format!("maskinv {version}: mask images {images} with seed {seed}, {config:?}"))

@@ -14,7 +14,7 @@ use super::results::{conclusion, tables};
 use super::settings::SettingsArgs;
 use super::{STOPPED, dry_run, interrupt, print, print_json, run_report};
 use crate::cli::tell;
-use crate::files::check_folder_writable;
+use crate::files::{check_folder_writable, is_inside};
 use crate::train::{
     Arm, CONFIG_FILE, ChangedData, Checkpoint, Config, Event, Experiment, REPORT_PAGE, Run, RunFolder, preset,
     preset_names,
@@ -144,7 +144,7 @@ impl TrainArgs {
         }
         let destination = match resumed {
             Some(folder) => Destination::Resumed(folder),
-            None => self.destination(config.train.seed)?,
+            None => self.destination(&config)?,
         };
         let changed_data = if self.accept_changed_data { ChangedData::Accept } else { ChangedData::Refuse };
         let experiment = self.with_models(Experiment::new(config)?.on(&machine))?.with_changed_data(changed_data);
@@ -286,20 +286,25 @@ impl TrainArgs {
     }
 
     /// Returns where a new training's results go, and checks that an --out can be used.
-    fn destination(&self, seed: u64) -> Result<Destination> {
+    fn destination(&self, config: &Config) -> Result<Destination> {
         let Some(out) = &self.out else {
             let kind = match (&self.settings.preset, &self.settings.data) {
                 (Some(name), _) => name.as_str(),
                 (None, Some(_)) => "folder",
                 (None, None) => "procedural",
             };
-            return Ok(Destination::Unused(Path::new("runs").join(format!("{kind}-seed{seed}"))));
+            return Ok(Destination::Unused(Path::new("runs").join(format!("{kind}-seed{}", config.train.seed))));
         };
         let is_used = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
         if is_used && !self.overwrite {
             bail!("{}: is not empty; choose another folder or say --overwrite", out.display());
         }
         check_folder_writable(out)?;
+        for weights in [&config.train.teacher, &config.train.start_weights].into_iter().flatten() {
+            if self.overwrite && is_inside(Path::new(weights), out) {
+                bail!("{weights}: expected weights outside of {}, which --overwrite replaces", out.display());
+            }
+        }
         Ok(match self.overwrite {
             true => Destination::Overwritten(out.clone()),
             false => Destination::Empty(out.clone()),
@@ -337,6 +342,7 @@ fn go_on(out: &Path) -> String {
 
 /// Describes the settings that differ.
 fn differences(before: &Config, now: &Config) -> Result<String> {
+    let (before, now) = (&before.without_places(), &now.without_places());
     let of = |a: &Config, b: &Config| -> Result<String> {
         let entries = a.entries_unlike(b)?.into_iter().map(|(key, value)| format!("{key} = {value}"));
         Ok(entries.collect::<Vec<_>>().join(", "))

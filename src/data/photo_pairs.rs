@@ -41,9 +41,13 @@ pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
             if let Some(&index) = index_of.get(name) {
                 return Ok(index);
             }
-            let plain = root.join(plain_path(name));
-            // A folder that is a link, or a backslash in a name, is what the list says.
-            let file = if plain.is_file() { plain } else { root.join(name) };
+            // Behind a link `..` leads elsewhere than its text says, and a backslash may be part of a name.
+            let (plain, file) = (root.join(plain_path(name)), root.join(name));
+            let is_same = match (plain.canonicalize(), file.canonicalize()) {
+                (Ok(plain), Ok(file)) => plain == file,
+                (plain, _) => plain.is_ok(),
+            };
+            let file = if is_same { plain } else { file };
             if let Some(&index) = index_of_file.get(&file) {
                 return Ok(index);
             }
@@ -66,7 +70,7 @@ pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
         }
         pairs.push(Pair { a, b, is_same, fold: 0 });
     }
-    let photos = Photos::new(files);
+    let photos = Photos::new(&root, files);
     let contradicts = |pair: &&Pair| (photos.label(pair.a) == photos.label(pair.b)) != pair.is_same;
     let unlike_folders = match pairs.iter().filter(contradicts).count() {
         0 => String::new(),
@@ -85,8 +89,12 @@ struct Photos {
 }
 
 impl Photos {
-    fn new(files: Vec<PathBuf>) -> Self {
-        let folder = |file: &PathBuf| folder_of(file).display().to_string();
+    /// Returns the files; people are named by their folders in `root`.
+    fn new(root: &Path, files: Vec<PathBuf>) -> Self {
+        let folder = |file: &PathBuf| {
+            let folder = folder_of(file);
+            folder.strip_prefix(root).unwrap_or(folder).display().to_string()
+        };
         let mut people: Vec<String> = files.iter().map(folder).collect();
         people.sort();
         people.dedup();

@@ -1,6 +1,7 @@
 //! Atomic writes: output goes to a temporary file, which is then renamed. What a failure leaves is removed.
 
 mod lock;
+mod staged;
 mod unfinished;
 
 use std::io::{ErrorKind, Write};
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 pub use lock::{FileLock, Locked};
+pub use staged::StagedFolder;
 pub use unfinished::UnfinishedFolder;
 
 use crate::error::{Error, Result};
@@ -16,6 +18,19 @@ use crate::error::{Error, Result};
 /// Returns the folder that contains a file; `.` for a bare file name.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Whether a path, of which the end may be missing, lies in a folder or is it.
+pub fn is_inside(path: &Path, folder: &Path) -> bool {
+    let whole = |path: &Path| {
+        let path = std::path::absolute(path).unwrap_or_default();
+        let there = path.ancestors().find_map(|above| Some((above.canonicalize().ok()?, above.to_owned())));
+        there.map(|(whole, above)| whole.join(path.strip_prefix(&above).unwrap_or(Path::new(""))))
+    };
+    match (whole(path), whole(folder)) {
+        (Some(path), Some(folder)) => path.starts_with(folder),
+        _ => false,
+    }
 }
 
 /// Name prefix of temporary files and folders; a random suffix follows.

@@ -25,7 +25,9 @@ use crate::eval::{Histogram, Identification, OperatingPoint, Scores, SettingResu
 use crate::files::write_atomic;
 
 /// Name of the page's file.
-const PAGE_FILE: &str = "report.html";
+pub const PAGE_FILE: &str = "report.html";
+/// File name of the report as Markdown.
+const MARKDOWN_FILE: &str = "report.md";
 
 /// Contents of the report of an evaluation.
 #[derive(Debug)]
@@ -99,7 +101,7 @@ impl Report {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let page = page::page(self)?;
         write_atomic(&folder.join(REPORT_FILE), json::json(self)?.as_bytes())?;
-        write_atomic(&folder.join("report.md"), markdown::markdown(self).as_bytes())?;
+        write_atomic(&folder.join(MARKDOWN_FILE), markdown::markdown(self).as_bytes())?;
         write_atomic(&folder.join(PAGE_FILE), page.as_bytes())
     }
 
@@ -126,7 +128,7 @@ impl Report {
 /// When it has one.
 pub fn refuse_to_replace(folder: &Path) -> Result<()> {
     // The page of a training has the same name.
-    for path in [REPORT_FILE, PAGE_FILE].map(|name| folder.join(name)) {
+    for path in [REPORT_FILE, PAGE_FILE, MARKDOWN_FILE].map(|name| folder.join(name)) {
         if path.exists() {
             return Err(Error::Io { source: std::io::Error::other("a report already exists"), path });
         }

@@ -229,15 +229,17 @@ impl Config {
     /// Whether both are settings of one training, wherever its data and the weights given to it lie: what those are is
     /// compared by their fingerprints.
     pub fn is_same_training(&self, other: &Self) -> bool {
-        let without_places = |config: &Self| {
-            let mut config = config.clone();
-            let data = [&mut config.data.root, &mut config.data.pairs, &mut config.data.real_masks];
-            data.into_iter().flatten().for_each(|path| *path = PathBuf::new());
-            let weights = [&mut config.train.teacher, &mut config.train.start_weights];
-            weights.into_iter().flatten().for_each(String::clear);
-            config
-        };
-        without_places(self) == without_places(other)
+        self.without_places() == other.without_places()
+    }
+
+    /// Returns the settings with empty paths of data and of given weights.
+    pub fn without_places(&self) -> Self {
+        let mut config = self.clone();
+        let data = [&mut config.data.root, &mut config.data.pairs, &mut config.data.real_masks];
+        data.into_iter().flatten().for_each(|path| *path = PathBuf::new());
+        let weights = [&mut config.train.teacher, &mut config.train.start_weights];
+        weights.into_iter().flatten().for_each(String::clear);
+        config
     }
 
     /// Parses settings from TOML text.

@@ -184,14 +184,19 @@ impl Experiment {
     /// results folder is removed again if a new training fails before its first step: it would be in the way of the
     /// right settings.
     pub fn run(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
-        let mut has_begun = self.resumes;
+        let (mut has_begun, mut removed) = (self.resumes, Ok(()));
         let outcome = self.run_arms(&mut |event| {
-            has_begun |= matches!(event, Event::Step { .. });
+            if !has_begun && matches!(event, Event::Step { .. }) {
+                has_begun = true;
+                removed = self.folder.as_ref().map_or(Ok(()), RunFolder::has_begun);
+            }
             on(event);
         });
+        removed?;
         match (&outcome, &self.folder) {
             (Err(error), Some(folder)) if !has_begun && !matches!(error, Error::Stopped { .. }) => folder.clear()?,
-            _ => {}
+            (_, Some(folder)) => folder.has_begun()?,
+            (_, None) => {}
         }
         outcome
     }

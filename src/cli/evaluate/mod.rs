@@ -17,10 +17,10 @@ use super::model::HubArgs;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
 use super::{interrupt, tell};
-use crate::files::{check_folder_writable, remove_if_there};
+use crate::files::StagedFolder;
 use crate::machine::Machine;
 use crate::models::Model;
-use crate::report::refuse_to_replace;
+use crate::report::{PAGE_FILE, refuse_to_replace};
 use crate::train::{Config, Event};
 use crate::weights::WeightsFile;
 
@@ -90,28 +90,53 @@ struct Run<'a> {
     models: &'a [Named],
     config: &'a Config,
     machine: &'a Machine,
-    new_folders: &'a NewOutputs,
+    outputs: &'a Outputs,
     stop: &'static AtomicBool,
 }
 
-/// Output folders without files in them when the command started.
-struct NewOutputs(Vec<PathBuf>);
+/// The files that an evaluation writes, which appear once all are complete.
+struct Outputs {
+    report: Option<StagedFolder>,
+    scores: Option<StagedFolder>,
+}
 
-impl NewOutputs {
-    /// Checks that outputs can be written to these folders, so that this is known before any image is read.
-    fn of(folders: [&Option<PathBuf>; 2]) -> Result<Self> {
-        let folders: Vec<PathBuf> = folders.into_iter().flatten().cloned().collect();
-        folders.iter().try_for_each(|folder| check_folder_writable(folder))?;
-        let is_new = |folder: &PathBuf| std::fs::read_dir(folder).is_ok_and(|mut files| files.next().is_none());
-        Ok(Self(folders.into_iter().filter(|folder| !folder.exists() || is_new(folder)).collect()))
+impl Outputs {
+    /// Checks that the outputs can be written and replace nothing, so that this is known before any image is read.
+    fn new(args: &EvaluateArgs) -> Result<Self> {
+        let is_used = |path: &Path| std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+        if let Some(folder) = &args.report {
+            refuse_to_replace(folder)?;
+            if crate::train::Run::is_in(folder) {
+                bail!("{}: is the folder of a training; choose another one for the report", folder.display());
+            }
+            let scores = folder.join(SCORES);
+            if args.scores.is_none() && is_used(&scores) {
+                bail!("{}: is not empty; choose another folder for the report", scores.display());
+            }
+        }
+        if let Some(folder) = args.scores.as_ref().filter(|folder| is_used(folder)) {
+            bail!("{}: is not empty; choose another folder for the scores", folder.display());
+        }
+        let staged = |folder: &Option<PathBuf>| folder.as_deref().map(StagedFolder::new).transpose();
+        Ok(Self { report: staged(&args.report)?, scores: staged(&args.scores)? })
     }
 
-    /// Removes what was written, after a failure.
-    fn clear(&self) {
-        // The error that led here says more than one of cleaning up.
-        self.0.iter().for_each(|folder| drop(remove_if_there(folder)));
+    /// Moves everything to its place.
+    fn finish(self) -> Result<()> {
+        for staged in [self.scores, self.report].into_iter().flatten() {
+            staged.finish()?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything, before the process ends.
+    fn discard(&self) {
+        [&self.report, &self.scores].into_iter().flatten().for_each(StagedFolder::discard);
     }
 }
+
+/// Folder of the scores in that of a report.
+const SCORES: &str = "scores";
 
 impl EvaluateArgs {
     /// Evaluates each model and prints a table.
@@ -139,24 +164,20 @@ impl EvaluateArgs {
         }
         self.bootstrap.apply(&mut config.eval.bootstrap);
         self.settings.apply(&mut config, &self.hub)?;
-        if let Some(folder) = &self.report {
-            refuse_to_replace(folder)?;
-        }
-        if let Some(folder) = &self.scores
-            && std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
-        {
-            bail!("{}: is not empty; choose another folder for the scores", folder.display());
-        }
-        let new_folders = NewOutputs::of([&self.report, &self.scores])?;
+        let outputs = Outputs::new(&self)?;
         let stop = interrupt::flag()?;
-        let run =
-            Run { args: &self, models: &models, config: &config, machine: &machine, new_folders: &new_folders, stop };
+        let run = Run { args: &self, models: &models, config: &config, machine: &machine, outputs: &outputs, stop };
         let output = match self.protocol {
-            Protocol::Pairs => pairs::measure(&run),
-            Protocol::AllPairs => all_pairs::measure(&run),
-            Protocol::Ijb => templates::measure(&run),
+            Protocol::Pairs => pairs::measure(&run)?,
+            Protocol::AllPairs => all_pairs::measure(&run)?,
+            Protocol::Ijb => templates::measure(&run)?,
         };
-        output.and_then(|output| output.finish(&run)).inspect_err(|_| new_folders.clear())
+        output.finish(&run)?;
+        outputs.finish()?;
+        if let Some(folder) = &self.report {
+            tell(format_args!("{}", folder.join(PAGE_FILE).display()));
+        }
+        Ok(())
     }
 }
 
@@ -176,7 +197,7 @@ impl Run<'_> {
     /// Ends the process if the user wants it to stop: an evaluation has nothing to go on with.
     fn end_if_interrupted(&self) {
         if self.stop.load(Ordering::Relaxed) {
-            self.new_folders.clear();
+            self.outputs.discard();
             tell(format_args!("stopped, as requested; nothing is written"));
             std::process::exit(130);
         }
@@ -189,7 +210,9 @@ impl Run<'_> {
 
     /// Creates and returns the folder for scores, if they are kept.
     fn scores_folder(&self) -> Result<Option<PathBuf>> {
-        let folder = self.args.scores.clone().or_else(|| Some(self.args.report.as_ref()?.join("scores")));
+        let Outputs { report, scores } = self.outputs;
+        let scores = scores.as_ref().map(|scores| scores.path().to_owned());
+        let folder = scores.or_else(|| Some(report.as_ref()?.path().join(SCORES)));
         if let Some(folder) = &folder {
             std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }

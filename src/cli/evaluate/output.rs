@@ -74,12 +74,11 @@ impl Output {
         } else {
             print(&text)?;
         }
-        let Some(folder) = &run.args.report else { return Ok(()) };
+        let Some(staged) = &run.outputs.report else { return Ok(()) };
         let provenance = provenance(run, &record);
         let confidence = run.config.eval.bootstrap.confidence;
         let Self { title, measured, searched, .. } = self;
-        Report { title, record, provenance, measured, searched, confidence }.write(folder)?;
-        tell(format_args!("{}", folder.join("report.html").display()));
+        Report { title, record, provenance, measured, searched, confidence }.write(staged.path())?;
         Ok(())
     }
 
@@ -187,7 +186,10 @@ pub(super) fn check_names(models: &[Named]) -> Result<()> {
 fn file_name(model: &str) -> String {
     let plain = model.replace(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c), "_");
     // A leading dot would hide the file.
-    plain.trim_matches(['_', '.']).to_owned()
+    match plain.trim_matches(['_', '.']) {
+        "" => "model".to_owned(),
+        name => name.to_owned(),
+    }
 }
 
 /// Returns everything needed to reproduce the evaluation, as human-readable rows.

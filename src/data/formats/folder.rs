@@ -159,7 +159,9 @@ fn write_into(export: &mut Export, unfinished: &UnfinishedFolder, folder: &Path)
     let root = unfinished.path();
     let mut num_done = 0;
     for person in unfinished.entries()? {
-        num_done += std::fs::read_dir(root.join(&person)).map_err(Error::io(folder))?.count();
+        let files = std::fs::read_dir(root.join(&person)).map_err(Error::io(folder))?;
+        // Systems leave notes of their own beside what was written.
+        num_done += files.flatten().filter(|file| !is_junk(&file.file_name())).count();
     }
     // The last image may be cut: it is written again.
     let num_done = num_done.saturating_sub(1);

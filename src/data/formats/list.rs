@@ -63,6 +63,9 @@ impl ListedFaces {
 fn place(folder: &Path, image: &str) -> Option<String> {
     let is_there = |image: &str| !image.is_empty() && folder.join(image).is_file();
     let plain = plain_path(image);
+    // Behind a link `..` leads elsewhere than its text says.
+    let whole = |image: &str| folder.join(image).canonicalize().ok();
+    let plain = if image.contains("..") && whole(image) != whole(&plain) { image.to_owned() } else { plain };
     let inside = std::path::absolute(folder).ok().and_then(|folder| {
         let inside = Path::new(&plain).strip_prefix(plain_path(folder.to_str()?)).ok()?;
         Some(inside.to_str()?.to_owned())

@@ -88,6 +88,8 @@ struct Found {
     labels: Vec<String>,
     paths: Paths,
     cut: Vec<String>,
+    /// Names of the samples of the file that is read.
+    keys: Vec<String>,
 }
 
 impl Found {
@@ -98,9 +100,14 @@ impl Found {
         let file = std::fs::File::open(path).map_err(Error::io(path))?;
         let mut archive = tar::Archive::new(BufReader::new(file));
         let (mut pending, first) = (Pending::default(), self.images.len());
-        let not_tar = |e: std::io::Error, at: u64| match at {
-            0 => wrong(0, format!("expected a tar file that is not compressed: {e}")),
-            at => wrong(at, format!("expected a member's header, found something else: the file is damaged ({e})")),
+        self.keys.clear();
+        let compression = self.compression(shard);
+        let not_tar = |e: std::io::Error, at: u64| match (at, compression) {
+            (0, Some(kind)) => wrong(0, format!("expected a tar file that is not compressed, found {kind} data")),
+            (0, None) => wrong(0, format!("expected a tar file, found something else ({e})")),
+            (at, _) => {
+                wrong(at, format!("expected a member's header, found something else: the file is damaged ({e})"))
+            }
         };
         let cut = |what: String| {
             let what = format!(
@@ -197,6 +204,14 @@ impl Found {
         })
     }
 
+    /// Returns the kind of compression that a file begins with, if any.
+    fn compression(&self, shard: u32) -> Option<&'static str> {
+        let head = self.shards[shard as usize].read_up_to(0, 6).ok()?;
+        let kinds: [(&[u8], &str); 4] =
+            [(b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"), (b"\x28\xb5\x2f\xfd", "zstd")];
+        kinds.into_iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, kind)| kind)
+    }
+
     /// Returns where there is anything but zeros from byte `from` on, if anywhere.
     fn data_after(&self, shard: u32, from: u64) -> Result<Option<u64>> {
         let mut at = from;
@@ -215,12 +230,12 @@ impl Found {
     /// Checks that no two samples of a file, which start at number `first`, have one name: an archive that a corrected
     /// sample was appended to holds the old one too.
     fn check_names(&self, first: usize, path: &Path) -> Result<()> {
-        let mut order: Vec<usize> = (first..self.images.len()).collect();
-        order.sort_by_key(|&i| self.paths.get(i));
-        match order.windows(2).find(|pair| self.paths.get(pair[0]) == self.paths.get(pair[1])) {
+        let mut order: Vec<usize> = (0..self.keys.len()).collect();
+        order.sort_by_key(|&i| &self.keys[i]);
+        match order.windows(2).find(|pair| self.keys[pair[0]] == self.keys[pair[1]]) {
             Some(pair) => {
-                let [before, again] = [pair[0], pair[1]].map(|i| self.images[i].offset);
-                let what = format!("expected each sample once, found {} at byte {before} too", self.paths.get(pair[0]));
+                let [before, again] = [pair[0], pair[1]].map(|i| self.images[first + i].offset);
+                let what = format!("expected each sample once, found {} at byte {before} too", self.keys[pair[0]]);
                 Err(Error::Format { path: path.to_owned(), offset: again, what })
             }
             None => Ok(()),
@@ -250,6 +265,7 @@ impl Found {
         self.paths.push(&if folder.is_empty() { file_name } else { format!("{folder}/{file_name}") });
         self.images.push(place);
         self.labels.push(label);
+        self.keys.push(sample.key);
         Ok(())
     }
 }
@@ -338,7 +354,10 @@ fn write_into(export: &mut Export, unfinished: &UnfinishedFolder, folder: &Path,
     let name = |number: usize| format!("faces-{number:06}.tar");
     let path_of = |number: usize| unfinished.path().join(name(number));
     // Shards get their names once they are complete. The last may have fewer images; then nothing is left to write.
-    let mut num_shards = unfinished.entries()?.len();
+    let mut num_shards = 0;
+    while path_of(num_shards).is_file() {
+        num_shards += 1;
+    }
     let mut count = (num_shards * shard_size).min(export.len());
     export.go_on_after(count);
     let shared = export.with_shared_stems();

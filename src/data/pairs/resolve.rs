@@ -8,7 +8,7 @@ use super::Pair;
 use super::list::{ImageId, PairEntry, PairList};
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::lists::person_and_file;
+use crate::lists::{person_and_file, plain_path};
 
 impl PairList {
     /// Finds the images of every pair in a data set, in the list's order.
@@ -16,8 +16,9 @@ impl PairList {
     /// Identities are matched by name. Numbered images are matched by file name: `<identity>_NNNN.<extension>` with any
     /// number of leading zeros, `<identity>_NNNN_N.<extension>` or `NNNN.<extension>`; if the data set has no file
     /// names, by their position among the identity's images. In a list that [counts from 0](Self::counts_from_zero),
-    /// they are matched by position. Files are matched by person and file name; by a file name that is unique if the
-    /// list gives no folder, or if none of its folders and files are those of the data set.
+    /// they are matched by position. Files are matched by their paths, or the ends of them; by person and file name if
+    /// all people of the list lie in one folder; by a file name that is unique if the list gives no folder, or if none
+    /// of its folders and files are those of the data set.
     ///
     /// # Errors
     /// [`Error::Line`](crate::Error::Line) at the first pair with an image that the data set lacks or has twice, of an
@@ -88,12 +89,15 @@ impl PairList {
 struct Known<'a> {
     /// By identity and number: the image, and a second one of the same number.
     numbered: BTreeMap<(&'a str, u32), (usize, Option<usize>)>,
-    /// By `PERSON/IMAGE`.
-    files: BTreeMap<String, usize>,
+    /// By `PERSON/IMAGE`; several may have that in common.
+    files: BTreeMap<String, Vec<usize>>,
     /// By file name; none if several have it.
     unique: BTreeMap<String, Option<usize>>,
     /// Whether the list's folders are the data set's people: then `zoe/1.jpg` must not be taken for `ann/1.jpg`.
     has_people: bool,
+    /// Whether the list has files in several folders of people: then `masked/ann/1.jpg` must not be taken for
+    /// `clean/ann/1.jpg`.
+    has_folders: bool,
 }
 
 impl<'a> Known<'a> {
@@ -109,13 +113,15 @@ impl<'a> Known<'a> {
             })
             .collect();
         let (numbered, files, unique) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut known = Self { numbered, files, unique, has_people: false };
+        let mut known = Self { numbered, files, unique, has_people: false, has_folders: false };
         let of_label = |name: String| identities.get(name.as_str()).copied();
         let of_label: Vec<Option<&str>> = images.identity_names().into_iter().map(of_label).collect();
         for (index, counted) in count_images(images).into_iter().enumerate() {
             if let Some(name) = images.file_name(index).filter(|name| wanted.contains(name.as_str())) {
                 known.unique.entry(name).and_modify(|several| *several = None).or_insert(Some(index));
-                known.files.extend(images.person_and_file(index).map(|path| (path, index)));
+                if let Some(path) = images.person_and_file(index) {
+                    known.files.entry(path).or_default().push(index);
+                }
             }
             let Some(identity) = of_label[images.label(index) as usize] else { continue };
             let number = match by_position {
@@ -127,13 +133,39 @@ impl<'a> Known<'a> {
                 known.numbered.entry((identity, number)).and_modify(second).or_insert((index, None));
             }
         }
-        let of_people = list.entries.iter().flat_map(|entry| [&entry.a, &entry.b]);
-        let mut of_people = of_people.filter_map(|id| match id {
-            ImageId::File(path) => person_and_file(path),
-            ImageId::Numbered { .. } => None,
-        });
-        known.has_people = of_people.any(|path| known.files.contains_key(&path));
+        let ids = list.entries.iter().flat_map(|entry| [&entry.a, &entry.b]);
+        let paths: Vec<&str> = ids
+            .filter_map(|id| match id {
+                ImageId::File(path) => Some(path.as_str()),
+                ImageId::Numbered { .. } => None,
+            })
+            .collect();
+        known.has_people =
+            paths.iter().filter_map(|path| person_and_file(path)).any(|path| known.files.contains_key(&path));
+        let folder = |path: &&str| Some(plain_path(path).rsplit_once('/')?.0.rsplit_once('/')?.0.to_owned());
+        let mut folders = paths.iter().filter_map(folder);
+        let first = folders.next();
+        known.has_folders = folders.any(|folder| Some(folder) != first);
         known
+    }
+
+    /// Returns the image of a path whose last two parts are `of_person`; none of several that it may mean.
+    fn of_person(&self, of_person: &str, path: &str, images: &dyn Dataset) -> Option<Option<usize>> {
+        let all = self.files.get(of_person)?;
+        let path = plain_path(path);
+        // The path itself, or the end of one.
+        let is_end = |name: &str| {
+            let before = name.strip_suffix(&path);
+            before.is_some_and(|before| path.starts_with('/') || before.is_empty() || before.ends_with(['/', ' ']))
+        };
+        let exact: Vec<usize> = all.iter().copied().filter(|&i| is_end(&plain_path(&images.name(i)))).collect();
+        match (&exact[..], &all[..]) {
+            (&[index], _) => Some(Some(index)),
+            // A list from elsewhere, whose people lie in one folder.
+            ([], &[index]) if !self.has_folders => Some(Some(index)),
+            ([], [_]) => None,
+            _ => Some(None),
+        }
     }
 
     fn find(&self, id: &ImageId, images: &dyn Dataset) -> std::result::Result<usize, String> {
@@ -154,10 +186,10 @@ impl<'a> Known<'a> {
             },
             ImageId::File(path) => {
                 let of_person = person_and_file(path);
-                let known = of_person.as_ref().and_then(|path| self.files.get(path)).copied();
                 let by_name = || self.unique.get(file_name(path)).copied();
                 let is_by_name = of_person.is_none() || !self.has_people;
-                match known.map(Some).or_else(|| by_name().filter(|_| is_by_name)) {
+                let known = of_person.and_then(|of_person| self.of_person(&of_person, path, images));
+                match known.or_else(|| by_name().filter(|_| is_by_name)) {
                     Some(Some(index)) => Ok(index),
                     Some(None) => Err(format!("expected one image {path} in the data set, found several")),
                     None if !images.is_empty() && images.file_name(0).is_none() => {

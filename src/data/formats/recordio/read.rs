@@ -10,7 +10,7 @@ use crate::data::formats::classes::{Classes, Paths};
 use crate::data::formats::file::RandomFile;
 use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
-use crate::lists::{Separator, Text};
+use crate::lists::{Separator, Text, plain_path};
 use crate::parallel;
 
 /// Keys in labels are f32, which is exact for whole numbers up to here.
@@ -237,7 +237,7 @@ fn read_list(path: &Path, keys: &[u64], numbers: &[u64]) -> std::result::Result<
         true => paths_by_order(&lines, numbers)?,
         false => paths_by_key(&lines, keys, numbers)?,
     };
-    let mut sorted: Vec<&str> = paths.iter().collect();
+    let mut sorted: Vec<String> = paths.iter().map(plain_path).collect();
     sorted.sort_unstable();
     match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(format!("expected a path of its own for each image, found {} twice", pair[0])),
