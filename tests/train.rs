@@ -200,6 +200,7 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
         let out = folder.path().join(name);
         std::fs::create_dir_all(out.join("hg"))?;
         std::fs::write(out.join("hg/header.safetensors"), "of an older run")?;
+        std::fs::write(out.join("config.toml"), config.to_toml()?)?;
         let run = Experiment::new(config)?.in_folder(RunFolder::overwritten(&out)?);
         run.with_teacher(teacher()?).run(&mut |event| {
             if let Event::Step { report, .. } = event {

@@ -273,16 +273,13 @@ impl TrainArgs {
                 "the teacher of these settings, {name}, was trained on {data}: with --data, expected --teacher or --arm"
             );
         }
-        match (before, resumed) {
-            (Some(before), Some(folder)) if !before.is_same_training(&config) => {
-                bail!(
-                    "{}: expected the settings that it was begun with: {}",
-                    folder.display(),
-                    differences(&before, &config)?
-                )
+        if let (Some(before), Some(folder)) = (before, resumed) {
+            let differences = config.differences(&before)?.join(", ");
+            if !differences.is_empty() {
+                bail!("{}: expected the settings that it was begun with: {differences}", folder.display());
             }
-            _ => Ok(config),
         }
+        Ok(config)
     }
 
     /// Returns where a new training's results go, and checks that an --out can be used.
@@ -338,14 +335,4 @@ impl Destination {
 /// Returns the command that resumes a training.
 fn go_on(out: &Path) -> String {
     format!("resume with: maskinv train --resume {}", out.display())
-}
-
-/// Describes the settings that differ.
-fn differences(before: &Config, now: &Config) -> Result<String> {
-    let (before, now) = (&before.without_places(), &now.without_places());
-    let of = |a: &Config, b: &Config| -> Result<String> {
-        let entries = a.entries_unlike(b)?.into_iter().map(|(key, value)| format!("{key} = {value}"));
-        Ok(entries.collect::<Vec<_>>().join(", "))
-    };
-    Ok(format!("{} instead of {}", of(now, before)?, of(before, now)?))
 }

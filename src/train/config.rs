@@ -1,7 +1,7 @@
 //! The settings of an experiment, the presets, and overrides of single settings.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -226,20 +226,24 @@ impl Config {
         }
     }
 
-    /// Whether both are settings of one training, wherever its data and the weights given to it lie: what those are is
-    /// compared by their fingerprints.
-    pub fn is_same_training(&self, other: &Self) -> bool {
-        self.without_places() == other.without_places()
-    }
-
-    /// Returns the settings with empty paths of data and of given weights.
-    pub fn without_places(&self) -> Self {
-        let mut config = self.clone();
-        let data = [&mut config.data.root, &mut config.data.pairs, &mut config.data.real_masks];
-        data.into_iter().flatten().for_each(|path| *path = PathBuf::new());
-        let weights = [&mut config.train.teacher, &mut config.train.start_weights];
-        weights.into_iter().flatten().for_each(String::clear);
-        config
+    /// Returns each setting by which this is not the training of `before`, such as `optim.lr = 0.5 instead of 0.1`.
+    /// Where data and given weights lie is not compared, only whether there are any: what they are is told by their
+    /// fingerprints.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8.
+    pub fn differences(&self, before: &Self) -> Result<Vec<String>> {
+        let (before, now) = (before.entries()?, self.entries()?);
+        let keys: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+        let of_key = |key: &String| match (before.get(key), now.get(key)) {
+            (before, now) if before == now => None,
+            (Some(_), Some(_)) if PLACES.contains(&key.as_str()) => None,
+            (before, now) => {
+                let or_none = |value: Option<&String>| value.map_or("none", String::as_str).to_owned();
+                Some(format!("{key} = {} instead of {}", or_none(now), or_none(before)))
+            }
+        };
+        Ok(keys.into_iter().filter_map(of_key).collect())
     }
 
     /// Parses settings from TOML text.
@@ -447,6 +451,9 @@ impl Config {
         }
     }
 }
+
+/// Settings that say where data and given weights lie.
+const PLACES: [&str; 5] = ["data.root", "data.pairs", "data.real_masks", "train.teacher", "train.start_weights"];
 
 /// Returns the values in nested tables: dotted path to value, in TOML notation.
 fn entries_of(all: &toml::Value) -> BTreeMap<String, String> {

@@ -34,8 +34,15 @@ impl Experiment {
         problems.into_iter().for_each(|problem| on(Event::Notice(problem)));
         if let Some(TrainState { position, settings, inputs: of_state, .. }) = &state {
             // Compared as settings, not as text, because a later version may know more settings.
-            if !Config::parse(settings).is_ok_and(|settings| settings.is_same_training(&self.config)) {
-                let what = "expected checkpoints of a training with the same settings, found other settings".to_owned();
+            let differences = Config::parse(settings)
+                .map_err(|what| Error::Data {
+                    path: folder.clone(),
+                    what: format!("settings of a checkpoint: {what}"),
+                })?
+                .differences(&self.config)?;
+            if !differences.is_empty() {
+                let found = differences.join(", ");
+                let what = format!("expected checkpoints of a training with the same settings, found {found}");
                 return Err(Error::Data { path: folder, what });
             }
             self.check_state(of_state.as_deref(), inputs)?;

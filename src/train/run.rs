@@ -120,8 +120,10 @@ impl Experiment {
         let wrong = |what: String| Error::Format { path: path.clone(), offset: 0, what };
         let before: Finished =
             serde_json::from_str(&text).map_err(|e| wrong(format!("not the results of a training: {e}")))?;
-        if !before.config.is_same_training(&resumed.config) {
-            return Err(wrong("expected results of the same settings, found other settings".to_owned()));
+        let differences = before.config.differences(&resumed.config)?;
+        if !differences.is_empty() {
+            let what = format!("expected results of the same settings, found {}", differences.join(", "));
+            return Err(Error::Data { path, what });
         }
         let (finished, gone): (BTreeMap<Arm, ArmOutcome>, BTreeMap<Arm, ArmOutcome>) =
             before.arms.into_iter().partition(|(arm, _)| resumed.arm_folder(*arm).join(BACKBONE_FILE).is_file());
