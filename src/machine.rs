@@ -42,10 +42,9 @@ impl FromStr for Choice {
 }
 
 /// Precision of products on a GPU. Sums and parameters are f32 in all of them. The CPU computes in f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// 8 bits of mantissa, f32's range.
-    #[default]
+    /// 8 bits of mantissa, f32's range: for training.
     Bf16,
     /// 11 bits of mantissa, small range: for inference.
     F16,
@@ -85,6 +84,7 @@ impl fmt::Display for Precision {
 pub struct Machine {
     #[cfg(any(test, feature = "cuda"))]
     gpu: Option<Gpu>,
+    notices: Vec<String>,
 }
 
 /// An open GPU.
@@ -110,23 +110,66 @@ impl Gpu {
 }
 
 impl Machine {
-    /// Opens the requested machine. If [`Choice::Auto`] falls back to the CPU in a build with the GPU engine, also
-    /// returns the reason.
+    /// Opens the requested machine. [`Choice::Auto`] takes the first GPU that is usable; in a build with the GPU engine
+    /// where none is, [`Self::take_notices`] says why.
     ///
     /// # Errors
     /// When a GPU is requested that this build does not support or that is not usable; the message is one line that
     /// says what is missing.
-    pub fn open(choice: Choice, precision: Precision) -> crate::Result<(Self, Option<String>)> {
+    pub fn open(choice: Choice, precision: Precision) -> crate::Result<Self> {
         match choice {
-            Choice::Cpu => Ok((Self::default(), None)),
-            Choice::Cuda(number) => Ok((Self::cuda(number, precision)?, None)),
-            Choice::Auto => match Self::cuda(0, precision) {
-                Ok(machine) => Ok((machine, None)),
-                // A build without the GPU engine need not say so each time.
-                Err(_) if !cfg!(feature = "cuda") => Ok((Self::default(), None)),
-                Err(error) => Ok((Self::default(), Some(format!("on the CPU: {error}")))),
-            },
+            Choice::Cpu => Ok(Self::default()),
+            Choice::Cuda(number) => Self::cuda(number, precision),
+            Choice::Auto => Ok(Self::auto(precision)),
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn auto(precision: Precision) -> Self {
+        let on_cpu = |error: &dyn fmt::Display| Self::default().with_notice(format!("on the CPU: {error}"));
+        let num = match gpu::Cuda::count() {
+            Ok(0) => return on_cpu(&"this machine has no GPU"),
+            Ok(num) => num,
+            Err(error) => return on_cpu(&error),
+        };
+        let mut first = None;
+        for number in 0..num {
+            match (Self::cuda(number, precision), &first) {
+                (Ok(machine), None) => return machine,
+                (Ok(machine), Some(error)) => return machine.with_notice(format!("on GPU {number}: {error}")),
+                (Err(error), _) => first = first.or(Some(error)),
+            }
+        }
+        first.map_or_else(Self::default, |error| on_cpu(&error))
+    }
+
+    /// Without the GPU engine there is nothing to look for, and nothing to say each time.
+    #[cfg(not(feature = "cuda"))]
+    fn auto(_precision: Precision) -> Self {
+        Self::default()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn with_notice(self, notice: String) -> Self {
+        Self { notices: self.notices.into_iter().chain([notice]).collect(), ..self }
+    }
+
+    /// Returns what is worth saying and was not said yet, such as that convolutions run a slower way.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        let notices = std::mem::take(&mut self.notices);
+        #[cfg(any(test, feature = "cuda"))]
+        let notices =
+            notices.into_iter().chain(self.gpu.iter().flat_map(|gpu| gpu.device.gpu().take_notices())).collect();
+        notices
+    }
+
+    /// Titles and values that say what this machine is and which libraries it uses; none for the CPU.
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Some(gpu) = &self.gpu {
+            return gpu.device.gpu().facts();
+        }
+        Vec::new()
     }
 
     #[cfg(feature = "cuda")]
@@ -134,7 +177,7 @@ impl Machine {
         let factors = if precision == Precision::Tf32 { gpu::Factors::Tf32 } else { gpu::Factors::Exact };
         let cuda = gpu::Cuda::new(number, factors)?;
         let name = format!("cuda:{number}, {}, {precision}", cuda.describe()?);
-        Ok(Self { gpu: Some(Gpu { device: gpu::Device::new(Box::new(cuda)), precision, name }) })
+        Ok(Self { gpu: Some(Gpu { device: gpu::Device::new(Box::new(cuda)), precision, name }), notices: Vec::new() })
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -163,7 +206,8 @@ impl Machine {
     /// The machine of the tests: GPU kernels on the CPU, or a GPU (`gpu/tests.rs`).
     #[cfg(test)]
     pub(crate) fn of_tests(precision: Precision) -> Self {
-        Self { gpu: Some(Gpu { device: gpu::tests::device(), precision, name: "tests".into() }) }
+        let device = gpu::tests::device();
+        Self { gpu: Some(Gpu { device, precision, name: "tests".into() }), notices: Vec::new() }
     }
 
     #[cfg(any(test, feature = "cuda"))]
@@ -210,11 +254,15 @@ mod tests {
 
     #[test]
     fn auto_falls_back_to_the_cpu_and_says_why() -> crate::Result<()> {
-        let (machine, why) = Machine::open(Choice::Auto, Precision::default())?;
-        // With a usable GPU, or in a build without the GPU engine, there is no reason to give.
-        assert_eq!(machine.to_string() == "cpu" && cfg!(feature = "cuda"), why.is_some());
-        let asked = Machine::open(Choice::Cuda(4096), Precision::default()).err().map(|e| e.to_string());
-        assert!(asked.is_some_and(|error| !error.contains('\n')));
+        let mut machine = Machine::open(Choice::Auto, Precision::Tf32)?;
+        if machine.to_string() == "cpu" {
+            // In a build without the GPU engine there is no reason to give.
+            assert_eq!(machine.take_notices().len(), usize::from(cfg!(feature = "cuda")));
+        }
+        let asked = Machine::open(Choice::Cuda(4096), Precision::Tf32).err().map(|e| e.to_string());
+        // Below it candle's errors print the calls, if that is asked for.
+        let is_traced = std::env::var_os("RUST_BACKTRACE").is_some();
+        assert!(asked.is_some_and(|error| is_traced || !error.contains('\n')));
         Ok(())
     }
 }

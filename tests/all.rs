@@ -40,6 +40,8 @@ mod real_faces;
 mod recordio;
 mod resume;
 mod source;
+#[cfg(all(feature = "cudnn", unix))]
+mod stand_in;
 mod templates;
 mod train;
 mod verification;

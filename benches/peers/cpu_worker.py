@@ -141,7 +141,7 @@ def margin_loss(x, w, labels, only_target=False, s=64.0, m=0.5, sigma=0.05):
 
     x = x / x.norm(2, 1, True)
     w = w / w.norm(2, 0, True)
-    cos = torch.mm(x, w).clamp(-1, 1)
+    cos = torch.mm(x, w).float().clamp(-1, 1)  # under autocast the product alone is in bf16
     margins = torch.normal(m, sigma, (len(labels), 1))
     if only_target:
         target = (cos.gather(1, labels[:, None]).acos() + margins).cos()

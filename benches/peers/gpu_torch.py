@@ -3,6 +3,7 @@
     cargo build --release --features cudnn --example gpu_worker
     python3 benches/peers/gpu_torch.py [--ours target/release/examples/gpu_worker] [--rounds 5] [--cycles 2]
                                        [--only 'train *' ...] [--json FILE]
+    python3 benches/peers/gpu_torch.py --suite SECONDS --compare OURS.json [--small]      (of scripts/gpu-suite)
 
 Needs PyTorch with CUDA, and its libraries where maskinv finds them (LD_LIBRARY_PATH: cuBLAS 12 or 13, cuDNN 9). Works:
 
@@ -37,6 +38,23 @@ WORKS = [
     "infer r100 256",
 ]
 SAMPLE_S = 1.0
+# What scripts/gpu-suite compares, the most telling first; the first row is of the machine, the second of a rehearsal.
+SUITE = ["kd r100 128 85742", "infer r100 128", "train r100 128 85742", "margin 512 85742 512", "infer r100 1"]
+SMALL = ["kd mbf 2 64", "infer mbf 2", "train mbf 2 64", "margin 8 64 512", "infer mbf 1"]
+
+
+def device():
+    """The GPU; the CPU in a rehearsal without one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def wait():
+    import torch
+
+    if device() == "cuda":
+        torch.cuda.synchronize()
 
 
 def build(work, peer):
@@ -49,14 +67,14 @@ def build(work, peer):
     is_fast = peer != "fp32"
     torch.backends.cudnn.benchmark = is_fast
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_fast
-    torch.set_default_device("cuda")
+    torch.set_default_device(device())
     compiled = torch.compile if peer == "compile" else lambda x, **_: x
 
     def autocast():
-        return torch.autocast("cuda", torch.bfloat16, enabled=is_fast)
+        return torch.autocast(device(), torch.bfloat16, enabled=is_fast)
 
     def net(arch):
-        made = network(arch).cuda()
+        made = network(arch).to(device())
         return made.to(memory_format=torch.channels_last) if is_fast else made
 
     def images(batch):
@@ -92,7 +110,7 @@ def build(work, peer):
     teacher = net(arch).eval() if kind == "kd" else None
     w = torch.nn.Parameter(torch.randn(512, classes) * 0.01)
     backbone = [p for p in model.parameters() if p.requires_grad]
-    optimizers = [torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True) for p in (backbone, [w])]
+    optimizers = [torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=device() == "cuda") for p in (backbone, [w])]
     forward, loss_of = compiled(model, dynamic=False), compiled(margin_loss)
     target_of = compiled(teacher, dynamic=False) if teacher else None
 
@@ -133,6 +151,56 @@ def work_as_peer(work, peer):
     print("peak", torch.cuda.max_memory_allocated(), flush=True)
 
 
+def suite(args):
+    """Times PyTorch as amp and compile in this process until the time is up, and prints a table beside ours."""
+    import torch
+
+    ours = json.loads(args.compare.read_text()) if args.compare and args.compare.exists() else {}
+    name = torch.cuda.get_device_name() if device() == "cuda" else "CPU"
+    print(f"{name}, PyTorch {torch.__version__}. Median ms / peak MB.\n")
+    print("| work | maskinv | amp | compile | best / ours |\n|---|---|---|---|---|", flush=True)
+    end = time.perf_counter() + args.suite
+    for work in SMALL if args.small else SUITE:
+        cells, medians = [], {}
+        for peer in ("amp", "compile"):
+            if time.perf_counter() > end:
+                cells.append("no time left")
+                continue
+            try:
+                torch.compiler.reset()
+                step = build(work.split(), peer)
+                for _ in range(3):
+                    step()
+                wait()
+                samples, began = [], time.perf_counter()
+                while len(samples) < 3 or (len(samples) < 50 and time.perf_counter() - began < 3):
+                    start = time.perf_counter()
+                    step()
+                    wait()
+                    samples.append(time.perf_counter() - start)
+                medians[peer] = statistics.median(samples)
+                peak = torch.cuda.max_memory_allocated() if device() == "cuda" else 0
+                cells.append(f"{1e3 * medians[peer]:.2f} / {peak / 1e6:.0f}")
+                if device() == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+            except Exception as error:  # what PyTorch raises differs by version; the table says it
+                cells.append("failed: " + " ".join(str(error).replace("|", "\\|").split())[:200])
+            step = None
+        own = ours.get(work)
+        cell = f"{own['median_ms']:.2f} / {own['peak_bytes'] / 1e6:.0f}" if own else ""
+        ratio = f"{1e3 * min(medians.values()) / own['median_ms']:.2f} ({min(medians, key=medians.get)})" if own and medians else ""
+        print("| " + " | ".join([work, cell, *cells, ratio]) + " |", flush=True)
+
+
+def warm(args):
+    """Compiles what `suite` compiles, so that it finds the code in inductor's cache."""
+    for work in SMALL if args.small else SUITE:
+        step = build(work.split(), "compile")
+        for _ in range(2):
+            step()
+        wait()
+
+
 def measure(work, args):
     """Samples in seconds and peaks in bytes by program, and why others failed."""
     from cpu import Failed, Worker, say
@@ -170,10 +238,18 @@ def main():
     parser.add_argument("--cycles", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="works to run, as shell patterns")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    parser.add_argument("--suite", type=float, metavar="SECONDS", help="time amp and compile in this process, that long")
+    parser.add_argument("--compare", type=Path, metavar="OURS.json", help="what gpu_worker suite measured")
+    parser.add_argument("--small", action="store_true", help="with --suite or --warm: small networks, for a rehearsal")
+    parser.add_argument("--warm", action="store_true", help="compile what --suite compiles")
     parser.add_argument("--as-peer", nargs="+", metavar="PEER WORK", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.as_peer:
         return work_as_peer(args.as_peer[1:], args.as_peer[0])
+    if args.warm:
+        return warm(args)
+    if args.suite:
+        return suite(args)
     works = [work for work in WORKS if any(fnmatch.fnmatchcase(work, pattern) for pattern in args.only)]
     if not works:
         parser.error("nothing to run")

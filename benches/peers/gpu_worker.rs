@@ -1,7 +1,9 @@
 //! The maskinv worker of `benches/peers/gpu_torch.py`: `gpu_worker infer ARCH BATCH | train ARCH BATCH CLASSES | kd
 //! ARCH BATCH CLASSES | margin N CLASSES D | kernels [--precision bf16] [--gpu 0]`. It speaks the protocol of
-//! `cpu_worker.py`; its peak is the GPU's memory. `kernels` prints a table and exits. `dry WORKLOAD` needs no GPU and
-//! computes nothing: it prints the workload's memory, kernel launches and library calls, and FLOP.
+//! `cpu_worker.py`; its peak is the GPU's memory. These print a table and exit: `kernels`; `plans ARCH BATCH`, how each
+//! convolution runs; `profile WORKLOAD`, its time by kernel; `suite ARCH BATCH CLASSES [--json FILE]`, the median times of
+//! all workloads. `dry WORKLOAD` needs no GPU and computes nothing: it prints the workload's memory, kernel launches and
+//! library calls, and FLOP.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -10,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use maskinv::data::{Batch, Pixels};
 use maskinv::losses::{DistillConfig, MarginConfig, MarginHead};
-use maskinv::machine::bench::{Margin, kernels};
+use maskinv::machine::bench::{Margin, kernels, profile};
 use maskinv::machine::dry::dry;
 use maskinv::machine::{Choice, Machine, Precision};
 use maskinv::models::{Arch, Inference, Model, ModelConfig};
@@ -30,6 +32,8 @@ fn main() -> Result<()> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let precision: Precision = option(&mut args, "--precision", "bf16")?;
     let number: usize = option(&mut args, "--gpu", "0")?;
+    let json: String = option(&mut args, "--json", "")?;
+    let json = (!json.is_empty()).then_some(json);
     if args.first().is_some_and(|arg| arg == "dry") {
         args.remove(0);
         let (machine, calls) = dry(precision);
@@ -47,10 +51,27 @@ fn main() -> Result<()> {
         );
         return Ok(());
     }
-    let (machine, _) = Machine::open(Choice::Cuda(number), precision)?;
+    let machine = Machine::open(Choice::Cuda(number), precision)?;
     if args.first().is_some_and(|arg| arg == "kernels") {
         println!("{machine}");
         return kernels(&machine)?.iter().try_for_each(|line| Ok(writeln!(std::io::stdout(), "{line}")?));
+    }
+    match args.first().map(String::as_str) {
+        Some("plans") => return plans(&machine, &args),
+        Some("profile") => {
+            args.remove(0);
+            let mut work = work(&machine, &args)?;
+            work()?;
+            let mut num = 0;
+            let lines = profile(&machine, || {
+                num = work().map_err(|error| maskinv::Error::Training(format!("{error:#}")))?;
+                Ok(())
+            })?;
+            println!("{machine}: {}, {num} iterations", args.join(" "));
+            return lines.iter().try_for_each(|line| Ok(writeln!(std::io::stdout(), "{line}")?));
+        }
+        Some("suite") => return suite(&machine, &args, json.as_deref()),
+        _ => {}
     }
     let mut work = work(&machine, &args)?;
     work()?;
@@ -68,6 +89,57 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+fn plans(machine: &Machine, args: &[String]) -> Result<()> {
+    let batch: usize = args.get(2).context("too few arguments")?.parse()?;
+    println!("{machine}: convolutions of {} with {batch} images", args[1]);
+    for row in model(machine, arch(args)?, 0)?.convolutions(batch)? {
+        let ms = row.milliseconds.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.4}"));
+        let megabytes = row.workspace_bytes as f64 / 1e6;
+        writeln!(
+            std::io::stdout(),
+            "{:36}  {:23}  {ms:>9} ms  {megabytes:>8.1} MB  {}",
+            row.convolution,
+            row.pass,
+            row.algorithm
+        )?;
+    }
+    Ok(())
+}
+
+/// Prints the median time of each workload, and writes them to a file after each.
+fn suite(machine: &Machine, args: &[String], json: Option<&str>) -> Result<()> {
+    let [_, arch, batch, classes] = args else { bail!("suite: expected ARCH BATCH CLASSES") };
+    let rows = 4 * batch.parse::<usize>()?;
+    let works = [
+        format!("kd {arch} {batch} {classes}"),
+        format!("infer {arch} {batch}"),
+        format!("train {arch} {batch} {classes}"),
+        format!("margin {rows} {classes} 512"),
+        format!("infer {arch} 1"),
+    ];
+    println!("{machine}");
+    let mut record = serde_json::Map::new();
+    for name in works {
+        let words: Vec<String> = name.split(' ').map(str::to_owned).collect();
+        let mut work = work(machine, &words)?;
+        work()?;
+        let (began, mut samples) = (Instant::now(), Vec::new());
+        while samples.len() < 3 || (samples.len() < 50 && began.elapsed().as_secs_f64() < 6.0) {
+            let start = Instant::now();
+            let num = work()?;
+            samples.push(1e3 * start.elapsed().as_secs_f64() / f64::from(num));
+        }
+        samples.sort_by(f64::total_cmp);
+        let (median, bytes) = (samples[samples.len() / 2], machine.gpu_bytes().context("a GPU is open")?);
+        writeln!(std::io::stdout(), "{name:28}  {median:>10.3} ms, {:.0} MB held so far", bytes as f64 / 1e6)?;
+        record.insert(name, serde_json::json!({ "median_ms": median, "peak_bytes": bytes }));
+        if let Some(path) = json {
+            std::fs::write(path, serde_json::to_string_pretty(&record)?)?;
+        }
+    }
+    Ok(())
+}
+
 fn work(machine: &Machine, args: &[String]) -> Result<Work> {
     let size = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
     match args.first().map(String::as_str) {
@@ -81,7 +153,7 @@ fn work(machine: &Machine, args: &[String]) -> Result<Work> {
                 Ok(20)
             }))
         }
-        _ => bail!("expected infer, train, kd, margin, kernels or dry"),
+        _ => bail!("expected infer, train, kd, margin, kernels, plans, profile, suite or dry"),
     }
 }
 

@@ -23,14 +23,15 @@ constexpr int WARP = 32, SLOT = 8;
 // Guard bytes after the shared memory of a block, which no kernel may change.
 constexpr size_t GUARD = 256;
 
+// Runs threads until one of them has to wait; then it is that thread's until the thread is done.
 struct Fiber {
     ucontext_t context;
     // Where the fiber resumes; unlike context switches, jumps make no system call.
     jmp_buf place;
-    bool is_started;
+    bool is_started = false;
     std::unique_ptr<char[]> stack = std::make_unique<char[]>(STACK);
-    dim3 idx;
-    bool is_done;
+    // The thread that waits on it; none if below 0.
+    int thread = -1;
 };
 
 struct Warp {
@@ -42,14 +43,17 @@ struct Warp {
 };
 
 struct Block {
-    dim3 grid, block, idx;
     std::vector<unsigned char> shared;
-    std::vector<Fiber> fibers;
+    std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Warp> warps;
     std::function<void()> body;
     ucontext_t scheduler;
     jmp_buf scheduler_place;
-    int current, alive, waiting;
+    // The threads in the order of their starts, and how many have started.
+    std::vector<int> order;
+    size_t num_started;
+    Fiber* fiber;
+    int alive, waiting;
     unsigned generation;
 };
 
@@ -60,17 +64,37 @@ const Entry*& first_entry() {
     return first;
 }
 
-int warp_of(int thread) { return thread / WARP; }
+Warp& warp_of(int thread) { return state.warps[size_t(thread / WARP)]; }
 
-void yield() {
-    if (_setjmp(state.fibers[size_t(state.current)].place) == 0) _longjmp(state.scheduler_place, 1);
+// Makes this thread the running one.
+void enter(int thread) {
+    const unsigned at = unsigned(thread);
+    const dim3 size = running.block_dim;
+    running.thread_idx = {at % size.x, at / size.x % size.y, at / size.x / size.y};
+    running.lane = thread % WARP;
+    state.fiber->thread = thread;
 }
 
-// Lets a thread run until it yields.
+void yield() {
+    if (_setjmp(state.fiber->place) == 0) _longjmp(state.scheduler_place, 1);
+}
+
+void run_on_fiber();
+
+// Lets a fiber run until a thread has to wait, or no thread is left.
 void resume(Fiber& fiber) {
     if (_setjmp(state.scheduler_place) != 0) return;
-    if (fiber.is_started) _longjmp(fiber.place, 1);
+    state.fiber = &fiber;
+    if (fiber.is_started) {
+        if (fiber.thread >= 0) enter(fiber.thread);
+        _longjmp(fiber.place, 1);
+    }
     fiber.is_started = true;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = STACK;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, run_on_fiber, 0);
     swapcontext(&state.scheduler, &fiber.context);
 }
 
@@ -89,15 +113,20 @@ void open_warp_barrier(Warp& warp) {
     }
 }
 
-void run_fiber() {
-    state.body();
-    state.fibers[state.current].is_done = true;
-    state.alive--;
-    open_block_barrier();
-    Warp& warp = state.warps[warp_of(state.current)];
-    warp.alive--;
-    open_warp_barrier(warp);
-    yield();
+void run_on_fiber() {
+    for (;;) {
+        while (state.num_started < state.order.size()) {
+            enter(state.order[state.num_started++]);
+            state.body();
+            Warp& warp = warp_of(state.fiber->thread);
+            state.alive--;
+            open_block_barrier();
+            warp.alive--;
+            open_warp_barrier(warp);
+        }
+        state.fiber->thread = -1;
+        yield();
+    }
 }
 
 // A value that changes whenever any thread makes progress.
@@ -107,33 +136,24 @@ unsigned long progress() {
     return sum;
 }
 
-void run_block(const std::vector<int>& order) {
-    const dim3 size = state.block;
-    const int num = int(order.size());
+void run_block() {
+    const size_t num = state.order.size();
     // All bits set: NaN in every float type.
     std::fill(state.shared.begin(), state.shared.end(), 0xff);
-    state.warps.assign(size_t(num + WARP - 1) / WARP, Warp{});
-    state.alive = num;
+    state.warps.assign((num + WARP - 1) / WARP, Warp{});
+    for (size_t i = 0; i < num; i++) warp_of(int(i)).alive++;
+    state.alive = int(num);
     state.waiting = 0;
-    for (int i = 0; i < num; i++) {
-        Fiber& fiber = state.fibers[size_t(i)];
-        const unsigned at = unsigned(i);
-        fiber.is_started = fiber.is_done = false;
-        fiber.idx = {at % size.x, at / size.x % size.y, at / size.x / size.y};
-        state.warps[size_t(warp_of(i))].alive++;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = STACK;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, run_fiber, 0);
+    state.num_started = 0;
+    size_t used = 0;
+    while (state.num_started < num) {
+        if (used == state.fibers.size()) state.fibers.push_back(std::make_unique<Fiber>());
+        resume(*state.fibers[used++]);
     }
     while (state.alive > 0) {
         const unsigned long before = progress();
-        for (int thread : order) {
-            if (state.fibers[size_t(thread)].is_done) continue;
-            state.current = thread;
-            resume(state.fibers[size_t(thread)]);
-        }
+        for (size_t i = 0; i < used; i++)
+            if (state.fibers[i]->thread >= 0) resume(*state.fibers[i]);
         if (progress() == before) fail("the threads of a block wait for each other at different barriers");
     }
     const auto is_poison = [](unsigned char byte) { return byte == 0xff; };
@@ -145,12 +165,7 @@ Entry::Entry(const char* name, const char* types, void (*call)(void**)) : name(n
     first_entry() = this;
 }
 
-dim3 thread_idx() { return state.fibers[size_t(state.current)].idx; }
-dim3 block_idx() { return state.idx; }
-dim3 block_dim() { return state.block; }
-dim3 grid_dim() { return state.grid; }
-void* shared() { return state.shared.data(); }
-int lane() { return state.current % WARP; }
+__thread Running running;
 
 void fail(const char* what) {
     fprintf(stderr, "kernel on the host: %s\n", what);
@@ -165,7 +180,7 @@ void block_barrier() {
 }
 
 void shuffle(void* value, size_t bytes, int from) {
-    Warp& warp = state.warps[size_t(warp_of(state.current))];
+    Warp& warp = warp_of(state.fiber->thread);
     const unsigned generation = warp.generation, now = generation % 2;
     memcpy(warp.left[now][lane()], value, bytes);
     warp.has_left[now][lane()] = true;
@@ -188,20 +203,27 @@ extern "C" const char* host_launch(const char* name, const unsigned grid[3], con
     const size_t threads = size_t(block[0]) * block[1] * block[2];
     if (threads == 0 || threads > 1024) return "a block has 1 to 1024 threads";
     if (shared_bytes > 48 * 1024) return "a block has up to 48 KiB of shared memory";
-    state.grid = {grid[0], grid[1], grid[2]};
-    state.block = {block[0], block[1], block[2]};
+    host::running.grid_dim = {grid[0], grid[1], grid[2]};
+    host::running.block_dim = {block[0], block[1], block[2]};
     state.shared.resize(shared_bytes + host::GUARD);
+    host::running.shared = state.shared.data();
     state.body = [=] { entry->call(args); };
-    while (state.fibers.size() < threads) state.fibers.emplace_back();
-    std::vector<int> order(threads);
-    std::iota(order.begin(), order.end(), 0);
+    state.order.resize(threads);
+    std::iota(state.order.begin(), state.order.end(), 0);
     std::mt19937 random(seed);
     for (unsigned z = 0; z < grid[2]; z++)
         for (unsigned y = 0; y < grid[1]; y++)
             for (unsigned x = 0; x < grid[0]; x++) {
-                if (seed) std::shuffle(order.begin(), order.end(), random);
-                state.idx = {x, y, z};
-                host::run_block(order);
+                if (seed) std::shuffle(state.order.begin(), state.order.end(), random);
+                host::running.block_idx = {x, y, z};
+                host::run_block();
             }
     return nullptr;
+}
+
+// Returns the types of a kernel's arguments; null if there is no such kernel.
+extern "C" const char* host_types(const char* name) {
+    const host::Entry* entry = host::first_entry();
+    while (entry && strcmp(entry->name, name) != 0) entry = entry->next;
+    return entry ? entry->types : nullptr;
 }

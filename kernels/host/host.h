@@ -1,5 +1,5 @@
-// Runs kernels on the CPU for the tests. Each thread of a block is a fiber; blocks run one after the other. Fibers
-// switch at barriers and shuffles, in an order that a seed determines. Shared memory starts as NaN. A barrier that some
+// Runs kernels on the CPU for the tests. The threads of a block run one after the other, and blocks too. A thread that
+// waits at a barrier or shuffle keeps its fiber, and others go on, in an order that a seed determines. Shared memory starts as NaN. A barrier that some
 // threads miss aborts. This finds errors in arithmetic and indices, and missing barriers by chance. It cannot find
 // races between blocks or misaligned accesses other than those of 16 bytes by `load` and `store`, and shows neither
 // registers nor speed.
@@ -55,17 +55,14 @@ inline __half __float2half(float x) {
 }
 
 namespace host {
-// Position of the running thread and of its block.
-dim3 thread_idx();
-dim3 block_idx();
-dim3 block_dim();
-dim3 grid_dim();
-void* shared();
+// The running thread's position, and what it has of its block.
+struct Running { dim3 thread_idx, block_idx, block_dim, grid_dim; void* shared; int lane; };
+extern __thread Running running;
 void block_barrier();
 // Publishes `bytes` to the other lanes of the warp, waits for all of them, and reads the value that lane `from`
 // published.
 void shuffle(void* value, size_t bytes, int from);
-int lane();
+inline int lane() { return running.lane; }
 // Aborts the process with a message.
 [[noreturn]] void fail(const char* what);
 
@@ -102,11 +99,11 @@ template <class T> T shuffle(T value, int from) {
 #define KERNEL(name) static void name
 #define EXPORT(name) static const host::Entry export_##name(#name, host::Call<name>::types, host::Call<name>::call);
 #define CHECK_ALIGNED(p) (reinterpret_cast<uintptr_t>(p) % 16 ? host::fail("a misaligned access of 16 bytes") : void())
-#define DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(host::shared())
-#define threadIdx (host::thread_idx())
-#define blockIdx (host::block_idx())
-#define blockDim (host::block_dim())
-#define gridDim (host::grid_dim())
+#define DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(host::running.shared)
+#define threadIdx (host::running.thread_idx)
+#define blockIdx (host::running.block_idx)
+#define blockDim (host::running.block_dim)
+#define gridDim (host::running.grid_dim)
 #define __syncthreads() host::block_barrier()
 
 template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return host::shuffle(value, host::lane() ^ mask); }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use clap::Args;
 
+use super::device::Work;
 use super::model::HubArgs;
 use super::model_file::ModelFile;
 use super::print;
@@ -66,8 +67,8 @@ impl CalibrateArgs {
     pub fn run(self) -> Result<()> {
         let file = ModelFile::new(&self.output)?;
         self.settings.threads.start()?;
-        let machine = self.settings.device.open()?;
-        let model = self.hub.load_with_notes(&self.model)?.model.on(&machine);
+        let machine = self.settings.device.open(Work::Inference)?;
+        let model = self.settings.device.place(self.hub.load_with_notes(&self.model)?.model, &machine);
         let mut config = self.settings.chosen_or_beside(&self.model)?;
         if let Some(pairs) = &self.pairs {
             config.data.pairs = Some(pairs.clone());

@@ -5,6 +5,7 @@ use clap::Args;
 
 use crate::cli::tell;
 use crate::machine::{Choice, Machine, Precision};
+use crate::models::Model;
 
 /// Flags for the device and its precision.
 #[derive(Args, Debug)]
@@ -12,18 +13,46 @@ pub(super) struct DeviceArgs {
     /// Device to run on: auto (a GPU if the build supports it and one is usable, else the CPU), cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: Choice,
-    /// GPU precision: bf16, f16 (inference only), tf32 or f32; the CPU always computes in f32
-    #[arg(long, value_name = "TYPE", default_value = "bf16")]
-    precision: Precision,
+    /// GPU precision: bf16 (the default of training), tf32 (that of everything else), f16 (not in training) or f32; the
+    /// CPU always computes in f32
+    #[arg(long, value_name = "TYPE")]
+    precision: Option<Precision>,
+}
+
+/// What a device is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Work {
+    /// Training, with evaluations.
+    Training,
+    /// Embeddings, which thresholds and other machines' embeddings are compared with.
+    Inference,
 }
 
 impl DeviceArgs {
-    /// Opens the device; if `auto` falls back to the CPU, prints the reason on stderr.
-    pub(super) fn open(&self) -> Result<Machine> {
-        let (machine, notice) = Machine::open(self.device, self.precision)?;
-        if let Some(notice) = notice {
-            tell(format_args!("{notice}"));
-        }
+    /// Opens the device and prints on stderr what is worth saying, such as why `auto` falls back to the CPU.
+    pub(super) fn open(&self, work: Work) -> Result<Machine> {
+        let precision = self.precision.unwrap_or(match work {
+            Work::Training => Precision::Bf16,
+            Work::Inference => Precision::Tf32,
+        });
+        let mut machine = Machine::open(self.device, precision)?;
+        machine.take_notices().iter().for_each(|notice| tell(format_args!("{notice}")));
         Ok(machine)
+    }
+
+    /// Returns the network to run on `machine`, or on the CPU if that was chosen by `auto` and does not support it.
+    pub(super) fn place(&self, model: Model, machine: &Machine) -> Model {
+        match model.refusal(machine) {
+            Some(why) if self.falls_back(&why) => model,
+            _ => model.on(machine),
+        }
+    }
+
+    /// Whether to go on with the CPU although a GPU is there, which is then said.
+    pub(super) fn falls_back(&self, why: &str) -> bool {
+        if self.device == Choice::Auto {
+            tell(format_args!("on the CPU: {why}"));
+        }
+        self.device == Choice::Auto
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::device::DeviceArgs;
+use super::device::{DeviceArgs, Work};
 use super::model::HubArgs;
 use super::progress::Progress;
 use super::threads::ThreadsArgs;
@@ -52,8 +52,8 @@ impl EmbedArgs {
     pub fn run(self) -> Result<()> {
         let destination = self.destination()?;
         self.threads.start()?;
-        let machine = self.device.open()?;
-        let model = self.hub.load_with_notes(&self.model)?.model.on(&machine);
+        let machine = self.device.open(Work::Inference)?;
+        let model = self.device.place(self.hub.load_with_notes(&self.model)?.model, &machine);
         let mut paths = Vec::new();
         for image in &self.images {
             paths.extend(list_images(image)?);

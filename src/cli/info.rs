@@ -1,19 +1,32 @@
 //! `maskinv info`.
 
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+
 use anyhow::Result;
 use clap::Args;
 
 use super::model::HubArgs;
 use super::{print, print_json};
-use crate::models::Loaded;
+use crate::machine::{Choice, Machine, Precision};
+use crate::models::{ConvolutionPass, Loaded};
 
 /// Arguments of `maskinv info`.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
     /// Checkpoints (safetensors, .pth, ONNX or MXNet .params), folders of trained arms (runs/NAME/ARM), or, with the
     /// feature hub, hf://owner/repo/file or short names of `download --list`
-    #[arg(required = true, value_name = "MODEL")]
+    #[arg(required_unless_present = "device", value_name = "MODEL")]
     models: Vec<String>,
+    /// Describe this device too, and how each model's convolutions run there: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Choice>,
+    /// GPU precision for --device: bf16, f16, tf32 or f32
+    #[arg(long, value_name = "TYPE", default_value = "tf32", requires = "device")]
+    precision: Precision,
+    /// Images per batch for --device
+    #[arg(long, value_name = "N", default_value = "128", requires = "device")]
+    batch_size: NonZeroUsize,
     #[command(flatten)]
     hub: HubArgs,
     /// Print JSON
@@ -22,20 +35,60 @@ pub struct InfoArgs {
 }
 
 impl InfoArgs {
-    /// Loads each model and prints its description.
+    /// Loads each model and prints its description, and that of the device.
     ///
     /// # Errors
-    /// When a model cannot be loaded; the message lists missing, unexpected and misshapen tensors.
+    /// When a model cannot be loaded (the message lists missing, unexpected and misshapen tensors), or the device not
+    /// opened.
     pub fn run(self) -> Result<()> {
+        let mut machine = self.device.map(|device| Machine::open(device, self.precision)).transpose()?;
         let loaded = self.models.iter().map(|name| self.hub.load(name)).collect::<Result<Vec<_>>>()?;
-        if self.json {
-            return print_json(&loaded.iter().map(record).collect::<Result<Vec<_>>>()?);
+        let mut records = Vec::new();
+        for (name, loaded) in self.models.iter().zip(loaded) {
+            let (mut record, text) = (record(&loaded)?, describe(name, &loaded)?);
+            let convolutions = match &machine {
+                Some(machine) => loaded.model.on(machine).convolutions(self.batch_size.into())?,
+                None => Vec::new(),
+            };
+            if machine.is_some() {
+                record["convolutions"] = serde_json::to_value(&convolutions)?;
+            }
+            records.push(record);
+            if !self.json {
+                print(&text)?;
+                table(&convolutions).iter().try_for_each(|line| print(line))?;
+            }
         }
-        for (name, loaded) in self.models.iter().zip(&loaded) {
-            print(&describe(name, loaded)?)?;
+        let facts = machine.as_ref().map(Machine::facts).unwrap_or_default();
+        let notices = machine.as_mut().map(Machine::take_notices).unwrap_or_default();
+        if let (true, Some(machine)) = (self.json, &machine) {
+            let facts: BTreeMap<_, _> = facts.into_iter().collect();
+            let device = serde_json::json!({ "name": machine.to_string(), "facts": facts, "notices": notices });
+            return print_json(&serde_json::json!({ "models": records, "device": device }));
+        }
+        if self.json {
+            return print_json(&records);
+        }
+        if let Some(machine) = &machine {
+            print(&format!("{machine}:"))?;
+            facts.iter().try_for_each(|(title, value)| print(&format!("  {title:13}  {value}")))?;
+            notices.iter().try_for_each(|notice| print(&format!("  note           {notice}")))?;
         }
         Ok(())
     }
+}
+
+/// Lines of a table of how convolutions run.
+fn table(convolutions: &[ConvolutionPass]) -> Vec<String> {
+    let line = |pass: &str, convolution: &str, ms: &str, workspace: &str, algorithm: &str| {
+        format!("  {convolution:36}  {pass:23}  {ms:>9}  {workspace:>9}  {algorithm}")
+    };
+    let heads = (!convolutions.is_empty()).then(|| line("pass", "convolution", "ms", "MB", "algorithm"));
+    let rows = convolutions.iter().map(|row| {
+        let ms = row.milliseconds.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.4}"));
+        line(row.pass, &row.convolution, &ms, &format!("{:.1}", row.workspace_bytes as f64 / 1e6), &row.algorithm)
+    });
+    heads.into_iter().chain(rows).collect()
 }
 
 fn record(loaded: &Loaded) -> Result<serde_json::Value> {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use super::device::Work;
 use super::find_lr::LrRangeArgs;
 use super::model::HubArgs;
 use super::progress::Progress;
@@ -15,6 +16,7 @@ use super::settings::SettingsArgs;
 use super::{STOPPED, dry_run, interrupt, print, print_json, run_report};
 use crate::cli::tell;
 use crate::files::{check_folder_writable, is_inside};
+use crate::machine::Machine;
 use crate::train::{
     Arm, CONFIG_FILE, ChangedData, Checkpoint, Config, Event, Experiment, REPORT_PAGE, Run, RunFolder, preset,
     preset_names,
@@ -133,10 +135,10 @@ impl TrainArgs {
             return print(config.to_toml()?.trim_end());
         }
         self.settings.threads.start()?;
-        let machine = self.settings.device.open()?;
+        let machine = self.settings.device.open(Work::Training)?;
         if self.dry_run || self.find_lr {
             // Nothing is written there.
-            let experiment = self.with_models(Experiment::new(config)?.on(&machine))?;
+            let experiment = self.experiment(config, &machine)?;
             return match self.dry_run {
                 true => dry_run::run(&experiment, self.quiet, self.json),
                 false => self.lr_range.run(&experiment, self.quiet, self.json),
@@ -147,7 +149,7 @@ impl TrainArgs {
             None => self.destination(&config)?,
         };
         let changed_data = if self.accept_changed_data { ChangedData::Accept } else { ChangedData::Refuse };
-        let experiment = self.with_models(Experiment::new(config)?.on(&machine))?.with_changed_data(changed_data);
+        let experiment = self.experiment(config, &machine)?.with_changed_data(changed_data);
         // Claimed once everything else is known to be right, so that a mistake leaves no folder behind.
         let folder = destination.claim()?;
         let out = folder.path().to_owned();
@@ -194,6 +196,15 @@ impl TrainArgs {
             out.display(),
             REPORT_PAGE
         ))
+    }
+
+    /// Returns the training on `machine`, or on the CPU if that was chosen by itself and does not support it.
+    fn experiment(&self, config: Config, machine: &Machine) -> Result<Experiment> {
+        let experiment = self.with_models(Experiment::new(config)?.on(machine))?;
+        match experiment.refusal()? {
+            Some(why) if self.settings.device.falls_back(&why) => Ok(experiment.on(&Machine::default())),
+            _ => Ok(experiment),
+        }
     }
 
     /// Opens the models that the settings name.

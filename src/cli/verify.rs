@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::device::DeviceArgs;
+use super::device::{DeviceArgs, Work};
 use super::model::HubArgs;
 use super::threads::ThreadsArgs;
 use super::{print, print_json, tell};
@@ -56,8 +56,8 @@ impl VerifyArgs {
     /// When the model or an image cannot be read, or the model has no threshold for the rate.
     pub fn run(self) -> Result<()> {
         self.threads.start()?;
-        let machine = self.device.open()?;
-        let mut model = self.hub.load_with_notes(&self.model)?.model.on(&machine);
+        let machine = self.device.open(Work::Inference)?;
+        let mut model = self.device.place(self.hub.load_with_notes(&self.model)?.model, &machine);
         // On a GPU, the precision may be another.
         if let Some(note) = model.drop_stale_thresholds()? {
             tell(format_args!("{}: {note}", self.model));

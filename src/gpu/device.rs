@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use super::{Arg, Gpu, Launch, Matrix, Memory};
 
 /// Element type of an [`Array`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Element {
     U8,
     I32,
@@ -216,6 +216,9 @@ impl Array {
 
     pub fn write<T: Plain>(&self, values: &[T]) -> Result<()> {
         self.check::<T>(values.len())?;
+        if values.is_empty() {
+            return Ok(());
+        }
         self.device().gpu().write(self.address(), T::bytes(values))
     }
 
@@ -223,6 +226,9 @@ impl Array {
     pub fn read<T: Plain>(&self) -> Result<Vec<T>> {
         self.check::<T>(self.len)?;
         let mut values = vec![T::default(); self.len];
+        if values.is_empty() {
+            return Ok(values);
+        }
         self.device().gpu().read(self.address(), T::bytes_mut(&mut values))?;
         Ok(values)
     }

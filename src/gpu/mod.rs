@@ -1,6 +1,6 @@
 //! GPU compute: memory, kernels (`kernels/*.cu`), matrix products and convolutions behind one trait, [`Gpu`].
 //!
-//! `cuda.rs` drives a real GPU. The tests run the same kernel sources on the CPU (`host.rs`), so all code built on
+//! `cuda/` drives a real GPU. The tests run the same kernel sources on the CPU (`host.rs`), so all code built on
 //! [`Gpu`] is compared with the CPU ops on every machine. Work is queued: only [`Array::read`] waits for it.
 
 pub(crate) mod batch_norm;
@@ -14,8 +14,6 @@ pub(crate) mod update;
 
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(feature = "cudnn")]
-mod cudnn;
 #[cfg(test)]
 mod host;
 #[cfg(test)]
@@ -26,7 +24,12 @@ pub(crate) use cuda::{Cuda, Factors};
 
 pub(crate) use device::{Array, Device, Element};
 
+#[cfg(feature = "cuda")]
+use std::collections::BTreeMap;
+
 use candle_core::Result;
+#[cfg(feature = "cuda")]
+use candle_core::bail;
 
 /// A device allocation, freed on drop.
 pub(crate) struct Memory {
@@ -46,6 +49,17 @@ pub(crate) enum Arg {
     I32(i32),
     I64(i64),
     F32(f32),
+}
+
+#[cfg(feature = "cuda")]
+impl Arg {
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Pointer(_) | Self::I64(_) => 8,
+            Self::I32(_) | Self::F32(_) => 4,
+        }
+    }
 }
 
 /// Launch dimensions of a kernel.
@@ -111,6 +125,30 @@ pub(crate) enum Pass {
     GradW,
 }
 
+impl Pass {
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Forward => "output",
+            Self::GradX => "gradient of the input",
+            Self::GradW => "gradient of the filters",
+        }
+    }
+}
+
+/// How a convolution's pass runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    pub conv: conv::Conv,
+    pub pass: Pass,
+    pub element: Element,
+    /// The library's algorithm and math; none if patches are multiplied instead.
+    pub algorithm: Option<String>,
+    /// Time that was measured.
+    pub ms: Option<f32>,
+    /// Bytes of workspace.
+    pub workspace: usize,
+}
+
 /// A device that runs kernels in the order of their launches.
 pub(crate) trait Gpu: Send + Sync {
     /// Allocates uninitialised memory.
@@ -128,5 +166,27 @@ pub(crate) trait Gpu: Send + Sync {
     /// Runs a convolution pass with the device's own library; returns false, with nothing done, if it has none.
     fn convolve(&self, _pass: &Convolution) -> Result<bool> {
         Ok(false)
+    }
+    /// What is known of the convolutions that the library was asked for.
+    fn planned(&self) -> Vec<Planned> {
+        Vec::new()
+    }
+    /// What this device is and uses: titles and values.
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+    /// Begins to measure the time of each call, by its name.
+    #[cfg(feature = "cuda")]
+    fn start_profile(&self) -> Result<()> {
+        bail!("this device measures no times")
+    }
+    /// Ends measuring and returns the number of calls and their milliseconds, by name.
+    #[cfg(feature = "cuda")]
+    fn end_profile(&self) -> Result<BTreeMap<String, (usize, f64)>> {
+        bail!("this device measures no times")
+    }
+    /// Returns what is worth saying and was not said yet, such as that something runs a slower way.
+    fn take_notices(&self) -> Vec<String> {
+        Vec::new()
     }
 }

@@ -46,6 +46,24 @@ fn time(device: &Device, mut pass: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(began.elapsed().as_secs_f64() / f64::from(PASSES))
 }
 
+/// Runs `work` once and returns a line for each kernel and library call of it: its number and time, the longest first.
+///
+/// # Errors
+/// When the machine has no GPU, or the work fails.
+pub fn profile(machine: &Machine, work: impl FnOnce() -> crate::Result<()>) -> crate::Result<Vec<String>> {
+    let gpu = device(machine)?.gpu();
+    gpu.start_profile()?;
+    work()?;
+    let mut times: Vec<(String, (usize, f64))> = gpu.end_profile()?.into_iter().collect();
+    times.sort_by(|(_, (_, a)), (_, (_, b))| b.total_cmp(a));
+    let sum: f64 = times.iter().map(|(_, (_, ms))| ms).sum();
+    let line = |(name, (calls, ms)): &(String, (usize, f64))| {
+        format!("{name:40}  {calls:>6} calls  {ms:>9.3} ms  {:>5.1} %", 100.0 * ms / sum)
+    };
+    let all = ("all".to_owned(), (times.iter().map(|(_, (calls, _))| calls).sum(), sum));
+    Ok(times.iter().chain([&all]).map(line).collect())
+}
+
 /// Times batch norm with PReLU, forward and backward. Returns one line per shape, with the bandwidth as a share of that
 /// of a copy of the same bytes.
 ///

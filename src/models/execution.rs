@@ -3,6 +3,7 @@
 use std::ops::Deref;
 
 use candle_core::{ModuleT, Result, Tensor, bail};
+use serde::Serialize;
 
 #[cfg(any(test, feature = "cuda"))]
 use super::OnGpu;
@@ -56,6 +57,21 @@ impl Inference<'_> {
             Self::Gpu(network) => network.run(images),
         }
     }
+}
+
+/// How a pass of a convolution runs on a GPU.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ConvolutionPass {
+    /// What is computed: the output, or a gradient.
+    pub pass: &'static str,
+    /// Images, height, width and channels in, channels out, filter, stride.
+    pub convolution: String,
+    /// Algorithm and math.
+    pub algorithm: String,
+    /// Time that the library measured, in milliseconds.
+    pub milliseconds: Option<f32>,
+    /// Bytes of workspace.
+    pub workspace_bytes: usize,
 }
 
 /// State that the training of one network keeps between steps.
@@ -152,6 +168,20 @@ impl Model {
         // The layers hold the weights too.
         drop(net);
         Ok(Inference::Plan(Box::new(Plan::consuming(&graph, params, images)?)))
+    }
+
+    /// Returns how each pass of each different convolution of `n` images runs on the model's GPU, after running it once;
+    /// nothing for the CPU.
+    ///
+    /// # Errors
+    /// When the GPU's engine does not support the network, or it runs out of memory.
+    pub fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>> {
+        #[cfg(any(test, feature = "cuda"))]
+        if self.machine.gpu().is_some() {
+            return OnGpu::upload(self)?.convolutions(n);
+        }
+        let _ = n;
+        Ok(Vec::new())
     }
 
     /// Dropout of the features in training, if the network has it.

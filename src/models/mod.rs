@@ -18,7 +18,7 @@ use candle_core::{DType, Device, ModuleT, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{BACKBONE_FILE, Format, Loaded, export_onnx, load_bundled, load_model, save_model};
-pub use execution::{Inference, Kept, Recorded, Training};
+pub use execution::{ConvolutionPass, Inference, Kept, Recorded, Training};
 pub use iresnet::{IResNet, IResNetConfig};
 pub use layout::{Layout, recognise};
 pub use mobilefacenet::{MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead};
@@ -296,6 +296,17 @@ impl Model {
     /// copy them to a GPU.
     pub fn on(self, machine: &Machine) -> Self {
         Self { machine: machine.clone(), ..self }
+    }
+
+    /// Says why the network cannot run on `machine`, if it cannot: its engine does not support the network.
+    pub fn refusal(&self, machine: &Machine) -> Option<String> {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Some(gpu) = machine.gpu() {
+            return OnGpu::refusal(self, gpu.element());
+        }
+        #[cfg(not(any(test, feature = "cuda")))]
+        let _ = machine;
+        None
     }
 
     /// Machine that the network runs on.

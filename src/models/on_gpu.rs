@@ -2,9 +2,10 @@
 
 use candle_core::{Device as Candle, Result, Tensor, bail};
 
-use super::Model;
+use super::{ConvolutionPass, Model};
+use crate::gpu::conv::Conv;
 use crate::gpu::images::{self, Normalisation};
-use crate::gpu::{Array, Device, Element, rows};
+use crate::gpu::{Array, Device, Element, Pass, Planned, rows};
 use crate::nn::Graph;
 use crate::nn::engine::gpu::{Network, Recording};
 use crate::preprocessing::Channels;
@@ -21,6 +22,19 @@ pub struct OnGpu {
 }
 
 impl OnGpu {
+    /// Says why the engine does not support the network, if it does not.
+    pub(crate) fn refusal(model: &Model, element: Element) -> Option<String> {
+        let is_supported = Network::supports(&Graph::of(model), model.params(), model.config().input_size, element);
+        (!is_supported).then(|| {
+            format!(
+                "the GPU engine does not support {:?}: squeeze-excitation and channel counts that are not a multiple \
+                 of {} need --device cpu",
+                model.config(),
+                element.per_access()
+            )
+        })
+    }
+
     /// Copies the weights of a model to its GPU.
     ///
     /// # Errors
@@ -28,14 +42,10 @@ impl OnGpu {
     pub(crate) fn upload(model: &Model) -> Result<Self> {
         let Some(gpu) = model.machine().gpu() else { bail!("the model runs on {}, not on a GPU", model.machine()) };
         let (side, device, element) = (model.config().input_size, gpu.device.clone(), gpu.element());
-        let Some(network) = Network::upload(&Graph::of(model), model.params(), side, &device, element)? else {
-            bail!(
-                "the GPU engine does not support {:?}: squeeze-excitation and channel counts that are not a multiple \
-                 of {} need --device cpu",
-                model.config(),
-                element.per_access()
-            );
-        };
+        if let Some(why) = Self::refusal(model, element) {
+            bail!("{why}");
+        }
+        let network = Network::upload(&Graph::of(model), model.params(), side, &device, element)?;
         let preprocessing = model.preprocessing();
         let normalisation = Normalisation {
             mean: (preprocessing.mean / 255.0) as f32,
@@ -102,6 +112,29 @@ impl OnGpu {
     /// that was uploaded.
     pub(crate) fn record(&self, model: &Model, images: &Array) -> Result<(Array, Recording<'_>)> {
         self.network.record(images, model.dropout(), model.params())
+    }
+
+    /// Returns how each pass of each different convolution of `n` images runs, after running it once.
+    ///
+    /// # Errors
+    /// When the GPU runs out of memory.
+    pub fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>> {
+        let convs = self.network.try_convolutions(n)?;
+        let planned = self.device.gpu().planned();
+        let of = |conv: &Conv, pass: Pass| {
+            let fits = |plan: &&Planned| plan.conv == *conv && plan.pass == pass && plan.element == self.element;
+            let plan = planned.iter().find(fits);
+            let own = if conv.group.is_some() { "own kernel" } else { "patches, product by cuBLAS" };
+            ConvolutionPass {
+                pass: pass.title(),
+                convolution: conv.to_string(),
+                algorithm: plan.and_then(|plan| plan.algorithm.clone()).unwrap_or_else(|| own.to_owned()),
+                milliseconds: plan.and_then(|plan| plan.ms),
+                workspace_bytes: plan.map_or(0, |plan| plan.workspace),
+            }
+        };
+        let passes = [Pass::Forward, Pass::GradX, Pass::GradW];
+        Ok(convs.iter().flat_map(|conv| passes.map(|pass| of(conv, pass))).collect())
     }
 
     /// The network itself.

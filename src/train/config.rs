@@ -100,6 +100,9 @@ pub struct TrainConfig {
     /// Number of skipped steps in a row after which training stops. A step is skipped if its loss or gradient is not
     /// finite. On a GPU training stops as soon as one such step is detected.
     pub max_skipped: usize,
+    /// Steps from one whose figures are recorded to the next, at least 1. The CPU records every step; a GPU has to be
+    /// waited for to read them.
+    pub log_every: usize,
 }
 
 impl Default for TrainConfig {
@@ -125,6 +128,7 @@ impl Default for TrainConfig {
             save_every: 0,
             keep_states: 2,
             max_skipped: 10,
+            log_every: 20,
         }
     }
 }
@@ -366,6 +370,9 @@ impl Config {
         let TrainConfig { accumulate, ema, .. } = self.train;
         let batch = self.loader.batch_size;
         // Batch norm cannot compute the statistics of a single image.
+        if self.train.log_every == 0 {
+            return Err(Error::Config("train.log_every: expected at least 1, found 0".into()));
+        }
         if accumulate == 0 || !batch.is_multiple_of(accumulate) || batch / accumulate < 2 {
             let what = format!(
                 "train.accumulate: expected equal parts of at least two of {batch} images, found {accumulate} parts"
@@ -433,8 +440,9 @@ impl Config {
 
     /// Returns the settings of the training steps of `arm`.
     pub fn step(&self, arm: Arm) -> StepConfig {
-        let TrainConfig { accumulate, recompute, ema, seed, .. } = self.train;
-        StepConfig { distill: self.distill.of(arm), optim: self.optim.clone(), accumulate, recompute, ema, seed }
+        let TrainConfig { accumulate, recompute, ema, seed, log_every, .. } = self.train;
+        let (distill, optim) = (self.distill.of(arm), self.optim.clone());
+        StepConfig { distill, optim, accumulate, recompute, ema, seed, log_every }
     }
 
     /// Returns the learning rate before the schedule: `optim.lr` scaled by `loader.batch_size / optim.lr_batch`.

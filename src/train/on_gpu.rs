@@ -26,9 +26,6 @@ use crate::nn::engine::gpu::Group;
 use crate::ops::slice::Values;
 use crate::optim::GpuOptimizer;
 
-/// Interval, in steps, at which figures are read.
-const REPORT_EVERY: u64 = 20;
-
 /// A student, its head and optimisers on a GPU, and the teacher it learns from.
 pub(super) struct GpuTrainer {
     student: OnGpu,
@@ -173,7 +170,7 @@ impl GpuTrainer {
         averages.weights(student.params()).map(Some)
     }
 
-    /// Trains on one batch; returns the figures of every [`REPORT_EVERY`]th step. `model` is the student that was
+    /// Trains on one batch; returns the figures of the first step and of every [`StepConfig::log_every`]th after it. `model` is the student that was
     /// uploaded.
     ///
     /// If the loss or the gradient is not finite, the guard stops the update of parameters, moments and moving average.
@@ -221,7 +218,8 @@ impl GpuTrainer {
         }
         self.last = Some(Last { parts, step, lr });
         self.num_steps += 1;
-        if self.num_steps % REPORT_EVERY == 1 { self.report().map(Some) } else { Ok(None) }
+        let every = self.config.log_every.max(1) as u64;
+        if self.num_steps % every == 1 % every { self.report().map(Some) } else { Ok(None) }
     }
 
     /// Computes the gradients of a mini-batch, weighted by its share of the batch. Also returns its objective, one f32,

@@ -155,6 +155,19 @@ impl Experiment {
         Self { machine: machine.clone(), teacher, start, ..self }
     }
 
+    /// Says why the training cannot run on its machine, if it cannot: the engine there does not support a network.
+    ///
+    /// # Errors
+    /// When the settings describe no network.
+    pub fn refusal(&self) -> Result<Option<String>> {
+        if self.machine.facts().is_empty() {
+            return Ok(None);
+        }
+        let student = Model::new(&self.config.model, &Device::Cpu, 0)?;
+        let teacher = self.teacher.as_ref().map(|teacher| &teacher.backbone);
+        Ok([Some(&student), teacher].into_iter().flatten().find_map(|model| model.refusal(&self.machine)))
+    }
+
     /// Uses `teacher` instead of training one.
     pub fn with_teacher(self, teacher: Checkpoint) -> Self {
         let teacher = Checkpoint { backbone: teacher.backbone.on(&self.machine), ..teacher };

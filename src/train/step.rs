@@ -42,6 +42,8 @@ pub struct StepConfig {
     pub ema: f64,
     /// Seed of the margins and of the initial projection.
     pub seed: u64,
+    /// Steps from one whose figures are read from a GPU to the next, at least 1.
+    pub log_every: usize,
 }
 
 impl Default for StepConfig {
@@ -53,6 +55,7 @@ impl Default for StepConfig {
             recompute: false,
             ema: 0.0,
             seed: 0,
+            log_every: 20,
         }
     }
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::bootstrap::BootstrapArgs;
+use super::device::Work;
 use super::model::HubArgs;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
@@ -145,13 +146,17 @@ impl EvaluateArgs {
     /// When a checkpoint, setting or image is invalid, or a report would be overwritten.
     pub fn run(self) -> Result<()> {
         self.settings.threads.start()?;
-        let machine = self.settings.device.open()?;
+        let machine = self.settings.device.open(Work::Inference)?;
         if self.worn.is_some() && self.protocol != Protocol::AllPairs {
             bail!("--worn is for --protocol all-pairs only");
         }
         let load = |name: &String| {
             let loaded = self.hub.load_with_notes(name)?;
-            Ok(Named { name: name.clone(), file: loaded.file, model: loaded.model.on(&machine) })
+            Ok(Named {
+                name: name.clone(),
+                file: loaded.file,
+                model: self.settings.device.place(loaded.model, &machine),
+            })
         };
         let models = self.models.iter().map(load).collect::<Result<Vec<_>>>()?;
         output::check_names(&models)?;

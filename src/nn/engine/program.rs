@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::nn::graph::{Graph, NodeId, Op};
-use crate::ops::conv::{Conv, ConvConfig};
+use crate::ops::conv::{Conv, ConvConfig, output_shape};
 
 /// Index of a [`View`].
 pub(super) type ViewId = usize;
@@ -151,22 +151,14 @@ impl Program {
         self.views.iter().position(|view| view.value == value && view.norm.is_some())
     }
 
-    /// Returns the shapes `(n, h, w, c)` of all values from those of the weights by name; `None` if the engine does not
-    /// support a convolution of these sizes, or the shapes do not match.
+    /// Returns the shapes `(n, h, w, c)` of all values from those of the weights by name; `None` if they do not match.
     pub fn shapes(&self, weights: &BTreeMap<String, Vec<usize>>, images: [usize; 4]) -> Option<Vec<[usize; 4]>> {
         let weight = |path: &str| weights.get(&format!("{path}.weight")).map(Vec::as_slice);
         let mut shapes = vec![images];
         for step in &self.steps {
             let of = |view: ViewId| shapes[self.views[view].value];
             shapes.push(match step {
-                Step::Conv { x, path, config } => {
-                    let conv = Conv::new(of(*x), weight(path)?.try_into().ok()?, *config)?;
-                    let View { value, norm } = &self.views[*x];
-                    if !conv.has_whole_channels() && (norm.is_some() || *value != 0) {
-                        return None;
-                    }
-                    conv.output()
-                }
+                Step::Conv { x, path, config } => output_shape(of(*x), weight(path)?.try_into().ok()?, *config)?,
                 Step::Add { a, b } if of(*a) == of(*b) => of(*a),
                 Step::Add { .. } => return None,
                 Step::Write { x } => of(*x),
@@ -180,6 +172,20 @@ impl Program {
             });
         }
         Some(shapes)
+    }
+
+    /// Whether the CPU's convolutions support the sizes of these weights and [`Self::shapes`].
+    pub fn fits_cpu(&self, weights: &BTreeMap<String, Vec<usize>>, shapes: &[[usize; 4]]) -> bool {
+        let of_conv = |x: ViewId, path: &str, config| {
+            let View { value, norm } = &self.views[x];
+            let weight = weights.get(&format!("{path}.weight"))?.as_slice().try_into().ok()?;
+            let conv = Conv::new(shapes[*value], weight, config)?;
+            (conv.has_whole_channels() || (norm.is_none() && *value == 0)).then_some(())
+        };
+        self.steps.iter().all(|step| match step {
+            Step::Conv { x, path, config } => of_conv(*x, path, *config).is_some(),
+            _ => true,
+        })
     }
 
     /// Names of all parameters.

@@ -69,8 +69,8 @@ fn off(found: f64, expected: f64) -> f64 {
 }
 
 /// Largest relative differences of losses and of gradient norms in bf16, twice the measured ones. bf16 keeps 8 bits, an
-/// error of 2^-9 at each rounding, which the network's depth adds up.
-const SGD_BF16_STEP: (f64, f64) = (0.02, 0.08);
+/// error of 2^-9 at each rounding, which the network's depth adds up; cuDNN rounds the filters' gradients too.
+const SGD_BF16_STEP: (f64, f64) = (0.055, 0.08);
 /// AdamW's first step moves each element by the rate in the direction of its gradient's sign, which rounding flips near
 /// zero, so the second step starts from other weights.
 const ADAMW_BF16_STEP: (f64, f64) = (0.07, 0.45);

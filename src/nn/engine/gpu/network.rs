@@ -1,7 +1,7 @@
 //! A network in device memory, and its forward pass.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Result, bail};
@@ -54,25 +54,21 @@ pub(super) enum Statistics<'a> {
 }
 
 impl Network {
-    /// Uploads the network of `graph`, for images of `side` pixels and products of `element`; returns none if the
-    /// engine does not support one of its operations, channel counts or types.
-    ///
-    /// # Errors
-    /// When the device runs out of memory.
-    pub fn upload(
-        graph: &Graph,
-        params: &Params,
-        side: usize,
-        device: &Device,
-        element: Element,
-    ) -> Result<Option<Self>> {
-        let Some(program) = Program::of(graph) else { return Ok(None) };
+    /// Whether the engine supports the network of `graph`, for images of `side` pixels and products of `element`: its
+    /// operations, channel counts and types.
+    pub fn supports(graph: &Graph, params: &Params, side: usize, element: Element) -> bool {
+        Self::laid_out(graph, params, side, element).is_some()
+    }
+
+    /// Returns the network's steps and the shapes of its values for one image; none if it is not supported.
+    fn laid_out(graph: &Graph, params: &Params, side: usize, element: Element) -> Option<(Program, Vec<[usize; 4]>)> {
+        let program = Program::of(graph)?;
         let used = program.param_names();
         if !params.is_single_on_cpu() || !params.trainable().all(|(name, _)| used.contains(name)) {
-            return Ok(None);
+            return None;
         }
         let weights = params.shapes();
-        let Some(shapes) = program.shapes(&weights, [1, side, side, 3]) else { return Ok(None) };
+        let shapes = program.shapes(&weights, [1, side, side, 3])?;
         let per_access = element.per_access();
         let is_whole = shapes[1..].iter().all(|[.., c]| c.is_multiple_of(per_access));
         let is_known = |step: &Step| match step {
@@ -83,14 +79,23 @@ impl Network {
             }
             _ => true,
         };
-        if !is_whole || !program.steps.iter().all(is_known) {
-            return Ok(None);
-        }
+        let is_supported = is_whole && program.steps.iter().all(is_known);
+        is_supported.then_some((program, shapes))
+    }
+
+    /// Uploads the network of `graph`, for images of `side` pixels and products of `element`.
+    ///
+    /// # Errors
+    /// When the engine does not support it, or the device runs out of memory.
+    pub fn upload(graph: &Graph, params: &Params, side: usize, device: &Device, element: Element) -> Result<Self> {
+        let Some((program, shapes)) = Self::laid_out(graph, params, side, element) else {
+            bail!("the GPU engine does not support the network");
+        };
         let uploaded = DeviceParams::upload(&program, &shapes, params, device, element)?;
         let mut shapes: Vec<[usize; 3]> = shapes.into_iter().map(|[_, h, w, c]| [h, w, c]).collect();
-        shapes[0][2] = per_access;
+        shapes[0][2] = element.per_access();
         let schedule = Self::schedule(&program, &shapes, params, Keep::All);
-        Ok(Some(Self {
+        Ok(Self {
             program,
             schedule,
             device: device.clone(),
@@ -99,7 +104,7 @@ impl Network {
             shapes,
             side,
             fixed: Mutex::default(),
-        }))
+        })
     }
 
     fn schedule(program: &Program, shapes: &[[usize; 3]], params: &Params, keep: Keep) -> Schedule {
@@ -302,6 +307,26 @@ impl Network {
     }
 
     /// Sizes of the convolution in step `i`, for `n` images.
+    /// Runs every pass of each different convolution once, for `n` images of zeros, and returns them: afterwards the
+    /// device knows the fastest way of each.
+    ///
+    /// # Errors
+    /// When the device runs out of memory.
+    pub fn try_convolutions(&self, n: usize) -> Result<BTreeSet<Conv>> {
+        let steps = self.program.steps.iter().enumerate();
+        let indices = steps.filter(|(_, step)| matches!(step, Step::Conv { .. })).map(|(i, _)| i);
+        let convs = indices.map(|i| self.conv(i, n)).collect::<Result<BTreeSet<Conv>>>()?;
+        for conv in &convs {
+            let zeros = |len: usize| self.device.zeros(self.element, len);
+            let [x, w, y] = [conv.x.iter().product(), conv.num_weights(), conv.y().iter().product()].map(zeros);
+            let (x, w, y) = (x?, w?, y?);
+            conv.forward(&x, &w, &y)?;
+            conv.grad_x(&y, &w, &x)?;
+            conv.grad_w(&x, &y, &self.device.array(Element::F32, conv.num_weights())?)?;
+        }
+        Ok(convs)
+    }
+
     pub(super) fn conv(&self, i: usize, n: usize) -> Result<Conv> {
         let Step::Conv { x, path, config } = &self.program.steps[i] else { bail!("step {i} is not a convolution") };
         let ([h, w, c], [.., co]) = (self.shapes[self.program.views[*x].value], self.shapes[i + 1]);
