@@ -15,7 +15,7 @@ use maskinv::losses::{DistillConfig, MarginConfig, MarginHead};
 use maskinv::machine::bench::{Margin, kernels, profile};
 use maskinv::machine::dry::dry;
 use maskinv::machine::{Choice, Machine, Precision};
-use maskinv::models::{Arch, Inference, Model, ModelConfig};
+use maskinv::models::{Arch, ConvolutionPass, Inference, Model, ModelConfig};
 use maskinv::train::{StepConfig, Trainer};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -92,18 +92,9 @@ fn main() -> Result<()> {
 fn plans(machine: &Machine, args: &[String]) -> Result<()> {
     let batch: usize = args.get(2).context("too few arguments")?.parse()?;
     println!("{machine}: convolutions of {} with {batch} images", args[1]);
-    for row in model(machine, arch(args)?, 0)?.convolutions(batch)? {
-        let ms = row.milliseconds.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.4}"));
-        let megabytes = row.workspace_bytes as f64 / 1e6;
-        writeln!(
-            std::io::stdout(),
-            "{:36}  {:23}  {ms:>9} ms  {megabytes:>8.1} MB  {}",
-            row.convolution,
-            row.pass,
-            row.algorithm
-        )?;
-    }
-    Ok(())
+    println!("{}", ConvolutionPass::heads());
+    let rows = model(machine, arch(args)?, 0)?.convolutions(batch)?;
+    rows.iter().try_for_each(|row| Ok(writeln!(std::io::stdout(), "{row}")?))
 }
 
 /// Prints the median time of each workload, and writes them to a file after each.

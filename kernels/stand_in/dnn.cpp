@@ -51,6 +51,15 @@ struct Task {
     uint64_t px, pw, py;
 };
 
+Stream* stream_of_handle(void* handle) {
+    void* stream;
+    {
+        std::lock_guard lock(mutex);
+        stream = streams[handle];
+    }
+    return stream_of(stream);
+}
+
 int wrong(const char* call, const char* what, int status) {
     say(call, what);
     return status;
@@ -105,10 +114,8 @@ std::vector<Way> ways(const Task& task) {
     return found;
 }
 
-// Rows are the places of the output, columns the values of the window at each.
-std::vector<float> windows(const Task& t, const std::vector<float>& x, int image) {
-    const size_t values = size_t(t.w.h) * size_t(t.w.w) * size_t(t.x.c);
-    std::vector<float> rows(size_t(t.y.h) * size_t(t.y.w) * values, 0.f);
+// Calls `f` for each pixel in each window of an image with the places of its first channel in the windows and in `x`.
+template <class F> void for_each_pixel(const Task& t, int image, F f) {
     size_t at = 0;
     for (int oy = 0; oy < t.y.h; oy++)
         for (int ox = 0; ox < t.y.w; ox++)
@@ -116,9 +123,15 @@ std::vector<float> windows(const Task& t, const std::vector<float>& x, int image
                 for (int kx = 0; kx < t.w.w; kx++, at += size_t(t.x.c)) {
                     const int iy = oy * t.conv.stride - t.conv.padding + ky, ix = ox * t.conv.stride - t.conv.padding + kx;
                     if (iy < 0 || iy >= t.x.h || ix < 0 || ix >= t.x.w) continue;
-                    const size_t from = ((size_t(image) * size_t(t.x.h) + size_t(iy)) * size_t(t.x.w) + size_t(ix)) * size_t(t.x.c);
-                    memcpy(&rows[at], &x[from], size_t(t.x.c) * sizeof(float));
+                    f(at, ((size_t(image) * size_t(t.x.h) + size_t(iy)) * size_t(t.x.w) + size_t(ix)) * size_t(t.x.c));
                 }
+}
+
+// Rows are the places of the output, columns the values of the window at each.
+std::vector<float> windows(const Task& t, const std::vector<float>& x, int image) {
+    const size_t values = size_t(t.w.h) * size_t(t.w.w) * size_t(t.x.c);
+    std::vector<float> rows(size_t(t.y.h) * size_t(t.y.w) * values, 0.f);
+    for_each_pixel(t, image, [&](size_t at, size_t from) { memcpy(&rows[at], &x[from], size_t(t.x.c) * sizeof(float)); });
     return rows;
 }
 
@@ -171,16 +184,9 @@ void run(const Task& t, bool is_tf32) {
     for (int image = 0; image < t.x.n; image++) {
         std::fill(rows.begin(), rows.end(), 0.f);
         multiply(places, window, filters, &y[size_t(image) * places * filters], w.data(), rows.data());
-        size_t at = 0;
-        for (int oy = 0; oy < t.y.h; oy++)
-            for (int ox = 0; ox < t.y.w; ox++)
-                for (int ky = 0; ky < t.w.h; ky++)
-                    for (int kx = 0; kx < t.w.w; kx++, at += size_t(t.x.c)) {
-                        const int iy = oy * t.conv.stride - t.conv.padding + ky, ix = ox * t.conv.stride - t.conv.padding + kx;
-                        if (iy < 0 || iy >= t.x.h || ix < 0 || ix >= t.x.w) continue;
-                        const size_t to = ((size_t(image) * size_t(t.x.h) + size_t(iy)) * size_t(t.x.w) + size_t(ix)) * size_t(t.x.c);
-                        for (int channel = 0; channel < t.x.c; channel++) x[to + size_t(channel)] += rows[at + size_t(channel)];
-                    }
+        for_each_pixel(t, image, [&](size_t at, size_t to) {
+            for (size_t channel = 0; channel < size_t(t.x.c); channel++) x[to + channel] += rows[at + channel];
+        });
     }
     store(t.px, t.x, x);
 }
@@ -200,12 +206,7 @@ int convolve(Pass pass, void* handle, const void* alpha, const void* x, const vo
     if (!way) return wrong(call, "the algorithm does not run under the descriptor's type of math", UNSUPPORTED);
     if (bytes < way->workspace) return wrong(call, "a workspace that is too small", BAD_PARAM);
     if (way->workspace && !is_device(call, "the workspace", uint64_t(workspace), 256)) return BAD_PARAM;
-    void* handle_of_stream;
-    {
-        std::lock_guard lock(mutex);
-        handle_of_stream = streams[handle];
-    }
-    Stream* stream = stream_of(handle_of_stream);
+    Stream* stream = stream_of_handle(handle);
     if (!stream) return wrong(call, "its stream is destroyed", BAD_PARAM);
     const bool is_tf32 = task.x.element == Element::F32 && way->math != FMA;
     const size_t used = way->workspace;
@@ -242,12 +243,7 @@ int find(Pass pass, void* handle, const void* x, const void* px, const void* w, 
         ++*num;
     }
     // A search runs what it measures: the output is overwritten.
-    void* handle_of_stream;
-    {
-        std::lock_guard lock(mutex);
-        handle_of_stream = streams[handle];
-    }
-    if (Stream* stream = stream_of(handle_of_stream)) {
+    if (Stream* stream = stream_of_handle(handle)) {
         const uint64_t out = pass == FORWARD ? task.py : pass == GRAD_X ? task.px : task.pw;
         const size_t size = (pass == FORWARD ? task.y : pass == GRAD_X ? task.x : task.w).bytes();
         queue(stream, call, [=] {

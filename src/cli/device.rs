@@ -40,19 +40,19 @@ impl DeviceArgs {
         Ok(machine)
     }
 
-    /// Returns the network to run on `machine`, or on the CPU if that was chosen by `auto` and does not support it.
-    pub(super) fn place(&self, model: Model, machine: &Machine) -> Model {
-        match model.refusal(machine) {
-            Some(why) if self.falls_back(&why) => model,
-            _ => model.on(machine),
-        }
+    /// Whether the device is not asked for by name, so that the CPU may take its place.
+    pub(super) fn is_auto(&self) -> bool {
+        self.device == Choice::Auto
     }
 
-    /// Whether to go on with the CPU although a GPU is there, which is then said.
-    pub(super) fn falls_back(&self, why: &str) -> bool {
-        if self.device == Choice::Auto {
-            tell(format_args!("on the CPU: {why}"));
+    /// Returns the network to run on `machine`, or on the CPU if that was chosen by `auto` and does not support it.
+    pub(super) fn place(&self, model: Model, machine: &Machine) -> Model {
+        match model.refusal(machine).filter(|_| self.is_auto()) {
+            Some(why) => {
+                tell(format_args!("on the CPU: {why}"));
+                model
+            }
+            None => model.on(machine),
         }
-        self.device == Choice::Auto
     }
 }

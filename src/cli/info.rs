@@ -56,7 +56,9 @@ impl InfoArgs {
             records.push(record);
             if !self.json {
                 print(&text)?;
-                table(&convolutions).iter().try_for_each(|line| print(line))?;
+                let heads = convolutions.first().map(|_| ConvolutionPass::heads());
+                let rows = convolutions.iter().map(ToString::to_string);
+                heads.into_iter().chain(rows).try_for_each(|row| print(&format!("  {row}")))?;
             }
         }
         let facts = machine.as_ref().map(Machine::facts).unwrap_or_default();
@@ -76,19 +78,6 @@ impl InfoArgs {
         }
         Ok(())
     }
-}
-
-/// Lines of a table of how convolutions run.
-fn table(convolutions: &[ConvolutionPass]) -> Vec<String> {
-    let line = |pass: &str, convolution: &str, ms: &str, workspace: &str, algorithm: &str| {
-        format!("  {convolution:36}  {pass:23}  {ms:>9}  {workspace:>9}  {algorithm}")
-    };
-    let heads = (!convolutions.is_empty()).then(|| line("pass", "convolution", "ms", "MB", "algorithm"));
-    let rows = convolutions.iter().map(|row| {
-        let ms = row.milliseconds.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.4}"));
-        line(row.pass, &row.convolution, &ms, &format!("{:.1}", row.workspace_bytes as f64 / 1e6), &row.algorithm)
-    });
-    heads.into_iter().chain(rows).collect()
 }
 
 fn record(loaded: &Loaded) -> Result<serde_json::Value> {

@@ -15,7 +15,7 @@ use super::results::{conclusion, tables};
 use super::settings::SettingsArgs;
 use super::{STOPPED, dry_run, interrupt, print, print_json, run_report};
 use crate::cli::tell;
-use crate::files::{check_folder_writable, is_inside};
+use crate::files::{check_folder_writable, has_entries, is_inside};
 use crate::machine::Machine;
 use crate::train::{
     Arm, CONFIG_FILE, ChangedData, Checkpoint, Config, Event, Experiment, REPORT_PAGE, Run, RunFolder, preset,
@@ -201,9 +201,13 @@ impl TrainArgs {
     /// Returns the training on `machine`, or on the CPU if that was chosen by itself and does not support it.
     fn experiment(&self, config: Config, machine: &Machine) -> Result<Experiment> {
         let experiment = self.with_models(Experiment::new(config)?.on(machine))?;
-        match experiment.refusal()? {
-            Some(why) if self.settings.device.falls_back(&why) => Ok(experiment.on(&Machine::default())),
-            _ => Ok(experiment),
+        let is_auto = self.settings.device.is_auto();
+        match if is_auto { experiment.refusal()? } else { None } {
+            Some(why) => {
+                tell(format_args!("on the CPU: {why}"));
+                Ok(experiment.on(&Machine::default()))
+            }
+            None => Ok(experiment),
         }
     }
 
@@ -303,8 +307,7 @@ impl TrainArgs {
             };
             return Ok(Destination::Unused(Path::new("runs").join(format!("{kind}-seed{}", config.train.seed))));
         };
-        let is_used = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-        if is_used && !self.overwrite {
+        if has_entries(out) && !self.overwrite {
             bail!("{}: is not empty; choose another folder or say --overwrite", out.display());
         }
         check_folder_writable(out)?;

@@ -20,6 +20,11 @@ pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Whether there is a folder with anything in it.
+pub fn has_entries(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 /// Whether a path, of which the end may be missing, lies in a folder or is it.
 pub fn is_inside(path: &Path, folder: &Path) -> bool {
     let whole = |path: &Path| {

@@ -8,9 +8,19 @@ use super::host::Host;
 use super::{Array, Device, Element, Gpu};
 use crate::testing::{Tol, assert_close, fill};
 
+/// Number of the GPU that the tests run on; none on the CPU.
+fn number() -> Option<String> {
+    std::env::var("MASKINV_GPU").ok().filter(|number| number != "host")
+}
+
+/// Whether a library computes convolutions, which rounds the gradient of the filters to the activations' type.
+pub(crate) fn rounds_gradients() -> bool {
+    number().is_some() && cfg!(feature = "cudnn")
+}
+
 /// The device that the tests run on.
 pub(crate) fn device() -> Device {
-    let number = std::env::var("MASKINV_GPU").ok().filter(|number| number != "host");
+    let number = number();
     #[cfg(not(feature = "cuda"))]
     assert_eq!(number, None, "MASKINV_GPU names a GPU: build with --features cuda");
     #[cfg(feature = "cuda")]

@@ -1,5 +1,6 @@
 //! Execution of a network: by the fused engine if it supports the network, else layer by layer.
 
+use std::fmt;
 use std::ops::Deref;
 
 use candle_core::{ModuleT, Result, Tensor, bail};
@@ -72,6 +73,23 @@ pub struct ConvolutionPass {
     pub milliseconds: Option<f32>,
     /// Bytes of workspace.
     pub workspace_bytes: usize,
+}
+
+/// Prints a row of a table: convolution, pass, milliseconds, megabytes of workspace, algorithm.
+impl fmt::Display for ConvolutionPass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pass, convolution, algorithm, milliseconds, workspace_bytes } = self;
+        let ms = milliseconds.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.4}"));
+        let megabytes = *workspace_bytes as f64 / 1e6;
+        write!(f, "{convolution:36}  {pass:23}  {ms:>9}  {megabytes:>9.1}  {algorithm}")
+    }
+}
+
+impl ConvolutionPass {
+    /// Heads of the columns that a row prints.
+    pub fn heads() -> String {
+        format!("{:36}  {:23}  {:>9}  {:>9}  algorithm", "convolution", "pass", "ms", "MB")
+    }
 }
 
 /// State that the training of one network keeps between steps.

@@ -25,14 +25,7 @@ impl OnGpu {
     /// Says why the engine does not support the network, if it does not.
     pub(crate) fn refusal(model: &Model, element: Element) -> Option<String> {
         let is_supported = Network::supports(&Graph::of(model), model.params(), model.config().input_size, element);
-        (!is_supported).then(|| {
-            format!(
-                "the GPU engine does not support {:?}: squeeze-excitation and channel counts that are not a multiple \
-                 of {} need --device cpu",
-                model.config(),
-                element.per_access()
-            )
-        })
+        (!is_supported).then(|| unsupported(model, element))
     }
 
     /// Copies the weights of a model to its GPU.
@@ -42,10 +35,9 @@ impl OnGpu {
     pub(crate) fn upload(model: &Model) -> Result<Self> {
         let Some(gpu) = model.machine().gpu() else { bail!("the model runs on {}, not on a GPU", model.machine()) };
         let (side, device, element) = (model.config().input_size, gpu.device.clone(), gpu.element());
-        if let Some(why) = Self::refusal(model, element) {
-            bail!("{why}");
-        }
-        let network = Network::upload(&Graph::of(model), model.params(), side, &device, element)?;
+        let Some(network) = Network::upload(&Graph::of(model), model.params(), side, &device, element)? else {
+            bail!("{}", unsupported(model, element));
+        };
         let preprocessing = model.preprocessing();
         let normalisation = Normalisation {
             mean: (preprocessing.mean / 255.0) as f32,
@@ -141,6 +133,15 @@ impl OnGpu {
     pub(crate) fn network(&self) -> &Network {
         &self.network
     }
+}
+
+fn unsupported(model: &Model, element: Element) -> String {
+    format!(
+        "the GPU engine does not support {:?}: squeeze-excitation and channel counts that are not a multiple of {} need \
+         --device cpu",
+        model.config(),
+        element.per_access()
+    )
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
-//! The settings of an experiment, the presets, and overrides of single settings.
+//! The settings of an experiment and what follows from them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod text;
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -203,97 +204,6 @@ impl DistillArms {
 }
 
 impl Config {
-    /// Reads settings from a TOML file. Ranges are checked by [`Self::validate`].
-    ///
-    /// # Errors
-    /// When the file cannot be read; when a key is unknown or a value has the wrong type, with the line.
-    pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        Self::parse(&text).map_err(|what| Error::Config(format!("{}: {what}", path.display())))
-    }
-
-    /// Reads the settings that a training wrote: all of them, unlike a file by hand, in which defaults may be left out.
-    ///
-    /// # Errors
-    /// Same as [`Self::read`], and when the file is empty or cut.
-    pub fn read_written(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let wrong = |what: String| Error::Config(format!("{}: {what}", path.display()));
-        let table: toml::Table = text.parse().map_err(|e| wrong(describe(&e, &text)))?;
-        let config = Self::parse(&text).map_err(wrong)?;
-        let there = entries_of(&toml::Value::Table(table));
-        match config.entries()?.into_keys().find(|key| !there.contains_key(key)) {
-            Some(missing) => Err(wrong(format!(
-                "expected all settings of a training, found no {missing}: the file was emptied, cut or edited"
-            ))),
-            None => Ok(config),
-        }
-    }
-
-    /// Returns each setting by which this is not the training of `before`, such as `optim.lr = 0.5 instead of 0.1`.
-    /// Where data and given weights lie is not compared, only whether there are any: what they are is told by their
-    /// fingerprints.
-    ///
-    /// # Errors
-    /// When a path is not UTF-8.
-    pub fn differences(&self, before: &Self) -> Result<Vec<String>> {
-        let (before, now) = (before.entries()?, self.entries()?);
-        let keys: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
-        let of_key = |key: &String| match (before.get(key), now.get(key)) {
-            (before, now) if before == now => None,
-            (Some(_), Some(_)) if PLACES.contains(&key.as_str()) => None,
-            (before, now) => {
-                let or_none = |value: Option<&String>| value.map_or("none", String::as_str).to_owned();
-                Some(format!("{key} = {} instead of {}", or_none(now), or_none(before)))
-            }
-        };
-        Ok(keys.into_iter().filter_map(of_key).collect())
-    }
-
-    /// Parses settings from TOML text.
-    ///
-    /// # Errors
-    /// When a key is unknown or a value has the wrong type, with the line.
-    pub(super) fn parse(text: &str) -> std::result::Result<Self, String> {
-        toml::from_str(text).map_err(|e| describe(&e, text))
-    }
-
-    /// Sets the value at a dotted path, such as `optim.lr=0.05` or `mask.kinds=["cloth"]`. A bare word is a string, and
-    /// `none` restores the default.
-    ///
-    /// # Errors
-    /// When `=` is missing, the setting is unknown, or the value has the wrong type.
-    pub fn set(&mut self, assignment: &str) -> Result<()> {
-        let wrong = |what: String| Error::Config(format!("--set {assignment}: {what}"));
-        let (path, value) = assignment.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE".into()))?;
-        let (path, value) = (path.trim(), value.trim());
-        // A seed too large for a settings file, given as a flag of its own.
-        self.check_seeds()?;
-        let parsed = format!("x = {value}").parse::<toml::Table>().ok().filter(|t| t.len() == 1);
-        let parsed = match parsed.and_then(|mut t| t.remove("x")) {
-            Some(parsed) => parsed,
-            None if value.parse::<f64>().is_ok() => {
-                let range = "whole numbers up to 9223372036854775807, or with a digit on each side of the point";
-                return Err(wrong(format!("expected a number as TOML writes it, {range}, found {value}")));
-            }
-            None => toml::Value::String(value.to_owned()),
-        };
-        let mut all = self.to_value().map_err(|e| wrong(e.to_string()))?;
-        let mut place = &mut all;
-        let keys: Vec<&str> = path.split('.').collect();
-        for key in &keys[..keys.len() - 1] {
-            place = place.get_mut(key).ok_or_else(|| wrong(format!("no section {key}")))?;
-        }
-        let table = place.as_table_mut().ok_or_else(|| wrong("not a section".into()))?;
-        match value {
-            "none" => table.remove(keys[keys.len() - 1]),
-            _ => table.insert(keys[keys.len() - 1].to_owned(), parsed),
-        };
-        let all = toml::to_string(&all).map_err(|e| wrong(e.to_string()))?;
-        *self = toml::from_str(&all).map_err(|e| wrong(e.message().to_owned()))?;
-        Ok(())
-    }
-
     /// Switches to the behaviour of the published code: masks from this RGBA template, drawn into both the teacher's
     /// and the student's crops; independent flips; its U-M evaluation; its margin matching in the "+" losses.
     pub fn use_reference_protocol(&mut self, template: &Path) {
@@ -302,38 +212,6 @@ impl Config {
             mask.template = Some(template.to_owned());
         }
         self.loss.plus_matching = PlusMatching::Reference;
-    }
-
-    /// Returns the settings as TOML. Optional settings without a value are left out.
-    ///
-    /// # Errors
-    /// When a path is not UTF-8.
-    pub fn to_toml(&self) -> Result<String> {
-        self.to_value().and_then(|all| toml::to_string_pretty(&all)).map_err(|e| Error::Config(e.to_string()))
-    }
-
-    /// Returns the settings as a TOML value. All go through it: every further pair of a serde format and a tree of
-    /// settings is tens of thousands of instructions to compile.
-    fn to_value(&self) -> std::result::Result<toml::Value, toml::ser::Error> {
-        toml::Value::try_from(self)
-    }
-
-    /// Returns all settings: dotted path to value, in TOML notation.
-    ///
-    /// # Errors
-    /// When a path is not UTF-8.
-    pub fn entries(&self) -> Result<BTreeMap<String, String>> {
-        let all = self.to_value().map_err(|e| Error::Config(e.to_string()))?;
-        Ok(entries_of(&all))
-    }
-
-    /// Returns the [`Self::entries`] that are missing or different in `other`.
-    ///
-    /// # Errors
-    /// When a path is not UTF-8.
-    pub fn entries_unlike(&self, other: &Self) -> Result<BTreeMap<String, String>> {
-        let others = other.entries()?;
-        Ok(self.entries()?.into_iter().filter(|(key, value)| others.get(key) != Some(value)).collect())
     }
 
     /// Checks that all settings are in range.
@@ -369,10 +247,10 @@ impl Config {
         }
         let TrainConfig { accumulate, ema, .. } = self.train;
         let batch = self.loader.batch_size;
-        // Batch norm cannot compute the statistics of a single image.
         if self.train.log_every == 0 {
             return Err(Error::Config("train.log_every: expected at least 1, found 0".into()));
         }
+        // Batch norm cannot compute the statistics of a single image.
         if accumulate == 0 || !batch.is_multiple_of(accumulate) || batch / accumulate < 2 {
             let what = format!(
                 "train.accumulate: expected equal parts of at least two of {batch} images, found {accumulate} parts"
@@ -456,64 +334,6 @@ impl Config {
             Arm::Teacher => 0..self.train.teacher_epochs.unwrap_or(self.train.epochs),
             Arm::Aug | Arm::Lg | Arm::Distill => 0..self.train.epochs,
             Arm::Hg => self.train.hg_first_epoch..self.train.epochs,
-        }
-    }
-}
-
-/// Settings that say where data and given weights lie.
-const PLACES: [&str; 5] = ["data.root", "data.pairs", "data.real_masks", "train.teacher", "train.start_weights"];
-
-/// Returns the values in nested tables: dotted path to value, in TOML notation.
-fn entries_of(all: &toml::Value) -> BTreeMap<String, String> {
-    let (mut entries, mut left) = (BTreeMap::new(), vec![(String::new(), all)]);
-    while let Some((path, value)) = left.pop() {
-        match value {
-            toml::Value::Table(table) => {
-                let dot = if path.is_empty() { "" } else { "." };
-                left.extend(table.iter().map(|(key, value)| (format!("{path}{dot}{key}"), value)));
-            }
-            value => {
-                entries.insert(path, value.to_string());
-            }
-        }
-    }
-    entries
-}
-
-/// Returns a TOML error as one line, with its line number.
-fn describe(error: &toml::de::Error, text: &str) -> String {
-    let message = error.message().replace('\n', " ");
-    match error.span() {
-        Some(span) => format!("line {}: {message}", text[..span.start.min(text.len())].matches('\n').count() + 1),
-        None => message,
-    }
-}
-
-/// Presets by name. The first line of each file says what the preset is for.
-const PRESETS: [(&str, &str); 6] = [
-    ("procedural", include_str!("presets/procedural.toml")),
-    ("lfw-small", include_str!("presets/lfw-small.toml")),
-    ("lfw-w600k", include_str!("presets/lfw-w600k.toml")),
-    ("casia-r50", include_str!("presets/casia-r50.toml")),
-    ("ms1mv2-r100-lg", include_str!("presets/ms1mv2-r100-lg.toml")),
-    ("ms1mv2-r100-hg", include_str!("presets/ms1mv2-r100-hg.toml")),
-];
-
-/// Returns the name and purpose of each preset.
-pub fn preset_names() -> impl Iterator<Item = (&'static str, &'static str)> {
-    PRESETS.iter().map(|(name, text)| (*name, text.lines().next().unwrap_or_default().trim_start_matches("# ")))
-}
-
-/// Returns the preset `name`.
-///
-/// # Errors
-/// When the preset is unknown; lists the known ones.
-pub fn preset(name: &str) -> Result<Config> {
-    match PRESETS.iter().find(|(n, _)| *n == name) {
-        Some((_, text)) => Config::parse(text).map_err(|e| Error::Config(format!("preset {name}: {e}"))),
-        None => {
-            let known: Vec<&str> = preset_names().map(|(n, _)| n).collect();
-            Err(Error::Config(format!("no preset {name}; there are {}", known.join(", "))))
         }
     }
 }

@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::arm::Arm;
 use super::outcome::Event;
-use super::run::{Experiment, Origin};
+use super::run::Experiment;
+use super::start::Origin;
 use crate::error::{Error, Result};
 
 /// Decay of the moving average that smooths the loss.

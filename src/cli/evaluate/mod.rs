@@ -18,7 +18,7 @@ use super::model::HubArgs;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
 use super::{interrupt, tell};
-use crate::files::StagedFolder;
+use crate::files::{StagedFolder, has_entries};
 use crate::machine::Machine;
 use crate::models::Model;
 use crate::report::{PAGE_FILE, refuse_to_replace};
@@ -104,18 +104,17 @@ struct Outputs {
 impl Outputs {
     /// Checks that the outputs can be written and replace nothing, so that this is known before any image is read.
     fn new(args: &EvaluateArgs) -> Result<Self> {
-        let is_used = |path: &Path| std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
         if let Some(folder) = &args.report {
             refuse_to_replace(folder)?;
             if crate::train::Run::is_in(folder) {
                 bail!("{}: is the folder of a training; choose another one for the report", folder.display());
             }
             let scores = folder.join(SCORES);
-            if args.scores.is_none() && is_used(&scores) {
+            if args.scores.is_none() && has_entries(&scores) {
                 bail!("{}: is not empty; choose another folder for the report", scores.display());
             }
         }
-        if let Some(folder) = args.scores.as_ref().filter(|folder| is_used(folder)) {
+        if let Some(folder) = args.scores.as_ref().filter(|folder| has_entries(folder)) {
             bail!("{}: is not empty; choose another folder for the scores", folder.display());
         }
         let staged = |folder: &Option<PathBuf>| folder.as_deref().map(StagedFolder::new).transpose();

@@ -143,10 +143,10 @@ impl Cuda {
         // SAFETY: all work goes to one stream, so no event has to order it.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(wrap)?;
+        let built = BUILT_BY.parse().unwrap_or_default();
         let mut modules = BTreeMap::new();
         for (file, code) in KERNELS {
             let module = context.load_module(Ptx::from_binary(code.to_vec())).map_err(|error| {
-                let built = BUILT_BY.parse().unwrap_or_default();
                 let why = match driver < built {
                     true => format!(
                         ": the driver is for CUDA {}, this build for {} or newer: update the driver, or build with an \
@@ -167,7 +167,7 @@ impl Cuda {
             ("device", format!("GPU {ordinal}, {name}, compute capability {major}.{minor}")),
             ("memory", format!("{:.1} GB, {:.1} GB free", all as f64 / 1e9, free as f64 / 1e9)),
             ("driver", format!("for CUDA {}", version(driver))),
-            ("kernels", format!("by CUDA {}", version(BUILT_BY.parse().unwrap_or_default()))),
+            ("kernels", format!("by CUDA {}", version(built))),
             ("cuBLAS", place_of_blas),
         ];
         #[cfg_attr(not(feature = "cudnn"), expect(unused_mut, reason = "cuDNN adds its own"))]

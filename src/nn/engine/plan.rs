@@ -219,9 +219,8 @@ impl Plan {
 /// Returns the steps of a network and the shapes of their values, if the engine supports the network.
 fn supported(graph: &Graph, params: &Params, [n, side]: [usize; 2]) -> Option<(Program, Vec<[usize; 4]>)> {
     let program = Program::of(graph).filter(|_| params.is_single_on_cpu())?;
-    let weights = params.shapes();
-    let shapes = program.shapes(&weights, [n.max(1), side, side, 3])?;
-    program.fits_cpu(&weights, &shapes).then_some((program, shapes))
+    let shapes = program.shapes_on_cpu(&params.shapes(), [n.max(1), side, side, 3])?;
+    Some((program, shapes))
 }
 
 /// Source of the weights of convolutions and fully connected layers.

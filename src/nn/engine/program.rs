@@ -174,18 +174,19 @@ impl Program {
         Some(shapes)
     }
 
-    /// Whether the CPU's convolutions support the sizes of these weights and [`Self::shapes`].
-    pub fn fits_cpu(&self, weights: &BTreeMap<String, Vec<usize>>, shapes: &[[usize; 4]]) -> bool {
-        let of_conv = |x: ViewId, path: &str, config| {
-            let View { value, norm } = &self.views[x];
+    /// Like [`Self::shapes`], and also `None` if the CPU's convolutions do not support one of these sizes.
+    pub fn shapes_on_cpu(&self, weights: &BTreeMap<String, Vec<usize>>, images: [usize; 4]) -> Option<Vec<[usize; 4]>> {
+        let shapes = self.shapes(weights, images)?;
+        for step in &self.steps {
+            let Step::Conv { x, path, config } = step else { continue };
+            let View { value, norm } = &self.views[*x];
             let weight = weights.get(&format!("{path}.weight"))?.as_slice().try_into().ok()?;
-            let conv = Conv::new(shapes[*value], weight, config)?;
-            (conv.has_whole_channels() || (norm.is_none() && *value == 0)).then_some(())
-        };
-        self.steps.iter().all(|step| match step {
-            Step::Conv { x, path, config } => of_conv(*x, path, *config).is_some(),
-            _ => true,
-        })
+            let conv = Conv::new(shapes[*value], weight, *config)?;
+            if !conv.has_whole_channels() && (norm.is_some() || *value != 0) {
+                return None;
+            }
+        }
+        Some(shapes)
     }
 
     /// Names of all parameters.

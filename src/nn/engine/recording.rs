@@ -43,11 +43,7 @@ impl Engine {
         if !params.is_single_on_cpu() || !params.trainable().all(|(name, _)| used.contains(name)) {
             return None;
         }
-        let weights = params.shapes();
-        let shapes = program.shapes(&weights, [1, side, side, 3])?;
-        if !program.fits_cpu(&weights, &shapes) {
-            return None;
-        }
+        let shapes = program.shapes_on_cpu(&params.shapes(), [1, side, side, 3])?;
         let is_trained = |name: &str| params.is_trained(name);
         let schedule = Schedule::new(&program, &shapes, is_trained, keep);
         let tape = Tape::new(&program, &shapes, &schedule, is_trained)?;

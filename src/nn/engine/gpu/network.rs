@@ -83,19 +83,24 @@ impl Network {
         is_supported.then_some((program, shapes))
     }
 
-    /// Uploads the network of `graph`, for images of `side` pixels and products of `element`.
+    /// Uploads the network of `graph`, for images of `side` pixels and products of `element`; returns none if the
+    /// engine does not [support](Self::supports) it.
     ///
     /// # Errors
-    /// When the engine does not support it, or the device runs out of memory.
-    pub fn upload(graph: &Graph, params: &Params, side: usize, device: &Device, element: Element) -> Result<Self> {
-        let Some((program, shapes)) = Self::laid_out(graph, params, side, element) else {
-            bail!("the GPU engine does not support the network");
-        };
+    /// When the device runs out of memory.
+    pub fn upload(
+        graph: &Graph,
+        params: &Params,
+        side: usize,
+        device: &Device,
+        element: Element,
+    ) -> Result<Option<Self>> {
+        let Some((program, shapes)) = Self::laid_out(graph, params, side, element) else { return Ok(None) };
         let uploaded = DeviceParams::upload(&program, &shapes, params, device, element)?;
         let mut shapes: Vec<[usize; 3]> = shapes.into_iter().map(|[_, h, w, c]| [h, w, c]).collect();
         shapes[0][2] = element.per_access();
         let schedule = Self::schedule(&program, &shapes, params, Keep::All);
-        Ok(Self {
+        Ok(Some(Self {
             program,
             schedule,
             device: device.clone(),
@@ -104,7 +109,7 @@ impl Network {
             shapes,
             side,
             fixed: Mutex::default(),
-        })
+        }))
     }
 
     fn schedule(program: &Program, shapes: &[[usize; 3]], params: &Params, keep: Keep) -> Schedule {
@@ -306,7 +311,6 @@ impl Network {
         Ok(short)
     }
 
-    /// Sizes of the convolution in step `i`, for `n` images.
     /// Runs every pass of each different convolution once, for `n` images of zeros, and returns them: afterwards the
     /// device knows the fastest way of each.
     ///
@@ -327,6 +331,7 @@ impl Network {
         Ok(convs)
     }
 
+    /// Sizes of the convolution in step `i`, for `n` images.
     pub(super) fn conv(&self, i: usize, n: usize) -> Result<Conv> {
         let Step::Conv { x, path, config } = &self.program.steps[i] else { bail!("step {i} is not a convolution") };
         let ([h, w, c], [.., co]) = (self.shapes[self.program.views[*x].value], self.shapes[i + 1]);

@@ -112,7 +112,8 @@ const TYPES: [(Element, f64, f64); 3] =
     [(Element::F32, 2e-6, 1e-5), (Element::Bf16, 0.02, 0.1), (Element::F16, 0.003, 0.02)];
 
 fn network(params: &Params, device: &Device, element: Element) -> Result<Network> {
-    Network::upload(&Graph::of(&Net), params, SIDE, device, element)
+    let network = Network::upload(&Graph::of(&Net), params, SIDE, device, element)?;
+    Ok(network.expect("the engine has all that the network needs"))
 }
 
 #[test]
