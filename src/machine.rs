@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
@@ -84,7 +85,8 @@ impl fmt::Display for Precision {
 pub struct Machine {
     #[cfg(any(test, feature = "cuda"))]
     gpu: Option<Gpu>,
-    notices: Vec<String>,
+    /// Shared by the machine's clones.
+    notices: Arc<Mutex<Vec<String>>>,
 }
 
 /// An open GPU.
@@ -151,12 +153,14 @@ impl Machine {
 
     #[cfg(feature = "cuda")]
     fn with_notice(self, notice: String) -> Self {
-        Self { notices: self.notices.into_iter().chain([notice]).collect(), ..self }
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
+        self
     }
 
-    /// Returns what is worth saying and was not said yet, such as that convolutions run a slower way.
-    pub fn take_notices(&mut self) -> Vec<String> {
-        let notices = std::mem::take(&mut self.notices);
+    /// Returns what is worth saying and was not said yet, by this machine or a clone of it, such as that convolutions
+    /// run a slower way.
+    pub fn take_notices(&self) -> Vec<String> {
+        let notices = std::mem::take(&mut *self.notices.lock().unwrap_or_else(PoisonError::into_inner));
         #[cfg(any(test, feature = "cuda"))]
         let notices =
             notices.into_iter().chain(self.gpu.iter().flat_map(|gpu| gpu.device.gpu().take_notices())).collect();
@@ -177,7 +181,7 @@ impl Machine {
         let factors = if precision == Precision::Tf32 { gpu::Factors::Tf32 } else { gpu::Factors::Exact };
         let cuda = gpu::Cuda::new(number, factors)?;
         let name = format!("cuda:{number}, {}, {precision}", cuda.describe()?);
-        Ok(Self { gpu: Some(Gpu { device: gpu::Device::new(Box::new(cuda)), precision, name }), notices: Vec::new() })
+        Ok(Self { gpu: Some(Gpu { device: gpu::Device::new(Box::new(cuda)), precision, name }), ..Self::default() })
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -207,7 +211,7 @@ impl Machine {
     #[cfg(test)]
     pub(crate) fn of_tests(precision: Precision) -> Self {
         let device = gpu::tests::device();
-        Self { gpu: Some(Gpu { device, precision, name: "tests".into() }), notices: Vec::new() }
+        Self { gpu: Some(Gpu { device, precision, name: "tests".into() }), ..Self::default() }
     }
 
     #[cfg(any(test, feature = "cuda"))]
@@ -254,7 +258,7 @@ mod tests {
 
     #[test]
     fn auto_falls_back_to_the_cpu_and_says_why() -> crate::Result<()> {
-        let mut machine = Machine::open(Choice::Auto, Precision::Tf32)?;
+        let machine = Machine::open(Choice::Auto, Precision::Tf32)?;
         if machine.to_string() == "cpu" {
             // In a build without the GPU engine there is no reason to give.
             assert_eq!(machine.take_notices().len(), usize::from(cfg!(feature = "cuda")));

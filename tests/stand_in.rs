@@ -284,6 +284,24 @@ fn libraries_of_other_versions_are_used_or_left_aside() -> Result<()> {
 }
 
 #[test]
+fn convolutions_without_an_algorithm_are_said_once() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (model, faces) = (small_model(root.path())?, faces(root.path(), 4, 4)?);
+    let (out, machine) = (root.path().join("run"), Machine::with(&NAMES)?);
+    let train = ["train", "--data", str(&faces), "--out", str(&out), "--arm", "teacher", "--epochs", "2"];
+    let small = ["--batch-size", "4", "--set", "model.width=0.125", "--set", "model.input_size=32", "-q"];
+    for args in [&["embed", str(&model), str(&faces)][..], &[&train[..], &small].concat()] {
+        let output = machine.run("ways=0", &[args, &["--device", "cuda"]].concat())?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success() && !said.contains("stand-in:"), "{said}");
+        ensure!(said.contains("cuDNN has no algorithm for output of"), "{said}");
+        // Also of the evaluation after the training, with other batches: never again for the same convolution.
+        ensure!(said.matches("cuDNN has no algorithm").count() <= 2, "{said}");
+    }
+    Ok(())
+}
+
+#[test]
 fn plans_are_shown() -> Result<()> {
     let root = tempfile::tempdir()?;
     let model = small_model(root.path())?;

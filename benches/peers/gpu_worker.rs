@@ -1,9 +1,9 @@
 //! The maskinv worker of `benches/peers/gpu_torch.py`: `gpu_worker infer ARCH BATCH | train ARCH BATCH CLASSES | kd
-//! ARCH BATCH CLASSES | margin N CLASSES D | kernels [--precision bf16] [--gpu 0]`. It speaks the protocol of
-//! `cpu_worker.py`; its peak is the GPU's memory. These print a table and exit: `kernels`; `plans ARCH BATCH`, how each
-//! convolution runs; `profile WORKLOAD`, its time by kernel; `suite ARCH BATCH CLASSES [--json FILE]`, the median times of
-//! all workloads. `dry WORKLOAD` needs no GPU and computes nothing: it prints the workload's memory, kernel launches and
-//! library calls, and FLOP.
+//! ARCH BATCH CLASSES | margin N CLASSES D [--precision bf16] [--gpu 0] [--steps 20]`. It speaks the protocol of
+//! `cpu_worker.py`; its peak is the GPU's memory, and figures are read every so many steps. These print a table and exit:
+//! `kernels [MB]`, on arrays of that size; `plans ARCH BATCH`, how each convolution runs; `profile WORKLOAD`, its time by
+//! kernel; `suite ARCH BATCH CLASSES [--json FILE]`, the median times of all workloads. `dry WORKLOAD` needs no GPU and
+//! computes nothing: it prints the workload's memory, kernel launches and library calls, and FLOP.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -26,80 +26,93 @@ const SAMPLE_S: f64 = 1.0;
 const SIDE: usize = 112;
 
 /// Workload that runs some iterations, waits for the last one, and returns their number.
-type Work = Box<dyn FnMut() -> Result<u32>>;
+type Work<'a> = Box<dyn FnMut() -> Result<u32> + 'a>;
 
 fn main() -> Result<()> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let precision: Precision = option(&mut args, "--precision", "bf16")?;
     let number: usize = option(&mut args, "--gpu", "0")?;
+    let steps: usize = option(&mut args, "--steps", "20")?;
     let json: String = option(&mut args, "--json", "")?;
     let json = (!json.is_empty()).then_some(json);
-    if args.first().is_some_and(|arg| arg == "dry") {
-        args.remove(0);
-        let (machine, calls) = dry(precision);
-        let mut work = work(&machine, &args)?;
+    let (command, rest) = args.split_first().context("expected a workload")?;
+    if command == "dry" {
+        return run_dry(precision, rest, steps);
+    }
+    let machine = Machine::open(Choice::Cuda(number), precision)?;
+    match command.as_str() {
+        "kernels" => {
+            let megabytes = rest.first().map_or(Ok(256), |number| number.parse())?;
+            print(&machine.to_string())?;
+            kernels(&machine, megabytes << 20)?.iter().try_for_each(|line| print(line))
+        }
+        "plans" => plans(&machine, rest),
+        "profile" => {
+            let (lines, num) = with_work(&machine, rest, steps, |work| {
+                work()?;
+                let mut num = 0;
+                let lines = profile(&machine, || {
+                    num = work().map_err(|error| maskinv::Error::Training(format!("{error:#}")))?;
+                    Ok(())
+                })?;
+                Ok((lines, num))
+            })?;
+            print(&format!("{machine}: {}, {num} iterations", rest.join(" ")))?;
+            lines.iter().try_for_each(|line| print(line))
+        }
+        "suite" => suite(&machine, rest, steps, json.as_deref()),
+        _ => with_work(&machine, &args, steps, |work| serve(&machine, work)),
+    }
+}
+
+fn print(line: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
+}
+
+fn run_dry(precision: Precision, args: &[String], steps: usize) -> Result<()> {
+    let (machine, calls) = dry(precision);
+    with_work(&machine, args, steps, |work| {
         work()?;
         let (calls_before, flops_before) = (calls.num(), calls.flops());
         let num = f64::from(work()?);
         let bytes = machine.gpu_bytes().context("a GPU")?;
         let (calls, flops) = ((calls.num() - calls_before) as f64, (calls.flops() - flops_before) as f64);
-        println!(
+        print(&format!(
             "{:.0} MB without the libraries' workspaces; an iteration has {:.0} calls and {:.3} TFLOP",
             bytes as f64 / 1e6,
             calls / num,
             flops / num / 1e12
-        );
-        return Ok(());
-    }
-    let machine = Machine::open(Choice::Cuda(number), precision)?;
-    if args.first().is_some_and(|arg| arg == "kernels") {
-        println!("{machine}");
-        return kernels(&machine)?.iter().try_for_each(|line| Ok(writeln!(std::io::stdout(), "{line}")?));
-    }
-    match args.first().map(String::as_str) {
-        Some("plans") => return plans(&machine, &args),
-        Some("profile") => {
-            args.remove(0);
-            let mut work = work(&machine, &args)?;
-            work()?;
-            let mut num = 0;
-            let lines = profile(&machine, || {
-                num = work().map_err(|error| maskinv::Error::Training(format!("{error:#}")))?;
-                Ok(())
-            })?;
-            println!("{machine}: {}, {num} iterations", args.join(" "));
-            return lines.iter().try_for_each(|line| Ok(writeln!(std::io::stdout(), "{line}")?));
-        }
-        Some("suite") => return suite(&machine, &args, json.as_deref()),
-        _ => {}
-    }
-    let mut work = work(&machine, &args)?;
+        ))
+    })
+}
+
+/// Takes a sample for each line on standard input.
+fn serve(machine: &Machine, work: &mut Work<'_>) -> Result<()> {
     work()?;
-    println!("ready");
+    print("ready")?;
     for line in std::io::stdin().lock().lines() {
         line?;
         let (began, mut num) = (Instant::now(), 0);
         while num == 0 || began.elapsed().as_secs_f64() < SAMPLE_S {
             num += work()?;
         }
-        println!("{} 0", began.elapsed().as_secs_f64() / f64::from(num));
+        print(&format!("{} 0", began.elapsed().as_secs_f64() / f64::from(num)))?;
         std::io::stdout().flush()?;
     }
-    println!("peak {}", machine.gpu_bytes().context("a GPU is open")?);
-    Ok(())
+    print(&format!("peak {}", machine.gpu_bytes().context("a GPU is open")?))
 }
 
 fn plans(machine: &Machine, args: &[String]) -> Result<()> {
-    let batch: usize = args.get(2).context("too few arguments")?.parse()?;
-    println!("{machine}: convolutions of {} with {batch} images", args[1]);
-    println!("{}", ConvolutionPass::heads());
-    let rows = model(machine, arch(args)?, 0)?.convolutions(batch)?;
-    rows.iter().try_for_each(|row| Ok(writeln!(std::io::stdout(), "{row}")?))
+    let batch = size(args, 1)?;
+    print(&format!("{machine}: convolutions of {} with {batch} images", args[0]))?;
+    print(&ConvolutionPass::heads())?;
+    let rows = model(machine, arch(&args[0])?, 0)?.convolutions(batch)?;
+    rows.iter().try_for_each(|row| print(&row.to_string()))
 }
 
 /// Prints the median time of each workload, and writes them to a file after each.
-fn suite(machine: &Machine, args: &[String], json: Option<&str>) -> Result<()> {
-    let [_, arch, batch, classes] = args else { bail!("suite: expected ARCH BATCH CLASSES") };
+fn suite(machine: &Machine, args: &[String], steps: usize, json: Option<&str>) -> Result<()> {
+    let [arch, batch, classes] = args else { bail!("suite: expected ARCH BATCH CLASSES") };
     let rows = 4 * batch.parse::<usize>()?;
     let works = [
         format!("kd {arch} {batch} {classes}"),
@@ -108,21 +121,23 @@ fn suite(machine: &Machine, args: &[String], json: Option<&str>) -> Result<()> {
         format!("margin {rows} {classes} 512"),
         format!("infer {arch} 1"),
     ];
-    println!("{machine}");
+    print(&machine.to_string())?;
     let mut record = serde_json::Map::new();
     for name in works {
         let words: Vec<String> = name.split(' ').map(str::to_owned).collect();
-        let mut work = work(machine, &words)?;
-        work()?;
-        let (began, mut samples) = (Instant::now(), Vec::new());
-        while samples.len() < 3 || (samples.len() < 50 && began.elapsed().as_secs_f64() < 6.0) {
-            let start = Instant::now();
-            let num = work()?;
-            samples.push(1e3 * start.elapsed().as_secs_f64() / f64::from(num));
-        }
-        samples.sort_by(f64::total_cmp);
-        let (median, bytes) = (samples[samples.len() / 2], machine.gpu_bytes().context("a GPU is open")?);
-        writeln!(std::io::stdout(), "{name:28}  {median:>10.3} ms, {:.0} MB held so far", bytes as f64 / 1e6)?;
+        let median = with_work(machine, &words, steps, |work| {
+            work()?;
+            let (began, mut samples) = (Instant::now(), Vec::new());
+            while samples.len() < 3 || (samples.len() < 50 && began.elapsed().as_secs_f64() < 6.0) {
+                let start = Instant::now();
+                let num = work()?;
+                samples.push(1e3 * start.elapsed().as_secs_f64() / f64::from(num));
+            }
+            samples.sort_by(f64::total_cmp);
+            Ok(samples[samples.len() / 2])
+        })?;
+        let bytes = machine.gpu_bytes().context("a GPU is open")?;
+        print(&format!("{name:28}  {median:>10.3} ms, {:.0} MB held so far", bytes as f64 / 1e6))?;
         record.insert(name, serde_json::json!({ "median_ms": median, "peak_bytes": bytes }));
         if let Some(path) = json {
             std::fs::write(path, serde_json::to_string_pretty(&record)?)?;
@@ -131,21 +146,34 @@ fn suite(machine: &Machine, args: &[String], json: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn work(machine: &Machine, args: &[String]) -> Result<Work> {
-    let size = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
+/// Builds a workload, hands it to `run` and returns what that returns; figures are read every `steps` iterations.
+fn with_work<T>(
+    machine: &Machine,
+    args: &[String],
+    steps: usize,
+    run: impl FnOnce(&mut Work<'_>) -> Result<T>,
+) -> Result<T> {
+    let network = || arch(args.get(1).context("too few arguments")?);
     match args.first().map(String::as_str) {
-        Some("infer") => infer(machine, arch(args)?, size(2)?),
-        Some("train") => train(machine, arch(args)?, size(2)?, size(3)?, 0.0),
-        Some("kd") => train(machine, arch(args)?, size(2)?, size(3)?, 3000.0),
+        Some("infer") => run(&mut infer(machine, network()?, size(args, 2)?)?),
+        Some(kind @ ("train" | "kd")) => {
+            let teacher = (kind == "kd").then(|| frozen(machine, network()?, 5)).transpose()?;
+            run(&mut train(machine, network()?, (size(args, 2)?, size(args, 3)?), teacher.as_ref(), steps)?)
+        }
         Some("margin") => {
-            let margin = Margin::new(machine, size(1)?, size(2)?, size(3)?)?;
-            Ok(Box::new(move || {
-                (1..=20).try_for_each(|i| margin.step(i == 20))?;
-                Ok(20)
-            }))
+            let margin = Margin::new(machine, size(args, 1)?, size(args, 2)?, size(args, 3)?)?;
+            let mut work: Work = Box::new(move || {
+                (1..=steps).try_for_each(|i| margin.step(i == steps))?;
+                Ok(steps as u32)
+            });
+            run(&mut work)
         }
         _ => bail!("expected infer, train, kd, margin, kernels, plans, profile, suite or dry"),
     }
+}
+
+fn size(args: &[String], at: usize) -> Result<usize> {
+    Ok(args.get(at).context("too few arguments")?.parse()?)
 }
 
 /// Removes `NAME VALUE` from the arguments and returns the parsed value, or else the default.
@@ -157,8 +185,7 @@ fn option<T: std::str::FromStr>(args: &mut Vec<String>, name: &str, default: &st
     value.parse().ok().with_context(|| format!("{name}: found {value:?}"))
 }
 
-fn arch(args: &[String]) -> Result<Arch> {
-    let name = args.get(1).context("too few arguments")?;
+fn arch(name: &str) -> Result<Arch> {
     Arch::ALL.into_iter().find(|arch| arch.name() == name).with_context(|| format!("unknown network {name}"))
 }
 
@@ -178,7 +205,7 @@ fn pixels(batch: usize, rng: &mut ChaCha8Rng) -> Pixels {
     pixels
 }
 
-fn infer(machine: &Machine, arch: Arch, batch: usize) -> Result<Work> {
+fn infer(machine: &Machine, arch: Arch, batch: usize) -> Result<Work<'static>> {
     let network = frozen(machine, arch, 0)?.into_inference(batch)?;
     let images = pixels(batch, &mut ChaCha8Rng::seed_from_u64(1));
     Ok(Box::new(move || {
@@ -189,14 +216,19 @@ fn infer(machine: &Machine, arch: Arch, batch: usize) -> Result<Work> {
 }
 
 /// Returns a workload of training steps; each call ends with a step whose report is read back from the GPU.
-fn train(machine: &Machine, arch: Arch, batch: usize, classes: usize, lambda: f64) -> Result<Work> {
-    // Leaked, because the trainer borrows it for as long as the process lives.
-    let teacher: &'static Model = Box::leak(Box::new(frozen(machine, arch, 5)?));
+fn train<'a>(
+    machine: &Machine,
+    arch: Arch,
+    (batch, classes): (usize, usize),
+    teacher: Option<&'a Model>,
+    steps: usize,
+) -> Result<Work<'a>> {
     let head = MarginHead::new(&MarginConfig::default(), 512, classes, &Device::Cpu, 1)?;
+    let lambda = if teacher.is_some() { 3000.0 } else { 0.0 };
     let distill = DistillConfig { lambda, ..DistillConfig::default() };
     let student = model(machine, arch, 0)?;
-    let config = StepConfig { distill, ..StepConfig::default() };
-    let mut trainer = Trainer::new(student, head, Some(teacher), &config)?;
+    let config = StepConfig { distill, log_every: steps, ..StepConfig::default() };
+    let mut trainer = Trainer::new(student, head, teacher, &config)?;
     let (mut rng, mut step) = (ChaCha8Rng::seed_from_u64(0), 0);
     let images = pixels(batch, &mut rng);
     Ok(Box::new(move || {

@@ -22,6 +22,7 @@ namespace stand_in {
 // memory       bytes of a device (8 GiB)
 // pinned       bytes of page-locked memory there are (1 GiB)
 // unsupported  number of the convolution that is refused as not supported after a search offered it, from 1 (0: none)
+// ways         algorithms that a search offers at most (all)
 // counts       1 to say at the end how often memory was allocated and freed
 long setting(const char* name, long otherwise);
 

@@ -1,5 +1,7 @@
 //! `--device` and `--precision`.
 
+use std::ops::Deref;
+
 use anyhow::Result;
 use clap::Args;
 
@@ -28,16 +30,40 @@ pub(super) enum Work {
     Inference,
 }
 
+/// An open device. Prints on stderr what is worth saying: when it is opened, such as why `auto` falls back to the CPU, and
+/// when it is dropped, such as that the library lacked an algorithm.
+pub(super) struct Opened(Machine);
+
+impl Opened {
+    fn tell(&self) {
+        self.0.take_notices().iter().for_each(|notice| tell(format_args!("{notice}")));
+    }
+}
+
+impl Deref for Opened {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.0
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
 impl DeviceArgs {
-    /// Opens the device and prints on stderr what is worth saying, such as why `auto` falls back to the CPU.
-    pub(super) fn open(&self, work: Work) -> Result<Machine> {
+    /// Opens the device.
+    pub(super) fn open(&self, work: Work) -> Result<Opened> {
         let precision = self.precision.unwrap_or(match work {
             Work::Training => Precision::Bf16,
             Work::Inference => Precision::Tf32,
         });
-        let mut machine = Machine::open(self.device, precision)?;
-        machine.take_notices().iter().for_each(|notice| tell(format_args!("{notice}")));
-        Ok(machine)
+        let opened = Opened(Machine::open(self.device, precision)?);
+        opened.tell();
+        Ok(opened)
     }
 
     /// Whether the device is not asked for by name, so that the CPU may take its place.

@@ -41,7 +41,7 @@ impl InfoArgs {
     /// When a model cannot be loaded (the message lists missing, unexpected and misshapen tensors), or the device not
     /// opened.
     pub fn run(self) -> Result<()> {
-        let mut machine = self.device.map(|device| Machine::open(device, self.precision)).transpose()?;
+        let machine = self.device.map(|device| Machine::open(device, self.precision)).transpose()?;
         let loaded = self.models.iter().map(|name| self.hub.load(name)).collect::<Result<Vec<_>>>()?;
         let mut records = Vec::new();
         for (name, loaded) in self.models.iter().zip(loaded) {
@@ -62,7 +62,7 @@ impl InfoArgs {
             }
         }
         let facts = machine.as_ref().map(Machine::facts).unwrap_or_default();
-        let notices = machine.as_mut().map(Machine::take_notices).unwrap_or_default();
+        let notices = machine.as_ref().map(Machine::take_notices).unwrap_or_default();
         if let (true, Some(machine)) = (self.json, &machine) {
             let facts: BTreeMap<_, _> = facts.into_iter().collect();
             let device = serde_json::json!({ "name": machine.to_string(), "facts": facts, "notices": notices });

@@ -159,6 +159,11 @@ pub(crate) trait Gpu: Send + Sync {
     fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
     /// Fills memory with zeros.
     fn zero(&self, at: u64, bytes: usize) -> Result<()>;
+    /// Copies bytes from the device to the device: what the bandwidth of kernels is compared with.
+    #[cfg(feature = "cuda")]
+    fn copy(&self, _to: u64, _from: u64, _bytes: usize) -> Result<()> {
+        bail!("this device copies nothing")
+    }
     /// Runs a kernel of `kernels/`.
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
     /// Multiplies matrices.

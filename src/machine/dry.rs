@@ -39,7 +39,7 @@ pub fn dry(precision: Precision) -> (Machine, Arc<Calls>) {
     let gpu = Dry::default();
     let calls = gpu.calls.clone();
     let device = Device::new(Box::new(gpu));
-    (Machine { gpu: Some(super::Gpu { device, precision, name: "dry".into() }), notices: Vec::new() }, calls)
+    (Machine { gpu: Some(super::Gpu { device, precision, name: "dry".into() }), ..Machine::default() }, calls)
 }
 
 impl Dry {

@@ -226,6 +226,7 @@ impl Experiment {
             let num = trainer.without_gradient().len();
             on(Event::Notice(format!("{num} parameters had a zero gradient in the first step, {first} among them")));
         }
+        self.tell_of_machine(on);
         session
             .guards
             .step(labels, report)

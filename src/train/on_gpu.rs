@@ -170,8 +170,8 @@ impl GpuTrainer {
         averages.weights(student.params()).map(Some)
     }
 
-    /// Trains on one batch; returns the figures of the first step and of every [`StepConfig::log_every`]th after it. `model` is the student that was
-    /// uploaded.
+    /// Trains on one batch; returns the figures of the first step and of every [`StepConfig::log_every`]th after it.
+    /// `model` is the student that was uploaded.
     ///
     /// If the loss or the gradient is not finite, the guard stops the update of parameters, moments and moving average.
     /// Running statistics that are not frozen have been updated by the forward pass by then.

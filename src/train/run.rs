@@ -276,7 +276,13 @@ impl Experiment {
         }
         outcome.paired_tests = self.paired_tests(arms, on)?;
         self.write_results(&outcome)?;
+        self.tell_of_machine(on);
         Ok(outcome)
+    }
+
+    /// Tells what the machine found amiss, such as a convolution that runs a slower way.
+    pub(super) fn tell_of_machine(&self, on: &mut dyn FnMut(Event)) {
+        self.machine.take_notices().into_iter().for_each(|said| on(Event::Notice(said)));
     }
 
     fn write_results(&self, outcome: &Outcome) -> Result<()> {

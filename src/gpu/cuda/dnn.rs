@@ -155,7 +155,8 @@ struct State {
     plans: BTreeMap<Key, Option<Plan>>,
     /// As much as the plans need.
     workspace: Option<CudaSlice<u8>>,
-    notices: Vec<String>,
+    /// Convolutions without an algorithm, which was not said yet.
+    without: Vec<Key>,
 }
 
 /// Descriptors of a convolution and the algorithms that can run it.
@@ -225,7 +226,7 @@ impl Dnn {
     pub fn convolve(&self, pass: &Convolution) -> Result<bool> {
         let key = (*pass.conv, pass.pass, pass.element);
         let mut state = self.state();
-        let State { plans, workspace, notices } = &mut *state;
+        let State { plans, workspace, without } = &mut *state;
         let plan = match plans.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(Some(self.plan(pass)?)),
@@ -238,7 +239,7 @@ impl Dnn {
             known.ways.pop_front();
         }
         *plan = None;
-        notices.push(format!("cuDNN has no way for {}: cuBLAS computes it, slower", describe(key)));
+        without.push(key);
         Ok(false)
     }
 
@@ -264,8 +265,11 @@ impl Dnn {
     }
 
     /// Returns what is worth saying and was not said yet.
-    pub fn take_notices(&self) -> Vec<String> {
-        std::mem::take(&mut self.state().notices)
+    pub fn take_notice(&self) -> Option<String> {
+        let without = std::mem::take(&mut self.state().without);
+        let first = describe(*without.first()?);
+        let more = if without.len() > 1 { format!(" and {} more", without.len() - 1) } else { String::new() };
+        Some(format!("cuDNN has no algorithm for {first}{more}: cuBLAS computes them, 2 to 2.5 times slower"))
     }
 
     /// Makes the workspace at least this large; false if there is no memory for that.

@@ -31,7 +31,7 @@ const KERNELS: [(&str, &[u8]); 7] = [
 ];
 
 /// Driver functions that are called. One that is missing would end the process.
-const DRIVER: [&str; 32] = [
+const DRIVER: [&str; 33] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -57,6 +57,7 @@ const DRIVER: [&str; 32] = [
     "cuMemFreeHost",
     "cuMemGetInfo_v2",
     "cuMemHostAlloc",
+    "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
@@ -362,6 +363,12 @@ impl Gpu for Cuda {
         self.finished("a fill with zeros", queued.map_err(wrap))
     }
 
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: both arrays have that many bytes.
+        let queued = unsafe { result::memcpy_dtod_async(to, from, bytes, self.bound()?) };
+        self.finished("a copy on the GPU", queued.map_err(wrap))
+    }
+
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         let Kernel { function, parameters } = self.function(kernel)?;
         if let Some(parameters) = parameters {
@@ -436,7 +443,7 @@ impl Gpu for Cuda {
     fn take_notices(&self) -> Vec<String> {
         let notices = std::mem::take(&mut *locked(&self.notices));
         #[cfg(feature = "cudnn")]
-        let notices = notices.into_iter().chain(self.dnn.iter().flat_map(dnn::Dnn::take_notices)).collect();
+        let notices = notices.into_iter().chain(self.dnn.iter().filter_map(dnn::Dnn::take_notice)).collect();
         notices
     }
 }
