@@ -192,6 +192,9 @@ fn what_a_machine_lacks_is_named_and_faults_are_errors() -> Result<()> {
     let machine = Machine::with(&NAMES)?;
     for (settings, device, words) in [
         ("devices=0", "cuda", "no usable CUDA driver"),
+        ("capability=75", "cuda", "compute capability 7.5, expected 8.0 or newer"),
+        // Between those that the build is for: their PTX is of the newest, so that yet newer ones have code.
+        ("capability=110", "cuda", "no kernels for compute capability 11.0"),
         ("devices=2", "cuda:2", "no GPU 2: this machine has 2"),
         ("memory=1000000", "cuda", "OUT_OF_MEMORY"),
         ("fault=3", "cuda", "ILLEGAL_ADDRESS"),
@@ -199,6 +202,11 @@ fn what_a_machine_lacks_is_named_and_faults_are_errors() -> Result<()> {
     ] {
         let said = machine.wrong(settings, &embed(device))?;
         ensure!(said.contains(words), "{settings}: {said}");
+    }
+    // What a search of algorithms may use at most is more than there is, and not taken to embed an image.
+    for settings in ["capability=131", "capability=87", "memory=200000000"] {
+        let output = machine.run(settings, &embed("cuda"))?;
+        ensure!(output.status.success(), "{settings}: {}", String::from_utf8_lossy(&output.stderr));
     }
     for (names, words) in [(&NAMES[1..], "no CUDA driver"), (&NAMES[..1], "cuBLAS is missing")] {
         let said = Machine::with(names)?.wrong("", &embed("cuda"))?;
@@ -218,6 +226,26 @@ fn what_a_machine_lacks_is_named_and_faults_are_errors() -> Result<()> {
     let auto = machine.run("devices=0", &embed("auto"))?;
     let said = String::from_utf8_lossy(&auto.stderr);
     ensure!(auto.status.success() && said.contains("on the CPU: no usable CUDA driver"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn networks_that_the_engine_lacks_run_on_the_cpu_by_default() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let faces = faces(root.path(), 10, 4)?;
+    let (out, machine) = (root.path().join("run"), Machine::with(&NAMES)?);
+    let train = ["train", "--data", str(&faces), "--out", str(&out), "--arm", "teacher", "--epochs", "1", "-q"];
+    let small = ["model.squeeze_excitation=true", "model.width=0.125", "model.input_size=32", "loader.batch_size=4"];
+    let small: Vec<&str> = small.into_iter().flat_map(|setting| ["--set", setting]).collect();
+    let model = out.join("teacher");
+    for args in [[&train[..], &small].concat(), vec!["embed", str(&model), str(&faces)]] {
+        let said = machine.wrong("", &[&args[..], &["--device", "cuda"]].concat())?;
+        ensure!(said.contains("squeeze-excitation"), "{said}");
+        let output = machine.run("", &args)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{args:?}: {said}");
+        ensure!(said.matches("on the CPU: ").count() == 1 && said.contains("squeeze-excitation"), "{said}");
+    }
     Ok(())
 }
 
@@ -286,7 +314,7 @@ fn libraries_of_other_versions_are_used_or_left_aside() -> Result<()> {
 #[test]
 fn convolutions_without_an_algorithm_are_said_once() -> Result<()> {
     let root = tempfile::tempdir()?;
-    let (model, faces) = (small_model(root.path())?, faces(root.path(), 4, 4)?);
+    let (model, faces) = (small_model(root.path())?, faces(root.path(), 10, 4)?);
     let (out, machine) = (root.path().join("run"), Machine::with(&NAMES)?);
     let train = ["train", "--data", str(&faces), "--out", str(&out), "--arm", "teacher", "--epochs", "2"];
     let small = ["--batch-size", "4", "--set", "model.width=0.125", "--set", "model.input_size=32", "-q"];

@@ -426,8 +426,8 @@ API cuDeviceTotalMem_v2(size_t* bytes, int) {
 
 API cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
-        case 75: *value = 9; break;         // major compute capability
-        case 76: *value = 0; break;         // minor
+        case 75: *value = int(setting("capability", 90) / 10); break;  // major compute capability
+        case 76: *value = int(setting("capability", 90) % 10); break;  // minor
         case 115: *value = 1; break;        // memory pools
         case 16: *value = 4; break;         // multiprocessors
         case 8: *value = 48 * 1024; break;  // shared memory of a block
@@ -715,15 +715,34 @@ API cuStreamWaitEvent(void* stream_handle, void* handle, unsigned) {
     return SUCCESS;
 }
 
+namespace {
+
+// Whether a fat binary, as nvcc makes it, has code for this GPU: machine code for its generation, or PTX for an earlier one.
+bool has_code(const unsigned char* image) {
+    const auto word = [](const unsigned char* at, auto value) {
+        memcpy(&value, at, sizeof value);
+        return value;
+    };
+    if (word(image, uint32_t{}) != 0xba55ed50) {
+        say("cuModuleLoadData", "no fat binary");
+        return false;
+    }
+    const uint32_t own = uint32_t(setting("capability", 90));
+    const unsigned char *at = image + word(image + 6, uint16_t{}), *end = at + word(image + 8, uint64_t{});
+    while (at < end) {
+        const uint16_t kind = word(at, uint16_t{});
+        const uint32_t cap = word(at + 28, uint32_t{});
+        if (kind == 1 ? cap <= own : cap / 10 == own / 10 && cap <= own) return true;
+        at += word(at + 4, uint32_t{}) + word(at + 8, uint64_t{});
+    }
+    return false;
+}
+
+}  // namespace
+
 API cuModuleLoadData(void** module, const void* image) {
     if (int error = ready("cuModuleLoadData")) return error;
-    uint32_t magic;
-    memcpy(&magic, image, sizeof magic);
-    // A fat binary, as nvcc makes it.
-    if (magic != 0xba55ed50) {
-        say("cuModuleLoadData", "no fat binary");
-        return NO_BINARY;
-    }
+    if (!has_code(static_cast<const unsigned char*>(image))) return NO_BINARY;
     // As a driver does that is older than the compiler.
     if (setting("driver", 13000) < 13000) return NO_BINARY;
     std::lock_guard lock(state().mutex);

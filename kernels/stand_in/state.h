@@ -13,6 +13,7 @@ namespace stand_in {
 // Settings, from the variable MASKINV_STAND_IN: words `name=number` between commas.
 //
 // devices      GPUs there are (1)
+// capability   compute capability times ten (90)
 // driver       version as cuDriverGetVersion has it (13000)
 // oom          number of the allocation that fails, from 1 (0: none)
 // fault        number of the kernel that touches an illegal address, from 1 (0: none)
