@@ -1,5 +1,6 @@
 //! The integration tests, one binary.
 
+mod circles;
 mod cli;
 mod cli_data;
 mod cli_edges;

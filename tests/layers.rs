@@ -69,7 +69,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("testing", &[]),
 ];
 
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+pub fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() {
@@ -144,12 +144,12 @@ impl Printing {
     }
 }
 
-fn is_of_tests(attributes: &[syn::Attribute]) -> bool {
+pub fn is_of_tests(attributes: &[syn::Attribute]) -> bool {
     let is_test = |list: &syn::MetaList| list.tokens.to_string() == "test";
     attributes.iter().any(|a| a.path().is_ident("cfg") && a.meta.require_list().is_ok_and(is_test))
 }
 
-fn attributes(item: &syn::Item) -> &[syn::Attribute] {
+pub fn attributes(item: &syn::Item) -> &[syn::Attribute] {
     use syn::Item;
     match item {
         Item::Const(i) => &i.attrs,

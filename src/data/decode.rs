@@ -14,7 +14,7 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
 use super::exif::orientation;
-use super::jpeg::{JpegLayout, decode_odd, jpeg_layout};
+use super::jpeg::{JpegLayout, MAX_DECODE_BYTES, SizeCheck, decode_odd, jpeg_layout};
 use super::sample::FACE_SIZE;
 use crate::error::{Error, Result};
 
@@ -24,14 +24,8 @@ const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "web
 /// Extensions of images in formats that are not read.
 const OTHER_EXTENSIONS: [&str; 9] = ["gif", "tif", "tiff", "heic", "heif", "avif", "jp2", "jxl", "svg"];
 
-/// Most bytes that a decoder may allocate: a photo of 40 megapixels.
-pub(super) const MAX_DECODE_BYTES: u64 = 128 << 20;
-
 /// Error of a truncated JPEG.
 const NO_END: &str = "expected a complete JPEG, found no end marker: the file is truncated";
-
-/// Says what is wrong with a width and height, before any pixel is decoded.
-pub(super) type SizeCheck<'a> = &'a dyn Fn(u32, u32) -> std::result::Result<(), String>;
 
 /// Returns whether a file name is that of an image; hidden files are not, whatever their extension.
 pub fn is_image(name: &OsStr) -> bool {

@@ -7,8 +7,13 @@ use image::RgbImage;
 use image::metadata::Orientation;
 use jpeg_decoder::{ColorTransform, Decoder, PixelFormat};
 
-use super::decode::{MAX_DECODE_BYTES, SizeCheck};
 use super::exif::orientation;
+
+/// Most bytes that a decoder may allocate: a photo of 40 megapixels.
+pub(super) const MAX_DECODE_BYTES: u64 = 128 << 20;
+
+/// Says what is wrong with a width and height, before any pixel is decoded.
+pub(super) type SizeCheck<'a> = &'a dyn Fn(u32, u32) -> Result<(), String>;
 
 /// Which of two decoders reads a JPEG, by its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

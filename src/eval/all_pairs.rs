@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use image::RgbImage;
 
 use super::comparisons::Comparisons;
+use super::config::{EvalConfig, Setting};
 use super::embed::{Embeddings, embed};
 use super::masked_faces::MaskedFaces;
-use super::protocol::{EvalConfig, Setting};
 use super::similarity::for_each_row;
 use crate::data::Dataset;
 use crate::error::{Error, Result};

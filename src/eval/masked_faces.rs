@@ -6,7 +6,7 @@ use image::RgbImage;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::protocol::{EvalConfig, Setting};
+use super::config::{EvalConfig, Setting};
 use crate::data::mask::reference::ReferenceDraw;
 use crate::data::mask::{MaskConfig, Masker, TemplateShift, read_colours};
 use crate::data::{Dataset, TestSet, mask_landmarks};

@@ -4,6 +4,7 @@ mod all_pairs;
 mod bootstrap;
 mod class;
 mod comparisons;
+mod config;
 mod curve;
 mod embed;
 mod figures;
@@ -24,6 +25,7 @@ mod units;
 pub use all_pairs::{AllPairs, compare_all_pairs};
 pub use bootstrap::{Bootstrap, BootstrapConfig, Difference, Interval, MetricIntervals, Replicate};
 pub use comparisons::Comparisons;
+pub use config::{EvalConfig, Setting};
 pub use curve::{Histogram, OperatingPoint};
 pub use embed::{EmbedConfig, Embeddings, embed};
 pub use figures::{AtFmr, FMR_TARGETS, Figures, SettingResult};
@@ -34,9 +36,7 @@ pub use lfw::{FoldAccuracy, FoldTar, fold_accuracy, fold_tar_at_far, squared_l2}
 pub use masked_faces::MaskedFaces;
 pub use metrics::{Metrics, Scores};
 pub use paired::{PairedFigure, compare_systems};
-pub use protocol::{
-    EvalConfig, Evaluation, Setting, SettingScores, compare, compare_as_is, evaluate, evaluate_as_is, figures,
-};
+pub use protocol::{Evaluation, SettingScores, compare, compare_as_is, evaluate, evaluate_as_is, figures};
 pub use score_file::{ScoreFile, read_scores, write_scores};
 pub use tables::{
     TOO_FEW, comparison_table, details, details_of, figure_rows, group_table, identification_table, operating_points,

@@ -1,12 +1,13 @@
 //! Results as plain-text tables.
 
 use super::bootstrap::Interval;
+use super::config::Setting;
 use super::figures::SettingResult;
 use super::groups::{GroupRates, Groups};
 use super::identification::Identification;
 use super::metrics::Metrics;
 use super::paired::PairedFigure;
-use super::protocol::{Evaluation, Setting};
+use super::protocol::Evaluation;
 
 /// Footnote of a table with marked rates.
 pub const TOO_FEW: &str = "* at zero false matches: too few impostor pairs to measure this FMR";

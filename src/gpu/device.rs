@@ -343,4 +343,13 @@ mod tests {
         assert!(array.write(&[1f32]).is_err_and(|e| e.to_string().contains("1 F32 for an array of 2 F32")));
         Ok(())
     }
+
+    #[test]
+    fn long_copies_arrive_whole() -> Result<()> {
+        let device = crate::gpu::tests::device();
+        // More than a GPU is sent in one piece, and no multiple of that.
+        let values: Vec<i32> = (0..2_500_001).collect();
+        assert!(device.upload(&values)?.read::<i32>()? == values);
+        Ok(())
+    }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, bail};
 
-use super::engine::Pool;
 use super::params::Params;
+use super::pool::Pool;
 use crate::ops::slice::Values;
 use crate::ops::update::each_pair;
 

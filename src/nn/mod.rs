@@ -5,10 +5,11 @@ mod gradients;
 mod graph;
 mod layers;
 mod params;
+mod pool;
 
-pub(crate) use engine::Pool;
 pub use gradients::Gradients;
 pub use graph::{Graph, Node, NodeId, Op, Trace};
 pub use layers::{BatchNorm, Conv2d, Dropout, Linear, PRelu, SqueezeExcitation};
 pub(crate) use params::standard_normal;
 pub use params::{Init, Params, Scope};
+pub(crate) use pool::Pool;

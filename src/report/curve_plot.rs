@@ -5,7 +5,7 @@ use plotters::prelude::*;
 
 use super::axis::{NumberAxis, Scale, number};
 use super::plot::{COLOURS, TEXT, TITLE};
-use super::training::StepPoint;
+use super::step_point::StepPoint;
 use crate::error::{Error, Result};
 
 /// Maximum number of points of a line: more would not show at the width of a plot.

@@ -10,6 +10,7 @@ mod markdown;
 mod page;
 mod plot;
 mod probit;
+mod step_point;
 mod training;
 
 use std::path::Path;
@@ -18,7 +19,8 @@ use serde_json::Value;
 
 pub use faces::{FacePair, Hardest};
 pub use json::{REAL_MASKS, REPORT_FILE, ReportFile};
-pub use training::{ArmCurves, EvaluationPoint, FIGURES, SampleRow, StepPoint, TrainingReport};
+pub use step_point::{FIGURES, StepPoint};
+pub use training::{ArmCurves, EvaluationPoint, SampleRow, TrainingReport};
 
 use crate::error::{Error, Result};
 use crate::eval::{Histogram, Identification, OperatingPoint, Scores, SettingResult};

@@ -8,20 +8,10 @@ use super::PAGE_FILE;
 use super::axis::Scale;
 use super::curve_plot::{Bucket, Curve, Plot, bucket_size, buckets, ends, legend};
 use super::document::{address, document, provenance, short};
+use super::step_point::{FIGURES, StepPoint};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 
-/// Metrics of a step as (key, title), in the order of [`StepPoint::values`].
-pub const FIGURES: [(&str, &str); 8] = [
-    ("loss", "Loss"),
-    ("margin_loss", "Margin loss"),
-    ("distill_loss", "Distillation loss"),
-    ("grad_norm", "Gradient norm"),
-    ("lr", "Learning rate"),
-    ("target_cosine", "Target cosine"),
-    ("mean_cosine", "Mean cosine"),
-    ("images_per_s", "Images per second"),
-];
 /// Metrics drawn on a logarithmic axis if they are positive and span more than a decade.
 const MAGNITUDES: [&str; 3] = ["distill_loss", "grad_norm", "lr"];
 
@@ -55,17 +45,6 @@ pub struct ArmCurves {
     pub evaluations: Vec<EvaluationPoint>,
     /// Notices and warnings for the user.
     pub notices: Vec<String>,
-}
-
-/// Metrics of one step.
-#[derive(Clone, Debug, Default)]
-pub struct StepPoint {
-    /// The step: where on the axis the point is drawn.
-    pub step: usize,
-    /// Its epoch, from 0.
-    pub epoch: usize,
-    /// Values of the metrics in [`FIGURES`]; `None` where one was not finite or not measured.
-    pub values: Vec<Option<f64>>,
 }
 
 /// Error rates after one step.
@@ -251,13 +230,6 @@ impl TrainingReport {
                 }
             }
         }
-    }
-}
-
-impl StepPoint {
-    /// Value of a metric, if it is finite.
-    pub(super) fn value(&self, figure: usize) -> Option<f64> {
-        self.values.get(figure).copied().flatten().filter(|value| value.is_finite())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 
 use super::Bundled;
-use super::reference::HubFile;
+use super::hub_file::HubFile;
 use crate::error::{Error, Result};
 use crate::preprocessing::Preprocessing;
 

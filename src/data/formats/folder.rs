@@ -6,8 +6,8 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use super::export::Export;
+use crate::data::dataset::Dataset;
 use crate::data::decode::{is_image, read_bytes};
-use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 use crate::files::{UnfinishedFolder, remove_if_there};
 

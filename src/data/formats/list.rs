@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::classes::{Classes, Paths};
 use super::list_form::Form;
+use crate::data::dataset::Dataset;
 use crate::data::decode::read_bytes;
-use crate::data::sample::Dataset;
 use crate::error::Result;
 use crate::files::folder_of;
 use crate::lists::{Text, plain_path};

@@ -19,7 +19,7 @@ use parquet::schema::types::SchemaDescriptor;
 use super::classes::{Classes, Paths};
 use super::export::{Export, Output};
 use super::file::RandomFile;
-use crate::data::sample::Dataset;
+use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 
 /// Names of columns of encoded images that are not a group with `bytes`.

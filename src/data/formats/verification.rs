@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::export::Output;
-use crate::data::sample::Dataset;
+use crate::data::dataset::Dataset;
 use crate::data::{Pair, TestSet};
 use crate::error::{Error, Result};
 use crate::pickle::{Id, Pickle, Value};

@@ -1,9 +1,8 @@
 //! A run of pixels of one row, processed together. Every step is a loop without branches over arrays of a fixed length,
 //! so that vector instructions handle several pixels at once.
 
-use super::frame::FaceFrame;
-use super::kinds::Design;
-use super::render::UNITS;
+use super::frame::{FaceFrame, UNITS};
+use super::outline::Outline;
 
 /// Pixels of a block: enough that the compiler vectorises the loops instead of unrolling them first, few enough to skip
 /// pixels that a mask does not reach.
@@ -41,7 +40,7 @@ pub(super) struct Block {
 impl Block {
     /// Returns the block that begins at column `x` of row `y`.
     #[inline(always)]
-    pub fn new(frame: &FaceFrame, design: &Design, [x, y]: [u32; 2]) -> Self {
+    pub fn new(frame: &FaceFrame, outline: &Outline, [x, y]: [u32; 2]) -> Self {
         const NONE: Lanes = [0.0; LANES];
         let mut m = Self {
             angle: NONE,
@@ -63,28 +62,28 @@ impl Block {
             (m.facing[i], m.cosine[i]) = (face.facing, face.cosine);
         }
         let scale = frame.unit_px / UNITS;
-        let corner = design.corner * scale;
+        let corner = outline.corner * scale;
         for i in 0..LANES {
             let (angle, height) = (m.angle[i], m.height[i]);
-            let p = angle / design.half_angle;
-            let ((top, top_scale), (bottom, bottom_scale)) = (design.top.at(p), design.bottom.at(p));
+            let p = angle / outline.half_angle;
+            let ((top, top_scale), (bottom, bottom_scale)) = (outline.top.at(p), outline.bottom.at(p));
             let radius = frame.radius(height);
             let above = (top - height) * frame.unit_px * top_scale;
             let below = (height - bottom) * frame.unit_px * bottom_scale;
             // Where the surface turns away, a step along it is shorter in the image. The factor has a lower limit,
             // since the outline ends the mask first.
-            let beside = (angle.abs() - design.half_angle) * radius * m.cosine[i].max(0.25);
-            let outline = (m.facing[i].abs() - 1.0) * radius;
+            let beside = (angle.abs() - outline.half_angle) * radius * m.cosine[i].max(0.25);
+            let outside_head = (m.facing[i].abs() - 1.0) * radius;
             let (a, b) = (above.max(below) + corner, beside + corner);
             let rounded = (a.max(0.0) * a.max(0.0) + b.max(0.0) * b.max(0.0)).sqrt() - corner + a.max(b).min(0.0);
-            let outside = rounded.max(outline);
+            let outside = rounded.max(outside_head);
             m.p[i] = p;
             m.below_top[i] = (height - top) * UNITS;
             m.tall[i] = (bottom - top) * UNITS;
             m.inside[i] = -outside / scale;
             m.across[i] = angle * radius / scale;
             m.down[i] = height * UNITS;
-            (m.outside_px[i], m.outline_px[i]) = (outside, outline);
+            (m.outside_px[i], m.outline_px[i]) = (outside, outside_head);
         }
         m
     }

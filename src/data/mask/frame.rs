@@ -8,6 +8,9 @@
 use crate::data::Landmarks;
 use crate::error::{Error, Result};
 
+/// Fabric units per distance from eyes to mouth.
+pub(super) const UNITS: f32 = 40.0;
+
 /// Half the width of a head at the cheeks, in distances from eyes to mouth.
 const HALF_WIDTH: f32 = 0.95;
 /// Distance between the eyes of a face seen from the front, in distances from eyes to mouth.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fabric::{Fabric, Pattern, Pleat, Valve, Wrinkle};
 use super::frame::{FaceFrame, falloff};
+use super::outline::{Curve, Outline};
 
 /// A kind of mask, or a way to wear one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,28 +30,11 @@ pub enum MaskKind {
     Gaiter,
 }
 
-/// Points at which an outline is tabulated across the mask.
-const CURVE_POINTS: usize = 33;
-
-/// A height as a function of the position across the mask, `[-1, 1]` from its left to its right end.
-#[derive(Clone, Debug)]
-pub(super) struct Curve {
-    heights: [f32; CURVE_POINTS],
-    /// Factor that turns a vertical distance to the curve into about the true distance.
-    foreshortening: [f32; CURVE_POINTS],
-}
-
 /// One mask: its outline on the head, and its fabric.
 #[derive(Clone, Debug)]
 pub(super) struct Design {
-    /// Angle around the head at which the mask ends, radians.
-    pub half_angle: f32,
-    /// Radius of the outline's corners, in fortieths of the distance from eyes to mouth.
-    pub corner: f32,
-    /// Upper edge.
-    pub top: Curve,
-    /// Lower edge.
-    pub bottom: Curve,
+    /// Outline on the head.
+    pub outline: Outline,
     /// Fabric of the mask.
     pub fabric: Fabric,
     /// Heights at the ears where the upper and the lower strap end; `None` without straps.
@@ -120,38 +104,8 @@ impl Design {
             _ => Some([rng.random_range(0.1..0.3), rng.random_range(0.6..0.85)]),
         };
         let fabric = fabric(kind, is_pleated, colours, rng);
-        Self { half_angle: shape.half_angle, corner: shape.corner, top, bottom, fabric, straps }
-    }
-}
-
-impl Curve {
-    fn new(frame: &FaceFrame, half_angle: f32, height: impl Fn(f32, f32) -> f32) -> Self {
-        let place = |i: usize| i as f32 / (CURVE_POINTS - 1) as f32 * 2.0 - 1.0;
-        let heights: [f32; CURVE_POINTS] = std::array::from_fn(|i| height(place(i), half_angle * place(i)));
-        let step = half_angle * frame.radius_px / frame.unit_px * (place(1) - place(0));
-        let foreshortening = std::array::from_fn(|i| {
-            let (from, to) = (i.saturating_sub(1), (i + 1).min(CURVE_POINTS - 1));
-            let slope = (heights[to] - heights[from]) / (step * (to - from) as f32);
-            1.0 / (1.0 + slope * slope).sqrt()
-        });
-        Self { heights, foreshortening }
-    }
-
-    /// Returns the height at `p` (beyond `[-1, 1]`, that of the ends) and the factor that makes vertical distances true
-    /// ones.
-    #[inline(always)]
-    pub fn at(&self, p: f32) -> (f32, f32) {
-        let place = (p.clamp(-1.0, 1.0) + 1.0) * 0.5 * (CURVE_POINTS - 1) as f32;
-        // A cast to `usize` has no vector instruction.
-        let i = (place as i32).clamp(0, CURVE_POINTS as i32 - 2) as usize;
-        let f = place - i as i32 as f32;
-        let mix = |v: &[f32; CURVE_POINTS]| v[i] + f * (v[i + 1] - v[i]);
-        (mix(&self.heights), mix(&self.foreshortening))
-    }
-
-    /// Returns the least and the greatest height.
-    pub fn range(&self) -> (f32, f32) {
-        self.heights.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &h| (a.min(h), b.max(h)))
+        let outline = Outline { half_angle: shape.half_angle, corner: shape.corner, top, bottom };
+        Self { outline, fabric, straps }
     }
 }
 
@@ -331,10 +285,10 @@ mod tests {
                 let design = Design::new(kind, [[200.0; 3]; 2], &frame, &mut rng);
                 for i in -10..=10 {
                     let p = i as f32 / 10.0;
-                    let ((top, _), (bottom, _)) = (design.top.at(p), design.bottom.at(p));
+                    let ((top, _), (bottom, _)) = (design.outline.top.at(p), design.outline.bottom.at(p));
                     assert!(top > 0.045 && bottom > top + 0.15, "{kind:?} at {p}: {top} to {bottom}");
                 }
-                let (top, bottom) = (design.top.at(0.0).0, design.bottom.at(0.0).0);
+                let (top, bottom) = (design.outline.top.at(0.0).0, design.outline.bottom.at(0.0).0);
                 assert!((top > frame.nose_height) == (kind == MaskKind::LowWorn), "{kind:?}: {top}");
                 assert!(top < 0.9 && bottom > 1.15, "{kind:?}: {top} to {bottom}");
             }

@@ -18,6 +18,7 @@ mod kinds;
 mod layer;
 mod light;
 mod noise;
+mod outline;
 mod palette;
 pub mod reference;
 mod render;

@@ -5,14 +5,12 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::block::{Block, LANES, Lanes};
-use super::frame::{FaceFrame, falloff};
+use super::frame::{FaceFrame, UNITS, falloff};
 use super::kinds::Design;
 use super::layer::Layer;
 use super::light::{Light, luminance};
 use super::noise::Noise;
 
-/// Fabric units per distance from eyes to mouth.
-pub(super) const UNITS: f32 = 40.0;
 /// Reach of a mask's shadow over the skin, in units.
 const SHADOW_REACH: f32 = 6.0;
 
@@ -72,7 +70,7 @@ impl pulp::NullaryFnOnce for Draw<'_> {
         for row in 0..size[1] {
             for column in (0..width).step_by(LANES) {
                 let at = [origin[0] + column as u32, origin[1] + row];
-                let m = Block::new(frame, design, at);
+                let m = Block::new(frame, &design.outline, at);
                 let shadow = contact_shadow(&m, scale);
                 let [red, green, blue, cover] = paint(&m, design, noise, finish, at);
                 let num = LANES.min(width - column);
@@ -190,8 +188,8 @@ fn lit(colour: [f32; 3], light: &Light, relight: f32) -> [f32; 3] {
 fn reach(image: &RgbImage, frame: &FaceFrame, design: &Design) -> ([u32; 2], [u32; 2]) {
     let margin = SHADOW_REACH / UNITS;
     let strap_top = design.straps.map_or(f32::INFINITY, |s| s[0]);
-    let top = design.top.range().0.min(strap_top) - margin;
-    let bottom = design.bottom.range().1 + margin;
+    let top = design.outline.top.range().0.min(strap_top) - margin;
+    let bottom = design.outline.bottom.range().1 + margin;
     let (left, right) = frame.sides();
     let corners = [[left, top], [right, top], [left, bottom], [right, bottom]].map(|c| frame.on_plane(c[0], c[1]));
     let limit = [image.width(), image.height()];
@@ -211,12 +209,12 @@ fn straps(frame: &FaceFrame, design: &Design) -> Vec<Strap> {
     let Some([upper, lower]) = design.straps else { return Vec::new() };
     let mut pieces = Vec::new();
     for side in [-1.0, 1.0] {
-        let (top, bottom) = (design.top.at(side).0, design.bottom.at(side).0);
+        let (top, bottom) = (design.outline.top.at(side).0, design.outline.bottom.at(side).0);
         // A little inside the corners, so that rounded corners are still reached.
         let inset = 0.04 * (bottom - top);
         for (corner, ear) in [(top + inset, upper), (bottom - inset, lower)] {
-            let (from, is_seen) = frame.project(side * design.half_angle * 0.97, corner);
-            let (to, _) = frame.project(side * design.half_angle.max(1.5), ear);
+            let (from, is_seen) = frame.project(side * design.outline.half_angle * 0.97, corner);
+            let (to, _) = frame.project(side * design.outline.half_angle.max(1.5), ear);
             let along = [to[0] - from[0], to[1] - from[1]];
             let squared = along[0] * along[0] + along[1] * along[1];
             if is_seen && squared > 0.0 {

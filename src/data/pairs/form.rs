@@ -1,6 +1,6 @@
 //! The forms of a line of a list of pairs.
 
-use super::list::{ImageId, PairEntry};
+use super::entry::{ImageId, PairEntry};
 use crate::data::decode::names_image;
 use crate::error::Result;
 use crate::lists::{

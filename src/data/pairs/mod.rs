@@ -1,5 +1,6 @@
 //! Pairs of images to compare: lists of pairs and of people, and pairs drawn from labels.
 
+mod entry;
 mod form;
 mod list;
 mod people;
@@ -9,7 +10,8 @@ use rand::SeedableRng;
 use rand::seq::{SliceRandom, index};
 use rand_chacha::ChaCha8Rng;
 
-pub use list::{ImageId, PairEntry, PairList};
+pub use entry::{ImageId, PairEntry};
+pub use list::PairList;
 pub use people::{People, Person};
 pub(in crate::data) use resolve::{count_images, list_number};
 

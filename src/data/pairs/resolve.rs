@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::Pair;
-use super::list::{ImageId, PairEntry, PairList};
+use super::entry::{ImageId, PairEntry};
+use super::list::PairList;
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::lists::{person_and_file, plain_path};

@@ -4,8 +4,8 @@
 //! plane of the head's outline. Turning the head moves near points against far ones.
 
 use super::identity::Nose;
-use super::nose;
 use super::nuisance::Pose;
+use super::relief::nose_height;
 use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks};
 
 /// Row of the crop about which the head nods.
@@ -93,7 +93,7 @@ impl<'a> Camera<'a> {
     fn depth(&self, u: f32, v: f32) -> f32 {
         let (x, y) = (u / 46.0, (v - 66.0) / 62.0);
         let head = 28.0 - 30.0 * x * x - 12.0 * y * y;
-        (head + nose::profile(self.nose, u, v)).clamp(DEPTH[0], DEPTH[1])
+        (head + nose_height(self.nose, u, v)).clamp(DEPTH[0], DEPTH[1])
     }
 }
 

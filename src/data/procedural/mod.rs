@@ -17,6 +17,7 @@ mod marks;
 mod mouth;
 mod nose;
 mod nuisance;
+mod relief;
 mod render;
 mod sensor;
 mod shape;

@@ -11,13 +11,11 @@ pub(crate) mod gpu;
 mod layout;
 mod memory;
 mod plan;
-mod pool;
 mod program;
 mod recording;
 mod schedule;
 mod tape;
 
 pub use plan::Plan;
-pub(crate) use pool::Pool;
 pub use recording::{Engine, Recording};
 pub use schedule::Keep;

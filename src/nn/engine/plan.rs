@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::pool::Pool;
 use super::program::{Program, Step, View, ViewId};
 use super::recording::normalised;
 use crate::nn::graph::Graph;
 use crate::nn::layers::RunningStats;
 use crate::nn::params::Params;
+use crate::nn::pool::Pool;
 use crate::ops::channels::{self, Constants, Seen};
 use crate::ops::conv::{Conv, ConvConfig, Epilogue, Filter};
 use crate::ops::linear;

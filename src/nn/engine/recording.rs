@@ -6,7 +6,6 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::memory::{Memory, Store};
-use super::pool::Pool;
 use super::program::{Norm, Program, Step, ViewId};
 use super::schedule::{Keep, Schedule};
 use super::tape::{BufferId, Forward, Tape, Task};
@@ -14,6 +13,7 @@ use crate::nn::gradients::Gradients;
 use crate::nn::graph::Graph;
 use crate::nn::layers::{BatchNorm, Dropout, RunningStats};
 use crate::nn::params::Params;
+use crate::nn::pool::Pool;
 use crate::ops::batch_norm::{self, Stats};
 use crate::ops::channels::{self, Normalised, Seen};
 use crate::ops::conv::{Conv, Epilogue};

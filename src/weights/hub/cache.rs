@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::weights::reference::HubFile;
+use crate::weights::hub_file::HubFile;
 
 /// Whether a revision is a full commit hash, whose files never change.
 pub(super) fn is_commit(revision: &str) -> bool {

@@ -11,8 +11,8 @@ use reqwest::{Client, Url, redirect};
 use super::HubConfig;
 use super::cache::is_commit;
 use crate::error::{Error, Result};
+use crate::weights::hub_file::HubFile;
 use crate::weights::manifest::is_sha256;
-use crate::weights::reference::HubFile;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);

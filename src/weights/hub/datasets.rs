@@ -8,8 +8,9 @@ use super::HubConfig;
 use super::client::{builder, endpoint};
 use super::download::other_sha256;
 use crate::error::{Error, Result};
+use crate::weights::hub_file::is_name;
 use crate::weights::manifest::is_sha256;
-use crate::weights::reference::{DATASET_SCHEME, is_name};
+use crate::weights::reference::DATASET_SCHEME;
 
 /// Branch with the parquet files that the hub converts itself.
 const REVISION: &str = "refs/convert/parquet";

@@ -9,7 +9,7 @@ use super::cache::Cache;
 use super::client::{HubClient, RETRIES, RETRY_DELAY, Remote, Stop};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::weights::reference::HubFile;
+use crate::weights::hub_file::HubFile;
 
 /// Implements [`super::Hub::fetch`].
 pub(super) fn fetch(

@@ -13,7 +13,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::WeightsFile;
-use super::reference::{HubFile, ModelRef};
+use super::hub_file::HubFile;
+use super::reference::ModelRef;
 use crate::error::Result;
 
 /// Connection settings of the hub. The environment is read only to locate the cache, if `cache` is `None`.

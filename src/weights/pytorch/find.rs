@@ -1,10 +1,10 @@
 //! Selects the tensors of the model among the values of a checkpoint.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 
+use super::dict::{entries, insert};
 use super::rebuild::Rebuilder;
 use super::walk::{self, module};
 use crate::pickle::{Id, Pickle, Value, shown};
@@ -32,7 +32,6 @@ const MODEL_KEYS: [&str; 18] = [
 ];
 /// Maximum nesting of such keys, as in `{'model': {'state_dict': ...}}`.
 const MAX_NESTING: usize = 4;
-pub(super) const MAX_NAME_LENGTH: usize = 1024;
 /// Maximum number of items listed in a message.
 const MAX_LISTED: usize = 20;
 
@@ -151,28 +150,6 @@ fn listed(all: &[String]) -> String {
     if all.len() > MAX_LISTED { format!("{first} and {} more", all.len() - MAX_LISTED) } else { first }
 }
 
-/// Returns the items of a dict or of a dict-like object, such as an `OrderedDict`.
-pub(super) fn entries<'p>(pickle: &'p Pickle<'_>, id: Id) -> Option<Cow<'p, [(Id, Id)]>> {
-    match pickle.get(id) {
-        Value::Dict(items) => Some(Cow::Borrowed(items)),
-        Value::Object(object) if !object.items.is_empty() => Some(Cow::Borrowed(&object.items)),
-        Value::Object(object) if pickle.global(object.callable) == Some(("collections", "OrderedDict")) => {
-            // Python 2 writes a list of [key, value] lists.
-            let pairs = match pickle.elements(object.args)? {
-                [] => &[],
-                [list] => pickle.elements(*list)?,
-                _ => return None,
-            };
-            let pair = |id: &Id| match pickle.elements(*id)? {
-                [key, value] => Some((*key, *value)),
-                _ => None,
-            };
-            pairs.iter().map(pair).collect()
-        }
-        _ => None,
-    }
-}
-
 /// Returns the tensors of a dict; a note lists its other values.
 fn take_dict(pickle: &Pickle<'_>, rebuilder: &mut Rebuilder<'_, '_>, entries: &[(Id, Id)]) -> Result<Found, String> {
     let mut tensors = BTreeMap::new();
@@ -193,20 +170,4 @@ fn take_dict(pickle: &Pickle<'_>, rebuilder: &mut Rebuilder<'_, '_>, entries: &[
         notes.push(format!("left out {} values that are not tensors: {}", others.len(), listed(&others)));
     }
     Ok(Found { tensors, notes })
-}
-
-/// Inserts a tensor, whose name must be new and at most [`MAX_NAME_LENGTH`] bytes long.
-pub(super) fn insert(tensors: &mut BTreeMap<String, Tensor>, name: String, tensor: Tensor) -> Result<(), String> {
-    if name.len() > MAX_NAME_LENGTH {
-        return Err(format!(
-            "tensor {}: a name of {} bytes, expected at most {MAX_NAME_LENGTH}",
-            shown(&name),
-            name.len()
-        ));
-    }
-    if tensors.contains_key(&name) {
-        return Err(format!("tensor {} occurs twice", shown(&name)));
-    }
-    tensors.insert(name, tensor);
-    Ok(())
 }

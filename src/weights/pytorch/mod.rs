@@ -4,6 +4,7 @@
 //! selects the tensors of the model, and `walk` traverses pickled modules.
 
 mod container;
+mod dict;
 mod find;
 mod rebuild;
 mod walk;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 
-use super::find::{MAX_NAME_LENGTH, entries, insert};
+use super::dict::{MAX_NAME_LENGTH, entries, insert};
 use super::rebuild::Rebuilder;
 use crate::pickle::{Id, Pickle, Value, shown};
 

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::index::Index;
 use super::record::{Header, read_header, read_record, skip_record};
+use crate::data::dataset::Dataset;
 use crate::data::formats::classes::{Classes, Paths};
 use crate::data::formats::file::RandomFile;
-use crate::data::sample::Dataset;
 use crate::error::{Error, Result};
 use crate::lists::{Separator, Text, plain_path};
 use crate::parallel;
