@@ -80,6 +80,12 @@ fn small_model(root: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Loss of each step of an arm's `steps.jsonl`.
+fn losses_of(steps: &str) -> Result<Vec<f64>> {
+    let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line)?["loss"].as_f64().context("a loss");
+    steps.lines().map(loss).collect()
+}
+
 fn rows(csv: &str) -> Vec<Vec<f32>> {
     let numbers = |line: &str| line.split(',').skip(1).filter_map(|field| field.parse().ok()).collect();
     csv.lines().skip(1).map(numbers).collect()
@@ -122,9 +128,7 @@ fn a_training_is_that_of_the_cpu() -> Result<()> {
         machine.right(&args.chain(more.iter().copied()).collect::<Vec<_>>())?;
         let mut losses = Vec::new();
         for arm in ["teacher", "lg"] {
-            for line in std::fs::read_to_string(out.join(arm).join("steps.jsonl"))?.lines() {
-                losses.push(serde_json::from_str::<serde_json::Value>(line)?["loss"].as_f64().context("a loss")?);
-            }
+            losses.extend(losses_of(&std::fs::read_to_string(out.join(arm).join("steps.jsonl"))?)?);
         }
         Ok(losses)
     };
@@ -168,8 +172,8 @@ fn heavy_the_default_example_has_the_losses_of_the_cpu() -> Result<()> {
         }
         training.kill()?;
         training.wait()?;
-        let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line)?["loss"].as_f64().context("a loss");
-        read().lines().take(STEPS).map(loss).collect()
+        let lines = read();
+        losses_of(&lines.lines().take(STEPS).collect::<Vec<_>>().join("\n"))
     };
     let (cpu, gpu) = (losses("cpu")?, losses("cuda")?);
     println!("step  CPU       stand-in");
@@ -375,9 +379,7 @@ fn copies_use_the_same_page_locked_memory_again() -> Result<()> {
         ensure!(output.status.success() && !said.contains("stand-in:"), "{said}");
         let counts = said.lines().find_map(|line| line.strip_prefix("stand-in counts: ")).context("counts")?;
         let steps = std::fs::read_to_string(out.join("teacher/steps.jsonl"))?;
-        let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line)?["loss"].as_f64().context("a loss");
-        let losses = steps.lines().map(loss).collect::<Result<_>>()?;
-        Ok((counts.split(" allocations, ").nth(1).context("of pinned memory")?.to_owned(), losses))
+        Ok((counts.split(" allocations, ").nth(1).context("of pinned memory")?.to_owned(), losses_of(&steps)?))
     };
     let ((few, _), (many, late)) = (train("2", 2000)?, train("8", 2000)?);
     ensure!(few == many, "{few}, with more steps {many}");
