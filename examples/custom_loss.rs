@@ -12,8 +12,9 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use maskinv::data::{Loader, Transform};
 use maskinv::eval::{Setting, evaluate};
 use maskinv::models::Model;
+use maskinv::nn::engine::Activations;
 use maskinv::ops::normalize::l2_normalize;
-use maskinv::optim::{Optimizer, clip_scale, grad_norm};
+use maskinv::optim::Optimizer;
 use maskinv::train::preset;
 
 const TEMPERATURE: f64 = 0.2;
@@ -48,20 +49,22 @@ fn main() -> Result<()> {
     let model = Model::new(&config.model, &Device::Cpu, 0)?;
     let transform = Transform::new(&config.augment, &config.mask)?;
     let loader = Loader::new(config.data.open_train()?, transform, &config.loader, config.model.input_size, 0)?;
-    let (training, mut optimizer) = (model.training(), Optimizer::new(model.params(), &config.optim));
+    let preprocessing = model.preprocessing().clone();
+    let mut student = model.into_training(Activations::Kept)?;
+    let mut optimizer = Optimizer::new(&config.optim, &student)?;
     for (step, batch) in (0..).flat_map(|epoch| loader.epoch(epoch)).take(num_steps).enumerate() {
         let batch = batch?;
-        let images = batch.student.to_tensor(model.preprocessing(), &Device::Cpu)?;
-        let (embedding, recorded) = training.record(&model, &images)?;
+        let images = batch.student.to_tensor(&preprocessing, &Device::Cpu)?;
+        let (embedding, recorded) = student.record(&images)?;
         let embedding = Var::from_tensor(&embedding)?;
         let loss = contrastive_loss(&embedding, &batch.labels)?;
-        let gradients = recorded.backward(loss.backward()?.get(&embedding).context("the loss has a gradient")?)?;
-        optimizer.step(&gradients, 0.05, clip_scale(grad_norm(&gradients)?, config.optim.clip_norm))?;
+        recorded.backward(loss.backward()?.get(&embedding).context("the loss has a gradient")?)?;
+        optimizer.step(&mut student, 0.05)?;
         if step % 20 == 0 || step + 1 == num_steps {
             println!("step {step}: loss {:.3}", loss.to_scalar::<f32>()?);
         }
     }
-    let evaluation = evaluate(&model, &config.data.open_test()?, &config.eval, |_, _| {})?;
+    let evaluation = evaluate(&student.model()?, &config.data.open_test()?, &config.eval, |_, _| {})?;
     let eer = |setting| 100.0 * evaluation.get(setting).metrics.eer;
     println!("EER of unseen people: U-U {:.2} %, U-M {:.2} %", eer(Setting::UU), eer(Setting::UM));
     Ok(())

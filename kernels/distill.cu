@@ -36,16 +36,12 @@ KERNEL(distill_squares)(const float* x, i64 rows, int c, float* squares) {
 }
 EXPORT(distill_squares)
 
-// distance = scale * the sum of `squares` (n); total = lambda * distance, plus margin_weight * *margin if `margin` is
-// not null. One block.
-KERNEL(distill_finish)
-(const float* squares, int n, float scale, float lambda, const float* margin, float margin_weight, float* distance, float* total) {
+// distance = scale * the sum of `squares` (n). One block.
+KERNEL(distill_finish)(const float* squares, int n, float scale, float* distance) {
     DYNAMIC_SHARED(float, shared);
     float sum = 0.f;
     for (int i = threadIdx.x; i < n; i += blockDim.x) sum += squares[i];
     sum = block_sum(sum, shared);
-    if (threadIdx.x > 0) return;
-    *distance = scale * sum;
-    *total = lambda * scale * sum + (margin ? margin_weight * *margin : 0.f);
+    if (threadIdx.x == 0) *distance = scale * sum;
 }
 EXPORT(distill_finish)

@@ -13,6 +13,8 @@ pub mod dry;
 
 #[cfg(any(test, feature = "cuda"))]
 use crate::gpu;
+#[cfg(test)]
+pub(crate) use crate::gpu::tests::rounds_gradients;
 
 /// The requested machine: `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,13 +103,14 @@ pub(crate) struct Gpu {
 
 #[cfg(any(test, feature = "cuda"))]
 impl Gpu {
-    /// Element type of activations and of the products' inputs.
-    pub fn element(&self) -> gpu::Element {
-        match self.precision {
+    /// The GPU with the element type of activations and of the products' factors.
+    pub fn backend(&self) -> gpu::GpuBackend {
+        let element = match self.precision {
             Precision::Bf16 => gpu::Element::Bf16,
             Precision::F16 => gpu::Element::F16,
             Precision::Tf32 | Precision::F32 => gpu::Element::F32,
-        }
+        };
+        gpu::GpuBackend { device: self.device.clone(), element }
     }
 }
 

@@ -25,6 +25,7 @@ mod layout;
 mod loader;
 mod losses;
 mod margin_loss;
+mod margin_reference;
 mod mask;
 mod means;
 mod models;

@@ -9,9 +9,8 @@ use syn::visit::Visit;
 use crate::layers::{attributes, is_of_tests, sources};
 
 /// Folders with a circle, and its members. They go when the trainers and the executors become one.
-const KNOWN: [(&str, &[&str]); 3] = [
+const KNOWN: [(&str, &[&str]); 2] = [
     ("nn::engine::gpu", &["network", "recording"]),
-    ("train", &["figures", "on_cpu", "on_gpu", "step"]),
     ("train", &["config", "epochs", "evaluation", "folder", "inputs", "outcome", "run", "start", "state", "watch"]),
 ];
 

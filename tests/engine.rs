@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, ModuleT, Tensor};
-use maskinv::models::{Arch, Inference, Model, ModelConfig, Recorded};
+use maskinv::models::{Arch, Inference, Model, ModelConfig};
 use maskinv::nn::Params;
+use maskinv::nn::engine::Activations;
 use maskinv::testing::fill;
 
 /// How far the gradient in f32 may be off, relative to its norm. Without PReLUs that turn it is 5e-6.
@@ -135,23 +136,24 @@ fn the_embeddings_of_r100_are_those_of_f64() -> Result<()> {
 fn training_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
     for config in configs() {
         let [single, double] = models(&config)?;
-        let (n, training) = (8, single.training());
-        let [x, wide] = images(n, config.input_size)?;
+        let mut training = single.into_training(Activations::Kept)?;
+        assert!(training.activation_bytes(1).is_some(), "{config:?}");
+        let [x, wide] = images(8, config.input_size)?;
         let (expected, weights, expected_grads) = layers(&double, &wide)?;
 
-        let (found, recorded) = training.record(&single, &x)?;
-        assert!(matches!(recorded, Recorded::Fused(_)), "{config:?}");
+        let (found, recorded) = training.record(&x)?;
         let off = error(&flat(&found)?, &flat(&expected)?, 0.0);
         assert!(off <= 1e-5, "{config:?}: {off:e}");
-        let grads = recorded.backward(&weights.to_dtype(DType::F32)?)?;
+        recorded.backward(&weights.to_dtype(DType::F32)?)?;
+        let grads = training.gradients()?;
 
         let largest = double.params().trainable().map(|(_, var)| flat(expected_grads.get(var).unwrap()));
         let largest = largest.collect::<Result<Vec<_>>>()?;
         let largest = largest.iter().map(|g| g.iter().map(|v| v * v).sum::<f64>().sqrt()).fold(0.0, f64::max);
         let mut all = [Vec::new(), Vec::new()];
-        assert_eq!(grads.names().count(), double.params().trainable().count());
+        assert_eq!(grads.len(), double.params().trainable().count());
         for (name, var) in double.params().trainable() {
-            let found = grads.read(name, |g| g.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())?;
+            let found = flat(&grads[name])?;
             let expected = flat(expected_grads.get(var).unwrap())?;
             // A bias that the next batch norm takes back has hardly a gradient: compared to the others' size.
             let off = error(&found, &expected, 1e-3 * largest);
@@ -163,7 +165,7 @@ fn training_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
         println!("{}: error of the whole gradient {off:.1e}", config.arch.name());
         assert!(off <= GRADIENT, "{config:?}: the whole gradient: {off:e}");
         // Running statistics of both.
-        let (a, b) = (single.params().state()?, double.params().state()?);
+        let (a, b) = (training.model()?.params().state()?, double.params().state()?);
         for (name, tensor) in a.iter().filter(|(name, _)| name.contains("running") || name.contains("num_batches")) {
             let off = error(&flat(tensor)?, &flat(&b[name])?, 0.0);
             assert!(off <= 1e-5, "{config:?}: {name}: {off:e}");
@@ -182,17 +184,18 @@ fn training_with_frozen_statistics_equals_the_layers_in_f64() -> Result<()> {
         let before = single.params().state()?;
         let [x, wide] = images(3, config.input_size)?;
         let (expected, weights, expected_grads) = layers(&double, &wide)?;
-        let training = single.training();
-        let (found, recorded) = training.record(&single, &x)?;
+        let mut training = single.into_training(Activations::Kept)?;
+        let (found, recorded) = training.record(&x)?;
         let off = error(&flat(&found)?, &flat(&expected)?, 0.0);
         assert!(off <= 1e-5, "{config:?}: {off:e}");
-        let grads = recorded.backward(&weights.to_dtype(DType::F32)?)?;
+        recorded.backward(&weights.to_dtype(DType::F32)?)?;
+        let grads = training.gradients()?;
         for (name, var) in double.params().trainable() {
-            let found = grads.read(name, |g| g.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())?;
+            let found = flat(&grads[name])?;
             let off = error(&found, &flat(expected_grads.get(var).unwrap())?, 1e-6);
             assert!(off <= PARAMETER, "{config:?}: gradient of {name}: {off:e}");
         }
-        let after = single.params().state()?;
+        let after = training.model()?.params().state()?;
         for (name, tensor) in &before {
             assert_eq!(flat(tensor)?, flat(&after[name])?, "{name}");
         }
@@ -206,18 +209,18 @@ type Passes = (Vec<f32>, Vec<(String, Vec<f32>)>, BTreeMap<String, Vec<f64>>);
 fn passes(config: &ModelConfig, recomputes: bool, frozen: &[String]) -> Result<Passes> {
     let [mut model, _] = models(config)?;
     model.freeze(frozen)?;
-    let training = if recomputes { model.recomputing()? } else { model.training() };
+    let mut training = model.into_training(if recomputes { Activations::Recomputed } else { Activations::Kept })?;
     let (mut embeddings, mut gradients) = (Vec::new(), Vec::new());
     for n in [4, 3] {
         let [x, _] = images(n, config.input_size)?;
-        let (embedding, recorded) = training.record(&model, &x)?;
-        let grads = recorded.backward(&fill("gy", embedding.dims(), -1.0, 1.0)?.to_dtype(DType::F32)?)?;
+        let (embedding, recorded) = training.record(&x)?;
+        recorded.backward(&fill("gy", embedding.dims(), -1.0, 1.0)?.to_dtype(DType::F32)?)?;
         embeddings.extend(embedding.flatten_all()?.to_vec1::<f32>()?);
-        for name in grads.names() {
-            gradients.push((name.to_owned(), grads.read(name, <[f32]>::to_vec)?));
+        for (name, gradient) in training.gradients()? {
+            gradients.push((name, gradient.flatten_all()?.to_vec1()?));
         }
     }
-    let state = model.params().state()?.into_iter().map(|(name, tensor)| Ok((name, flat(&tensor)?)));
+    let state = training.model()?.params().state()?.into_iter().map(|(name, tensor)| Ok((name, flat(&tensor)?)));
     Ok((embeddings, gradients, state.collect::<Result<_>>()?))
 }
 
@@ -229,7 +232,7 @@ fn a_pass_that_computes_activations_again_gives_the_same_bits() -> Result<()> {
         assert!(kept.1.len() > 20 && kept == again, "{config:?}");
     }
     let odd = ModelConfig { arch: Arch::R18, width: 0.125, embedding_size: 16, input_size: 32, ..Default::default() };
-    let error = Model::new(&odd, &Device::Cpu, 0)?.recomputing().unwrap_err().to_string();
+    let error = Model::new(&odd, &Device::Cpu, 0)?.into_training(Activations::Recomputed).unwrap_err().to_string();
     assert!(error.contains("layer by layer"), "{error}");
     Ok(())
 }
@@ -245,19 +248,23 @@ fn frozen_stages_stay_and_the_others_have_the_gradients_of_the_layers_in_f64() -
     let before = single.params().state()?;
     let [x, wide] = images(6, config.input_size)?;
     let (expected, weights, expected_grads) = layers(&double, &wide)?;
-    let training = single.training();
-    let (found, recorded) = training.record(&single, &x)?;
+    let error_of_freezing = single.freeze(&["layer9".to_owned()]).unwrap_err().to_string();
+    let mut training = single.into_training(Activations::Kept)?;
+    let (found, recorded) = training.record(&x)?;
     let off = error(&flat(&found)?, &flat(&expected)?, 0.0);
     assert!(off <= 1e-5, "{off:e}");
-    let grads = recorded.backward(&weights.to_dtype(DType::F32)?)?;
-    assert!(grads.names().all(|name| !is_frozen(name)) && grads.names().count() > 20);
-    assert!(grads.zeros()?.is_empty());
+    recorded.backward(&weights.to_dtype(DType::F32)?)?;
+    let grads = training.gradients()?;
+    assert!(grads.keys().all(|name| !is_frozen(name)) && grads.len() > 20);
+    for gradient in grads.values() {
+        assert!(flat(gradient)?.iter().any(|g| *g != 0.0));
+    }
     for (name, var) in double.params().trainable() {
-        let found = grads.read(name, |g| g.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())?;
+        let found = flat(&grads[name])?;
         let off = error(&found, &flat(expected_grads.get(var).unwrap())?, 1e-2);
         assert!(off <= PARAMETER, "gradient of {name}: {off:e}");
     }
-    let (after, doubles) = (single.params().state()?, double.params().state()?);
+    let (after, doubles) = (training.model()?.params().state()?, double.params().state()?);
     for (name, tensor) in before.iter().filter(|(name, _)| name.contains("running") || name.contains("num_batches")) {
         assert_eq!(flat(tensor)? == flat(&after[name])?, is_frozen(name), "{name}");
         assert!(error(&flat(&after[name])?, &flat(&doubles[name])?, 1e-6) <= 1e-5, "{name}");
@@ -265,7 +272,7 @@ fn frozen_stages_stay_and_the_others_have_the_gradients_of_the_layers_in_f64() -
     // Saved and loaded as before, and with less kept in memory the same.
     Model::new(config, &Device::Cpu, 0)?.params().load(&after)?;
     assert!(passes(config, false, &stages)? == passes(config, true, &stages)?);
-    let error = single.freeze(&["layer9".to_owned()]).unwrap_err().to_string();
+    let error = error_of_freezing;
     assert!(error.contains("under \"layer9\"; there are bn2, fc, features, layer2"), "{error}");
     Ok(())
 }
@@ -281,12 +288,14 @@ fn networks_that_the_engine_lacks_are_carried_out_by_layers() -> Result<()> {
         assert!(matches!(owned, Inference::Layers(_)), "{config:?}");
         let [x, wide] = images(3, 32)?;
         let (_, weights, expected_grads) = layers(&double, &wide)?;
-        let training = single.training();
-        let (found, recorded) = training.record(&single, &x)?;
-        assert!(!found.track_op() && matches!(recorded, Recorded::Layers(..)));
-        let grads = recorded.backward(&weights.to_dtype(DType::F32)?)?;
+        let mut training = single.into_training(Activations::Kept)?;
+        assert!(training.activation_bytes(1).is_none(), "{config:?}");
+        let (found, recorded) = training.record(&x)?;
+        assert!(!found.track_op());
+        recorded.backward(&weights.to_dtype(DType::F32)?)?;
+        let grads = training.gradients()?;
         for (name, var) in double.params().trainable() {
-            let found = grads.read(name, |g| g.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())?;
+            let found = flat(&grads[name])?;
             let off = error(&found, &flat(expected_grads.get(var).unwrap())?, 1e-2);
             assert!(off <= PARAMETER, "{config:?}: gradient of {name}: {off:e}");
         }
@@ -315,12 +324,12 @@ fn the_engine_gives_the_same_bits_on_any_number_of_threads() -> Result<()> {
                 let [single, _] = models(config)?;
                 let [x, _] = images(4, config.input_size)?;
                 let mut all = flat(&single.inference(2)?.run(&x)?)?;
-                let training = single.training();
-                let (found, recorded) = training.record(&single, &x)?;
+                let mut training = single.into_training(Activations::Kept)?;
+                let (found, recorded) = training.record(&x)?;
                 all.extend(flat(&found)?);
-                let grads = recorded.backward(&fill("gy", found.dims(), -1.0, 1.0)?.to_dtype(DType::F32)?)?;
-                let read = |name| Ok(grads.read(name, <[f32]>::to_vec)?);
-                let grads = grads.names().map(read).collect::<Result<_>>()?;
+                recorded.backward(&fill("gy", found.dims(), -1.0, 1.0)?.to_dtype(DType::F32)?)?;
+                let grads = training.gradients()?.into_values().map(|g| Ok(g.flatten_all()?.to_vec1()?));
+                let grads = grads.collect::<Result<_>>()?;
                 Ok((all, grads))
             })
         };
@@ -334,17 +343,18 @@ fn the_engine_gives_the_same_bits_on_any_number_of_threads() -> Result<()> {
 fn images_of_another_size_are_refused() -> Result<()> {
     let config = &configs()[0];
     let [single, _] = models(config)?;
-    let (network, training) = (single.inference(2)?, single.training());
+    let network = Model::frozen(config, single.params().state()?, &Device::Cpu)?.into_inference(2)?;
+    let mut training = single.into_training(Activations::Kept)?;
     for dims in [&[1, 3, 31, 32][..], &[1, 1, 32, 32], &[3, 32, 32], &[0, 3, 32, 32]] {
         let x = Tensor::zeros(dims, DType::F32, &Device::Cpu)?;
         assert!(network.run(&x).is_err(), "{dims:?}");
-        assert!(training.record(&single, &x).is_err(), "{dims:?}");
+        assert!(training.record(&x).is_err(), "{dims:?}");
     }
     let x = Tensor::zeros((1, 3, 32, 32), DType::F64, &Device::Cpu)?;
     let error = network.run(&x).unwrap_err().to_string();
     assert!(error.contains("expected f32 on the CPU"), "{error}");
-    let (_, recorded) = training.record(&single, &images(2, 32)?[0])?;
+    let (_, recorded) = training.record(&images(2, 32)?[0])?;
     let error = recorded.backward(&Tensor::zeros((2, 31), DType::F32, &Device::Cpu)?).unwrap_err().to_string();
-    assert!(error.contains("a gradient of 62 elements for embeddings of 64"), "{error}");
+    assert!(error.contains("expected a gradient (N, 32), found [2, 31]"), "{error}");
     Ok(())
 }

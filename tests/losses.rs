@@ -1,19 +1,17 @@
 //! The losses and the optimiser against PyTorch. Fixtures: tests/fixtures/losses.py (torch 2.8.0, f64).
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use maskinv::losses::{
-    DistillKind, MarginConfig, MarginHead, MarginKind, PlusMatching, cosines, distillation_loss, match_margins,
+    DistillKind, MarginConfig, MarginGradient, MarginHead, MarginKind, PlusMatching, cosines, distillation_loss,
+    match_margins,
 };
-use maskinv::nn::{Gradients, Init, Params};
-use maskinv::ops::cross_entropy::cross_entropy;
-use maskinv::ops::margin::MarginGradient;
-use maskinv::optim::{OptimConfig, OptimKind, Optimizer, grad_norm};
 use maskinv::testing::{Tol, assert_close, fill};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::fixture::Fixture;
+use crate::margin_reference::{cross_entropy, logits};
 
 fn config(kind: MarginKind) -> MarginConfig {
     MarginConfig { kind, ..MarginConfig::default() }
@@ -55,13 +53,13 @@ fn margin_losses_match_pytorch() -> Result<()> {
             let e = if prefix.is_empty() { fill("e", &[8, 16], -1.0, 1.0)? } else { f.tensor("near.e")?.clone() };
             let (e, w) = (Var::from_tensor(&e)?, Var::from_tensor(&fill("w", &[16, 10], -1.0, 1.0)?)?);
             let cosine = cosines(&e, &w)?;
-            let logits = config.logits(&cosine, &labels, &margins)?;
-            assert_close(&key("logits"), &logits, f.tensor(&key("logits"))?, Tol::F64)?;
+            let of_labels = logits(&config, &cosine, &labels, &margins)?;
+            assert_close(&key("logits"), &of_labels, f.tensor(&key("logits"))?, Tol::F64)?;
             if !name.ends_with("_published") {
                 let expected = f.tensor(&key("logits_open"))?;
-                assert_close(&key("logits_open"), &config.logits(&cosine, &open, &margins)?, expected, Tol::F64)?;
+                assert_close(&key("logits_open"), &logits(&config, &cosine, &open, &margins)?, expected, Tol::F64)?;
             }
-            for loss in [cross_entropy(&logits, &labels)?, config.loss(&e, &w, &labels, &margins)?] {
+            for loss in [cross_entropy(&of_labels, &labels)?, config.loss(&e, &w, &labels, &margins)?] {
                 assert_close(&key("loss"), &loss, f.tensor(&key("loss"))?, Tol::F64)?;
                 let grads = loss.backward()?;
                 assert_close(&key("grad_e"), grads.get(&e).unwrap(), f.tensor(&key("grad_e"))?, Tol::F64)?;
@@ -85,57 +83,6 @@ fn distillation_losses_match_pytorch() -> Result<()> {
         let grads = loss.backward()?;
         assert_close(name, grads.get(&student).unwrap(), f.tensor(&format!("distill_{name}.grad"))?, Tol::F64)?;
     }
-    Ok(())
-}
-
-#[test]
-fn sgd_and_clipping_match_pytorch() -> Result<()> {
-    let f = Fixture::load("sgd")?;
-    for (file, max_norm) in [("params", None), ("params_clipped", Some(0.5))] {
-        let mut params = Params::new(DType::F32, &Device::Cpu, 0);
-        let p = params.root().param("p", 10, Init::Const(0.0))?;
-        params.load(&[("p".to_owned(), fill("p", &[10], -1.0, 1.0)?)].into())?;
-        let mut sgd = Optimizer::new(&params, &OptimConfig { lr: 0.1, weight_decay: 5e-4, ..OptimConfig::default() });
-        for step in 0..3 {
-            let g = fill(&format!("g{step}"), &[10], -1.0, 1.0)?.to_dtype(DType::F32)?;
-            let store = (&p * g)?.sum_all()?.backward()?;
-            let grads = Gradients::of(&params, &store)?;
-            let norm = grad_norm(&grads)?;
-            let expected = f.tensor("grad_norm")?.get(step)?.to_scalar::<f64>()?;
-            assert!((norm - expected).abs() <= 1e-6, "norm {norm}, expected {expected}");
-            let scale = max_norm.map_or(1.0, |max| maskinv::optim::clip_scale(norm, max));
-            sgd.step(&grads, 0.1, scale)?;
-            assert_close(&format!("{file} after step {step}"), &p, &f.tensor(file)?.get(step)?, Tol::F32)?;
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn adamw_matches_pytorch() -> Result<()> {
-    let f = Fixture::load("adamw")?;
-    let mut params = Params::new(DType::F32, &Device::Cpu, 0);
-    let p = params.root().param("p", 10, Init::Const(0.0))?;
-    params.load(&[("p".to_owned(), fill("p", &[10], -1.0, 1.0)?)].into())?;
-    let config = OptimConfig { kind: OptimKind::AdamW, weight_decay: 0.05, ..OptimConfig::default() };
-    let mut adamw = Optimizer::new(&params, &config);
-    for step in 0..4 {
-        let g = fill(&format!("g{step}"), &[10], -1.0, 1.0)?.to_dtype(DType::F32)?;
-        let store = (&p * g)?.sum_all()?.backward()?;
-        adamw.step(&Gradients::of(&params, &store)?, 0.01, 1.0)?;
-        assert_close(&format!("after step {step}"), &p, &f.tensor("params")?.get(step)?, Tol::F32)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn a_parameter_without_gradient_is_named() -> Result<()> {
-    let mut params = Params::new(DType::F32, &Device::Cpu, 0);
-    let used = params.root().param("used", 2, Init::Const(1.0))?;
-    params.root().sub("layer1").param("forgotten", 2, Init::Const(1.0))?;
-    let store = used.sum_all()?.backward()?;
-    let error = Gradients::of(&params, &store).unwrap_err().to_string();
-    assert!(error.contains("1 trainable parameters received no gradient: layer1.forgotten"), "{error}");
     Ok(())
 }
 

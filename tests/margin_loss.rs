@@ -2,14 +2,11 @@
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
-use maskinv::losses::{MarginConfig, MarginHead, MarginKind, PlusMatching, cosines};
-use maskinv::nn::Gradients;
-use maskinv::ops::cross_entropy::cross_entropy;
-use maskinv::ops::margin::{MarginForm, MarginGradient};
-use maskinv::ops::margin_loss::{MarginLossConfig, margin_loss};
+use maskinv::losses::{MarginConfig, MarginGradient, MarginKind, PlusMatching, cosines};
+use maskinv::ops::margin_loss::{Rows, margin_loss_with_gradients};
 use maskinv::testing::{Tol, assert_close, fill, gradcheck};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
+
+use crate::margin_reference::{cross_entropy, logits};
 
 const KINDS: [MarginKind; 6] = [
     MarginKind::ArcFace,
@@ -51,7 +48,7 @@ fn run([e, w]: &[Var; 2], f: impl Fn(&Tensor, &Tensor) -> candle_core::Result<Te
 }
 
 fn composed(config: &MarginConfig, e: &Tensor, w: &Tensor, labels: &[i64], m: &[f64]) -> candle_core::Result<Tensor> {
-    cross_entropy(&config.logits(&cosines(e, w)?, labels, m)?, labels)
+    cross_entropy(&logits(config, &cosines(e, w)?, labels, m)?, labels)
 }
 
 fn numbers(tensors: &[Tensor]) -> Result<Vec<f32>> {
@@ -78,24 +75,23 @@ fn the_margin_loss_is_its_composition() -> Result<()> {
 }
 
 #[test]
-fn a_step_is_the_graphs_loss_and_gradients_to_the_bit() -> Result<()> {
+fn a_loss_with_gradients_is_the_graphs_to_the_bit() -> Result<()> {
     for config in configs() {
         for (n, d, k) in [(7, 20, 131), (64, 512, 1000)] {
-            let head = MarginHead::new(&config, d, k, &Device::Cpu, 3)?;
-            let [e, _] = args(n, d, 1, DType::F32)?;
-            let rng = || ChaCha8Rng::seed_from_u64(5);
-            let loss = head.forward(&e, &labels(n, k), &mut rng())?;
-            let grads = (&loss * 0.5)?.backward()?;
-            let of_head = Gradients::of(head.params(), &grads)?;
-            // Twice: the second writes to the memory of the first.
-            for _ in 0..2 {
-                let step = head.step(&e, &labels(n, k), 0.5, &mut rng())?;
-                assert_eq!(step.loss, f64::from(loss.to_scalar::<f32>()?));
-                assert_eq!(numbers(&[step.of_embedding])?, numbers(&[grads.get(&e).unwrap().clone()])?);
-                let expected = of_head.read("kernel", <[f32]>::to_vec)?;
-                assert!(step.of_head.read("kernel", |found| found == expected)?);
-            }
-            assert!(head.step(&e, &labels(n + 1, k), 1.0, &mut rng()).is_err());
+            let (args, labels) = (args(n, d, k, DType::F32)?, labels(n, k));
+            let margins = fill("m", &[n], config.mean() - 0.1, config.mean() + 0.1)?.to_vec1()?;
+            let [loss, of_e, of_w] = run(&args, |e, w| config.loss(e, w, &labels, &margins)? * 0.5)?;
+            let [e, w] = args.map(|arg| numbers(&[arg.as_tensor().clone()]));
+            let (e, w, rows) = (e?, w?, Rows { labels: &labels, margins: &margins });
+            let mut of_kernel = vec![f32::NAN; w.len()];
+            let found = margin_loss_with_gradients(&e, &w, rows, config.op(), 0.5, &mut of_kernel)?;
+            assert_eq!(0.5 * found.loss as f32, loss.to_scalar::<f32>()?);
+            assert!(found.of_embeddings == numbers(&[of_e])? && of_kernel == numbers(&[of_w])?, "{config:?}");
+            let known =
+                found.target_cosines.iter().zip(&labels).all(|(cosine, label)| cosine.is_some() == (*label >= 0));
+            assert!(known && found.target_cosines.iter().flatten().all(|cosine| cosine.abs() <= 1.0));
+            let few = Rows { labels: &labels, margins: &margins[1..] };
+            assert!(margin_loss_with_gradients(&e, &w, few, config.op(), 0.5, &mut of_kernel).is_err());
         }
     }
     Ok(())
@@ -244,15 +240,12 @@ fn what_does_not_fit_a_margin_loss_is_refused() -> Result<()> {
     };
     refused(config.loss(&e, &w, &[0, 1, 150], &[0.5; 3]), "row 2: expected a label below 150 or -1, found 150");
     refused(config.loss(&e, &w, &[0, -2, 1], &[0.5; 3]), "row 1: expected a label below 150 or -1, found -2");
-    refused(config.loss(&e, &w, &[0, 1], &[0.5; 2]), "3 rows, but 2 labels");
-    refused(config.loss(&e, &w, &[0, 1, 2], &[0.5; 2]), "3 labels, but 2 margins");
+    refused(config.loss(&e, &w, &[0, 1], &[0.5; 2]), "3 rows, but 2 labels and 2 margins");
+    refused(config.loss(&e, &w, &[0, 1, 2], &[0.5; 2]), "3 rows, but 3 labels and 2 margins");
     refused(config.loss(&e, &w.t()?, &[0, 1, 2], &[0.5; 3]), "do not fit");
     refused(config.loss(&e, &w.to_dtype(DType::F64)?, &[0, 1, 2], &[0.5; 3]), "dtype");
     let f16 = |x: &Var| x.to_dtype(DType::F16);
     refused(config.loss(&f16(&e)?, &f16(&w)?, &[0, 1, 2], &[0.5; 3]), "expected f32 or f64");
-    let loss =
-        MarginLossConfig { labels: vec![0; 3], form: MarginForm::Cosine, gradient: MarginGradient::True, scale: 64.0 };
-    refused(margin_loss(&e, &w, &loss, |_| vec![0.5; 4]), "3 rows, but 4 margins");
     Ok(())
 }
 

@@ -79,7 +79,7 @@ fn a_batch_in_parts_takes_the_step_of_the_whole_batch() -> Result<()> {
         for (i, batch) in batches(&config, 2)?.into_iter().enumerate() {
             reports.push(trainer.step(batch, i as u64, 0.01)?.context("a report")?);
         }
-        Ok((reports, values(&trainer.student.params().state()?)?))
+        Ok((reports, values(&trainer.student()?.params().state()?)?))
     };
     let before = values(&Model::new(&config.model, &Device::Cpu, 3)?.params().state()?)?;
     let (reports, whole) = steps(1)?;
@@ -108,12 +108,12 @@ fn the_average_of_weights_lags_behind_them_and_is_what_an_arm_ends_with() -> Res
     let mut config = config()?;
     let step = StepConfig { ema: 0.9, ..StepConfig::default() };
     let mut trainer = trainer(&config, None, &step)?;
-    let start = values(&trainer.student.params().state()?)?;
+    let start = values(&trainer.student()?.params().state()?)?;
     for (i, batch) in batches(&config, 4)?.into_iter().enumerate() {
         trainer.step(batch, i as u64, 0.01)?;
     }
-    let now = values(&trainer.student.params().state()?)?;
-    let average = values(&trainer.averaged()?.context("an average")?.params().state()?)?;
+    let now = values(&trainer.student()?.params().state()?)?;
+    let average = values(&trainer.evaluated()?.params().state()?)?;
     assert!(distance(&average, &start) < distance(&now, &start) && distance(&average, &now) > 0.0);
 
     let folder = tempfile::tempdir()?;

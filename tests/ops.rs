@@ -4,8 +4,6 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use maskinv::ops::batch_norm::{Stats, StatsOrigin, batch_norm, batch_norm_reference, batch_stats};
 use maskinv::ops::conv::{ConvConfig, conv2d, conv2d_reference};
-use maskinv::ops::cross_entropy::cross_entropy;
-use maskinv::ops::margin::{MarginForm, MarginGradient, add_margin};
 use maskinv::ops::normalize::l2_normalize;
 use maskinv::ops::prelu::{prelu, prelu_reference};
 use maskinv::testing::{Tol, assert_close, fill, gradcheck};
@@ -161,57 +159,6 @@ fn prelu_matches_its_reference_and_numeric_gradients() -> Result<()> {
             gradcheck(|a| prelu(&a[0], &a[1]), &args, 1e-6, Tol::GRAD)?;
         }
     }
-    Ok(())
-}
-
-#[test]
-fn add_margin_has_numeric_gradients() -> Result<()> {
-    let cosine = fill("cosine", &[4, 5], -0.95, 0.95)?;
-    for form in [MarginForm::Angular, MarginForm::Cosine] {
-        let run = |a: &[Tensor]| add_margin(&a[0], &[2, 0, -1, 4], &[0.5, 0.4, 0.5, 0.6], form, MarginGradient::True);
-        gradcheck(run, std::slice::from_ref(&cosine), 1e-6, Tol::GRAD)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn no_margin_gives_nan_at_the_ends_of_the_cosine() -> Result<()> {
-    // Half a step outside too: rounding makes a cosine of 1.0000001.
-    let ends = [1.0f32, -1.0, 1.0 + f32::EPSILON, -1.0 - f32::EPSILON, 1.0 - f32::EPSILON, 0.0];
-    let cosine = Var::new(&[ends, ends, ends, ends, ends, ends], &Device::Cpu)?;
-    for form in [MarginForm::Angular, MarginForm::Cosine] {
-        for gradient in [MarginGradient::True, MarginGradient::StraightThrough] {
-            let labels = [0, 1, 2, 3, 4, -1];
-            let y = add_margin(&cosine, &labels, &[0.5; 6], form, gradient)?;
-            let loss = cross_entropy(&(y * 64.0)?, &labels)?;
-            let grads = loss.backward()?;
-            let g: Vec<f32> = grads.get(&cosine).unwrap().flatten_all()?.to_vec1()?;
-            assert!(loss.to_scalar::<f32>()?.is_finite() && g.iter().all(|g| g.is_finite()), "{form:?} {gradient:?}");
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn cross_entropy_has_numeric_gradients_and_ignores_open_rows() -> Result<()> {
-    let logits = fill("logits", &[3, 4], -5.0, 5.0)?;
-    gradcheck(|a| cross_entropy(&a[0], &[1, -1, 3]), std::slice::from_ref(&logits), 1e-6, Tol::GRAD)?;
-    let log_softmax = candle_nn::ops::log_softmax(&logits, 1)?;
-    let expected =
-        -(log_softmax.get(0)?.get(1)?.to_scalar::<f64>()? + log_softmax.get(2)?.get(3)?.to_scalar::<f64>()?) / 2.0;
-    let found = cross_entropy(&logits, &[1, -1, 3])?.to_scalar::<f64>()?;
-    assert!((found - expected).abs() <= 1e-12);
-    assert_eq!(cross_entropy(&logits, &[-1, -1, -1])?.to_scalar::<f64>()?, 0.0);
-    Ok(())
-}
-
-#[test]
-fn labels_out_of_range_are_refused() -> Result<()> {
-    let x = fill("x", &[2, 3], -1.0, 1.0)?;
-    let error = cross_entropy(&x, &[0, 3]).unwrap_err().to_string();
-    assert!(error.contains("row 1: expected a label below 3 or -1, found 3"), "{error}");
-    let error = add_margin(&x, &[-2, 0], &[0.5; 2], MarginForm::Cosine, MarginGradient::True).unwrap_err().to_string();
-    assert!(error.contains("row 0: expected a label below 3 or -1, found -2"), "{error}");
     Ok(())
 }
 

@@ -271,13 +271,15 @@ fn a_step_that_is_not_finite_changes_nothing_at_all() -> Result<()> {
     let (mut trainer, loader) = trainer(&tiny())?;
     let mut batches = loader.epoch(0);
     trainer.step(batches.next().unwrap()?, 0, 0.05)?;
-    let before: Vec<f32> = trainer.student.params().state()?["conv1.weight"].flatten_all()?.to_vec1()?;
-    let mut state = trainer.student.params().state()?;
+    let mut all = trainer.state()?;
+    let state = all.get_mut("backbone").unwrap();
+    let before: Vec<f32> = state["conv1.weight"].flatten_all()?.to_vec1()?;
     state.insert("features.bias".to_owned(), Tensor::full(f32::NAN, 16, &Device::Cpu)?);
-    trainer.student.params().load(&state)?;
+    let state = state.clone();
+    trainer.load_state(&all)?;
     let report = trainer.step(batches.next().unwrap()?, 1, 0.05)?.unwrap();
     assert!(report.is_skipped && report.loss.is_nan(), "{report:?}");
-    let after = trainer.student.params().state()?;
+    let after = trainer.student()?.params().state()?;
     assert_eq!(before, after["conv1.weight"].flatten_all()?.to_vec1::<f32>()?);
     let numbers = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>();
     for (name, tensor) in state.iter().filter(|(name, _)| name.contains("running_") || name.contains("num_batches")) {
@@ -386,7 +388,7 @@ fn corrupt(path: &Path, change: impl FnOnce(&mut Vec<u8>)) -> Result<String> {
 fn broken_checkpoints_are_refused_with_their_path() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (trainer, _) = trainer(&tiny())?;
-    save_checkpoint(folder.path(), &trainer.student, trainer.head(), &[])?;
+    save_checkpoint(folder.path(), &trainer.student()?, trainer.header(Vec::new())?.as_ref())?;
     let path = folder.path().join("backbone.safetensors");
     load_model(&path, None)?;
     for (what, error) in [

@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
+use maskinv::data::{Batch, Pixels};
 use maskinv::losses::{MarginConfig, MarginHead};
 use maskinv::machine::peak_bytes;
 use maskinv::models::{Arch, Model, ModelConfig};
-use maskinv::optim::{OptimConfig, Optimizer, clip_scale, grad_norm};
+use maskinv::ops::margin_loss::{Rows, margin_loss_with_gradients};
+use maskinv::train::{StepConfig, Trainer};
 use maskinv::workers;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -87,38 +89,37 @@ fn infer(arch: Arch, batch: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
     }))
 }
 
-fn train(arch: Arch, batch: usize, classes: usize, recomputes: bool) -> Result<Box<dyn FnMut() -> Result<()>>> {
+fn train(arch: Arch, batch: usize, classes: usize, recompute: bool) -> Result<Box<dyn FnMut() -> Result<()>>> {
     let model = Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, 0)?;
     let head = MarginHead::new(&MarginConfig::default(), 512, classes, &Device::Cpu, 1)?;
-    let config = OptimConfig::default();
-    let mut optims = [Optimizer::new(model.params(), &config), Optimizer::new(head.params(), &config)];
-    let training = if recomputes { model.recomputing()? } else { model.training() };
-    let x = images(batch)?;
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut trainer = Trainer::new(model, head, None, &StepConfig { recompute, ..StepConfig::default() })?;
+    let (mut rng, mut step) = (ChaCha8Rng::seed_from_u64(0), 0);
+    let mut pixels = Pixels { values: vec![0; batch * 112 * 112 * 3], num_images: batch, size: 112 };
+    rng.fill(pixels.values.as_mut_slice());
     Ok(Box::new(move || {
         // Drawn anew for each step, as in the peers: a memorised batch has gradients so small that they are denormal.
         let labels: Vec<i64> = (0..batch).map(|_| rng.random_range(0..classes as i64)).collect();
-        // As in `train::Trainer`.
-        rayon::scope(|_| {
-            let (embedding, recorded) = training.record(&model, &x)?;
-            let margin = head.step(&embedding, &labels, 1.0, &mut rng)?;
-            let of_model = recorded.backward(&margin.of_embedding)?;
-            let scale = clip_scale(grad_norm(&of_model)?, config.clip_norm);
-            optims[0].step(&of_model, 0.01, scale)?;
-            optims[1].step(&margin.of_head, 0.01, 1.0)?;
-            anyhow::ensure!(margin.loss.is_finite(), "the loss is not finite");
-            Ok(())
-        })
+        let batch = Batch { teacher: Pixels::default(), student: pixels.clone(), labels, images: Vec::new() };
+        let report = trainer.step(batch, step, 0.01)?.context("the CPU knows the figures of each step")?;
+        step += 1;
+        anyhow::ensure!(report.loss.is_finite(), "the loss is not finite");
+        Ok(())
     }))
 }
 
 fn margin(n: usize, classes: usize, d: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
-    let head = MarginHead::new(&MarginConfig::default(), d, classes, &Device::Cpu, 1)?;
-    let embedding = Tensor::randn(0f32, 1.0, (n, d), &Device::Cpu)?;
+    let config = MarginConfig::default();
+    let head = MarginHead::new(&config, d, classes, &Device::Cpu, 1)?;
+    let centres: Vec<f32> = head.params().state()?["kernel"].flatten_all()?.to_vec1()?;
+    drop(head);
+    let mut gradient = vec![0.0; centres.len()];
+    let embeddings: Vec<f32> = Tensor::randn(0f32, 1.0, n * d, &Device::Cpu)?.to_vec1()?;
     let labels: Vec<i64> = (0..n as i64).map(|i| i * 37 % classes as i64).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     Ok(Box::new(move || {
-        head.step(&embedding, &labels, 1.0, &mut rng)?;
+        let margins = config.draw(n, &mut rng);
+        let rows = Rows { labels: &labels, margins: &margins };
+        margin_loss_with_gradients(&embeddings, &centres, rows, config.op(), 1.0, &mut gradient)?;
         Ok(())
     }))
 }

@@ -33,6 +33,7 @@ struct Handle {
     void* stream = nullptr;
     uint64_t workspace = 0;
     size_t workspace_bytes = 0;
+    int math = 0;
 };
 
 std::mutex mutex;
@@ -81,11 +82,17 @@ API cublasSetStream_v2(void* handle, void* stream) {
         return INVALID;
     }
     std::lock_guard lock(mutex);
-    handles[handle] = {stream, 0, 0};  // the call sets the workspace back too
+    handles[handle].stream = stream;
+    handles[handle].workspace = handles[handle].workspace_bytes = 0;  // the call sets the workspace back too
     return 0;
 }
 
-API cublasSetMathMode(void* handle, int) { return is_alive("cublasSetMathMode", KIND, handle) ? 0 : NOT_INITIALISED; }
+API cublasSetMathMode(void* handle, int mode) {
+    if (!is_alive("cublasSetMathMode", KIND, handle)) return NOT_INITIALISED;
+    std::lock_guard lock(mutex);
+    handles[handle].math = mode;
+    return 0;
+}
 
 API cublasSetWorkspace_v2(void* handle, void* workspace, size_t bytes) {
     if (!is_alive("cublasSetWorkspace", KIND, handle)) return NOT_INITIALISED;
@@ -126,6 +133,9 @@ API cublasGemmEx(void* handle, int op_a, int op_b, int m, int n, int k, const vo
     }
     Stream* stream = stream_of(settings.stream);
     if (!stream) return wrong("its stream is destroyed", INVALID);
+    // cuBLAS would compute it, with some of the sums in 16 bits.
+    constexpr int NO_REDUCED_PRECISION_REDUCTION = 16;
+    if (ea != Element::F32 && !(settings.math & NO_REDUCED_PRECISION_REDUCTION)) return wrong("sums in 16 bits are not ruled out", INVALID);
     // Factors in host memory are read before the call returns.
     const float factor = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
     queue(stream, call, [=] {

@@ -1,12 +1,11 @@
 //! Computes embeddings of images.
 
-use candle_core::{Device, Tensor};
 use image::RgbImage;
 use image::imageops::flip_horizontal;
 
 use crate::data::Pixels;
 use crate::error::{Error, Result};
-use crate::models::{Inference, Model};
+use crate::models::Model;
 use crate::ops::normalize::l2_normalize;
 use crate::parallel;
 
@@ -137,7 +136,7 @@ fn embed_each(
             images.iter().for_each(|image| pixels.push(&flip_horizontal(image)));
         }
         let n = last - first;
-        let mut y = run(&network, model, &pixels)?;
+        let mut y = network.run_pixels(&pixels, model)?;
         if config.flip {
             y = (y.narrow(0, 0, n)? + y.narrow(0, n, n)?)?;
         }
@@ -169,13 +168,4 @@ fn check_lengths(y: &[f32], dim: usize, first: usize) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Runs the network on 8-bit RGB images; a GPU network preprocesses them on the device.
-fn run(network: &Inference, model: &Model, pixels: &Pixels) -> Result<Tensor> {
-    #[cfg(any(test, feature = "cuda"))]
-    if let Inference::Gpu(network) = network {
-        return Ok(network.run_rgb(&pixels.values)?);
-    }
-    Ok(network.run(&pixels.to_tensor(model.preprocessing(), &Device::Cpu)?)?)
 }

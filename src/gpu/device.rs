@@ -61,6 +61,13 @@ struct Inner {
     num_bytes: AtomicUsize,
 }
 
+/// A GPU, and the type of its products' factors.
+#[derive(Clone, Debug)]
+pub(crate) struct GpuBackend {
+    pub device: Device,
+    pub element: Element,
+}
+
 /// Typed elements in device memory. Clones share the memory.
 #[derive(Clone)]
 pub(crate) struct Array {

@@ -3,8 +3,9 @@
 
 use candle_core::{Result, bail};
 
-use super::{Arg, Array, Device, Element, Launch, Product};
-use crate::ops::margin::{MarginForm, MarginGradient};
+use super::{Arg, Array, Device, Element, GpuBackend, Launch, Product};
+use crate::ops::backend;
+use crate::ops::margin_loss::{self, MarginForm, MarginGradient, MarginLossConfig, PlusMatching};
 
 /// Threads per block.
 const BLOCK: usize = 256;
@@ -15,24 +16,10 @@ pub(crate) const MAX_COSINES: usize = 4 << 20;
 /// Maximum number of chunks of rows with sums of their own per class; the sums' rounding depends on it.
 const MAX_CHUNKS: usize = 8;
 
-/// Assignment of margins to rows in the "+" losses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Matching {
-    /// Each row has its own margin.
-    Own = 0,
-    /// The smaller the cosine, the larger the margin.
-    Ranked = 1,
-    /// As in the published code, which indexes with the sorting permutation instead of its inverse.
-    Reference = 2,
-}
-
 /// Settings of the loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct MarginLoss {
-    pub form: MarginForm,
-    pub gradient: MarginGradient,
-    pub matching: Matching,
-    pub scale: f32,
+    pub config: MarginLossConfig,
     /// Element type of the products' inputs.
     pub element: Element,
     /// Maximum number of cosines held at once; the minimum is [`COLUMNS`] per row.
@@ -52,10 +39,8 @@ pub(crate) struct Rows {
 
 impl Rows {
     /// Uploads labels and margins. For the "+" losses the margins are sorted, without those of unlabelled rows.
-    pub fn new(device: &Device, labels: &[i64], margins: &[f64], matching: Matching) -> Result<Self> {
-        if labels.len() != margins.len() {
-            bail!("margin: {} labels, but {} margins", labels.len(), margins.len());
-        }
+    pub fn new(device: &Device, rows: margin_loss::Rows, matching: Option<PlusMatching>) -> Result<Self> {
+        let margin_loss::Rows { labels, margins } = rows;
         let mut positions = Vec::with_capacity(labels.len());
         let mut counted = 0;
         for label in labels {
@@ -63,7 +48,7 @@ impl Rows {
             counted += i32::from(*label >= 0);
         }
         let mut given: Vec<f32> = margins.iter().map(|m| *m as f32).collect();
-        if matching != Matching::Own {
+        if matching.is_some() {
             given = given.into_iter().zip(labels).filter(|(_, label)| **label >= 0).map(|(m, _)| m).collect();
             given.sort_by(f32::total_cmp);
         }
@@ -111,16 +96,6 @@ impl Sizes {
     }
 }
 
-/// Loss, gradient and target cosines of a batch.
-pub(crate) struct OfBatch {
-    /// Mean loss of the labelled rows, one f32.
-    pub loss: Array,
-    /// Gradient with respect to the embeddings, `(n, d)`, f32, times the weight.
-    pub gradient: Array,
-    /// Cosine between each row and its class centre, f32; 0 for a row without a label.
-    pub targets: Array,
-}
-
 /// Buffers for one block of classes.
 struct Memory {
     unit: Array,
@@ -139,7 +114,7 @@ impl MarginLoss {
         rows: &Rows,
         weight: f32,
         of_centres: &Array,
-    ) -> Result<OfBatch> {
+    ) -> Result<backend::MarginLoss<GpuBackend>> {
         let (device, sizes) = (embeddings.device(), self.sizes(embeddings, centres, rows, of_centres)?);
         let Sizes { n, d, block, .. } = sizes;
         let unit = device.array(self.element, n * d)?;
@@ -152,10 +127,10 @@ impl MarginLoss {
         };
         let targets = device.zeros(Element::F32, n)?;
         let (softmaxes, loss) = self.forward(&unit, centres, rows, sizes, (&memory, &targets))?;
-        let factor = self.scale * weight / rows.counted.max(1) as f32;
+        let factor = self.config.scale as f32 * weight / rows.counted.max(1) as f32;
         let gradient = self.backward(&unit, centres, (rows, &softmaxes), (sizes, factor), &memory, of_centres)?;
         through_unit_rows(embeddings, Arg::Pointer(0), &inv_norms, None, &gradient)?;
-        Ok(OfBatch { loss, gradient, targets })
+        Ok(backend::MarginLoss { loss, of_embeddings: gradient, target_cosines: targets })
     }
 
     fn sizes(&self, embeddings: &Array, centres: &Centres, rows: &Rows, of_centres: &Array) -> Result<Sizes> {
@@ -282,7 +257,7 @@ impl MarginLoss {
             Arg::I64(first as i64),
             Arg::I32(num as i32),
             rows.labels.arg(),
-            Arg::F32(self.scale),
+            Arg::F32(self.config.scale as f32),
             parts.arg(),
             targets.arg(),
         ];
@@ -305,11 +280,15 @@ impl MarginLoss {
             targets.arg(),
             rows.margins.arg(),
             rows.positions.arg(),
-            Arg::I32(self.matching as i32),
+            Arg::I32(match self.config.matching {
+                None => 0,
+                Some(PlusMatching::Ranked) => 1,
+                Some(PlusMatching::Reference) => 2,
+            }),
             order.arg(),
-            Arg::I32((self.form != MarginForm::Angular).into()),
-            Arg::I32((self.gradient != MarginGradient::True).into()),
-            Arg::F32(self.scale),
+            Arg::I32((self.config.form != MarginForm::Angular).into()),
+            Arg::I32((self.config.gradient != MarginGradient::True).into()),
+            Arg::F32(self.config.scale as f32),
             softmaxes.arg(),
             losses.arg(),
             loss.arg(),
@@ -345,7 +324,7 @@ impl MarginLoss {
             Arg::I32(chunk as i32),
             rows.labels.arg(),
             softmaxes.arg(),
-            Arg::F32(self.scale),
+            Arg::F32(self.config.scale as f32),
             g.arg(),
             sums.arg(),
         ];
@@ -414,39 +393,18 @@ fn warps(rows: usize) -> Launch {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device as Candle, Tensor};
-
     use super::*;
     use crate::gpu::tests::{ELEMENTS, close, device, numbers, read};
-    use crate::ops::margin_loss::{MarginLossConfig, margin_loss};
+    use crate::ops::backend::Backend;
+    use crate::ops::cpu::Cpu;
 
-    const KINDS: [(MarginForm, MarginGradient, Matching); 5] = [
-        (MarginForm::Angular, MarginGradient::True, Matching::Own),
-        (MarginForm::Angular, MarginGradient::StraightThrough, Matching::Own),
-        (MarginForm::Cosine, MarginGradient::True, Matching::Own),
-        (MarginForm::Cosine, MarginGradient::True, Matching::Ranked),
-        (MarginForm::Angular, MarginGradient::True, Matching::Reference),
+    const KINDS: [(MarginForm, MarginGradient, Option<PlusMatching>); 5] = [
+        (MarginForm::Angular, MarginGradient::True, None),
+        (MarginForm::Angular, MarginGradient::StraightThrough, None),
+        (MarginForm::Cosine, MarginGradient::True, None),
+        (MarginForm::Cosine, MarginGradient::True, Some(PlusMatching::Ranked)),
+        (MarginForm::Angular, MarginGradient::True, Some(PlusMatching::Reference)),
     ];
-
-    /// Margins of the rows after `matching` by the target cosines, which rows without a label do not have.
-    fn matched(cosines: &[Option<f64>], margins: &[f64], matching: Matching) -> Vec<f64> {
-        let rows: Vec<usize> = (0..cosines.len()).filter(|row| cosines[*row].is_some()).collect();
-        let mut sorted: Vec<f64> = rows.iter().map(|row| margins[*row]).collect();
-        sorted.sort_by(f64::total_cmp);
-        let mut falling = rows.clone();
-        falling.sort_by(|a, b| cosines[*b].partial_cmp(&cosines[*a]).expect("cosines are numbers"));
-        let mut matched = margins.to_vec();
-        for (rank, row) in falling.iter().enumerate() {
-            let position = rows.binary_search(row).expect("a row with a label");
-            match matching {
-                Matching::Own => {}
-                Matching::Ranked => matched[*row] = sorted[rank],
-                // The sorted margins, indexed by the permutation that sorts the cosines.
-                Matching::Reference => matched[rows[rank]] = sorted[position],
-            }
-        }
-        matched
-    }
 
     /// Embeddings `(n, d)`, centres `(k, d)`, labels and margins.
     struct Case {
@@ -473,34 +431,41 @@ mod tests {
             Self { sizes: [n, d, k], embeddings, centres, labels, margins }
         }
 
-        /// Loss and gradients of embeddings and centres by the CPU op.
+        fn rows(&self) -> margin_loss::Rows<'_> {
+            margin_loss::Rows { labels: &self.labels, margins: &self.margins }
+        }
+
+        /// Loss and gradients of embeddings and centres by the CPU op, whose centres are `(d, k)`.
         fn on_cpu(&self, loss: &MarginLoss, weight: f64) -> Result<(f32, Vec<f32>, Vec<f32>)> {
-            let [n, d, k] = self.sizes;
-            let e = candle_core::Var::from_slice(&self.embeddings, (n, d), &Candle::Cpu)?;
-            let w = candle_core::Var::from_tensor(&Tensor::from_slice(&self.centres, (k, d), &Candle::Cpu)?.t()?)?;
-            let MarginLoss { form, gradient, matching, scale, .. } = *loss;
-            let config = MarginLossConfig { labels: self.labels.clone(), form, gradient, scale: scale.into() };
-            let margins = self.margins.clone();
-            let loss = margin_loss(&e, &w, &config, move |cosines| matched(cosines, &margins, matching))?;
-            let grads = (&loss * weight)?.backward()?;
-            let (of_e, of_w) = (grads.get(&e).expect("embeddings"), grads.get(&w).expect("centres"));
-            Ok((loss.to_scalar()?, of_e.flatten_all()?.to_vec1()?, of_w.t()?.flatten_all()?.to_vec1()?))
+            let [_, d, k] = self.sizes;
+            let turned = |x: &[f32], rows: usize| -> Vec<f32> {
+                let columns = x.len() / rows;
+                (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
+            };
+            let (centres, mut of_centres) = (turned(&self.centres, k), vec![0.0; d * k]);
+            let found =
+                Cpu.margin_loss(&self.embeddings, &centres, self.rows(), loss.config, weight, &mut of_centres)?;
+            Ok((found.loss as f32, found.of_embeddings, turned(&of_centres, d)))
         }
 
         fn on_gpu(&self, device: &Device, loss: &MarginLoss, weight: f32) -> Result<(Array, Array, Array)> {
             let [_, d, k] = self.sizes;
-            let rows = Rows::new(device, &self.labels, &self.margins, loss.matching)?;
+            let rows = Rows::new(device, self.rows(), loss.config.matching)?;
             let of_centres = device.array(Element::F32, k * d)?;
             let centres = device.upload(&self.centres)?;
             let centres = Centres { all: &centres, sample: None };
             let e = device.upload(&self.embeddings)?;
             let found = loss.with_gradients(&e, &centres, &rows, weight, &of_centres)?;
-            Ok((found.loss, found.gradient, of_centres))
+            Ok((found.loss, found.of_embeddings, of_centres))
         }
     }
 
-    fn loss((form, gradient, matching): (MarginForm, MarginGradient, Matching), max_cosines: usize) -> MarginLoss {
-        MarginLoss { form, gradient, matching, scale: 64.0, element: Element::F32, max_cosines }
+    fn loss(
+        (form, gradient, matching): (MarginForm, MarginGradient, Option<PlusMatching>),
+        max_cosines: usize,
+    ) -> MarginLoss {
+        let config = MarginLossConfig { form, gradient, scale: 64.0, matching };
+        MarginLoss { config, element: Element::F32, max_cosines }
     }
 
     #[test]
@@ -558,13 +523,13 @@ mod tests {
         for (class, at) in sample.iter().enumerate() {
             scattered[*at as usize * 16..][..16].copy_from_slice(&case.centres[class * 16..][..16]);
         }
-        let rows = Rows::new(&device, &case.labels, &case.margins, Matching::Own)?;
+        let rows = Rows::new(&device, case.rows(), None)?;
         let (all, sample) = (device.upload(&scattered)?, device.upload(&sample)?);
         let centres = Centres { all: &all, sample: Some(&sample) };
         let of_sample = device.array(Element::F32, 200 * 16)?;
         let e = device.upload(&case.embeddings)?;
         let of_some = loss.with_gradients(&e, &centres, &rows, 1.0, &of_sample)?;
-        assert!(read(&of_some.loss)? == read(&value)? && read(&of_some.gradient)? == read(&of_e)?);
+        assert!(read(&of_some.loss)? == read(&value)? && read(&of_some.of_embeddings)? == read(&of_e)?);
         assert!(read(&of_sample)? == read(&of_w)?);
         Ok(())
     }
@@ -602,8 +567,9 @@ mod tests {
         // Cosines that rounding made larger than 1 in magnitude, among the targets and elsewhere.
         let mut cosines = numbers("c", 3 * 128, [-0.9, 0.9]);
         [cosines[0], cosines[128 + 1], cosines[2 * 128 + 2], cosines[4]] = [1.0 + 1e-6, -1.0 - 1e-6, 1.0, 1.0 + 1e-6];
-        let (loss, labels, num) = (MarginLoss { scale: 4.0, ..loss(KINDS[0], 0) }, [0, 1, 2], 60);
-        let rows = Rows::new(&device, &labels, &[0.5; 3], Matching::Own)?;
+        let (mut loss, labels, num) = (loss(KINDS[0], 0), [0, 1, 2], 60);
+        loss.config.scale = 4.0;
+        let rows = Rows::new(&device, margin_loss::Rows { labels: &labels, margins: &[0.5; 3] }, None)?;
         let on_gpu = device.upload(&cosines)?;
         let [parts, targets] = [6, 3].map(|len| device.array(Element::F32, len));
         let (parts, targets) = (parts?, targets?);

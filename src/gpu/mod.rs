@@ -3,14 +3,15 @@
 //! `cuda/` drives a real GPU. The tests run the same kernel sources on the CPU (`host.rs`), so all code built on
 //! [`Gpu`] is compared with the CPU ops on every machine. Work is queued: only [`Array::read`] waits for it.
 
+mod backend;
 pub(crate) mod batch_norm;
 pub(crate) mod conv;
 mod device;
-pub(crate) mod distill;
+mod distill;
 pub(crate) mod images;
 pub(crate) mod margin;
 pub(crate) mod rows;
-pub(crate) mod update;
+mod update;
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -22,7 +23,7 @@ pub(crate) mod tests;
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::{Cuda, Factors};
 
-pub(crate) use device::{Array, Device, Element};
+pub(crate) use device::{Array, Device, Element, GpuBackend};
 
 #[cfg(feature = "cuda")]
 use std::collections::BTreeMap;

@@ -38,6 +38,16 @@ fn accesses(num: usize) -> Launch {
     Launch { grid: [num.div_ceil(BLOCK).min(MAX_BLOCKS) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
 }
 
+/// Returns `x` in the type `element`; either type may be f32, bf16 or f16, and one of them is f32 if they differ.
+pub(crate) fn in_type(x: &Array, element: Element) -> Result<Array> {
+    if x.element() == element {
+        return Ok(x.clone());
+    }
+    let y = x.device().array(element, x.len())?;
+    convert(x, &y)?;
+    Ok(y)
+}
+
 /// Converts `x` to the type of `y`: one of them is f32, the other bf16 or f16.
 pub(crate) fn convert(x: &Array, y: &Array) -> Result<()> {
     let (kernel, short) = match x.element() {

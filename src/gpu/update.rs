@@ -2,7 +2,10 @@
 
 use candle_core::{Result, bail};
 
-use super::{Arg, Array, Device, Element, Launch};
+use super::{Arg, Array, Device, Element, GpuBackend, Launch};
+use crate::ops::adamw::AdamWStep;
+use crate::ops::backend::{GuardState, Update};
+use crate::ops::sgd::SgdStep;
 
 /// Threads per block.
 const BLOCK: usize = 256;
@@ -12,21 +15,11 @@ const MAX_BLOCKS: usize = 1024;
 const PER_BLOCK: usize = 8 * BLOCK;
 
 /// Gradient norm, clipping and the check for non-finite values of a step, all on the device.
+#[derive(Debug)]
 pub(crate) struct Guard {
     /// Norm and clipping factor, f32; whether the step is finite and the number of steps that were not, i32.
     state: Array,
     sums: Array,
-}
-
-/// State of a [`Guard`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct GuardState {
-    /// Norm of all gradients together.
-    pub norm: f32,
-    /// Whether loss and norm were finite; if not, the step changed nothing.
-    pub is_finite: bool,
-    /// Number of steps that were not finite since the guard was created.
-    pub num_skipped: u32,
 }
 
 impl Guard {
@@ -49,65 +42,51 @@ impl Guard {
     /// Waits for all queued work and returns the state.
     pub fn read(&self) -> Result<GuardState> {
         let state = self.state.read::<i32>()?;
-        Ok(GuardState { norm: f32::from_bits(state[0] as u32), is_finite: state[2] != 0, num_skipped: state[3] as u32 })
+        let norm = f64::from(f32::from_bits(state[0] as u32));
+        Ok(GuardState { norm, is_finite: state[2] != 0, num_skipped: state[3] as u64 })
     }
 }
 
-/// Contiguous parameters and gradients, f32, for an update.
-pub(crate) struct Flat<'a> {
-    pub param: &'a Array,
-    pub grad: &'a Array,
-    /// Copy of the parameters in the type of the products, which the update also writes.
-    pub copy: Option<&'a Array>,
-}
-
-/// SGD with momentum, as in PyTorch. `lr` is one f32; `is_clipped` says whether the guard's factor applies.
-pub(crate) fn sgd(
-    flat: &Flat,
-    velocity: &Array,
-    lr: &Array,
-    [momentum, decay]: [f32; 2],
-    (guard, is_clipped): (&Guard, bool),
-) -> Result<()> {
-    let (suffix, launch) = flat.launch(&[velocity])?;
+/// SGD with momentum, as in PyTorch.
+pub(super) fn sgd(update: &Update<GpuBackend>, velocity: &Array, step: SgdStep) -> Result<()> {
+    let (device, (suffix, launch)) = (update.values.device(), launch(update, &[velocity])?);
+    let lr = device.upload(&[step.lr as f32])?;
     let args = [
-        flat.param.arg(),
+        update.values.arg(),
         velocity.arg(),
-        flat.grad.arg(),
-        Arg::I64(flat.param.len() as i64),
+        update.grads.arg(),
+        Arg::I64(update.values.len() as i64),
         lr.arg(),
-        Arg::F32(momentum),
-        Arg::F32(decay),
-        guard.state.arg(),
-        Arg::I32(is_clipped.into()),
-        flat.copy.into(),
+        Arg::F32(step.momentum as f32),
+        Arg::F32(step.weight_decay as f32),
+        update.guard.state.arg(),
+        Arg::I32(update.is_clipped.into()),
+        update.short.as_deref().into(),
     ];
-    flat.param.device().launch(&format!("update_sgd_{suffix}"), launch, &args)
+    device.launch(&format!("update_sgd_{suffix}"), launch, &args)
 }
 
-/// AdamW, as in PyTorch. `rates` are `lr / (1 - beta1^t)`, `sqrt(1 - beta2^t)` and `1 - lr * decay`, f32.
-pub(crate) fn adamw(
-    flat: &Flat,
-    [mean, square]: [&Array; 2],
-    rates: &Array,
-    [beta1, beta2]: [f32; 2],
-    (guard, is_clipped): (&Guard, bool),
-) -> Result<()> {
-    let (suffix, launch) = flat.launch(&[mean, square])?;
+/// AdamW, as in PyTorch.
+pub(super) fn adamw(update: &Update<GpuBackend>, [mean, square]: [&Array; 2], step: AdamWStep) -> Result<()> {
+    let (device, (suffix, launch)) = (update.values.device(), launch(update, &[mean, square])?);
+    let (AdamWStep { lr, betas: [beta1, beta2], .. }, num_steps) = (step, step.num_steps as f64);
+    let rates =
+        [lr / (1.0 - beta1.powf(num_steps)), (1.0 - beta2.powf(num_steps)).sqrt(), 1.0 - lr * step.weight_decay];
+    let rates = device.upload(&rates.map(|rate| rate as f32))?;
     let args = [
-        flat.param.arg(),
+        update.values.arg(),
         mean.arg(),
         square.arg(),
-        flat.grad.arg(),
-        Arg::I64(flat.param.len() as i64),
+        update.grads.arg(),
+        Arg::I64(update.values.len() as i64),
         rates.arg(),
-        Arg::F32(beta1),
-        Arg::F32(beta2),
-        guard.state.arg(),
-        Arg::I32(is_clipped.into()),
-        flat.copy.into(),
+        Arg::F32(beta1 as f32),
+        Arg::F32(beta2 as f32),
+        update.guard.state.arg(),
+        Arg::I32(update.is_clipped.into()),
+        update.short.as_deref().into(),
     ];
-    flat.param.device().launch(&format!("update_adamw_{suffix}"), launch, &args)
+    device.launch(&format!("update_adamw_{suffix}"), launch, &args)
 }
 
 /// Sets `y` to `keep * y + share * x`, f32 of any length, unless the guard found the step not finite. With a `keep` of
@@ -125,16 +104,14 @@ pub(crate) fn blend(y: &Array, x: &Array, [keep, share]: [f32; 2], guard: Option
     y.device().launch("update_blend", Launch { grid, block: BLOCK as u32, shared_bytes: 0 }, &args)
 }
 
-impl Flat<'_> {
-    /// Checks the sizes; returns the kernel suffix for the type of the copy, and the launch.
-    fn launch(&self, moments: &[&Array]) -> Result<(&'static str, Launch)> {
-        let len = self.param.len();
-        if [self.grad].iter().chain(moments).chain(&self.copy).any(|x| x.len() != len) {
-            bail!("update: {len} parameters, but gradients, moments or a copy of another length");
-        }
-        let launch = Launch { grid: [blocks_of(len)?, 1], block: BLOCK as u32, shared_bytes: 0 };
-        Ok((self.copy.map_or(Element::F32, Array::element).suffix(), launch))
+/// Checks the sizes; returns the kernel suffix for the type of the copy, and the launch.
+fn launch(update: &Update<GpuBackend>, moments: &[&Array]) -> Result<(&'static str, Launch)> {
+    let (len, short) = (update.values.len(), update.short.as_deref());
+    if [update.grads].iter().chain(moments).copied().chain(short).any(|x| x.len() != len) {
+        bail!("update: {len} parameters, but gradients, moments or a copy of another length");
     }
+    let launch = Launch { grid: [blocks_of(len)?, 1], block: BLOCK as u32, shared_bytes: 0 };
+    Ok((short.map_or(Element::F32, Array::element).suffix(), launch))
 }
 
 fn blocks_of(len: usize) -> Result<u32> {
@@ -146,12 +123,10 @@ fn blocks_of(len: usize) -> Result<u32> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Tensor;
-
     use super::*;
     use crate::gpu::tests::{close, device, numbers, read, rounded};
-    use crate::ops::adamw::{AdamWStep, adamw_step};
-    use crate::ops::sgd::{SgdStep, sgd_step};
+    use crate::ops::adamw::adamw_step;
+    use crate::ops::sgd::sgd_step;
 
     const LENS: [usize; 3] = [8, 2048 + 8, 100_000];
 
@@ -162,24 +137,23 @@ mod tests {
             let [p, v, g] = ["p", "v", "g"].map(|name| numbers(name, len, [-1.0, 1.0]));
             let norm = g.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
             let grad_scale = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-            let expected = Tensor::from_slice(&p, len, &candle_core::Device::Cpu)?;
-            let mut velocity = v.clone();
+            let (mut expected, mut velocity) = (p.clone(), v.clone());
             let step = SgdStep { lr: 0.1, momentum: 0.9, weight_decay: 5e-4, grad_scale };
-            sgd_step(&expected, &mut velocity, &g, step)?;
+            sgd_step(&mut expected, &mut velocity, &g, step)?;
             for element in [None, Some(Element::Bf16), Some(Element::F16)] {
-                let (param, on_v, grad) = (device.upload(&p)?, device.upload(&v)?, device.upload(&g)?);
-                let copy = element.map(|element| device.array(element, len)).transpose()?;
+                let (mut param, on_v, grad) = (device.upload(&p)?, device.upload(&v)?, device.upload(&g)?);
+                let mut copy = element.map(|element| device.array(element, len)).transpose()?;
                 let guard = Guard::new(&device)?;
                 guard.measure(&grad, max_norm as f32, None)?;
-                let flat = Flat { param: &param, grad: &grad, copy: copy.as_ref() };
-                sgd(&flat, &on_v, &device.upload(&[0.1f32])?, [0.9, 5e-4], (&guard, true))?;
+                let (values, short) = (&mut param, copy.as_mut());
+                sgd(&Update { values, short, grads: &grad, guard: &guard, is_clipped: true }, &on_v, step)?;
                 close("velocity", &on_v, &velocity, 1e-6)?;
-                close("param", &param, &expected.to_vec1::<f32>()?, 1e-6)?;
+                close("param", &param, &expected, 1e-6)?;
                 if let Some(copy) = copy {
                     assert_eq!(read(&copy)?, rounded(&read(&param)?, copy.element()));
                 }
                 let state = guard.read()?;
-                assert!((f64::from(state.norm) / norm - 1.0).abs() < 1e-6, "{state:?}, expected {norm}");
+                assert!((state.norm / norm - 1.0).abs() < 1e-6, "{state:?}, expected {norm}");
                 assert!(state.is_finite && state.num_skipped == 0);
             }
         }
@@ -192,23 +166,21 @@ mod tests {
         for len in LENS {
             let [p, m, g] = ["p", "m", "g"].map(|name| numbers(name, len, [-1.0, 1.0]));
             let s = numbers("s", len, [0.0, 1.0]);
-            let expected = Tensor::from_slice(&p, len, &candle_core::Device::Cpu)?;
-            let (mut mean, mut square) = (m.clone(), s.clone());
+            let (mut expected, mut mean, mut square) = (p.clone(), m.clone(), s.clone());
             let (lr, betas, weight_decay) = (1e-2, [0.9, 0.999], 0.05);
             let step = AdamWStep { lr, betas, weight_decay, grad_scale: 1.0, num_steps: 7 };
-            adamw_step(&expected, [&mut mean, &mut square], &g, step)?;
+            adamw_step(&mut expected, [&mut mean, &mut square], &g, step)?;
             let [param, on_m, on_s, grad] = [&p, &m, &s, &g].map(|values| device.upload::<f32>(values));
-            let (param, on_m, on_s, grad) = (param?, on_m?, on_s?, grad?);
-            let (guard, copy) = (Guard::new(&device)?, device.array(Element::Bf16, len)?);
+            let (mut param, on_m, on_s, grad) = (param?, on_m?, on_s?, grad?);
+            let (guard, mut copy) = (Guard::new(&device)?, device.array(Element::Bf16, len)?);
             guard.measure(&grad, 1.0, None)?;
-            let rates = [lr / (1.0 - 0.9f64.powi(7)), (1.0 - 0.999f64.powi(7)).sqrt(), 1.0 - lr * weight_decay];
-            let rates = device.upload(&rates.map(|rate| rate as f32))?;
-            let flat = Flat { param: &param, grad: &grad, copy: Some(&copy) };
             // Not clipped, although the guard has a clipping factor.
-            adamw(&flat, [&on_m, &on_s], &rates, [0.9, 0.999], (&guard, false))?;
+            let (values, short) = (&mut param, Some(&mut copy));
+            let update = Update { values, short, grads: &grad, guard: &guard, is_clipped: false };
+            adamw(&update, [&on_m, &on_s], step)?;
             close("mean", &on_m, &mean, 1e-6)?;
             close("square", &on_s, &square, 1e-6)?;
-            close("param", &param, &expected.to_vec1::<f32>()?, 1e-6)?;
+            close("param", &param, &expected, 1e-6)?;
         }
         Ok(())
     }
@@ -217,15 +189,16 @@ mod tests {
     fn a_step_that_is_not_finite_changes_nothing_and_is_counted() -> Result<()> {
         let device = device();
         let p = numbers("p", 64, [-1.0, 1.0]);
-        let (guard, one) = (Guard::new(&device)?, device.upload(&[1f32])?);
+        let guard = Guard::new(&device)?;
         let mut bad = p.clone();
         bad[63] = f32::INFINITY;
         for (grad, loss) in [(&bad, 1.0), (&p, f32::NAN)] {
-            let (param, velocity) = (device.upload(&p)?, device.upload(&p)?);
+            let (mut param, velocity) = (device.upload(&p)?, device.upload(&p)?);
             let (grad, loss) = (device.upload(grad)?, device.upload(&[loss])?);
             guard.measure(&grad, 5.0, Some(&loss))?;
-            let flat = Flat { param: &param, grad: &grad, copy: None };
-            sgd(&flat, &velocity, &one, [0.9, 0.0], (&guard, true))?;
+            let update = Update { values: &mut param, short: None, grads: &grad, guard: &guard, is_clipped: true };
+            let step = SgdStep { lr: 1.0, momentum: 0.9, weight_decay: 0.0, grad_scale: 1.0 };
+            sgd(&update, &velocity, step)?;
             assert!(read(&param)? == p && read(&velocity)? == p && !guard.read()?.is_finite);
         }
         assert_eq!(guard.read()?.num_skipped, 2);

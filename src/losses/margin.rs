@@ -1,15 +1,14 @@
 //! Softmax with an additive margin: ArcFace, CosFace and ElasticFace.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::elastic::{PlusMatching, match_margins};
-use crate::nn::{Gradients, Init, Params, Pool, standard_normal};
-use crate::ops::margin::{MarginForm, MarginGradient, add_margin};
-use crate::ops::margin_loss::{MarginLossConfig, margin_loss, margin_loss_with_gradients};
+use crate::nn::{DeviceParams, Init, Order, Params, standard_normal};
+use crate::ops::backend::{Backend, MarginLoss};
+use crate::ops::margin_loss::{MarginForm, MarginGradient, MarginLossConfig, PlusMatching, Rows, margin_loss};
 use crate::ops::normalize::l2_normalize;
 
 /// The published margin losses.
@@ -32,7 +31,7 @@ pub enum MarginKind {
 }
 
 impl MarginKind {
-    pub(super) fn form(self) -> MarginForm {
+    fn form(self) -> MarginForm {
         match self {
             Self::ArcFace | Self::ElasticArc | Self::ElasticArcPlus => MarginForm::Angular,
             Self::CosFace | Self::ElasticCos | Self::ElasticCosPlus => MarginForm::Cosine,
@@ -43,7 +42,7 @@ impl MarginKind {
         !matches!(self, Self::ArcFace | Self::CosFace)
     }
 
-    pub(super) fn is_plus(self) -> bool {
+    fn is_plus(self) -> bool {
         matches!(self, Self::ElasticArcPlus | Self::ElasticCosPlus)
     }
 }
@@ -126,6 +125,12 @@ impl MarginConfig {
         (0..n).map(|_| if std > 0.0 { mean + std * standard_normal(rng) } else { mean }).collect()
     }
 
+    /// Returns the settings of the op.
+    pub fn op(&self) -> MarginLossConfig {
+        let matching = self.kind.is_plus().then_some(self.plus_matching);
+        MarginLossConfig { form: self.kind.form(), gradient: self.gradient, scale: self.scale, matching }
+    }
+
     /// Returns the mean cross-entropy, a scalar, of the rows with a label; 0 if none has one.
     ///
     /// - `embedding`: `(N, d)`; `kernel`: `(d, K)`, the class centres; both f32 or f64, normalised here
@@ -135,61 +140,12 @@ impl MarginConfig {
     /// # Errors
     /// When the shapes or lengths differ or a label is out of range.
     pub fn loss(&self, embedding: &Tensor, kernel: &Tensor, labels: &[i64], margins: &[f64]) -> Result<Tensor> {
-        margin_loss(embedding, kernel, &self.op(labels, margins)?, self.matching(margins))
+        margin_loss(embedding, kernel, Rows { labels, margins }, self.op())
     }
-
-    /// Returns the settings of the op for these labels.
-    fn op(&self, labels: &[i64], margins: &[f64]) -> Result<MarginLossConfig> {
-        if margins.len() != labels.len() {
-            bail!("margin: {} labels, but {} margins", labels.len(), margins.len());
-        }
-        let (form, gradient, scale) = (self.kind.form(), self.gradient, self.scale);
-        Ok(MarginLossConfig { labels: labels.to_vec(), form, gradient, scale })
-    }
-
-    /// Returns the function that assigns margins to rows once their target cosines are known.
-    fn matching(&self, margins: &[f64]) -> impl Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync + 'static {
-        let (margins, is_plus, matching) = (margins.to_vec(), self.kind.is_plus(), self.plus_matching);
-        move |cosines| if is_plus { match_margins(cosines, &margins, matching) } else { margins.clone() }
-    }
-
-    /// Returns the scaled logits `(N, K)` of `cosine: (N, K)` for one margin per row: [`Self::loss`] is their
-    /// cross-entropy.
-    ///
-    /// - `labels`: `N` targets below `K`, or -1 for a row without a margin
-    /// - `margins`: `N`; the "+" forms reorder them by the target cosines
-    ///
-    /// # Errors
-    /// When the lengths differ from `N` or a label is out of range.
-    pub fn logits(&self, cosine: &Tensor, labels: &[i64], margins: &[f64]) -> Result<Tensor> {
-        let matched;
-        let margins = if self.kind.is_plus() && margins.len() == labels.len() {
-            matched = match_margins(&target_cosines(cosine, labels)?, margins, self.plus_matching);
-            &matched
-        } else {
-            margins
-        };
-        add_margin(cosine, labels, margins, self.kind.form(), self.gradient)? * self.scale
-    }
-}
-
-fn target_cosines(cosine: &Tensor, labels: &[i64]) -> Result<Vec<Option<f64>>> {
-    let (n, k) = cosine.dims2()?;
-    if labels.len() != n {
-        bail!("margin: {n} rows, but {} labels", labels.len());
-    }
-    let read = |row: usize, label: i64| match usize::try_from(label) {
-        Ok(label) if label < k => {
-            let cosine = cosine.detach().get(row)?.get(label)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-            Ok(Some(cosine.clamp(-1.0, 1.0)))
-        }
-        _ => Ok(None),
-    };
-    labels.iter().enumerate().map(|(row, &label)| read(row, label)).collect()
 }
 
 /// Name of the class centres among the parameters.
-pub(super) const KERNEL: &str = "kernel";
+const KERNEL: &str = "kernel";
 
 /// A classification head: class centres and the margin loss over them.
 #[derive(Debug)]
@@ -197,21 +153,6 @@ pub struct MarginHead {
     kernel: Tensor,
     params: Params,
     config: MarginConfig,
-    /// Reused memory for the gradients: touching fresh memory of that size costs as much as computing them.
-    pool: Arc<Pool>,
-}
-
-/// Margin loss of a batch with its gradients.
-#[derive(Debug)]
-pub struct MarginStep {
-    /// Mean cross-entropy of the rows with a label.
-    pub loss: f64,
-    /// Gradient of the embeddings, `(N, embedding_size)`, f32.
-    pub of_embedding: Tensor,
-    /// Gradients of the head's parameters.
-    pub of_head: Gradients,
-    /// Cosine between each row and its class centre, in `[-1, 1]`; `None` for a row without a label.
-    pub target_cosines: Vec<Option<f64>>,
 }
 
 impl MarginHead {
@@ -229,7 +170,7 @@ impl MarginHead {
     ) -> Result<Self> {
         let mut params = Params::new(DType::F32, device, seed);
         let kernel = params.root().param(KERNEL, (embedding_size, classes), Init::Normal(0.01))?;
-        Ok(Self { kernel, params, config: config.clone(), pool: Arc::default() })
+        Ok(Self { kernel, params, config: config.clone() })
     }
 
     /// The parameters.
@@ -237,15 +178,8 @@ impl MarginHead {
         &self.params
     }
 
-    /// The class centres, `(embedding_size, classes)`, outside any graph.
-    #[cfg(any(test, feature = "cuda"))]
-    pub(super) fn kernel(&self) -> Tensor {
-        self.kernel.detach()
-    }
-
     /// The settings of the loss.
-    #[cfg(any(test, feature = "cuda"))]
-    pub(super) fn config(&self) -> &MarginConfig {
+    pub fn config(&self) -> &MarginConfig {
         &self.config
     }
 
@@ -258,25 +192,35 @@ impl MarginHead {
         self.config.loss(embedding, &self.kernel, labels, &margins)
     }
 
-    /// Returns the loss of [`Self::forward`] and `weight` times its gradients, outside any graph: for training, it
-    /// takes less time and memory.
+    /// Moves the class centres to a device.
+    pub(crate) fn on<B: Backend>(self, backend: &B) -> Result<DeviceParams<B>> {
+        let (size, classes) = self.kernel.dims2()?;
+        backend.check_embedding_size(size)?;
+        let order = if B::TRANSPOSES_CENTRES { Order::transposed(size, classes) } else { Order::Same };
+        let parts = self.params.parts();
+        drop((self.kernel, self.params));
+        DeviceParams::new(backend, parts, BTreeMap::from([(KERNEL.to_owned(), order)]))
+    }
+}
+
+impl MarginConfig {
+    /// Returns the loss of [`MarginHead::forward`], and `weight` times its gradient with respect to the embeddings;
+    /// writes that of the class centres.
     ///
     /// # Errors
-    /// Same as [`Self::forward`], and when `embedding` is not f32 on the CPU.
-    pub fn step(&self, embedding: &Tensor, labels: &[i64], weight: f64, rng: &mut ChaCha8Rng) -> Result<MarginStep> {
-        let margins = self.config.draw(labels.len(), rng);
-        let (config, matching) = (self.config.op(labels, &margins)?, self.config.matching(&margins));
-        let seen = Arc::new(OnceLock::new());
-        let cosines = seen.clone();
-        let margins = move |targets: &[Option<f64>]| matching(cosines.get_or_init(|| targets.to_vec()));
-        let mut of_head = Gradients::flat(&self.params, &self.pool);
-        let step = of_head.write(KERNEL, |gradient| {
-            margin_loss_with_gradients(embedding, &self.kernel, &config, margins, weight, gradient)
-        });
-        let Some(step) = step else { bail!("margin: the class centres are not trained") };
-        let (loss, of_embedding) = step?;
-        let target_cosines = seen.get().cloned().unwrap_or_default();
-        Ok(MarginStep { loss, of_embedding, of_head, target_cosines })
+    /// Same as [`MarginHead::forward`].
+    pub(crate) fn loss_and_gradients<B: Backend>(
+        &self,
+        embeddings: &B::Array,
+        centres: &mut DeviceParams<B>,
+        labels: &[i64],
+        weight: f64,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<MarginLoss<B>> {
+        let margins = self.draw(labels.len(), rng);
+        let (backend, rows) = (centres.backend().clone(), Rows { labels, margins: &margins });
+        let (kernel, of_kernel) = centres.values_and_grads();
+        backend.margin_loss(embeddings, kernel, rows, self.op(), weight, of_kernel)
     }
 }
 

@@ -6,9 +6,9 @@ use candle_core::{Result, bail};
 
 use super::Machine;
 use crate::gpu::batch_norm::{Norm, NormGrads, NormParams, Seen, apply};
-use crate::gpu::margin::{Centres, MAX_COSINES, MarginLoss, Matching, Rows};
+use crate::gpu::margin::{Centres, MAX_COSINES, MarginLoss, Rows};
 use crate::gpu::{Array, Device, Element, rows};
-use crate::ops::margin::{MarginForm, MarginGradient};
+use crate::ops::margin_loss::{self, MarginForm, MarginGradient, MarginLossConfig};
 
 /// Number of passes in a timing.
 const PASSES: u32 = 20;
@@ -128,21 +128,16 @@ impl Margin {
     /// When the machine has no GPU, or the GPU runs out of memory.
     pub fn new(machine: &Machine, n: usize, classes: usize, d: usize) -> Result<Self> {
         let device = device(machine)?;
-        let loss = MarginLoss {
-            form: MarginForm::Angular,
-            gradient: MarginGradient::True,
-            matching: Matching::Own,
-            scale: 64.0,
-            element: Element::Bf16,
-            max_cosines: MAX_COSINES,
-        };
+        let config =
+            MarginLossConfig { form: MarginForm::Angular, gradient: MarginGradient::True, scale: 64.0, matching: None };
+        let loss = MarginLoss { config, element: Element::Bf16, max_cosines: MAX_COSINES };
         let labels: Vec<i64> = (0..n as i64).map(|i| i * 37 % classes as i64).collect();
         Ok(Self {
             loss,
             embeddings: values(device, Element::F32, n * d)?,
             centres: values(device, Element::F32, classes * d)?,
             grads: device.array(Element::F32, classes * d)?,
-            rows: Rows::new(device, &labels, &vec![0.5; n], Matching::Own)?,
+            rows: Rows::new(device, margin_loss::Rows { labels: &labels, margins: &vec![0.5; n] }, None)?,
         })
     }
 

@@ -3,14 +3,15 @@
 use std::fmt;
 use std::ops::Deref;
 
-use candle_core::{ModuleT, Result, Tensor, bail};
+use candle_core::{Device, ModuleT, Result, Tensor};
 use serde::Serialize;
 
 #[cfg(any(test, feature = "cuda"))]
 use super::OnGpu;
 use super::{Model, Net};
-use crate::nn::engine::{Engine, Keep, Plan, Recording};
-use crate::nn::{Dropout, Gradients, Graph, Params};
+use crate::nn::engine::Plan;
+use crate::nn::{Dropout, Graph};
+use crate::preprocessing::Pixels;
 
 /// A network prepared for inference with its current weights.
 #[derive(Debug)]
@@ -58,6 +59,19 @@ impl Inference<'_> {
             Self::Gpu(network) => network.run(images),
         }
     }
+
+    /// Returns the embeddings `(N, embedding_size)`, not normalised, of 8-bit images of `model`'s input size; a GPU
+    /// preprocesses them itself.
+    ///
+    /// # Errors
+    /// When the images have another size.
+    pub(crate) fn run_pixels(&self, images: &Pixels, model: &Model) -> crate::Result<Tensor> {
+        match self {
+            #[cfg(any(test, feature = "cuda"))]
+            Self::Gpu(network) => Ok(network.run_rgb(&images.values)?),
+            network => Ok(network.run(&images.to_tensor(model.preprocessing(), &Device::Cpu)?)?),
+        }
+    }
 }
 
 /// How a pass of a convolution runs on a GPU.
@@ -89,67 +103,6 @@ impl ConvolutionPass {
     /// Heads of the columns that a row prints.
     pub fn heads() -> String {
         format!("{:36}  {:23}  {:>9}  {:>9}  algorithm", "convolution", "pass", "ms", "MB")
-    }
-}
-
-/// State that the training of one network keeps between steps.
-#[derive(Debug)]
-pub struct Training {
-    engine: Option<Engine>,
-}
-
-/// A recorded forward pass in training, for its backward pass.
-#[derive(Debug)]
-pub enum Recorded<'a> {
-    /// A recording of the fused engine.
-    Fused(Box<Recording<'a>>),
-    /// Layer by layer: the embeddings, with candle's graph.
-    Layers(Tensor, &'a Params),
-}
-
-impl Training {
-    /// Returns the approximate peak memory, in bytes, of activations and their gradients for a batch of `n` images;
-    /// none for a network that runs layer by layer.
-    pub fn activation_bytes(&self, n: usize) -> Option<usize> {
-        Some(self.engine.as_ref()?.activation_bytes(n))
-    }
-
-    /// Returns the embeddings `(N, embedding_size)`, outside any graph, of images `(N, 3, S, S)`, and a recording for
-    /// the backward pass. Training mode uses dropout and batch statistics, which update the running ones. `model` is
-    /// the one that [`Model::training`] was called on.
-    ///
-    /// # Errors
-    /// When the images have another size or type, or a norm gets only one value per channel.
-    pub fn record<'a>(&'a self, model: &'a Model, images: &Tensor) -> Result<(Tensor, Recorded<'a>)> {
-        let side = model.config.input_size;
-        match &self.engine {
-            Some(engine) => {
-                if images.dims().get(1..) != Some(&[3, side, side]) || images.elem_count() == 0 {
-                    bail!("expected images (N, 3, {side}, {side}), found {:?}", images.shape());
-                }
-                let (embedding, recording) = engine.record(&model.params, images, model.dropout())?;
-                Ok((embedding, Recorded::Fused(Box::new(recording))))
-            }
-            None => {
-                let embedding = model.forward_t(images, true)?;
-                Ok((embedding.detach(), Recorded::Layers(embedding, &model.params)))
-            }
-        }
-    }
-}
-
-impl Recorded<'_> {
-    /// Returns the gradients of all trained parameters from that of the embeddings.
-    ///
-    /// # Errors
-    /// When the gradient's shape is not that of the embeddings, or a parameter receives none.
-    pub fn backward(self, grad: &Tensor) -> Result<Gradients> {
-        match self {
-            Self::Fused(recording) => recording.backward(grad),
-            Self::Layers(embedding, params) => {
-                Gradients::of(params, &(embedding * grad.detach())?.sum_all()?.backward()?)
-            }
-        }
     }
 }
 
@@ -212,29 +165,5 @@ impl Model {
 
     fn plan(&self, batch_size: usize) -> Result<Option<Plan>> {
         Plan::of(&Graph::of(self), &self.params, [batch_size, self.config.input_size])
-    }
-
-    /// Returns the state for training this network.
-    pub fn training(&self) -> Training {
-        Training { engine: self.engine(Keep::All) }
-    }
-
-    /// Like [`Self::training`], with activation checkpointing: a forward pass keeps some block outputs, from which the
-    /// backward pass recomputes the rest, bit for bit.
-    ///
-    /// # Errors
-    /// When the network runs layer by layer, which keeps all activations.
-    pub fn recomputing(&self) -> Result<Training> {
-        match self.engine(Keep::Some) {
-            Some(engine) => Ok(Training { engine: Some(engine) }),
-            None => bail!(
-                "{:?} is trained layer by layer, which keeps all activations: no activation checkpointing",
-                self.config
-            ),
-        }
-    }
-
-    fn engine(&self, keep: Keep) -> Option<Engine> {
-        Engine::of(&Graph::of(self), &self.params, self.config.input_size, keep)
     }
 }

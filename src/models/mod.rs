@@ -10,6 +10,7 @@ mod on_gpu;
 mod onnx;
 mod open;
 mod threshold;
+mod training;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use candle_core::{DType, Device, ModuleT, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{BACKBONE_FILE, Format, Loaded, export_onnx, load_bundled, load_model, save_model};
-pub use execution::{ConvolutionPass, Inference, Kept, Recorded, Training};
+pub use execution::{ConvolutionPass, Inference, Kept};
 pub use iresnet::{IResNet, IResNetConfig};
 pub use layout::{Layout, recognise};
 pub use mobilefacenet::{MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead};
@@ -27,6 +28,8 @@ pub use on_gpu::OnGpu;
 pub use onnx::{from_onnx, to_onnx};
 pub use open::open_model;
 pub use threshold::{ComputedWith, Threshold};
+pub(crate) use training::{Execute, OnBackend, Outline, on_machine};
+pub use training::{Recorded, Training};
 
 use crate::machine::Machine;
 use crate::nn::{Graph, NodeId, Params, Trace};
@@ -302,7 +305,7 @@ impl Model {
     pub fn refusal(&self, machine: &Machine) -> Option<String> {
         #[cfg(any(test, feature = "cuda"))]
         if let Some(gpu) = machine.gpu() {
-            return OnGpu::refusal(self, gpu.element());
+            return OnGpu::refusal(self, gpu.backend().element);
         }
         #[cfg(not(any(test, feature = "cuda")))]
         let _ = machine;

@@ -2,23 +2,102 @@
 
 use candle_core::{Device as Candle, Result, Tensor, bail};
 
+use super::training::{Execute, Outline};
 use super::{ConvolutionPass, Model};
+use crate::gpu::GpuBackend;
 use crate::gpu::conv::Conv;
 use crate::gpu::images::{self, Normalisation};
-use crate::gpu::{Array, Device, Element, Pass, Planned, rows};
-use crate::nn::Graph;
+use crate::gpu::{Array, Element, Pass, Planned, rows};
+use crate::nn::engine::Activations;
 use crate::nn::engine::gpu::{Network, Recording};
-use crate::preprocessing::Channels;
+use crate::nn::{DeviceParams, Graph};
+use crate::preprocessing::{Channels, Pixels};
+
+/// A network prepared for a GPU, from 8-bit images on.
+#[derive(Debug)]
+pub(crate) struct GpuNetwork {
+    network: Network,
+    backend: GpuBackend,
+    normalisation: Normalisation,
+    outline: Outline,
+}
 
 /// A network whose weights were copied to a GPU.
 #[derive(Debug)]
 pub struct OnGpu {
-    network: Network,
-    device: Device,
-    element: Element,
-    normalisation: Normalisation,
-    side: usize,
-    embedding_size: usize,
+    network: GpuNetwork,
+    params: DeviceParams<GpuBackend>,
+}
+
+impl GpuNetwork {
+    fn upload(
+        model: &Model,
+        backend: &GpuBackend,
+        activations: Activations,
+    ) -> Result<(Self, DeviceParams<GpuBackend>)> {
+        let side = model.config().input_size;
+        let Some((network, params)) = Network::upload(&Graph::of(model), model.params(), side, backend, activations)?
+        else {
+            bail!("{}", unsupported(model, backend.element));
+        };
+        let preprocessing = model.preprocessing();
+        let normalisation = Normalisation {
+            mean: (preprocessing.mean / 255.0) as f32,
+            std: (preprocessing.std / 255.0) as f32,
+            is_bgr: preprocessing.channels == Channels::Bgr,
+        };
+        Ok((Self { network, backend: backend.clone(), normalisation, outline: Outline::of(model) }, params))
+    }
+
+    /// Uploads RGB images `(N, S, S, 3)`, 8 bits, and normalises them for the network.
+    fn images(&self, rgb: &[u8]) -> Result<Array> {
+        let GpuBackend { device, element } = &self.backend;
+        let of_image = 3 * self.outline.config().input_size.pow(2);
+        if rgb.is_empty() || !rgb.len().is_multiple_of(of_image) {
+            bail!("expected images of {} bytes, found {} bytes", of_image, rgb.len());
+        }
+        let y = device.array(*element, rgb.len() / 3 * element.per_access())?;
+        images::normalise(&device.upload(rgb)?, self.normalisation, &y)?;
+        Ok(y)
+    }
+}
+
+impl Execute for GpuBackend {
+    type Network = GpuNetwork;
+    type Recording<'a> = Recording<'a>;
+    type Teacher<'a> = OnGpu;
+
+    fn prepare(&self, model: Model, activations: Activations) -> Result<(GpuNetwork, DeviceParams<Self>)> {
+        if self.element == Element::F16 {
+            bail!("f16's range is too small for gradients: train in bf16, tf32 or f32");
+        }
+        GpuNetwork::upload(&model, self, activations)
+    }
+
+    fn record<'a>(
+        &self,
+        network: &'a GpuNetwork,
+        params: &mut DeviceParams<Self>,
+        images: &Pixels,
+    ) -> crate::Result<(Array, Recording<'a>)> {
+        Ok(network.network.record(params, &network.images(&images.values)?, network.outline.dropout())?)
+    }
+
+    fn backward(&self, recording: Recording<'_>, params: &mut DeviceParams<Self>, gradient: &Array) -> Result<()> {
+        recording.backward(params, gradient)
+    }
+
+    fn activation_bytes(_network: &GpuNetwork, _n: usize) -> Option<usize> {
+        None
+    }
+
+    fn teacher(&self, model: &Model) -> Result<OnGpu> {
+        OnGpu::upload(model)
+    }
+
+    fn embed(&self, teacher: &OnGpu, images: &Pixels) -> crate::Result<Array> {
+        Ok(teacher.infer(&teacher.network.images(&images.values)?)?)
+    }
 }
 
 impl OnGpu {
@@ -34,17 +113,8 @@ impl OnGpu {
     /// When the engine does not support the network, or the GPU runs out of memory.
     pub(crate) fn upload(model: &Model) -> Result<Self> {
         let Some(gpu) = model.machine().gpu() else { bail!("the model runs on {}, not on a GPU", model.machine()) };
-        let (side, device, element) = (model.config().input_size, gpu.device.clone(), gpu.element());
-        let Some(network) = Network::upload(&Graph::of(model), model.params(), side, &device, element)? else {
-            bail!("{}", unsupported(model, element));
-        };
-        let preprocessing = model.preprocessing();
-        let normalisation = Normalisation {
-            mean: (preprocessing.mean / 255.0) as f32,
-            std: (preprocessing.std / 255.0) as f32,
-            is_bgr: preprocessing.channels == Channels::Bgr,
-        };
-        Ok(Self { network, device, element, normalisation, side, embedding_size: model.config().embedding_size })
+        let (network, params) = GpuNetwork::upload(model, &gpu.backend(), Activations::Kept)?;
+        Ok(Self { network, params })
     }
 
     /// Returns the embeddings `(N, embedding_size)`, not normalised, of RGB images `(N, S, S, 3)`, 8 bits.
@@ -52,58 +122,27 @@ impl OnGpu {
     /// # Errors
     /// When the images have another size.
     pub fn run_rgb(&self, rgb: &[u8]) -> Result<Tensor> {
-        self.read(&self.network.infer(&self.images(rgb)?)?)
+        self.read(&self.infer(&self.network.images(rgb)?)?)
     }
 
     /// Returns the embeddings `(N, embedding_size)`, not normalised, of preprocessed images `(N, 3, S, S)`, f32.
     pub(super) fn run(&self, images: &Tensor) -> Result<Tensor> {
-        let (_, channels, h, w) = images.dims4()?;
-        if (channels, h, w) != (3, self.side, self.side) {
-            bail!("expected images (N, 3, {0}, {0}), found {1:?}", self.side, images.shape());
+        let ((_, channels, h, w), side) = (images.dims4()?, self.network.outline.config().input_size);
+        if (channels, h, w) != (3, side, side) {
+            bail!("expected images (N, 3, {side}, {side}), found {:?}", images.shape());
         }
-        let last = images.permute((0, 2, 3, 1))?.pad_with_zeros(3, 0, self.element.per_access() - 3)?;
-        let wide = self.device.upload(&last.flatten_all()?.to_vec1::<f32>()?)?;
-        let short = self.device.array(self.element, wide.len())?;
-        if self.element != Element::F32 {
-            rows::convert(&wide, &short)?;
-        }
-        self.read(&self.network.infer(if self.element == Element::F32 { &wide } else { &short })?)
+        let GpuBackend { device, element } = &self.network.backend;
+        let last = images.permute((0, 2, 3, 1))?.pad_with_zeros(3, 0, element.per_access() - 3)?;
+        let wide = device.upload(&last.flatten_all()?.to_vec1::<f32>()?)?;
+        self.read(&self.infer(&rows::in_type(&wide, *element)?)?)
+    }
+
+    fn infer(&self, images: &Array) -> Result<Array> {
+        self.network.network.infer(&self.params, images)
     }
 
     fn read(&self, embeddings: &Array) -> Result<Tensor> {
-        let values = embeddings.read::<f32>()?;
-        let n = values.len() / self.embedding_size;
-        Tensor::from_vec(values, (n, self.embedding_size), &Candle::Cpu)
-    }
-
-    /// Returns the network with activation checkpointing in training. `model` is the one that was uploaded.
-    pub(crate) fn recomputing(self, model: &Model) -> Self {
-        Self { network: self.network.recomputing(model.params()), ..self }
-    }
-
-    /// Uploads RGB images `(N, S, S, 3)`, 8 bits, and normalises them for the network.
-    ///
-    /// # Errors
-    /// When the images have another size.
-    pub(crate) fn images(&self, rgb: &[u8]) -> Result<Array> {
-        let of_image = 3 * self.side * self.side;
-        if rgb.is_empty() || !rgb.len().is_multiple_of(of_image) {
-            bail!("expected images of {} bytes, found {} bytes", of_image, rgb.len());
-        }
-        let y = self.device.array(self.element, rgb.len() / 3 * self.element.per_access())?;
-        images::normalise(&self.device.upload(rgb)?, self.normalisation, &y)?;
-        Ok(y)
-    }
-
-    /// Returns the embeddings `(N, embedding_size)`, f32, of [`Self::images`], by the running statistics.
-    pub(crate) fn infer(&self, images: &Array) -> Result<Array> {
-        self.network.infer(images)
-    }
-
-    /// Like [`Self::infer`], but in training mode, and returns a recording for the backward pass. `model` is the one
-    /// that was uploaded.
-    pub(crate) fn record(&self, model: &Model, images: &Array) -> Result<(Array, Recording<'_>)> {
-        self.network.record(images, model.dropout(), model.params())
+        Tensor::from_vec(embeddings.read::<f32>()?, ((), self.network.outline.config().embedding_size), &Candle::Cpu)
     }
 
     /// Returns how each pass of each different convolution of `n` images runs, after running it once.
@@ -111,10 +150,11 @@ impl OnGpu {
     /// # Errors
     /// When the GPU runs out of memory.
     pub fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>> {
-        let convs = self.network.try_convolutions(n)?;
-        let planned = self.device.gpu().planned();
+        let GpuBackend { device, element } = &self.network.backend;
+        let convs = self.network.network.try_convolutions(n)?;
+        let planned = device.gpu().planned();
         let of = |conv: &Conv, pass: Pass| {
-            let fits = |plan: &&Planned| plan.conv == *conv && plan.pass == pass && plan.element == self.element;
+            let fits = |plan: &&Planned| plan.conv == *conv && plan.pass == pass && plan.element == *element;
             let plan = planned.iter().find(fits);
             let own = if conv.group.is_some() { "own kernel" } else { "patches, product by cuBLAS" };
             ConvolutionPass {
@@ -127,11 +167,6 @@ impl OnGpu {
         };
         let passes = [Pass::Forward, Pass::GradX, Pass::GradW];
         Ok(convs.iter().flat_map(|conv| passes.map(|pass| of(conv, pass))).collect())
-    }
-
-    /// The network itself.
-    pub(crate) fn network(&self) -> &Network {
-        &self.network
     }
 }
 

@@ -78,11 +78,7 @@ impl RunningStats {
 
     /// Updates the running statistics with those of a batch of `count` values per channel.
     pub fn track(&self, stats: &Stats, count: usize) -> Result<()> {
-        if count < 2 {
-            candle_core::bail!("batch_norm: training needs more than one value per channel");
-        }
-        let unbiased = count as f64 / (count - 1) as f64;
-        let var: Vec<f64> = stats.var.iter().map(|v| v * unbiased).collect();
+        let var = stats.unbiased_var(count)?;
         for (running, new) in [(&self.mean, &stats.mean), (&self.var, &var)] {
             let new = Tensor::new(new.as_slice(), running.device())?.to_dtype(running.dtype())?;
             let kept = (running.as_detached_tensor() * (1.0 - BatchNorm::MOMENTUM))?;

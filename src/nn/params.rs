@@ -1,6 +1,6 @@
 //! Named parameters and buffers, in name order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::take;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +30,18 @@ pub struct Params {
     device: Device,
     /// By the path of a batch norm: whether its running statistics are frozen.
     frozen_statistics: BTreeMap<String, Arc<AtomicBool>>,
+}
+
+/// The tensors of a set by name, which share their memory with it.
+pub(crate) struct Parts {
+    /// Trained parameters.
+    pub trained: BTreeMap<String, Tensor>,
+    /// Given and frozen parameters.
+    pub fixed: BTreeMap<String, Tensor>,
+    /// Buffers.
+    pub buffers: BTreeMap<String, Tensor>,
+    /// Paths of the batch norms whose running statistics are frozen.
+    pub frozen_statistics: BTreeSet<String>,
 }
 
 /// Source of new parameters.
@@ -178,6 +190,22 @@ impl Params {
         self.frozen_statistics.get(path).is_some_and(|switch| switch.load(Ordering::Relaxed))
     }
 
+    /// Returns the tensors, sharing their memory.
+    pub(crate) fn parts(&self) -> Parts {
+        let tensors = |vars: &BTreeMap<String, Var>| -> BTreeMap<String, Tensor> {
+            vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
+        };
+        let mut fixed = tensors(&self.held);
+        fixed.extend(self.frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
+        let frozen = self.frozen_statistics.keys().filter(|path| self.has_frozen_statistics(path));
+        Parts {
+            trained: tensors(&self.trainable),
+            fixed,
+            buffers: tensors(&self.buffers),
+            frozen_statistics: frozen.cloned().collect(),
+        }
+    }
+
     /// Whether the parameter `name` is trained.
     pub(crate) fn is_trained(&self, name: &str) -> bool {
         self.trainable.contains_key(name)
@@ -211,28 +239,6 @@ impl Params {
     pub fn all(&self) -> BTreeMap<&str, Tensor> {
         let vars = self.variables().map(|(name, var)| (name, var.as_detached_tensor()));
         vars.chain(self.frozen.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()))).collect()
-    }
-
-    /// Returns copies of the buffers by name, to undo a step's changes to them with [`Self::restore_buffers`].
-    ///
-    /// # Errors
-    /// When memory for the copies cannot be allocated.
-    pub(crate) fn buffers(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.buffers.iter().map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?))).collect()
-    }
-
-    /// Restores the buffers that [`Self::buffers`] returned.
-    ///
-    /// # Errors
-    /// When a buffer is missing or has another shape.
-    pub(crate) fn restore_buffers(&self, buffers: &BTreeMap<String, Tensor>) -> Result<()> {
-        for (name, var) in &self.buffers {
-            match buffers.get(name) {
-                Some(tensor) => var.set(tensor)?,
-                None => bail!("buffer {name} is missing"),
-            }
-        }
-        Ok(())
     }
 
     /// Copies `state` into the parameters and buffers, all or nothing.

@@ -1,5 +1,5 @@
-//! Memory for activations and gradients that is reused from step to step: touching fresh pages costs as much as a pass
-//! over old ones.
+//! Memory for activations that is reused from step to step: touching fresh pages costs as much as a pass over
+//! old ones.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,23 +10,8 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Returns `len` elements of unspecified value.
+    /// Returns at least `len` elements of unspecified value: the smallest memory that is large enough.
     pub fn take(&self, len: usize) -> Vec<f32> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        // Prefer exactly this size, which comes back in each step; else the smallest that is large enough but not over
-        // twice as large.
-        let fits = |memory: &Vec<f32>| memory.capacity() >= len && memory.capacity() / 2 <= len;
-        let size = |memory: &Vec<f32>| (memory.len() != len, memory.capacity());
-        let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| size(&free[i]));
-        let mut memory = best.map(|i| free.swap_remove(i)).unwrap_or_default();
-        drop(free);
-        memory.resize(len, 0.0);
-        memory
-    }
-
-    /// Returns at least `len` elements of unspecified value: the smallest memory that is large enough, however large.
-    /// Meant for short uses, since the surplus is unavailable meanwhile.
-    pub fn take_at_least(&self, len: usize) -> Vec<f32> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let best = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
         best.map(|i| free.swap_remove(i)).unwrap_or_else(|| vec![0.0; len])

@@ -1,8 +1,8 @@
 //! The parameter update of AdamW: one pass over parameter, gradient and the two means.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
-use super::update::{Moments, update};
+use super::update::update;
 
 /// Added to the root of the mean squared gradient; PyTorch's default.
 const EPS: f64 = 1e-8;
@@ -26,8 +26,8 @@ pub struct AdamWStep {
 /// operations. All have the same size; the means must be zero before the first step.
 ///
 /// # Errors
-/// When the parameter is not contiguous or not f32, or the sizes differ.
-pub fn adamw_step(param: &Tensor, means: [&mut [f32]; 2], grad: &[f32], step: AdamWStep) -> Result<()> {
+/// When the sizes differ.
+pub fn adamw_step(param: &mut [f32], means: [&mut [f32]; 2], grad: &[f32], step: AdamWStep) -> Result<()> {
     let [beta1, beta2] = step.betas;
     let [keep_mean, keep_square] = [beta1 as f32, beta2 as f32];
     let [new_mean, new_square] = [(1.0 - beta1) as f32, (1.0 - beta2) as f32];
@@ -35,7 +35,7 @@ pub fn adamw_step(param: &Tensor, means: [&mut [f32]; 2], grad: &[f32], step: Ad
     let keep = (1.0 - step.lr * step.weight_decay) as f32;
     let rate = (step.lr / (1.0 - beta1.powf(num_steps))) as f32;
     let (root, eps) = ((1.0 - beta2.powf(num_steps)).sqrt() as f32, EPS as f32);
-    update("adamw_step", param, grad, Moments(means), |param, grad, [mean, square]| {
+    update("adamw_step", param, grad, means, |param, grad, [mean, square]| {
         for (((p, g), m), s) in param.iter_mut().zip(grad).zip(mean).zip(square) {
             let g = scale * g;
             *m = keep_mean * *m + new_mean * g;

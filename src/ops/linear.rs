@@ -34,6 +34,14 @@ pub(crate) fn grad_w(x: &[f32], gy: &[f32], [n, k, m]: [usize; 3], gw: &mut [f32
     });
 }
 
+/// Writes the gradient of `x`, `(n, k)`.
+pub(crate) fn grad_x(gy: &[f32], w: &[f32], sizes @ [n, k, _]: [usize; 3], gx: &mut [f32]) {
+    with_scratch(n * k, |transposed| {
+        grad_x_transposed(gy, w, sizes, transposed);
+        transpose(transposed, k, n, gx);
+    });
+}
+
 /// Writes the transposed gradient of `x`, `(k, n)`.
 pub(crate) fn grad_x_transposed(gy: &[f32], w: &[f32], [n, k, m]: [usize; 3], gx: &mut [f32]) {
     assert!(gy.len() == n * m && w.len() == m * k && gx.len() == n * k, "{n} x {k} times {m} x {k}");

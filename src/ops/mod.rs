@@ -7,14 +7,15 @@
 pub mod adamw;
 pub mod batch_norm;
 pub mod conv;
-pub mod cross_entropy;
-pub mod margin;
+pub mod distance;
 pub mod margin_loss;
 pub mod normalize;
 pub mod prelu;
 pub mod sgd;
 
+pub(crate) mod backend;
 pub(crate) mod channels;
+pub(crate) mod cpu;
 pub(crate) mod linear;
 pub(crate) mod slice;
 pub(crate) mod update;

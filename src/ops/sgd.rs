@@ -1,8 +1,8 @@
 //! The parameter update of SGD with momentum and weight decay: one pass over parameter, gradient and velocity.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
-use super::update::{Moments, update};
+use super::update::update;
 
 /// Hyper-parameters of one update, as in PyTorch's `torch.optim.SGD`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,11 +21,11 @@ pub struct SgdStep {
 /// all have the same size. A zero velocity makes the first step PyTorch's.
 ///
 /// # Errors
-/// When the parameter is not contiguous or not f32, or the sizes differ.
-pub fn sgd_step(param: &Tensor, velocity: &mut [f32], grad: &[f32], step: SgdStep) -> Result<()> {
+/// When the sizes differ.
+pub fn sgd_step(param: &mut [f32], velocity: &mut [f32], grad: &[f32], step: SgdStep) -> Result<()> {
     let (momentum, decay) = (step.momentum as f32, step.weight_decay as f32);
     let (scale, lr) = (step.grad_scale as f32, step.lr as f32);
-    update("sgd_step", param, grad, Moments([velocity]), |param, grad, [velocity]| {
+    update("sgd_step", param, grad, [velocity], |param, grad, [velocity]| {
         for ((p, g), v) in param.iter_mut().zip(grad).zip(velocity) {
             *v = momentum * *v + (scale * g + decay * *p);
             *p -= lr * *v;

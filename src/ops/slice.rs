@@ -45,17 +45,6 @@ pub(super) fn cpu<'a, T: WithDType>(op: &str, storage: &'a CpuStorage, layout: &
     Ok(&T::cpu_storage_as_slice(storage)?[start..end])
 }
 
-/// Like [`cpu`], mutable and f32 only.
-pub(super) fn cpu_f32_mut<'a>(op: &str, storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("{op}: expected a contiguous tensor, found strides {:?} for {:?}", layout.stride(), layout.shape());
-    };
-    match storage {
-        CpuStorage::F32(data) => Ok(&mut data[start..end]),
-        _ => bail!("{op}: expected f32 on the CPU"),
-    }
-}
-
 /// Evaluates `$body` with the type name `$t` standing for the element type of `$storage`: f32, or f64 for gradient
 /// checks. A macro because a closure cannot be generic.
 macro_rules! for_float {

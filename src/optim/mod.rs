@@ -1,12 +1,11 @@
-//! Optimisers and learning-rate schedules.
+//! Optimisers, learning-rate schedules, averages of weights.
 
-#[cfg(any(test, feature = "cuda"))]
-mod on_gpu;
+mod average;
+mod component;
 mod optimizer;
 mod schedule;
 
-#[cfg(any(test, feature = "cuda"))]
-pub(crate) use on_gpu::GpuOptimizer;
-pub(crate) use optimizer::{NUM_STEPS, num_steps};
-pub use optimizer::{OptimConfig, OptimKind, Optimizer, clip_scale, grad_norm};
+pub(crate) use average::Average;
+pub(crate) use component::Component;
+pub use optimizer::{OptimConfig, OptimKind, Optimizer};
 pub use schedule::{ScheduleConfig, ScheduleKind};

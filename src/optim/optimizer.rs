@@ -1,17 +1,19 @@
-//! SGD with momentum, and AdamW, over named parameters.
+//! SGD with momentum, and AdamW.
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Result, Tensor, Var, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{Gradients, Params};
-use crate::ops::adamw::{AdamWStep, adamw_step};
-use crate::ops::sgd::{SgdStep, sgd_step};
-use crate::ops::update::sum_of_squares;
+use crate::models::Training;
+use crate::nn::{DeviceParams, Group};
+use crate::ops::adamw::AdamWStep;
+use crate::ops::backend::Backend;
+use crate::ops::cpu::Cpu;
+use crate::ops::sgd::SgdStep;
 
 /// Key of the number of steps in the saved states of optimisers and weight averages.
-pub(crate) const NUM_STEPS: &str = "num_steps";
+pub(super) const NUM_STEPS: &str = "num_steps";
 
 /// Rule that updates the parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,117 +91,178 @@ impl OptimConfig {
     }
 }
 
-/// The optimiser: parameters with their moments, in name order.
+/// The moments of the trained parameters of one component.
 #[derive(Debug)]
-pub struct Optimizer {
-    /// Name, parameter and moments: the velocity, or the mean gradient and the mean squared gradient.
-    vars: Vec<(String, Var, Vec<Vec<f32>>)>,
+pub struct Optimizer<B: Backend = Cpu> {
     config: OptimConfig,
+    /// The velocity, or the mean gradient and the mean squared gradient, in the layout of the parameters.
+    moments: Vec<B::Array>,
     num_steps: u64,
 }
 
 impl Optimizer {
-    /// Returns an optimiser of all trainable parameters of `params`.
-    pub fn new(params: &Params, config: &OptimConfig) -> Self {
+    /// Returns an optimiser of the trained parameters of a network.
+    ///
+    /// # Errors
+    /// When memory for the moments cannot be allocated.
+    pub fn new(config: &OptimConfig, network: &Training) -> Result<Self> {
+        Self::of(config, network.params())
+    }
+
+    /// Updates every parameter with learning rate `lr` and the gradients of the last backward pass, which are clipped as
+    /// the settings say. Returns their norm before clipping; if it is not finite, nothing is updated.
+    ///
+    /// # Errors
+    /// When `network` is another than the optimiser was made for.
+    pub fn step(&mut self, network: &mut Training, lr: f64) -> Result<f64> {
+        let mut guard = Cpu.guard()?;
+        network.params().measure(&mut guard, self.config.clip_norm, &[])?;
+        self.update(network.params_mut(), lr, &guard, true)?;
+        Ok(Cpu.read_guard(&guard)?.norm)
+    }
+}
+
+impl<B: Backend> Optimizer<B> {
+    /// Returns an optimiser of the trained parameters of `params`.
+    pub(crate) fn of(config: &OptimConfig, params: &DeviceParams<B>) -> Result<Self> {
         let num_moments = match config.kind {
             OptimKind::Sgd => 1,
             OptimKind::AdamW => 2,
         };
-        let moments = |var: &Var| (0..num_moments).map(|_| vec![0.0; var.elem_count()]).collect();
-        let vars = params.trainable().map(|(name, var)| (name.to_owned(), var.clone(), moments(var))).collect();
-        Self { vars, config: config.clone(), num_steps: 0 }
+        let moments = (0..num_moments).map(|_| params.backend().zeros(params.len(Group::Trained)));
+        Ok(Self { config: config.clone(), moments: moments.collect::<Result<_>>()?, num_steps: 0 })
+    }
+
+    /// Updates every parameter with learning rate `lr` and its gradient, unless the guard found the step not finite;
+    /// `is_clipped` says whether the guard's clipping factor scales the gradients.
+    pub(crate) fn update(
+        &mut self,
+        params: &mut DeviceParams<B>,
+        lr: f64,
+        guard: &B::Guard,
+        is_clipped: bool,
+    ) -> Result<()> {
+        self.num_steps += 1;
+        let OptimConfig { momentum, weight_decay, betas, .. } = self.config;
+        let (backend, grad_scale, num_steps) = (params.backend().clone(), 1.0, self.num_steps);
+        let update = params.update(guard, is_clipped);
+        match self.moments.as_mut_slice() {
+            [velocity] => backend.sgd(update, velocity, SgdStep { lr, momentum, weight_decay, grad_scale }),
+            [mean, square] => {
+                let step = AdamWStep { lr, betas, weight_decay, grad_scale, num_steps };
+                backend.adamw(update, [mean, square], step)
+            }
+            moments => bail!("optimizer: {} moments", moments.len()),
+        }
     }
 
     /// Returns the state: the moments of every parameter, `NAME.0` and, for AdamW, `NAME.1`, and the number of steps.
-    ///
-    /// # Errors
-    /// When memory for the copies cannot be allocated.
-    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+    /// Waits for the device.
+    pub(crate) fn state(&self, params: &DeviceParams<B>) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::from([(NUM_STEPS.to_owned(), Tensor::new(&[self.num_steps as i64], &Device::Cpu)?)]);
-        for (name, var, moments) in &self.vars {
-            for (i, moment) in moments.iter().enumerate() {
-                state.insert(format!("{name}.{i}"), Tensor::from_slice(moment, var.shape(), &Device::Cpu)?);
-            }
+        for (i, moment) in self.moments.iter().enumerate() {
+            let named = params.named(moment, Group::Trained)?.into_iter();
+            state.extend(named.map(|(name, tensor)| (format!("{name}.{i}"), tensor)));
         }
         Ok(state)
     }
 
-    /// Loads the [`Self::state`] of an optimiser of the same parameters and rule, all or nothing.
+    /// Loads the [`Self::state`] of an optimiser of the same parameters and rule, on any device, all or nothing.
     ///
     /// # Errors
-    /// When a tensor is missing, unexpected or of another shape.
-    pub fn load(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        let get = |name: &str| state.get(name).ok_or_else(|| candle_core::Error::msg(format!("optimizer: no {name}")));
-        let mut loaded = Vec::new();
-        for (name, var, moments) in &self.vars {
-            for i in 0..moments.len() {
-                let moment = get(&format!("{name}.{i}"))?;
-                if moment.shape() != var.shape() {
-                    bail!("optimizer: {name}.{i}: expected the shape {:?}, found {:?}", var.shape(), moment.shape());
-                }
-                loaded.push(moment.flatten_all()?.to_vec1::<f32>()?);
-            }
+    /// When a tensor is missing, unexpected or of another size.
+    pub(crate) fn load(&mut self, state: &BTreeMap<String, Tensor>, params: &DeviceParams<B>) -> Result<()> {
+        let mut left = state.clone();
+        let mut take =
+            |name: &str| left.remove(name).ok_or_else(|| candle_core::Error::msg(format!("optimizer: no {name}")));
+        let num_steps = num_steps("optimizer", &take(NUM_STEPS)?)?;
+        let laid_out = |i| params.laid_out(Group::Trained, |name| take(&format!("{name}.{i}")));
+        let loaded = (0..self.moments.len()).map(laid_out).collect::<Result<Vec<_>>>()?;
+        if !left.is_empty() {
+            let found = state.len() - 1;
+            bail!("optimizer: expected {} moments, found {found}: saved by another update rule", found - left.len());
         }
-        if state.len() != loaded.len() + 1 {
-            bail!(
-                "optimizer: expected {} moments, found {}: saved by another update rule",
-                loaded.len(),
-                state.len().saturating_sub(1)
-            );
-        }
-        self.num_steps = num_steps("optimizer", get(NUM_STEPS)?)?;
-        let mut loaded = loaded.into_iter();
-        for moment in self.vars.iter_mut().flat_map(|(.., moments)| moments) {
-            *moment = loaded.next().expect("one was loaded for each");
-        }
-        Ok(())
-    }
-
-    /// Updates every parameter with learning rate `lr` and its gradient times `grad_scale`.
-    ///
-    /// # Errors
-    /// When `gradients` are of other parameters; then nothing is updated.
-    pub fn step(&mut self, gradients: &Gradients, lr: f64, grad_scale: f64) -> Result<()> {
-        if !gradients.names().eq(self.vars.iter().map(|(name, ..)| name.as_str())) {
-            bail!("optimizer: the gradients are not those of its {} parameters", self.vars.len());
-        }
-        self.num_steps += 1;
-        let OptimConfig { momentum, weight_decay, betas, .. } = self.config;
-        for (name, var, moments) in &mut self.vars {
-            gradients.read(name, |grad| match moments.as_mut_slice() {
-                [mean, square] => {
-                    let step = AdamWStep { lr, betas, weight_decay, grad_scale, num_steps: self.num_steps };
-                    adamw_step(var, [mean, square], grad, step)
-                }
-                moments => {
-                    let step = SgdStep { lr, momentum, weight_decay, grad_scale };
-                    moments.iter_mut().try_for_each(|velocity| sgd_step(var, velocity, grad, step))
-                }
-            })??;
-        }
-        Ok(())
+        self.num_steps = num_steps;
+        self.moments.iter_mut().zip(loaded).try_for_each(|(moment, values)| params.backend().write(moment, &values))
     }
 }
 
 /// Reads the number of steps from the state of an optimiser or of a weight average; `what` names it in errors.
-pub(crate) fn num_steps(what: &str, tensor: &Tensor) -> Result<u64> {
+pub(super) fn num_steps(what: &str, tensor: &Tensor) -> Result<u64> {
     match tensor.to_vec1::<i64>()?.as_slice() {
         &[num] if num >= 0 => Ok(num as u64),
         found => bail!("{what}: {NUM_STEPS}: expected one number, 0 or more, found {found:?}"),
     }
 }
 
-/// Returns the L2 norm of all gradients together (PyTorch's `clip_grad_norm_`); blocks are added in f64.
-///
-/// # Errors
-/// When a gradient cannot be read.
-pub fn grad_norm(gradients: &Gradients) -> Result<f64> {
-    let sums = gradients.names().map(|name| gradients.read(name, sum_of_squares)).collect::<Result<Vec<_>>>()?;
-    Ok(sums.iter().sum::<f64>().sqrt())
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::Path;
 
-/// Returns the factor that scales gradients of norm `norm` to at most `max_norm`: PyTorch's
-/// `min(1, max_norm / (norm + 1e-6))`; 1 if `max_norm` is 0.
-pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
-    if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
+    use super::*;
+    use crate::nn::{Init, Params};
+    use crate::testing::{Tol, assert_close, fill};
+
+    /// Tensors that `tests/fixtures/losses.py` made with PyTorch.
+    fn fixture(name: &str) -> Result<HashMap<String, Tensor>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        candle_core::safetensors::load(folder.join(name).with_extension("safetensors"), &Device::Cpu)
+    }
+
+    /// Ten parameters `p` as in the fixtures.
+    fn start() -> Result<DeviceParams<Cpu>> {
+        let mut params = Params::new(candle_core::DType::F32, &Device::Cpu, 0);
+        params.root().sub("layer").param("p", 10, Init::Const(0.0))?;
+        params.load(&[("layer.p".to_owned(), fill("p", &[10], -1.0, 1.0)?)].into())?;
+        DeviceParams::new(&Cpu, params.parts(), BTreeMap::new())
+    }
+
+    /// Makes an update with the gradient that the fixtures have in `step`; returns the gradient's norm.
+    fn update(params: &mut DeviceParams<Cpu>, optimizer: &mut Optimizer, step: usize, lr: f64) -> Result<f64> {
+        let gradient = fill(&format!("g{step}"), &[10], -1.0, 1.0)?.to_dtype(candle_core::DType::F32)?.to_vec1()?;
+        params.write_grad("layer", "p", |grad| grad.copy_from_slice(&gradient))?;
+        let mut guard = Cpu.guard()?;
+        params.measure(&mut guard, optimizer.config.clip_norm, &[])?;
+        optimizer.update(params, lr, &guard, true)?;
+        Ok(Cpu.read_guard(&guard)?.norm)
+    }
+
+    #[test]
+    fn sgd_and_clipping_are_those_of_pytorch() -> Result<()> {
+        let fixture = fixture("sgd")?;
+        for (file, clip_norm) in [("params", 0.0), ("params_clipped", 0.5)] {
+            let mut params = start()?;
+            let config = OptimConfig { weight_decay: 5e-4, clip_norm, ..OptimConfig::default() };
+            let mut sgd = Optimizer::of(&config, &params)?;
+            for step in 0..3 {
+                let norm = update(&mut params, &mut sgd, step, 0.1)?;
+                let expected = fixture["grad_norm"].get(step)?.to_scalar::<f64>()?;
+                assert!((norm - expected).abs() <= 1e-6, "norm {norm}, expected {expected}");
+                let found = &params.state()?["layer.p"];
+                assert_close(&format!("{file} after step {step}"), found, &fixture[file].get(step)?, Tol::F32)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn adamw_is_that_of_pytorch() -> Result<()> {
+        let (fixture, mut params) = (fixture("adamw")?, start()?);
+        let config =
+            OptimConfig { kind: OptimKind::AdamW, weight_decay: 0.05, clip_norm: 0.0, ..OptimConfig::default() };
+        let mut adamw = Optimizer::of(&config, &params)?;
+        for step in 0..4 {
+            update(&mut params, &mut adamw, step, 0.01)?;
+            let found = &params.state()?["layer.p"];
+            assert_close(&format!("after step {step}"), found, &fixture["params"].get(step)?, Tol::F32)?;
+        }
+        let other = Optimizer::of(&OptimConfig::default(), &params)?.state(&params)?;
+        let error = adamw.load(&other, &params).unwrap_err().to_string();
+        assert!(error.contains("optimizer: no layer.p.1"), "{error}");
+        let mut sgd = Optimizer::of(&OptimConfig::default(), &params)?;
+        let error = sgd.load(&adamw.state(&params)?, &params).unwrap_err().to_string();
+        assert!(error.contains("expected 1 moments, found 2: saved by another update rule"), "{error}");
+        Ok(())
+    }
 }

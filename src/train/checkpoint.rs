@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::losses::MarginHead;
 use crate::models::{BACKBONE_FILE, Loaded, Model, save_model};
 use crate::weights::{TensorFile, read_pytorch, read_safetensors, write_safetensors};
 
 /// File name of the head beside the backbone; the published code calls it header.
-pub(super) const HEADER_FILE: &str = "header.safetensors";
+const HEADER_FILE: &str = "header.safetensors";
 /// Key of the names of the identities in the metadata of the head's file: a JSON list, by class.
 const IDENTITIES: &str = "identities";
 /// Name of the class centres among the head's parameters.
@@ -101,25 +100,23 @@ impl Checkpoint {
 }
 
 /// Writes `backbone.safetensors` to `folder`, which is created if necessary, and `header.safetensors` if class centres
-/// were trained, with the names of their `identities`. Without them, an old `header.safetensors` is removed, since it
+/// were trained, with the names of their identities. Without them, an old `header.safetensors` is removed, since it
 /// belongs to a different backbone.
 ///
 /// # Errors
 /// When the folder cannot be created or written to; older files stay intact.
-pub fn save_checkpoint(
-    folder: &Path,
-    backbone: &Model,
-    head: Option<&MarginHead>,
-    identities: &[String],
-) -> Result<()> {
+pub fn save_checkpoint(folder: &Path, backbone: &Model, header: Option<&Header>) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let header = folder.join(HEADER_FILE);
-    if head.is_none() && header.exists() {
-        std::fs::remove_file(&header).map_err(Error::io(&header))?;
+    let path = folder.join(HEADER_FILE);
+    if header.is_none() && path.exists() {
+        std::fs::remove_file(&path).map_err(Error::io(&path))?;
     }
     save_model(&folder.join(BACKBONE_FILE), backbone, DType::F32)?;
-    let Some(head) = head else { return Ok(()) };
-    let names = serde_json::to_string(identities).map_err(|e| Error::Config(e.to_string()))?;
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned()), (IDENTITIES.to_owned(), names)]);
-    write_safetensors(&header, &head.params().state()?, &metadata)
+    let Some(Header { tensors, identities }) = header else { return Ok(()) };
+    let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    if let Some(identities) = identities {
+        let names = serde_json::to_string(identities).map_err(|e| Error::Config(e.to_string()))?;
+        metadata.insert(IDENTITIES.to_owned(), names);
+    }
+    write_safetensors(&path, tensors, &metadata)
 }

@@ -4,15 +4,18 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use candle_core::Device;
+
 use super::arm::Arm;
-use super::checkpoint::{Checkpoint, save_checkpoint};
+use super::checkpoint::{Checkpoint, KERNEL, save_checkpoint};
 use super::config::{Config, Start};
 use super::guards::Guards;
 use super::outcome::Event;
 use super::records::{Records, Speed, StepRecord};
 use super::run::Experiment;
 use super::state::{Position, TrainState, states_folder};
-use super::step::{StepReport, Trainer};
+use super::step::StepReport;
+use super::trainer::Trainer;
 use crate::data::{AugmentConfig, Dataset, Loader, Transform};
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -54,20 +57,18 @@ impl Experiment {
     /// Saves a training checkpoint.
     fn save_state(
         &self,
-        trainer: &mut Trainer,
+        trainer: &Trainer,
         inputs: &str,
         position: &mut Position,
         records: &mut Records,
     ) -> Result<()> {
-        position.last_loss = Some(trainer.synchronise()?.loss).filter(|loss| loss.is_finite()).or(position.last_loss);
-        position.dropout_words = trainer.student.dropout().map_or(0, |dropout| dropout.num_words());
+        position.last_loss = Some(trainer.report()?.loss).filter(|loss| loss.is_finite()).or(position.last_loss);
+        position.dropout_words = trainer.dropout_words();
         let state = TrainState {
             position: position.clone(),
             settings: self.config.to_toml()?,
             inputs: Some(inputs.to_owned()),
-            backbone: trainer.student.params().state()?,
-            head: trainer.any_head().params().state()?,
-            others: trainer.state()?,
+            tensors: trainer.state()?,
         };
         records.flush()?;
         let folder = states_folder(&self.arm_folder(position.arm));
@@ -90,8 +91,8 @@ impl Experiment {
         Ok(loader.on_broken(config.data.on_broken))
     }
 
-    /// Trains an arm from `position`, or from its first step. Returns the final position and, if HG starts from it, the
-    /// LG student at HG's first epoch.
+    /// Trains an arm from `position`, or from its first step. Returns the final position and weights and, if HG starts
+    /// from it, the LG student at HG's first epoch.
     pub(super) fn train(
         &self,
         arm: Arm,
@@ -100,7 +101,7 @@ impl Experiment {
         start: Option<&Checkpoint>,
         position: Option<Position>,
         on: &mut dyn FnMut(Event),
-    ) -> Result<(Position, Option<Checkpoint>)> {
+    ) -> Result<(Position, Checkpoint, Option<Checkpoint>)> {
         let (config, train, loader) = (&self.config, self.train_set(arm), self.loader(arm)?);
         let (epochs, per_epoch) = (config.epochs(arm), loader.num_batches());
         on(Event::Start {
@@ -111,7 +112,7 @@ impl Experiment {
             num_identities: train.num_identities(),
             num_skipped_identities: train.num_skipped_identities(),
         });
-        let identities = train.identity_names();
+        let header = |trainer: &Trainer| trainer.header(train.identity_names());
         let mut at = position.unwrap_or_else(|| Position::start(arm, epochs.start));
         let folder = self.arm_folder(arm);
         let mut records = Records::open(&folder, at.step)?;
@@ -130,33 +131,31 @@ impl Experiment {
             }
             if keeps_lg && (at.epoch, at.batch) == (config.train.hg_first_epoch, 0) {
                 // Saved so that a later run can start HG from it.
-                trainer.synchronise()?;
-                trainer.save(&self.lg_folder(), &identities)?;
+                save_checkpoint(&self.lg_folder(), &trainer.evaluated()?, header(trainer)?.as_ref())?;
                 lg = Some(self.saved(&self.lg_folder())?);
             }
             self.epoch(trainer, &loader, (&mut session, &mut at, &mut records), on)?;
             (at.epoch, at.batch) = (at.epoch + 1, 0);
             self.save_state(trainer, inputs, &mut at, &mut records)?;
-            let centres = trainer.head().and_then(|head| head.params().get("kernel"));
+            let centres = header(trainer)?.and_then(|mut header| header.tensors.remove(KERNEL));
             let name = |class: usize| train.identity_name(class as u32);
             for said in session.guards.epoch(centres.as_ref(), at.epoch == epochs.start + 1, name)? {
                 on(Event::Notice(format!("epoch {}: {said}", at.epoch - 1)));
             }
             if at.epoch < epochs.end {
-                trainer.save(&folder, &identities)?;
+                save_checkpoint(&folder, &trainer.evaluated()?, header(trainer)?.as_ref())?;
                 if self.is_stopped() {
                     return Err(Error::Stopped { arm: arm.name().to_owned(), step: at.step });
                 }
             }
         }
-        trainer.synchronise()?;
-        self.conclude(trainer, &at, on)?;
+        let mut last = self.conclude(trainer, &at, on)?;
         if let Some(start) = start.filter(|_| config.train.start_share > 0.0) {
-            blend(&trainer.student, &start.backbone, config.train.start_share)?;
+            last.backbone = blend(&last.backbone, &start.backbone, config.train.start_share)?;
         }
-        save_checkpoint(&folder, &trainer.student, trainer.head(), &identities)?;
+        save_checkpoint(&folder, &last.backbone, last.header.as_ref())?;
         records.flush()?;
-        Ok((at, lg))
+        Ok((at, last, lg))
     }
 
     /// Runs the remaining steps of an epoch.
@@ -315,11 +314,12 @@ fn diagnosis(num: usize, step: usize, report: &StepReport) -> String {
     )
 }
 
-/// Replaces the float weights of `model` by `(1 - share) * model + share * start`; counters stay unchanged.
-fn blend(model: &Model, start: &Model, share: f64) -> Result<()> {
+/// Returns `model` with the float weights `(1 - share) * model + share * start`; counters stay unchanged.
+fn blend(model: &Model, start: &Model, share: f64) -> Result<Model> {
     let (mut state, start) = (model.params().state()?, start.params().state()?);
     for (name, weights) in state.iter_mut().filter(|(_, t)| t.dtype().is_float()) {
         *weights = ((&*weights * (1.0 - share))? + (&start[name] * share)?)?;
     }
-    Ok(model.params().load(&state)?)
+    let blended = Model::frozen(model.config(), state, &Device::Cpu)?;
+    Ok(blended.with_preprocessing(model.preprocessing().clone()).on(model.machine()))
 }

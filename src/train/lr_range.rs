@@ -84,7 +84,7 @@ impl Experiment {
             let lr = low * (high / low).powf(i as f64 / (num_steps - 1) as f64);
             trainer.step(batch?, i as u64, lr * scale)?;
             // On a GPU `step` does not wait for the loss.
-            let report = trainer.synchronise()?;
+            let report = trainer.report()?;
             on(Event::Step { step: i + 1, epoch: 0, report: &report, images_per_s: f64::NAN, wait_share: f64::NAN });
             mean = SMOOTHING * mean + (1.0 - SMOOTHING) * report.loss;
             let smoothed = mean / (1.0 - SMOOTHING.powi(i as i32 + 1));

@@ -4,20 +4,12 @@ mod arm;
 mod centres;
 mod checkpoint;
 mod config;
-mod ema;
 mod epochs;
 mod evaluation;
-mod figures;
 mod folder;
-#[cfg(any(test, feature = "cuda"))]
-mod gpu_ema;
 mod guards;
 mod inputs;
 mod lr_range;
-mod on_cpu;
-#[cfg(any(test, feature = "cuda"))]
-mod on_gpu;
-mod others;
 mod outcome;
 mod presets;
 mod records;
@@ -27,6 +19,7 @@ mod runs;
 mod start;
 mod state;
 mod step;
+mod trainer;
 mod watch;
 
 pub use arm::Arm;
@@ -43,5 +36,6 @@ pub use rehearsal::{MemoryEstimate, Rehearsal};
 pub use run::{CONFIG_FILE, Experiment};
 pub use runs::{Progressed, Provenance, Run};
 pub use state::{Position, TrainState, states_folder};
-pub use step::{StepConfig, StepReport, Trainer};
+pub use step::{StepConfig, StepReport};
+pub use trainer::{State, Trainer};
 pub use watch::{Best, WatchConfig};

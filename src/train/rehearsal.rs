@@ -11,10 +11,9 @@ use super::checkpoint::Checkpoint;
 use super::outcome::Event;
 use super::run::Experiment;
 use super::start::Origin;
-use super::step::Trainer;
+use super::trainer::Trainer;
 use crate::error::Result;
 use crate::models::Model;
-use crate::nn::Params;
 use crate::optim::OptimKind;
 
 /// Warm-up steps before the measurement; they allocate memory and pack filters.
@@ -76,7 +75,7 @@ impl Experiment {
         let mut batches = (0..).flat_map(|epoch| loader.epoch(epoch));
         for taken in 0..WARM_UP + num_steps {
             if taken == WARM_UP {
-                trainer.synchronise()?;
+                trainer.report()?;
                 (began, waited) = (Instant::now(), 0.0);
             }
             let asked = Instant::now();
@@ -93,7 +92,7 @@ impl Experiment {
                 without_gradient = trainer.without_gradient().to_vec();
             }
         }
-        trainer.synchronise()?;
+        trainer.report()?;
         let elapsed = began.elapsed().as_secs_f64();
         Ok(Rehearsal {
             arm,
@@ -140,17 +139,11 @@ impl Experiment {
 
     fn memory(&self, arm: Arm, trainer: &Trainer, teacher: &Checkpoint) -> MemoryEstimate {
         let config = &self.config;
-        let of = |params: &Params| -> (usize, usize) {
-            let all = params.shapes().values().map(|shape| shape.iter().product::<usize>()).sum();
-            (all, params.trainable().map(|(_, var)| var.elem_count()).sum())
-        };
-        let student = &trainer.student;
-        let (all, trained) = of(student.params());
+        let [all, trained, centres] = trainer.num_elements();
         let moments = match config.optim.kind {
             OptimKind::Sgd => 1,
             OptimKind::AdamW => 2,
         };
-        let (centres, _) = of(trainer.any_head().params());
         let parts = config.train.accumulate;
         let num_images = config.loader.batch_size / parts;
         let waiting = config.loader.threads * (config.loader.prefetch + 1) + 1;
@@ -160,8 +153,16 @@ impl Experiment {
             weights: 4 * all * if config.train.ema > 0.0 { 2 } else { 1 },
             gradients: 4 * trained * sums,
             optimizer: 4 * trained * moments,
-            head: if trainer.head().is_some() { 4 * centres * (1 + sums + moments) } else { 4 * centres },
-            teacher: if config.distill.of(arm).lambda > 0.0 { 4 * of(teacher.backbone.params()).0 } else { 0 },
+            head: if config.distill.of(arm).margin_weight > 0.0 {
+                4 * centres * (1 + sums + moments)
+            } else {
+                4 * centres
+            },
+            teacher: if config.distill.of(arm).lambda > 0.0 {
+                4 * teacher.backbone.params().num_parameters()
+            } else {
+                0
+            },
             activations: trainer.activation_bytes(num_images),
             images: 2 * image * config.loader.batch_size * waiting,
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use candle_core::{Device, Tensor};
 
 use super::arm::Arm;
-use super::checkpoint::{Checkpoint, Header};
+use super::checkpoint::Checkpoint;
 use super::config::{Config, Start};
 use super::epochs::remove_states;
 use super::folder::RunFolder;
@@ -332,13 +332,10 @@ impl Experiment {
         let mut trainer =
             self.trainer(arm, teacher.map(|t| &t.backbone), start, state.as_ref(), &mut trained.centres, on)?;
         let start = start.map(|(_, weights)| weights);
-        let (position, lg) = self.train(arm, inputs, &mut trainer, start, state.map(|state| state.position), on)?;
+        let (position, checkpoint, lg) =
+            self.train(arm, inputs, &mut trainer, start, state.map(|state| state.position), on)?;
+        drop(trainer);
         let Position { step: num_steps, seconds, num_skipped, last_loss, best, .. } = position;
-        let backbone = trainer.frozen(trainer.student.params().state()?)?;
-        let identities = Some(self.train_set(arm).identity_names());
-        let header = trainer.head().map(|head| Ok::<_, Error>(Header { tensors: head.params().state()?, identities }));
-        let header = header.transpose()?;
-        let checkpoint = Checkpoint { name: arm.name().to_owned(), backbone, header };
         let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, Some(&self.scores_folder(arm)), on)?;
         match arm {
             Arm::Teacher => trained.teacher = Some(checkpoint),

@@ -13,7 +13,7 @@ use super::inputs::ChangedData;
 use super::outcome::Event;
 use super::run::Experiment;
 use super::state::TrainState;
-use super::step::Trainer;
+use super::trainer::Trainer;
 use crate::error::{Error, Result};
 use crate::losses::MarginHead;
 use crate::models::Model;
@@ -158,16 +158,12 @@ impl Experiment {
                 }
             }
         }
-        if let Some(state) = state {
-            student.params().load(&state.backbone)?;
-            head.params().load(&state.head)?;
-            if let Some(dropout) = student.dropout() {
-                dropout.skip_to(state.position.dropout_words);
-            }
+        if let (Some(state), Some(dropout)) = (state, student.dropout()) {
+            dropout.skip_to(state.position.dropout_words);
         }
         let mut trainer = Trainer::new(student, head, teacher, &config.step(arm))?;
         if let Some(state) = state {
-            trainer.load_state(&state.others)?;
+            trainer.load_state(&state.tensors)?;
         }
         Ok(trainer)
     }

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::checkpoint::HEADER_FILE;
+use super::trainer::State;
 use super::watch::Best;
 use crate::error::{Error, Result};
 use crate::files::{UNFINISHED, remove_unfinished, sha256, sync_folder, write_atomic};
-use crate::models::BACKBONE_FILE;
 use crate::weights::{read_safetensors, write_safetensors};
 
 /// File with the position, the settings and the SHA-256 of the other files; written last.
@@ -81,12 +79,8 @@ pub struct TrainState {
     pub settings: String,
     /// Digest of the data and given weights; none in checkpoints of versions that did not record it.
     pub inputs: Option<String>,
-    /// The backbone's parameters and running statistics.
-    pub backbone: BTreeMap<String, Tensor>,
-    /// The head's parameters.
-    pub head: BTreeMap<String, Tensor>,
-    /// State of the optimisers, and the moving average and projection if there are any, by file name.
-    pub others: BTreeMap<String, BTreeMap<String, Tensor>>,
+    /// State of the trainer.
+    pub tensors: State,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -139,9 +133,8 @@ impl TrainState {
         let unfinished = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(folder).map_err(Error::io(folder))?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let mut files = BTreeMap::new();
-        let others = self.others.iter().map(|(name, tensors)| (format!("{name}.{EXTENSION}"), tensors));
-        let parts = [(BACKBONE_FILE.to_owned(), &self.backbone), (HEADER_FILE.to_owned(), &self.head)];
-        for (name, tensors) in parts.into_iter().chain(others) {
+        for (name, tensors) in &self.tensors {
+            let name = format!("{name}.{EXTENSION}");
             let path = unfinished.path().join(&name);
             write_safetensors(&path, tensors, &metadata)?;
             files.insert(name, sha256(&path)?);
@@ -192,16 +185,15 @@ impl TrainState {
             }
             Ok(read_safetensors(&path)?.tensors)
         };
-        let (backbone, head) = (part(BACKBONE_FILE)?, part(HEADER_FILE)?);
-        let mut others = BTreeMap::new();
-        for file in state.files.keys().filter(|name| ![BACKBONE_FILE, HEADER_FILE].contains(&name.as_str())) {
+        let mut tensors = State::new();
+        for file in state.files.keys() {
             match file.strip_suffix(EXTENSION).and_then(|name| name.strip_suffix('.')) {
-                Some(name) if !name.contains(['/', '\\']) => others.insert(name.to_owned(), part(file)?),
+                Some(name) if !name.contains(['/', '\\']) => tensors.insert(name.to_owned(), part(file)?),
                 _ => return Err(wrong(format!("expected names of {EXTENSION} files in its folder, found {file}"))),
             };
         }
         let StateFile { position, settings, inputs, .. } = state;
-        Ok(Self { position, settings, inputs, backbone, head, others })
+        Ok(Self { position, settings, inputs, tensors })
     }
 }
 
@@ -217,7 +209,7 @@ fn steps(folder: &Path) -> BTreeMap<usize, PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     use super::*;
 
@@ -241,9 +233,12 @@ mod tests {
             },
             settings: "seed = 0".to_owned(),
             inputs: Some("a digest".to_owned()),
-            backbone: tensors(step as f64),
-            head: tensors(2.0),
-            others: BTreeMap::from([("optimizer".to_owned(), tensors(3.0)), ("ema".to_owned(), tensors(4.0))]),
+            tensors: State::from([
+                ("backbone".to_owned(), tensors(step as f64)),
+                ("header".to_owned(), tensors(2.0)),
+                ("optimizer".to_owned(), tensors(3.0)),
+                ("ema".to_owned(), tensors(4.0)),
+            ]),
         }
     }
 
@@ -264,8 +259,8 @@ mod tests {
         let (found, _) = TrainState::newest(&folder).unwrap();
         let found = found.unwrap();
         assert_eq!(found.position, state(200).position);
-        assert_eq!(found.others["ema"]["w"].to_vec2::<f32>().unwrap(), [[4.0; 3]; 2]);
-        assert_eq!(found.backbone["w"].to_vec2::<f32>().unwrap(), [[200.0; 3]; 2]);
+        assert_eq!(found.tensors["ema"]["w"].to_vec2::<f32>().unwrap(), [[4.0; 3]; 2]);
+        assert_eq!(found.tensors["backbone"]["w"].to_vec2::<f32>().unwrap(), [[200.0; 3]; 2]);
         // Saving the same step again changes nothing.
         state(200).save(&folder, 2).unwrap();
         assert_eq!(newest(&folder), (Some(200), 0));
@@ -278,17 +273,21 @@ mod tests {
         state(1).save(folder, 3).unwrap();
         state(2).save(folder, 3).unwrap();
         let path = folder.join("step-000000002");
-        for file in [BACKBONE_FILE, HEADER_FILE, "optimizer.safetensors", "ema.safetensors", STATE_FILE] {
-            let whole = std::fs::read(path.join(file)).unwrap();
+        for file in ["backbone", "header", "optimizer", "ema"]
+            .map(|name| format!("{name}.{EXTENSION}"))
+            .into_iter()
+            .chain([STATE_FILE.to_owned()])
+        {
+            let whole = std::fs::read(path.join(&file)).unwrap();
             for changed in
                 [whole[..whole.len() - 1].to_vec(), Vec::new(), [&whole[..9], &[whole[9] ^ 1], &whole[10..]].concat()]
             {
-                std::fs::write(path.join(file), changed).unwrap();
+                std::fs::write(path.join(&file), changed).unwrap();
                 assert_eq!(newest(folder), (Some(1), 1), "{file}");
             }
-            std::fs::remove_file(path.join(file)).unwrap();
+            std::fs::remove_file(path.join(&file)).unwrap();
             assert_eq!(newest(folder), (Some(1), 1), "{file}");
-            std::fs::write(path.join(file), whole).unwrap();
+            std::fs::write(path.join(&file), whole).unwrap();
             assert_eq!(newest(folder), (Some(2), 0), "{file}");
         }
         // A killed process's temporary folder is not a checkpoint and is removed.

@@ -1,30 +1,7 @@
-//! One training step: forward passes of teacher and student, losses, gradients, update.
+//! Settings and figures of a training step.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
-use candle_core::{Device, Tensor};
-
-use super::checkpoint::save_checkpoint;
-use super::on_cpu::CpuTrainer;
-#[cfg(any(test, feature = "cuda"))]
-use super::on_gpu::GpuTrainer;
-use super::others::Others;
-use crate::data::Batch;
-use crate::losses::{DistillConfig, MarginHead};
-use crate::models::Model;
+use crate::losses::DistillConfig;
 use crate::optim::OptimConfig;
-
-/// Trains a student and its head, optionally with a teacher to distil from.
-pub struct Trainer<'a> {
-    /// The backbone in training. On a GPU its weights are those of the last call of [`Self::synchronise`].
-    pub student: Model,
-    head: MarginHead,
-    trains_head: bool,
-    /// Report of the last step whose figures are known.
-    report: StepReport,
-    engine: Engine<'a>,
-}
 
 /// Settings of the training step. The default is the published recipe without a teacher.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,13 +44,6 @@ impl StepConfig {
     }
 }
 
-/// The implementation of the training step.
-enum Engine<'a> {
-    Cpu(Box<CpuTrainer<'a>>),
-    #[cfg(any(test, feature = "cuda"))]
-    Gpu(Box<GpuTrainer>),
-}
-
 /// Figures of one training step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
@@ -98,157 +68,14 @@ pub struct StepReport {
     pub is_skipped: bool,
 }
 
-impl<'a> Engine<'a> {
-    /// Returns the implementation for the student's machine.
-    fn new(student: &Model, head: &MarginHead, teacher: Option<&'a Model>, config: &StepConfig) -> crate::Result<Self> {
-        #[cfg(any(test, feature = "cuda"))]
-        if student.machine().gpu().is_some() {
-            return Ok(Self::Gpu(Box::new(GpuTrainer::new(student, head, teacher, config)?)));
-        }
-        Ok(Self::Cpu(Box::new(CpuTrainer::new(student, head, teacher, config)?)))
-    }
-}
-
-impl<'a> Trainer<'a> {
-    /// Returns a trainer on the student's machine, where the teacher must be too. The teacher is used if the
-    /// distillation loss has a weight. If its embeddings have a different length from the student's, a
-    /// [`Projection`](crate::losses::Projection) is trained with the student.
-    ///
-    /// # Errors
-    /// When memory for the optimisers cannot be allocated, the teacher is missing or has a different input size, or the
-    /// machine does not support a network or a setting of `config`.
-    pub fn new(
-        student: Model,
-        head: MarginHead,
-        teacher: Option<&'a Model>,
-        config: &StepConfig,
-    ) -> crate::Result<Self> {
-        let teacher = if config.distill.lambda > 0.0 {
-            let wrong = |what: String| Err(crate::Error::Training(what));
-            let Some(teacher) = teacher else { return wrong("distillation needs a teacher".into()) };
-            let (t, s) = (teacher.config().input_size, student.config().input_size);
-            if t != s {
-                return wrong(format!("the teacher sees images of {t} pixels, the student of {s}"));
-            }
-            Some(teacher)
-        } else {
-            None
-        };
-        let engine = Engine::new(&student, &head, teacher, config)?;
-        let trains_head = config.distill.margin_weight > 0.0;
-        Ok(Self { student, head, trains_head, report: StepReport::default(), engine })
-    }
-
-    /// Returns the classification head in training; none if the margin loss has weight 0.
-    pub fn head(&self) -> Option<&MarginHead> {
-        self.trains_head.then_some(&self.head)
-    }
-
-    /// Returns the head, whether or not it is trained.
-    pub(super) fn any_head(&self) -> &MarginHead {
-        &self.head
-    }
-
-    /// Trains on one batch with learning rate `lr`; `step` counts from 0 and seeds the margins. Returns the step's
-    /// figures. On a GPU, which runs asynchronously, only every 20th step returns them.
-    ///
-    /// # Errors
-    /// When a trainable parameter receives no gradient or a tensor operation fails; running statistics may have been
-    /// updated by then, parameters have not. On a GPU also when a loss or gradient was not finite, which is detected
-    /// when figures are read: no such step updated a parameter, but the running statistics are corrupt.
-    pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> crate::Result<Option<StepReport>> {
-        let report = match &mut self.engine {
-            Engine::Cpu(engine) => Some(engine.step(&self.student, &self.head, batch, step, lr)?),
-            #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(engine) => engine.step(&self.student, batch, step, lr)?,
-        };
-        if let Some(report) = &report {
-            self.report = report.clone();
-        }
-        Ok(report)
-    }
-
-    /// Returns the names of the trained parameters whose gradient was zero everywhere in the first step: they do not
-    /// learn. Empty before the first step.
-    pub fn without_gradient(&self) -> &[String] {
-        match &self.engine {
-            Engine::Cpu(engine) => engine.without_gradient.as_deref().unwrap_or_default(),
-            #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(engine) => engine.without_gradient.as_deref().unwrap_or_default(),
-        }
-    }
-
-    /// Returns the approximate peak size, in bytes, of the activations of a mini-batch of `n` images and their
-    /// gradients; none for a network that runs layer by layer, and on a GPU.
-    pub fn activation_bytes(&self, n: usize) -> Option<usize> {
-        match &self.engine {
-            Engine::Cpu(engine) => engine.training.activation_bytes(n),
-            #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(_) => None,
-        }
-    }
-
-    /// Saves the head and the weights used for evaluation: the moving average if one is kept, else the student's.
-    pub(super) fn save(&self, folder: &Path, identities: &[String]) -> crate::Result<()> {
-        let averaged = self.averaged()?;
-        save_checkpoint(folder, averaged.as_ref().unwrap_or(&self.student), self.head(), identities)
-    }
-
-    /// Returns the moving average of the student's weights as a frozen network, if one is kept.
-    ///
-    /// # Errors
-    /// When memory for the network cannot be allocated.
-    pub fn averaged(&self) -> crate::Result<Option<Model>> {
-        let averages = match &self.engine {
-            Engine::Cpu(engine) => engine.averages(&self.student)?,
-            #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(engine) => engine.averages(&self.student)?,
-        };
-        averages.map(|weights| self.frozen(weights)).transpose()
-    }
-
-    /// Returns a frozen copy of the student with these weights.
-    pub(super) fn frozen(&self, weights: BTreeMap<String, Tensor>) -> crate::Result<Model> {
-        let student = &self.student;
-        let model = Model::frozen(student.config(), weights, &Device::Cpu)?;
-        Ok(model.with_preprocessing(student.preprocessing().clone()).on(student.machine()))
-    }
-
-    /// Returns everything that later steps depend on apart from the student and the head, by file: the state of the
-    /// optimisers, the projection and the moving average.
-    ///
-    /// # Errors
-    /// When memory for the copies cannot be allocated.
-    pub(super) fn state(&self) -> crate::Result<Others> {
-        match &self.engine {
-            Engine::Cpu(engine) => engine.state(),
-            #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(engine) => engine.state(),
-        }
-    }
-
-    /// Restores the [`Self::state`] of a trainer with the same settings, on any machine.
-    ///
-    /// # Errors
-    /// When a tensor is missing, unexpected or has the wrong shape.
-    pub(super) fn load_state(&mut self, state: &Others) -> crate::Result<()> {
-        match &mut self.engine {
-            Engine::Cpu(engine) => engine.load_state(state),
-            #[cfg(any(test, feature = "cuda"))]
-            Engine::Gpu(engine) => engine.load_state(state),
-        }
-    }
-
-    /// Copies trained weights from a GPU to the student and the head; on the CPU they are current already. Returns the
-    /// figures of the last step.
-    ///
-    /// # Errors
-    /// On a GPU, when a step had a loss or gradient that was not finite, or the copy fails.
-    pub fn synchronise(&mut self) -> crate::Result<StepReport> {
-        #[cfg(any(test, feature = "cuda"))]
-        if let Engine::Gpu(engine) = &self.engine {
-            self.report = engine.synchronise(&self.student, &self.head)?;
-        }
-        Ok(self.report.clone())
+impl StepReport {
+    /// Computes what follows from the losses and target cosines of a batch of `n` images, and from the sum of the
+    /// directions of their embeddings; `lambda` is the weight of the distillation loss.
+    pub(super) fn conclude(&mut self, directions: &[f64], n: usize, lambda: f64) {
+        self.loss = self.margin_loss + lambda * self.distill_loss;
+        let (n, squares) = (n as f64, directions.iter().map(|v| v * v).sum::<f64>());
+        self.mean_cosine = (n > 1.0).then(|| (squares - n) / (n * (n - 1.0)));
+        let known: Vec<f64> = self.target_cosines.iter().copied().filter(|cosine| !cosine.is_nan()).collect();
+        self.target_cosine = (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64);
     }
 }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::checkpoint::save_checkpoint;
+use super::checkpoint::{Checkpoint, save_checkpoint};
 use super::outcome::Event;
 use super::records::{EvaluationRecord, Records};
 use super::run::Experiment;
 use super::state::Position;
-use super::step::Trainer;
+use super::trainer::Trainer;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Setting, evaluate};
 
@@ -87,47 +87,41 @@ impl Experiment {
     /// Evaluates the weights between two epochs. With early stopping, saves them if they are the best so far.
     pub(super) fn watch(
         &self,
-        trainer: &mut Trainer,
+        trainer: &Trainer,
         at: &mut Position,
         records: &mut Records,
         on: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        trainer.synchronise()?;
-        let averaged = trainer.averaged()?;
-        let model = averaged.as_ref().unwrap_or(&trainer.student);
+        let model = trainer.evaluated()?;
         let (watch, mut config) = (&self.config.watch, self.config.eval.clone());
         // Confidence intervals are computed only at the end of training.
         config.bootstrap.replicates = 0;
         let test = self.splits.watch.as_ref().unwrap_or(&self.splits.test);
-        let evaluation = evaluate(model, test, &config, |done, total| on(Event::Embedded { done, total }))?;
+        let evaluation = evaluate(&model, test, &config, |done, total| on(Event::Embedded { done, total }))?;
         let is_best = watch.note(&evaluation, at);
         if is_best && watch.patience > 0 {
-            let identities = self.train_set(at.arm).identity_names();
-            save_checkpoint(&self.best_folder(at.arm), model, trainer.head(), &identities)?;
+            let header = trainer.header(self.train_set(at.arm).identity_names())?;
+            save_checkpoint(&self.best_folder(at.arm), &model, header.as_ref())?;
         }
         on(Event::Watched { arm: at.arm, epoch: at.epoch, evaluation: &evaluation, is_best });
         records.evaluation(&EvaluationRecord { step: at.step, epoch: at.epoch, evaluation })
     }
 
-    /// Loads the student with its arm's final weights: the best, the moving average, or the last.
-    pub(super) fn conclude(&self, trainer: &Trainer, at: &Position, on: &mut dyn FnMut(Event)) -> Result<()> {
-        if let Some(best) = at.best.filter(|_| self.config.watch.patience > 0) {
-            let checkpoint = self.saved(&self.best_folder(at.arm))?;
-            trainer.student.params().load(&checkpoint.backbone.params().state()?)?;
-            if let (Some(head), Some(header)) = (trainer.head(), &checkpoint.header) {
-                head.params().load(&header.tensors)?;
-            }
-            let Best { epoch, step, eer } = best;
-            let setting = self.config.watch.setting.name();
-            on(Event::Notice(format!(
-                "{}: ends with the weights after epoch {epoch}, step {step}: {setting} EER {:.2} %",
-                at.arm.title(),
-                100.0 * eer
-            )));
-        } else if let Some(averaged) = trainer.averaged()? {
-            trainer.student.params().load(&averaged.params().state()?)?;
-        }
-        Ok(())
+    /// Returns an arm's final weights: the best, the moving average, or the last.
+    pub(super) fn conclude(&self, trainer: &Trainer, at: &Position, on: &mut dyn FnMut(Event)) -> Result<Checkpoint> {
+        let name = at.arm.name().to_owned();
+        let Some(best) = at.best.filter(|_| self.config.watch.patience > 0) else {
+            let header = trainer.header(self.train_set(at.arm).identity_names())?;
+            return Ok(Checkpoint { name, backbone: trainer.evaluated()?, header });
+        };
+        let Best { epoch, step, eer } = best;
+        let setting = self.config.watch.setting.name();
+        on(Event::Notice(format!(
+            "{}: ends with the weights after epoch {epoch}, step {step}: {setting} EER {:.2} %",
+            at.arm.title(),
+            100.0 * eer
+        )));
+        Ok(Checkpoint { name, ..self.saved(&self.best_folder(at.arm))? })
     }
 
     /// Folder of the weights with the lowest error rate so far.

@@ -18,4 +18,4 @@ mod tape;
 
 pub use plan::Plan;
 pub use recording::{Engine, Recording};
-pub use schedule::Keep;
+pub use schedule::Activations;

@@ -170,7 +170,7 @@ impl Plan {
     }
 
     fn fresh(&self, shape: [usize; 4]) -> Value {
-        Value { shape, memory: self.pool.take_at_least(shape.iter().product()) }
+        Value { shape, memory: self.pool.take(shape.iter().product()) }
     }
 
     fn carry_out(&self, work: &Work, values: &[Option<Value>]) -> Result<Value> {
@@ -265,7 +265,11 @@ impl<'a> Builder<'a> {
     fn constants(&self, view: &View) -> Result<Option<Constants>> {
         let Some(norm) = &view.norm else { return Ok(None) };
         let stats = RunningStats::of(self.params, &norm.bn)?.read()?;
-        let normalised = normalised(self.params, (&norm.bn, norm.prelu.as_deref()), &stats, false)?;
+        let read = |path: &str, name: &str| match self.params.get(&format!("{path}.{name}")) {
+            Some(tensor) => tensor.to_vec1(),
+            None => bail!("no parameter {path}.{name}"),
+        };
+        let normalised = normalised(read, norm, &stats, false)?;
         Ok(Some(normalised.constants().clone()))
     }
 

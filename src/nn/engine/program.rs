@@ -174,6 +174,16 @@ impl Program {
         Some(shapes)
     }
 
+    /// Returns the shapes of the filters, by the step of their convolution; `None` if one is missing.
+    pub fn filters(&self, weights: &BTreeMap<String, Vec<usize>>) -> Option<BTreeMap<usize, [usize; 4]>> {
+        let convs = self.steps.iter().enumerate().filter_map(|(i, step)| match step {
+            Step::Conv { path, .. } => Some((i, path)),
+            _ => None,
+        });
+        let shape = |path| weights.get(&format!("{path}.weight"))?.as_slice().try_into().ok();
+        convs.map(|(i, path)| Some((i, shape(path)?))).collect()
+    }
+
     /// Like [`Self::shapes`], and also `None` if the CPU's convolutions do not support one of these sizes.
     pub fn shapes_on_cpu(&self, weights: &BTreeMap<String, Vec<usize>>, images: [usize; 4]) -> Option<Vec<[usize; 4]>> {
         let shapes = self.shapes(weights, images)?;

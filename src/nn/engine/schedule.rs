@@ -19,26 +19,31 @@ pub(super) struct Schedule {
     pub again: BTreeMap<usize, Range<usize>>,
 }
 
-/// How much of a forward pass is kept for the backward pass.
+/// What is kept of a forward pass for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
+pub enum Activations {
     /// Everything that it needs, except values that one pass over memory recomputes.
-    All,
+    Kept,
     /// Activation checkpointing: keep some block outputs and recompute the rest (Chen et al., 2016, "Training Deep Nets
     /// with Sublinear Memory Cost").
-    Some,
+    Recomputed,
 }
 
 impl Schedule {
     /// Returns the schedule of a program. `shapes` are those of its values for any number of images, and `is_trained`
     /// tells which parameters are trained.
-    pub fn new(program: &Program, shapes: &[[usize; 4]], is_trained: impl Fn(&str) -> bool, keep: Keep) -> Self {
+    pub fn new(
+        program: &Program,
+        shapes: &[[usize; 4]],
+        is_trained: impl Fn(&str) -> bool,
+        activations: Activations,
+    ) -> Self {
         let (values, views) = needed(program, &is_trained);
         let used = used(program, &views, &is_trained);
         let last_uses = last_uses(program);
-        let again: BTreeMap<usize, Range<usize>> = match keep {
-            Keep::All => written(program, &used, &last_uses),
-            Keep::Some => {
+        let again: BTreeMap<usize, Range<usize>> = match activations {
+            Activations::Kept => written(program, &used, &last_uses),
+            Activations::Recomputed => {
                 let segments = segments(program, shapes, &values).into_iter().filter(|s| s.len() > 1);
                 segments.map(|s| (s.end, s.start..s.end - 1)).collect()
             }
@@ -224,11 +229,13 @@ pub(super) mod tests {
     fn what_is_dropped_is_computed_again_before_it_is_read() {
         let (program, shapes) = program(12);
         let parts = [&[][..], &["stem", "0.", "1."], &["3.", "5.b", "7.norm", "fc"]];
-        for (frozen, keep) in parts.into_iter().flat_map(|frozen| [(frozen, Keep::All), (frozen, Keep::Some)]) {
+        for (frozen, activations) in
+            parts.into_iter().flat_map(|frozen| [(frozen, Activations::Kept), (frozen, Activations::Recomputed)])
+        {
             let is_trained = |name: &str| !frozen.iter().any(|prefix| name.starts_with(prefix));
-            let schedule = Schedule::new(&program, &shapes, is_trained, keep);
+            let schedule = Schedule::new(&program, &shapes, is_trained, activations);
             // The stem's PReLU result is recomputed, because the first block's norm follows it.
-            assert_eq!(schedule.again.is_empty(), keep == Keep::All && frozen.contains(&"stem"));
+            assert_eq!(schedule.again.is_empty(), activations == Activations::Kept && frozen.contains(&"stem"));
             let used = used(&program, &schedule.views, &is_trained);
             let mut there = vec![true; shapes.len()];
             schedule.released.iter().flatten().for_each(|value| there[*value] = false);

@@ -270,13 +270,13 @@ impl Writer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::engine::Keep;
+    use crate::nn::engine::Activations;
     use crate::nn::engine::layout::least;
     use crate::nn::engine::schedule::tests::program;
 
-    fn tape(num_blocks: usize, is_trained: &dyn Fn(&str) -> bool, keep: Keep) -> Tape {
+    fn tape(num_blocks: usize, is_trained: &dyn Fn(&str) -> bool, activations: Activations) -> Tape {
         let (program, shapes) = program(num_blocks);
-        let schedule = Schedule::new(&program, &shapes, is_trained, keep);
+        let schedule = Schedule::new(&program, &shapes, is_trained, activations);
         Tape::new(&program, &shapes, &schedule, is_trained).expect("all steps have gradients")
     }
 
@@ -304,8 +304,8 @@ mod tests {
     fn what_is_read_is_what_was_written_there() {
         for frozen in [&[][..], &["stem", "0.", "1."], &["3.", "5.b", "7.norm", "fc"]] {
             let is_trained = |name: &str| !frozen.iter().any(|prefix| name.starts_with(prefix));
-            for keep in [Keep::All, Keep::Some] {
-                let tape = tape(12, &is_trained, keep);
+            for activations in [Activations::Kept, Activations::Recomputed] {
+                let tape = tape(12, &is_trained, activations);
                 let mut block = Block(&tape, vec![None; tape.len(1)]);
                 block.write(&[tape.images]);
                 for forward in &tape.forward {
@@ -330,18 +330,20 @@ mod tests {
 
     #[test]
     fn the_block_is_no_longer_than_what_is_alive_at_once() {
-        for (num_blocks, keep) in [4, 12, 48].into_iter().flat_map(|num| [(num, Keep::All), (num, Keep::Some)]) {
-            let tape = tape(num_blocks, &|_| true, keep);
+        for (num_blocks, activations) in
+            [4, 12, 48].into_iter().flat_map(|num| [(num, Activations::Kept), (num, Activations::Recomputed)])
+        {
+            let tape = tape(num_blocks, &|_| true, activations);
             let sizes: Vec<usize> = tape.places.iter().map(Range::len).collect();
-            assert_eq!(tape.len(1), least(&tape.buffers(&sizes)), "{num_blocks} blocks, {keep:?}");
+            assert_eq!(tape.len(1), least(&tape.buffers(&sizes)), "{num_blocks} blocks, {activations:?}");
         }
     }
 
     #[test]
     fn computing_again_takes_less_memory_the_deeper_the_network() {
         for (num_blocks, most) in [(4, 1.0), (16, 0.6), (48, 0.4)] {
-            let of = |keep| tape(num_blocks, &|_| true, keep).len(1) as f64;
-            let share = of(Keep::Some) / of(Keep::All);
+            let of = |activations| tape(num_blocks, &|_| true, activations).len(1) as f64;
+            let share = of(Activations::Recomputed) / of(Activations::Kept);
             assert!(share <= most, "{num_blocks} blocks: {share}");
         }
     }
@@ -349,8 +351,8 @@ mod tests {
     #[test]
     fn nothing_is_kept_of_what_is_before_the_first_trained_step() {
         let is_last = |name: &str| name.starts_with("fc") || name.starts_with("last");
-        for keep in [Keep::All, Keep::Some] {
-            let tape = tape(8, &is_last, keep);
+        for activations in [Activations::Kept, Activations::Recomputed] {
+            let tape = tape(8, &is_last, activations);
             // At most a block's input and the results of its two convolutions.
             assert!(tape.len(1) <= 3 * 64 * 64 * 16, "{}", tape.len(1));
             let is_linear = |task: &Task| matches!(task, Task::Linear { gx: None, .. });

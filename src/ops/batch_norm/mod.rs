@@ -16,6 +16,20 @@ pub struct Stats {
     pub var: Vec<f64>,
 }
 
+impl Stats {
+    /// Returns the unbiased variances of `count` values per channel, which running statistics keep.
+    ///
+    /// # Errors
+    /// When there is only one value.
+    pub fn unbiased_var(&self, count: usize) -> Result<Vec<f64>> {
+        if count < 2 {
+            bail!("batch_norm: training needs more than one value per channel");
+        }
+        let unbiased = count as f64 / (count - 1) as f64;
+        Ok(self.var.iter().map(|var| var * unbiased).collect())
+    }
+}
+
 /// Whether the statistics depend on the input, as in training, or are constants, as in evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatsOrigin {

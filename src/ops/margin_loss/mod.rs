@@ -6,6 +6,8 @@
 
 mod cpu;
 mod kernel;
+mod margin;
+mod matching;
 mod softmax;
 
 use std::any::Any;
@@ -13,26 +15,53 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
-use super::margin::{MarginForm, MarginGradient, check_labels, margin_slope, margin_value};
 use super::scratch::with_scratch;
 use super::slice::{self, for_float};
 use cpu::Dims;
 use kernel::Real;
+pub use margin::{MarginForm, MarginGradient};
+pub use matching::{PlusMatching, match_margins};
 use softmax::{Gradient, RowSum};
 
 const NAME: &str = "margin_loss";
 
 /// Settings of [`margin_loss`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MarginLossConfig {
-    /// `N` targets below `K`, or -1 for a row to ignore.
-    pub labels: Vec<i64>,
     /// Quantity that the margin is applied to.
     pub form: MarginForm,
     /// Gradient of the margin.
     pub gradient: MarginGradient,
     /// Factor from cosines to the logits of the softmax.
     pub scale: f64,
+    /// Rule that reorders the margins by the target cosines, in the "+" forms of ElasticFace.
+    pub matching: Option<PlusMatching>,
+}
+
+/// Labels and margins of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// `N` targets below `K`, or -1 for a row to ignore.
+    pub labels: &'a [i64],
+    /// `N` margins, in radians for [`MarginForm::Angular`].
+    pub margins: &'a [f64],
+}
+
+impl Rows<'_> {
+    /// Checks the labels and margins of `n` rows and `k` classes.
+    ///
+    /// # Errors
+    /// When there are not `n` labels or margins, or a label is below -1 or not below `k`.
+    pub(crate) fn check(&self, n: usize, k: usize) -> Result<()> {
+        let Self { labels, margins } = self;
+        if labels.len() != n || margins.len() != n {
+            bail!("{NAME}: {n} rows, but {} labels and {} margins", labels.len(), margins.len());
+        }
+        match labels.iter().position(|&label| label < -1 || label >= k as i64) {
+            Some(row) => bail!("{NAME}: row {row}: expected a label below {k} or -1, found {}", labels[row]),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Returns the scalar mean of `-log softmax(scale * cosines with margin)[label]` over the rows with a label (ArcFace,
@@ -40,58 +69,69 @@ pub struct MarginLossConfig {
 ///
 /// - `embedding`: `(N, d)`, f32 or f64, normalised here
 /// - `kernel`: `(d, K)`, class centres of the same dtype, normalised here
-/// - `margins`: from each row's target cosine in `[-1, 1]` (`None` without a label) to `N` margins, in radians for
-///   [`MarginForm::Angular`]
 ///
 /// Both tensors receive a gradient that is finite everywhere and does not pass cosines that were clamped to `[-1, 1]`.
-/// The op fuses [`super::normalize::l2_normalize`], a matrix product, [`super::margin::add_margin`] and
-/// [`super::cross_entropy`].
+/// The op fuses [`super::normalize::l2_normalize`], a matrix product, the margin and the cross-entropy.
 ///
 /// # Errors
 /// When shapes or dtypes do not match, a shape is empty, there are not `N` labels or margins, or a label is below -1 or
 /// not below `K`.
-pub fn margin_loss(
-    embedding: &Tensor,
-    kernel: &Tensor,
-    config: &MarginLossConfig,
-    margins: impl Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync + 'static,
-) -> Result<Tensor> {
-    let op = MarginLoss::new(embedding, kernel, config, Box::new(margins))?;
+pub fn margin_loss(embedding: &Tensor, kernel: &Tensor, rows: Rows, config: MarginLossConfig) -> Result<Tensor> {
+    let ((n, d), (inputs, k)) = (embedding.dims2()?, kernel.dims2()?);
+    if d != inputs || d == 0 || k == 0 {
+        bail!("{NAME}: embeddings {:?} do not fit class centres {:?}", embedding.shape(), kernel.shape());
+    }
+    let op = MarginLoss::new(Dims { n, d, k }, rows, config)?;
     embedding.contiguous()?.apply_op2(&kernel.contiguous()?, op)
 }
 
-/// Returns the loss of [`margin_loss`] and `weight` times its gradient with respect to the embeddings, `(N, d)`; writes
-/// `weight` times the gradient of the kernel, `(d, K)`, to `of_kernel`. f32 only. This avoids candle's graph, which
-/// adds every gradient to one of zeros.
-///
-/// # Errors
-/// Same as [`margin_loss`], and when `of_kernel` has another length.
-pub fn margin_loss_with_gradients(
-    embedding: &Tensor,
-    kernel: &Tensor,
-    config: &MarginLossConfig,
-    margins: impl Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync + 'static,
-    weight: f64,
-    of_kernel: &mut [f32],
-) -> Result<(f64, Tensor)> {
-    let op = MarginLoss::new(embedding, kernel, config, Box::new(margins))?;
-    if of_kernel.len() != kernel.elem_count() {
-        bail!("{NAME}: a gradient of {} elements for class centres {:?}", of_kernel.len(), kernel.shape());
-    }
-    let (e, w) = (embedding.contiguous()?, kernel.contiguous()?);
-    let (e, w) = (slice::Values::of(NAME, &e)?, slice::Values::of(NAME, &w)?);
-    let (loss, of_embedding) = with_scratch(op.dims.saved(), |saved| {
-        let (loss, rows) = op.forward::<f32>(&e, &w, saved)?;
-        Ok::<_, candle_core::Error>((loss, op.backward(&e, &w, (saved, &rows), weight, of_kernel)))
-    })?;
-    Ok((loss, Tensor::from_vec(of_embedding, embedding.shape(), embedding.device())?))
+/// The margin loss of a batch with its gradients.
+#[derive(Clone, Debug)]
+pub struct WithGradients {
+    /// Mean cross-entropy of the rows with a label.
+    pub loss: f64,
+    /// Gradient with respect to the embeddings, `(N, d)`.
+    pub of_embeddings: Vec<f32>,
+    /// Cosine between each row and its class centre, in `[-1, 1]`; `None` for a row without a label.
+    pub target_cosines: Vec<Option<f64>>,
 }
 
-type Margins = Box<dyn Fn(&[Option<f64>]) -> Vec<f64> + Send + Sync>;
+/// Returns the loss of [`margin_loss`] and `weight` times its gradient with respect to the embeddings; writes `weight`
+/// times the gradient of the class centres to `of_kernel`. This avoids candle's graph, which adds every gradient to one
+/// of zeros.
+///
+/// - `embeddings`: `(N, d)`, `kernel` and `of_kernel`: `(d, K)`, row-major
+///
+/// # Errors
+/// Same as [`margin_loss`].
+pub fn margin_loss_with_gradients(
+    embeddings: &[f32],
+    kernel: &[f32],
+    rows: Rows,
+    config: MarginLossConfig,
+    weight: f64,
+    of_kernel: &mut [f32],
+) -> Result<WithGradients> {
+    let n = rows.labels.len();
+    let d = embeddings.len() / n.max(1);
+    let k = kernel.len() / d.max(1);
+    if n * d != embeddings.len() || d == 0 || k * d != kernel.len() || k == 0 || of_kernel.len() != kernel.len() {
+        let (e, w, g) = (embeddings.len(), kernel.len(), of_kernel.len());
+        bail!("{NAME}: {e} elements in {n} embeddings do not fit {w} of class centres and {g} of their gradient");
+    }
+    let op = MarginLoss::new(Dims { n, d, k }, rows, config)?;
+    with_scratch(op.dims.saved(), |saved| {
+        let (loss, rows) = op.forward::<f32>(embeddings, kernel, saved);
+        let of_embeddings = op.backward(embeddings, kernel, (saved, &rows), weight, of_kernel);
+        let target_cosines = rows.iter().map(|row| row.as_ref().map(|row| row.cosine)).collect();
+        Ok(WithGradients { loss, of_embeddings, target_cosines })
+    })
+}
 
 struct MarginLoss {
     config: MarginLossConfig,
-    margins: Margins,
+    labels: Vec<i64>,
+    margins: Vec<f64>,
     dims: Dims,
     /// [`Saved`] of the tensors' element type, once the forward pass has run.
     saved: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -108,6 +148,7 @@ struct Saved<T> {
 type Row = Option<RowSoftmax>;
 
 struct RowSoftmax {
+    cosine: f64,
     max: f64,
     sum: f64,
     loss: f64,
@@ -115,30 +156,22 @@ struct RowSoftmax {
 }
 
 impl MarginLoss {
-    fn new(embedding: &Tensor, kernel: &Tensor, config: &MarginLossConfig, margins: Margins) -> Result<Self> {
-        let ((n, d), (rows, k)) = (embedding.dims2()?, kernel.dims2()?);
-        if d != rows || d == 0 || k == 0 {
-            bail!("{NAME}: embeddings {:?} do not fit class centres {:?}", embedding.shape(), kernel.shape());
-        }
-        if config.labels.len() != n {
-            bail!("{NAME}: {n} rows, but {} labels", config.labels.len());
-        }
-        check_labels(NAME, &config.labels, k)?;
-        Ok(Self { config: config.clone(), margins, dims: Dims { n, d, k }, saved: OnceLock::new() })
+    fn new(dims: Dims, rows: Rows, config: MarginLossConfig) -> Result<Self> {
+        rows.check(dims.n, dims.k)?;
+        let (labels, margins) = (rows.labels.to_vec(), rows.margins.to_vec());
+        Ok(Self { config, labels, margins, dims, saved: OnceLock::new() })
     }
 
     /// Returns the loss, rounded to `T`, and each row's softmax for the backward pass; writes `cosines` for it.
-    fn forward<T: Real>(&self, e: &[T], w: &[T], cosines: &mut [T]) -> Result<(f64, Vec<Row>)> {
-        let sums = cpu::forward(e, w, self.dims, &self.config.labels, self.config.scale, cosines);
+    fn forward<T: Real>(&self, e: &[T], w: &[T], cosines: &mut [T]) -> (f64, Vec<Row>) {
+        let sums = cpu::forward(e, w, self.dims, &self.labels, self.config.scale, cosines);
         let targets: Vec<Option<f64>> = sums.iter().map(RowSum::target_cosine).collect();
-        let margins = (self.margins)(&targets);
-        if margins.len() != self.dims.n {
-            bail!("{NAME}: {} rows, but {} margins", self.dims.n, margins.len());
-        }
-        let rows: Vec<Row> = sums.into_iter().zip(margins).map(|(sum, margin)| self.row(sum, margin)).collect();
+        let matched = self.config.matching.map(|matching| match_margins(&targets, &self.margins, matching));
+        let margins = matched.as_ref().unwrap_or(&self.margins);
+        let rows: Vec<Row> = sums.into_iter().zip(margins).map(|(sum, margin)| self.row(sum, *margin)).collect();
         let counted = rows.iter().flatten().count();
         let loss = rows.iter().flatten().map(|row| row.loss).sum::<f64>() / counted.max(1) as f64;
-        Ok((T::from_f64(loss).to_f64(), rows))
+        (T::from_f64(loss).to_f64(), rows)
     }
 
     /// Returns a row's softmax from its sum without the target.
@@ -146,12 +179,12 @@ impl MarginLoss {
         let MarginLossConfig { form, gradient, scale, .. } = self.config;
         let cosine = sum.target_cosine()?;
         // Rounded like the other logits.
-        let logit = T::from_f64(margin_value(form, cosine, margin) * scale).to_f64();
+        let logit = T::from_f64(form.value(cosine, margin) * scale).to_f64();
         sum.add_logit(logit);
-        let slope = if sum.is_target_inside() { margin_slope(form, gradient, cosine, margin) } else { 0.0 };
+        let slope = if sum.is_target_inside() { form.slope(gradient, cosine, margin) } else { 0.0 };
         let p = (logit - sum.max).exp() / sum.sum;
         let loss = sum.max + sum.sum.ln() - logit;
-        Some(RowSoftmax { max: sum.max, sum: sum.sum, loss, target: (p - 1.0) * slope })
+        Some(RowSoftmax { cosine, max: sum.max, sum: sum.sum, loss, target: (p - 1.0) * slope })
     }
 
     /// Writes `gy` times the gradient of the kernel to `gw` and returns `gy` times that of the embeddings.
@@ -168,7 +201,7 @@ impl MarginLoss {
             },
             None => Gradient { label: None, target: T::zero(), max: T::zero(), factor: T::zero(), scale: T::zero() },
         };
-        let rows: Vec<Gradient<T>> = rows.iter().zip(&self.config.labels).map(gradient).collect();
+        let rows: Vec<Gradient<T>> = rows.iter().zip(&self.labels).map(gradient).collect();
         cpu::backward(e, w, self.dims, cosines, &rows, gw)
     }
 }
@@ -182,7 +215,7 @@ impl CustomOp2 for MarginLoss {
         let loss = for_float!(NAME, e, T => {
             let mut cosines = vec![<T as candle_core::WithDType>::from_f64(0.0); self.dims.saved()];
             let (e, w) = (slice::cpu::<T>(NAME, e, el)?, slice::cpu::<T>(NAME, w, wl)?);
-            let (loss, rows) = self.forward(e, w, &mut cosines)?;
+            let (loss, rows) = self.forward(e, w, &mut cosines);
             if self.saved.set(Box::new(Saved { cosines, rows })).is_err() {
                 bail!("{NAME}: one forward pass per op");
             }

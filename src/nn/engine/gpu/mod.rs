@@ -10,7 +10,6 @@ mod params;
 mod recording;
 
 pub(crate) use network::Network;
-pub(crate) use params::{DeviceParams, Group};
 pub(crate) use recording::Recording;
 
 #[cfg(test)]

@@ -6,27 +6,30 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Result, bail};
 
-use super::params::DeviceParams;
+use super::params::orders;
 use super::recording::Recording;
+use crate::gpu::GpuBackend;
 use crate::gpu::batch_norm::{self, Norm, Seen};
 use crate::gpu::conv::Conv;
 use crate::gpu::{Array, Device, Element, Product, rows};
+use crate::nn::device_params::DeviceParams;
 use crate::nn::engine::program::{Program, Step, ViewId};
-use crate::nn::engine::schedule::{Keep, Schedule};
+use crate::nn::engine::schedule::{Activations, Schedule};
 use crate::nn::graph::Graph;
 use crate::nn::layers::Dropout;
 use crate::nn::params::Params;
 
-/// A network whose parameters are on a GPU.
+/// A network prepared for a GPU. Its parameters, `params` in the calls, are those that it was made with.
 pub(crate) struct Network {
     pub(super) program: Program,
     pub(super) schedule: Schedule,
     pub(super) device: Device,
     pub(super) element: Element,
-    pub(super) params: DeviceParams,
     /// Shape `(h, w, c)` of each value; the images' channels are padded to a full access.
     pub(super) shapes: Vec<[usize; 3]>,
     side: usize,
+    /// Shapes of the filters, by the step of their convolution.
+    filters: BTreeMap<usize, [usize; 4]>,
     /// Norms of a network that is not trained, by view: its running statistics never change.
     fixed: Mutex<BTreeMap<ViewId, Norm>>,
 }
@@ -47,9 +50,9 @@ pub(super) struct Forward {
 
 /// Statistics that norms use.
 #[derive(Clone, Copy)]
-pub(super) enum Statistics<'a> {
+pub(super) enum Statistics {
     /// Batch statistics, except for norms whose statistics are frozen.
-    OfBatch(&'a Params),
+    OfBatch,
     Running,
 }
 
@@ -83,8 +86,8 @@ impl Network {
         is_supported.then_some((program, shapes))
     }
 
-    /// Uploads the network of `graph`, for images of `side` pixels and products of `element`; returns none if the
-    /// engine does not [support](Self::supports) it.
+    /// Returns the network of `graph` and its parameters on the device, for images of `side` pixels; none if the engine
+    /// does not [support](Self::supports) it.
     ///
     /// # Errors
     /// When the device runs out of memory.
@@ -92,48 +95,19 @@ impl Network {
         graph: &Graph,
         params: &Params,
         side: usize,
-        device: &Device,
-        element: Element,
-    ) -> Result<Option<Self>> {
-        let Some((program, shapes)) = Self::laid_out(graph, params, side, element) else { return Ok(None) };
-        let uploaded = DeviceParams::upload(&program, &shapes, params, device, element)?;
-        let mut shapes: Vec<[usize; 3]> = shapes.into_iter().map(|[_, h, w, c]| [h, w, c]).collect();
-        shapes[0][2] = element.per_access();
-        let schedule = Self::schedule(&program, &shapes, params, Keep::All);
-        Ok(Some(Self {
-            program,
-            schedule,
-            device: device.clone(),
-            element,
-            params: uploaded,
-            shapes,
-            side,
-            fixed: Mutex::default(),
-        }))
-    }
-
-    fn schedule(program: &Program, shapes: &[[usize; 3]], params: &Params, keep: Keep) -> Schedule {
-        let shapes: Vec<[usize; 4]> = shapes.iter().map(|&[h, w, c]| [1, h, w, c]).collect();
-        Schedule::new(program, &shapes, |name| params.is_trained(name), keep)
-    }
-
-    /// Returns the network with activation checkpointing: a forward pass in training keeps some block outputs, and the
-    /// backward pass recomputes the rest. `params` are those that were uploaded.
-    pub fn recomputing(self, params: &Params) -> Self {
-        Self { schedule: Self::schedule(&self.program, &self.shapes, params, Keep::Some), ..self }
-    }
-
-    /// Copies parameters and running statistics back to the model on the CPU; waits for the device.
-    ///
-    /// # Errors
-    /// When `params` are not those that were uploaded.
-    pub fn download(&self, params: &Params) -> Result<()> {
-        self.params.download(params)
-    }
-
-    /// The parameters.
-    pub fn params(&self) -> &DeviceParams {
-        &self.params
+        backend: &GpuBackend,
+        activations: Activations,
+    ) -> Result<Option<(Self, DeviceParams<GpuBackend>)>> {
+        let GpuBackend { device, element } = backend.clone();
+        let Some((program, mut shapes)) = Self::laid_out(graph, params, side, element) else { return Ok(None) };
+        let weights = params.shapes();
+        let orders = orders(&program, &shapes, &weights, element);
+        shapes[0][3] = element.per_access();
+        let schedule = Schedule::new(&program, &shapes, |name| params.is_trained(name), activations);
+        let Some(filters) = program.filters(&weights) else { bail!("a convolution has no filters") };
+        let shapes = shapes.into_iter().map(|[_, h, w, c]| [h, w, c]).collect();
+        let network = Self { program, schedule, device, element, shapes, side, filters, fixed: Mutex::default() };
+        Ok(Some((network, DeviceParams::new(backend, params.parts(), orders)?)))
     }
 
     /// Returns the embeddings `(n, d)`, f32, of normalised images `(n, side, side, c)`, by the running statistics. The
@@ -141,11 +115,11 @@ impl Network {
     ///
     /// # Errors
     /// When the images have another size or type.
-    pub fn infer(&self, images: &Array) -> Result<Array> {
+    pub fn infer(&self, params: &DeviceParams<GpuBackend>, images: &Array) -> Result<Array> {
         let last_uses = self.last_uses();
         let mut forward = self.start(images)?;
         for i in 0..self.program.steps.len() {
-            self.step(i, &mut forward, Statistics::Running, None)?;
+            self.step(i, params, &mut forward, Statistics::Running, None)?;
             // Values that no later step reads are freed, so that the next steps can reuse the memory.
             for (value, last) in last_uses.iter().enumerate() {
                 if *last == i {
@@ -157,18 +131,23 @@ impl Network {
         self.output(&forward)
     }
 
-    /// Like [`Self::infer`], but in training mode, and returns a recording for the backward pass. `params` are those
-    /// that were uploaded: norms whose statistics are frozen there use the running statistics and do not update them.
+    /// Like [`Self::infer`], but in training mode, and returns a recording for the backward pass. Norms whose statistics
+    /// are frozen use the running statistics and do not update them.
     ///
     /// # Errors
     /// When the images have another size or type, or a norm gets only one value per channel.
-    pub fn record(&self, images: &Array, dropout: Option<&Dropout>, params: &Params) -> Result<(Array, Recording<'_>)> {
+    pub fn record(
+        &self,
+        params: &mut DeviceParams<GpuBackend>,
+        images: &Array,
+        dropout: Option<&Dropout>,
+    ) -> Result<(Array, Recording<'_>)> {
         let mut forward = self.start(images)?;
         for (i, released) in self.schedule.released.iter().enumerate() {
-            self.step(i, &mut forward, Statistics::OfBatch(params), dropout)?;
+            self.step(i, params, &mut forward, Statistics::OfBatch, dropout)?;
             released.iter().for_each(|value| forward.values[*value] = None);
         }
-        self.params.count_batch();
+        params.count_batch();
         let embedding = self.output(&forward)?;
         Ok((embedding, Recording::new(self, forward)))
     }
@@ -211,6 +190,7 @@ impl Network {
     pub(super) fn step(
         &self,
         i: usize,
+        params: &DeviceParams<GpuBackend>,
         forward: &mut Forward,
         statistics: Statistics,
         dropout: Option<&Dropout>,
@@ -226,7 +206,7 @@ impl Network {
         match step {
             Step::Conv { x, path, .. } => {
                 let x = self.materialise(forward, *x)?;
-                self.conv(i, n)?.forward(&x, &self.params.weight(path)?, &y)?;
+                self.conv(i, n)?.forward(&x, &params.weight(path)?, &y)?;
             }
             Step::Add { a, b } => {
                 let (a, b) = (self.seen(forward, *a)?, self.seen(forward, *b)?);
@@ -241,7 +221,7 @@ impl Network {
                     rows::multiply(&flat, mask, &dropped)?;
                     flat = dropped;
                 }
-                let weight = self.params.weight(path)?;
+                let weight = params.weight(path)?;
                 let inputs = flat.len() / n;
                 self.device.gpu().multiply(&Product {
                     m: n,
@@ -254,36 +234,42 @@ impl Network {
                     beta: 0.0,
                 })?;
                 if *has_bias {
-                    rows::add(&y, &self.params.value(path, "bias")?)?;
+                    rows::add(&y, &params.array(path, "bias")?)?;
                 }
                 forward.flat[i] = Some((flat, mask));
             }
         }
         (forward.values[i + 1], forward.elements[i + 1]) = (Some(y), element);
-        self.prepare_norm(i + 1, forward, statistics)
+        self.prepare_norm(i + 1, params, forward, statistics)
     }
 
-    fn prepare_norm(&self, value: usize, forward: &mut Forward, statistics: Statistics) -> Result<()> {
+    fn prepare_norm(
+        &self,
+        value: usize,
+        params: &DeviceParams<GpuBackend>,
+        forward: &mut Forward,
+        statistics: Statistics,
+    ) -> Result<()> {
         let Some(view) = self.program.norm_of(value) else { return Ok(()) };
         let Some(norm) = self.program.views[view].norm.as_ref().filter(|_| forward.norms[view].is_none()) else {
             return Ok(());
         };
-        let params = self.params.norm(norm)?;
+        let of_norm = params.norm(norm)?;
         let (data, [.., c]) = (forward.value(&self.program, view)?, self.shapes[value]);
         let statistics = match statistics {
-            Statistics::OfBatch(params) if params.has_frozen_statistics(&norm.bn) => Statistics::Running,
+            Statistics::OfBatch if params.has_frozen_statistics(&norm.bn) => Statistics::Running,
             other => other,
         };
         forward.norms[view] = Some(match statistics {
-            Statistics::Running if self.params.is_trained() => Norm::frozen(&params)?,
+            Statistics::Running if params.is_trained() => Norm::frozen(&of_norm)?,
             Statistics::Running => match self.fixed.lock().unwrap_or_else(PoisonError::into_inner).entry(view) {
                 Entry::Occupied(known) => known.get().clone(),
-                Entry::Vacant(unknown) => unknown.insert(Norm::frozen(&params)?).clone(),
+                Entry::Vacant(unknown) => unknown.insert(Norm::frozen(&of_norm)?).clone(),
             },
-            Statistics::OfBatch(_) if data.len() == c => {
+            Statistics::OfBatch if data.len() == c => {
                 bail!("batch_norm: training needs more than one value per channel")
             }
-            Statistics::OfBatch(_) => Norm::of_batch(data, &params)?,
+            Statistics::OfBatch => Norm::of_batch(data, &of_norm)?,
         });
         Ok(())
     }
@@ -303,12 +289,7 @@ impl Network {
                 y
             }
         };
-        if applied.element() == self.element {
-            return Ok(applied);
-        }
-        let short = self.device.array(self.element, applied.len())?;
-        rows::convert(&applied, &short)?;
-        Ok(short)
+        rows::in_type(&applied, self.element)
     }
 
     /// Runs every pass of each different convolution once, for `n` images of zeros, and returns them: afterwards the
@@ -333,12 +314,10 @@ impl Network {
 
     /// Sizes of the convolution in step `i`, for `n` images.
     pub(super) fn conv(&self, i: usize, n: usize) -> Result<Conv> {
-        let Step::Conv { x, path, config } = &self.program.steps[i] else { bail!("step {i} is not a convolution") };
-        let ([h, w, c], [.., co]) = (self.shapes[self.program.views[*x].value], self.shapes[i + 1]);
+        let Step::Conv { x, config, .. } = &self.program.steps[i] else { bail!("step {i} is not a convolution") };
+        let ([h, w, c], [co, _, k, _]) = (self.shapes[self.program.views[*x].value], self.filters[&i]);
         let group = (config.groups > 1).then(|| c / config.groups);
-        let num_pixels = self.params.weight(path)?.len() / c / group.unwrap_or(co);
-        let (stride, padding) = (config.stride, config.padding);
-        Ok(Conv { x: [n, h, w, c], co, k: num_pixels.isqrt(), stride, padding, group })
+        Ok(Conv { x: [n, h, w, c], co, k, stride: config.stride, padding: config.padding, group })
     }
 
     /// Dropout mask in channels-last order, drawn in the CPU's order, channels first.
@@ -350,12 +329,7 @@ impl Network {
             let (image, pixel, channel) = (i / (h * w * c), i / c % (h * w), i % c);
             *to = mask[(image * c + channel) * h * w + pixel];
         }
-        let (wide, mask) = (self.device.upload(&last)?, self.device.array(self.element, last.len())?);
-        if self.element == Element::F32 {
-            return Ok(Some(wide));
-        }
-        rows::convert(&wide, &mask)?;
-        Ok(Some(mask))
+        Ok(Some(rows::in_type(&self.device.upload(&last)?, self.element)?))
     }
 
     fn output(&self, forward: &Forward) -> Result<Array> {
@@ -363,12 +337,7 @@ impl Network {
         let (seen, [.., c]) = (self.seen(forward, output)?, self.shapes[self.program.views[output].value]);
         let y = self.device.array(seen.x.element(), seen.x.len())?;
         batch_norm::apply(seen, None, c, &y)?;
-        if y.element() == Element::F32 {
-            return Ok(y);
-        }
-        let wide = self.device.array(Element::F32, y.len())?;
-        rows::convert(&y, &wide)?;
-        Ok(wide)
+        rows::in_type(&y, Element::F32)
     }
 }
 

@@ -3,8 +3,10 @@
 use candle_core::{Result, bail};
 
 use super::network::{Forward, Network, Statistics};
+use crate::gpu::GpuBackend;
 use crate::gpu::batch_norm::{self, Seen};
 use crate::gpu::{Array, Element, Product, rows};
+use crate::nn::device_params::DeviceParams;
 use crate::nn::engine::program::{Step, ViewId};
 
 /// Activations of a forward pass, for its backward pass.
@@ -22,7 +24,7 @@ impl<'a> Recording<'a> {
     ///
     /// # Errors
     /// When the gradient's size is not that of the embeddings.
-    pub fn backward(mut self, grad: &Array) -> Result<()> {
+    pub fn backward(mut self, params: &DeviceParams<GpuBackend>, grad: &Array) -> Result<()> {
         let network = self.network;
         let (program, schedule) = (&network.program, &network.schedule);
         let output = self.forward.value(program, program.output)?;
@@ -31,28 +33,28 @@ impl<'a> Recording<'a> {
         }
         // By view. A sum passes the same array on to both of its inputs, so arrays in here are never written to.
         let mut grads: Vec<Option<Array>> = vec![None; program.views.len()];
-        grads[program.output] = Some(self.in_type_of(grad, output.element())?);
+        grads[program.output] = Some(rows::in_type(grad, output.element())?);
         for (i, step) in program.steps.iter().enumerate().rev() {
-            let gy = self.through_norm(i + 1, &mut grads)?;
+            let gy = self.through_norm(i + 1, params, &mut grads)?;
             if !schedule.values[i + 1] {
                 // Nothing that the value was computed from is trained.
                 continue;
             }
             let Some(gy) = gy else { bail!("backward: no gradient reaches step {i}") };
             for again in schedule.again.get(&(i + 1)).into_iter().flat_map(Clone::clone) {
-                network.step(again, &mut self.forward, Statistics::Running, None)?;
+                network.step(again, params, &mut self.forward, Statistics::Running, None)?;
             }
             match step {
                 Step::Conv { x, path, .. } => {
                     let conv = network.conv(i, self.forward.n)?;
-                    if network.params.is_updated(path) {
+                    if params.trains(&format!("{path}.weight")) {
                         let seen = network.materialise(&self.forward, *x)?;
-                        conv.grad_w(&seen, &gy, &network.params.grad(path, "weight")?)?;
+                        conv.grad_w(&seen, &gy, &params.grad(path, "weight")?)?;
                     }
                     if schedule.views[*x] {
                         let [h, w, c] = network.shapes[program.views[*x].value];
                         let gx = network.device.array(network.element, self.forward.n * h * w * c)?;
-                        conv.grad_x(&gy, &network.params.weight(path)?, &gx)?;
+                        conv.grad_x(&gy, &params.weight(path)?, &gx)?;
                         self.hand_on(*x, gx, &mut grads)?;
                     }
                 }
@@ -62,7 +64,7 @@ impl<'a> Recording<'a> {
                 }
                 Step::Write { x } => self.hand_on(*x, gy, &mut grads)?,
                 Step::Linear { x, path, has_bias } => {
-                    let gx = self.linear(i, (path, *has_bias), &gy)?;
+                    let gx = self.linear(i, params, (path, *has_bias), &gy)?;
                     self.hand_on(*x, gx, &mut grads)?;
                 }
             }
@@ -70,18 +72,14 @@ impl<'a> Recording<'a> {
         Ok(())
     }
 
-    fn in_type_of(&self, x: &Array, element: Element) -> Result<Array> {
-        if x.element() == element {
-            return Ok(x.clone());
-        }
-        let y = self.network.device.array(element, x.len())?;
-        rows::convert(x, &y)?;
-        Ok(y)
-    }
-
     /// Returns the gradient of a value before its norm: what reached it directly plus what reached it through the norm.
     /// The value itself is dropped.
-    fn through_norm(&mut self, value: usize, grads: &mut [Option<Array>]) -> Result<Option<Array>> {
+    fn through_norm(
+        &mut self,
+        value: usize,
+        params: &DeviceParams<GpuBackend>,
+        grads: &mut [Option<Array>],
+    ) -> Result<Option<Array>> {
         let program = &self.network.program;
         let direct = program.raw_of(value).and_then(|view| grads[view].take());
         let normed = program.norm_of(value).and_then(|view| Some((view, grads[view].take()?)));
@@ -91,7 +89,7 @@ impl<'a> Recording<'a> {
         let (Some(norm), Some(prepared)) = (&program.views[view].norm, &self.forward.norms[view]) else {
             bail!("backward: view {view} has no norm");
         };
-        self.network.params.with_norm_grads(norm, |of_params| {
+        params.with_norm_grads(norm, |of_params| {
             // The gradient overwrites the value.
             prepared.backward(&x, &gy, direct.as_ref(), of_params, &x)
         })?;
@@ -104,7 +102,7 @@ impl<'a> Recording<'a> {
             return Ok(());
         }
         let value = self.network.program.views[view].value;
-        let gy = self.in_type_of(&gy, self.forward.elements[value])?;
+        let gy = rows::in_type(&gy, self.forward.elements[value])?;
         grads[view] = Some(match grads[view].take() {
             None => gy,
             Some(old) => {
@@ -118,16 +116,22 @@ impl<'a> Recording<'a> {
     }
 
     /// Writes the gradients of a fully connected layer; returns that of its input.
-    fn linear(&mut self, i: usize, (path, has_bias): (&str, bool), gy: &Array) -> Result<Array> {
+    fn linear(
+        &mut self,
+        i: usize,
+        params: &DeviceParams<GpuBackend>,
+        (path, has_bias): (&str, bool),
+        gy: &Array,
+    ) -> Result<Array> {
         let network = self.network;
         let Some((flat, mask)) = self.forward.flat[i].take() else { bail!("backward: step {i} was not recorded") };
         let n = self.forward.n;
         let (inputs, outputs) = (flat.len() / n, gy.len() / n);
         if has_bias {
-            rows::sum(gy, &network.params.grad(path, "bias")?)?;
+            rows::sum(gy, &params.grad(path, "bias")?)?;
         }
-        let gy = self.in_type_of(gy, network.element)?;
-        let (weight, of_weight) = (network.params.weight(path)?, network.params.grad(path, "weight")?);
+        let gy = rows::in_type(gy, network.element)?;
+        let (weight, of_weight) = (params.weight(path)?, params.grad(path, "weight")?);
         network.device.gpu().multiply(&Product {
             m: outputs,
             n: inputs,

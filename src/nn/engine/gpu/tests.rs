@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device as Candle, Result, Tensor};
 
 use super::Network;
+use crate::gpu::GpuBackend;
 use crate::gpu::tests::{device, read, upload};
 use crate::gpu::{Array, Device, Element};
-use crate::nn::engine::{Engine, Keep, Plan};
+use crate::nn::device_params::{DeviceParams, Group};
+use crate::nn::engine::{Activations, Engine, Plan};
 use crate::nn::graph::{Graph, NodeId, Op, Trace};
 use crate::nn::layers::Dropout;
 use crate::nn::params::{Init, Params};
 use crate::ops::conv::ConvConfig;
+use crate::ops::cpu::Cpu;
 use crate::testing::fill;
 
 const SIDE: usize = 12;
@@ -111,8 +114,18 @@ fn flat(x: &Tensor) -> Result<Vec<f32>> {
 const TYPES: [(Element, f64, f64); 3] =
     [(Element::F32, 2e-6, 1e-5), (Element::Bf16, 0.02, 0.1), (Element::F16, 0.003, 0.02)];
 
-fn network(params: &Params, device: &Device, element: Element) -> Result<Network> {
-    let network = Network::upload(&Graph::of(&Net), params, SIDE, device, element)?;
+fn network(params: &Params, device: &Device, element: Element) -> Result<(Network, DeviceParams<GpuBackend>)> {
+    upload_for(params, device, element, Activations::Kept)
+}
+
+fn upload_for(
+    params: &Params,
+    device: &Device,
+    element: Element,
+    activations: Activations,
+) -> Result<(Network, DeviceParams<GpuBackend>)> {
+    let backend = GpuBackend { device: device.clone(), element };
+    let network = Network::upload(&Graph::of(&Net), params, SIDE, &backend, activations)?;
     Ok(network.expect("the engine has all that the network needs"))
 }
 
@@ -121,10 +134,10 @@ fn inference_is_that_of_the_cpu() -> Result<()> {
     let (device, params) = (device(), Net::params(1)?);
     let plan = Plan::of(&Graph::of(&Net), &params, [3, SIDE])?.expect("a plan");
     for (element, tol, _) in TYPES {
-        let network = network(&params, &device, element)?;
+        let (network, params) = network(&params, &device, element)?;
         for n in [1, 3] {
             let (x, on_device) = images(&device, n, element)?;
-            let error = error(&read(&network.infer(&on_device)?)?, &flat(&plan.run(&x)?)?);
+            let error = error(&read(&network.infer(&params, &on_device)?)?, &flat(&plan.run(&x)?)?);
             assert!(error < tol, "{element:?}, {n} images: {error}");
         }
     }
@@ -150,25 +163,27 @@ fn training_is_that_of_the_cpu() -> Result<()> {
                     paths => paths.iter().try_for_each(|path| params.freeze(path).map(drop))?,
                 }
             }
-            let engine = Engine::of(&Graph::of(&Net), &on_cpu, SIDE, Keep::All).expect("an engine");
-            let mut network = network(&on_gpu, &device, element)?;
-            if recomputes {
-                network = network.recomputing(&on_gpu);
-            }
+            let graph = Graph::of(&Net);
+            let engine = Engine::of(&graph, &on_cpu, SIDE, Activations::Kept).expect("an engine");
+            let mut cpu_params = DeviceParams::new(&Cpu, on_cpu.parts(), BTreeMap::new())?;
+            let activations = if recomputes { Activations::Recomputed } else { Activations::Kept };
+            let (network, mut gpu_params) = upload_for(&on_gpu, &device, element, activations)?;
             let (x, on_device) = images(&device, 4, element)?;
-            let (expected, recorded) = engine.record(&on_cpu, &x, of_cpu.as_ref())?;
-            let (found, recording) = network.record(&on_device, of_gpu.as_ref(), &on_gpu)?;
+            let (expected, recorded) = engine.record(&mut cpu_params, &x, of_cpu.as_ref())?;
+            let (found, recording) = network.record(&mut gpu_params, &on_device, of_gpu.as_ref())?;
             let case = format!("{element:?}, frozen {is_frozen}, dropout {drops}, again {recomputes}");
-            let off = error(&read(&found)?, &flat(&expected)?);
+            let off = error(&read(&found)?, &expected);
             assert!(off < tol, "{case}: embeddings {off}");
 
-            let grad = fill("grad", &[4, EMBEDDING], -1.0, 1.0)?.to_dtype(DType::F32)?;
-            recording.backward(&device.upload(&flat(&grad)?)?)?;
-            let expected = recorded.backward(&grad)?;
+            let grad = flat(&fill("grad", &[4, EMBEDDING], -1.0, 1.0)?.to_dtype(DType::F32)?)?;
+            recording.backward(&gpu_params, &device.upload(&grad)?)?;
+            recorded.backward(&mut cpu_params, &grad)?;
+            let found = gpu_params.named(gpu_params.grads(), Group::Trained)?;
+            let expected = cpu_params.named(cpu_params.grads(), Group::Trained)?;
             let (mut all_found, mut all_expected) = (Vec::new(), Vec::new());
-            for (name, var) in on_cpu.trainable() {
-                let found = network.params().read_grad(name, var.elem_count())?;
-                let expected = expected.read(name, <[f32]>::to_vec)?;
+            assert!(on_cpu.trainable().map(|(name, _)| name).eq(found.keys()));
+            for (name, found) in &found {
+                let (found, expected) = (flat(found)?, flat(&expected[name])?);
                 if element == Element::F32 {
                     let off = error(&found, &expected);
                     // A bias before a norm has no effect: its gradient is rounding error.
@@ -182,8 +197,7 @@ fn training_is_that_of_the_cpu() -> Result<()> {
             let off = error(&all_found, &all_expected);
             assert!(off < grad_tol, "{case}: gradients {off}");
 
-            network.download(&on_gpu)?;
-            let (found, expected): (BTreeMap<_, _>, BTreeMap<_, _>) = (on_gpu.state()?, on_cpu.state()?);
+            let (found, expected): (BTreeMap<_, _>, BTreeMap<_, _>) = (gpu_params.state()?, cpu_params.state()?);
             assert!(found.keys().eq(expected.keys()));
             for (name, found) in found {
                 let is_running = name.contains("running");
@@ -205,13 +219,13 @@ fn training_is_that_of_the_cpu() -> Result<()> {
 #[test]
 fn a_second_pass_gives_the_same_bits() -> Result<()> {
     let (device, params) = (device(), Net::params(2)?);
-    let network = network(&params, &device, Element::Bf16)?;
+    let (network, mut params) = network(&params, &device, Element::Bf16)?;
     let (_, x) = images(&device, 3, Element::Bf16)?;
     let grad = device.upload(&vec![0.5f32; 3 * EMBEDDING])?;
-    let pass = || -> Result<(Vec<f32>, Vec<f32>)> {
-        let (embedding, recording) = network.record(&x, None, &params)?;
-        recording.backward(&grad)?;
-        Ok((read(&embedding)?, read(network.params().flat().grad)?))
+    let mut pass = || -> Result<(Vec<f32>, Vec<f32>)> {
+        let (embedding, recording) = network.record(&mut params, &x, None)?;
+        recording.backward(&params, &grad)?;
+        Ok((read(&embedding)?, read(params.grads())?))
     };
     assert!(pass()? == pass()?);
     Ok(())
@@ -220,17 +234,17 @@ fn a_second_pass_gives_the_same_bits() -> Result<()> {
 #[test]
 fn what_does_not_fit_is_an_error() -> Result<()> {
     let (device, params) = (device(), Net::params(1)?);
-    let network = network(&params, &device, Element::Bf16)?;
+    let (network, mut params) = network(&params, &device, Element::Bf16)?;
     let error = |result: Result<Array>| result.expect_err("an error").to_string();
-    assert!(error(network.infer(&device.zeros(Element::Bf16, 100)?)).contains("found 100 Bf16"));
-    assert!(error(network.infer(&device.zeros(Element::F32, SIDE * SIDE * 8)?)).contains("of Bf16"));
+    assert!(error(network.infer(&params, &device.zeros(Element::Bf16, 100)?)).contains("found 100 Bf16"));
+    assert!(error(network.infer(&params, &device.zeros(Element::F32, SIDE * SIDE * 8)?)).contains("of Bf16"));
     let (_, x) = images(&device, 2, Element::Bf16)?;
-    let (_, recording) = network.record(&x, None, &params)?;
-    let error = recording.backward(&device.zeros(Element::F32, 7)?).unwrap_err().to_string();
+    let (_, recording) = network.record(&mut params, &x, None)?;
+    let error = recording.backward(&params, &device.zeros(Element::F32, 7)?).unwrap_err().to_string();
     assert!(error.contains("a gradient of 7 F32 for 48 embeddings"), "{error}");
     // One image leaves one value per channel after the fully connected layer.
     let (_, x) = images(&device, 1, Element::Bf16)?;
-    let error = network.record(&x, None, &params).map(|(embedding, _)| embedding);
+    let error = network.record(&mut params, &x, None).map(|(embedding, _)| embedding);
     let error = error.expect_err("an error").to_string();
     assert!(error.contains("more than one value per channel"), "{error}");
     Ok(())

@@ -6,8 +6,7 @@ use candle_core::{Device, Tensor};
 
 use super::*;
 use crate::data::{Loader, Transform};
-use crate::gpu::tests::rounds_gradients;
-use crate::machine::Machine;
+use crate::machine::{Machine, Precision, rounds_gradients};
 use crate::optim::OptimKind;
 use crate::train::{Arm, Config, Trainer, preset};
 
@@ -55,11 +54,11 @@ fn run(config: &Config, arm: Arm, machine: &Machine, num_steps: usize) -> Result
     let mut reports = Vec::new();
     for (i, batch) in loader(config)?.epoch(0).take(num_steps).enumerate() {
         let first = trainer.step(batch?, i as u64, 0.002)?;
-        reports.push(trainer.synchronise()?);
+        reports.push(trainer.report()?);
         assert!(first.is_none_or(|first| first == reports[i]));
     }
-    let mut state = trainer.student.params().state()?;
-    state.extend(trainer.any_head().params().state()?);
+    let mut state = trainer.student()?.params().state()?;
+    state.extend(trainer.header(Vec::new())?.expect("a head in training").tensors);
     let read = |tensor: Tensor| tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>();
     let weights = state.into_iter().map(|(name, tensor)| Ok((name, read(tensor)?)));
     Ok((reports, weights.collect::<Result<_>>()?))
@@ -172,17 +171,16 @@ fn a_loss_that_is_not_finite_updates_nothing_and_is_found() -> Result<()> {
     let batch = loader(&config)?.epoch(0).next().ok_or_else(|| Error::Training("no batch".into()))??;
     let error = trainer.step(batch, 0, 0.1).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(error.contains("1 of the steps up to 0") && error.contains("updated no parameters: loss NaN"), "{error}");
-    let after = trainer.student.params().state()?;
-    assert_eq!(
-        after["conv1.weight"].flatten_all()?.to_vec1::<f32>()?,
-        state["conv1.weight"].flatten_all()?.to_vec1::<f32>()?
-    );
+    // The error comes up again: the running statistics are corrupt.
+    assert!(trainer.student().is_err() && trainer.state().is_err());
+    let head = trainer.engine.header()?["kernel"].flatten_all()?.to_vec1::<f32>()?;
+    assert!(head.iter().all(|w| w.is_finite()));
     Ok(())
 }
 
 /// Asserts that each tensor of `found` is close to the expected one, relative to the larger of its norm and that of a
 /// tensor of 0.01s.
-fn assert_near(found: &Others, expected: &Others, tol: f64, what: &str) -> Result<()> {
+fn assert_near(found: &State, expected: &State, tol: f64, what: &str) -> Result<()> {
     assert!(found.keys().eq(expected.keys()), "{what}: {:?} and {:?}", found.keys(), expected.keys());
     for (file, tensors) in found {
         assert!(tensors.keys().eq(expected[file].keys()), "{what}: {file}");
@@ -199,15 +197,10 @@ fn assert_near(found: &Others, expected: &Others, tol: f64, what: &str) -> Resul
     Ok(())
 }
 
-/// Returns the complete state of a trainer, by file.
-fn all(trainer: &mut Trainer) -> Result<Others> {
-    trainer.synchronise()?;
+/// Returns the complete state of a trainer, by file, with the average that is evaluated.
+fn all(trainer: &Trainer) -> Result<State> {
     let mut all = trainer.state()?;
-    all.insert("student".into(), trainer.student.params().state()?);
-    all.insert("head".into(), trainer.any_head().params().state()?);
-    if let Some(averaged) = trainer.averaged()? {
-        all.insert("averaged".into(), averaged.params().state()?);
-    }
+    all.insert("evaluated".into(), trainer.evaluated()?.params().state()?);
     Ok(all)
 }
 
@@ -230,14 +223,14 @@ fn parts_averages_and_projections_are_those_of_the_cpu() -> Result<()> {
         for (i, batch) in loader(&config)?.epoch(0).take(3).enumerate() {
             trainer.step(batch?, i as u64, 0.002)?;
         }
-        let report = trainer.synchronise()?;
+        let report = trainer.report()?;
         assert_eq!(trainer.without_gradient(), [] as [String; 0]);
-        Ok((all(&mut trainer)?, report))
+        Ok((all(&trainer)?, report))
     };
     for arm in [Arm::Aug, Arm::Hg] {
         let (expected, of_cpu) = run(arm, &Machine::default())?;
         let (found, of_gpu) = run(arm, &Machine::of_tests(Precision::F32))?;
-        assert!(["ema", "averaged"].iter().all(|file| found.contains_key(*file)));
+        assert!(found.contains_key("ema"));
         assert_eq!(found.contains_key("projection"), arm == Arm::Hg);
         assert_near(&found, &expected, 5e-3, &format!("{arm:?} after three steps"))?;
         let figures = |r: &StepReport| [r.loss, r.margin_loss, r.distill_loss, r.grad_norm];
@@ -265,30 +258,22 @@ fn a_training_goes_on_on_the_other_machine() -> Result<()> {
         for (i, batch) in batches.iter().take(2).enumerate() {
             whole.step(batch.clone(), i as u64, 1e-4)?;
         }
-        let saved = all(&mut whole)?;
+        let saved = whole.state()?;
         whole.step(batches[2].clone(), 2, 1e-4)?;
 
         let (student, head) = (model(&config, to, 8)?, MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 9)?);
-        student.params().load(&saved["student"])?;
-        head.params().load(&saved["head"])?;
         let mut resumed = Trainer::new(student, head, Some(&of_second), &config.step(Arm::Hg))?;
         resumed.load_state(&saved)?;
         let what = format!("{kind:?} from {from} to {to}");
-        assert_near(&resumed.state()?, &whole_files(&saved), 1e-6, &what)?;
+        assert_near(&resumed.state()?, &saved, 1e-6, &what)?;
         resumed.step(batches[2].clone(), 2, 1e-4)?;
-        assert_near(&all(&mut resumed)?, &all(&mut whole)?, 5e-3, &what)?;
+        assert_near(&all(&resumed)?, &all(&whole)?, 5e-3, &what)?;
 
         let mut other = saved;
         other.get_mut(OPTIMIZER).and_then(BTreeMap::pop_first).expect("a moment");
         assert!(resumed.load_state(&other).is_err(), "{what}");
     }
     Ok(())
-}
-
-/// Returns the files of [`all`] that [`Trainer::state`] returns too.
-fn whole_files(all: &Others) -> Others {
-    let files = [OPTIMIZER, EMA, PROJECTION].into_iter();
-    files.filter_map(|file| Some((file.to_owned(), all.get(file)?.clone()))).collect()
 }
 
 #[test]
@@ -298,37 +283,25 @@ fn a_trainer_goes_on_with_what_another_saved() -> Result<()> {
         config.optim.kind = kind;
         let teacher = model(&config, &machine, 5)?;
         let batches = loader(&config)?.epoch(0).take(3).collect::<Result<Vec<_>>>()?;
-        let state = |trainer: &mut Trainer| -> Result<_> {
-            trainer.synchronise()?;
-            Ok((trainer.student.params().state()?, trainer.any_head().params().state()?, trainer.state()?))
-        };
         let mut whole = trainer(&config, Arm::Hg, &machine, &teacher)?;
         for (i, batch) in batches.iter().take(2).enumerate() {
             whole.step(batch.clone(), i as u64, 0.002)?;
         }
-        let (student, head, moments) = state(&mut whole)?;
-        let words = whole.student.dropout().map_or(0, crate::nn::Dropout::num_words);
+        let (saved, words) = (whole.state()?, whole.dropout_words());
         whole.step(batches[2].clone(), 2, 0.002)?;
-        let expected = state(&mut whole)?;
 
-        let (of_student, of_head) =
-            (model(&config, &machine, 0)?, MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 9)?);
-        of_student.params().load(&student)?;
-        of_head.params().load(&head)?;
-        of_student.dropout().into_iter().for_each(|dropout| dropout.skip_to(words));
-        let mut resumed = Trainer::new(of_student, of_head, Some(&teacher), &config.step(Arm::Hg))?;
-        resumed.load_state(&moments)?;
+        let (student, head) = (model(&config, &machine, 0)?, MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 9)?);
+        student.dropout().into_iter().for_each(|dropout| dropout.skip_to(words));
+        let mut resumed = Trainer::new(student, head, Some(&teacher), &config.step(Arm::Hg))?;
+        resumed.load_state(&saved)?;
         resumed.step(batches[2].clone(), 2, 0.002)?;
-        let found = state(&mut resumed)?;
         let read = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>();
-        let moments = |mut state: BTreeMap<_, _>| {
-            state.remove("optimizer").filter(|moments: &BTreeMap<String, Tensor>| !moments.is_empty()).expect("moments")
-        };
-        let pairs = [(found.0, expected.0), (found.1, expected.1), (moments(found.2), moments(expected.2))];
-        for (found, expected) in pairs {
-            assert_eq!(found.len(), expected.len());
-            for (name, tensor) in &found {
-                assert_eq!(read(tensor)?, read(&expected[name])?, "{kind:?} {name}");
+        let (found, expected) = (resumed.state()?, whole.state()?);
+        assert!(found.keys().eq(expected.keys()) && found[OPTIMIZER].len() > 20);
+        for (file, tensors) in &found {
+            assert_eq!(tensors.len(), expected[file].len());
+            for (name, tensor) in tensors {
+                assert_eq!(read(tensor)?, read(&expected[file][name])?, "{kind:?} {file} {name}");
             }
         }
     }

@@ -1,8 +1,12 @@
 //! Preprocessing of a network's input pixels; every model carries its own.
 
+mod pixels;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+
+pub use pixels::Pixels;
 
 /// Conversion of 8-bit values to a network's input: `(x - mean) / std`, in the network's channel order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

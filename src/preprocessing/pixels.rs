@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use image::imageops;
 
+use super::{Channels, Preprocessing};
 use crate::error::Result;
-use crate::preprocessing::{Channels, Preprocessing};
 
 /// A batch of images of one size, `(N, size, size, 3)`, RGB, 8 bits.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,0 +1,148 @@
+//! A GPU as a [`Backend`].
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use candle_core::{Result, bail};
+
+use super::distill::distance;
+use super::margin::{Centres, MAX_COSINES, MarginLoss as Margins, Rows as DeviceRows};
+use super::update::{self, Guard, adamw, sgd};
+use super::{Array, Element, GpuBackend, Product, rows};
+use crate::ops::adamw::AdamWStep;
+use crate::ops::backend::{Backend, GuardState, MarginLoss, Update};
+use crate::ops::distance::DistillKind;
+use crate::ops::margin_loss::{MarginLossConfig, Rows};
+use crate::ops::sgd::SgdStep;
+
+impl Backend for GpuBackend {
+    type Array = Array;
+    type Scalar = Array;
+    type Guard = Guard;
+
+    const IS_SYNCHRONOUS: bool = false;
+    const TRANSPOSES_CENTRES: bool = true;
+
+    fn enter<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+
+    fn zeros(&self, len: usize) -> Result<Array> {
+        self.device.zeros(Element::F32, len)
+    }
+
+    fn upload(&self, values: Vec<f32>) -> Result<Array> {
+        self.device.upload(&values)
+    }
+
+    fn write(&self, y: &mut Array, values: &[f32]) -> Result<()> {
+        y.write(values)
+    }
+
+    fn read<'a>(&self, x: &'a Array) -> Result<Cow<'a, [f32]>> {
+        Ok(Cow::Owned(x.read()?))
+    }
+
+    fn read_scalar(&self, x: &Array) -> Result<f64> {
+        Ok(f64::from(x.read::<f32>()?[0]))
+    }
+
+    fn short(&self, x: &Array) -> Result<Option<Array>> {
+        (self.element != Element::F32).then(|| rows::in_type(x, self.element)).transpose()
+    }
+
+    fn add(&self, y: &mut Array, x: &Array) -> Result<()> {
+        update::blend(y, x, [1.0, 1.0], None)
+    }
+
+    fn average(&self, y: &mut Array, x: &Array, share: f64, guard: &Guard) -> Result<()> {
+        let share = share as f32;
+        update::blend(y, x, [1.0 - share, share], Some(guard))
+    }
+
+    fn guard(&self) -> Result<Guard> {
+        Guard::new(&self.device)
+    }
+
+    fn measure(
+        &self,
+        guard: &mut Guard,
+        grads: &Array,
+        _places: &[Range<usize>],
+        max_norm: f64,
+        losses: &[(f64, &Array)],
+    ) -> Result<()> {
+        let total = self.device.zeros(Element::F32, 1)?;
+        losses.iter().try_for_each(|(weight, loss)| update::blend(&total, loss, [1.0, *weight as f32], None))?;
+        guard.measure(grads, max_norm as f32, Some(&total))
+    }
+
+    fn read_guard(&self, guard: &Guard) -> Result<GuardState> {
+        guard.read()
+    }
+
+    fn sgd(&self, update: Update<Self>, velocity: &mut Array, step: SgdStep) -> Result<()> {
+        sgd(&update, velocity, step)
+    }
+
+    fn adamw(&self, update: Update<Self>, [mean, square]: [&mut Array; 2], step: AdamWStep) -> Result<()> {
+        adamw(&update, [mean, square], step)
+    }
+
+    fn check_embedding_size(&self, size: usize) -> Result<()> {
+        if !size.is_multiple_of(8) {
+            bail!("the GPU engine needs embedding sizes that are multiples of 8, found {size}");
+        }
+        Ok(())
+    }
+
+    fn margin_loss(
+        &self,
+        embeddings: &Array,
+        centres: &Array,
+        rows: Rows,
+        config: MarginLossConfig,
+        weight: f64,
+        of_centres: &mut Array,
+    ) -> Result<MarginLoss<Self>> {
+        let n = rows.labels.len();
+        rows.check(n, centres.len() * n / embeddings.len().max(1))?;
+        let rows = DeviceRows::new(&self.device, rows, config.matching)?;
+        let loss = Margins { config, element: self.element, max_cosines: MAX_COSINES };
+        loss.with_gradients(embeddings, &Centres { all: centres, sample: None }, &rows, weight as f32, of_centres)
+    }
+
+    fn distance(
+        &self,
+        student: &Array,
+        teacher: &Array,
+        n: usize,
+        kind: DistillKind,
+        weight: f64,
+    ) -> Result<(Array, Array)> {
+        distance(student, teacher, n, kind, weight as f32)
+    }
+
+    fn linear(&self, x: &Array, w: &Array, [n, k, m]: [usize; 3]) -> Result<Array> {
+        let y = self.device.array(Element::F32, n * m)?;
+        let (a, b, c) = (x.matrix(k), w.matrix(k).transposed(), y.matrix(m));
+        self.device.gpu().multiply(&Product { m: n, n: m, k, a, b, c, alpha: 1.0, beta: 0.0 })?;
+        Ok(y)
+    }
+
+    fn linear_backward(
+        &self,
+        x: &Array,
+        w: &Array,
+        gy: &Array,
+        [n, k, m]: [usize; 3],
+        gw: &mut Array,
+    ) -> Result<Array> {
+        let gx = self.device.array(Element::F32, n * k)?;
+        let (a, b, c) = (gy.matrix(m), w.matrix(k), gx.matrix(k));
+        self.device.gpu().multiply(&Product { m: n, n: k, k: m, a, b, c, alpha: 1.0, beta: 0.0 })?;
+        let (a, b, c) = (gy.matrix(m).transposed(), x.matrix(k), gw.matrix(k));
+        self.device.gpu().multiply(&Product { m, n: k, k: n, a, b, c, alpha: 1.0, beta: 0.0 })?;
+        Ok(gx)
+    }
+}

@@ -1,0 +1,140 @@
+//! What a device does in a training step besides running the network: arrays in its memory, losses, updates.
+
+use std::borrow::Cow;
+use std::fmt::Debug;
+use std::ops::Range;
+
+use candle_core::Result;
+
+use super::adamw::AdamWStep;
+use super::distance::DistillKind;
+use super::margin_loss::{MarginLossConfig, Rows};
+use super::sgd::SgdStep;
+
+/// A device. Arrays are f32 in its memory; work is done in the order of the calls, and a GPU's is waited for only where
+/// something is read.
+pub trait Backend: Clone + Debug + Send + Sync + 'static {
+    /// Numbers in the device's memory.
+    type Array: Debug + Send + Sync;
+    /// One number that was computed.
+    type Scalar: Debug + Send + Sync;
+    /// Norm of the gradients of a step, clipping factor, and whether the step is finite.
+    type Guard: Debug + Send + Sync;
+
+    /// Whether results are known when a call returns.
+    const IS_SYNCHRONOUS: bool;
+
+    /// Does the work of a step on a thread that suits the device.
+    fn enter<R: Send>(work: impl FnOnce() -> R + Send) -> R;
+
+    /// Returns zeros.
+    fn zeros(&self, len: usize) -> Result<Self::Array>;
+    /// Moves values to the device.
+    fn upload(&self, values: Vec<f32>) -> Result<Self::Array>;
+    /// Replaces all values of an array.
+    fn write(&self, y: &mut Self::Array, values: &[f32]) -> Result<()>;
+    /// Waits for the values of an array.
+    fn read<'a>(&self, x: &'a Self::Array) -> Result<Cow<'a, [f32]>>;
+    /// Waits for a number.
+    fn read_scalar(&self, x: &Self::Scalar) -> Result<f64>;
+    /// Returns a copy of parameters in the type of the products, unless that is f32.
+    fn short(&self, x: &Self::Array) -> Result<Option<Self::Array>>;
+
+    /// `y += x`.
+    fn add(&self, y: &mut Self::Array, x: &Self::Array) -> Result<()>;
+    /// `y += share * (x - y)`, unless the guard found the step not finite.
+    fn average(&self, y: &mut Self::Array, x: &Self::Array, share: f64, guard: &Self::Guard) -> Result<()>;
+
+    /// Returns a guard that has seen no step.
+    fn guard(&self) -> Result<Self::Guard>;
+    /// Measures the norm of the gradients of a step's parameters, which lie in `places`, and the factor that scales it
+    /// down to `max_norm` if it is larger; 0 turns clipping off. The step is finite if the norm and the weighted sum of
+    /// `losses` are.
+    fn measure(
+        &self,
+        guard: &mut Self::Guard,
+        grads: &Self::Array,
+        places: &[Range<usize>],
+        max_norm: f64,
+        losses: &[(f64, &Self::Scalar)],
+    ) -> Result<()>;
+    /// Waits for what was measured.
+    fn read_guard(&self, guard: &Self::Guard) -> Result<GuardState>;
+    /// Updates parameters by [`sgd_step`](super::sgd::sgd_step), unless the guard found the step not finite.
+    fn sgd(&self, update: Update<Self>, velocity: &mut Self::Array, step: SgdStep) -> Result<()>;
+    /// Updates parameters by [`adamw_step`](super::adamw::adamw_step), unless the guard found the step not finite.
+    fn adamw(&self, update: Update<Self>, means: [&mut Self::Array; 2], step: AdamWStep) -> Result<()>;
+
+    /// Checks that embeddings of this length can be trained.
+    fn check_embedding_size(&self, size: usize) -> Result<()>;
+    /// Returns the margin loss of embeddings `(N, d)`, and `weight` times its gradient with respect to them; writes that
+    /// of the class centres, in [`Self::TRANSPOSES_CENTRES`]'s layout.
+    fn margin_loss(
+        &self,
+        embeddings: &Self::Array,
+        centres: &Self::Array,
+        rows: Rows,
+        config: MarginLossConfig,
+        weight: f64,
+        of_centres: &mut Self::Array,
+    ) -> Result<MarginLoss<Self>>;
+    /// Whether class centres are `(K, d)` on the device, instead of `(d, K)`.
+    const TRANSPOSES_CENTRES: bool;
+    /// Returns the distance of two batches `(n, d)`, and `weight` times its gradient with respect to the student's.
+    fn distance(
+        &self,
+        student: &Self::Array,
+        teacher: &Self::Array,
+        n: usize,
+        kind: DistillKind,
+        weight: f64,
+    ) -> Result<(Self::Scalar, Self::Array)>;
+    /// Returns `x w^T`: `x: (n, k)`, `w: (m, k)`; sizes are `[n, k, m]`.
+    fn linear(&self, x: &Self::Array, w: &Self::Array, sizes: [usize; 3]) -> Result<Self::Array>;
+    /// Returns the gradient of `x` in [`Self::linear`] and writes that of `w`.
+    fn linear_backward(
+        &self,
+        x: &Self::Array,
+        w: &Self::Array,
+        gy: &Self::Array,
+        sizes: [usize; 3],
+        gw: &mut Self::Array,
+    ) -> Result<Self::Array>;
+}
+
+/// What a [`Guard`](Backend::Guard) measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GuardState {
+    /// Norm of the gradients of the last step.
+    pub norm: f64,
+    /// Whether the last step was finite; if not, it changed no parameters.
+    pub is_finite: bool,
+    /// Number of steps that were not finite.
+    pub num_skipped: u64,
+}
+
+/// Parameters that an update changes.
+#[derive(Debug)]
+pub struct Update<'a, B: Backend> {
+    /// The parameters.
+    pub values: &'a mut B::Array,
+    /// Their copy in the type of the products.
+    pub short: Option<&'a mut B::Array>,
+    /// Their gradients.
+    pub grads: &'a B::Array,
+    /// What was measured of the step.
+    pub guard: &'a B::Guard,
+    /// Whether the guard's clipping factor scales the gradients.
+    pub is_clipped: bool,
+}
+
+/// The margin loss of a batch.
+#[derive(Debug)]
+pub struct MarginLoss<B: Backend> {
+    /// Mean cross-entropy of the rows with a label.
+    pub loss: B::Scalar,
+    /// Weighted gradient with respect to the embeddings, `(N, d)`.
+    pub of_embeddings: B::Array,
+    /// Cosine between each row and its class centre; any number for a row without a label.
+    pub target_cosines: B::Array,
+}

@@ -1,0 +1,474 @@
+//! The trainer: forward passes of teacher and student, losses, gradients, updates, on any device.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::checkpoint::Header;
+use super::step::{StepConfig, StepReport};
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::losses::{MarginConfig, MarginHead, Projection};
+use crate::models::{Execute, Model, OnBackend, Outline, on_machine};
+use crate::nn::Group;
+use crate::nn::engine::Activations;
+use crate::optim::{Average, Component};
+
+/// Tensors of a trainer's state by file, then by name.
+pub type State = BTreeMap<String, BTreeMap<String, Tensor>>;
+
+/// Files of a trainer's state.
+pub(super) const BACKBONE: &str = "backbone";
+pub(super) const HEADER: &str = "header";
+const OPTIMIZER: &str = "optimizer";
+const EMA: &str = "ema";
+const PROJECTION: &str = "projection";
+
+/// Trains a student and its head, optionally with a teacher to distil from.
+pub struct Trainer<'a> {
+    engine: Box<dyn Engine + 'a>,
+    outline: Outline,
+    trains_head: bool,
+}
+
+/// A trainer on a device.
+trait Engine: Send {
+    fn step(&mut self, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>>;
+    fn report(&self) -> Result<StepReport>;
+    fn without_gradient(&self) -> &[String];
+    fn activation_bytes(&self, n: usize) -> Option<usize>;
+    fn num_elements(&self) -> [usize; 3];
+    fn backbone(&self) -> Result<BTreeMap<String, Tensor>>;
+    fn header(&self) -> Result<BTreeMap<String, Tensor>>;
+    fn average(&self) -> Result<Option<BTreeMap<String, Tensor>>>;
+    fn state(&self) -> Result<State>;
+    fn load_state(&mut self, state: &State) -> Result<()>;
+}
+
+impl<'a> Trainer<'a> {
+    /// Returns a trainer on the student's machine, where the teacher must be too. The teacher is used if the
+    /// distillation loss has a weight. If its embeddings have a different length from the student's, a projection to
+    /// that length is trained with the student.
+    ///
+    /// # Errors
+    /// When memory for the optimisers cannot be allocated, the teacher is missing or has a different input size, or the
+    /// machine does not support a network or a setting of `config`.
+    pub fn new(student: Model, head: MarginHead, teacher: Option<&'a Model>, config: &StepConfig) -> Result<Self> {
+        let wrong = |what: String| Err(Error::Training(what));
+        let distill = &config.distill;
+        let teacher = match (teacher, distill.lambda > 0.0) {
+            (_, false) => None,
+            (None, true) => return wrong("distillation needs a teacher".into()),
+            (Some(teacher), true) => Some(teacher),
+        };
+        if let Some(teacher) = teacher {
+            let (t, s) = (teacher.config().input_size, student.config().input_size);
+            if t != s {
+                return wrong(format!("the teacher sees images of {t} pixels, the student of {s}"));
+            }
+            if teacher.machine().to_string() != student.machine().to_string() {
+                return wrong("the teacher is not on the student's machine".into());
+            }
+        }
+        if distill.lambda == 0.0 && distill.margin_weight == 0.0 {
+            return wrong("all loss weights are 0".into());
+        }
+        let (outline, machine) = (Outline::of(&student), student.machine().clone());
+        let engine = on_machine(&machine, New { student, head, teacher, config: config.clone() })?;
+        Ok(Self { engine, outline, trains_head: config.distill.margin_weight > 0.0 })
+    }
+
+    /// Trains on one batch with learning rate `lr`; `step` counts from 0 and seeds the margins. Returns the step's
+    /// figures; on a GPU, which runs asynchronously, only in the first step and every [`StepConfig::log_every`]th after
+    /// it.
+    ///
+    /// # Errors
+    /// When a tensor operation fails; running statistics may have been updated by then, parameters have not. On a GPU
+    /// also when a loss or gradient was not finite, which is detected when figures are read: no such step updated a
+    /// parameter, but the running statistics are corrupt.
+    pub fn step(&mut self, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
+        self.engine.step(batch, step, lr)
+    }
+
+    /// Returns the figures of the last step; waits for a GPU.
+    ///
+    /// # Errors
+    /// On a GPU, when a step since the start had a loss or gradient that was not finite.
+    pub fn report(&self) -> Result<StepReport> {
+        self.engine.report()
+    }
+
+    /// Returns the names of the trained parameters whose gradient was zero everywhere in the first step: they do not
+    /// learn. Empty before the first step.
+    pub fn without_gradient(&self) -> &[String] {
+        self.engine.without_gradient()
+    }
+
+    /// Returns the approximate peak size, in bytes, of the activations of a mini-batch of `n` images and their
+    /// gradients; none for a network that runs layer by layer, and on a GPU.
+    pub fn activation_bytes(&self, n: usize) -> Option<usize> {
+        self.engine.activation_bytes(n)
+    }
+
+    /// Numbers of elements: the student's parameters and buffers, its trained parameters, the head's parameters.
+    pub(super) fn num_elements(&self) -> [usize; 3] {
+        self.engine.num_elements()
+    }
+
+    /// Returns the student with its current weights, frozen.
+    ///
+    /// # Errors
+    /// As [`Self::report`], and when memory for the copy cannot be allocated.
+    pub fn student(&self) -> Result<Model> {
+        Ok(self.outline.model(self.engine.backbone()?)?)
+    }
+
+    /// Returns the weights that are evaluated: the moving average of the student's if one is kept, else the student's.
+    ///
+    /// # Errors
+    /// As [`Self::student`].
+    pub fn evaluated(&self) -> Result<Model> {
+        match self.engine.average()? {
+            Some(average) => Ok(self.outline.model(average)?),
+            None => self.student(),
+        }
+    }
+
+    /// Returns the class centres of `identities`; none if the margin loss has weight 0.
+    ///
+    /// # Errors
+    /// As [`Self::student`].
+    pub fn header(&self, identities: Vec<String>) -> Result<Option<Header>> {
+        let header = |tensors| Header { tensors, identities: Some(identities) };
+        self.trains_head.then(|| self.engine.header()).transpose().map(|tensors| tensors.map(header))
+    }
+
+    /// Words drawn so far from dropout's random number generator.
+    pub(super) fn dropout_words(&self) -> u64 {
+        self.outline.dropout().map_or(0, |dropout| dropout.num_words())
+    }
+
+    /// Returns everything that later steps depend on: student, head, optimisers, and the projection and the moving
+    /// average if there are any.
+    ///
+    /// # Errors
+    /// As [`Self::student`].
+    pub fn state(&self) -> Result<State> {
+        self.engine.state()
+    }
+
+    /// Restores the [`Self::state`] of a trainer with the same settings, on any machine.
+    ///
+    /// # Errors
+    /// When a tensor is missing, unexpected or has the wrong shape.
+    pub fn load_state(&mut self, state: &State) -> Result<()> {
+        self.engine.load_state(state)
+    }
+}
+
+/// What a trainer is made of.
+struct New<'a> {
+    student: Model,
+    head: MarginHead,
+    teacher: Option<&'a Model>,
+    config: StepConfig,
+}
+
+impl<'a> OnBackend for New<'a> {
+    type Output = Result<Box<dyn Engine + 'a>>;
+
+    fn with<B: Execute>(self, backend: &B) -> Self::Output {
+        Ok(Box::new(TrainerOn::new(backend, self)?))
+    }
+}
+
+struct TrainerOn<'a, B: Execute> {
+    backend: B,
+    config: StepConfig,
+    margin: MarginConfig,
+    network: B::Network,
+    teacher: Option<B::Teacher<'a>>,
+    student: Component<B>,
+    head: Component<B>,
+    /// Map to the length of the teacher's embeddings, if it differs from the student's.
+    projection: Option<(Projection, Component<B>)>,
+    average: Option<Average<B>>,
+    guard: B::Guard,
+    /// Number of steps so far.
+    num_steps: u64,
+    last: Option<Last<B>>,
+    without_gradient: Option<Vec<String>>,
+}
+
+/// Results of the last step, on the device.
+struct Last<B: Execute> {
+    parts: Vec<Part<B>>,
+    step: u64,
+    lr: f64,
+}
+
+/// Results of one mini-batch, on the device.
+struct Part<B: Execute> {
+    embeddings: B::Array,
+    labels: Vec<i64>,
+    /// Margin loss and target cosines.
+    margin: Option<(B::Scalar, B::Array)>,
+    distance: Option<B::Scalar>,
+}
+
+impl<'a, B: Execute> TrainerOn<'a, B> {
+    fn new(backend: &B, New { student, head, teacher, config }: New<'a>) -> Result<Self> {
+        let component = |name, params| Component::new(name, params, &config.optim, config.accumulate);
+        let from = student.config().embedding_size;
+        let to = teacher.map(|teacher| teacher.config().embedding_size).filter(|to| *to != from);
+        let projection = to.map(|to| {
+            let projection = Projection { from, to };
+            let params = projection.params(backend, config.projection_seed())?;
+            Ok::<_, Error>((projection, component(PROJECTION, params)?))
+        });
+        let activations = if config.recompute { Activations::Recomputed } else { Activations::Kept };
+        let (network, params) = backend.prepare(student, activations)?;
+        let average = (config.ema > 0.0).then(|| Average::new(&params, config.ema)).transpose()?;
+        Ok(Self {
+            margin: head.config().clone(),
+            network,
+            teacher: teacher.map(|teacher| backend.teacher(teacher)).transpose()?,
+            student: component("student", params)?,
+            head: component("head", head.on(backend)?)?,
+            projection: projection.transpose()?,
+            average,
+            guard: backend.guard()?,
+            num_steps: 0,
+            last: None,
+            without_gradient: None,
+            backend: backend.clone(),
+            config,
+        })
+    }
+
+    fn trains_head(&self) -> bool {
+        self.config.distill.margin_weight > 0.0
+    }
+
+    /// Components that the losses train.
+    fn trained(&mut self) -> impl Iterator<Item = &mut Component<B>> {
+        let head = self.config.distill.margin_weight > 0.0;
+        let projection = self.projection.as_mut().map(|(_, component)| component);
+        [&mut self.student].into_iter().chain(head.then_some(&mut self.head)).chain(projection)
+    }
+
+    fn step_inside(&mut self, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
+        let buffers = if B::IS_SYNCHRONOUS { Some(self.student.params.buffers()?) } else { None };
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
+        rng.set_stream(step);
+        let (batches, mut parts) = (batch.parts(self.config.accumulate)?, Vec::new());
+        let num = batches.len();
+        for (i, batch) in batches.into_iter().enumerate() {
+            parts.push(self.part(batch, &mut rng)?);
+            self.trained().try_for_each(|component| component.accumulate(i, num))?;
+        }
+        let losses: Vec<_> = parts.iter().flat_map(|part| part.losses(&self.config)).collect();
+        self.student.params.measure(&mut self.guard, self.config.optim.clip_norm, &losses)?;
+        self.last = Some(Last { parts, step, lr });
+        if let Some(buffers) = buffers
+            && !self.backend.read_guard(&self.guard)?.is_finite
+        {
+            self.student.params.restore_buffers(buffers)?;
+            return self.report().map(Some);
+        }
+        if self.without_gradient.is_none() {
+            self.without_gradient = Some(self.zeros()?);
+        }
+        self.update(lr)?;
+        self.num_steps += 1;
+        let every = if B::IS_SYNCHRONOUS { 1 } else { self.config.log_every.max(1) as u64 };
+        if self.num_steps % every == 1 % every { self.report().map(Some) } else { Ok(None) }
+    }
+
+    /// Computes the gradients of a mini-batch, weighted by its share of the batch.
+    fn part(&mut self, batch: Batch, rng: &mut ChaCha8Rng) -> Result<Part<B>> {
+        let Self { backend, config, margin, network, teacher, student, head, projection, .. } = self;
+        let (distill, share, n) = (&config.distill, 1.0 / config.accumulate as f64, batch.labels.len());
+        let (embeddings, recording) = backend.record(network, &mut student.params, &batch.student)?;
+        let (mut gradient, mut margin_loss, mut distance) = (None, None, None);
+        if distill.margin_weight > 0.0 {
+            let weight = distill.margin_weight * share;
+            let found = margin.loss_and_gradients(&embeddings, &mut head.params, &batch.labels, weight, rng)?;
+            (gradient, margin_loss) = (Some(found.of_embeddings), Some((found.loss, found.target_cosines)));
+        }
+        if let Some(teacher) = teacher {
+            let target = backend.embed(teacher, &batch.teacher)?;
+            let forward =
+                |(map, component): &mut (Projection, Component<B>)| map.forward(&component.params, &embeddings, n);
+            let projected = projection.as_mut().map(forward).transpose()?;
+            let compared = projected.as_ref().unwrap_or(&embeddings);
+            let (found, mut of_distance) =
+                backend.distance(compared, &target, n, distill.kind, distill.lambda * share)?;
+            if let Some((map, component)) = projection {
+                of_distance = map.backward(&mut component.params, &embeddings, &of_distance, n)?;
+            }
+            match &mut gradient {
+                Some(gradient) => backend.add(gradient, &of_distance)?,
+                None => gradient = Some(of_distance),
+            }
+            distance = Some(found);
+        }
+        let gradient = gradient.ok_or_else(|| Error::Training("all loss weights are 0".into()))?;
+        backend.backward(recording, &mut student.params, &gradient)?;
+        Ok(Part { embeddings, labels: batch.labels, margin: margin_loss, distance })
+    }
+
+    /// Updates all components with the gradients of a batch. Only the student's are clipped.
+    fn update(&mut self, lr: f64) -> Result<()> {
+        let (head, guard) = (self.trains_head(), &self.guard);
+        self.student.update(lr, guard, true)?;
+        if head {
+            self.head.update(lr, guard, false)?;
+        }
+        if let Some((_, component)) = &mut self.projection {
+            component.update(lr, guard, false)?;
+        }
+        if let Some(average) = &mut self.average {
+            average.update(&self.student.params, guard)?;
+        }
+        Ok(())
+    }
+
+    /// Names of the trained parameters whose gradient is zero everywhere. Waits for the device.
+    fn zeros(&mut self) -> Result<Vec<String>> {
+        let mut zeros = Vec::new();
+        for (i, component) in self.trained().enumerate() {
+            let names = component.params.without_gradient()?.into_iter();
+            zeros.extend(names.map(|name| if i == 0 { name } else { format!("{}.{name}", component.name) }));
+        }
+        Ok(zeros)
+    }
+}
+
+impl<B: Execute> Part<B> {
+    /// Losses with their weights in the objective.
+    fn losses(&self, config: &StepConfig) -> impl Iterator<Item = (f64, &B::Scalar)> {
+        let (distill, share) = (&config.distill, 1.0 / config.accumulate as f64);
+        let margin = self.margin.as_ref().map(|(loss, _)| (distill.margin_weight * share, loss));
+        let distance = self.distance.as_ref().map(|distance| (distill.lambda * share, distance));
+        margin.into_iter().chain(distance)
+    }
+}
+
+impl<B: Execute> Engine for TrainerOn<'_, B> {
+    fn step(&mut self, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
+        B::enter(|| self.step_inside(batch, step, lr))
+    }
+
+    fn report(&self) -> Result<StepReport> {
+        let Some(last) = &self.last else { return Ok(StepReport::default()) };
+        let (distill, share) = (&self.config.distill, 1.0 / self.config.accumulate as f64);
+        let mut report = StepReport { lr: last.lr, ..StepReport::default() };
+        let (mut directions, mut num_images) = (Vec::new(), 0);
+        for Part { embeddings, labels, margin, distance } in &last.parts {
+            num_images += labels.len();
+            add_directions(&mut directions, &self.backend.read(embeddings)?, labels.len());
+            if let Some((loss, cosines)) = margin {
+                report.margin_loss += distill.margin_weight * share * self.backend.read_scalar(loss)?;
+                let cosines = self.backend.read(cosines)?;
+                let known = cosines.iter().zip(labels);
+                let known = known.map(|(cosine, label)| if *label < 0 { f64::NAN } else { f64::from(*cosine) });
+                report.target_cosines.extend(known);
+            }
+            if let Some(distance) = distance {
+                report.distill_loss += share * self.backend.read_scalar(distance)?;
+            }
+        }
+        report.conclude(&directions, num_images, distill.lambda);
+        let state = self.backend.read_guard(&self.guard)?;
+        if state.num_skipped > 0 && !B::IS_SYNCHRONOUS {
+            return Err(Error::Training(format!(
+                "{} of the steps up to {} had a non-finite loss or gradient and updated no parameters: loss {}, \
+                 gradient norm {}; try a lower learning rate",
+                state.num_skipped, last.step, report.loss, state.norm
+            )));
+        }
+        Ok(StepReport { grad_norm: state.norm, is_skipped: !state.is_finite, ..report })
+    }
+
+    fn without_gradient(&self) -> &[String] {
+        self.without_gradient.as_deref().unwrap_or_default()
+    }
+
+    fn activation_bytes(&self, n: usize) -> Option<usize> {
+        B::activation_bytes(&self.network, n)
+    }
+
+    fn num_elements(&self) -> [usize; 3] {
+        let trained = self.student.params.len(Group::Trained);
+        [trained + self.student.params.len(Group::Fixed), trained, self.head.params.len(Group::Trained)]
+    }
+
+    fn backbone(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.report()?;
+        Ok(self.student.params.state()?)
+    }
+
+    fn header(&self) -> Result<BTreeMap<String, Tensor>> {
+        Ok(self.head.params.state()?)
+    }
+
+    fn average(&self) -> Result<Option<BTreeMap<String, Tensor>>> {
+        self.report()?;
+        Ok(self.average.as_ref().map(|average| average.weights(&self.student.params)).transpose()?)
+    }
+
+    fn state(&self) -> Result<State> {
+        let components = [&self.student, &self.head].into_iter().chain(self.projection.as_ref().map(|(_, c)| c));
+        let mut optimizers = BTreeMap::new();
+        for component in components {
+            optimizers.extend(component.optimizer_state()?);
+        }
+        let mut state = State::from([
+            (BACKBONE.to_owned(), self.backbone()?),
+            (HEADER.to_owned(), self.header()?),
+            (OPTIMIZER.to_owned(), optimizers),
+        ]);
+        if let Some((_, component)) = &self.projection {
+            state.insert(PROJECTION.to_owned(), component.params.state()?);
+        }
+        if let Some(average) = &self.average {
+            state.insert(EMA.to_owned(), average.state(&self.student.params)?);
+        }
+        Ok(state)
+    }
+
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        let file = |name: &str| {
+            state.get(name).ok_or_else(|| Error::Training(format!("the training checkpoint has no {name}")))
+        };
+        self.student.params.load(file(BACKBONE)?)?;
+        self.head.params.load(file(HEADER)?)?;
+        if let Some((_, component)) = &mut self.projection {
+            component.params.load(file(PROJECTION)?)?;
+            component.load_optimizer(file(OPTIMIZER)?)?;
+        }
+        for component in [&mut self.student, &mut self.head] {
+            component.load_optimizer(file(OPTIMIZER)?)?;
+        }
+        if let Some(average) = &mut self.average {
+            average.load(file(EMA)?, &self.student.params)?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds the directions of `n` embeddings, given row by row, to their sum.
+fn add_directions(sum: &mut Vec<f64>, embeddings: &[f32], n: usize) {
+    let d = embeddings.len() / n.max(1);
+    sum.resize(d, 0.0);
+    for row in embeddings.chunks_exact(d.max(1)) {
+        let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) / norm);
+    }
+}
+
+#[cfg(test)]
+mod tests;
