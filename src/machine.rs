@@ -4,6 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::ops::backend::Kernels;
+use crate::ops::cpu::Cpu;
+
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub mod bench;
@@ -114,7 +117,25 @@ impl Gpu {
     }
 }
 
+/// Work that runs on any device.
+pub(crate) trait Work {
+    /// What it returns.
+    type Output;
+
+    /// Does the work.
+    fn on<B: Kernels>(self, backend: &B) -> Self::Output;
+}
+
 impl Machine {
+    /// Does work on the machine's device.
+    pub(crate) fn run<W: Work>(&self, work: W) -> W::Output {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Some(gpu) = &self.gpu {
+            return work.on(&gpu.backend());
+        }
+        work.on(&Cpu)
+    }
+
     /// Opens the requested machine. [`Choice::Auto`] takes the first GPU that is usable; in a build with the GPU engine
     /// where none is, [`Self::take_notices`] says why.
     ///
@@ -217,8 +238,8 @@ impl Machine {
         Self { gpu: Some(Gpu { device, precision, name: "tests".into() }), ..Self::default() }
     }
 
-    #[cfg(any(test, feature = "cuda"))]
-    pub(crate) fn gpu(&self) -> Option<&Gpu> {
+    #[cfg(feature = "cuda")]
+    fn gpu(&self) -> Option<&Gpu> {
         self.gpu.as_ref()
     }
 }

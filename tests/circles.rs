@@ -8,11 +8,9 @@ use syn::visit::Visit;
 
 use crate::layers::{attributes, is_of_tests, sources};
 
-/// Folders with a circle, and its members. They go when the trainers and the executors become one.
-const KNOWN: [(&str, &[&str]); 2] = [
-    ("nn::engine::gpu", &["network", "recording"]),
-    ("train", &["config", "epochs", "evaluation", "folder", "inputs", "outcome", "run", "start", "state", "watch"]),
-];
+/// Folders with a circle, and its members. It goes when the experiment's loops become one.
+const KNOWN: [(&str, &[&str]); 1] =
+    [("train", &["config", "epochs", "evaluation", "folder", "inputs", "outcome", "run", "start", "state", "watch"])];
 
 /// A module's path in the crate: `["train", "run"]`.
 type Module = Vec<String>;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, ModuleT, Tensor};
-use maskinv::models::{Arch, Inference, Model, ModelConfig};
+use maskinv::models::{Arch, Model, ModelConfig};
 use maskinv::nn::Params;
 use maskinv::nn::engine::Activations;
 use maskinv::testing::fill;
@@ -86,7 +86,7 @@ fn inference_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
     for config in configs() {
         let [single, double] = models(&config)?;
         let network = single.inference(2)?;
-        assert!(matches!(network, Inference::Plan(_)), "{config:?}");
+        assert!(network.is_fused(), "{config:?}");
         for n in [1, 2, 5] {
             let [x, wide] = images(n, config.input_size)?;
             let (found, expected) = (flat(&network.run(&x)?)?, flat(&double.forward_t(&wide, false)?)?);
@@ -96,7 +96,7 @@ fn inference_by_the_engine_equals_the_layers_in_f64() -> Result<()> {
         let [x, _] = images(2, config.input_size)?;
         let expected = flat(&network.run(&x)?)?;
         let owned = Model::frozen(&config, single.params().state()?, &Device::Cpu)?.into_inference(2)?;
-        assert!(matches!(owned, Inference::Plan(_)) && flat(&owned.run(&x)?)? == expected, "{config:?}");
+        assert!(owned.is_fused() && flat(&owned.run(&x)?)? == expected, "{config:?}");
     }
     Ok(())
 }
@@ -120,7 +120,7 @@ fn the_embeddings_of_r100_are_those_of_f64() -> Result<()> {
     for batch in [1, 16] {
         // The batch decides on the tiles.
         let network = single.inference(batch)?;
-        assert!(matches!(network, Inference::Plan(_)));
+        assert!(network.is_fused());
         let found = flat(&network.run(&x)?)?;
         for (found, expected) in found.chunks(512).zip(expected.chunks(512)) {
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -283,9 +283,9 @@ fn networks_that_the_engine_lacks_are_carried_out_by_layers() -> Result<()> {
     let squeezed = ModelConfig { squeeze_excitation: true, width: 0.25, ..odd.clone() };
     for config in [odd, squeezed] {
         let [single, double] = models(&config)?;
-        assert!(matches!(single.inference(2)?, Inference::Layers(_)), "{config:?}");
+        assert!(!single.inference(2)?.is_fused(), "{config:?}");
         let owned = Model::frozen(&config, single.params().state()?, &Device::Cpu)?.into_inference(2)?;
-        assert!(matches!(owned, Inference::Layers(_)), "{config:?}");
+        assert!(!owned.is_fused(), "{config:?}");
         let [x, wide] = images(3, 32)?;
         let (_, weights, expected_grads) = layers(&double, &wide)?;
         let mut training = single.into_training(Activations::Kept)?;
@@ -307,10 +307,10 @@ fn networks_that_the_engine_lacks_are_carried_out_by_layers() -> Result<()> {
 fn a_network_in_f64_is_carried_out_by_layers() -> Result<()> {
     let config = &configs()[0];
     let [single, double] = models(config)?;
-    assert!(matches!(double.inference(2)?, Inference::Layers(_)));
+    assert!(!double.inference(2)?.is_fused());
     let frozen = Model::build(config, Params::given(single.params().state()?, DType::F64, &Device::Cpu))?;
     let network = frozen.into_inference(2)?;
-    assert!(matches!(network, Inference::Layers(_)));
+    assert!(!network.is_fused());
     let wide = &images(2, config.input_size)?[1];
     assert_eq!(flat(&network.run(wide)?)?, flat(&double.forward_t(wide, false)?)?);
     Ok(())

@@ -15,7 +15,7 @@ use maskinv::losses::{DistillConfig, MarginConfig, MarginHead};
 use maskinv::machine::bench::{Margin, kernels, profile};
 use maskinv::machine::dry::dry;
 use maskinv::machine::{Choice, Machine, Precision};
-use maskinv::models::{Arch, ConvolutionPass, Inference, Model, ModelConfig};
+use maskinv::models::{Arch, ConvolutionPass, Model, ModelConfig};
 use maskinv::train::{StepConfig, Trainer};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -209,8 +209,7 @@ fn infer(machine: &Machine, arch: Arch, batch: usize) -> Result<Work<'static>> {
     let network = frozen(machine, arch, 0)?.into_inference(batch)?;
     let images = pixels(batch, &mut ChaCha8Rng::seed_from_u64(1));
     Ok(Box::new(move || {
-        let Inference::Gpu(network) = &network else { bail!("not on the GPU") };
-        network.run_rgb(&images.values)?;
+        network.run_pixels(&images)?;
         Ok(1)
     }))
 }

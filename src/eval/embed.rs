@@ -136,7 +136,7 @@ fn embed_each(
             images.iter().for_each(|image| pixels.push(&flip_horizontal(image)));
         }
         let n = last - first;
-        let mut y = network.run_pixels(&pixels, model)?;
+        let mut y = network.run_pixels(&pixels)?;
         if config.flip {
             y = (y.narrow(0, 0, n)? + y.narrow(0, n, n)?)?;
         }

@@ -10,7 +10,7 @@ use super::margin::{Centres, MAX_COSINES, MarginLoss as Margins, Rows as DeviceR
 use super::update::{self, Guard, adamw, sgd};
 use super::{Array, Element, GpuBackend, Product, rows};
 use crate::ops::adamw::AdamWStep;
-use crate::ops::backend::{Backend, GuardState, MarginLoss, Update};
+use crate::ops::backend::{Backend, GuardState, MarginLoss, Order, Update};
 use crate::ops::distance::DistillKind;
 use crate::ops::margin_loss::{MarginLossConfig, Rows};
 use crate::ops::sgd::SgdStep;
@@ -21,7 +21,6 @@ impl Backend for GpuBackend {
     type Guard = Guard;
 
     const IS_SYNCHRONOUS: bool = false;
-    const TRANSPOSES_CENTRES: bool = true;
 
     fn enter<R: Send>(work: impl FnOnce() -> R + Send) -> R {
         work()
@@ -94,6 +93,10 @@ impl Backend for GpuBackend {
             bail!("the GPU engine needs embedding sizes that are multiples of 8, found {size}");
         }
         Ok(())
+    }
+
+    fn centres_order(&self, size: usize, classes: usize) -> Order {
+        Order::transposed(size, classes)
     }
 
     fn margin_loss(

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, bail};
 
-use super::{Arg, Array, Element, Launch};
+use super::{Arg, Array, Device, Element, Launch};
 
 /// Threads per block.
 const BLOCK: usize = 256;
@@ -21,7 +21,7 @@ pub(crate) struct Seen<'a> {
 }
 
 /// A norm with its statistics.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Norm {
     /// `(4, c)`, f32: scale, shift, mean, inverse standard deviation.
     constants: Array,
@@ -148,6 +148,18 @@ impl Norm {
         ];
         device.launch("batch_norm_frozen", launch, &args)?;
         Ok(Self { constants, slopes: params.slopes.clone(), of_batch: false })
+    }
+
+    /// Returns a norm that scales and shifts each channel, and whose statistics never change: without a backward pass.
+    pub fn constant(device: &Device, scale: &[f32], shift: &[f32], slopes: Option<&[f32]>) -> Result<Self> {
+        let nothing = vec![0.0; 2 * scale.len()];
+        let constants = device.upload(&[scale, shift, &nothing].concat())?;
+        Ok(Self { constants, slopes: slopes.map(|slopes| device.upload(slopes)).transpose()?, of_batch: false })
+    }
+
+    /// Whether a PReLU follows.
+    pub fn has_slopes(&self) -> bool {
+        self.slopes.is_some()
     }
 
     /// Writes the gradient of `x` to `gx`: that of the norm's output, `gy`, passed back through the norm, plus

@@ -3,28 +3,19 @@
 use candle_core::{Result, bail};
 
 use super::{Arg, Array, Launch};
+use crate::ops::backend::Scaling;
 
 /// Threads per block.
 const BLOCK: usize = 256;
 
-/// Conversion of 8-bit values to a network's input: `(x / 255 - mean) / std`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Normalisation {
-    /// Mean of values in `[0, 1]`; `std` is on the same scale.
-    pub mean: f32,
-    pub std: f32,
-    /// Whether the network reads BGR.
-    pub is_bgr: bool,
-}
-
 /// Writes RGB pixels `(pixels, 3)`, u8, to `y: (pixels, c)`, normalised, with zeros after the third channel; `c` is the
 /// number of elements per access.
-pub(crate) fn normalise(x: &Array, normalisation: Normalisation, y: &Array) -> Result<()> {
+pub(crate) fn normalise(x: &Array, scaling: Scaling, y: &Array) -> Result<()> {
     let pixels = x.len() / 3;
     if pixels * y.element().per_access() != y.len() || pixels * 3 != x.len() {
         bail!("images: {} bytes to {} {:?}", x.len(), y.len(), y.element());
     }
-    let Normalisation { mean, std, is_bgr } = normalisation;
+    let Scaling { mean, std, is_bgr } = scaling;
     let launch = Launch { grid: [pixels.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
     let args = [x.arg(), Arg::I64(pixels as i64), Arg::F32(mean), Arg::F32(std), Arg::I32(is_bgr.into()), y.arg()];
     x.device().launch(&format!("images_normalise_{}", y.element().suffix()), launch, &args)
@@ -43,7 +34,7 @@ mod tests {
         for (element, is_bgr) in ELEMENTS.into_iter().flat_map(|e| [(e, false), (e, true)]) {
             let c = element.per_access();
             let y = device.array(element, 300 * c)?;
-            normalise(&x, Normalisation { mean: 0.5, std: 0.25, is_bgr }, &y)?;
+            normalise(&x, Scaling { mean: 0.5, std: 0.25, is_bgr }, &y)?;
             let value = |i: usize| match i % c {
                 channel @ 0..3 => {
                     let channel = if is_bgr { 2 - channel } else { channel };

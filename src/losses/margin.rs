@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{DeviceParams, Init, Order, Params, standard_normal};
+use crate::nn::{DeviceParams, Init, Params, standard_normal};
 use crate::ops::backend::{Backend, MarginLoss};
 use crate::ops::margin_loss::{MarginForm, MarginGradient, MarginLossConfig, PlusMatching, Rows, margin_loss};
 use crate::ops::normalize::l2_normalize;
@@ -196,7 +196,7 @@ impl MarginHead {
     pub(crate) fn on<B: Backend>(self, backend: &B) -> Result<DeviceParams<B>> {
         let (size, classes) = self.kernel.dims2()?;
         backend.check_embedding_size(size)?;
-        let order = if B::TRANSPOSES_CENTRES { Order::transposed(size, classes) } else { Order::Same };
+        let order = backend.centres_order(size, classes);
         let parts = self.params.parts();
         drop((self.kernel, self.params));
         DeviceParams::new(backend, parts, BTreeMap::from([(KERNEL.to_owned(), order)]))

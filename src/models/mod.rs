@@ -1,12 +1,10 @@
 //! Face-recognition backbones: an aligned face in, an embedding out.
 
 mod checkpoint;
-mod execution;
+mod inference;
 mod iresnet;
 mod layout;
 mod mobilefacenet;
-#[cfg(any(test, feature = "cuda"))]
-mod on_gpu;
 mod onnx;
 mod open;
 mod threshold;
@@ -18,21 +16,21 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, ModuleT, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
+pub use crate::ops::conv::ConvolutionPass;
 pub use checkpoint::{BACKBONE_FILE, Format, Loaded, export_onnx, load_bundled, load_model, save_model};
-pub use execution::{ConvolutionPass, Inference, Kept};
+pub(crate) use inference::Embedder;
+pub use inference::Inference;
 pub use iresnet::{IResNet, IResNetConfig};
 pub use layout::{Layout, recognise};
 pub use mobilefacenet::{MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead};
-#[cfg(any(test, feature = "cuda"))]
-pub use on_gpu::OnGpu;
 pub use onnx::{from_onnx, to_onnx};
 pub use open::open_model;
 pub use threshold::{ComputedWith, Threshold};
-pub(crate) use training::{Execute, OnBackend, Outline, on_machine};
-pub use training::{Recorded, Training};
+pub(crate) use training::{Outline, Trainable};
+pub use training::{RecordedPass, Training};
 
 use crate::machine::Machine;
-use crate::nn::{Graph, NodeId, Params, Trace};
+use crate::nn::{Dropout, Graph, NodeId, Params, Trace};
 use crate::preprocessing::Preprocessing;
 
 /// The architectures that can be built by name.
@@ -301,17 +299,6 @@ impl Model {
         Self { machine: machine.clone(), ..self }
     }
 
-    /// Says why the network cannot run on `machine`, if it cannot: its engine does not support the network.
-    pub fn refusal(&self, machine: &Machine) -> Option<String> {
-        #[cfg(any(test, feature = "cuda"))]
-        if let Some(gpu) = machine.gpu() {
-            return OnGpu::refusal(self, gpu.backend().element);
-        }
-        #[cfg(not(any(test, feature = "cuda")))]
-        let _ = machine;
-        None
-    }
-
     /// Machine that the network runs on.
     pub fn machine(&self) -> &Machine {
         &self.machine
@@ -325,6 +312,14 @@ impl Model {
     /// Calibrated match thresholds; empty without calibration.
     pub fn thresholds(&self) -> &[Threshold] {
         &self.thresholds
+    }
+
+    /// Dropout of the features in training, if the network has it.
+    pub(crate) fn dropout(&self) -> Option<&Dropout> {
+        match &self.net {
+            Net::IResNet(net) => Some(net.dropout()),
+            Net::MobileFaceNet(_) => None,
+        }
     }
 
     /// The parameters.

@@ -1,77 +1,17 @@
-//! Networks in training, by device.
+//! Networks in training.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 
 use candle_core::{DType, Device, ModuleT, Result, Tensor, bail};
 
-use super::{Inference, Model, ModelConfig};
+use super::inference::{checked, unsupported};
+use super::{Model, ModelConfig};
 use crate::machine::Machine;
-use crate::nn::engine::{Activations, Engine, Recording};
-use crate::nn::{DeviceParams, Dropout, Graph};
-use crate::ops::backend::Backend;
+use crate::nn::engine::{Activations, Network, Recording};
+use crate::nn::{DeviceParams, Dropout, Graph, Group};
+use crate::ops::backend::Kernels;
 use crate::ops::cpu::Cpu;
-use crate::ops::slice::Values;
 use crate::preprocessing::{Pixels, Preprocessing};
-
-/// Batch size that a teacher's inference is planned for.
-const TEACHER_BATCH: usize = 16;
-
-/// A backend that networks run on.
-pub(crate) trait Execute: Backend {
-    /// A network prepared for training.
-    type Network: Debug + Send + Sync;
-    /// Activations of a forward pass, for its backward pass.
-    type Recording<'a>;
-    /// A network prepared for inference.
-    type Teacher<'a>: Send + Sync;
-
-    /// Prepares a network for training and moves its parameters to the device.
-    ///
-    /// # Errors
-    /// When the device does not support the network or runs out of memory.
-    fn prepare(&self, model: Model, activations: Activations) -> Result<(Self::Network, DeviceParams<Self>)>;
-    /// Returns the embeddings `(N, embedding_size)` in training mode, which uses dropout and batch statistics, and
-    /// updates the running ones.
-    fn record<'a>(
-        &self,
-        network: &'a Self::Network,
-        params: &mut DeviceParams<Self>,
-        images: &Pixels,
-    ) -> crate::Result<(Self::Array, Self::Recording<'a>)>;
-    /// Writes the gradients of the trained parameters from that of the embeddings.
-    fn backward(
-        &self,
-        recording: Self::Recording<'_>,
-        params: &mut DeviceParams<Self>,
-        gradient: &Self::Array,
-    ) -> Result<()>;
-    /// Approximate peak size, in bytes, of the activations of `n` images and their gradients, where it is known.
-    fn activation_bytes(network: &Self::Network, n: usize) -> Option<usize>;
-    /// Prepares a network for inference.
-    fn teacher<'a>(&self, model: &'a Model) -> Result<Self::Teacher<'a>>;
-    /// Returns embeddings in evaluation mode.
-    fn embed(&self, teacher: &Self::Teacher<'_>, images: &Pixels) -> crate::Result<Self::Array>;
-}
-
-/// Work that runs on any backend.
-pub(crate) trait OnBackend {
-    /// What it returns.
-    type Output;
-
-    /// Does the work.
-    fn with<B: Execute>(self, backend: &B) -> Self::Output;
-}
-
-/// Does work on the backend of a machine.
-pub(crate) fn on_machine<W: OnBackend>(machine: &Machine, work: W) -> W::Output {
-    #[cfg(any(test, feature = "cuda"))]
-    if let Some(gpu) = machine.gpu() {
-        return work.with(&gpu.backend());
-    }
-    let _ = machine;
-    work.with(&Cpu)
-}
 
 /// A network without its parameters.
 #[derive(Clone, Debug)]
@@ -94,146 +34,139 @@ impl Outline {
         Ok(model.with_preprocessing(self.preprocessing.clone()).on(&self.machine))
     }
 
-    pub fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
     /// Dropout of the features in training, if the network has it.
     pub fn dropout(&self) -> Option<&Dropout> {
         self.dropout.as_ref()
     }
 }
 
-/// A network in training on the CPU.
+/// A network prepared for training on a device. Parameters in its calls are those that it was prepared with.
 #[derive(Debug)]
-pub(crate) enum CpuNetwork {
-    /// By the fused engine.
-    Fused(Box<Engine>, Outline),
+pub(crate) struct Trainable<B: Kernels> {
+    how: How<B>,
+    outline: Outline,
+}
+
+#[derive(Debug)]
+enum How<B: Kernels> {
+    Fused(Box<Network<B>>),
     /// Layer by layer, for networks that the engine does not support.
     Layers(Box<Model>),
 }
 
-/// A recorded forward pass on the CPU.
+/// A recorded forward pass, for its backward pass.
 #[derive(Debug)]
-pub(crate) enum CpuRecording<'a> {
-    Fused(Box<Recording<'a>>),
+pub(crate) enum Recorded<'a, B: Kernels> {
+    Fused(Box<Recording<'a, B>>),
     /// The embeddings, with candle's graph.
     Layers(Tensor, &'a Model),
 }
 
-impl CpuNetwork {
-    fn record_tensor(&self, params: &mut DeviceParams<Cpu>, images: &Tensor) -> Result<(Vec<f32>, CpuRecording<'_>)> {
-        match self {
-            Self::Fused(engine, outline) => {
-                let (embeddings, recording) = engine.record(params, images, outline.dropout())?;
-                Ok((embeddings, CpuRecording::Fused(Box::new(recording))))
-            }
-            Self::Layers(model) => {
-                model.params().load(&params.state()?)?;
-                let embeddings = model.forward_t(images, true)?;
-                params.load(&model.params().state()?)?;
-                Ok((embeddings.flatten_all()?.to_vec1()?, CpuRecording::Layers(embeddings, model)))
-            }
-        }
-    }
-
-    fn preprocessing(&self) -> &Preprocessing {
-        match self {
-            Self::Fused(_, outline) => &outline.preprocessing,
-            Self::Layers(model) => model.preprocessing(),
-        }
-    }
-}
-
-impl CpuRecording<'_> {
-    fn backward(self, params: &mut DeviceParams<Cpu>, gradient: &[f32]) -> Result<()> {
-        let (embeddings, model) = match self {
-            Self::Fused(recording) => return recording.backward(params, gradient),
-            Self::Layers(embeddings, model) => (embeddings, model),
-        };
-        let gradient = Tensor::from_slice(gradient, embeddings.shape(), &Device::Cpu)?;
-        let found = (embeddings * gradient)?.sum_all()?.backward()?;
-        for (path, var) in model.params().trainable() {
-            let Some(gradient) = found.get(var) else { bail!("{path} received no gradient") };
-            let gradient = gradient.contiguous()?;
-            let values = Values::of(path, &gradient)?;
-            let (path, name) = path.rsplit_once('.').unwrap_or(("", path));
-            params.write_grad(path, name, |to| to.copy_from_slice(&values))?;
-        }
-        Ok(())
-    }
-}
-
-impl Execute for Cpu {
-    type Network = CpuNetwork;
-    type Recording<'a> = CpuRecording<'a>;
-    type Teacher<'a> = (Inference<'a>, &'a Model);
-
-    fn prepare(&self, model: Model, activations: Activations) -> Result<(CpuNetwork, DeviceParams<Self>)> {
-        let engine = Engine::of(&Graph::of(&model), model.params(), model.config().input_size, activations);
+impl<B: Kernels> Trainable<B> {
+    /// Prepares a network for training and moves its parameters to the device.
+    ///
+    /// # Errors
+    /// When the device does not support the network or runs out of memory.
+    pub fn new(backend: &B, model: Model, activations: Activations) -> Result<(Self, DeviceParams<B>)> {
+        backend.check_training()?;
+        let (graph, side, outline) = (Graph::of(&model), model.config().input_size, Outline::of(&model));
         let parts = model.params().parts();
-        let network = match engine {
-            Some(engine) => {
-                let outline = Outline::of(&model);
+        let (how, orders) = match Network::training(&graph, model.params(), side, backend, activations) {
+            Some(network) => {
                 // So that each parameter is freed once it is copied.
                 drop(model);
-                CpuNetwork::Fused(Box::new(engine), outline)
+                let orders = network.orders();
+                (How::Fused(Box::new(network)), orders)
             }
+            None if !B::RUNS_LAYERS => bail!("{}", unsupported(&model, backend)),
             None if activations == Activations::Recomputed => bail!(
                 "{:?} is trained layer by layer, which keeps all activations: no activation checkpointing",
                 model.config()
             ),
-            None => CpuNetwork::Layers(Box::new(model)),
+            None => (How::Layers(Box::new(model)), BTreeMap::new()),
         };
-        Ok((network, DeviceParams::new(self, parts, BTreeMap::new())?))
+        Ok((Self { how, outline }, DeviceParams::new(backend, parts, orders)?))
     }
 
-    fn record<'a>(
-        &self,
-        network: &'a CpuNetwork,
-        params: &mut DeviceParams<Self>,
-        images: &Pixels,
-    ) -> crate::Result<(Vec<f32>, CpuRecording<'a>)> {
-        Ok(network.record_tensor(params, &images.to_tensor(network.preprocessing(), &Device::Cpu)?)?)
+    /// Returns the embeddings `(N, embedding_size)` of 8-bit images in training mode, which uses dropout and batch
+    /// statistics, and updates the running ones.
+    ///
+    /// # Errors
+    /// When the images have another size, or a norm gets only one value per channel.
+    pub fn record(&self, params: &mut DeviceParams<B>, images: &Pixels) -> crate::Result<(B::Array, Recorded<'_, B>)> {
+        let Outline { config, preprocessing, dropout, .. } = &self.outline;
+        if let How::Fused(network) = &self.how {
+            let pixels = params.backend().pixels(&images.values, config.input_size, preprocessing.scaling())?;
+            if let Some(pixels) = pixels {
+                let n = images.values.len() / (3 * config.input_size.pow(2));
+                let (embeddings, recording) = network.record(params, (&pixels, n), dropout.as_ref())?;
+                return Ok((embeddings, Recorded::Fused(Box::new(recording))));
+            }
+        }
+        Ok(self.record_tensor(params, &images.to_tensor(preprocessing, &Device::Cpu)?)?)
     }
 
-    fn backward(
-        &self,
-        recording: CpuRecording<'_>,
-        params: &mut DeviceParams<Self>,
-        gradient: &Vec<f32>,
-    ) -> Result<()> {
-        recording.backward(params, gradient)
-    }
-
-    fn activation_bytes(network: &CpuNetwork, n: usize) -> Option<usize> {
-        match network {
-            CpuNetwork::Fused(engine, _) => Some(engine.activation_bytes(n)),
-            CpuNetwork::Layers(_) => None,
+    /// Like [`Self::record`], from preprocessed images `(N, 3, S, S)`.
+    fn record_tensor(&self, params: &mut DeviceParams<B>, images: &Tensor) -> Result<(B::Array, Recorded<'_, B>)> {
+        let n = checked(images, self.outline.config.input_size)?;
+        let backend = params.backend().clone();
+        match &self.how {
+            How::Fused(network) => {
+                let images = backend.images(images)?;
+                let (embeddings, recording) = network.record(params, (&images, n), self.outline.dropout())?;
+                Ok((embeddings, Recorded::Fused(Box::new(recording))))
+            }
+            How::Layers(model) => {
+                model.params().load(&params.state()?)?;
+                let embeddings = model.forward_t(images, true)?;
+                params.load(&model.params().state()?)?;
+                Ok((backend.upload(embeddings.flatten_all()?.to_vec1()?)?, Recorded::Layers(embeddings, model)))
+            }
         }
     }
 
-    fn teacher<'a>(&self, model: &'a Model) -> Result<(Inference<'a>, &'a Model)> {
-        Ok((model.inference(TEACHER_BATCH)?, model))
+    /// Approximate peak size, in bytes, of the activations of `n` images and their gradients; none for a network that
+    /// runs layer by layer, and on a GPU.
+    pub fn activation_bytes(&self, n: usize) -> Option<usize> {
+        match &self.how {
+            How::Fused(network) if B::IS_SYNCHRONOUS => Some(network.activation_bytes(n)),
+            How::Fused(_) | How::Layers(_) => None,
+        }
     }
+}
 
-    fn embed(&self, (network, model): &(Inference<'_>, &Model), images: &Pixels) -> crate::Result<Vec<f32>> {
-        Ok(network.run_pixels(images, model)?.flatten_all()?.to_vec1()?)
+impl<B: Kernels> Recorded<'_, B> {
+    /// Writes the gradients of the trained parameters from that of the embeddings.
+    ///
+    /// # Errors
+    /// When the gradient has another size, or a parameter receives none.
+    pub fn backward(self, params: &mut DeviceParams<B>, gradient: &B::Array) -> Result<()> {
+        let (embeddings, model) = match self {
+            Self::Fused(recording) => return recording.backward(params, gradient),
+            Self::Layers(embeddings, model) => (embeddings, model),
+        };
+        let gradient = params.backend().read(gradient)?.into_owned();
+        let gradient = Tensor::from_vec(gradient, embeddings.shape(), &Device::Cpu)?;
+        let found = (embeddings * gradient)?.sum_all()?.backward()?;
+        let vars: BTreeMap<_, _> = model.params().trainable().collect();
+        params.set_grads(|name| match vars.get(name).and_then(|var| found.get(var)) {
+            Some(gradient) => Ok(gradient.clone()),
+            None => bail!("{name} received no gradient"),
+        })
     }
 }
 
 /// A network in training on the CPU, for training loops of your own.
 #[derive(Debug)]
 pub struct Training {
-    network: CpuNetwork,
+    network: Trainable<Cpu>,
     params: DeviceParams<Cpu>,
-    outline: Outline,
 }
 
 /// A recorded forward pass, for its backward pass.
 #[derive(Debug)]
-pub struct Recorded<'a> {
-    recording: CpuRecording<'a>,
+pub struct RecordedPass<'a> {
+    recorded: Recorded<'a, Cpu>,
     params: &'a mut DeviceParams<Cpu>,
     size: usize,
 }
@@ -245,9 +178,8 @@ impl Model {
     /// When the parameters are not f32, or with [`Activations::Recomputed`] when the network runs layer by layer, which
     /// keeps all activations.
     pub fn into_training(self, activations: Activations) -> Result<Training> {
-        let outline = Outline::of(&self);
-        let (network, params) = Cpu.prepare(self, activations)?;
-        Ok(Training { network, params, outline })
+        let (network, params) = Trainable::new(&Cpu, self, activations)?;
+        Ok(Training { network, params })
     }
 }
 
@@ -257,12 +189,12 @@ impl Training {
     ///
     /// # Errors
     /// When the images have another size or type, or a norm gets only one value per channel.
-    pub fn record(&mut self, images: &Tensor) -> Result<(Tensor, Recorded<'_>)> {
-        let Self { network, params, outline } = self;
-        let size = outline.config().embedding_size;
-        let (embeddings, recording) = network.record_tensor(params, images)?;
+    pub fn record(&mut self, images: &Tensor) -> Result<(Tensor, RecordedPass<'_>)> {
+        let Self { network, params } = self;
+        let size = network.outline.config.embedding_size;
+        let (embeddings, recorded) = network.record_tensor(params, images)?;
         let embeddings = Tensor::from_vec(embeddings, ((), size), &Device::Cpu)?;
-        Ok((embeddings, Recorded { recording, params, size }))
+        Ok((embeddings, RecordedPass { recorded, params, size }))
     }
 
     /// Returns the gradients of the trained parameters by name, as the last backward pass wrote them.
@@ -270,7 +202,7 @@ impl Training {
     /// # Errors
     /// When memory for the copies cannot be allocated.
     pub fn gradients(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.params.named(self.params.grads(), crate::nn::Group::Trained)
+        self.params.named(self.params.grads(), Group::Trained)
     }
 
     /// Returns the network with its current weights, frozen.
@@ -278,13 +210,13 @@ impl Training {
     /// # Errors
     /// When memory for the copy cannot be allocated.
     pub fn model(&self) -> Result<Model> {
-        self.outline.model(self.params.state()?)
+        self.network.outline.model(self.params.state()?)
     }
 
     /// Returns the approximate peak memory, in bytes, of activations and their gradients for a batch of `n` images;
     /// none for a network that runs layer by layer.
     pub fn activation_bytes(&self, n: usize) -> Option<usize> {
-        Cpu::activation_bytes(&self.network, n)
+        self.network.activation_bytes(n)
     }
 
     pub(crate) fn params(&self) -> &DeviceParams<Cpu> {
@@ -296,17 +228,17 @@ impl Training {
     }
 }
 
-impl Recorded<'_> {
+impl RecordedPass<'_> {
     /// Writes the gradients of all trained parameters from that of the embeddings, `(N, embedding_size)`, f32.
     ///
     /// # Errors
     /// When the gradient's shape is not that of the embeddings, or a parameter receives none.
     pub fn backward(self, gradient: &Tensor) -> Result<()> {
-        let gradient = gradient.to_dtype(DType::F32)?.contiguous()?;
+        let gradient = gradient.to_dtype(DType::F32)?;
         match gradient.dims() {
             [_, size] if *size == self.size => {}
             dims => bail!("backward: expected a gradient (N, {}), found {dims:?}", self.size),
         }
-        self.recording.backward(self.params, &Values::of("backward", &gradient)?)
+        self.recorded.backward(self.params, &gradient.flatten_all()?.to_vec1()?)
     }
 }

@@ -7,83 +7,17 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::params::Parts;
-use crate::ops::backend::{Backend, Update};
-use crate::ops::cpu::Cpu;
+use crate::ops::backend::{Backend, Grads, NormParams, Order, Part, Place, Update};
 use crate::ops::slice;
 
 /// Alignment of each parameter, in elements: at least 16 bytes in every type.
 const ALIGNMENT: usize = 16;
 
-/// Layout of a parameter on the device.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) enum Order {
-    /// Same layout as in the checkpoint.
-    #[default]
-    Same,
-    /// From `(co, c, pixels)` to `(co, pixels, padded)`: filters, and fully connected layers that read an image.
-    /// Channels from `c` on are zeros, whose gradient is zero.
-    ChannelsLast { c: usize, pixels: usize, padded: usize },
-    /// From `(c, m, pixels)` to `(pixels, m, c)`: filters for groups of `m` channels.
-    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "the GPU's"))]
-    Grouped { c: usize, m: usize },
-}
-
-impl Order {
-    /// From `(rows, columns)` to `(columns, rows)`.
-    pub fn transposed(rows: usize, columns: usize) -> Self {
-        Self::ChannelsLast { c: rows, pixels: columns, padded: rows }
-    }
-
-    /// Number of elements on the device of `len` in the checkpoint.
-    fn len(&self, len: usize) -> usize {
-        match *self {
-            Self::ChannelsLast { c, padded, .. } => len / c * padded,
-            Self::Same | Self::Grouped { .. } => len,
-        }
-    }
-
-    /// Source index of each element of the device's layout; none for padding zeros.
-    fn sources(&self, len: usize) -> Box<dyn Iterator<Item = Option<usize>>> {
-        match *self {
-            Self::Same => Box::new((0..len).map(Some)),
-            Self::ChannelsLast { c, pixels, padded } => Box::new((0..self.len(len)).map(move |i| {
-                let (o, pixel, channel) = (i / (pixels * padded), i / padded % pixels, i % padded);
-                (channel < c).then_some((o * c + channel) * pixels + pixel)
-            })),
-            Self::Grouped { c, m } => {
-                let pixels = len / c / m;
-                Box::new((0..len).map(move |i| Some((i % c * m + i / c % m) * pixels + i / c / m)))
-            }
-        }
-    }
-
-    fn laid_out(&self, values: &[f32], to: &mut Vec<f32>) {
-        match self {
-            Self::Same => to.extend_from_slice(values),
-            _ => to.extend(self.sources(values.len()).map(|from| from.map_or(0.0, |from| values[from]))),
-        }
-    }
-
-    fn restored(&self, values: &[f32], len: usize) -> Vec<f32> {
-        if *self == Self::Same {
-            return values.to_vec();
-        }
-        let mut all = vec![0.0; len];
-        for (value, to) in values.iter().zip(self.sources(len)) {
-            if let Some(to) = to {
-                all[to] = *value;
-            }
-        }
-        all
-    }
-}
-
-/// Place of a parameter in its group's arrays.
+/// A parameter or buffer in its group's arrays.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
-    pub group: Group,
-    /// Without the padding before the next parameter.
-    pub range: Range<usize>,
+struct Named {
+    /// Without the padding before the next one.
+    place: Place,
     order: Order,
     /// Shape in the checkpoint.
     shape: Vec<usize>,
@@ -113,7 +47,7 @@ pub(crate) struct Values<B: Backend> {
 #[derive(Debug)]
 pub(crate) struct DeviceParams<B: Backend> {
     backend: B,
-    places: BTreeMap<String, Place>,
+    places: BTreeMap<String, Named>,
     trained: Values<B>,
     fixed: Values<B>,
     /// Gradients of [`Group::Trained`].
@@ -155,7 +89,8 @@ impl<B: Backend> DeviceParams<B> {
                 let (start, contiguous) = (all.len(), tensor.contiguous()?);
                 order.laid_out(&slice::Values::of(&name, &contiguous)?, &mut all);
                 let shape = tensor.dims().to_vec();
-                places.insert(name, Place { group, range: start..all.len(), order, shape });
+                let place = Place { is_fixed: group == Group::Fixed, range: start..all.len() };
+                places.insert(name, Named { place, order, shape });
                 all.resize(all.len().next_multiple_of(ALIGNMENT), 0.0);
             }
             lens[group as usize] = all.len();
@@ -164,7 +99,8 @@ impl<B: Backend> DeviceParams<B> {
         let of_trained = laid_out(Group::Trained, vec![trained])?;
         let names: BTreeSet<String> = buffers.keys().cloned().collect();
         let of_fixed = laid_out(Group::Fixed, vec![fixed, buffers])?;
-        let in_fixed = places.iter().filter(|(name, _)| names.contains(*name)).map(|(_, place)| place.range.start);
+        let in_fixed =
+            places.iter().filter(|(name, _)| names.contains(*name)).map(|(_, named)| named.place.range.start);
         let buffers = in_fixed.min().unwrap_or(lens[1])..lens[1];
         let values = |all: Vec<f32>| -> Result<Values<B>> {
             let wide = backend.upload(all)?;
@@ -178,12 +114,6 @@ impl<B: Backend> DeviceParams<B> {
     /// The device.
     pub fn backend(&self) -> &B {
         &self.backend
-    }
-
-    /// Whether anything is trained.
-    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "the GPU's"))]
-    pub fn is_trained(&self) -> bool {
-        self.lens[Group::Trained as usize] > 0
     }
 
     /// Number of elements on the device.
@@ -222,7 +152,7 @@ impl<B: Backend> DeviceParams<B> {
 
     /// Measures the gradients for an update.
     pub fn measure(&self, guard: &mut B::Guard, max_norm: f64, losses: &[(f64, &B::Scalar)]) -> Result<()> {
-        let places: Vec<_> = self.of_group(Group::Trained).map(|(_, place)| place.range.clone()).collect();
+        let places: Vec<_> = self.of_group(Group::Trained).map(|(_, named)| named.place.range.clone()).collect();
         self.backend.measure(guard, &self.grads, &places, max_norm, losses)
     }
 
@@ -262,8 +192,8 @@ impl<B: Backend> DeviceParams<B> {
     /// waits for the device.
     pub fn named(&self, from: &B::Array, group: Group) -> Result<BTreeMap<String, Tensor>> {
         let values = self.backend.read(from)?;
-        let restored = self.of_group(group).map(|(name, Place { range, order, shape, .. })| {
-            let values = order.restored(&values[range.clone()], shape.iter().product());
+        let restored = self.of_group(group).map(|(name, Named { place, order, shape })| {
+            let values = order.restored(&values[place.range.clone()], shape.iter().product());
             Ok((name.clone(), Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?))
         });
         restored.collect()
@@ -276,8 +206,8 @@ impl<B: Backend> DeviceParams<B> {
     pub fn laid_out(&self, group: Group, mut get: impl FnMut(&str) -> Result<Tensor>) -> Result<Vec<f32>> {
         let mut all = Vec::with_capacity(self.len(group));
         let mut places: Vec<_> = self.of_group(group).collect();
-        places.sort_by_key(|(_, place)| place.range.start);
-        for (name, Place { order, shape, .. }) in places {
+        places.sort_by_key(|(_, named)| named.place.range.start);
+        for (name, Named { order, shape, .. }) in places {
             let tensor = get(name)?;
             if tensor.elem_count() != shape.iter().product::<usize>() {
                 bail!("{name}: expected {shape:?}, found {:?}", tensor.shape());
@@ -291,8 +221,8 @@ impl<B: Backend> DeviceParams<B> {
     /// Names of the trained parameters whose gradient is zero everywhere: they do not learn. Waits for the device.
     pub fn without_gradient(&self) -> Result<Vec<String>> {
         let grads = self.backend.read(&self.grads)?;
-        let is_zero = |place: &Place| grads[place.range.clone()].iter().all(|g| *g == 0.0);
-        let zeros = self.of_group(Group::Trained).filter(|(_, place)| is_zero(place));
+        let is_zero = |named: &Named| grads[named.place.range.clone()].iter().all(|g| *g == 0.0);
+        let zeros = self.of_group(Group::Trained).filter(|(_, named)| is_zero(named));
         Ok(zeros.map(|(name, _)| name.clone()).collect())
     }
 
@@ -322,45 +252,71 @@ impl<B: Backend> DeviceParams<B> {
         self.frozen_statistics.contains(path)
     }
 
-    /// Whether the parameter `name` is trained.
-    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "the GPU's"))]
-    pub fn trains(&self, name: &str) -> bool {
-        self.places.get(name).is_some_and(|place| place.group == Group::Trained)
-    }
-
-    fn of_group(&self, group: Group) -> impl Iterator<Item = (&String, &Place)> {
-        self.places.iter().filter(move |(_, place)| place.group == group)
+    fn of_group(&self, group: Group) -> impl Iterator<Item = (&String, &Named)> {
+        self.places.iter().filter(move |(_, named)| named.place.is_fixed == (group == Group::Fixed))
     }
 
     /// Place of a parameter or buffer.
-    pub fn place(&self, path: &str, name: &str) -> Result<&Place> {
-        let name = format!("{path}.{name}");
-        self.places.get(&name).ok_or_else(|| candle_core::Error::msg(format!("no parameter {name}")))
+    fn place(&self, path: &str, name: &str) -> Result<&Place> {
+        let name = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        match self.places.get(&name) {
+            Some(named) => Ok(&named.place),
+            None => bail!("no parameter {name}"),
+        }
     }
-}
 
-impl DeviceParams<Cpu> {
-    /// Elements of a parameter or buffer.
-    pub fn value(&self, path: &str, name: &str) -> Result<&[f32]> {
+    fn group_of(&self, place: &Place) -> &Values<B> {
+        if place.is_fixed { &self.fixed } else { &self.trained }
+    }
+
+    /// A parameter or buffer, f32.
+    pub fn part(&self, path: &str, name: &str) -> Result<Part<'_, B>> {
         let place = self.place(path, name)?;
-        Ok(&self.values(place.group).wide[place.range.clone()])
+        Ok(Part { array: &self.group_of(place).wide, range: place.range.clone() })
     }
 
-    /// Elements of a buffer, to change.
-    pub fn buffer_mut(&mut self, path: &str, name: &str) -> Result<&mut [f32]> {
-        let Place { group, range, .. } = self.place(path, name)?.clone();
-        match group {
-            Group::Fixed => Ok(&mut self.fixed.wide[range]),
-            Group::Trained => bail!("{path}.{name} is no buffer"),
-        }
+    /// Weight of a layer in the type of the products.
+    pub fn weight(&self, path: &str) -> Result<Part<'_, B>> {
+        let place = self.place(path, "weight")?;
+        let Values { wide, short } = self.group_of(place);
+        Ok(Part { array: short.as_ref().unwrap_or(wide), range: place.range.clone() })
     }
 
-    /// Lets `write` write the gradient of a parameter, if it is trained.
-    pub fn write_grad(&mut self, path: &str, name: &str, write: impl FnOnce(&mut [f32])) -> Result<()> {
-        let Place { group, range, .. } = self.place(path, name)?.clone();
-        if group == Group::Trained {
-            write(&mut self.grads[range]);
-        }
-        Ok(())
+    /// Place of the gradient of a parameter; none if it is not trained.
+    fn grad(&self, path: &str, name: &str) -> Result<Option<Range<usize>>> {
+        let place = self.place(path, name)?;
+        Ok((!place.is_fixed).then(|| place.range.clone()))
+    }
+
+    /// Weight of a layer, and the gradients of weight and bias to write.
+    pub fn weight_and_grads(&mut self, path: &str, has_bias: bool) -> Result<(Part<'_, B>, Grads<'_, B>)> {
+        let weight = self.grad(path, "weight")?;
+        let bias = if has_bias { self.grad(path, "bias")? } else { None };
+        let place = self.place(path, "weight")?.clone();
+        let Values { wide, short } = if place.is_fixed { &self.fixed } else { &self.trained };
+        let part = Part { array: short.as_ref().unwrap_or(wide), range: place.range };
+        Ok((part, Grads { array: &mut self.grads, weight, bias, slope: None }))
+    }
+
+    /// Parameters and running statistics of batch norm and PReLU.
+    pub fn norm(&mut self, bn: &str, prelu: Option<&str>) -> Result<NormParams<'_, B>> {
+        let place = |path: &str, name: &str| self.place(path, name).cloned();
+        let (weight, bias) = (place(bn, "weight")?, place(bn, "bias")?);
+        let slope = prelu.map(|prelu| place(prelu, "weight")).transpose()?;
+        let (mean, var) = (place(bn, "running_mean")?.range, place(bn, "running_var")?.range);
+        Ok(NormParams { trained: &self.trained.wide, fixed: &mut self.fixed.wide, weight, bias, slope, mean, var })
+    }
+
+    /// Gradients of batch norm and PReLU to write.
+    pub fn norm_grads(&mut self, bn: &str, prelu: Option<&str>) -> Result<Grads<'_, B>> {
+        let (weight, bias) = (self.grad(bn, "weight")?, self.grad(bn, "bias")?);
+        let slope = prelu.map(|prelu| self.grad(prelu, "weight")).transpose()?.flatten();
+        Ok(Grads { array: &mut self.grads, weight, bias, slope })
+    }
+
+    /// Replaces the gradients of all trained parameters by those that `get` returns for each name.
+    pub fn set_grads(&mut self, get: impl FnMut(&str) -> Result<Tensor>) -> Result<()> {
+        let grads = self.laid_out(Group::Trained, get)?;
+        self.backend.write(&mut self.grads, &grads)
     }
 }

@@ -9,7 +9,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::graph::{Graph, NodeId, Op, Trace};
-use super::params::{Init, Params, Scope};
+use super::params::{Init, Scope};
 use crate::ops::batch_norm::{Stats, StatsOrigin, batch_norm, batch_stats};
 use crate::ops::conv::{ConvConfig, conv2d};
 use crate::ops::prelu::prelu;
@@ -48,7 +48,7 @@ impl Module for Conv2d {
 
 /// Running statistics of a batch norm, as PyTorch keeps them (momentum 0.1, unbiased variance).
 #[derive(Clone, Debug)]
-pub(super) struct RunningStats {
+struct RunningStats {
     mean: Var,
     var: Var,
     num_batches_tracked: Var,
@@ -60,19 +60,6 @@ impl RunningStats {
             mean: p.buffer("running_mean", channels, Init::Const(0.0))?,
             var: p.buffer("running_var", channels, Init::Const(1.0))?,
             num_batches_tracked: p.counter("num_batches_tracked")?,
-        })
-    }
-
-    /// Returns the running statistics of the batch norm under `path`.
-    pub fn of(params: &Params, path: &str) -> Result<Self> {
-        let buffer = |name: &str| match params.buffer(&format!("{path}.{name}")) {
-            Some(var) => Ok(var.clone()),
-            None => candle_core::bail!("no buffer {path}.{name}"),
-        };
-        Ok(Self {
-            mean: buffer("running_mean")?,
-            var: buffer("running_var")?,
-            num_batches_tracked: buffer("num_batches_tracked")?,
         })
     }
 
@@ -106,11 +93,11 @@ pub struct BatchNorm {
 
 impl BatchNorm {
     /// Added to the variance; PyTorch's default.
-    pub const EPS: f64 = 1e-5;
+    pub const EPS: f64 = crate::ops::batch_norm::EPS;
     /// Running variance, in f32, with which a batch norm of mean 0, weight 1 and bias 0 is the identity, bit for bit.
     pub const IDENTITY_VAR: f32 = (1.0 - Self::EPS) as f32;
     /// Weight of the newest batch in the running statistics; PyTorch's default.
-    pub const MOMENTUM: f64 = 0.1;
+    pub const MOMENTUM: f64 = crate::ops::batch_norm::MOMENTUM;
 
     /// Creates `weight` (ones), `bias` (zeros), `running_mean`, `running_var` and `num_batches_tracked`.
     ///

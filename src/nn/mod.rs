@@ -5,9 +5,8 @@ pub mod engine;
 mod graph;
 mod layers;
 mod params;
-mod pool;
 
-pub(crate) use device_params::{DeviceParams, Group, Order};
+pub(crate) use device_params::{DeviceParams, Group};
 pub use graph::{Graph, Node, NodeId, Op, Trace};
 pub use layers::{BatchNorm, Conv2d, Dropout, Linear, PRelu, SqueezeExcitation};
 pub(crate) use params::standard_normal;

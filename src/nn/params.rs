@@ -167,24 +167,6 @@ impl Params {
         self.dtype == DType::F32 && matches!(self.device, Device::Cpu)
     }
 
-    /// Removes and returns all parameters with more than one axis.
-    pub(super) fn take_weights(&mut self) -> BTreeMap<String, Tensor> {
-        let all = take(&mut self.trainable).into_iter().chain(take(&mut self.held));
-        let (trainable, vectors) = all.partition(|(_, var)| var.rank() > 1);
-        self.trainable = vectors;
-        let (mut weights, vectors): (BTreeMap<_, _>, _) =
-            take(&mut self.frozen).into_iter().partition(|(_, tensor)| tensor.rank() > 1);
-        self.frozen = vectors;
-        let trainable: BTreeMap<String, Var> = trainable;
-        weights.extend(trainable.into_iter().map(|(name, var)| (name, var.as_detached_tensor())));
-        weights
-    }
-
-    /// Returns the buffer of this name.
-    pub(super) fn buffer(&self, name: &str) -> Option<&Var> {
-        self.buffers.get(name)
-    }
-
     /// Whether the batch norm under `path` has frozen running statistics.
     pub(crate) fn has_frozen_statistics(&self, path: &str) -> bool {
         self.frozen_statistics.get(path).is_some_and(|switch| switch.load(Ordering::Relaxed))

@@ -16,7 +16,7 @@ const PERIOD: usize = 512;
 
 /// Map per channel: `z = scale * x + shift`, then `z` above zero and `slope * z` elsewhere.
 #[derive(Clone, Debug)]
-pub(crate) struct Constants {
+pub struct Constants {
     /// Factor per channel.
     pub scale: Vec<f32>,
     /// Offset per channel.
@@ -171,7 +171,7 @@ dispatched! {
 
 /// Batch norm, with PReLU if there are slopes, and everything that its backward pass needs.
 #[derive(Clone, Debug)]
-pub(crate) struct Normalised {
+pub struct Normalised {
     mean: Vec<f64>,
     inv_std: Vec<f64>,
     constants: Constants,
@@ -202,6 +202,11 @@ impl Normalised {
             slope: slope.map(<[f32]>::to_vec),
         };
         Self { mean: stats.mean.clone(), inv_std, constants, of_batch }
+    }
+
+    /// Returns a norm without a backward pass.
+    pub fn constant(constants: Constants) -> Self {
+        Self { mean: Vec::new(), inv_std: Vec::new(), constants, of_batch: false }
     }
 
     /// Returns the map of the forward pass.

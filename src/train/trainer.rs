@@ -11,10 +11,15 @@ use super::step::{StepConfig, StepReport};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::losses::{MarginConfig, MarginHead, Projection};
-use crate::models::{Execute, Model, OnBackend, Outline, on_machine};
+use crate::machine::Work;
+use crate::models::{Embedder, Model, Outline, Trainable};
 use crate::nn::Group;
 use crate::nn::engine::Activations;
+use crate::ops::backend::Kernels;
 use crate::optim::{Average, Component};
+
+/// Batch size that the teacher's inference is prepared for.
+const TEACHER_BATCH: usize = 16;
 
 /// Tensors of a trainer's state by file, then by name.
 pub type State = BTreeMap<String, BTreeMap<String, Tensor>>;
@@ -76,7 +81,7 @@ impl<'a> Trainer<'a> {
             return wrong("all loss weights are 0".into());
         }
         let (outline, machine) = (Outline::of(&student), student.machine().clone());
-        let engine = on_machine(&machine, New { student, head, teacher, config: config.clone() })?;
+        let engine = machine.run(New { student, head, teacher, config: config.clone() })?;
         Ok(Self { engine, outline, trains_head: config.distill.margin_weight > 0.0 })
     }
 
@@ -176,20 +181,20 @@ struct New<'a> {
     config: StepConfig,
 }
 
-impl<'a> OnBackend for New<'a> {
+impl<'a> Work for New<'a> {
     type Output = Result<Box<dyn Engine + 'a>>;
 
-    fn with<B: Execute>(self, backend: &B) -> Self::Output {
+    fn on<B: Kernels>(self, backend: &B) -> Self::Output {
         Ok(Box::new(TrainerOn::new(backend, self)?))
     }
 }
 
-struct TrainerOn<'a, B: Execute> {
+struct TrainerOn<'a, B: Kernels> {
     backend: B,
     config: StepConfig,
     margin: MarginConfig,
-    network: B::Network,
-    teacher: Option<B::Teacher<'a>>,
+    network: Trainable<B>,
+    teacher: Option<Embedder<'a, B>>,
     student: Component<B>,
     head: Component<B>,
     /// Map to the length of the teacher's embeddings, if it differs from the student's.
@@ -203,14 +208,14 @@ struct TrainerOn<'a, B: Execute> {
 }
 
 /// Results of the last step, on the device.
-struct Last<B: Execute> {
+struct Last<B: Kernels> {
     parts: Vec<Part<B>>,
     step: u64,
     lr: f64,
 }
 
 /// Results of one mini-batch, on the device.
-struct Part<B: Execute> {
+struct Part<B: Kernels> {
     embeddings: B::Array,
     labels: Vec<i64>,
     /// Margin loss and target cosines.
@@ -218,7 +223,7 @@ struct Part<B: Execute> {
     distance: Option<B::Scalar>,
 }
 
-impl<'a, B: Execute> TrainerOn<'a, B> {
+impl<'a, B: Kernels> TrainerOn<'a, B> {
     fn new(backend: &B, New { student, head, teacher, config }: New<'a>) -> Result<Self> {
         let component = |name, params| Component::new(name, params, &config.optim, config.accumulate);
         let from = student.config().embedding_size;
@@ -229,12 +234,12 @@ impl<'a, B: Execute> TrainerOn<'a, B> {
             Ok::<_, Error>((projection, component(PROJECTION, params)?))
         });
         let activations = if config.recompute { Activations::Recomputed } else { Activations::Kept };
-        let (network, params) = backend.prepare(student, activations)?;
+        let (network, params) = Trainable::new(backend, student, activations)?;
         let average = (config.ema > 0.0).then(|| Average::new(&params, config.ema)).transpose()?;
         Ok(Self {
             margin: head.config().clone(),
             network,
-            teacher: teacher.map(|teacher| backend.teacher(teacher)).transpose()?,
+            teacher: teacher.map(|teacher| Embedder::new(backend, teacher, TEACHER_BATCH)).transpose()?,
             student: component("student", params)?,
             head: component("head", head.on(backend)?)?,
             projection: projection.transpose()?,
@@ -291,7 +296,7 @@ impl<'a, B: Execute> TrainerOn<'a, B> {
     fn part(&mut self, batch: Batch, rng: &mut ChaCha8Rng) -> Result<Part<B>> {
         let Self { backend, config, margin, network, teacher, student, head, projection, .. } = self;
         let (distill, share, n) = (&config.distill, 1.0 / config.accumulate as f64, batch.labels.len());
-        let (embeddings, recording) = backend.record(network, &mut student.params, &batch.student)?;
+        let (embeddings, recording) = network.record(&mut student.params, &batch.student)?;
         let (mut gradient, mut margin_loss, mut distance) = (None, None, None);
         if distill.margin_weight > 0.0 {
             let weight = distill.margin_weight * share;
@@ -299,7 +304,7 @@ impl<'a, B: Execute> TrainerOn<'a, B> {
             (gradient, margin_loss) = (Some(found.of_embeddings), Some((found.loss, found.target_cosines)));
         }
         if let Some(teacher) = teacher {
-            let target = backend.embed(teacher, &batch.teacher)?;
+            let target = teacher.embed(&batch.teacher)?;
             let forward =
                 |(map, component): &mut (Projection, Component<B>)| map.forward(&component.params, &embeddings, n);
             let projected = projection.as_mut().map(forward).transpose()?;
@@ -316,7 +321,7 @@ impl<'a, B: Execute> TrainerOn<'a, B> {
             distance = Some(found);
         }
         let gradient = gradient.ok_or_else(|| Error::Training("all loss weights are 0".into()))?;
-        backend.backward(recording, &mut student.params, &gradient)?;
+        recording.backward(&mut student.params, &gradient)?;
         Ok(Part { embeddings, labels: batch.labels, margin: margin_loss, distance })
     }
 
@@ -347,7 +352,7 @@ impl<'a, B: Execute> TrainerOn<'a, B> {
     }
 }
 
-impl<B: Execute> Part<B> {
+impl<B: Kernels> Part<B> {
     /// Losses with their weights in the objective.
     fn losses(&self, config: &StepConfig) -> impl Iterator<Item = (f64, &B::Scalar)> {
         let (distill, share) = (&config.distill, 1.0 / config.accumulate as f64);
@@ -357,7 +362,7 @@ impl<B: Execute> Part<B> {
     }
 }
 
-impl<B: Execute> Engine for TrainerOn<'_, B> {
+impl<B: Kernels> Engine for TrainerOn<'_, B> {
     fn step(&mut self, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
         B::enter(|| self.step_inside(batch, step, lr))
     }
@@ -398,7 +403,7 @@ impl<B: Execute> Engine for TrainerOn<'_, B> {
     }
 
     fn activation_bytes(&self, n: usize) -> Option<usize> {
-        B::activation_bytes(&self.network, n)
+        self.network.activation_bytes(n)
     }
 
     fn num_elements(&self) -> [usize; 3] {

@@ -1,21 +1,20 @@
-//! The fused engine: a whole network in f32 on the CPU as a few steps over activations.
+//! The fused engine: a whole network as a few steps over activations, on any device.
 //!
 //! Batch norm and PReLU are not steps of their own. They are a view of an activation: a scale, a shift and a slope per
 //! channel that the next convolution applies while it loads. So an activation is stored once, before its norm, and an
-//! IResNet block keeps three of them for the backward pass: its input and the results of its two convolutions. [`Plan`]
-//! is for inference, with norms folded into the preceding convolutions; [`Recording`] is a forward pass in training
-//! that can run its backward pass.
+//! IResNet block keeps three of them for the backward pass: its input and the results of its two convolutions.
+//!
+//! A network's graph becomes a program of steps and views ([`program`]), the program a tape of tasks on buffers
+//! ([`tape`]), which [`Network`] runs with the kernels of a device. Inference is the same with norms folded ([`fold`])
+//! and no backward pass.
 
-#[cfg(any(test, feature = "cuda"))]
-pub(crate) mod gpu;
-mod layout;
-mod memory;
-mod plan;
+mod fold;
+mod network;
 mod program;
-mod recording;
 mod schedule;
 mod tape;
+#[cfg(test)]
+mod tests;
 
-pub use plan::Plan;
-pub use recording::{Engine, Recording};
+pub(crate) use network::{Inference, Lowered, Network, Recording};
 pub use schedule::Activations;

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::nn::graph::{Graph, NodeId, Op};
-use crate::ops::conv::{Conv, ConvConfig, output_shape};
+use crate::ops::backend::{ConvShape, Kernels};
+use crate::ops::conv::{ConvConfig, output_shape};
 
 /// Index of a [`View`].
 pub(super) type ViewId = usize;
@@ -174,29 +175,38 @@ impl Program {
         Some(shapes)
     }
 
-    /// Returns the shapes of the filters, by the step of their convolution; `None` if one is missing.
-    pub fn filters(&self, weights: &BTreeMap<String, Vec<usize>>) -> Option<BTreeMap<usize, [usize; 4]>> {
-        let convs = self.steps.iter().enumerate().filter_map(|(i, step)| match step {
-            Step::Conv { path, .. } => Some((i, path)),
-            _ => None,
-        });
-        let shape = |path| weights.get(&format!("{path}.weight"))?.as_slice().try_into().ok();
-        convs.map(|(i, path)| Some((i, shape(path)?))).collect()
+    /// Returns the convolution of each step that is one, from the shapes of the values.
+    pub fn convs(
+        &self,
+        weights: &BTreeMap<String, Vec<usize>>,
+        shapes: &[[usize; 4]],
+    ) -> Option<BTreeMap<usize, ConvShape>> {
+        let mut convs = BTreeMap::new();
+        for (i, step) in self.steps.iter().enumerate() {
+            let Step::Conv { x, path, config } = step else { continue };
+            let w = weights.get(&format!("{path}.weight"))?.as_slice().try_into().ok()?;
+            convs.insert(i, ConvShape { x: shapes[self.views[*x].value], w, config: *config });
+        }
+        Some(convs)
     }
 
-    /// Like [`Self::shapes`], and also `None` if the CPU's convolutions do not support one of these sizes.
-    pub fn shapes_on_cpu(&self, weights: &BTreeMap<String, Vec<usize>>, images: [usize; 4]) -> Option<Vec<[usize; 4]>> {
-        let shapes = self.shapes(weights, images)?;
-        for step in &self.steps {
-            let Step::Conv { x, path, config } = step else { continue };
-            let View { value, norm } = &self.views[*x];
-            let weight = weights.get(&format!("{path}.weight"))?.as_slice().try_into().ok()?;
-            let conv = Conv::new(shapes[*value], weight, *config)?;
-            if !conv.has_whole_channels() && (norm.is_some() || *value != 0) {
-                return None;
-            }
+    /// Whether a device has kernels for these convolutions and values.
+    pub fn runs_on(&self, backend: &impl Kernels, convs: &BTreeMap<usize, ConvShape>, shapes: &[[usize; 4]]) -> bool {
+        let is_raw = |i: &usize| match &self.steps[*i] {
+            Step::Conv { x, .. } => self.views[*x] == View { value: 0, norm: None },
+            _ => false,
+        };
+        let has_channels = shapes[1..].iter().all(|[.., c]| backend.supports_channels(*c));
+        has_channels && convs.iter().all(|(i, conv)| backend.supports_conv(conv, is_raw(i)))
+    }
+
+    /// Whether a value follows a fully connected step.
+    pub fn is_wide(&self, value: usize) -> bool {
+        match value.checked_sub(1).map(|i| &self.steps[i]) {
+            None => false,
+            Some(Step::Linear { .. }) => true,
+            Some(step) => self.is_wide(self.views[step.inputs()[0]].value),
         }
-        Some(shapes)
     }
 
     /// Names of all parameters.

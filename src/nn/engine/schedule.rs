@@ -1,4 +1,4 @@
-//! The values of a forward pass that training keeps, releases and recomputes.
+//! The values of a forward pass that training keeps and recomputes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,8 +12,6 @@ pub(super) struct Schedule {
     pub views: Vec<bool>,
     /// By value: the same.
     pub values: Vec<bool>,
-    /// By step: the values to release after it.
-    pub released: Vec<Vec<usize>>,
     /// By value: the steps to recompute once its gradient is known, for the backward passes of the steps that come
     /// before it.
     pub again: BTreeMap<usize, Range<usize>>,
@@ -48,16 +46,7 @@ impl Schedule {
                 segments.map(|s| (s.end, s.start..s.end - 1)).collect()
             }
         };
-        let is_dropped = |value: usize| again.values().any(|steps| steps.contains(&(value - 1)));
-        let is_start = |value: usize| again.values().any(|steps| steps.start == value);
-        let mut released = vec![Vec::new(); program.steps.len()];
-        for (value, last) in last_uses.into_iter().enumerate() {
-            let stays = is_start(value) || (used[value] && (value == 0 || !is_dropped(value)));
-            if let Some(last) = last.filter(|_| !stays) {
-                released[last].push(value);
-            }
-        }
-        Self { views, values, released, again }
+        Self { views, values, again }
     }
 }
 
@@ -223,35 +212,5 @@ pub(super) mod tests {
         };
         let shapes = program.shapes(&program.param_names().into_iter().map(shape).collect(), [1, 64, 64, 3]);
         (program, shapes.expect("they fit each other"))
-    }
-
-    #[test]
-    fn what_is_dropped_is_computed_again_before_it_is_read() {
-        let (program, shapes) = program(12);
-        let parts = [&[][..], &["stem", "0.", "1."], &["3.", "5.b", "7.norm", "fc"]];
-        for (frozen, activations) in
-            parts.into_iter().flat_map(|frozen| [(frozen, Activations::Kept), (frozen, Activations::Recomputed)])
-        {
-            let is_trained = |name: &str| !frozen.iter().any(|prefix| name.starts_with(prefix));
-            let schedule = Schedule::new(&program, &shapes, is_trained, activations);
-            // The stem's PReLU result is recomputed, because the first block's norm follows it.
-            assert_eq!(schedule.again.is_empty(), activations == Activations::Kept && frozen.contains(&"stem"));
-            let used = used(&program, &schedule.views, &is_trained);
-            let mut there = vec![true; shapes.len()];
-            schedule.released.iter().flatten().for_each(|value| there[*value] = false);
-            for (i, step) in program.steps.iter().enumerate().rev() {
-                assert!(there[i + 1] || !used[i + 1], "value {}", i + 1);
-                there[i + 1] = false;
-                for again in schedule.again.get(&(i + 1)).into_iter().flat_map(Clone::clone) {
-                    for view in program.steps[again].inputs() {
-                        assert!(there[program.views[view].value], "step {again} computed again");
-                    }
-                    there[again + 1] = true;
-                }
-                if let (Step::Conv { x, .. }, true) = (step, step.param_names().iter().all(|name| is_trained(name))) {
-                    assert!(there[program.views[*x].value], "the filter of step {i}");
-                }
-            }
-        }
     }
 }

@@ -1,15 +1,12 @@
-//! A training pass as a list of tasks on buffers. Their lifetimes are known ahead, so each buffer has a fixed place in
-//! one block of memory.
+//! A pass as a list of tasks on buffers, whose lifetimes are known ahead.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::sync::Arc;
 
-use super::layout::{Buffer, lay_out};
+use super::fold::Folding;
 use super::program::{Program, Step, ViewId};
 use super::schedule::Schedule;
-
-/// Index of a buffer, which holds a value or the gradient of one.
-pub(super) type BufferId = usize;
+use crate::ops::backend::{Buffer, BufferId, Layout, NormGrad};
 
 /// A step of the program with the buffers that it reads and writes.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +15,8 @@ pub(super) struct Forward {
     pub i: usize,
     /// Buffers of the values that its views show.
     pub inputs: Vec<BufferId>,
+    /// What a convolution adds to its result.
+    pub residual: Option<BufferId>,
     /// Buffer for a fully connected step's input, flattened in the order channels, rows, columns.
     pub flat: Option<BufferId>,
     pub y: BufferId,
@@ -30,7 +29,7 @@ pub(super) enum Task {
     Again(Forward),
     /// Gradients of a norm. `gy` is the gradient of the view after the norm, `direct` that of the raw value; the
     /// value's own gradient overwrites the value in `x`.
-    Norm { view: ViewId, x: BufferId, gy: BufferId, direct: Option<BufferId> },
+    Norm { view: ViewId, grad: NormGrad },
     /// The gradient of a convolution's filter.
     Filter { i: usize, x: BufferId, gy: BufferId },
     /// Gradient of a convolution's input, plus `other`, the gradient from the input's other uses so far.
@@ -44,7 +43,7 @@ pub(super) enum Task {
 
 impl Forward {
     fn read(&self) -> Vec<BufferId> {
-        self.inputs.clone()
+        self.inputs.iter().copied().chain(self.residual).collect()
     }
 
     fn written(&self) -> Vec<BufferId> {
@@ -56,7 +55,7 @@ impl Task {
     fn read(&self) -> Vec<BufferId> {
         match self {
             Self::Again(forward) => forward.read(),
-            Self::Norm { x, gy, direct, .. } => [*x, *gy].into_iter().chain(*direct).collect(),
+            Self::Norm { grad: NormGrad { x, gy, direct }, .. } => [*x, *gy].into_iter().chain(*direct).collect(),
             Self::Filter { x, gy, .. } => vec![*x, *gy],
             Self::Input { gy, other, .. } => [*gy].into_iter().chain(*other).collect(),
             Self::Linear { flat, gy, .. } => vec![*flat, *gy],
@@ -67,7 +66,7 @@ impl Task {
     fn written(&self) -> Vec<BufferId> {
         match self {
             Self::Again(forward) => forward.written(),
-            Self::Norm { x, .. } => vec![*x],
+            Self::Norm { grad, .. } => vec![grad.x],
             Self::Filter { .. } => vec![],
             Self::Input { gx, .. } => vec![*gx],
             Self::Linear { flat, gx, .. } => [*flat].into_iter().chain(*gx).collect(),
@@ -76,7 +75,8 @@ impl Task {
     }
 }
 
-/// The tasks of a forward and a backward pass.
+/// The tasks of a forward and a backward pass. Its moments are, in order: loading the images, each task of the forward
+/// pass, reading the output, setting its gradient, each task of the backward pass.
 #[derive(Clone, Debug)]
 pub(super) struct Tape {
     pub forward: Vec<Forward>,
@@ -87,84 +87,76 @@ pub(super) struct Tape {
     pub output: BufferId,
     /// Buffer of the gradient of the output's view, which the backward pass starts from.
     pub gradient: BufferId,
-    /// By buffer: its range of elements in the block, for one image.
-    places: Vec<Range<usize>>,
-    /// Length of the block for one image, in elements.
-    len: usize,
+    pub layout: Arc<Layout>,
 }
 
 impl Tape {
-    /// Returns the tape of a program. `shapes` are those of its values for one image, and `is_trained` tells which
-    /// parameters are trained. `None` if a step that trained parameters depend on gets no gradient.
+    /// Returns the tape of training. `shapes` are those of the program's values for one image, and `is_trained` tells
+    /// which parameters are trained. `None` if a step that trained parameters depend on gets no gradient.
     pub fn new(
         program: &Program,
         shapes: &[[usize; 4]],
         schedule: &Schedule,
         is_trained: impl Fn(&str) -> bool,
     ) -> Option<Self> {
-        let mut writer = Writer {
-            program,
-            schedule,
-            sizes: shapes.iter().map(|shape| shape.iter().product()).collect(),
-            buffers: Vec::new(),
-            values: Vec::new(),
-            flat: BTreeMap::new(),
-            grads: vec![None; program.views.len()],
-            tasks: Vec::new(),
-        };
-        let images = writer.buffer(writer.sizes[0]);
-        writer.values.push(images);
+        let mut writer = Writer::new(program, shapes);
+        let images = writer.shown(0);
         let forward: Vec<Forward> = (0..program.steps.len()).map(|i| writer.step(i)).collect();
         let output = writer.shown(program.output);
         let gradient = writer.gradient(program.output);
         for i in (0..program.steps.len()).rev() {
-            writer.step_backward(i, &is_trained)?;
+            writer.step_backward(i, schedule, &is_trained)?;
         }
-        let Writer { buffers: sizes, tasks: backward, .. } = writer;
-        let mut tape = Self { forward, backward, images, output, gradient, places: Vec::new(), len: 0 };
-        let (begins, len) = lay_out(&tape.buffers(&sizes));
-        tape.places = begins.into_iter().zip(sizes).map(|(begin, size)| begin..begin + size).collect();
-        tape.len = len;
-        Some(tape)
+        let Writer { buffers, tasks: backward, .. } = writer;
+        Some(Self::laid_out(forward, backward, [images, output, gradient], buffers))
     }
 
-    /// Returns the buffers, of these sizes, with their lifetimes.
-    fn buffers(&self, sizes: &[usize]) -> Vec<Buffer> {
-        let of_forward = self.forward.iter().map(|forward| [forward.read(), forward.written()].concat());
-        let of_backward = self.backward.iter().map(|task| [task.read(), task.written()].concat());
-        let moments = [vec![self.images]].into_iter().chain(of_forward);
-        let moments = moments.chain([vec![self.output], vec![self.gradient]]).chain(of_backward);
-        let mut buffers: Vec<Buffer> = sizes.iter().map(|&size| Buffer { size, alive: 0..0 }).collect();
+    /// Returns the tape of inference.
+    pub fn inference(program: &Program, shapes: &[[usize; 4]], folding: &Folding) -> Self {
+        let mut writer = Writer::new(program, shapes);
+        let images = writer.shown(0);
+        let is_moved = |i: usize| folding.sums.values().any(|(conv, _)| *conv == i);
+        let mut forward = Vec::new();
+        for i in (0..program.steps.len()).filter(|i| !is_moved(*i)) {
+            let mut step = writer.step(i);
+            if let Some((conv, other)) = folding.sums.get(&i) {
+                let inputs = program.steps[*conv].inputs().iter().map(|view| writer.shown(*view)).collect();
+                step = Forward { i: *conv, inputs, residual: Some(writer.shown(*other)), ..step };
+            }
+            forward.push(step);
+        }
+        let output = writer.shown(program.output);
+        Self::laid_out(forward, Vec::new(), [images, output, output], writer.buffers)
+    }
+
+    fn laid_out(
+        forward: Vec<Forward>,
+        backward: Vec<Task>,
+        [images, output, gradient]: [BufferId; 3],
+        mut buffers: Vec<Buffer>,
+    ) -> Self {
+        let of_forward = forward.iter().map(|forward| [forward.read(), forward.written()].concat());
+        let of_backward = backward.iter().map(|task| [task.read(), task.written()].concat());
+        let moments = [vec![images]].into_iter().chain(of_forward);
+        let moments = moments.chain([vec![output], vec![gradient]]).chain(of_backward);
         for (moment, used) in moments.enumerate() {
             for buffer in used {
                 let alive = &mut buffers[buffer].alive;
                 *alive = if alive.end == 0 { moment } else { alive.start }..moment + 1;
             }
         }
-        buffers
-    }
-
-    /// Length of the block for `n` images, in elements.
-    pub fn len(&self, n: usize) -> usize {
-        self.len.saturating_mul(n)
-    }
-
-    /// Range of a buffer in the block, for `n` images.
-    pub fn place(&self, buffer: BufferId, n: usize) -> Range<usize> {
-        let place = &self.places[buffer];
-        place.start * n..place.end * n
+        // A convolution that runs in the place of a sum has no buffer of its own.
+        Self { forward, backward, images, output, gradient, layout: Arc::new(Layout::new(buffers)) }
     }
 }
 
 struct Writer<'a> {
     program: &'a Program,
-    schedule: &'a Schedule,
-    /// Elements of each value for one image.
-    sizes: Vec<usize>,
-    /// Elements of each buffer for one image.
-    buffers: Vec<usize>,
+    /// Elements of each value for one image, and whether they are f32.
+    values_of: Vec<(usize, bool)>,
+    buffers: Vec<Buffer>,
     /// Current buffer of each value.
-    values: Vec<BufferId>,
+    values: BTreeMap<usize, BufferId>,
     /// Buffers of the flattened inputs of fully connected steps, by step.
     flat: BTreeMap<usize, BufferId>,
     /// Buffer of the gradient of each view, as far as it is known.
@@ -172,19 +164,38 @@ struct Writer<'a> {
     tasks: Vec<Task>,
 }
 
-impl Writer<'_> {
-    fn buffer(&mut self, size: usize) -> BufferId {
-        self.buffers.push(size);
+impl<'a> Writer<'a> {
+    fn new(program: &'a Program, shapes: &[[usize; 4]]) -> Self {
+        let values = shapes.iter().enumerate();
+        let values_of = values.map(|(value, shape)| (shape[1..].iter().product(), program.is_wide(value))).collect();
+        let mut writer = Self {
+            program,
+            values_of,
+            buffers: Vec::new(),
+            values: BTreeMap::new(),
+            flat: BTreeMap::new(),
+            grads: vec![None; program.views.len()],
+            tasks: Vec::new(),
+        };
+        let images = writer.buffer(0);
+        writer.values.insert(0, images);
+        writer
+    }
+
+    /// Creates a buffer for a value or its gradient.
+    fn buffer(&mut self, value: usize) -> BufferId {
+        let (size, is_wide) = self.values_of[value];
+        self.buffers.push(Buffer { size, is_wide, alive: 0..0 });
         self.buffers.len() - 1
     }
 
     fn shown(&self, view: ViewId) -> BufferId {
-        self.values[self.program.views[view].value]
+        self.values[&self.program.views[view].value]
     }
 
     /// Creates the buffer for the gradient of a view and records it.
     fn gradient(&mut self, view: ViewId) -> BufferId {
-        let buffer = self.buffer(self.sizes[self.program.views[view].value]);
+        let buffer = self.buffer(self.program.views[view].value);
         self.grads[view] = Some(buffer);
         buffer
     }
@@ -192,27 +203,31 @@ impl Writer<'_> {
     /// Returns the task of step `i`, with new buffers: for its first run or to recompute it.
     fn step(&mut self, i: usize) -> Forward {
         let step = &self.program.steps[i];
-        let inputs: Vec<BufferId> = step.inputs().iter().map(|view| self.shown(*view)).collect();
-        let flat = matches!(step, Step::Linear { .. }).then(|| self.buffer(self.buffers[inputs[0]]));
-        if let Some(flat) = flat {
-            self.flat.insert(i, flat);
-        }
-        let y = self.buffer(self.sizes[i + 1]);
-        match self.values.get_mut(i + 1) {
-            Some(value) => *value = y,
-            None => self.values.push(y),
-        }
-        Forward { i, inputs, flat, y }
+        // What a convolution of inference that has moved computes is not shown yet.
+        let shown = |view: &ViewId| self.values.get(&self.program.views[*view].value).copied();
+        let inputs: Vec<BufferId> = step.inputs().iter().filter_map(shown).collect();
+        let flat = match step {
+            Step::Linear { x, .. } => {
+                let (size, _) = self.values_of[self.program.views[*x].value];
+                self.buffers.push(Buffer { size, is_wide: false, alive: 0..0 });
+                self.flat.insert(i, self.buffers.len() - 1);
+                Some(self.buffers.len() - 1)
+            }
+            _ => None,
+        };
+        let y = self.buffer(i + 1);
+        self.values.insert(i + 1, y);
+        Forward { i, inputs, residual: None, flat, y }
     }
 
-    fn step_backward(&mut self, i: usize, is_trained: &dyn Fn(&str) -> bool) -> Option<()> {
+    fn step_backward(&mut self, i: usize, schedule: &Schedule, is_trained: &dyn Fn(&str) -> bool) -> Option<()> {
         let gy = self.norm_backward(i + 1);
-        if !self.schedule.values[i + 1] {
+        if !schedule.values[i + 1] {
             // No trained parameter takes part in computing it.
             return Some(());
         }
         let gy = gy?;
-        for again in self.schedule.again.get(&(i + 1)).into_iter().flat_map(Clone::clone) {
+        for again in schedule.again.get(&(i + 1)).into_iter().flat_map(Clone::clone) {
             let forward = self.step(again);
             self.tasks.push(Task::Again(forward));
         }
@@ -222,19 +237,19 @@ impl Writer<'_> {
                 if step.param_names().iter().any(|name| is_trained(name)) {
                     self.tasks.push(Task::Filter { i, x: self.shown(*x), gy });
                 }
-                if self.schedule.views[*x] {
+                if schedule.views[*x] {
                     let other = self.grads[*x];
                     let gx = self.gradient(*x);
                     self.tasks.push(Task::Input { i, gy, other, gx });
                 }
             }
-            Step::Add { a, b } => [a, b].into_iter().for_each(|view| self.hand_on(*view, gy)),
-            Step::Write { x } => self.hand_on(*x, gy),
+            Step::Add { a, b } => [a, b].into_iter().for_each(|view| self.hand_on(*view, gy, schedule)),
+            Step::Write { x } => self.hand_on(*x, gy, schedule),
             Step::Linear { x, .. } => {
-                let gx = self.schedule.views[*x].then(|| self.buffer(self.sizes[self.program.views[*x].value]));
+                let gx = schedule.views[*x].then(|| self.buffer(self.program.views[*x].value));
                 self.tasks.push(Task::Linear { i, flat: self.flat[&i], gy, gx });
                 if let Some(gx) = gx {
-                    self.hand_on(*x, gx);
+                    self.hand_on(*x, gx, schedule);
                 }
             }
         }
@@ -246,15 +261,15 @@ impl Writer<'_> {
         let direct = self.program.raw_of(value).and_then(|view| self.grads[view]);
         let normed = self.program.norm_of(value).and_then(|view| Some((view, self.grads[view]?)));
         let Some((view, gy)) = normed else { return direct };
-        let x = self.values[value];
-        self.tasks.push(Task::Norm { view, x, gy, direct });
+        let x = self.values[&value];
+        self.tasks.push(Task::Norm { view, grad: NormGrad { x, gy, direct } });
         Some(x)
     }
 
     /// Adds `gy` to the gradient of a view. Finished gradients are never overwritten, because both sides of a sum share
     /// one.
-    fn hand_on(&mut self, view: ViewId, gy: BufferId) {
-        if !self.schedule.views[view] {
+    fn hand_on(&mut self, view: ViewId, gy: BufferId, schedule: &Schedule) {
+        if !schedule.views[view] {
             return;
         }
         match self.grads[view] {
@@ -271,7 +286,6 @@ impl Writer<'_> {
 mod tests {
     use super::*;
     use crate::nn::engine::Activations;
-    use crate::nn::engine::layout::least;
     use crate::nn::engine::schedule::tests::program;
 
     fn tape(num_blocks: usize, is_trained: &dyn Fn(&str) -> bool, activations: Activations) -> Tape {
@@ -287,7 +301,7 @@ mod tests {
         fn read(&self, buffers: &[BufferId], what: &dyn std::fmt::Debug) {
             for &buffer in buffers {
                 assert!(
-                    self.1[self.0.place(buffer, 1)].iter().all(|of| *of == Some(buffer)),
+                    self.1[self.0.layout.place(buffer, 1)].iter().all(|of| *of == Some(buffer)),
                     "{buffer} is lost: {what:?}"
                 );
             }
@@ -295,7 +309,7 @@ mod tests {
 
         fn write(&mut self, buffers: &[BufferId]) {
             for &buffer in buffers {
-                self.1[self.0.place(buffer, 1)].fill(Some(buffer));
+                self.1[self.0.layout.place(buffer, 1)].fill(Some(buffer));
             }
         }
     }
@@ -306,7 +320,7 @@ mod tests {
             let is_trained = |name: &str| !frozen.iter().any(|prefix| name.starts_with(prefix));
             for activations in [Activations::Kept, Activations::Recomputed] {
                 let tape = tape(12, &is_trained, activations);
-                let mut block = Block(&tape, vec![None; tape.len(1)]);
+                let mut block = Block(&tape, vec![None; tape.layout.len(1)]);
                 block.write(&[tape.images]);
                 for forward in &tape.forward {
                     block.read(&forward.read(), forward);
@@ -334,15 +348,14 @@ mod tests {
             [4, 12, 48].into_iter().flat_map(|num| [(num, Activations::Kept), (num, Activations::Recomputed)])
         {
             let tape = tape(num_blocks, &|_| true, activations);
-            let sizes: Vec<usize> = tape.places.iter().map(Range::len).collect();
-            assert_eq!(tape.len(1), least(&tape.buffers(&sizes)), "{num_blocks} blocks, {activations:?}");
+            assert_eq!(tape.layout.len(1), tape.layout.least(), "{num_blocks} blocks, {activations:?}");
         }
     }
 
     #[test]
     fn computing_again_takes_less_memory_the_deeper_the_network() {
         for (num_blocks, most) in [(4, 1.0), (16, 0.6), (48, 0.4)] {
-            let of = |activations| tape(num_blocks, &|_| true, activations).len(1) as f64;
+            let of = |activations| tape(num_blocks, &|_| true, activations).layout.len(1) as f64;
             let share = of(Activations::Recomputed) / of(Activations::Kept);
             assert!(share <= most, "{num_blocks} blocks: {share}");
         }
@@ -354,7 +367,7 @@ mod tests {
         for activations in [Activations::Kept, Activations::Recomputed] {
             let tape = tape(8, &is_last, activations);
             // At most a block's input and the results of its two convolutions.
-            assert!(tape.len(1) <= 3 * 64 * 64 * 16, "{}", tape.len(1));
+            assert!(tape.layout.len(1) <= 3 * 64 * 64 * 16, "{}", tape.layout.len(1));
             let is_linear = |task: &Task| matches!(task, Task::Linear { gx: None, .. });
             assert!(
                 matches!(&tape.backward[..], [Task::Norm { .. }, linear] if is_linear(linear)),

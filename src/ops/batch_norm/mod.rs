@@ -16,6 +16,11 @@ pub struct Stats {
     pub var: Vec<f64>,
 }
 
+/// Added to the variance; PyTorch's default.
+pub(crate) const EPS: f64 = 1e-5;
+/// Weight of the newest batch in the running statistics; PyTorch's default.
+pub(crate) const MOMENTUM: f64 = 0.1;
+
 impl Stats {
     /// Returns the unbiased variances of `count` values per channel, which running statistics keep.
     ///

@@ -10,6 +10,7 @@ mod depthwise;
 mod grouped;
 mod kernel;
 mod patches;
+mod report;
 mod single;
 mod winograd;
 
@@ -19,6 +20,7 @@ mod tests;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 pub(crate) use self::kernel::{Epilogue, Prologue};
+pub use self::report::ConvolutionPass;
 pub(crate) use self::single::{Conv, Filter};
 use super::slice::{self, for_float};
 

@@ -56,11 +56,6 @@ impl Conv {
         Some(Self { d, method, arch: Arch::new() })
     }
 
-    /// Shape of the output, `(n, ho, wo, co)`.
-    pub fn output(&self) -> [usize; 4] {
-        [self.d.n, self.d.ho, self.d.wo, self.d.co]
-    }
-
     /// Whether [`Self::grad_x`] and a prologue are supported: they need a multiple of [`CHANNELS`] channels, not three.
     pub fn has_whole_channels(&self) -> bool {
         self.d.c.is_multiple_of(CHANNELS)

@@ -1,12 +1,17 @@
-//! Places of buffers in one block of memory.
+//! Buffers of a pass, and their places in one block of memory.
 
 use std::ops::Range;
 
+/// Index of a buffer in its [`Layout`].
+pub type BufferId = usize;
+
 /// Memory that is needed for part of a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Buffer {
-    /// Number of elements.
+pub struct Buffer {
+    /// Number of elements for one image.
     pub size: usize,
+    /// Whether its elements are f32 also where products have a shorter type.
+    pub is_wide: bool,
     /// Lifetime: from the moment it is first used until just after the moment it is last used.
     pub alive: Range<usize>,
 }
@@ -17,10 +22,46 @@ impl Buffer {
     }
 }
 
+/// The buffers of a pass.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The buffers.
+    pub buffers: Vec<Buffer>,
+    /// Start of each buffer in a block that holds all of them, for one image.
+    begins: Vec<usize>,
+    /// Length of the block for one image, in elements.
+    len: usize,
+}
+
+impl Layout {
+    /// Returns a layout in which no two buffers overlap that are alive at the same time.
+    pub fn new(buffers: Vec<Buffer>) -> Self {
+        let (begins, len) = lay_out(&buffers);
+        Self { buffers, begins, len }
+    }
+
+    /// Length of the block for `n` images, in elements.
+    pub fn len(&self, n: usize) -> usize {
+        self.len.saturating_mul(n)
+    }
+
+    /// Range of a buffer in the block, for `n` images.
+    pub fn place(&self, buffer: BufferId, n: usize) -> Range<usize> {
+        let (begin, size) = (self.begins[buffer], self.buffers[buffer].size);
+        begin * n..(begin + size) * n
+    }
+
+    /// Returns the most elements that are alive at the same time: no block can be shorter.
+    #[cfg(test)]
+    pub fn least(&self) -> usize {
+        least(&self.buffers)
+    }
+}
+
 /// Returns the start of each buffer and the length of the block, such that no two buffers overlap that are alive at the
 /// same time. Places the largest first, each in the first gap that is large enough ("Greedy by Size for Offset
 /// Calculation", Pisarchyk and Lee, 2020, "Efficient Memory Management for Deep Neural Net Inference").
-pub(super) fn lay_out(buffers: &[Buffer]) -> (Vec<usize>, usize) {
+fn lay_out(buffers: &[Buffer]) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
     order.sort_by_key(|&i| (usize::MAX - buffers[i].size, buffers[i].alive.start));
     let mut begins = vec![0; buffers.len()];
@@ -43,7 +84,7 @@ pub(super) fn lay_out(buffers: &[Buffer]) -> (Vec<usize>, usize) {
 
 /// Returns the most elements that are alive at the same time: no block can be shorter.
 #[cfg(test)]
-pub(super) fn least(buffers: &[Buffer]) -> usize {
+fn least(buffers: &[Buffer]) -> usize {
     let at = |moment: usize| buffers.iter().filter(|b| b.alive.contains(&moment)).map(|b| b.size).sum();
     buffers.iter().map(|b| at(b.alive.start)).max().unwrap_or(0)
 }
@@ -63,7 +104,7 @@ mod tests {
             let buffers: Vec<Buffer> = (0..num)
                 .map(|_| {
                     let start = draw(30);
-                    Buffer { size: 1 + draw(50), alive: start..start + 1 + draw(10) }
+                    Buffer { size: 1 + draw(50), is_wide: true, alive: start..start + 1 + draw(10) }
                 })
                 .collect();
             let (begins, len) = lay_out(&buffers);
@@ -80,7 +121,7 @@ mod tests {
 
     #[test]
     fn small_buffers_lie_where_a_large_one_was() {
-        let buffer = |size, alive| Buffer { size, alive };
+        let buffer = |size, alive| Buffer { size, is_wide: false, alive };
         let buffers = [buffer(100, 0..2), buffer(10, 1..5), buffer(40, 2..4), buffer(60, 2..4), buffer(100, 4..5)];
         assert_eq!((lay_out(&buffers).1, least(&buffers)), (110, 110));
         assert_eq!(lay_out(&[]), (vec![], 0));

@@ -1,4 +1,9 @@
-//! What a device does in a training step besides running the network: arrays in its memory, losses, updates.
+//! What a device does in training: arrays in its memory, losses, updates ([`Backend`]), and the steps of a network
+//! ([`Kernels`]).
+
+mod kernels;
+mod layout;
+mod order;
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -10,6 +15,11 @@ use super::adamw::AdamWStep;
 use super::distance::DistillKind;
 use super::margin_loss::{MarginLossConfig, Rows};
 use super::sgd::SgdStep;
+pub use kernels::{
+    ConvShape, FullGrad, Grads, Kernels, NormGrad, NormParams, Part, Place, Scaling, Source, Statistics, Weight,
+};
+pub use layout::{Buffer, BufferId, Layout};
+pub use order::Order;
 
 /// A device. Arrays are f32 in its memory; work is done in the order of the calls, and a GPU's is waited for only where
 /// something is read.
@@ -67,8 +77,10 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
 
     /// Checks that embeddings of this length can be trained.
     fn check_embedding_size(&self, size: usize) -> Result<()>;
+    /// Layout of class centres `(size, classes)`.
+    fn centres_order(&self, size: usize, classes: usize) -> Order;
     /// Returns the margin loss of embeddings `(N, d)`, and `weight` times its gradient with respect to them; writes that
-    /// of the class centres, in [`Self::TRANSPOSES_CENTRES`]'s layout.
+    /// of the class centres.
     fn margin_loss(
         &self,
         embeddings: &Self::Array,
@@ -78,8 +90,6 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
         weight: f64,
         of_centres: &mut Self::Array,
     ) -> Result<MarginLoss<Self>>;
-    /// Whether class centres are `(K, d)` on the device, instead of `(d, K)`.
-    const TRANSPOSES_CENTRES: bool;
     /// Returns the distance of two batches `(n, d)`, and `weight` times its gradient with respect to the student's.
     fn distance(
         &self,

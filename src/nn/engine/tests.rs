@@ -1,18 +1,17 @@
-//! The GPU engine, with its kernels on the CPU, against the CPU engine.
+//! Networks on a GPU, with its kernels on the CPU, against the same networks on the CPU.
 
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device as Candle, Result, Tensor};
 
-use super::Network;
-use crate::gpu::GpuBackend;
+use super::{Activations, Inference, Lowered, Network};
 use crate::gpu::tests::{device, read, upload};
-use crate::gpu::{Array, Device, Element};
+use crate::gpu::{Array, Device, Element, GpuBackend};
 use crate::nn::device_params::{DeviceParams, Group};
-use crate::nn::engine::{Activations, Engine, Plan};
 use crate::nn::graph::{Graph, NodeId, Op, Trace};
 use crate::nn::layers::Dropout;
 use crate::nn::params::{Init, Params};
+use crate::ops::backend::Kernels;
 use crate::ops::conv::ConvConfig;
 use crate::ops::cpu::Cpu;
 use crate::testing::fill;
@@ -114,30 +113,32 @@ fn flat(x: &Tensor) -> Result<Vec<f32>> {
 const TYPES: [(Element, f64, f64); 3] =
     [(Element::F32, 2e-6, 1e-5), (Element::Bf16, 0.02, 0.1), (Element::F16, 0.003, 0.02)];
 
-fn network(params: &Params, device: &Device, element: Element) -> Result<(Network, DeviceParams<GpuBackend>)> {
-    upload_for(params, device, element, Activations::Kept)
+/// The network in training on a device, and its parameters there.
+fn training<B: Kernels>(
+    params: &Params,
+    backend: &B,
+    activations: Activations,
+) -> Result<(Network<B>, DeviceParams<B>)> {
+    let network =
+        Network::training(&Graph::of(&Net), params, SIDE, backend, activations).expect("all kernels are there");
+    let orders = network.orders();
+    Ok((network, DeviceParams::new(backend, params.parts(), orders)?))
 }
 
-fn upload_for(
-    params: &Params,
-    device: &Device,
-    element: Element,
-    activations: Activations,
-) -> Result<(Network, DeviceParams<GpuBackend>)> {
-    let backend = GpuBackend { device: device.clone(), element };
-    let network = Network::upload(&Graph::of(&Net), params, SIDE, &backend, activations)?;
-    Ok(network.expect("the engine has all that the network needs"))
+fn inference<B: Kernels>(params: &Params, backend: &B) -> Result<Inference<B>> {
+    let lowered = Lowered::of(&Graph::of(&Net), params, [3, SIDE], backend).expect("all kernels are there");
+    Inference::new(lowered, params.parts(), backend)
 }
 
 #[test]
 fn inference_is_that_of_the_cpu() -> Result<()> {
     let (device, params) = (device(), Net::params(1)?);
-    let plan = Plan::of(&Graph::of(&Net), &params, [3, SIDE])?.expect("a plan");
+    let on_cpu = inference(&params, &Cpu)?;
     for (element, tol, _) in TYPES {
-        let (network, params) = network(&params, &device, element)?;
+        let on_gpu = inference(&params, &GpuBackend { device: device.clone(), element })?;
         for n in [1, 3] {
             let (x, on_device) = images(&device, n, element)?;
-            let error = error(&read(&network.infer(&params, &on_device)?)?, &flat(&plan.run(&x)?)?);
+            let error = error(&read(&on_gpu.run(&on_device, n)?)?, &on_cpu.run(&x, n)?);
             assert!(error < tol, "{element:?}, {n} images: {error}");
         }
     }
@@ -163,20 +164,19 @@ fn training_is_that_of_the_cpu() -> Result<()> {
                     paths => paths.iter().try_for_each(|path| params.freeze(path).map(drop))?,
                 }
             }
-            let graph = Graph::of(&Net);
-            let engine = Engine::of(&graph, &on_cpu, SIDE, Activations::Kept).expect("an engine");
-            let mut cpu_params = DeviceParams::new(&Cpu, on_cpu.parts(), BTreeMap::new())?;
             let activations = if recomputes { Activations::Recomputed } else { Activations::Kept };
-            let (network, mut gpu_params) = upload_for(&on_gpu, &device, element, activations)?;
+            let (engine, mut cpu_params) = training(&on_cpu, &Cpu, Activations::Kept)?;
+            let backend = GpuBackend { device: device.clone(), element };
+            let (network, mut gpu_params) = training(&on_gpu, &backend, activations)?;
             let (x, on_device) = images(&device, 4, element)?;
-            let (expected, recorded) = engine.record(&mut cpu_params, &x, of_cpu.as_ref())?;
-            let (found, recording) = network.record(&mut gpu_params, &on_device, of_gpu.as_ref())?;
+            let (expected, recorded) = engine.record(&mut cpu_params, (&x, 4), of_cpu.as_ref())?;
+            let (found, recording) = network.record(&mut gpu_params, (&on_device, 4), of_gpu.as_ref())?;
             let case = format!("{element:?}, frozen {is_frozen}, dropout {drops}, again {recomputes}");
             let off = error(&read(&found)?, &expected);
             assert!(off < tol, "{case}: embeddings {off}");
 
             let grad = flat(&fill("grad", &[4, EMBEDDING], -1.0, 1.0)?.to_dtype(DType::F32)?)?;
-            recording.backward(&gpu_params, &device.upload(&grad)?)?;
+            recording.backward(&mut gpu_params, &device.upload(&grad)?)?;
             recorded.backward(&mut cpu_params, &grad)?;
             let found = gpu_params.named(gpu_params.grads(), Group::Trained)?;
             let expected = cpu_params.named(cpu_params.grads(), Group::Trained)?;
@@ -219,12 +219,13 @@ fn training_is_that_of_the_cpu() -> Result<()> {
 #[test]
 fn a_second_pass_gives_the_same_bits() -> Result<()> {
     let (device, params) = (device(), Net::params(2)?);
-    let (network, mut params) = network(&params, &device, Element::Bf16)?;
+    let backend = GpuBackend { device: device.clone(), element: Element::Bf16 };
+    let (network, mut params) = training(&params, &backend, Activations::Kept)?;
     let (_, x) = images(&device, 3, Element::Bf16)?;
     let grad = device.upload(&vec![0.5f32; 3 * EMBEDDING])?;
     let mut pass = || -> Result<(Vec<f32>, Vec<f32>)> {
-        let (embedding, recording) = network.record(&mut params, &x, None)?;
-        recording.backward(&params, &grad)?;
+        let (embedding, recording) = network.record(&mut params, (&x, 3), None)?;
+        recording.backward(&mut params, &grad)?;
         Ok((read(&embedding)?, read(params.grads())?))
     };
     assert!(pass()? == pass()?);
@@ -234,17 +235,19 @@ fn a_second_pass_gives_the_same_bits() -> Result<()> {
 #[test]
 fn what_does_not_fit_is_an_error() -> Result<()> {
     let (device, params) = (device(), Net::params(1)?);
-    let (network, mut params) = network(&params, &device, Element::Bf16)?;
+    let backend = GpuBackend { device: device.clone(), element: Element::Bf16 };
+    let (network, mut of_network) = training(&params, &backend, Activations::Kept)?;
+    let inference = inference(&params, &backend)?;
     let error = |result: Result<Array>| result.expect_err("an error").to_string();
-    assert!(error(network.infer(&params, &device.zeros(Element::Bf16, 100)?)).contains("found 100 Bf16"));
-    assert!(error(network.infer(&params, &device.zeros(Element::F32, SIDE * SIDE * 8)?)).contains("of Bf16"));
+    assert!(error(inference.run(&device.zeros(Element::Bf16, 100)?, 1)).contains("found 100 Bf16"));
+    assert!(error(inference.run(&device.zeros(Element::F32, SIDE * SIDE * 8)?, 1)).contains("Bf16 of images"));
     let (_, x) = images(&device, 2, Element::Bf16)?;
-    let (_, recording) = network.record(&mut params, &x, None)?;
-    let error = recording.backward(&params, &device.zeros(Element::F32, 7)?).unwrap_err().to_string();
-    assert!(error.contains("a gradient of 7 F32 for 48 embeddings"), "{error}");
+    let (_, recording) = network.record(&mut of_network, (&x, 2), None)?;
+    let error = recording.backward(&mut of_network, &device.zeros(Element::F32, 7)?).unwrap_err().to_string();
+    assert!(error.contains("expected 48 values, found 7 F32"), "{error}");
     // One image leaves one value per channel after the fully connected layer.
     let (_, x) = images(&device, 1, Element::Bf16)?;
-    let error = network.record(&mut params, &x, None).map(|(embedding, _)| embedding);
+    let error = network.record(&mut of_network, (&x, 1), None).map(|(embedding, _)| embedding);
     let error = error.expect_err("an error").to_string();
     assert!(error.contains("more than one value per channel"), "{error}");
     Ok(())

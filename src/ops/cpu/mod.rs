@@ -1,12 +1,14 @@
 //! The CPU as a [`Backend`].
 
+mod kernels;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor, Var, bail};
 
 use super::adamw::{AdamWStep, adamw_step};
-use super::backend::{Backend, GuardState, MarginLoss, Update};
+use super::backend::{Backend, GuardState, MarginLoss, Order, Update};
 use super::distance::{DistillKind, distillation_loss};
 use super::linear;
 use super::margin_loss::{MarginLossConfig, Rows, margin_loss_with_gradients};
@@ -44,7 +46,6 @@ impl Backend for Cpu {
     type Guard = Guard;
 
     const IS_SYNCHRONOUS: bool = true;
-    const TRANSPOSES_CENTRES: bool = false;
 
     /// From outside the pool, every parallel loop would wake the workers and put this thread to sleep.
     fn enter<R: Send>(work: impl FnOnce() -> R + Send) -> R {
@@ -136,6 +137,10 @@ impl Backend for Cpu {
 
     fn check_embedding_size(&self, _size: usize) -> Result<()> {
         Ok(())
+    }
+
+    fn centres_order(&self, _size: usize, _classes: usize) -> Order {
+        Order::Same
     }
 
     fn margin_loss(

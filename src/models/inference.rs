@@ -1,0 +1,326 @@
+//! Networks in inference: by the fused engine if it supports the network, else layer by layer.
+
+use std::borrow::Cow;
+use std::fmt::Debug;
+
+use candle_core::{Device, ModuleT, Result, Tensor, bail};
+
+use super::{Model, ModelConfig};
+use crate::machine::{Machine, Work};
+use crate::nn::Graph;
+use crate::nn::engine;
+use crate::ops::backend::{Kernels, Scaling};
+use crate::ops::conv::ConvolutionPass;
+use crate::preprocessing::{Channels, Pixels, Preprocessing};
+
+/// A network prepared for inference with its current weights.
+#[derive(Debug)]
+pub struct Inference<'a>(Box<dyn Embeds + 'a>);
+
+/// A network prepared for inference on any device.
+trait Embeds: Debug + Send + Sync {
+    fn run(&self, images: &Tensor) -> Result<Tensor>;
+    fn run_pixels(&self, images: &Pixels) -> crate::Result<Tensor>;
+    fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>>;
+    fn is_fused(&self) -> bool;
+}
+
+/// A network prepared for inference on a device.
+#[derive(Debug)]
+pub(crate) struct Embedder<'a, B: Kernels> {
+    backend: B,
+    how: How<'a, B>,
+    config: ModelConfig,
+    preprocessing: Preprocessing,
+}
+
+#[derive(Debug)]
+enum How<'a, B: Kernels> {
+    Fused(Box<engine::Inference<B>>),
+    Layers(Weights<'a>),
+}
+
+/// A model whose weights inference shares or takes.
+#[derive(Debug)]
+enum Weights<'a> {
+    Shared(&'a Model),
+    Owned(Box<Model>),
+}
+
+impl Weights<'_> {
+    fn model(&self) -> &Model {
+        match self {
+            Self::Shared(model) => model,
+            Self::Owned(model) => model,
+        }
+    }
+}
+
+impl<'a, B: Kernels> Embedder<'a, B> {
+    /// Prepares a network for batches of about `batch_size` images.
+    ///
+    /// # Errors
+    /// When the device has no kernels for the network, or runs out of memory.
+    pub fn new(backend: &B, model: &'a Model, batch_size: usize) -> Result<Self> {
+        Self::of(backend, Weights::Shared(model), batch_size)
+    }
+
+    fn of(backend: &B, weights: Weights<'a>, batch_size: usize) -> Result<Self> {
+        let model = weights.model();
+        let (config, preprocessing) = (model.config().clone(), model.preprocessing().clone());
+        let (graph, images) = (Graph::of(model), [batch_size, config.input_size]);
+        let how = match engine::Lowered::of(&graph, model.params(), images, backend) {
+            None if B::RUNS_LAYERS => How::Layers(weights),
+            None => bail!("{}", unsupported(model, backend)),
+            Some(lowered) => {
+                let parts = model.params().parts();
+                // The weights are freed one by one, unless others share them.
+                drop(weights);
+                How::Fused(Box::new(engine::Inference::new(lowered, parts, backend)?))
+            }
+        };
+        Ok(Self { backend: backend.clone(), how, config, preprocessing })
+    }
+
+    /// Returns the embeddings `(N, embedding_size)`, not normalised, of preprocessed images `(N, 3, S, S)`.
+    fn embed_tensor(&self, images: &Tensor) -> Result<B::Array> {
+        match &self.how {
+            How::Fused(network) => {
+                let n = checked(images, self.config.input_size)?;
+                network.run(&self.backend.images(images)?, n)
+            }
+            How::Layers(weights) => {
+                self.backend.upload(weights.model().forward_t(images, false)?.flatten_all()?.to_vec1()?)
+            }
+        }
+    }
+
+    /// Returns the embeddings `(N, embedding_size)`, not normalised, of 8-bit images.
+    ///
+    /// # Errors
+    /// When the images have another size.
+    pub fn embed(&self, images: &Pixels) -> crate::Result<B::Array> {
+        if let How::Fused(network) = &self.how
+            && let Some(found) =
+                self.backend.pixels(&images.values, self.config.input_size, self.preprocessing.scaling())?
+        {
+            let n = images.values.len() / (3 * self.config.input_size.pow(2));
+            return Ok(network.run(&found, n)?);
+        }
+        Ok(self.embed_tensor(&images.to_tensor(&self.preprocessing, &Device::Cpu)?)?)
+    }
+
+    fn read(&self, embeddings: &B::Array) -> Result<Tensor> {
+        let values: Cow<[f32]> = self.backend.read(embeddings)?;
+        Tensor::from_vec(values.into_owned(), ((), self.config.embedding_size), &Device::Cpu)
+    }
+}
+
+/// Returns the number of preprocessed images, after a check of their shape.
+pub(super) fn checked(images: &Tensor, side: usize) -> Result<usize> {
+    match images.dims() {
+        &[n, 3, h, w] if h == side && w == side && n > 0 => Ok(n),
+        dims => bail!("expected images (N, 3, {side}, {side}), found {dims:?}"),
+    }
+}
+
+impl<B: Kernels> Embeds for Embedder<'_, B> {
+    fn run(&self, images: &Tensor) -> Result<Tensor> {
+        if let (How::Layers(weights), true) = (&self.how, images.dtype() != candle_core::DType::F32) {
+            return weights.model().forward_t(images, false);
+        }
+        B::enter(|| self.read(&self.embed_tensor(images)?))
+    }
+
+    fn run_pixels(&self, images: &Pixels) -> crate::Result<Tensor> {
+        B::enter(|| Ok(self.read(&self.embed(images)?)?))
+    }
+
+    fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>> {
+        match &self.how {
+            How::Fused(network) => self.backend.convolutions(&network.convs(n)),
+            How::Layers(_) => Ok(Vec::new()),
+        }
+    }
+
+    fn is_fused(&self) -> bool {
+        matches!(self.how, How::Fused(_))
+    }
+}
+
+impl Inference<'_> {
+    /// Returns the embeddings `(N, embedding_size)`, not normalised, of images `(N, 3, S, S)`, preprocessed as
+    /// [`Model::preprocessing`] says.
+    ///
+    /// # Errors
+    /// When the images have another size or type.
+    pub fn run(&self, images: &Tensor) -> Result<Tensor> {
+        self.0.run(images)
+    }
+
+    /// Returns the embeddings `(N, embedding_size)`, not normalised, of 8-bit images of the network's input size; a GPU
+    /// preprocesses them itself.
+    ///
+    /// # Errors
+    /// When the images have another size.
+    pub fn run_pixels(&self, images: &Pixels) -> crate::Result<Tensor> {
+        self.0.run_pixels(images)
+    }
+
+    /// Whether the fused engine runs the network, not its layers one by one.
+    pub fn is_fused(&self) -> bool {
+        self.0.is_fused()
+    }
+}
+
+/// Prepares a network for inference.
+struct Prepare<'a>(Weights<'a>, usize);
+
+impl<'a> Work for Prepare<'a> {
+    type Output = Result<Inference<'a>>;
+
+    fn on<B: Kernels>(self, backend: &B) -> Self::Output {
+        Ok(Inference(Box::new(Embedder::of(backend, self.0, self.1)?)))
+    }
+}
+
+/// Says why a device cannot run a network, if it cannot.
+struct Refusal<'a>(&'a Model);
+
+impl Work for Refusal<'_> {
+    type Output = Option<String>;
+
+    fn on<B: Kernels>(self, backend: &B) -> Option<String> {
+        let (graph, images) = (Graph::of(self.0), [1, self.0.config().input_size]);
+        let runs = B::RUNS_LAYERS || engine::Lowered::of(&graph, self.0.params(), images, backend).is_some();
+        (!runs).then(|| unsupported(self.0, backend))
+    }
+}
+
+impl Model {
+    /// Returns the network for inference, prepared for batches of about `batch_size` images; other sizes work, but may
+    /// be slower.
+    ///
+    /// # Errors
+    /// When a parameter cannot be read, or the model's GPU runs out of memory or its engine does not support the
+    /// network.
+    pub fn inference(&self, batch_size: usize) -> Result<Inference<'_>> {
+        self.machine().run(Prepare(Weights::Shared(self), batch_size))
+    }
+
+    /// Like [`Self::inference`], but drops the weights as they are packed: less memory at the peak and afterwards.
+    ///
+    /// # Errors
+    /// Same as [`Self::inference`].
+    pub fn into_inference(self, batch_size: usize) -> Result<Inference<'static>> {
+        let machine = self.machine().clone();
+        machine.run(Prepare(Weights::Owned(Box::new(self)), batch_size))
+    }
+
+    /// Returns how each pass of each different convolution of `n` images runs on the model's GPU, after running it once;
+    /// nothing for the CPU.
+    ///
+    /// # Errors
+    /// When the GPU's engine does not support the network, or it runs out of memory.
+    pub fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>> {
+        self.inference(n)?.0.convolutions(n)
+    }
+
+    /// Says why the network cannot run on `machine`, if it cannot: its engine does not support the network.
+    pub fn refusal(&self, machine: &Machine) -> Option<String> {
+        machine.run(Refusal(self))
+    }
+}
+
+impl Preprocessing {
+    /// Returns the conversion of 8-bit values for kernels.
+    pub(crate) fn scaling(&self) -> Scaling {
+        let (mean, std) = ((self.mean / 255.0) as f32, (self.std / 255.0) as f32);
+        Scaling { mean, std, is_bgr: self.channels == Channels::Bgr }
+    }
+}
+
+/// Says that a device has no kernels for a network.
+pub(super) fn unsupported(model: &Model, backend: &impl Kernels) -> String {
+    format!(
+        "the GPU engine does not support {:?}: squeeze-excitation and channel counts that are not a multiple of {} need \
+         --device cpu",
+        model.config(),
+        backend.image_channels()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::machine::Precision;
+    use crate::models::load_model;
+
+    /// Cosines between the rows of two batches of embeddings.
+    fn cosines(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
+        let norm = |x: &Tensor| x.sqr()?.sum(1)?.sqrt();
+        ((a * b)?.sum(1)? / (norm(a)? * norm(b)?)?)?.to_vec1()
+    }
+
+    /// Preprocessed images as the CPU's networks read them.
+    fn to_tensor(rgb: &[u8], side: usize, preprocessing: &Preprocessing) -> Result<Tensor> {
+        let n = rgb.len() / (3 * side * side);
+        let table = preprocessing.table();
+        let values: Vec<f32> = rgb.iter().map(|v| table[usize::from(*v)]).collect();
+        let images = Tensor::from_vec(values, (n, side, side, 3), &Device::Cpu)?;
+        let images = match preprocessing.channels {
+            Channels::Rgb => images,
+            Channels::Bgr => images.flip(&[3])?,
+        };
+        images.permute((0, 3, 1, 2))?.contiguous()
+    }
+
+    #[test]
+    fn pixels_and_tensors_give_the_embeddings_of_the_cpu() -> Result<()> {
+        let config =
+            ModelConfig { arch: crate::models::Arch::R18, width: 0.25, input_size: 32, ..ModelConfig::default() };
+        let rgb: Vec<u8> = (0..2 * 3 * 32 * 32).map(|i| (i * 31 % 251) as u8).collect();
+        for channels in [Channels::Rgb, Channels::Bgr] {
+            let preprocessing = Preprocessing { channels, mean: 120.0, std: 60.0, ..Preprocessing::default() };
+            let model = Model::new(&config, &Device::Cpu, 3)?.with_preprocessing(preprocessing.clone());
+            let images = to_tensor(&rgb, 32, &preprocessing)?;
+            let expected = model.inference(2)?.run(&images)?;
+            let model = model.on(&Machine::of_tests(Precision::F32));
+            let network = model.inference(2)?;
+            let pixels = |rgb: &[u8]| Pixels { values: rgb.to_vec(), num_images: rgb.len() / 3072, size: 32 };
+            let by_pixels = network.run_pixels(&pixels(&rgb)).map_err(candle_core::Error::wrap)?;
+            for found in [by_pixels, network.run(&images)?] {
+                assert!(cosines(&found, &expected)?.iter().all(|c| *c > 1.0 - 1e-6), "{channels:?}");
+            }
+            let error = network.run_pixels(&pixels(&rgb[1..])).unwrap_err().to_string();
+            assert!(error.contains("expected images of 3072 bytes, found 6143 bytes"), "{error}");
+            let error = network.run(&images.narrow(1, 0, 2)?).unwrap_err().to_string();
+            assert!(error.contains("expected images (N, 3, 32, 32)"), "{error}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs MASKINV_DATA"]
+    fn needs_data_real_faces_have_the_embeddings_of_the_cpu() -> crate::Result<()> {
+        let data = PathBuf::from(std::env::var_os("MASKINV_DATA").expect("MASKINV_DATA names the data folder"));
+        let mut rgb = Vec::new();
+        for name in ["AJ_Cook/AJ_Cook_0001.jpg", "AJ_Lamas/AJ_Lamas_0001.jpg", "Aaron_Guiel/Aaron_Guiel_0001.jpg"] {
+            let image = image::open(data.join("lfw112/images").join(name)).expect("a crop of LFW");
+            rgb.extend(image.into_rgb8().into_raw());
+        }
+        let model = load_model(&data.join("models/w600k_mbf.onnx"), None)?.model;
+        let expected = model.inference(3)?.run(&to_tensor(&rgb, 112, model.preprocessing())?)?;
+        let mut model = model;
+        for (precision, least) in [(Precision::F32, 0.999_999), (Precision::F16, 0.9999), (Precision::Bf16, 0.999)] {
+            model = model.on(&Machine::of_tests(precision));
+            let pixels = Pixels { values: rgb.clone(), num_images: 3, size: 112 };
+            let found = cosines(&model.inference(3)?.run_pixels(&pixels)?, &expected)?;
+            println!("{precision}: cosines {found:?} to the CPU's");
+            assert!(found.iter().all(|cosine| *cosine > least), "{precision}: {found:?}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,295 @@
+//! What a device computes of a network: the steps of a forward and a backward pass on buffers in its memory.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+use super::{Backend, BufferId, Layout, Order};
+use crate::ops::channels::Constants;
+use crate::ops::conv::{ConvConfig, ConvolutionPass};
+
+/// The kernels of a device. Activations are channels-last, `(n, h, w, c)`.
+pub trait Kernels: Backend {
+    /// Buffers of a pass.
+    type Memory: Debug + Send;
+    /// Memory that is kept from pass to pass.
+    type Pool: Clone + Debug + Default + Send + Sync;
+    /// Images as a network reads them.
+    type Images;
+    /// Batch norm with its statistics, and PReLU if there is one.
+    type Norm: Clone + Debug + Send + Sync;
+    /// A filter prepared for inference.
+    type Filter: Debug + Send + Sync;
+    /// Factors of dropout.
+    type Mask: Debug + Send;
+
+    /// Whether a network that the device has no kernels for runs layer by layer, with candle on the CPU.
+    const RUNS_LAYERS: bool;
+    /// Whether inference folds norms and sums into convolutions.
+    const FOLDS: bool;
+
+    /// Says why the device cannot train, if it cannot.
+    ///
+    /// # Errors
+    /// The reason.
+    fn check_training(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Whether there are kernels for a convolution; `is_raw` says whether it reads images without a norm.
+    fn supports_conv(&self, conv: &ConvShape, is_raw: bool) -> bool;
+    /// Whether there are kernels for activations of `c` channels.
+    fn supports_channels(&self, c: usize) -> bool;
+    /// Channels of the images in memory, the last ones zeros.
+    fn image_channels(&self) -> usize;
+    /// Layout of a filter.
+    fn filter_order(&self, conv: &ConvShape) -> Order;
+    /// Layout of the weight of a fully connected layer whose input has `c` channels of `pixels`.
+    fn linear_order(&self, c: usize, pixels: usize) -> Order;
+
+    /// Returns preprocessed images `(N, 3, S, S)`, f32.
+    fn images(&self, images: &Tensor) -> Result<Self::Images>;
+    /// Returns RGB images `(N, side, side, 3)`, 8 bits, where the device preprocesses them itself.
+    fn pixels(&self, rgb: &[u8], side: usize, scaling: Scaling) -> Result<Option<Self::Images>>;
+    /// Returns dropout's factors for activations `[n, h, w, c]`, given channels first.
+    fn mask(&self, factors: Vec<f32>, shape: [usize; 4]) -> Result<Self::Mask>;
+
+    /// Returns the buffers for `n` images, of unspecified value.
+    fn memory(&self, layout: &Arc<Layout>, pool: &Self::Pool, n: usize) -> Result<Self::Memory>;
+    /// Ends the lifetime of the buffers that were used last at this moment.
+    fn release(&self, memory: &mut Self::Memory, moment: usize);
+    /// Writes images to their buffer.
+    fn load(&self, memory: &mut Self::Memory, images: &Self::Images, to: BufferId) -> Result<()>;
+    /// Writes an f32 array, such as the gradient of embeddings, to a buffer.
+    fn set(&self, memory: &mut Self::Memory, to: BufferId, values: &Self::Array) -> Result<()>;
+    /// Returns values of `c` channels, f32.
+    fn get(&self, memory: &mut Self::Memory, x: Source<Self>, c: usize) -> Result<Self::Array>;
+
+    /// Prepares the norm of a step's result `(.., c)` by the batch's statistics, which update the running ones, or by
+    /// the running ones.
+    fn norm(
+        &self,
+        memory: &Self::Memory,
+        x: BufferId,
+        c: usize,
+        params: NormParams<Self>,
+        statistics: Statistics,
+    ) -> Result<Self::Norm>;
+    /// Returns a norm whose statistics never change.
+    fn constant_norm(&self, constants: &Constants) -> Result<Self::Norm>;
+    /// Prepares a filter, in the checkpoint's layout, for inference; folds `norm`, the norm that follows, into it.
+    fn filter(&self, conv: &ConvShape, weight: &[f32], norm: Option<&Constants>) -> Result<Self::Filter>;
+
+    /// Writes a convolution's result to `y`, plus `residual`.
+    fn conv(
+        &self,
+        memory: &mut Self::Memory,
+        conv: &ConvShape,
+        x: Source<Self>,
+        weight: Weight<Self>,
+        residual: Option<BufferId>,
+        y: BufferId,
+    ) -> Result<()>;
+    /// Writes the sum of two values of `c` channels to `y`.
+    fn sum(&self, memory: &mut Self::Memory, a: Source<Self>, b: Source<Self>, c: usize, y: BufferId) -> Result<()>;
+    /// Writes a value of `c` channels, with its norm applied, to `y`.
+    fn apply(&self, memory: &mut Self::Memory, x: Source<Self>, c: usize, y: BufferId) -> Result<()>;
+    /// Writes the input of a fully connected layer, times the mask, to `flat`, in the order of the layer's weight.
+    fn flatten(
+        &self,
+        memory: &mut Self::Memory,
+        x: Source<Self>,
+        shape: [usize; 4],
+        mask: Option<&Self::Mask>,
+        flat: BufferId,
+    ) -> Result<()>;
+    /// Writes `flat w^T + bias` to `y`; sizes are `[n, inputs, outputs]`.
+    fn full(
+        &self,
+        memory: &mut Self::Memory,
+        flat: BufferId,
+        weight: Part<Self>,
+        bias: Option<Part<Self>>,
+        sizes: [usize; 3],
+        y: BufferId,
+    ) -> Result<()>;
+
+    /// Writes the gradient of a filter.
+    fn conv_grad_w(
+        &self,
+        memory: &mut Self::Memory,
+        conv: &ConvShape,
+        x: Source<Self>,
+        gy: BufferId,
+        grads: Grads<Self>,
+    ) -> Result<()>;
+    /// Writes the gradient of a convolution's input, plus `other`, to `gx`.
+    fn conv_grad_x(
+        &self,
+        memory: &mut Self::Memory,
+        conv: &ConvShape,
+        gy: BufferId,
+        weight: Part<Self>,
+        other: Option<BufferId>,
+        gx: BufferId,
+    ) -> Result<()>;
+    /// Overwrites `x`, the input of a norm of `c` channels, with its gradient plus `direct`; writes those of the
+    /// parameters.
+    fn norm_backward(
+        &self,
+        memory: &mut Self::Memory,
+        norm: &Self::Norm,
+        task: NormGrad,
+        c: usize,
+        grads: Grads<Self>,
+    ) -> Result<()>;
+    /// Writes the gradients of a fully connected layer; may overwrite `flat`.
+    fn full_backward(
+        &self,
+        memory: &mut Self::Memory,
+        task: FullGrad<Self>,
+        weight: Part<Self>,
+        grads: Grads<Self>,
+    ) -> Result<()>;
+
+    /// Returns how each pass of these convolutions runs, after running each once; empty where there is no choice.
+    fn convolutions(&self, _convs: &[ConvShape]) -> Result<Vec<ConvolutionPass>> {
+        Ok(Vec::new())
+    }
+}
+
+/// Sizes of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Shape of the input, `(n, h, w, c)`.
+    pub x: [usize; 4],
+    /// Shape of the filter in a checkpoint, `(co, c / groups, kh, kw)`.
+    pub w: [usize; 4],
+    /// Stride, padding, groups.
+    pub config: ConvConfig,
+}
+
+/// Conversion of 8-bit values, scaled to `[0, 1]`: `(x - mean) / std`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaling {
+    /// Subtracted first.
+    pub mean: f32,
+    /// Divisor.
+    pub std: f32,
+    /// Whether the network's first channel is blue.
+    pub is_bgr: bool,
+}
+
+/// A buffer, and the norm that it is read through.
+#[derive(Debug)]
+pub struct Source<'a, B: Kernels> {
+    /// The values.
+    pub buffer: BufferId,
+    /// None reads them unchanged.
+    pub norm: Option<&'a B::Norm>,
+}
+
+impl<B: Kernels> Clone for Source<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Kernels> Copy for Source<'_, B> {}
+
+/// Elements of an array of parameters.
+#[derive(Debug)]
+pub struct Part<'a, B: Backend> {
+    /// The array.
+    pub array: &'a B::Array,
+    /// The elements.
+    pub range: Range<usize>,
+}
+
+/// A convolution's filter.
+#[derive(Debug)]
+pub enum Weight<'a, B: Kernels> {
+    /// As it is trained.
+    Trained(Part<'a, B>),
+    /// Prepared for inference.
+    Prepared(&'a B::Filter),
+}
+
+/// Place of a parameter: whether it is in the fixed array, not the trained one, and its elements.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Whether the parameter is not trained.
+    pub is_fixed: bool,
+    /// Its elements.
+    pub range: Range<usize>,
+}
+
+/// Parameters of batch norm and PReLU.
+#[derive(Debug)]
+pub struct NormParams<'a, B: Backend> {
+    /// Trained parameters.
+    pub trained: &'a B::Array,
+    /// Other parameters, and the running statistics.
+    pub fixed: &'a mut B::Array,
+    /// Batch norm's weight.
+    pub weight: Place,
+    /// Batch norm's bias.
+    pub bias: Place,
+    /// PReLU's slopes.
+    pub slope: Option<Place>,
+    /// Running mean in `fixed`.
+    pub mean: Range<usize>,
+    /// Running variance in `fixed`.
+    pub var: Range<usize>,
+}
+
+/// Statistics that a norm uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistics {
+    /// Those of the batch.
+    OfBatch,
+    /// The running ones.
+    Running,
+}
+
+/// Gradients of a layer's parameters to write: a place in the array, or none if the parameter is not trained.
+#[derive(Debug)]
+pub struct Grads<'a, B: Backend> {
+    /// Gradients of all trained parameters.
+    pub array: &'a mut B::Array,
+    /// The weight's.
+    pub weight: Option<Range<usize>>,
+    /// The bias's.
+    pub bias: Option<Range<usize>>,
+    /// The slope's.
+    pub slope: Option<Range<usize>>,
+}
+
+/// Buffers of a norm's backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormGrad {
+    /// Values before the norm.
+    pub x: BufferId,
+    /// Gradient after the norm.
+    pub gy: BufferId,
+    /// Gradient that reaches the values by other paths.
+    pub direct: Option<BufferId>,
+}
+
+/// Buffers of a fully connected layer's backward pass.
+#[derive(Debug)]
+pub struct FullGrad<'a, B: Kernels> {
+    /// Flattened input, as [`Kernels::flatten`] wrote it.
+    pub flat: BufferId,
+    /// Gradient of the result.
+    pub gy: BufferId,
+    /// Gradient of the input, if it is needed.
+    pub gx: Option<BufferId>,
+    /// Shape of the input.
+    pub shape: [usize; 4],
+    /// Number of outputs.
+    pub outputs: usize,
+    /// Factors of dropout.
+    pub mask: Option<&'a B::Mask>,
+}

@@ -1,0 +1,402 @@
+//! The CPU's kernels of a network. Batch norm and PReLU are applied while values are read and written.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{Result, Tensor, bail};
+
+use super::Cpu;
+use crate::ops::backend::{
+    BufferId, ConvShape, FullGrad, Grads, Kernels, Layout, NormGrad, NormParams, Order, Part, Place, Scaling, Source,
+    Statistics, Weight,
+};
+use crate::ops::batch_norm::{self, EPS, MOMENTUM, Stats};
+use crate::ops::channels::{self, Constants, Normalised, Seen};
+use crate::ops::conv::{Conv, Epilogue, Filter};
+use crate::ops::linear;
+use crate::ops::slice::Values;
+
+/// A block that is reused from pass to pass: touching fresh pages costs as much as a pass over old ones.
+#[derive(Clone, Debug, Default)]
+pub struct Pool(Arc<Mutex<Vec<f32>>>);
+
+impl Pool {
+    /// Returns at least `len` elements of unspecified value.
+    fn take(&self, len: usize) -> Vec<f32> {
+        let block = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        if block.len() >= len {
+            return block;
+        }
+        // Free the smaller block first, so that both never exist at the same time.
+        drop(block);
+        vec![0.0; len]
+    }
+
+    /// Takes a block back; the larger of two is kept.
+    fn give(&self, block: Vec<f32>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if block.len() > kept.len() {
+            *kept = block;
+        }
+    }
+}
+
+/// Buffers of a pass in one block.
+#[derive(Debug)]
+pub struct Memory {
+    layout: Arc<Layout>,
+    pool: Pool,
+    n: usize,
+    block: Vec<f32>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.pool.give(std::mem::take(&mut self.block));
+    }
+}
+
+/// The block without one buffer.
+#[derive(Clone, Copy)]
+struct Others<'a> {
+    layout: &'a Layout,
+    n: usize,
+    before: &'a [f32],
+    after: &'a [f32],
+    /// Start of `after` in the block.
+    gap: usize,
+}
+
+impl<'a> Others<'a> {
+    /// Returns a buffer that is alive at the same time as the written one.
+    fn get(&self, buffer: BufferId) -> &'a [f32] {
+        let place = self.layout.place(buffer, self.n);
+        match place.start.checked_sub(self.gap) {
+            Some(start) => &self.after[start..][..place.len()],
+            None => &self.before[place],
+        }
+    }
+
+    fn seen(&self, x: Source<'a, Cpu>) -> Seen<'a> {
+        seen(self.get(x.buffer), x)
+    }
+}
+
+impl Memory {
+    fn get(&self, buffer: BufferId) -> &[f32] {
+        &self.block[self.layout.place(buffer, self.n)]
+    }
+
+    fn get_mut(&mut self, buffer: BufferId) -> &mut [f32] {
+        &mut self.block[self.layout.place(buffer, self.n)]
+    }
+
+    /// Returns a buffer to write to, and the rest of the block to read from.
+    fn split(&mut self, buffer: BufferId) -> (&mut [f32], Others<'_>) {
+        let place = self.layout.place(buffer, self.n);
+        let (before, rest) = self.block.split_at_mut(place.start);
+        let (found, after) = rest.split_at_mut(place.len());
+        (found, Others { layout: &self.layout, n: self.n, before, after, gap: place.end })
+    }
+}
+
+/// Returns a value with the map of its norm, which is applied when it is read.
+fn seen<'a>(x: &'a [f32], source: Source<'a, Cpu>) -> Seen<'a> {
+    Seen { x, constants: source.norm.map(Normalised::constants) }
+}
+
+/// A filter packed for inference, and what follows the convolution.
+#[derive(Debug)]
+pub struct Prepared {
+    filter: Filter,
+    bias: Option<Vec<f32>>,
+    slope: Option<Vec<f32>>,
+}
+
+impl ConvShape {
+    fn on_cpu(&self) -> Result<Conv> {
+        match Conv::new(self.x, self.w, self.config) {
+            Some(conv) => Ok(conv),
+            None => bail!("conv2d: {:?} of {:?}: unsupported sizes", self.w, self.x),
+        }
+    }
+}
+
+impl<'a> Part<'a, Cpu> {
+    fn values(&self) -> &'a [f32] {
+        &self.array[self.range.clone()]
+    }
+}
+
+impl Kernels for Cpu {
+    type Memory = Memory;
+    type Pool = Pool;
+    type Images = Tensor;
+    type Norm = Normalised;
+    type Filter = Prepared;
+    /// Channels first.
+    type Mask = Vec<f32>;
+
+    const RUNS_LAYERS: bool = true;
+    const FOLDS: bool = true;
+
+    fn supports_conv(&self, conv: &ConvShape, is_raw: bool) -> bool {
+        conv.on_cpu().is_ok_and(|conv| conv.has_whole_channels() || is_raw)
+    }
+
+    fn supports_channels(&self, _c: usize) -> bool {
+        true
+    }
+
+    fn image_channels(&self) -> usize {
+        3
+    }
+
+    fn filter_order(&self, _conv: &ConvShape) -> Order {
+        Order::Same
+    }
+
+    fn linear_order(&self, _c: usize, _pixels: usize) -> Order {
+        Order::Same
+    }
+
+    fn images(&self, images: &Tensor) -> Result<Tensor> {
+        images.contiguous()
+    }
+
+    fn pixels(&self, _rgb: &[u8], _side: usize, _scaling: Scaling) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn mask(&self, factors: Vec<f32>, _shape: [usize; 4]) -> Result<Vec<f32>> {
+        Ok(factors)
+    }
+
+    fn memory(&self, layout: &Arc<Layout>, pool: &Pool, n: usize) -> Result<Memory> {
+        Ok(Memory { layout: layout.clone(), pool: pool.clone(), n, block: pool.take(layout.len(n)) })
+    }
+
+    fn release(&self, _memory: &mut Memory, _moment: usize) {}
+
+    fn load(&self, memory: &mut Memory, images: &Tensor, to: BufferId) -> Result<()> {
+        let (_, c, h, w) = images.dims4()?;
+        channels::to_channels_last(&Values::of("images", images)?, c, h * w, memory.get_mut(to));
+        Ok(())
+    }
+
+    fn set(&self, memory: &mut Memory, to: BufferId, values: &Vec<f32>) -> Result<()> {
+        let to = memory.get_mut(to);
+        if values.len() != to.len() {
+            bail!("expected {} values, found {}", to.len(), values.len());
+        }
+        to.copy_from_slice(values);
+        Ok(())
+    }
+
+    fn get(&self, memory: &mut Memory, x: Source<Self>, c: usize) -> Result<Vec<f32>> {
+        let values = memory.get(x.buffer);
+        let mut y = vec![0.0; values.len()];
+        channels::write(seen(values, x), c, &mut y);
+        Ok(y)
+    }
+
+    fn norm(
+        &self,
+        memory: &Memory,
+        x: BufferId,
+        c: usize,
+        params: NormParams<Self>,
+        statistics: Statistics,
+    ) -> Result<Normalised> {
+        let NormParams { trained, fixed, weight, bias, slope, mean, var } = params;
+        let data = memory.get(x);
+        let stats = match statistics {
+            Statistics::Running => {
+                let widened =
+                    |range: std::ops::Range<usize>| fixed[range].iter().map(|value| f64::from(*value)).collect();
+                Stats { mean: widened(mean), var: widened(var) }
+            }
+            Statistics::OfBatch => {
+                let stats = batch_norm::stats(data, c);
+                let unbiased = stats.unbiased_var(data.len() / c)?;
+                let (share, kept) = (MOMENTUM as f32, (1.0 - MOMENTUM) as f32);
+                for (range, new) in [(mean, &stats.mean), (var, &unbiased)] {
+                    let running = fixed[range].iter_mut();
+                    running.zip(new).for_each(|(running, new)| *running = *running * kept + *new as f32 * share);
+                }
+                stats
+            }
+        };
+        let read = |Place { is_fixed, range }: Place| if is_fixed { &fixed[range] } else { &trained[range] };
+        let of_batch = statistics == Statistics::OfBatch;
+        Ok(Normalised::new(&stats, of_batch, EPS, [read(weight), read(bias)], slope.map(read)))
+    }
+
+    fn constant_norm(&self, constants: &Constants) -> Result<Normalised> {
+        Ok(Normalised::constant(constants.clone()))
+    }
+
+    fn filter(&self, conv: &ConvShape, weight: &[f32], norm: Option<&Constants>) -> Result<Prepared> {
+        let conv_on_cpu = conv.on_cpu()?;
+        let Some(Constants { scale, shift, slope }) = norm else {
+            return Ok(Prepared { filter: conv_on_cpu.pack(weight), bias: None, slope: None });
+        };
+        let per_output = weight.len() / conv.w[0];
+        let scaled: Vec<f32> = weight.iter().enumerate().map(|(i, w)| w * scale[i / per_output]).collect();
+        Ok(Prepared { filter: conv_on_cpu.pack(&scaled), bias: Some(shift.clone()), slope: slope.clone() })
+    }
+
+    fn conv(
+        &self,
+        memory: &mut Memory,
+        conv: &ConvShape,
+        x: Source<Self>,
+        weight: Weight<Self>,
+        residual: Option<BufferId>,
+        y: BufferId,
+    ) -> Result<()> {
+        let (y, others) = memory.split(y);
+        let (seen, residual) = (others.seen(x), residual.map(|residual| others.get(residual)));
+        match weight {
+            Weight::Trained(weight) => {
+                let epilogue = Epilogue { residual, ..Epilogue::default() };
+                conv.on_cpu()?.forward(seen.x, seen.prologue(), weight.values(), epilogue, y);
+            }
+            Weight::Prepared(Prepared { filter, bias, slope }) => {
+                let Some(conv) = Conv::of_filter(conv.x, conv.w, conv.config, filter) else {
+                    bail!("conv2d: input {:?} does not fit weight {:?}", conv.x, conv.w)
+                };
+                let epilogue = Epilogue { bias: bias.as_deref(), slope: slope.as_deref(), residual };
+                conv.forward_packed(seen.x, seen.prologue(), filter, epilogue, y);
+            }
+        }
+        Ok(())
+    }
+
+    fn sum(&self, memory: &mut Memory, a: Source<Self>, b: Source<Self>, c: usize, y: BufferId) -> Result<()> {
+        let (y, others) = memory.split(y);
+        channels::add(others.seen(a), others.seen(b), c, y);
+        Ok(())
+    }
+
+    fn apply(&self, memory: &mut Memory, x: Source<Self>, c: usize, y: BufferId) -> Result<()> {
+        let (y, others) = memory.split(y);
+        channels::write(others.seen(x), c, y);
+        Ok(())
+    }
+
+    fn flatten(
+        &self,
+        memory: &mut Memory,
+        x: Source<Self>,
+        [_, h, w, c]: [usize; 4],
+        mask: Option<&Vec<f32>>,
+        flat: BufferId,
+    ) -> Result<()> {
+        let (flat, others) = memory.split(flat);
+        channels::to_channels_first(others.seen(x), c, h * w, flat);
+        if let Some(mask) = mask {
+            flat.iter_mut().zip(mask).for_each(|(x, m)| *x *= m);
+        }
+        Ok(())
+    }
+
+    fn full(
+        &self,
+        memory: &mut Memory,
+        flat: BufferId,
+        weight: Part<Self>,
+        bias: Option<Part<Self>>,
+        sizes: [usize; 3],
+        y: BufferId,
+    ) -> Result<()> {
+        let (y, others) = memory.split(y);
+        linear::forward(others.get(flat), weight.values(), bias.map(|bias| bias.values()), sizes, y);
+        Ok(())
+    }
+
+    fn conv_grad_w(
+        &self,
+        memory: &mut Memory,
+        conv: &ConvShape,
+        x: Source<Self>,
+        gy: BufferId,
+        grads: Grads<Self>,
+    ) -> Result<()> {
+        let Some(place) = grads.weight else { return Ok(()) };
+        let seen = seen(memory.get(x.buffer), x);
+        conv.on_cpu()?.grad_w(seen.x, seen.prologue(), memory.get(gy), &mut grads.array[place]);
+        Ok(())
+    }
+
+    fn conv_grad_x(
+        &self,
+        memory: &mut Memory,
+        conv: &ConvShape,
+        gy: BufferId,
+        weight: Part<Self>,
+        other: Option<BufferId>,
+        gx: BufferId,
+    ) -> Result<()> {
+        let (gx, others) = memory.split(gx);
+        let epilogue = Epilogue { residual: other.map(|other| others.get(other)), ..Epilogue::default() };
+        conv.on_cpu()?.grad_x(others.get(gy), weight.values(), epilogue, gx);
+        Ok(())
+    }
+
+    fn norm_backward(
+        &self,
+        memory: &mut Memory,
+        norm: &Normalised,
+        NormGrad { x, gy, direct }: NormGrad,
+        _c: usize,
+        grads: Grads<Self>,
+    ) -> Result<()> {
+        let (x, others) = memory.split(x);
+        let gy = others.get(gy);
+        let of_params = norm.param_grads(x, gy);
+        let Grads { array, weight, bias, slope } = grads;
+        for (place, values) in [(weight, &of_params.weight), (bias, &of_params.bias), (slope, &of_params.slope)] {
+            place.into_iter().for_each(|place| narrow(values, &mut array[place]));
+        }
+        norm.grad_x(x, gy, &of_params, direct.map(|direct| others.get(direct)));
+        Ok(())
+    }
+
+    /// The transposed gradient overwrites the flattened input.
+    fn full_backward(
+        &self,
+        memory: &mut Memory,
+        task: FullGrad<Self>,
+        weight: Part<Self>,
+        grads: Grads<Self>,
+    ) -> Result<()> {
+        let FullGrad { flat, gy, gx, shape: [n, h, w, c], outputs, mask } = task;
+        let inputs = h * w * c;
+        let (features, others) = memory.split(flat);
+        let gy = others.get(gy);
+        if let Some(place) = grads.weight {
+            linear::grad_w(features, gy, [n, inputs, outputs], &mut grads.array[place]);
+        }
+        if let Some(place) = grads.bias {
+            let of_output = |o: usize| (0..n).map(|row| f64::from(gy[row * outputs + o])).sum();
+            narrow(&(0..outputs).map(of_output).collect::<Vec<f64>>(), &mut grads.array[place]);
+        }
+        let Some(gx) = gx else { return Ok(()) };
+        linear::grad_x_transposed(gy, weight.values(), [n, inputs, outputs], features);
+        let (gx, others) = memory.split(gx);
+        let transposed = others.get(flat);
+        for (row, gx) in gx.chunks_exact_mut(inputs).enumerate() {
+            for (pixel, gx) in gx.chunks_exact_mut(c).enumerate() {
+                for (channel, gx) in gx.iter_mut().enumerate() {
+                    let at = channel * h * w + pixel;
+                    *gx = transposed[at * n + row] * mask.map_or(1.0, |mask| mask[row * inputs + at]);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn narrow(from: &[f64], to: &mut [f32]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from as f32);
+}
