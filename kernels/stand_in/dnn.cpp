@@ -244,11 +244,14 @@ int find(Pass pass, void* handle, const void* x, const void* px, const void* w, 
     if (wanted < 1) return wrong(call, "no room for a result", BAD_PARAM);
     if (bytes && !is_device(call, "the workspace", uint64_t(workspace), 256)) return BAD_PARAM;
     *num = 0;
+    // An algorithm that did not run; its other values mean nothing.
+    if (wanted > 1) found[(*num)++] = {7, EXECUTION_FAILED, 0.01f, 0, 1, FMA, {}};
+    int num_offered = 0;
     for (const Way& way : ways(task)) {
-        if (*num == wanted || *num == setting("ways", wanted)) break;
+        if (*num == wanted || num_offered == setting("ways", wanted)) break;
         const int status = way.workspace <= bytes ? 0 : UNSUPPORTED;
-        found[*num] = {way.algorithm, status, 0.1f + 0.1f * float(*num), way.workspace, way.is_deterministic, way.math, {}};
-        ++*num;
+        const float ms = 0.1f + 0.1f * float(num_offered++);
+        found[(*num)++] = {way.algorithm, status, ms, way.workspace, way.is_deterministic, way.math, {}};
     }
     // A search runs what it measures: the output is overwritten.
     if (Stream* stream = stream_of_handle(handle)) {

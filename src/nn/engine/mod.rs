@@ -4,9 +4,9 @@
 //! channel that the next convolution applies while it loads. So an activation is stored once, before its norm, and an
 //! IResNet block keeps three of them for the backward pass: its input and the results of its two convolutions.
 //!
-//! A network's graph becomes a program of steps and views ([`program`]), the program a tape of tasks on buffers
-//! ([`tape`]), which [`Network`] runs with the kernels of a device. Inference is the same with norms folded ([`fold`])
-//! and no backward pass.
+//! A network's graph becomes a program of steps and views (`program.rs`), the program a tape of tasks on buffers
+//! (`tape.rs`), which `network.rs` runs with the kernels of a device. Inference is the same with norms folded
+//! (`fold.rs`) and no backward pass.
 
 mod fold;
 mod network;

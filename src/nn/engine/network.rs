@@ -263,24 +263,22 @@ impl<B: Kernels> Inference<B> {
         shapes.iter_mut().for_each(|shape| shape[0] = 1);
         let tape = Tape::inference(&program, &shapes, &folding);
         let (mut filters, mut full) = (BTreeMap::new(), BTreeMap::new());
+        // Fully connected layers are copied, so they come first, before packed filters take memory.
         for (i, step) in program.steps.iter().enumerate() {
-            match step {
-                Step::Conv { path, .. } => {
-                    let view = program.norm_of(i + 1).filter(|_| folding.norms[i + 1]);
-                    let norm = view.and_then(|view| constants[view].as_ref());
-                    let weight = tensors.take(path, "weight")?.contiguous()?;
-                    filters.insert(i, backend.filter(&convs[&i], &Values::of(path, &weight)?, norm)?);
-                }
-                Step::Linear { x, path, has_bias } => {
-                    let [_, h, w, c] = shapes[program.views[*x].value];
-                    let order = backend.linear_order(c, h * w);
-                    let Whole(wide, len) = Whole::upload(backend, tensors.laid_out(path, "weight", &order)?)?;
-                    let weight = Whole(backend.short(&wide)?.unwrap_or(wide), len);
-                    let bias = has_bias.then(|| tensors.laid_out(path, "bias", &Order::Same)).transpose()?;
-                    full.insert(i, (weight, bias.map(|bias| Whole::upload(backend, bias)).transpose()?));
-                }
-                Step::Add { .. } | Step::Write { .. } => {}
-            }
+            let Step::Linear { x, path, has_bias } = step else { continue };
+            let [_, h, w, c] = shapes[program.views[*x].value];
+            let order = backend.linear_order(c, h * w);
+            let Whole(wide, len) = Whole::upload(backend, tensors.laid_out(path, "weight", &order)?)?;
+            let weight = Whole(backend.short(&wide)?.unwrap_or(wide), len);
+            let bias = has_bias.then(|| tensors.laid_out(path, "bias", &Order::Same)).transpose()?;
+            full.insert(i, (weight, bias.map(|bias| Whole::upload(backend, bias)).transpose()?));
+        }
+        for (i, step) in program.steps.iter().enumerate() {
+            let Step::Conv { path, .. } = step else { continue };
+            let view = program.norm_of(i + 1).filter(|_| folding.norms[i + 1]);
+            let norm = view.and_then(|view| constants[view].as_ref());
+            let weight = tensors.take(path, "weight")?.contiguous()?;
+            filters.insert(i, backend.filter(&convs[&i], &Values::of(path, &weight)?, norm)?);
         }
         let is_seen = |view: &ViewId| !folding.norms[program.views[*view].value];
         let norm = |view: ViewId| constants[view].as_ref().filter(|_| is_seen(&view));
