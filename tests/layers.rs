@@ -48,7 +48,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("eval", &["models", "data", "ops", "files", "lists", "npy"]),
     ("losses", &["nn", "ops"]),
     ("optim", &["models", "nn", "ops", "testing"]),
-    ("models", &["nn", "ops", "weights", "preprocessing", "machine", "gpu", "files"]),
+    ("models", &["nn", "ops", "weights", "preprocessing", "machine", "files"]),
     ("nn", &["ops", "gpu", "testing"]),
     ("machine", &["gpu", "ops"]),
     ("gpu", &["ops", "testing"]),

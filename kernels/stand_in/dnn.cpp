@@ -246,6 +246,13 @@ int find(Pass pass, void* handle, const void* x, const void* px, const void* w, 
     *num = 0;
     // An algorithm that did not run; its other values mean nothing.
     if (wanted > 1) found[(*num)++] = {7, EXECUTION_FAILED, 0.01f, 0, 1, FMA, {}};
+    // A search may try other math than the descriptor's.
+    if (wanted > 2 && task.x.element == Element::F32 && task.conv.math == FMA && setting("ways", wanted) > 0) {
+        Task tensor = task;
+        tensor.conv.math = TENSOR_OP_CONVERSION;
+        for (const Way& way : ways(tensor))
+            if (way.math == TENSOR_OP_CONVERSION && way.workspace <= bytes) found[(*num)++] = {way.algorithm, 0, 0.05f, way.workspace, way.is_deterministic, way.math, {}};
+    }
     int num_offered = 0;
     for (const Way& way : ways(task)) {
         if (*num == wanted || num_offered == setting("ways", wanted)) break;

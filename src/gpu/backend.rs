@@ -21,6 +21,8 @@ impl Backend for GpuBackend {
     type Guard = Guard;
 
     const IS_SYNCHRONOUS: bool = false;
+    /// At least 16 bytes in every type.
+    const ALIGNMENT: usize = 8;
 
     fn enter<R: Send>(work: impl FnOnce() -> R + Send) -> R {
         work()

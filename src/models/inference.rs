@@ -223,7 +223,10 @@ impl Model {
     /// # Errors
     /// When the GPU's engine does not support the network, or it runs out of memory.
     pub fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>> {
-        self.inference(n)?.0.convolutions(n)
+        match self.machine().gpu_bytes() {
+            Some(_) => self.inference(n)?.0.convolutions(n),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Says why the network cannot run on `machine`, if it cannot: its engine does not support the network.

@@ -119,7 +119,7 @@ impl<B: Kernels> Trainable<B> {
             How::Layers(model) => {
                 model.params().load(&params.state()?)?;
                 let embeddings = model.forward_t(images, true)?;
-                params.load(&model.params().state()?)?;
+                params.load_buffers(model.params())?;
                 Ok((backend.upload(embeddings.flatten_all()?.to_vec1()?)?, Recorded::Layers(embeddings, model)))
             }
         }
@@ -148,10 +148,17 @@ impl<B: Kernels> Recorded<'_, B> {
         let gradient = params.backend().read(gradient)?.into_owned();
         let gradient = Tensor::from_vec(gradient, embeddings.shape(), &Device::Cpu)?;
         let found = (embeddings * gradient)?.sum_all()?.backward()?;
+        // A silently skipped parameter would never train.
+        let missing = model.params().trainable().filter(|(_, var)| found.get(var).is_none());
+        let missing: Vec<&str> = missing.map(|(name, _)| name).collect();
+        if !missing.is_empty() {
+            let shown = missing[..missing.len().min(20)].join(", ");
+            bail!("{} trainable parameters received no gradient: {shown}", missing.len());
+        }
         let vars: BTreeMap<_, _> = model.params().trainable().collect();
         params.set_grads(|name| match vars.get(name).and_then(|var| found.get(var)) {
             Some(gradient) => Ok(gradient.clone()),
-            None => bail!("{name} received no gradient"),
+            None => bail!("{name} is not trained"),
         })
     }
 }

@@ -4,14 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
-use super::params::Parts;
+use super::params::{Params, Parts, misfit, problem};
 use crate::ops::backend::{Backend, Grads, NormParams, Order, Part, Place, Update};
 use crate::ops::slice;
-
-/// Alignment of each parameter, in elements: at least 16 bytes in every type.
-const ALIGNMENT: usize = 16;
 
 /// A parameter or buffer in its group's arrays.
 #[derive(Clone, Debug)]
@@ -78,7 +75,8 @@ impl<B: Backend> DeviceParams<B> {
         let Parts { trained, fixed, buffers, frozen_statistics } = parts;
         let (mut places, mut lens, mut counters) = (BTreeMap::new(), [0, 0], BTreeMap::new());
         let mut laid_out = |group: Group, sets: Vec<BTreeMap<String, Tensor>>| -> Result<Vec<f32>> {
-            let num = sets.iter().flat_map(BTreeMap::values).map(|t| t.elem_count().next_multiple_of(ALIGNMENT)).sum();
+            let num =
+                sets.iter().flat_map(BTreeMap::values).map(|t| t.elem_count().next_multiple_of(B::ALIGNMENT)).sum();
             let mut all = Vec::with_capacity(num);
             for (name, tensor) in sets.into_iter().flatten() {
                 if tensor.dtype() == DType::I64 {
@@ -91,7 +89,7 @@ impl<B: Backend> DeviceParams<B> {
                 let shape = tensor.dims().to_vec();
                 let place = Place { is_fixed: group == Group::Fixed, range: start..all.len() };
                 places.insert(name, Named { place, order, shape });
-                all.resize(all.len().next_multiple_of(ALIGNMENT), 0.0);
+                all.resize(all.len().next_multiple_of(B::ALIGNMENT), 0.0);
             }
             lens[group as usize] = all.len();
             Ok(all)
@@ -171,14 +169,21 @@ impl<B: Backend> DeviceParams<B> {
     /// # Errors
     /// When a tensor is missing, unexpected or of another shape.
     pub fn load(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        let get = |name: &str| state.get(name).ok_or_else(|| candle_core::Error::msg(format!("no {name}")));
-        let expected = self.places.len() + self.counters.len();
-        if state.len() != expected {
-            bail!("expected {expected} parameters and buffers, found {}", state.len());
+        let mut problems = Vec::new();
+        for (name, Named { shape, .. }) in &self.places {
+            problems.extend(problem(name, state.get(name), &Shape::from(shape.as_slice()), DType::F32));
         }
-        let counters = self.counters.keys().map(|name| Ok((name.clone(), get(name)?.to_scalar::<i64>()?)));
+        for name in self.counters.keys() {
+            problems.extend(problem(name, state.get(name), &Shape::from(()), DType::I64));
+        }
+        let is_known = |name: &&String| self.places.contains_key(*name) || self.counters.contains_key(*name);
+        problems.extend(state.keys().filter(|name| !is_known(name)).map(|name| format!("unexpected {name}")));
+        misfit(&problems)?;
+        let get = |name: &str| state[name].to_dtype(DType::F32);
+        let counters =
+            self.counters.keys().map(|name| Ok((name.clone(), state[name].to_dtype(DType::I64)?.to_scalar::<i64>()?)));
         let counters = counters.collect::<Result<_>>()?;
-        let [trained, fixed] = Group::BOTH.map(|group| self.laid_out(group, |name| get(name).cloned()));
+        let [trained, fixed] = Group::BOTH.map(|group| self.laid_out(group, get));
         let (trained, fixed) = (trained?, fixed?);
         self.counters = counters;
         for (values, new) in [(&mut self.trained, trained), (&mut self.fixed, fixed)] {
@@ -209,11 +214,13 @@ impl<B: Backend> DeviceParams<B> {
         places.sort_by_key(|(_, named)| named.place.range.start);
         for (name, Named { order, shape, .. }) in places {
             let tensor = get(name)?;
-            if tensor.elem_count() != shape.iter().product::<usize>() {
-                bail!("{name}: expected {shape:?}, found {:?}", tensor.shape());
+            // Averages are saved flat.
+            let is_flat = tensor.rank() == 1 && tensor.elem_count() == shape.iter().product::<usize>();
+            if tensor.dims() != shape && !is_flat {
+                bail!("{name}: expected {shape:?}, found {:?}", tensor.dims());
             }
             order.laid_out(&tensor.flatten_all()?.to_vec1::<f32>()?, &mut all);
-            all.resize(all.len().next_multiple_of(ALIGNMENT), 0.0);
+            all.resize(all.len().next_multiple_of(B::ALIGNMENT), 0.0);
         }
         Ok(all)
     }
@@ -224,6 +231,21 @@ impl<B: Backend> DeviceParams<B> {
         let is_zero = |named: &Named| grads[named.place.range.clone()].iter().all(|g| *g == 0.0);
         let zeros = self.of_group(Group::Trained).filter(|(_, named)| is_zero(named));
         Ok(zeros.map(|(name, _)| name.clone()).collect())
+    }
+
+    /// Loads the buffers from the parameters and buffers of a model on the CPU.
+    pub fn load_buffers(&mut self, model: &Params) -> Result<()> {
+        let mut all = self.backend.read(&self.fixed.wide)?.into_owned();
+        for (name, Named { place, .. }) in
+            self.of_group(Group::Fixed).filter(|(_, n)| n.place.range.start >= self.buffers.start)
+        {
+            let Some(tensor) = model.get(name) else { bail!("no buffer {name}") };
+            all[place.range.clone()].copy_from_slice(&tensor.flatten_all()?.to_vec1::<f32>()?);
+        }
+        for (name, num) in &mut self.counters {
+            *num = model.get(name).map_or(Ok(*num), |tensor| tensor.to_scalar())?;
+        }
+        self.backend.write(&mut self.fixed.wide, &all)
     }
 
     /// Returns the buffers as they are, for [`Self::restore_buffers`].

@@ -284,7 +284,7 @@ impl Params {
 }
 
 /// Returns why a tensor cannot be the parameter `name`, if it cannot.
-fn problem(name: &str, found: Option<&Tensor>, shape: &Shape, dtype: DType) -> Option<String> {
+pub(super) fn problem(name: &str, found: Option<&Tensor>, shape: &Shape, dtype: DType) -> Option<String> {
     match found {
         None => Some(format!("missing {name} {shape:?}")),
         Some(t) if t.shape() != shape => Some(format!("{name}: expected {shape:?}, found {:?}", t.shape())),
@@ -296,7 +296,7 @@ fn problem(name: &str, found: Option<&Tensor>, shape: &Shape, dtype: DType) -> O
 }
 
 /// Returns one error for all problems, if there are any.
-fn misfit(problems: &[String]) -> Result<()> {
+pub(super) fn misfit(problems: &[String]) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }

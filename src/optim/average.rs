@@ -68,10 +68,10 @@ impl<B: Backend> Average<B> {
             Some(tensor) => Ok(tensor.clone()),
             None => bail!("ema: no {name}"),
         };
-        let loaded = Group::BOTH.map(|group| params.laid_out(group, get));
+        let loaded = Group::BOTH.iter().map(|group| params.laid_out(*group, get)).collect::<Result<Vec<_>>>()?;
         let num_steps = num_steps("ema", &get(NUM_STEPS)?)?;
-        for (average, values) in self.values.iter_mut().zip(loaded) {
-            params.backend().write(average, &values?)?;
+        for (average, values) in self.values.iter_mut().zip(&loaded) {
+            params.backend().write(average, values)?;
         }
         self.num_steps = num_steps;
         Ok(())

@@ -117,8 +117,11 @@ impl Optimizer {
     pub fn step(&mut self, network: &mut Training, lr: f64) -> Result<f64> {
         let mut guard = Cpu.guard()?;
         network.params().measure(&mut guard, self.config.clip_norm, &[])?;
-        self.update(network.params_mut(), lr, &guard, true)?;
-        Ok(Cpu.read_guard(&guard)?.norm)
+        let state = Cpu.read_guard(&guard)?;
+        if state.is_finite {
+            self.update(network.params_mut(), lr, &guard, true)?;
+        }
+        Ok(state.norm)
     }
 }
 

@@ -137,13 +137,14 @@ impl Experiment {
             self.epoch(trainer, &loader, (&mut session, &mut at, &mut records), on)?;
             (at.epoch, at.batch) = (at.epoch + 1, 0);
             self.save_state(trainer, inputs, &mut at, &mut records)?;
-            let centres = header(trainer)?.and_then(|mut header| header.tensors.remove(KERNEL));
+            let found = header(trainer)?;
+            let centres = found.as_ref().and_then(|header| header.tensors.get(KERNEL));
             let name = |class: usize| train.identity_name(class as u32);
-            for said in session.guards.epoch(centres.as_ref(), at.epoch == epochs.start + 1, name)? {
+            for said in session.guards.epoch(centres, at.epoch == epochs.start + 1, name)? {
                 on(Event::Notice(format!("epoch {}: {said}", at.epoch - 1)));
             }
             if at.epoch < epochs.end {
-                save_checkpoint(&folder, &trainer.evaluated()?, header(trainer)?.as_ref())?;
+                save_checkpoint(&folder, &trainer.evaluated()?, found.as_ref())?;
                 if self.is_stopped() {
                     return Err(Error::Stopped { arm: arm.name().to_owned(), step: at.step });
                 }

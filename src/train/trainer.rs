@@ -47,6 +47,9 @@ trait Engine: Send {
     fn num_elements(&self) -> [usize; 3];
     fn backbone(&self) -> Result<BTreeMap<String, Tensor>>;
     fn header(&self) -> Result<BTreeMap<String, Tensor>>;
+    /// The student's parameters, whether or not all steps were finite.
+    #[cfg(test)]
+    fn student_params(&self) -> Result<BTreeMap<String, Tensor>>;
     fn average(&self) -> Result<Option<BTreeMap<String, Tensor>>>;
     fn state(&self) -> Result<State>;
     fn load_state(&mut self, state: &State) -> Result<()>;
@@ -73,8 +76,9 @@ impl<'a> Trainer<'a> {
             if t != s {
                 return wrong(format!("the teacher sees images of {t} pixels, the student of {s}"));
             }
-            if teacher.machine().to_string() != student.machine().to_string() {
-                return wrong("the teacher is not on the student's machine".into());
+            let (t, s) = (teacher.machine(), student.machine());
+            if s.gpu_bytes().is_some() && t.gpu_bytes().is_none() {
+                return wrong(format!("the teacher is not on the student's machine: {t}, {s}"));
             }
         }
         if distill.lambda == 0.0 && distill.margin_weight == 0.0 {
@@ -235,13 +239,19 @@ impl<'a, B: Kernels> TrainerOn<'a, B> {
         });
         let activations = if config.recompute { Activations::Recomputed } else { Activations::Kept };
         let (network, params) = Trainable::new(backend, student, activations)?;
+        let trains_head = config.distill.margin_weight > 0.0;
         let average = (config.ema > 0.0).then(|| Average::new(&params, config.ema)).transpose()?;
         Ok(Self {
             margin: head.config().clone(),
             network,
             teacher: teacher.map(|teacher| Embedder::new(backend, teacher, TEACHER_BATCH)).transpose()?,
             student: component("student", params)?,
-            head: component("head", head.on(backend)?)?,
+            head: Component::new(
+                "head",
+                head.on(backend)?,
+                &config.optim,
+                if trains_head { config.accumulate } else { 1 },
+            )?,
             projection: projection.transpose()?,
             average,
             guard: backend.guard()?,
@@ -392,7 +402,7 @@ impl<B: Kernels> Engine for TrainerOn<'_, B> {
             return Err(Error::Training(format!(
                 "{} of the steps up to {} had a non-finite loss or gradient and updated no parameters: loss {}, \
                  gradient norm {}; try a lower learning rate",
-                state.num_skipped, last.step, report.loss, state.norm
+                state.num_skipped, last.step, report.loss, state.norm as f32
             )));
         }
         Ok(StepReport { grad_norm: state.norm, is_skipped: !state.is_finite, ..report })
@@ -418,6 +428,11 @@ impl<B: Kernels> Engine for TrainerOn<'_, B> {
 
     fn header(&self) -> Result<BTreeMap<String, Tensor>> {
         Ok(self.head.params.state()?)
+    }
+
+    #[cfg(test)]
+    fn student_params(&self) -> Result<BTreeMap<String, Tensor>> {
+        Ok(self.student.params.state()?)
     }
 
     fn average(&self) -> Result<Option<BTreeMap<String, Tensor>>> {

@@ -439,7 +439,11 @@ impl Dnn {
             return Ok(VecDeque::new());
         }
         check(call, status)?;
-        let is_usable = |perf: &&Perf| perf.status == 0 && perf.determinism == DETERMINISTIC;
+        let is_usable = |perf: &&Perf| {
+            // Reproducible, and of exact f32 without tensor cores, whatever math the search tried.
+            let is_exact = pass.element != Element::F32 || self.factors == Factors::Tf32 || perf.math == FMA_MATH;
+            perf.status == 0 && perf.determinism == DETERMINISTIC && is_exact
+        };
         let num = usize::try_from(num).unwrap_or_default();
         Ok(found.iter().take(num).filter(is_usable).copied().collect())
     }

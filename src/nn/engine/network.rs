@@ -25,7 +25,7 @@ pub(crate) struct Network<B: Kernels> {
     tape: Tape,
     /// Shapes `(1, h, w, c)` of the values of one image.
     shapes: Vec<[usize; 4]>,
-    /// Sizes for one image, by the step.
+    /// Sizes by the step; the number of images does not matter.
     convs: BTreeMap<usize, ConvShape>,
     pool: B::Pool,
 }
@@ -302,7 +302,7 @@ impl<B: Kernels> Inference<B> {
         network.output(&mut memory, &self.norms)
     }
 
-    /// Different convolutions of `n` images.
+    /// The convolutions of `n` images.
     pub fn convs(&self, n: usize) -> Vec<ConvShape> {
         self.network.convs.keys().map(|i| self.network.conv(*i, n)).collect()
     }
@@ -378,7 +378,8 @@ impl<B: Kernels> Recording<'_, B> {
     /// When the gradient has another size than the embeddings.
     pub fn backward(mut self, params: &mut DeviceParams<B>, gradient: &B::Array) -> Result<()> {
         let Network { backend, tape, .. } = self.network;
-        backend.set(&mut self.memory, tape.gradient, gradient)?;
+        let what = |error| candle_core::Error::msg(format!("backward: the gradient of the embeddings: {error}"));
+        backend.set(&mut self.memory, tape.gradient, gradient).map_err(what)?;
         let first = tape.forward.len() + 3;
         for (i, task) in tape.backward.iter().enumerate() {
             self.run(task, params)?;

@@ -145,7 +145,6 @@ impl Tape {
                 *alive = if alive.end == 0 { moment } else { alive.start }..moment + 1;
             }
         }
-        // A convolution that runs in the place of a sum has no buffer of its own.
         Self { forward, backward, images, output, gradient, layout: Arc::new(Layout::new(buffers)) }
     }
 }

@@ -33,6 +33,9 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
 
     /// Whether results are known when a call returns.
     const IS_SYNCHRONOUS: bool;
+    /// Alignment of parameters in an array, in elements. Arrays of one parameter whose length is a multiple of it have
+    /// no padding, which the losses rely on.
+    const ALIGNMENT: usize;
 
     /// Does the work of a step on a thread that suits the device.
     fn enter<R: Send>(work: impl FnOnce() -> R + Send) -> R;
@@ -70,9 +73,10 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     ) -> Result<()>;
     /// Waits for what was measured.
     fn read_guard(&self, guard: &Self::Guard) -> Result<GuardState>;
-    /// Updates parameters by [`sgd_step`](super::sgd::sgd_step), unless the guard found the step not finite.
+    /// Updates parameters by [`sgd_step`](super::sgd::sgd_step), unless the guard found the step not finite; the guard
+    /// has the factor of the gradients, not the step.
     fn sgd(&self, update: Update<Self>, velocity: &mut Self::Array, step: SgdStep) -> Result<()>;
-    /// Updates parameters by [`adamw_step`](super::adamw::adamw_step), unless the guard found the step not finite.
+    /// Updates parameters by [`adamw_step`](super::adamw::adamw_step), as [`Self::sgd`] does.
     fn adamw(&self, update: Update<Self>, means: [&mut Self::Array; 2], step: AdamWStep) -> Result<()>;
 
     /// Checks that embeddings of this length can be trained.

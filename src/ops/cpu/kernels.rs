@@ -15,14 +15,15 @@ use crate::ops::conv::{Conv, Epilogue, Filter};
 use crate::ops::linear;
 use crate::ops::slice::Values;
 
-/// A block that is reused from pass to pass: touching fresh pages costs as much as a pass over old ones.
+/// Blocks that are reused from pass to pass, one for each pass at the same time: touching fresh pages costs as much as a
+/// pass over old ones.
 #[derive(Clone, Debug, Default)]
-pub struct Pool(Arc<Mutex<Vec<f32>>>);
+pub struct Pool(Arc<Mutex<Vec<Vec<f32>>>>);
 
 impl Pool {
     /// Returns at least `len` elements of unspecified value.
     fn take(&self, len: usize) -> Vec<f32> {
-        let block = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let block = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         if block.len() >= len {
             return block;
         }
@@ -31,12 +32,9 @@ impl Pool {
         vec![0.0; len]
     }
 
-    /// Takes a block back; the larger of two is kept.
+    /// Takes a block back.
     fn give(&self, block: Vec<f32>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if block.len() > kept.len() {
-            *kept = block;
-        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(block);
     }
 }
 

@@ -46,6 +46,7 @@ impl Backend for Cpu {
     type Guard = Guard;
 
     const IS_SYNCHRONOUS: bool = true;
+    const ALIGNMENT: usize = 1;
 
     /// From outside the pool, every parallel loop would wake the workers and put this thread to sleep.
     fn enter<R: Send>(work: impl FnOnce() -> R + Send) -> R {

@@ -167,14 +167,20 @@ fn a_loss_that_is_not_finite_updates_nothing_and_is_found() -> Result<()> {
     state.insert("features.bias".to_owned(), Tensor::full(f32::NAN, 16, &Device::Cpu)?);
     student.params().load(&state)?;
     let head = MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 1)?;
+    let of_head = head.params().state()?;
     let mut trainer = Trainer::new(student, head, Some(&teacher), &config.step(Arm::Aug))?;
     let batch = loader(&config)?.epoch(0).next().ok_or_else(|| Error::Training("no batch".into()))??;
     let error = trainer.step(batch, 0, 0.1).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(error.contains("1 of the steps up to 0") && error.contains("updated no parameters: loss NaN"), "{error}");
     // The error comes up again: the running statistics are corrupt.
     assert!(trainer.student().is_err() && trainer.state().is_err());
-    let head = trainer.engine.header()?["kernel"].flatten_all()?.to_vec1::<f32>()?;
-    assert!(head.iter().all(|w| w.is_finite()));
+    let read = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+    for (now, before) in [(trainer.engine.student_params()?, state), (trainer.engine.header()?, of_head)] {
+        for (name, tensor) in before.iter().filter(|(name, _)| !name.contains("running_") && !name.contains("num_")) {
+            let (now, before) = (read(&now[name])?, read(tensor)?);
+            assert!(now.iter().zip(&before).all(|(now, before)| now.to_bits() == before.to_bits()), "{name}");
+        }
+    }
     Ok(())
 }
 
@@ -321,5 +327,39 @@ fn what_the_gpu_cannot_do_is_said_in_one_line() -> Result<()> {
     assert!(error(&config, &host, Arm::Hg).contains("the teacher is not on the student's machine"));
     config.model.squeeze_excitation = true;
     assert!(error(&config, &host, Arm::Aug).contains("need --device cpu"));
+    Ok(())
+}
+
+#[test]
+fn odd_numbers_of_classes_and_lengths_are_those_of_their_definition() -> Result<()> {
+    let mut config = tiny()?;
+    let run = |config: &Config, classes: usize, machine: &Machine, to: usize| -> Result<_> {
+        let of_teacher = crate::models::ModelConfig { embedding_size: to, ..config.model.clone() };
+        let teacher = Model::new(&of_teacher, &Device::Cpu, 5)?.on(machine);
+        let head = MarginHead::new(&config.loss, config.model.embedding_size, classes, &Device::Cpu, 1)?;
+        let kernel = head.params().state()?["kernel"].clone();
+        let mut trainer = Trainer::new(model(config, machine, 0)?, head, Some(&teacher), &config.step(Arm::Hg))?;
+        let mut batch = loader(config)?.epoch(0).next().ok_or_else(|| Error::Training("no batch".into()))??;
+        batch.labels.iter_mut().for_each(|label| *label %= classes as i64);
+        trainer.step(batch, 0, 0.002)?;
+        let report = trainer.report()?;
+        let header = trainer.header(Vec::new())?.expect("a head in training");
+        assert_eq!(header.tensors["kernel"].dims(), kernel.dims());
+        Ok((report, header.tensors["kernel"].flatten_all()?.to_vec1::<f32>()?, kernel.flatten_all()?.to_vec1::<f32>()?))
+    };
+    // As many classes more as there are labels without an image: they change the loss, not its form.
+    config.model.dropout = 0.0;
+    for (size, to, classes) in [(20, 20, 7), (8, 8, 7), (20, 30, 9), (24, 40, 7)] {
+        config.model.embedding_size = size;
+        let (report, now, before) = run(&config, classes, &Machine::default(), to)?;
+        assert!(report.loss.is_finite() && report.margin_loss > 0.0, "{size} {to} {classes}: {report:?}");
+        let moved = now.iter().zip(&before).filter(|(now, before)| now != before).count();
+        assert_eq!(moved, size * classes, "{size} {to} {classes}: every centre moves, and nothing else is there");
+        if size % 8 == 0 {
+            let (on_gpu, ..) = run(&config, classes, &Machine::of_tests(Precision::F32), to)?;
+            assert!(off(on_gpu.margin_loss, report.margin_loss) < 2e-3, "{on_gpu:?}, expected {report:?}");
+            assert!(off(on_gpu.distill_loss, report.distill_loss) < 2e-3, "{on_gpu:?}, expected {report:?}");
+        }
+    }
     Ok(())
 }
