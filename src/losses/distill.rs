@@ -24,6 +24,11 @@ impl Default for DistillConfig {
 }
 
 impl DistillConfig {
+    /// Whether class centres are trained.
+    pub(crate) fn trains_head(&self) -> bool {
+        self.margin_weight > 0.0
+    }
+
     /// Checks the ranges.
     ///
     /// # Errors

@@ -86,8 +86,8 @@ impl<'a, B: Kernels> Embedder<'a, B> {
     fn embed_tensor(&self, images: &Tensor) -> Result<B::Array> {
         match &self.how {
             How::Fused(network) => {
-                let n = checked(images, self.config.input_size)?;
-                network.run(&self.backend.images(images)?, n)
+                let (images, n) = device_images(&self.backend, images, self.config.input_size)?;
+                network.run(&images, n)
             }
             How::Layers(weights) => {
                 self.backend.upload(weights.model().forward_t(images, false)?.flatten_all()?.to_vec1()?)
@@ -100,14 +100,13 @@ impl<'a, B: Kernels> Embedder<'a, B> {
     /// # Errors
     /// When the images have another size.
     pub fn embed(&self, images: &Pixels) -> crate::Result<B::Array> {
-        if let How::Fused(network) = &self.how
-            && let Some(found) =
-                self.backend.pixels(&images.values, self.config.input_size, self.preprocessing.scaling())?
-        {
-            let n = images.values.len() / (3 * self.config.input_size.pow(2));
-            return Ok(network.run(&found, n)?);
+        match &self.how {
+            How::Fused(network) => {
+                let (images, n) = device_pixels(&self.backend, images, &self.config, &self.preprocessing)?;
+                Ok(network.run(&images, n)?)
+            }
+            How::Layers(_) => Ok(self.embed_tensor(&images.to_tensor(&self.preprocessing, &Device::Cpu)?)?),
         }
-        Ok(self.embed_tensor(&images.to_tensor(&self.preprocessing, &Device::Cpu)?)?)
     }
 
     fn read(&self, embeddings: &B::Array) -> Result<Tensor> {
@@ -121,6 +120,26 @@ pub(super) fn checked(images: &Tensor, side: usize) -> Result<usize> {
     match images.dims() {
         &[n, 3, h, w] if h == side && w == side && n > 0 => Ok(n),
         dims => bail!("expected images (N, 3, {side}, {side}), found {dims:?}"),
+    }
+}
+
+/// Returns preprocessed images as a device reads them, and their number.
+pub(super) fn device_images<B: Kernels>(backend: &B, images: &Tensor, side: usize) -> Result<(B::Images, usize)> {
+    let n = checked(images, side)?;
+    Ok((backend.images(images)?, n))
+}
+
+/// Returns 8-bit images as a device reads them, and their number; the device preprocesses them where it can.
+pub(super) fn device_pixels<B: Kernels>(
+    backend: &B,
+    images: &Pixels,
+    config: &ModelConfig,
+    preprocessing: &Preprocessing,
+) -> crate::Result<(B::Images, usize)> {
+    let side = config.input_size;
+    match backend.pixels(&images.values, side, preprocessing.scaling())? {
+        Some(found) => Ok((found, images.values.len() / (3 * side * side))),
+        None => Ok(device_images(backend, &images.to_tensor(preprocessing, &Device::Cpu)?, side)?),
     }
 }
 

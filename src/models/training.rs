@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, ModuleT, Result, Tensor, bail};
 
-use super::inference::{checked, unsupported};
+use super::inference::{checked, device_images, device_pixels, unsupported};
 use super::{Model, ModelConfig};
 use crate::machine::Machine;
 use crate::nn::engine::{Activations, Network, Recording};
@@ -94,35 +94,43 @@ impl<B: Kernels> Trainable<B> {
     /// # Errors
     /// When the images have another size, or a norm gets only one value per channel.
     pub fn record(&self, params: &mut DeviceParams<B>, images: &Pixels) -> crate::Result<(B::Array, Recorded<'_, B>)> {
-        let Outline { config, preprocessing, dropout, .. } = &self.outline;
-        if let How::Fused(network) = &self.how {
-            let pixels = params.backend().pixels(&images.values, config.input_size, preprocessing.scaling())?;
-            if let Some(pixels) = pixels {
-                let n = images.values.len() / (3 * config.input_size.pow(2));
-                let (embeddings, recording) = network.record(params, (&pixels, n), dropout.as_ref())?;
-                return Ok((embeddings, Recorded::Fused(Box::new(recording))));
+        let Outline { config, preprocessing, .. } = &self.outline;
+        match &self.how {
+            How::Fused(network) => {
+                let images = device_pixels(params.backend(), images, config, preprocessing)?;
+                Ok(self.record_fused(network, params, images)?)
             }
+            How::Layers(_) => Ok(self.record_tensor(params, &images.to_tensor(preprocessing, &Device::Cpu)?)?),
         }
-        Ok(self.record_tensor(params, &images.to_tensor(preprocessing, &Device::Cpu)?)?)
     }
 
     /// Like [`Self::record`], from preprocessed images `(N, 3, S, S)`.
     fn record_tensor(&self, params: &mut DeviceParams<B>, images: &Tensor) -> Result<(B::Array, Recorded<'_, B>)> {
-        let n = checked(images, self.outline.config.input_size)?;
-        let backend = params.backend().clone();
+        let side = self.outline.config.input_size;
         match &self.how {
             How::Fused(network) => {
-                let images = backend.images(images)?;
-                let (embeddings, recording) = network.record(params, (&images, n), self.outline.dropout())?;
-                Ok((embeddings, Recorded::Fused(Box::new(recording))))
+                let images = device_images(params.backend(), images, side)?;
+                self.record_fused(network, params, images)
             }
             How::Layers(model) => {
+                checked(images, side)?;
                 model.params().load(&params.state()?)?;
                 let embeddings = model.forward_t(images, true)?;
                 params.load_buffers(model.params())?;
-                Ok((backend.upload(embeddings.flatten_all()?.to_vec1()?)?, Recorded::Layers(embeddings, model)))
+                let values = params.backend().upload(embeddings.flatten_all()?.to_vec1()?)?;
+                Ok((values, Recorded::Layers(embeddings, model)))
             }
         }
+    }
+
+    fn record_fused<'a>(
+        &'a self,
+        network: &'a Network<B>,
+        params: &mut DeviceParams<B>,
+        (images, n): (B::Images, usize),
+    ) -> Result<(B::Array, Recorded<'a, B>)> {
+        let (embeddings, recording) = network.record(params, (&images, n), self.outline.dropout())?;
+        Ok((embeddings, Recorded::Fused(Box::new(recording))))
     }
 
     /// Approximate peak size, in bytes, of the activations of `n` images and their gradients; none for a network that

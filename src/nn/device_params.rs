@@ -280,7 +280,7 @@ impl<B: Backend> DeviceParams<B> {
 
     /// Place of a parameter or buffer.
     fn place(&self, path: &str, name: &str) -> Result<&Place> {
-        let name = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        let name = format!("{path}.{name}");
         match self.places.get(&name) {
             Some(named) => Ok(&named.place),
             None => bail!("no parameter {name}"),

@@ -153,11 +153,7 @@ impl Experiment {
             weights: 4 * all * if config.train.ema > 0.0 { 2 } else { 1 },
             gradients: 4 * trained * sums,
             optimizer: 4 * trained * moments,
-            head: if config.distill.of(arm).margin_weight > 0.0 {
-                4 * centres * (1 + sums + moments)
-            } else {
-                4 * centres
-            },
+            head: if config.distill.of(arm).trains_head() { 4 * centres * (1 + sums + moments) } else { 4 * centres },
             teacher: if config.distill.of(arm).lambda > 0.0 {
                 4 * teacher.backbone.params().num_parameters()
             } else {

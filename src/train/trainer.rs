@@ -86,7 +86,7 @@ impl<'a> Trainer<'a> {
         }
         let (outline, machine) = (Outline::of(&student), student.machine().clone());
         let engine = machine.run(New { student, head, teacher, config: config.clone() })?;
-        Ok(Self { engine, outline, trains_head: config.distill.margin_weight > 0.0 })
+        Ok(Self { engine, outline, trains_head: config.distill.trains_head() })
     }
 
     /// Trains on one batch with learning rate `lr`; `step` counts from 0 and seeds the margins. Returns the step's
@@ -239,7 +239,7 @@ impl<'a, B: Kernels> TrainerOn<'a, B> {
         });
         let activations = if config.recompute { Activations::Recomputed } else { Activations::Kept };
         let (network, params) = Trainable::new(backend, student, activations)?;
-        let trains_head = config.distill.margin_weight > 0.0;
+        let trains_head = config.distill.trains_head();
         let average = (config.ema > 0.0).then(|| Average::new(&params, config.ema)).transpose()?;
         Ok(Self {
             margin: head.config().clone(),
@@ -263,13 +263,9 @@ impl<'a, B: Kernels> TrainerOn<'a, B> {
         })
     }
 
-    fn trains_head(&self) -> bool {
-        self.config.distill.margin_weight > 0.0
-    }
-
     /// Components that the losses train.
     fn trained(&mut self) -> impl Iterator<Item = &mut Component<B>> {
-        let head = self.config.distill.margin_weight > 0.0;
+        let head = self.config.distill.trains_head();
         let projection = self.projection.as_mut().map(|(_, component)| component);
         [&mut self.student].into_iter().chain(head.then_some(&mut self.head)).chain(projection)
     }
@@ -308,7 +304,7 @@ impl<'a, B: Kernels> TrainerOn<'a, B> {
         let (distill, share, n) = (&config.distill, 1.0 / config.accumulate as f64, batch.labels.len());
         let (embeddings, recording) = network.record(&mut student.params, &batch.student)?;
         let (mut gradient, mut margin_loss, mut distance) = (None, None, None);
-        if distill.margin_weight > 0.0 {
+        if distill.trains_head() {
             let weight = distill.margin_weight * share;
             let found = margin.loss_and_gradients(&embeddings, &mut head.params, &batch.labels, weight, rng)?;
             (gradient, margin_loss) = (Some(found.of_embeddings), Some((found.loss, found.target_cosines)));
@@ -337,7 +333,7 @@ impl<'a, B: Kernels> TrainerOn<'a, B> {
 
     /// Updates all components with the gradients of a batch. Only the student's are clipped.
     fn update(&mut self, lr: f64) -> Result<()> {
-        let (head, guard) = (self.trains_head(), &self.guard);
+        let (head, guard) = (self.config.distill.trains_head(), &self.guard);
         self.student.update(lr, guard, true)?;
         if head {
             self.head.update(lr, guard, false)?;

@@ -247,9 +247,9 @@ pub struct NormParams<'a, B: Backend> {
 /// Statistics that a norm uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Statistics {
-    /// Those of the batch.
+    /// Statistics of the batch.
     OfBatch,
-    /// The running ones.
+    /// Running statistics.
     Running,
 }
 
