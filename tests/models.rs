@@ -2,10 +2,8 @@
 
 use anyhow::Result;
 use candle_core::{DType, Device, ModuleT, Tensor, Var};
-use maskinv::models::{
-    Arch, IResNet, IResNetConfig, MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead, Model, ModelConfig,
-};
-use maskinv::nn::Params;
+use maskinv::models::{Arch, IResNetConfig, MobileFaceNetConfig, MobileFaceNetHead, Model, ModelConfig};
+use maskinv::nn::{Graph, Params};
 use maskinv::testing::{Tol, assert_close, fill};
 
 use crate::fixture::Fixture;
@@ -26,7 +24,7 @@ struct Config {
 }
 
 impl Config {
-    fn build(&self, params: &mut Params) -> Result<Box<dyn ModuleT>> {
+    fn build(&self, params: &mut Params) -> Result<Graph> {
         let scaled = |c: f64| (c * self.width) as usize;
         Ok(match (self.layers, self.blocks, self.scale) {
             (Some(layers), ..) => {
@@ -34,7 +32,7 @@ impl Config {
                 let (embedding_size, squeeze_excitation) = (self.embedding, self.squeeze_excitation);
                 let config =
                     IResNetConfig { layers, planes, embedding_size, input_size: 112, dropout: 0.0, squeeze_excitation };
-                Box::new(IResNet::new(&config, params.root())?)
+                config.build(params.root())?
             }
             (None, Some(blocks), Some(scale)) => {
                 let head = match self.head.as_str() {
@@ -43,7 +41,7 @@ impl Config {
                 };
                 let (base, embedding_size) = (scaled(64.0), self.embedding);
                 let config = MobileFaceNetConfig { blocks, scale, base, embedding_size, input_size: 112, head };
-                Box::new(MobileFaceNet::new(&config, params.root())?)
+                config.build(params.root())?
             }
             _ => anyhow::bail!("the fixture names no network"),
         })
@@ -110,8 +108,8 @@ fn check(file: &str, prefix: &str, dtype: DType, tol: f64) -> Result<()> {
     load_filled(&params, &names, f.meta(&key("kinds"))?, config.conv_gain)?;
     let x = Var::from_tensor(&fill("x", &[config.n, 3, 112, 112], -1.0, 1.0)?.to_dtype(dtype)?)?;
 
-    assert_close("y_eval", &net.forward_t(&x, false)?, f.tensor(&key("y_eval"))?, tol)?;
-    let y = net.forward_t(&x, true)?;
+    assert_close("y_eval", &net.forward_t(&params, &x, false)?, f.tensor(&key("y_eval"))?, tol)?;
+    let y = net.forward_t(&params, &x, true)?;
     assert_close("y_train", &y, f.tensor(&key("y_train"))?, tol)?;
 
     let gy = fill("gy", y.dims(), -1.0, 1.0)?.to_dtype(dtype)?;

@@ -11,8 +11,7 @@ use maskinv::eval::{EmbedConfig, EvalConfig, embed, evaluate_as_is};
 use maskinv::models::{
     Arch, Format, Loaded, Model, ModelConfig, export_onnx, from_onnx, load_model, save_model, to_onnx,
 };
-use maskinv::nn::BatchNorm;
-use maskinv::ops::batch_norm::{Stats, StatsOrigin, batch_norm};
+use maskinv::ops::batch_norm::{EPS, IDENTITY_VAR, Stats, StatsOrigin, batch_norm};
 use maskinv::preprocessing::{Channels, Preprocessing};
 use maskinv::testing::{Tol, assert_close, fill};
 use maskinv::weights::{OnnxAttribute, OnnxModel, OnnxNode, read_onnx, write_onnx, write_safetensors};
@@ -143,8 +142,8 @@ fn a_folded_batch_norm_adds_the_bias_and_changes_no_other_bit() -> Result<()> {
     let (x, bias) = (fill("x", &[50, 4], -3.0, 3.0)?.to_dtype(DType::F32)?, fill("b", &[4], -1.0, 1.0)?);
     let bias = bias.to_dtype(DType::F32)?;
     let ones = Tensor::ones(4, DType::F32, &Device::Cpu)?;
-    let stats = Stats { mean: vec![0.0; 4], var: vec![f64::from(BatchNorm::IDENTITY_VAR); 4] };
-    let y = batch_norm(&x, &ones, &bias, &stats, StatsOrigin::Running, BatchNorm::EPS)?;
+    let stats = Stats { mean: vec![0.0; 4], var: vec![f64::from(IDENTITY_VAR); 4] };
+    let y = batch_norm(&x, &ones, &bias, &stats, StatsOrigin::Running, EPS)?;
     assert_eq!(y.to_vec2::<f32>()?, x.broadcast_add(&bias)?.to_vec2::<f32>()?);
     Ok(())
 }

@@ -120,7 +120,8 @@ fn batch_norm_matches_its_reference_and_numeric_gradients() -> Result<()> {
         let (w, b) = (fill("w", &[c], 0.5, 1.5)?, fill("b", &[c], -1.0, 1.0)?);
         let run = |a: &[Tensor]| batch_norm(&a[0], &a[1], &a[2], &batch_stats(&a[0])?, StatsOrigin::Batch, 1e-5);
         let args = [x, w, b];
-        let expected = batch_norm_reference(&args[0], &args[1], &args[2], 1e-5)?;
+        let of_batch = (&batch_stats(&args[0])?, StatsOrigin::Batch);
+        let expected = batch_norm_reference(&args[0], &args[1], &args[2], of_batch, 1e-5)?;
         assert_close("forward", &run(&args)?, &expected, Tol::F64)?;
         if args[0].elem_count() <= 200 {
             gradcheck(run, &args, 1e-5, Tol::GRAD)?;
@@ -135,6 +136,8 @@ fn batch_norm_with_running_statistics_has_numeric_gradients() -> Result<()> {
     let args = [fill("x", &[4, 3], -1.0, 1.0)?, fill("w", &[3], 0.5, 1.5)?, fill("b", &[3], -1.0, 1.0)?];
     let run = |a: &[Tensor]| batch_norm(&a[0], &a[1], &a[2], &stats, StatsOrigin::Running, 1e-5);
     gradcheck(run, &args, 1e-5, Tol::GRAD)?;
+    let expected = batch_norm_reference(&args[0], &args[1], &args[2], (&stats, StatsOrigin::Running), 1e-5)?;
+    assert_close("forward", &run(&args)?, &expected, Tol::F64)?;
     Ok(())
 }
 

@@ -7,7 +7,6 @@ use candle_core::{Device, ModuleT, Result, Tensor, bail};
 
 use super::{Model, ModelConfig};
 use crate::machine::{Machine, Work};
-use crate::nn::Graph;
 use crate::nn::engine;
 use crate::ops::backend::{Kernels, Scaling};
 use crate::ops::conv::ConvolutionPass;
@@ -68,8 +67,8 @@ impl<'a, B: Kernels> Embedder<'a, B> {
     fn of(backend: &B, weights: Weights<'a>, batch_size: usize) -> Result<Self> {
         let model = weights.model();
         let (config, preprocessing) = (model.config().clone(), model.preprocessing().clone());
-        let (graph, images) = (Graph::of(model), [batch_size, config.input_size]);
-        let how = match engine::Lowered::of(&graph, model.params(), images, backend) {
+        let images = [batch_size, config.input_size];
+        let how = match engine::Lowered::of(model.graph(), model.params(), images, backend) {
             None if B::RUNS_LAYERS => How::Layers(weights),
             None => bail!("{}", unsupported(model, backend)),
             Some(lowered) => {
@@ -210,8 +209,8 @@ impl Work for Refusal<'_> {
     type Output = Option<String>;
 
     fn on<B: Kernels>(self, backend: &B) -> Option<String> {
-        let (graph, images) = (Graph::of(self.0), [1, self.0.config().input_size]);
-        let runs = B::RUNS_LAYERS || engine::Lowered::of(&graph, self.0.params(), images, backend).is_some();
+        let (model, images) = (self.0, [1, self.0.config().input_size]);
+        let runs = B::RUNS_LAYERS || engine::Lowered::of(model.graph(), model.params(), images, backend).is_some();
         (!runs).then(|| unsupported(self.0, backend))
     }
 }

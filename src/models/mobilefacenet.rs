@@ -1,10 +1,9 @@
 //! MobileFaceNet (Chen et al., 2018) in insightface's form.
 
-use candle_core::{ModuleT, Result, Tensor};
+use candle_core::Result;
 
-use super::iresnet::channels_last;
 use super::{Arch, ModelConfig, scaled};
-use crate::nn::{BatchNorm, Conv2d, Graph, Init, Linear, NodeId, Op, PRelu, Scope, Trace};
+use crate::nn::{Graph, Init, Layer, NodeId, Op, Scope};
 use crate::ops::conv::ConvConfig;
 
 /// Sizes of a MobileFaceNet.
@@ -50,232 +49,99 @@ impl MobileFaceNetConfig {
             head,
         }
     }
-}
-
-/// The network: eight groups of layers, a 1x1 convolution (`conv_sep`), the head.
-#[derive(Debug)]
-pub struct MobileFaceNet {
-    stem: ConvBlock,
-    second: Stage,
-    stages: Vec<Stage>,
-    conv_sep: ConvBlock,
-    head: Head,
-    input_size: usize,
-}
-
-#[derive(Debug)]
-enum Head {
-    Linear { conv_reduce: ConvBlock, fc: Linear, features: BatchNorm },
-    GlobalDepthwise { depthwise: LinearBlock, fc: Linear, bn: BatchNorm },
-}
-
-#[derive(Debug)]
-enum Stage {
-    Conv(ConvBlock),
-    Down(Box<DepthWise>),
-    Residual(Vec<DepthWise>),
-}
-
-impl MobileFaceNet {
-    /// Creates the network under insightface's parameter names.
+    /// Returns the network, eight groups of layers, a 1x1 convolution (`conv_sep`), the head, which maps images
+    /// `(N, 3, S, S)` to embeddings `(N, embedding_size)`. Creates its parameters under insightface's names.
     ///
     /// # Errors
     /// When a parameter name is already in use or memory cannot be allocated.
-    pub fn new(config: &MobileFaceNetConfig, mut p: Scope) -> Result<Self> {
-        let base = config.base;
-        let (narrow, wide) = (base * config.scale, 2 * base * config.scale);
-        let same = ConvConfig { padding: 1, ..Default::default() };
-        let down = ConvConfig { stride: 2, ..same };
-        let stem = ConvBlock::new(3, narrow, 3, down, p.sub("layers.0"))?;
-        let second = if config.blocks[0] == 1 {
-            Stage::Conv(ConvBlock::new(narrow, narrow, 3, ConvConfig { groups: base, ..same }, p.sub("layers.1"))?)
-        } else {
-            Stage::residual(narrow, 2 * base, config.blocks[0], p.sub("layers.1"))?
+    pub fn build(&self, mut p: Scope) -> Result<Graph> {
+        let base = self.base;
+        let (narrow, wide, last) = (base * self.scale, 2 * base * self.scale, 8 * base);
+        let graph = &mut Graph::new();
+        let mut x =
+            graph.chain(Graph::INPUT, conv_block([3, narrow], 3, ConvConfig { stride: 2, ..SAME }, p.sub("layers.0"))?);
+        x = match self.blocks[0] {
+            1 => {
+                let config = ConvConfig { groups: base, ..SAME };
+                graph.chain(x, conv_block([narrow; 2], 3, config, p.sub("layers.1"))?)
+            }
+            num => residual(graph, x, [narrow, 2 * base], num, p.sub("layers.1"))?,
         };
-        let stages = vec![
-            Stage::Down(Box::new(DepthWise::new(narrow, narrow, 2 * base, 2, p.sub("layers.2"))?)),
-            Stage::residual(narrow, 2 * base, config.blocks[1], p.sub("layers.3"))?,
-            Stage::Down(Box::new(DepthWise::new(narrow, wide, 4 * base, 2, p.sub("layers.4"))?)),
-            Stage::residual(wide, 4 * base, config.blocks[2], p.sub("layers.5"))?,
-            Stage::Down(Box::new(DepthWise::new(wide, wide, 8 * base, 2, p.sub("layers.6"))?)),
-            Stage::residual(wide, 4 * base, config.blocks[3], p.sub("layers.7"))?,
-        ];
-        let last = 8 * base;
-        let conv_sep = ConvBlock::new(wide, last, 1, ConvConfig::default(), p.sub("conv_sep"))?;
-        let side = config.input_size / 16;
-        let size = config.embedding_size;
-        let head = match config.head {
-            MobileFaceNetHead::Linear => Head::Linear {
-                conv_reduce: ConvBlock::new(last, base, 1, ConvConfig::default(), p.sub("conv_reduce"))?,
-                fc: Linear::new(base * side * side, size, p.sub("fc"))?,
-                features: BatchNorm::with_frozen_weight(size, p.sub("features"))?,
-            },
+        x = graph.chain(x, depthwise([narrow; 2], 2 * base, 2, p.sub("layers.2"))?);
+        x = residual(graph, x, [narrow, 2 * base], self.blocks[1], p.sub("layers.3"))?;
+        x = graph.chain(x, depthwise([narrow, wide], 4 * base, 2, p.sub("layers.4"))?);
+        x = residual(graph, x, [wide, 4 * base], self.blocks[2], p.sub("layers.5"))?;
+        x = graph.chain(x, depthwise([wide; 2], 8 * base, 2, p.sub("layers.6"))?);
+        x = residual(graph, x, [wide, 4 * base], self.blocks[3], p.sub("layers.7"))?;
+        x = graph.chain(x, conv_block([wide, last], 1, ConvConfig::default(), p.sub("conv_sep"))?);
+        self.head(graph, x, p)?;
+        Ok(std::mem::take(graph))
+    }
+
+    fn head(&self, graph: &mut Graph, mut x: NodeId, mut p: Scope) -> Result<()> {
+        let (last, side, size) = (8 * self.base, self.input_size / 16, self.embedding_size);
+        let layers = match self.head {
+            MobileFaceNetHead::Linear => {
+                x = graph.chain(x, conv_block([last, self.base], 1, ConvConfig::default(), p.sub("conv_reduce"))?);
+                let fc = Layer::linear([self.base * side * side, size], p.sub("fc"))?;
+                [Layer::flatten(), fc, Layer::batch_norm_with_frozen_weight(size, p.sub("features"))?]
+            }
             MobileFaceNetHead::GlobalDepthwise => {
                 let mut p = p.sub("features.layers");
                 let config = ConvConfig { groups: last, ..Default::default() };
-                Head::GlobalDepthwise {
-                    depthwise: LinearBlock::new(last, last, side, config, p.sub(0))?,
-                    fc: Linear::without_bias(last, size, fan_out_normal(size), p.sub(2))?,
-                    bn: BatchNorm::new(size, p.sub(3))?,
-                }
+                x = graph.chain(x, linear_block([last; 2], side, config, p.sub(0))?);
+                let fc = Layer::linear_without_bias([last, size], fan_out_normal(size), p.sub(2))?;
+                [Layer::flatten(), fc, Layer::batch_norm(size, p.sub(3))?]
             }
         };
-        Ok(Self { stem, second, stages, conv_sep, head, input_size: config.input_size })
+        graph.chain(x, layers);
+        Ok(())
     }
 }
 
-impl Trace for MobileFaceNet {
-    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
-        let x = graph.chain(x, &[&self.stem, &self.second]);
-        let x = self.stages.iter().fold(x, |x, stage| stage.trace(graph, x));
-        let x = self.conv_sep.trace(graph, x);
-        let (x, last): (_, [&dyn Trace; 2]) = match &self.head {
-            Head::Linear { conv_reduce, fc, features } => (conv_reduce.trace(graph, x), [fc, features]),
-            Head::GlobalDepthwise { depthwise, fc, bn } => (depthwise.trace(graph, x), [fc, bn]),
-        };
-        let x = graph.push(Op::Flatten, "", &[x]);
-        graph.chain(x, &last)
-    }
-}
-
-impl ModuleT for MobileFaceNet {
-    /// Maps images `(N, 3, S, S)` to embeddings `(N, embedding_size)`.
-    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut y = channels_last(x, self.input_size)?.apply_t(&self.stem, train)?.apply_t(&self.second, train)?;
-        for stage in &self.stages {
-            y = y.apply_t(stage, train)?;
-        }
-        let y = y.apply_t(&self.conv_sep, train)?;
-        match &self.head {
-            Head::Linear { conv_reduce, fc, features } => {
-                let y = y.apply_t(conv_reduce, train)?.permute((0, 3, 1, 2))?.flatten_from(1)?;
-                y.apply(fc)?.apply_t(features, train)
-            }
-            Head::GlobalDepthwise { depthwise, fc, bn } => {
-                y.apply_t(depthwise, train)?.flatten_from(1)?.apply(fc)?.apply_t(bn, train)
-            }
-        }
-    }
-}
-
-impl Stage {
-    fn residual(channels: usize, hidden: usize, num_blocks: usize, mut p: Scope) -> Result<Self> {
-        let block = |i| DepthWise::new(channels, channels, hidden, 1, p.sub(format!("layers.{i}")));
-        Ok(Self::Residual((0..num_blocks).map(block).collect::<Result<_>>()?))
-    }
-}
-
-impl Trace for Stage {
-    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
-        match self {
-            Self::Conv(block) => block.trace(graph, x),
-            Self::Down(block) => block.trace(graph, x),
-            Self::Residual(blocks) => blocks.iter().fold(x, |x, block| {
-                let y = block.trace(graph, x);
-                graph.push(Op::Add, "", &[x, y])
-            }),
-        }
-    }
-}
-
-impl ModuleT for Stage {
-    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        match self {
-            Self::Conv(block) => block.forward_t(x, train),
-            Self::Down(block) => block.forward_t(x, train),
-            Self::Residual(blocks) => blocks.iter().try_fold(x.clone(), |x, block| &x + block.forward_t(&x, train)?),
-        }
-    }
-}
+/// A 3x3 convolution that keeps the size.
+const SAME: ConvConfig = ConvConfig { stride: 1, padding: 1, groups: 1 };
 
 /// `N(0, 2 / fan_out)` (He et al., 2015), insightface's initialisation.
 fn fan_out_normal(fan_out: usize) -> Init {
     Init::Normal((2.0 / fan_out as f64).sqrt())
 }
 
-/// Convolution, batch norm, PReLU.
-#[derive(Debug)]
-struct ConvBlock {
-    linear: LinearBlock,
-    prelu: PRelu,
-}
-
-impl ConvBlock {
-    fn new(c_in: usize, c_out: usize, kernel: usize, config: ConvConfig, mut p: Scope) -> Result<Self> {
-        let prelu = PRelu::new(c_out, p.sub("layers.2"))?;
-        Ok(Self { linear: LinearBlock::new(c_in, c_out, kernel, config, p)?, prelu })
-    }
-}
-
-impl Trace for ConvBlock {
-    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
-        graph.chain(x, &[&self.linear, &self.prelu])
-    }
-}
-
-impl ModuleT for ConvBlock {
-    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        x.apply_t(&self.linear, train)?.apply(&self.prelu)
-    }
-}
-
 /// Convolution, batch norm.
-#[derive(Debug)]
-struct LinearBlock {
-    conv: Conv2d,
-    bn: BatchNorm,
+fn linear_block(channels: [usize; 2], kernel: usize, config: ConvConfig, mut p: Scope) -> Result<[Layer; 2]> {
+    let init = fan_out_normal(channels[1] * kernel * kernel);
+    let conv = Layer::conv2d(channels, kernel, config, init, p.sub("layers.0"))?;
+    Ok([conv, Layer::batch_norm(channels[1], p.sub("layers.1"))?])
 }
 
-impl LinearBlock {
-    fn new(c_in: usize, c_out: usize, kernel: usize, config: ConvConfig, mut p: Scope) -> Result<Self> {
-        let init = fan_out_normal(c_out * kernel * kernel);
-        Ok(Self {
-            conv: Conv2d::new(c_in, c_out, kernel, config, init, p.sub("layers.0"))?,
-            bn: BatchNorm::new(c_out, p.sub("layers.1"))?,
-        })
-    }
-}
-
-impl Trace for LinearBlock {
-    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
-        graph.chain(x, &[&self.conv, &self.bn])
-    }
-}
-
-impl ModuleT for LinearBlock {
-    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        x.apply(&self.conv)?.apply_t(&self.bn, train)
-    }
+/// Convolution, batch norm, PReLU.
+fn conv_block(channels: [usize; 2], kernel: usize, config: ConvConfig, mut p: Scope) -> Result<[Layer; 3]> {
+    let prelu = Layer::prelu(channels[1], p.sub("layers.2"))?;
+    let [conv, norm] = linear_block(channels, kernel, config, p)?;
+    Ok([conv, norm, prelu])
 }
 
 /// 1x1 convolution to `hidden` channels, depthwise 3x3, 1x1 convolution without activation.
-#[derive(Debug)]
-struct DepthWise {
-    expand: ConvBlock,
-    depthwise: ConvBlock,
-    project: LinearBlock,
+fn depthwise([c_in, c_out]: [usize; 2], hidden: usize, stride: usize, mut p: Scope) -> Result<Vec<Layer>> {
+    let mut p = p.sub("layers");
+    let mut layers = conv_block([c_in, hidden], 1, ConvConfig::default(), p.sub(0))?.to_vec();
+    let config = ConvConfig { stride, groups: hidden, ..SAME };
+    layers.extend(conv_block([hidden; 2], 3, config, p.sub(1))?);
+    layers.extend(linear_block([hidden, c_out], 1, ConvConfig::default(), p.sub(2))?);
+    Ok(layers)
 }
 
-impl DepthWise {
-    fn new(c_in: usize, c_out: usize, hidden: usize, stride: usize, mut p: Scope) -> Result<Self> {
-        let mut p = p.sub("layers");
-        let depthwise = ConvConfig { stride, padding: 1, groups: hidden };
-        Ok(Self {
-            expand: ConvBlock::new(c_in, hidden, 1, ConvConfig::default(), p.sub(0))?,
-            depthwise: ConvBlock::new(hidden, hidden, 3, depthwise, p.sub(1))?,
-            project: LinearBlock::new(hidden, c_out, 1, ConvConfig::default(), p.sub(2))?,
-        })
+/// Appends depthwise blocks, each plus its input.
+fn residual(
+    graph: &mut Graph,
+    mut x: NodeId,
+    [channels, hidden]: [usize; 2],
+    num_blocks: usize,
+    mut p: Scope,
+) -> Result<NodeId> {
+    for i in 0..num_blocks {
+        let y = graph.chain(x, depthwise([channels; 2], hidden, 1, p.sub(format!("layers.{i}")))?);
+        x = graph.push(Op::Add, "", &[x, y]);
     }
-}
-
-impl Trace for DepthWise {
-    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
-        graph.chain(x, &[&self.expand, &self.depthwise, &self.project])
-    }
-}
-
-impl ModuleT for DepthWise {
-    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        x.apply_t(&self.expand, train)?.apply_t(&self.depthwise, train)?.apply_t(&self.project, train)
-    }
+    Ok(x)
 }

@@ -20,9 +20,9 @@ pub use crate::ops::conv::ConvolutionPass;
 pub use checkpoint::{BACKBONE_FILE, Format, Loaded, export_onnx, load_bundled, load_model, save_model};
 pub(crate) use inference::Embedder;
 pub use inference::Inference;
-pub use iresnet::{IResNet, IResNetConfig};
+pub use iresnet::IResNetConfig;
 pub use layout::{Layout, recognise};
-pub use mobilefacenet::{MobileFaceNet, MobileFaceNetConfig, MobileFaceNetHead};
+pub use mobilefacenet::{MobileFaceNetConfig, MobileFaceNetHead};
 pub use onnx::{from_onnx, to_onnx};
 pub use open::open_model;
 pub use threshold::{ComputedWith, Threshold};
@@ -30,7 +30,7 @@ pub(crate) use training::{Outline, Trainable};
 pub use training::{RecordedPass, Training};
 
 use crate::machine::Machine;
-use crate::nn::{Dropout, Graph, NodeId, Params, Trace};
+use crate::nn::{Graph, Params};
 use crate::preprocessing::Preprocessing;
 
 /// The architectures that can be built by name.
@@ -198,18 +198,12 @@ impl Found {
 /// A backbone with its parameters.
 #[derive(Debug)]
 pub struct Model {
-    net: Net,
+    graph: Graph,
     params: Params,
     config: ModelConfig,
     preprocessing: Preprocessing,
     thresholds: Vec<Threshold>,
     machine: Machine,
-}
-
-#[derive(Debug)]
-enum Net {
-    IResNet(Box<IResNet>),
-    MobileFaceNet(Box<MobileFaceNet>),
 }
 
 impl Model {
@@ -244,13 +238,13 @@ impl Model {
     pub fn build(config: &ModelConfig, mut params: Params) -> Result<Self> {
         config.validate().map_err(candle_core::Error::wrap)?;
         let p = params.root();
-        let net = match config.arch.layers() {
-            Some(layers) => Net::IResNet(Box::new(IResNet::new(&IResNetConfig::of(config, layers), p)?)),
-            None => Net::MobileFaceNet(Box::new(MobileFaceNet::new(&MobileFaceNetConfig::of(config), p)?)),
+        let graph = match config.arch.layers() {
+            Some(layers) => IResNetConfig::of(config, layers).build(p)?,
+            None => MobileFaceNetConfig::of(config).build(p)?,
         };
         params.finish()?;
         Ok(Self {
-            net,
+            graph,
             params,
             config: config.clone(),
             preprocessing: Preprocessing::default(),
@@ -314,12 +308,9 @@ impl Model {
         &self.thresholds
     }
 
-    /// Dropout of the features in training, if the network has it.
-    pub(crate) fn dropout(&self) -> Option<&Dropout> {
-        match &self.net {
-            Net::IResNet(net) => Some(net.dropout()),
-            Net::MobileFaceNet(_) => None,
-        }
+    /// The network's operations.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
     }
 
     /// The parameters.
@@ -341,23 +332,13 @@ impl Model {
     }
 }
 
-impl Trace for Model {
-    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
-        match &self.net {
-            Net::IResNet(net) => net.trace(graph, x),
-            Net::MobileFaceNet(net) => net.trace(graph, x),
-        }
-    }
-}
-
 impl ModuleT for Model {
     /// Returns the embeddings `(N, embedding_size)`, not normalised, of images `(N, 3, S, S)`, preprocessed as
-    /// [`Self::preprocessing`] says.
+    /// [`Self::preprocessing`] says, of the parameters' dtype. Runs the network as candle's module, one operation after
+    /// the other, for differentiation and for tests; [`Self::inference`] is faster.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        match &self.net {
-            Net::IResNet(net) => net.forward_t(x, train),
-            Net::MobileFaceNet(net) => net.forward_t(x, train),
-        }
+        inference::checked(x, self.config.input_size)?;
+        self.graph.forward_t(&self.params, x, train)
     }
 }
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, ModuleT, Result, Tensor, bail};
 
-use super::inference::{checked, device_images, device_pixels, unsupported};
+use super::inference::{device_images, device_pixels, unsupported};
 use super::{Model, ModelConfig};
 use crate::machine::Machine;
 use crate::nn::engine::{Activations, Network, Recording};
-use crate::nn::{DeviceParams, Dropout, Graph, Group};
+use crate::nn::{DeviceParams, Dropout, Group};
 use crate::ops::backend::Kernels;
 use crate::ops::cpu::Cpu;
 use crate::preprocessing::{Pixels, Preprocessing};
@@ -25,7 +25,7 @@ pub(crate) struct Outline {
 impl Outline {
     pub fn of(model: &Model) -> Self {
         let (config, preprocessing) = (model.config().clone(), model.preprocessing().clone());
-        Self { config, preprocessing, machine: model.machine().clone(), dropout: model.dropout().cloned() }
+        Self { config, preprocessing, machine: model.machine().clone(), dropout: model.params().dropout().cloned() }
     }
 
     /// Returns a frozen network with these parameters and buffers.
@@ -69,9 +69,9 @@ impl<B: Kernels> Trainable<B> {
     /// When the device does not support the network or runs out of memory.
     pub fn new(backend: &B, model: Model, activations: Activations) -> Result<(Self, DeviceParams<B>)> {
         backend.check_training()?;
-        let (graph, side, outline) = (Graph::of(&model), model.config().input_size, Outline::of(&model));
+        let (side, outline) = (model.config().input_size, Outline::of(&model));
         let parts = model.params().parts();
-        let (how, orders) = match Network::training(&graph, model.params(), side, backend, activations) {
+        let (how, orders) = match Network::training(model.graph(), model.params(), side, backend, activations) {
             Some(network) => {
                 // So that each parameter is freed once it is copied.
                 drop(model);
@@ -106,14 +106,12 @@ impl<B: Kernels> Trainable<B> {
 
     /// Like [`Self::record`], from preprocessed images `(N, 3, S, S)`.
     fn record_tensor(&self, params: &mut DeviceParams<B>, images: &Tensor) -> Result<(B::Array, Recorded<'_, B>)> {
-        let side = self.outline.config.input_size;
         match &self.how {
             How::Fused(network) => {
-                let images = device_images(params.backend(), images, side)?;
+                let images = device_images(params.backend(), images, self.outline.config.input_size)?;
                 self.record_fused(network, params, images)
             }
             How::Layers(model) => {
-                checked(images, side)?;
                 model.params().load(&params.state()?)?;
                 let embeddings = model.forward_t(images, true)?;
                 params.load_buffers(model.params())?;

@@ -1,18 +1,19 @@
-//! A network as a list of operations, which graph files such as ONNX are written from and matched against.
+//! A network as a list of operations: the one statement of its maths, from which the engine's program, the candle module
+//! and graph files such as ONNX are made.
 
 use crate::ops::conv::ConvConfig;
 
 /// Index of a node in its [`Graph`].
 pub type NodeId = usize;
 
-/// Operation of a node in evaluation mode, so there is no dropout.
+/// Operation of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     /// The input images.
     Input,
     /// Convolution without bias; parameter `weight`.
     Conv2d(ConvConfig),
-    /// Batch normalisation by running statistics; parameters `weight`, `bias`, `running_mean`, `running_var`.
+    /// Batch normalisation; parameters `weight`, `bias`, `running_mean`, `running_var`.
     BatchNorm,
     /// PReLU with a slope per channel; parameter `weight`.
     PRelu,
@@ -23,6 +24,9 @@ pub enum Op {
     },
     /// Channels, rows and columns flattened into one axis, in this order.
     Flatten,
+    /// Dropout of the parameters' generator in training ([`Params::dropout`](super::Params::dropout)); nothing in
+    /// evaluation.
+    Dropout,
     /// Sum of two inputs.
     Add,
     /// Product of two inputs, the second with one value per channel.
@@ -33,6 +37,15 @@ pub enum Op {
     Relu,
     /// `1 / (1 + exp(-x))`.
     Sigmoid,
+}
+
+/// An operation with the path of its parameters, which exist.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// The operation.
+    pub op: Op,
+    /// Prefix of its parameters' names; empty if it has none.
+    pub path: String,
 }
 
 /// An operation, the path of its parameters, and its inputs.
@@ -59,12 +72,19 @@ pub struct Graph {
     nodes: Vec<Node>,
 }
 
+impl Default for Graph {
+    fn default() -> Self {
+        Self { nodes: vec![Node { op: Op::Input, path: String::new(), inputs: Vec::new() }] }
+    }
+}
+
 impl Graph {
-    /// Returns the graph of a network.
-    pub fn of(network: &dyn Trace) -> Self {
-        let mut graph = Self { nodes: vec![Node { op: Op::Input, path: String::new(), inputs: Vec::new() }] };
-        network.trace(&mut graph, 0);
-        graph
+    /// The node of the input.
+    pub const INPUT: NodeId = 0;
+
+    /// Returns a graph of the input alone.
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Appends a node and returns its index.
@@ -73,19 +93,28 @@ impl Graph {
         self.nodes.len() - 1
     }
 
-    /// Appends `layers`, the first computed from `x` and each other from the one before; returns the last one's node.
-    pub fn chain(&mut self, x: NodeId, layers: &[&dyn Trace]) -> NodeId {
-        layers.iter().fold(x, |x, layer| layer.trace(self, x))
+    /// Appends layers, the first computed from `x` and each other from the one before; returns the last one's node.
+    pub fn chain(&mut self, x: NodeId, layers: impl IntoIterator<Item = Layer>) -> NodeId {
+        layers.into_iter().fold(x, |x, Layer { op, path }| self.push(op, &path, &[x]))
     }
 
     /// The nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
-}
 
-/// A layer or network that can describe its computation.
-pub trait Trace {
-    /// Appends the nodes computed from node `x` to `graph` and returns the node of the result.
-    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId;
+    /// Returns the graph of evaluation, without dropout.
+    pub fn in_evaluation(&self) -> Self {
+        let (mut nodes, mut moved) = (Vec::new(), Vec::new());
+        for node in &self.nodes {
+            let inputs: Vec<NodeId> = node.inputs.iter().map(|input| moved[*input]).collect();
+            if node.op == Op::Dropout {
+                moved.push(inputs[0]);
+                continue;
+            }
+            moved.push(nodes.len());
+            nodes.push(Node { inputs, ..node.clone() });
+        }
+        Self { nodes }
+    }
 }

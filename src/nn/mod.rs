@@ -1,13 +1,17 @@
-//! Layers, their named parameters, and the engine that runs whole networks. Activations are channels-last.
+//! Networks as graphs of layers with named parameters, the engine that runs them, and the candle modules that they are
+//! as well. Activations are channels-last.
 
 mod device_params;
+mod dropout;
 pub mod engine;
 mod graph;
 mod layers;
+mod module;
 mod params;
 
 pub(crate) use device_params::{DeviceParams, Group};
-pub use graph::{Graph, Node, NodeId, Op, Trace};
-pub use layers::{BatchNorm, Conv2d, Dropout, Linear, PRelu, SqueezeExcitation};
+pub use dropout::Dropout;
+pub use graph::{Graph, Layer, Node, NodeId, Op};
+pub use layers::squeeze_excitation;
 pub(crate) use params::standard_normal;
 pub use params::{Init, Params, Scope};

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::take;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
@@ -10,6 +9,7 @@ use rand::SeedableRng;
 use rand::distr::{Distribution, Uniform};
 use rand_chacha::ChaCha8Rng;
 
+use super::dropout::Dropout;
 use crate::parallel;
 
 /// The parameters (trained) and buffers (saved, not trained) of a model, under PyTorch's names.
@@ -29,7 +29,8 @@ pub struct Params {
     dtype: DType,
     device: Device,
     /// By the path of a batch norm: whether its running statistics are frozen.
-    frozen_statistics: BTreeMap<String, Arc<AtomicBool>>,
+    frozen_statistics: BTreeMap<String, AtomicBool>,
+    dropout: Option<Dropout>,
 }
 
 /// The tensors of a set by name, which share their memory with it.
@@ -96,6 +97,7 @@ impl Params {
             dtype,
             device: device.clone(),
             frozen_statistics: BTreeMap::new(),
+            dropout: None,
         }
     }
 
@@ -160,6 +162,28 @@ impl Params {
         let maps = [&self.trainable, &self.held, &self.buffers];
         let var = maps.into_iter().find_map(|vars| vars.get(name)).map(Var::as_detached_tensor);
         var.or_else(|| self.frozen.get(name).cloned())
+    }
+
+    /// Returns the parameter or buffer of this name; a trained parameter takes part in candle's graph.
+    pub(super) fn tracked(&self, name: &str) -> Result<Tensor> {
+        let trained = self.trainable.get(name).map(|var| var.as_tensor().clone());
+        match trained.or_else(|| self.get(name)) {
+            Some(tensor) => Ok(tensor),
+            None => bail!("no parameter {name}"),
+        }
+    }
+
+    /// Returns the buffer of this name.
+    pub(super) fn buffer(&self, name: &str) -> Result<&Var> {
+        match self.buffers.get(name) {
+            Some(buffer) => Ok(buffer),
+            None => bail!("no buffer {name}"),
+        }
+    }
+
+    /// Dropout of the network in training, if it has it.
+    pub fn dropout(&self) -> Option<&Dropout> {
+        self.dropout.as_ref()
     }
 
     /// Whether all parameters and running statistics are f32 on the CPU.
@@ -327,9 +351,30 @@ impl Scope<'_> {
         Scope { params: self.params, prefix }
     }
 
-    /// Returns the switch that freezes the running statistics of this scope's batch norm.
-    pub(super) fn statistics_switch(&mut self) -> Arc<AtomicBool> {
-        self.params.frozen_statistics.entry(self.prefix.clone()).or_default().clone()
+    /// Creates the running statistics of this scope's batch norm: `running_mean`, `running_var` and
+    /// `num_batches_tracked`.
+    ///
+    /// # Errors
+    /// Same as [`Self::param`].
+    pub(super) fn running_statistics(&mut self, channels: usize) -> Result<()> {
+        self.buffer("running_mean", channels, Init::Const(0.0))?;
+        self.buffer("running_var", channels, Init::Const(1.0))?;
+        self.counter("num_batches_tracked")?;
+        self.params.frozen_statistics.entry(self.prefix.clone()).or_default();
+        Ok(())
+    }
+
+    /// Creates the network's dropout, whose generator depends on the seed and on what was created before.
+    ///
+    /// # Errors
+    /// When there is one already.
+    pub(super) fn dropout(&mut self, probability: f64) -> Result<()> {
+        if self.params.dropout.is_some() {
+            bail!("a network has dropout once");
+        }
+        let rng = ChaCha8Rng::from_rng(&mut self.params.rng);
+        self.params.dropout = Some(Dropout::new(probability, rng));
+        Ok(())
     }
 
     /// Prefix of the names, without a trailing dot.
@@ -367,11 +412,6 @@ impl Scope<'_> {
     /// Same as [`Self::param`].
     pub fn counter(&mut self, name: &str) -> Result<Var> {
         self.insert_buffer(name, &Shape::from(()), DType::I64, Init::Const(0.0))
-    }
-
-    /// Returns a generator that depends on the seed and on what was created before.
-    pub(super) fn fork_rng(&mut self) -> ChaCha8Rng {
-        ChaCha8Rng::from_rng(&mut self.params.rng)
     }
 
     fn insert_buffer(&mut self, name: &str, shape: &Shape, dtype: DType, init: Init) -> Result<Var> {

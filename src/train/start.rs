@@ -158,7 +158,7 @@ impl Experiment {
                 }
             }
         }
-        if let (Some(state), Some(dropout)) = (state, student.dropout()) {
+        if let (Some(state), Some(dropout)) = (state, student.params().dropout()) {
             dropout.skip_to(state.position.dropout_words);
         }
         let mut trainer = Trainer::new(student, head, teacher, &config.step(arm))?;

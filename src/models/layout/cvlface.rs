@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{COUNTER, Tensors, dims, insert, num_blocks};
-use crate::nn::BatchNorm;
+use crate::ops::batch_norm::IDENTITY_VAR;
 
 /// Our names for the numbered layers of a block.
 const BLOCK: [(&str, &str); 10] = [
@@ -130,7 +130,7 @@ pub(in crate::models) fn identity_norm(channels: usize) -> Result<[(&'static str
         ("weight", all(1.0)?),
         ("bias", all(0.0)?),
         ("running_mean", all(0.0)?),
-        ("running_var", all(BatchNorm::IDENTITY_VAR)?),
+        ("running_var", all(IDENTITY_VAR)?),
         (COUNTER, Tensor::new(0i64, &Device::Cpu)?),
     ])
 }
@@ -140,7 +140,7 @@ mod tests {
     use candle_core::IndexOp;
 
     use super::*;
-    use crate::nn::{Conv2d, Init, Params};
+    use crate::nn::{Graph, Init, Layer, Params};
     use crate::ops::conv::ConvConfig;
 
     #[test]
@@ -149,14 +149,16 @@ mod tests {
         state.extend(identity_norm(6)?.map(|(leaf, tensor)| (format!("norm.{leaf}"), tensor)));
         let mut params = Params::given(state, DType::F32, &Device::Cpu);
         let config = ConvConfig { stride: 2, ..Default::default() };
-        let conv = Conv2d::new(6, 6, 1, config, Init::Const(0.0), params.root().sub("conv"))?;
-        let norm = BatchNorm::new(6, params.root().sub("norm"))?;
+        let conv = Layer::conv2d([6, 6], 1, config, Init::Const(0.0), params.root().sub("conv"))?;
+        let norm = Layer::batch_norm(6, params.root().sub("norm"))?;
+        let mut graph = Graph::new();
+        graph.chain(Graph::INPUT, [conv, norm]);
         params.finish()?;
 
         // Seven decades: a factor that is not exactly 1 shows in one of them.
         let value = |i: i32| (i as f32).sin() * 10f32.powi(i % 7 - 3);
         let x = Tensor::from_vec((0..2 * 8 * 8 * 6).map(value).collect::<Vec<_>>(), (2, 8, 8, 6), &Device::Cpu)?;
-        let y = x.apply(&conv)?.apply_t(&norm, false)?;
+        let y = graph.forward_t(&params, &x.permute((0, 3, 1, 2))?, false)?;
         let bits =
             |t: &Tensor| Ok::<_, candle_core::Error>(t.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits));
         for h in 0..4 {

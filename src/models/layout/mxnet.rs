@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::{Tensors, insert};
-use crate::nn::BatchNorm;
+use crate::ops::batch_norm;
 use crate::preprocessing::Preprocessing;
 
 /// Epsilon that their batch norm adds to the variance.
@@ -56,7 +56,7 @@ pub(super) fn rename(tensors: Tensors, notes: &mut Vec<String>) -> Result<Tensor
     }
     notes.push(format!(
         "batch norm: the variances are adjusted for an epsilon of {EPS:e} instead of {:e}; the last gamma is set to 1",
-        BatchNorm::EPS
+        batch_norm::EPS
     ));
     Ok(renamed)
 }
@@ -65,7 +65,7 @@ fn adapt(ours: &str, tensor: Tensor) -> Result<Tensor> {
     match ours {
         // `fix_gamma`: the stored values are not used.
         "features.weight" => tensor.ones_like(),
-        _ if ours.ends_with("running_var") => tensor + (EPS - BatchNorm::EPS),
+        _ if ours.ends_with("running_var") => tensor + (EPS - batch_norm::EPS),
         _ => Ok(tensor),
     }
 }

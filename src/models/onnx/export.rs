@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::{Result, Tensor};
 
 use crate::models::Model;
-use crate::nn::{BatchNorm, Graph, Node, Op};
+use crate::nn::{Node, Op};
+use crate::ops::batch_norm::EPS;
 use crate::weights::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
 
 /// Operator set: batch norm has its final form since 15, and older runtimes still support 17.
@@ -23,7 +24,7 @@ const OUTPUT: &str = "embedding";
 /// When memory for the copies cannot be allocated.
 pub fn to_onnx(model: &Model) -> Result<OnnxModel> {
     let state = model.params().state()?;
-    let graph = Graph::of(model);
+    let graph = model.graph().in_evaluation();
     let nodes = graph.nodes();
     let name = |id: usize| match id {
         0 => INPUT.to_owned(),
@@ -76,7 +77,7 @@ type Attributes = Vec<(&'static str, OnnxAttribute)>;
 fn operator(node: &Node, state: &BTreeMap<String, Tensor>) -> (&'static str, Attributes) {
     use OnnxAttribute::{Float, Int, Ints};
     match &node.op {
-        Op::Input => unreachable!("the input is no operation"),
+        Op::Input | Op::Dropout => unreachable!("neither is an operation of evaluation"),
         Op::Conv2d(config) => {
             let kernel = state[&node.param("weight")].dims()[2..].iter().map(|&k| k as i64).collect();
             let (stride, padding) = (config.stride as i64, config.padding as i64);
@@ -89,7 +90,7 @@ fn operator(node: &Node, state: &BTreeMap<String, Tensor>) -> (&'static str, Att
             ];
             ("Conv", attributes)
         }
-        Op::BatchNorm => ("BatchNormalization", vec![("epsilon", Float(BatchNorm::EPS as f32))]),
+        Op::BatchNorm => ("BatchNormalization", vec![("epsilon", Float(EPS as f32))]),
         Op::PRelu => ("PRelu", vec![]),
         Op::Linear { .. } => ("Gemm", vec![("transB", Int(1))]),
         Op::Flatten => ("Flatten", vec![("axis", Int(1))]),

@@ -6,7 +6,7 @@ use super::file::File;
 use super::simplify::simplify;
 use super::{Result, matching};
 use crate::models::{Arch, Found, Layout, Model, ModelConfig};
-use crate::nn::{Graph, Op};
+use crate::nn::Op;
 use crate::weights::{OnnxModel, OnnxNode};
 
 /// Recognises one of our networks in `onnx` and returns its weights. The graph may be as insightface exports it: batch
@@ -25,7 +25,7 @@ pub fn from_onnx(onnx: &OnnxModel) -> Result<Found> {
     let file = File::new(onnx)?;
     let config = guess(&file)?;
     let model = Model::outline(&config).map_err(|e| e.to_string())?;
-    let graph = Graph::of(&model);
+    let graph = model.graph().in_evaluation();
     let [output] = onnx.outputs.as_slice() else {
         return Err(format!("expected one output, found {}", onnx.outputs.len()));
     };

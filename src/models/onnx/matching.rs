@@ -8,7 +8,8 @@ use super::Result;
 use super::file::File;
 use super::simplify::{is_trivial_pool, numbers};
 use crate::models::layout::{identity_conv, identity_norm};
-use crate::nn::{BatchNorm, Graph, NodeId, Op};
+use crate::nn::{Graph, NodeId, Op};
+use crate::ops::batch_norm::{EPS, IDENTITY_VAR};
 use crate::ops::conv::ConvConfig;
 use crate::preprocessing::{Channels, Preprocessing};
 use crate::weights::OnnxNode;
@@ -257,9 +258,9 @@ impl<'a> Matcher<'a> {
         }
         let mut var = file.weight(theirs.input(4)?)?.clone();
         let eps = theirs.float("epsilon", 1e-5);
-        if eps != BatchNorm::EPS as f32 {
+        if eps != EPS as f32 {
             // Our epsilon is fixed: the variance makes up for the difference.
-            let wider = var.to_dtype(DType::F64).and_then(|v| v + (f64::from(eps) - BatchNorm::EPS));
+            let wider = var.to_dtype(DType::F64).and_then(|v| v + (f64::from(eps) - EPS));
             var = wider.and_then(|v| v.to_dtype(DType::F32)).map_err(|e| e.to_string())?;
         }
         self.take(node.param("running_var"), &var)
@@ -344,7 +345,7 @@ impl<'a> Matcher<'a> {
         }
         self.constant(node.param("weight"), 1.0)?;
         self.constant(node.param("running_mean"), 0.0)?;
-        self.constant(node.param("running_var"), BatchNorm::IDENTITY_VAR)?;
+        self.constant(node.param("running_var"), IDENTITY_VAR)?;
         self.found.num_folded += 1;
         self.node(layer.inputs[0], theirs.input(0)?)
     }
@@ -400,6 +401,7 @@ fn op_type(op: &Op) -> &'static str {
 fn describe(op: &Op) -> &'static str {
     match op {
         Op::Input => "the input",
+        Op::Dropout => "dropout",
         Op::Conv2d(_) => "a convolution",
         Op::BatchNorm => "batch norm",
         Op::PRelu => "PReLU",

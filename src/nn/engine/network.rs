@@ -9,11 +9,11 @@ use super::program::{Norm, Program, Step, View, ViewId};
 use super::schedule::{Activations, Schedule};
 use super::tape::{Forward, Tape, Task};
 use crate::nn::device_params::DeviceParams;
+use crate::nn::dropout::Dropout;
 use crate::nn::graph::Graph;
-use crate::nn::layers::{BatchNorm, Dropout};
 use crate::nn::params::{Params, Parts};
 use crate::ops::backend::{ConvShape, FullGrad, Kernels, Order, Part, Source, Statistics, Weight};
-use crate::ops::batch_norm::Stats;
+use crate::ops::batch_norm::{EPS, Stats};
 use crate::ops::channels::{Constants, Normalised};
 use crate::ops::slice::Values;
 
@@ -140,7 +140,7 @@ impl<B: Kernels> Network<B> {
     }
 
     /// Returns the embeddings `(N, embedding_size)` of `n` images in training mode, and the recording for the backward
-    /// pass. Running statistics are used and updated as in [`BatchNorm`]; `dropout` acts on the input of the fully
+    /// pass. Running statistics are used and updated as PyTorch does; `dropout` acts on the input of the fully
     /// connected layer.
     ///
     /// # Errors
@@ -200,7 +200,7 @@ impl<B: Kernels> Network<B> {
             }
             Step::Add { a, b } => backend.sum(memory, source(*a, 0), source(*b, 1), self.shape(*a, n)[3], *y),
             Step::Write { x } => backend.apply(memory, source(*x, 0), self.shape(*x, n)[3], *y),
-            Step::Linear { x, path, has_bias } => {
+            Step::Linear { x, path, has_bias, .. } => {
                 let Some(flat) = *flat else { bail!("linear: no buffer for the input of {path}") };
                 let (shape, outputs) = (self.shape(*x, n), self.shapes[*i + 1][3]);
                 backend.flatten(memory, source(*x, 0), shape, mask, flat)?;
@@ -265,7 +265,7 @@ impl<B: Kernels> Inference<B> {
         let (mut filters, mut full) = (BTreeMap::new(), BTreeMap::new());
         // Fully connected layers are copied, so they come first, before packed filters take memory.
         for (i, step) in program.steps.iter().enumerate() {
-            let Step::Linear { x, path, has_bias } = step else { continue };
+            let Step::Linear { x, path, has_bias, .. } = step else { continue };
             let [_, h, w, c] = shapes[program.views[*x].value];
             let order = backend.linear_order(c, h * w);
             let Whole(wide, len) = Whole::upload(backend, tensors.laid_out(path, "weight", &order)?)?;
@@ -332,7 +332,7 @@ impl Tensors {
         let stats = Stats { mean: widened(read(bn, "running_mean")?), var: widened(read(bn, "running_var")?) };
         let (weight, bias) = (read(bn, "weight")?, read(bn, "bias")?);
         let slope = prelu.as_ref().map(|prelu| read(prelu, "weight")).transpose()?;
-        let norm = Normalised::new(&stats, false, BatchNorm::EPS, [&weight, &bias], slope.as_deref());
+        let norm = Normalised::new(&stats, false, EPS, [&weight, &bias], slope.as_deref());
         Ok(norm.constants().clone())
     }
 }
@@ -351,7 +351,7 @@ impl<B: Kernels> Recording<'_, B> {
 
     /// Draws the factors of dropout of a fully connected step.
     fn draw_mask(&mut self, Forward { i, .. }: &Forward, dropout: Option<&Dropout>) -> Result<()> {
-        let Step::Linear { x, .. } = &self.network.program.steps[*i] else { return Ok(()) };
+        let Step::Linear { x, drops: true, .. } = &self.network.program.steps[*i] else { return Ok(()) };
         let shape = self.network.shape(*x, self.n);
         if let Some(factors) = dropout.and_then(|dropout| dropout.mask(shape.iter().product())) {
             self.masks.insert(*i, self.network.backend.mask(factors, shape)?);
@@ -412,7 +412,7 @@ impl<B: Kernels> Recording<'_, B> {
                 backend.conv_grad_x(&mut self.memory, &conv, *gy, weight, *other, *gx)
             }
             Task::Linear { i, flat, gy, gx } => {
-                let Step::Linear { x, path, has_bias } = &program.steps[*i] else { bail!("step {i} is no layer") };
+                let Step::Linear { x, path, has_bias, .. } = &program.steps[*i] else { bail!("step {i} is no layer") };
                 let (shape, outputs) = (self.network.shape(*x, self.n), self.network.shapes[*i + 1][3]);
                 let mask = self.masks.get(i);
                 let (weight, grads) = params.weight_and_grads(path, *has_bias)?;

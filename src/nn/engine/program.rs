@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::nn::graph::{Graph, NodeId, Op};
+use crate::nn::graph::{Graph, Node, NodeId, Op};
 use crate::ops::backend::{ConvShape, Kernels};
 use crate::ops::conv::{ConvConfig, output_shape};
 
@@ -27,8 +27,8 @@ pub(super) enum Step {
     /// Writes a view, with its norm applied, as a new value.
     Write { x: ViewId },
     /// Fully connected layer with parameters `weight` and optionally `bias`; the input is flattened in the order
-    /// channels, rows, columns.
-    Linear { x: ViewId, path: String, has_bias: bool },
+    /// channels, rows, columns. With `drops`, dropout acts on it in training.
+    Linear { x: ViewId, path: String, has_bias: bool, drops: bool },
 }
 
 impl Step {
@@ -96,7 +96,8 @@ impl Program {
                 }
                 Op::Linear { has_bias } => {
                     let (x, has_bias) = (input(0)?, *has_bias);
-                    program.push(Step::Linear { x, path, has_bias })
+                    let drops = graph.nodes()[node.inputs[0]].op == Op::Dropout;
+                    program.push(Step::Linear { x, path, has_bias, drops })
                 }
                 Op::Add => program.push(Step::Add { a: input(0)?, b: input(1)? }),
                 Op::BatchNorm => {
@@ -123,6 +124,14 @@ impl Program {
                     x
                 }
                 Op::Flatten => input(0)?,
+                Op::Dropout => {
+                    let is_linear = |reader: &&Node| matches!(reader.op, Op::Linear { .. });
+                    let mut readers = graph.nodes().iter().filter(|reader| reader.inputs.contains(&shown.len()));
+                    if !readers.all(|reader| is_linear(&reader)) {
+                        return None;
+                    }
+                    input(0)?
+                }
                 Op::Mul | Op::GlobalAveragePool | Op::Relu | Op::Sigmoid => return None,
             };
             shown.push(view);
@@ -227,27 +236,18 @@ impl Program {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::graph::Trace;
-
-    /// conv, norm, PReLU; then norm, conv, norm, plus the input of the second norm.
-    struct Net;
-
-    impl Trace for Net {
-        fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
-            let conv = Op::Conv2d(ConvConfig::default());
-            let x = graph.push(conv.clone(), "a", &[x]);
-            let x = graph.push(Op::BatchNorm, "b", &[x]);
-            let x = graph.push(Op::PRelu, "c", &[x]);
-            let y = graph.push(Op::BatchNorm, "d", &[x]);
-            let y = graph.push(conv, "e", &[y]);
-            let y = graph.push(Op::BatchNorm, "f", &[y]);
-            graph.push(Op::Add, "", &[y, x])
-        }
-    }
 
     #[test]
     fn norms_are_views_and_a_norm_of_a_norm_is_written_once() {
-        let program = Program::of(&Graph::of(&Net)).expect("all operations are known");
+        let (mut graph, conv) = (Graph::new(), Op::Conv2d(ConvConfig::default()));
+        let x = graph.push(conv.clone(), "a", &[Graph::INPUT]);
+        let x = graph.push(Op::BatchNorm, "b", &[x]);
+        let x = graph.push(Op::PRelu, "c", &[x]);
+        let y = graph.push(Op::BatchNorm, "d", &[x]);
+        let y = graph.push(conv, "e", &[y]);
+        let y = graph.push(Op::BatchNorm, "f", &[y]);
+        graph.push(Op::Add, "", &[y, x]);
+        let program = Program::of(&graph).expect("all operations are known");
         let is_conv = |step: &Step, name: &str| matches!(step, Step::Conv { path, .. } if path == name);
         assert!(is_conv(&program.steps[0], "a") && is_conv(&program.steps[2], "e"));
         let Step::Write { x } = program.steps[1] else { panic!("{:?}", program.steps) };
@@ -260,12 +260,8 @@ mod tests {
 
     #[test]
     fn operations_that_the_engine_lacks_leave_no_program() {
-        struct Squeeze;
-        impl Trace for Squeeze {
-            fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
-                graph.push(Op::Sigmoid, "", &[x])
-            }
-        }
-        assert!(Program::of(&Graph::of(&Squeeze)).is_none());
+        let mut graph = Graph::new();
+        graph.push(Op::Sigmoid, "", &[Graph::INPUT]);
+        assert!(Program::of(&graph).is_none());
     }
 }

@@ -169,38 +169,36 @@ fn cuts(program: &Program, values: &[bool]) -> Vec<usize> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::nn::graph::{Graph, NodeId, Op, Trace};
+    use crate::nn::graph::{Graph, Op};
     use crate::ops::conv::ConvConfig;
 
     /// A stem with norm and PReLU, then blocks of norm, convolution, norm with PReLU, convolution and sum, in four
     /// stages that halve the sides.
-    struct Chain(usize);
-
-    impl Trace for Chain {
-        fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
-            let conv = |stride| Op::Conv2d(ConvConfig { stride, padding: 1, groups: 1 });
-            let mut x = graph.push(conv(1), "stem", &[x]);
-            x = graph.push(Op::BatchNorm, "stem.norm", &[x]);
-            x = graph.push(Op::PRelu, "stem.act", &[x]);
-            for i in 0..self.0 {
-                let stride = if i > 0 && i % (self.0 / 4) == 0 { 2 } else { 1 };
-                let y = graph.push(Op::BatchNorm, &format!("{i}.pre"), &[x]);
-                let y = graph.push(conv(1), &format!("{i}.a"), &[y]);
-                let y = graph.push(Op::BatchNorm, &format!("{i}.norm"), &[y]);
-                let y = graph.push(Op::PRelu, &format!("{i}.act"), &[y]);
-                let y = graph.push(conv(stride), &format!("{i}.b"), &[y]);
-                let short = if stride == 2 { graph.push(conv(2), &format!("{i}.short"), &[x]) } else { x };
-                x = graph.push(Op::Add, "", &[y, short]);
-            }
-            let x = graph.push(Op::Flatten, "", &[x]);
-            let x = graph.push(Op::Linear { has_bias: true }, "fc", &[x]);
-            graph.push(Op::BatchNorm, "last", &[x])
+    fn chain(num_blocks: usize) -> Graph {
+        let mut graph = Graph::new();
+        let conv = |stride| Op::Conv2d(ConvConfig { stride, padding: 1, groups: 1 });
+        let mut x = graph.push(conv(1), "stem", &[Graph::INPUT]);
+        x = graph.push(Op::BatchNorm, "stem.norm", &[x]);
+        x = graph.push(Op::PRelu, "stem.act", &[x]);
+        for i in 0..num_blocks {
+            let stride = if i > 0 && i % (num_blocks / 4) == 0 { 2 } else { 1 };
+            let y = graph.push(Op::BatchNorm, &format!("{i}.pre"), &[x]);
+            let y = graph.push(conv(1), &format!("{i}.a"), &[y]);
+            let y = graph.push(Op::BatchNorm, &format!("{i}.norm"), &[y]);
+            let y = graph.push(Op::PRelu, &format!("{i}.act"), &[y]);
+            let y = graph.push(conv(stride), &format!("{i}.b"), &[y]);
+            let short = if stride == 2 { graph.push(conv(2), &format!("{i}.short"), &[x]) } else { x };
+            x = graph.push(Op::Add, "", &[y, short]);
         }
+        let x = graph.push(Op::Flatten, "", &[x]);
+        let x = graph.push(Op::Linear { has_bias: true }, "fc", &[x]);
+        graph.push(Op::BatchNorm, "last", &[x]);
+        graph
     }
 
-    /// The program of a [`Chain`], and the shapes of its values.
+    /// The program of a [`chain`], and the shapes of its values.
     pub fn program(num_blocks: usize) -> (Program, Vec<[usize; 4]>) {
-        let program = Program::of(&Graph::of(&Chain(num_blocks))).expect("all operations are known");
+        let program = Program::of(&chain(num_blocks)).expect("all operations are known");
         let side = 64 >> 3;
         let shape = |name: String| {
             let shape = match name.as_str() {

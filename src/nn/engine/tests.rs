@@ -8,8 +8,7 @@ use super::{Activations, Inference, Lowered, Network};
 use crate::gpu::tests::{device, read, upload};
 use crate::gpu::{Array, Device, Element, GpuBackend};
 use crate::nn::device_params::{DeviceParams, Group};
-use crate::nn::graph::{Graph, NodeId, Op, Trace};
-use crate::nn::layers::Dropout;
+use crate::nn::graph::{Graph, Op};
 use crate::nn::params::{Init, Params};
 use crate::ops::backend::Kernels;
 use crate::ops::conv::ConvConfig;
@@ -48,10 +47,7 @@ impl Net {
             let mut scope = root.sub(path);
             scope.param("weight", channels, Init::Uniform(1.5))?;
             scope.param("bias", channels, Init::Uniform(0.5))?;
-            scope.buffer("running_mean", channels, Init::Uniform(0.5))?;
-            scope.buffer("running_var", channels, Init::Const(0.7))?;
-            scope.counter("num_batches_tracked")?;
-            scope.statistics_switch();
+            scope.running_statistics(channels)?;
         }
         for (path, channels) in [("stem_act", c), ("a_act", wide), ("deep_act", wide)] {
             root.sub(path).param("weight", channels, Init::Const(0.25))?;
@@ -59,14 +55,24 @@ impl Net {
         let inputs = wide * SIDE * SIDE / 4;
         root.sub("fc").param("weight", (EMBEDDING, inputs), Init::Normal(0.05))?;
         root.sub("fc").param("bias", EMBEDDING, Init::Uniform(0.1))?;
+        let mut state = params.state()?;
+        for (name, tensor) in &mut state {
+            match name.rsplit('.').next() {
+                Some("running_mean") => *tensor = fill(name, tensor.dims(), -0.5, 0.5)?,
+                Some("running_var") => *tensor = tensor.affine(0.0, 0.7)?,
+                _ => {}
+            }
+        }
+        params.load(&state)?;
         Ok(params)
     }
 }
 
-impl Trace for Net {
-    fn trace(&self, graph: &mut Graph, x: NodeId) -> NodeId {
+impl Net {
+    fn graph() -> Graph {
+        let mut graph = Graph::new();
         let conv = |stride, padding, groups| Op::Conv2d(ConvConfig { stride, padding, groups });
-        let x = graph.push(conv(1, 1, 1), "stem", &[x]);
+        let x = graph.push(conv(1, 1, 1), "stem", &[Graph::INPUT]);
         let x = graph.push(Op::BatchNorm, "stem_bn", &[x]);
         let x = graph.push(Op::PRelu, "stem_act", &[x]);
         let y = graph.push(Op::BatchNorm, "pre", &[x]);
@@ -84,8 +90,10 @@ impl Trace for Net {
         let y = graph.push(conv(1, 0, 1), "point", &[y]);
         let x = graph.push(Op::Add, "", &[x, y]);
         let x = graph.push(Op::Flatten, "", &[x]);
+        let x = graph.push(Op::Dropout, "", &[x]);
         let x = graph.push(Op::Linear { has_bias: true }, "fc", &[x]);
-        graph.push(Op::BatchNorm, "last", &[x])
+        graph.push(Op::BatchNorm, "last", &[x]);
+        graph
     }
 }
 
@@ -119,14 +127,13 @@ fn training<B: Kernels>(
     backend: &B,
     activations: Activations,
 ) -> Result<(Network<B>, DeviceParams<B>)> {
-    let network =
-        Network::training(&Graph::of(&Net), params, SIDE, backend, activations).expect("all kernels are there");
+    let network = Network::training(&Net::graph(), params, SIDE, backend, activations).expect("all kernels are there");
     let orders = network.orders();
     Ok((network, DeviceParams::new(backend, params.parts(), orders)?))
 }
 
 fn inference<B: Kernels>(params: &Params, backend: &B) -> Result<Inference<B>> {
-    let lowered = Lowered::of(&Graph::of(&Net), params, [3, SIDE], backend).expect("all kernels are there");
+    let lowered = Lowered::of(&Net::graph(), params, [3, SIDE], backend).expect("all kernels are there");
     Inference::new(lowered, params.parts(), backend)
 }
 
@@ -156,8 +163,13 @@ fn training_is_that_of_the_cpu() -> Result<()> {
         for (element, tol, grad_tol) in TYPES {
             let [on_cpu, on_gpu] = [(); 2].map(|()| Net::params(1));
             let (mut on_cpu, mut on_gpu) = (on_cpu?, on_gpu?);
-            let dropout = |params: &mut Params| drops.then(|| Dropout::new(0.4, &mut params.root()));
-            let (of_cpu, of_gpu) = (dropout(&mut on_cpu), dropout(&mut on_gpu));
+            let dropout = |params: &mut Params| {
+                drops
+                    .then(|| params.root().dropout(0.4).map(|()| params.dropout().cloned()))
+                    .transpose()
+                    .map(Option::flatten)
+            };
+            let (of_cpu, of_gpu) = (dropout(&mut on_cpu)?, dropout(&mut on_gpu)?);
             for params in [&mut on_cpu, &mut on_gpu] {
                 match frozen[is_frozen] {
                     [""] => params.freeze_statistics(true),

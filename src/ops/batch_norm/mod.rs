@@ -17,9 +17,11 @@ pub struct Stats {
 }
 
 /// Added to the variance; PyTorch's default.
-pub(crate) const EPS: f64 = 1e-5;
+pub const EPS: f64 = 1e-5;
+/// Running variance, in f32, with which a batch norm of mean 0, weight 1 and bias 0 is the identity, bit for bit.
+pub const IDENTITY_VAR: f32 = (1.0 - EPS) as f32;
 /// Weight of the newest batch in the running statistics; PyTorch's default.
-pub(crate) const MOMENTUM: f64 = 0.1;
+pub const MOMENTUM: f64 = 0.1;
 
 impl Stats {
     /// Returns the unbiased variances of `count` values per channel, which running statistics keep.
@@ -47,7 +49,7 @@ pub enum StatsOrigin {
 /// Returns the statistics of `x: (.., C)`, f32 or f64, over all axes but the last; blocks of rows are joined in f64.
 ///
 /// # Errors
-/// When `x` is empty, not on the CPU or of another dtype.
+/// When `x` is empty or of another dtype.
 pub fn batch_stats(x: &Tensor) -> Result<Stats> {
     let x = x.contiguous()?;
     let channels = channels(x.shape())?;
@@ -55,7 +57,12 @@ pub fn batch_stats(x: &Tensor) -> Result<Stats> {
         bail!("batch_norm: no values in {:?}", x.shape());
     }
     let (storage, layout) = x.storage_and_layout();
-    let candle_core::Storage::Cpu(storage) = &*storage else { bail!("batch_norm: expected a CPU tensor") };
+    let candle_core::Storage::Cpu(storage) = &*storage else {
+        let rows = x.reshape(((), channels))?;
+        let mean = rows.mean(0)?;
+        let var = rows.broadcast_sub(&mean)?.sqr()?.mean(0)?;
+        return Ok(Stats { mean: to_f64(&mean)?, var: to_f64(&var)? });
+    };
     Ok(for_float!("batch_norm", storage, T => cpu::stats(slice::cpu::<T>("batch_norm", storage, layout)?, channels)))
 }
 
@@ -87,20 +94,33 @@ pub fn batch_norm(
             stats.mean.len()
         );
     }
+    if !x.device().is_cpu() {
+        return batch_norm_reference(x, weight, bias, (stats, origin), eps);
+    }
     let inv_std = stats.var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
     let op = BatchNorm { mean: stats.mean.clone(), inv_std, origin };
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
 }
 
-/// [`batch_norm`] in training mode, made of candle's tensor ops, for tests.
+/// [`batch_norm`] made of candle's tensor ops, for tests and other devices than the CPU.
 ///
 /// # Errors
 /// Same as [`batch_norm`].
-pub fn batch_norm_reference(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+pub fn batch_norm_reference(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    (stats, origin): (&Stats, StatsOrigin),
+    eps: f64,
+) -> Result<Tensor> {
     let c = channels(x.shape())?;
     let rows = x.reshape(((), c))?;
-    let centred = rows.broadcast_sub(&rows.mean_keepdim(0)?)?;
-    let std = (centred.sqr()?.mean_keepdim(0)? + eps)?.sqrt()?;
+    let constant = |values: &[f64]| Tensor::new(values, x.device())?.to_dtype(x.dtype());
+    let is_of_batch = origin == StatsOrigin::Batch;
+    let mean = if is_of_batch { rows.mean(0)? } else { constant(&stats.mean)? };
+    let centred = rows.broadcast_sub(&mean)?;
+    let var = if is_of_batch { centred.sqr()?.mean(0)? } else { constant(&stats.var)? };
+    let std = (var + eps)?.sqrt()?;
     centred.broadcast_div(&std)?.broadcast_mul(weight)?.broadcast_add(bias)?.reshape(x.shape())
 }
 

@@ -51,6 +51,9 @@ impl Default for ConvConfig {
 /// # Errors
 /// When shapes, groups or dtypes do not match.
 pub fn conv2d(x: &Tensor, w: &Tensor, config: ConvConfig) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return conv2d_reference(x, w, config);
+    }
     x.contiguous()?.apply_op2(&w.contiguous()?, Conv2d(config))
 }
 
@@ -74,7 +77,7 @@ pub fn conv2d_grad_w(x: &Tensor, gy: &Tensor, w_shape: &Shape, config: ConvConfi
     x.contiguous()?.apply_op2_no_bwd(&gy.contiguous()?, &GradW(d))
 }
 
-/// [`conv2d`] by candle's own convolution, for tests.
+/// [`conv2d`] by candle's own convolution, for tests and other devices than the CPU.
 ///
 /// # Errors
 /// Same as [`conv2d`].

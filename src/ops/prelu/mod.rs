@@ -19,10 +19,13 @@ pub fn prelu(x: &Tensor, slope: &Tensor) -> Result<Tensor> {
     if slope.rank() != 1 || x.dims().last() != slope.dims().last() || slope.elem_count() == 0 {
         bail!("prelu: input {:?} does not fit slopes {:?}", x.shape(), slope.shape());
     }
+    if !x.device().is_cpu() {
+        return prelu_reference(x, slope);
+    }
     x.contiguous()?.apply_op2(&slope.contiguous()?, PRelu)
 }
 
-/// [`prelu`] made of candle's tensor ops, for tests.
+/// [`prelu`] made of candle's tensor ops, for tests and other devices than the CPU.
 ///
 /// # Errors
 /// Same as [`prelu`].

@@ -297,7 +297,7 @@ fn a_trainer_goes_on_with_what_another_saved() -> Result<()> {
         whole.step(batches[2].clone(), 2, 0.002)?;
 
         let (student, head) = (model(&config, &machine, 0)?, MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 9)?);
-        student.dropout().into_iter().for_each(|dropout| dropout.skip_to(words));
+        student.params().dropout().into_iter().for_each(|dropout| dropout.skip_to(words));
         let mut resumed = Trainer::new(student, head, Some(&teacher), &config.step(Arm::Hg))?;
         resumed.load_state(&saved)?;
         resumed.step(batches[2].clone(), 2, 0.002)?;
