@@ -16,7 +16,7 @@ const ROUNDS: usize = 5;
 struct Work {
     threads: usize,
     batch: usize,
-    network: Inference<'static>,
+    network: Inference,
     images: Tensor,
     times: Vec<f64>,
 }

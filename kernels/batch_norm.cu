@@ -10,18 +10,6 @@
 // rows, then a warp per channel over the chunks.
 #include "common.cuh"
 
-// Division of the rows among the threads of a block: `groups` accesses per row, `lines` rows at once.
-template <class T> struct Share {
-    int groups, lines, group, line;
-    __device__ explicit Share(int c) {
-        groups = c / PER_ACCESS<T>;
-        lines = blockDim.x / groups;
-        group = threadIdx.x % groups;
-        line = threadIdx.x / groups;
-    }
-    __device__ bool works() const { return line < lines; }
-};
-
 // Mean, sum of squared deviations from it, and number of values (Chan, Golub and LeVeque, 1983, eq. 2.1).
 struct Moments {
     float mean, m2, n;
@@ -136,24 +124,6 @@ KERNEL(batch_norm_frozen)
     write_constants(constants, c, channel, running_mean[channel], running_var[channel], eps, weight[channel], bias[channel]);
 }
 EXPORT(batch_norm_frozen)
-
-// Scale, shift and slope for the channels of one access; the identity where there is no norm.
-template <int N> struct Seen {
-    float scale[N], shift[N], slope[N];
-    // `constants` and `slopes` may be null.
-    __device__ Seen(const float* constants, const float* slopes, int c, int channel) {
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            scale[i] = constants ? constants[channel + i] : 1.f;
-            shift[i] = constants ? constants[c + channel + i] : 0.f;
-            slope[i] = slopes ? slopes[channel + i] : 1.f;
-        }
-    }
-    __device__ float operator()(float x, int i) const {
-        const float z = x * scale[i] + shift[i];
-        return z > 0.f ? z : slope[i] * z;
-    }
-};
 
 // y = a through its norm, plus b through its own norm if b is not null. y may be a or b. Bytes per element: the size of
 // T, times 2 without b and 3 with it. Grid: any; a thread keeps its channels.

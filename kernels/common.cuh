@@ -1,4 +1,5 @@
-// Shared by all kernel files: 16-byte accesses, conversions to f32, sums over a warp and a block.
+// Shared by all kernel files: 16-byte accesses, conversions to f32, rows of channels with their norm, sums over a warp
+// and a block.
 //
 // The files compile in two ways: with nvcc for the GPU, and with a C++ compiler for the tests (MASKINV_HOST), where
 // `host.h` runs the threads of a block one after the other.
@@ -60,6 +61,36 @@ template <class T> __device__ inline void store(T* p, const Pack<T>& pack) {
     CHECK_ALIGNED(p);
     *reinterpret_cast<uint4*>(p) = raw.bits;
 }
+
+// Division of the rows among the threads of a block: `groups` accesses per row, `lines` rows at once.
+template <class T> struct Share {
+    int groups, lines, group, line;
+    __device__ explicit Share(int c) {
+        groups = c / PER_ACCESS<T>;
+        lines = blockDim.x / groups;
+        group = threadIdx.x % groups;
+        line = threadIdx.x / groups;
+    }
+    __device__ bool works() const { return line < lines; }
+};
+
+// Scale, shift and slope for the channels of one access; the identity where there is no norm.
+template <int N> struct Seen {
+    float scale[N], shift[N], slope[N];
+    // `constants` and `slopes` may be null.
+    __device__ Seen(const float* constants, const float* slopes, int c, int channel) {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            scale[i] = constants ? constants[channel + i] : 1.f;
+            shift[i] = constants ? constants[c + channel + i] : 0.f;
+            slope[i] = slopes ? slopes[channel + i] : 1.f;
+        }
+    }
+    __device__ float operator()(float x, int i) const {
+        const float z = x * scale[i] + shift[i];
+        return z > 0.f ? z : slope[i] * z;
+    }
+};
 
 // Sum over the lanes of a warp, in the same order for every lane and every run. All lanes must take part.
 template <class A> __device__ inline A warp_sum(A x) {

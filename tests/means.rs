@@ -48,7 +48,7 @@ fn batches(config: &Config, num: usize) -> Result<Vec<Batch>> {
 }
 
 /// A trainer of a student whose batch norms go by running statistics: parts of a batch are as good as all of it.
-fn trainer<'a>(config: &Config, teacher: Option<&'a Model>, step: &StepConfig) -> Result<Trainer<'a>> {
+fn trainer(config: &Config, teacher: Option<&Model>, step: &StepConfig) -> Result<Trainer> {
     let student = Model::new(&config.model, &Device::Cpu, 3)?;
     student.params().freeze_statistics(true);
     let head = MarginHead::new(&config.loss, SIZE, 8, &Device::Cpu, 1)?;

@@ -40,7 +40,7 @@ fn tiny() -> Config {
     config
 }
 
-fn trainer(config: &Config) -> Result<(Trainer<'static>, Loader)> {
+fn trainer(config: &Config) -> Result<(Trainer, Loader)> {
     let train = config.data.open_train()?;
     let student = Model::new(&config.model, &candle_core::Device::Cpu, 0)?;
     let head = MarginHead::new(&config.loss, 16, train.num_identities(), &candle_core::Device::Cpu, 1)?;

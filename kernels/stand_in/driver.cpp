@@ -204,9 +204,10 @@ void release(const char* call, uint64_t address) {
     State& s = state();
     std::lock_guard lock(s.mutex);
     Allocation& a = s.memory[address];
-    const unsigned char* end = a.mapping + a.mapped - PAGE;
-    ASAN_UNPOISON_MEMORY_REGION(reinterpret_cast<void*>(address), end - reinterpret_cast<unsigned char*>(address));
-    for (const unsigned char* p = reinterpret_cast<unsigned char*>(address) + a.bytes; p < end; p++)
+    const unsigned char *past = reinterpret_cast<unsigned char*>(address) + a.bytes, *end = a.mapping + a.mapped - PAGE;
+    // Only what was poisoned: of all of it, the sanitizer's shadow would grow with every workspace.
+    ASAN_UNPOISON_MEMORY_REGION(past, end - past);
+    for (const unsigned char* p = past; p < end; p++)
         if (*p != POISON) {
             say(call, "a write past the end of an allocation of " + std::to_string(a.bytes) + " bytes");
             break;

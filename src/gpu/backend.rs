@@ -92,7 +92,7 @@ impl Backend for GpuBackend {
 
     fn check_embedding_size(&self, size: usize) -> Result<()> {
         if !size.is_multiple_of(8) {
-            bail!("the GPU engine needs embedding sizes that are multiples of 8, found {size}");
+            bail!("the GPU engine needs embedding sizes that are multiples of 8, found {size}: use --device cpu");
         }
         Ok(())
     }

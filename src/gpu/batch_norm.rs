@@ -20,6 +20,14 @@ pub(crate) struct Seen<'a> {
     pub norm: Option<&'a Norm>,
 }
 
+impl Seen<'_> {
+    /// The norm's constants and slopes for a kernel; null without a norm or PReLU.
+    pub fn norm_args(&self) -> [Arg; 2] {
+        let slopes = self.norm.and_then(|norm| norm.slopes.as_ref());
+        [Arg::from(self.norm.map(|norm| &norm.constants)), Arg::from(slopes)]
+    }
+}
+
 /// A norm with its statistics.
 #[derive(Clone, Debug)]
 pub(crate) struct Norm {
@@ -200,19 +208,10 @@ pub(crate) fn apply(a: Seen, b: Option<Seen>, c: usize, y: &Array) -> Result<()>
     let (device, share) = (y.device(), Share::new(y, c)?);
     same_size(y, &[Some(a.x), b.map(|b| b.x)])?;
     let [rows, channels] = share.sizes();
-    let constants = |seen: Option<Seen>| Arg::from(seen.and_then(|seen| seen.norm).map(|norm| &norm.constants));
-    let slopes = |seen: Option<Seen>| Arg::from(seen.and_then(|seen| seen.norm).and_then(|norm| norm.slopes.as_ref()));
-    let args = [
-        a.x.arg(),
-        constants(Some(a)),
-        slopes(Some(a)),
-        b.map(|b| b.x).into(),
-        constants(b),
-        slopes(b),
-        rows,
-        channels,
-        y.arg(),
-    ];
+    let [constants, slopes] = a.norm_args();
+    let [b_constants, b_slopes] = b.map_or([Arg::Pointer(0); 2], |b| b.norm_args());
+    let of_b = [b.map(|b| b.x).into(), b_constants, b_slopes];
+    let args = [[a.x.arg(), constants, slopes], of_b, [rows, channels, y.arg()]].concat();
     device.launch(&format!("batch_norm_apply_{}", y.element().suffix()), share.over_rows(), &args)
 }
 

@@ -246,6 +246,7 @@ mod tests {
     use candle_core::{Device as Candle, Tensor};
 
     use super::*;
+    use crate::gpu::Planned;
     use crate::gpu::tests::{ELEMENTS, close, device, numbers, rounded, rounds_gradients, upload};
     use crate::ops::conv::{ConvConfig, conv2d, conv2d_grad_w, conv2d_grad_x};
 
@@ -315,6 +316,13 @@ mod tests {
                 _ => 1e-5,
             };
             close("gw", &gw, &from_oihw(&conv, &expected)?, tol)?;
+        }
+        if rounds_gradients() {
+            let planned = device.gpu().planned();
+            for (element, pass) in ELEMENTS.into_iter().flat_map(|e| Pass::ALL.map(|pass| (e, pass))) {
+                let fits = |plan: &&Planned| plan.element == element && plan.pass == pass && plan.algorithm.is_some();
+                assert!(planned.iter().any(|plan| fits(&plan)), "the library computes no {pass:?} of {element:?}");
+            }
         }
         Ok(())
     }

@@ -8,10 +8,10 @@ use candle_core::{Result, Tensor, bail};
 
 use super::batch_norm::{self, Norm, NormGrads, NormParams as DeviceNorm, Seen};
 use super::conv::Conv;
-use super::{Array, Element, GpuBackend, Pass, Planned, Product, images, rows};
+use super::{Array, Element, GpuBackend, Pass, Planned, Product, images, pixels, rows};
 use crate::ops::backend::{
-    BufferId, ConvShape, FullGrad, Grads, Kernels, Layout, NormGrad, NormParams, Order, Part, Place, Scaling, Source,
-    Statistics, Weight,
+    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, Layout, NormGrad, NormParams, Order, Part, Place, Scale,
+    Scaling, Source, Statistics, Sums, Weight,
 };
 use crate::ops::batch_norm::{EPS, MOMENTUM};
 use crate::ops::channels::Constants;
@@ -60,9 +60,9 @@ impl GpuBackend {
     }
 
     fn conv_of(&self, conv: &ConvShape) -> Conv {
-        let ConvShape { x, w: [co, _, k, _], config } = *conv;
-        let group = (config.groups > 1).then(|| x[3] / config.groups);
-        Conv { x, co, k, stride: config.stride, padding: config.padding, group }
+        let ConvShape { x, w: [co, of_group, k, _], config } = *conv;
+        let group = (config.groups > 1).then_some(of_group);
+        Conv { x, co: self.channels(co), k, stride: config.stride, padding: config.padding, group }
     }
 
     /// Returns the output array for a gradient; nothing reads that of a parameter that is not trained.
@@ -93,7 +93,6 @@ impl Kernels for GpuBackend {
     /// Channels last, in the type of the products.
     type Mask = Array;
 
-    const RUNS_LAYERS: bool = false;
     const FOLDS: bool = false;
 
     fn check_training(&self) -> Result<()> {
@@ -103,34 +102,37 @@ impl Kernels for GpuBackend {
         Ok(())
     }
 
-    fn supports_conv(&self, conv: &ConvShape, _is_raw: bool) -> bool {
-        let ([co, of_group, h, w], c) = (conv.w, conv.x[3]);
-        let is_grouped = co == c && self.element.per_access().is_multiple_of(of_group);
-        h == w && (conv.config.groups == 1 || is_grouped)
+    fn check_conv(&self, conv: &ConvShape) -> Result<()> {
+        let ([co, of_group, h, w], groups) = (conv.w, conv.config.groups);
+        if h != w {
+            bail!("the GPU engine has no kernels for filters of {h} x {w}: use --device cpu");
+        }
+        let is_even = co == of_group * groups && self.element.per_access().is_multiple_of(of_group);
+        if groups > 1 && !is_even {
+            let to = co / groups;
+            bail!("the GPU engine has no kernels for {groups} groups of {of_group} to {to} channels: use --device cpu");
+        }
+        Ok(())
     }
 
-    fn supports_channels(&self, c: usize) -> bool {
-        c.is_multiple_of(self.element.per_access())
-    }
-
-    fn image_channels(&self) -> usize {
-        self.element.per_access()
+    fn channels(&self, c: usize) -> usize {
+        c.next_multiple_of(self.element.per_access())
     }
 
     fn filter_order(&self, conv: &ConvShape) -> Order {
-        let ([_, c, h, w], groups) = (conv.w, conv.config.groups);
+        let ([co, c, h, w], groups) = (conv.w, conv.config.groups);
         match groups {
-            1 => Order::ChannelsLast { c, pixels: h * w, padded: c.next_multiple_of(self.element.per_access()) },
-            _ => Order::Grouped { c: c * groups, m: c },
+            1 => Order::ChannelsLast { c, pixels: h * w, padded: self.channels(c), rows: self.channels(co) },
+            _ => Order::Grouped { c: c * groups, m: c, padded: self.channels(c * groups) },
         }
     }
 
     fn linear_order(&self, c: usize, pixels: usize) -> Order {
-        Order::ChannelsLast { c, pixels, padded: c }
+        Order::ChannelsLast { c, pixels, padded: self.channels(c), rows: 0 }
     }
 
     fn images(&self, images: &Tensor) -> Result<Array> {
-        let last = images.permute((0, 2, 3, 1))?.pad_with_zeros(3, 0, self.element.per_access() - 3)?;
+        let last = images.permute((0, 2, 3, 1))?.pad_with_zeros(3, 0, self.channels(3) - 3)?;
         rows::in_type(&self.device.upload(&last.flatten_all()?.to_vec1::<f32>()?)?, self.element)
     }
 
@@ -139,17 +141,14 @@ impl Kernels for GpuBackend {
         if rgb.is_empty() || !rgb.len().is_multiple_of(of_image) {
             bail!("expected images of {of_image} bytes, found {} bytes", rgb.len());
         }
-        let y = self.device.array(self.element, rgb.len() / 3 * self.element.per_access())?;
+        let y = self.device.array(self.element, rgb.len() / 3 * self.channels(3))?;
         images::normalise(&self.device.upload(rgb)?, scaling, &y)?;
         Ok(Some(y))
     }
 
     fn mask(&self, factors: Vec<f32>, [_, h, w, c]: [usize; 4]) -> Result<Array> {
-        let of_last = |i: usize| {
-            let (image, pixel, channel) = (i / (h * w * c), i / c % (h * w), i % c);
-            factors[(image * c + channel) * h * w + pixel]
-        };
-        let last: Vec<f32> = (0..factors.len()).map(of_last).collect();
+        let mut last = Vec::new();
+        Order::ChannelsLast { c, pixels: h * w, padded: self.channels(c), rows: 0 }.laid_out(&factors, &mut last);
         rows::in_type(&self.device.upload(&last)?, self.element)
     }
 
@@ -215,8 +214,12 @@ impl Kernels for GpuBackend {
         }
     }
 
-    fn constant_norm(&self, Constants { scale, shift, slope }: &Constants) -> Result<Norm> {
-        Norm::constant(&self.device, scale, shift, slope.as_deref())
+    fn constant_norm(&self, Constants { scale, shift, slope }: &Constants, c: usize) -> Result<Norm> {
+        let padded = |values: &Vec<f32>| -> Vec<f32> {
+            let zeros = vec![0.0; c - values.len()];
+            [values.as_slice(), &zeros].concat()
+        };
+        Norm::constant(&self.device, &padded(scale), &padded(shift), slope.as_ref().map(padded).as_deref())
     }
 
     fn filter(&self, conv: &ConvShape, weight: &[f32], _norm: Option<&Constants>) -> Result<Array> {
@@ -242,7 +245,7 @@ impl Kernels for GpuBackend {
             Weight::Prepared(filter) => self.conv_of(conv).forward(&x, filter, &y)?,
         }
         match residual {
-            Some(residual) => add(&y, &residual, conv.w[0]),
+            Some(residual) => add(&y, &residual, self.channels(conv.w[0])),
             None => Ok(()),
         }
     }
@@ -255,6 +258,34 @@ impl Kernels for GpuBackend {
     fn apply(&self, memory: &mut Memory, x: Source<Self>, c: usize, y: BufferId) -> Result<()> {
         let y = self.out(memory, y)?;
         batch_norm::apply(Self::seen(memory, x)?, None, c, &y)
+    }
+
+    fn sums(&self, memory: &mut Memory, of: Sums<Self>, [n, h, w, c]: [usize; 4], y: BufferId) -> Result<()> {
+        let Sums { x, with, factor } = of;
+        let y = self.out(memory, y)?;
+        let with = with.map(|with| memory.get(with)).transpose()?;
+        pixels::sums(Self::seen(memory, x)?, with, [n, h * w, c], factor, &y)
+    }
+
+    fn scale(&self, memory: &mut Memory, of: Scale<Self>, [n, h, w, c]: [usize; 4], y: BufferId) -> Result<()> {
+        let Scale { x, by, factor, plus } = of;
+        let y = self.out(memory, y)?;
+        let x = x.map(|x| Self::seen(memory, x)).transpose()?;
+        let plus = plus.map(|plus| Self::seen(memory, plus)).transpose()?;
+        pixels::scale(x, (memory.get(by)?, factor), plus, [n, h * w, c], &y)
+    }
+
+    fn activate(
+        &self,
+        memory: &mut Memory,
+        x: Source<Self>,
+        activation: Activation,
+        c: usize,
+        y: BufferId,
+    ) -> Result<()> {
+        let y = self.out(memory, y)?;
+        let x = self.materialise(memory, x, c)?;
+        pixels::activate(&x, activation, &y)
     }
 
     fn flatten(
@@ -334,6 +365,18 @@ impl Kernels for GpuBackend {
         norm.backward(x, memory.get(gy)?, direct, &of_params, x)
     }
 
+    fn activate_backward(
+        &self,
+        memory: &mut Memory,
+        y: BufferId,
+        gy: BufferId,
+        activation: Activation,
+        gx: BufferId,
+    ) -> Result<()> {
+        let gx = self.out(memory, gx)?;
+        pixels::activate_backward(memory.get(y)?, memory.get(gy)?, activation, &gx)
+    }
+
     fn full_backward(
         &self,
         memory: &mut Memory,
@@ -387,8 +430,7 @@ impl Kernels for GpuBackend {
                 workspace_bytes: plan.map_or(0, |plan| plan.workspace),
             }
         };
-        let passes = [Pass::Forward, Pass::GradX, Pass::GradW];
-        Ok(convs.iter().flat_map(|conv| passes.map(|pass| of(conv, pass))).collect())
+        Ok(convs.iter().flat_map(|conv| Pass::ALL.map(|pass| of(conv, pass))).collect())
     }
 }
 

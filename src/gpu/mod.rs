@@ -11,7 +11,8 @@ mod distill;
 mod images;
 mod kernels;
 pub(crate) mod margin;
-pub(crate) mod rows;
+mod pixels;
+mod rows;
 mod update;
 
 #[cfg(feature = "cuda")]
@@ -128,6 +129,8 @@ pub(crate) enum Pass {
 }
 
 impl Pass {
+    pub const ALL: [Self; 3] = [Self::Forward, Self::GradX, Self::GradW];
+
     pub fn title(self) -> &'static str {
         match self {
             Self::Forward => "output",

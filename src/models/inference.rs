@@ -1,9 +1,9 @@
-//! Networks in inference: by the fused engine if it supports the network, else layer by layer.
+//! Networks in inference.
 
 use std::borrow::Cow;
 use std::fmt::Debug;
 
-use candle_core::{Device, ModuleT, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::{Model, ModelConfig};
 use crate::machine::{Machine, Work};
@@ -14,29 +14,22 @@ use crate::preprocessing::{Channels, Pixels, Preprocessing};
 
 /// A network prepared for inference with its current weights.
 #[derive(Debug)]
-pub struct Inference<'a>(Box<dyn Embeds + 'a>);
+pub struct Inference(Box<dyn Embeds>);
 
 /// A network prepared for inference on any device.
 trait Embeds: Debug + Send + Sync {
     fn run(&self, images: &Tensor) -> Result<Tensor>;
     fn run_pixels(&self, images: &Pixels) -> crate::Result<Tensor>;
     fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>>;
-    fn is_fused(&self) -> bool;
 }
 
 /// A network prepared for inference on a device.
 #[derive(Debug)]
-pub(crate) struct Embedder<'a, B: Kernels> {
+pub(crate) struct Embedder<B: Kernels> {
     backend: B,
-    how: How<'a, B>,
+    network: engine::Inference<B>,
     config: ModelConfig,
     preprocessing: Preprocessing,
-}
-
-#[derive(Debug)]
-enum How<'a, B: Kernels> {
-    Fused(Box<engine::Inference<B>>),
-    Layers(Weights<'a>),
 }
 
 /// A model whose weights inference shares or takes.
@@ -55,43 +48,25 @@ impl Weights<'_> {
     }
 }
 
-impl<'a, B: Kernels> Embedder<'a, B> {
+impl<B: Kernels> Embedder<B> {
     /// Prepares a network for batches of about `batch_size` images.
     ///
     /// # Errors
     /// When the device has no kernels for the network, or runs out of memory.
-    pub fn new(backend: &B, model: &'a Model, batch_size: usize) -> Result<Self> {
+    pub fn new(backend: &B, model: &Model, batch_size: usize) -> Result<Self> {
         Self::of(backend, Weights::Shared(model), batch_size)
     }
 
-    fn of(backend: &B, weights: Weights<'a>, batch_size: usize) -> Result<Self> {
+    fn of(backend: &B, weights: Weights, batch_size: usize) -> Result<Self> {
         let model = weights.model();
         let (config, preprocessing) = (model.config().clone(), model.preprocessing().clone());
         let images = [batch_size, config.input_size];
-        let how = match engine::Lowered::of(model.graph(), model.params(), images, backend) {
-            None if B::RUNS_LAYERS => How::Layers(weights),
-            None => bail!("{}", unsupported(model, backend)),
-            Some(lowered) => {
-                let parts = model.params().parts();
-                // The weights are freed one by one, unless others share them.
-                drop(weights);
-                How::Fused(Box::new(engine::Inference::new(lowered, parts, backend)?))
-            }
-        };
-        Ok(Self { backend: backend.clone(), how, config, preprocessing })
-    }
-
-    /// Returns the embeddings `(N, embedding_size)`, not normalised, of preprocessed images `(N, 3, S, S)`.
-    fn embed_tensor(&self, images: &Tensor) -> Result<B::Array> {
-        match &self.how {
-            How::Fused(network) => {
-                let (images, n) = device_images(&self.backend, images, self.config.input_size)?;
-                network.run(&images, n)
-            }
-            How::Layers(weights) => {
-                self.backend.upload(weights.model().forward_t(images, false)?.flatten_all()?.to_vec1()?)
-            }
-        }
+        let lowered = engine::Lowered::of(model.graph(), model.params(), images, backend)?;
+        let parts = model.params().parts();
+        // The weights are freed one by one, unless others share them.
+        drop(weights);
+        let network = engine::Inference::new(lowered, parts, backend)?;
+        Ok(Self { backend: backend.clone(), network, config, preprocessing })
     }
 
     /// Returns the embeddings `(N, embedding_size)`, not normalised, of 8-bit images.
@@ -99,13 +74,8 @@ impl<'a, B: Kernels> Embedder<'a, B> {
     /// # Errors
     /// When the images have another size.
     pub fn embed(&self, images: &Pixels) -> crate::Result<B::Array> {
-        match &self.how {
-            How::Fused(network) => {
-                let (images, n) = device_pixels(&self.backend, images, &self.config, &self.preprocessing)?;
-                Ok(network.run(&images, n)?)
-            }
-            How::Layers(_) => Ok(self.embed_tensor(&images.to_tensor(&self.preprocessing, &Device::Cpu)?)?),
-        }
+        let (images, n) = device_pixels(&self.backend, images, &self.config, &self.preprocessing)?;
+        Ok(self.network.run(&images, n)?)
     }
 
     fn read(&self, embeddings: &B::Array) -> Result<Tensor> {
@@ -142,12 +112,12 @@ pub(super) fn device_pixels<B: Kernels>(
     }
 }
 
-impl<B: Kernels> Embeds for Embedder<'_, B> {
+impl<B: Kernels> Embeds for Embedder<B> {
     fn run(&self, images: &Tensor) -> Result<Tensor> {
-        if let (How::Layers(weights), true) = (&self.how, images.dtype() != candle_core::DType::F32) {
-            return weights.model().forward_t(images, false);
-        }
-        B::enter(|| self.read(&self.embed_tensor(images)?))
+        B::enter(|| {
+            let (images, n) = device_images(&self.backend, images, self.config.input_size)?;
+            self.read(&self.network.run(&images, n)?)
+        })
     }
 
     fn run_pixels(&self, images: &Pixels) -> crate::Result<Tensor> {
@@ -155,18 +125,11 @@ impl<B: Kernels> Embeds for Embedder<'_, B> {
     }
 
     fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>> {
-        match &self.how {
-            How::Fused(network) => self.backend.convolutions(&network.convs(n)),
-            How::Layers(_) => Ok(Vec::new()),
-        }
-    }
-
-    fn is_fused(&self) -> bool {
-        matches!(self.how, How::Fused(_))
+        self.backend.convolutions(&self.network.convs(n))
     }
 }
 
-impl Inference<'_> {
+impl Inference {
     /// Returns the embeddings `(N, embedding_size)`, not normalised, of images `(N, 3, S, S)`, preprocessed as
     /// [`Model::preprocessing`] says.
     ///
@@ -184,18 +147,13 @@ impl Inference<'_> {
     pub fn run_pixels(&self, images: &Pixels) -> crate::Result<Tensor> {
         self.0.run_pixels(images)
     }
-
-    /// Whether the fused engine runs the network, not its layers one by one.
-    pub fn is_fused(&self) -> bool {
-        self.0.is_fused()
-    }
 }
 
 /// Prepares a network for inference.
 struct Prepare<'a>(Weights<'a>, usize);
 
-impl<'a> Work for Prepare<'a> {
-    type Output = Result<Inference<'a>>;
+impl Work for Prepare<'_> {
+    type Output = Result<Inference>;
 
     fn on<B: Kernels>(self, backend: &B) -> Self::Output {
         Ok(Inference(Box::new(Embedder::of(backend, self.0, self.1)?)))
@@ -210,8 +168,8 @@ impl Work for Refusal<'_> {
 
     fn on<B: Kernels>(self, backend: &B) -> Option<String> {
         let (model, images) = (self.0, [1, self.0.config().input_size]);
-        let runs = B::RUNS_LAYERS || engine::Lowered::of(model.graph(), model.params(), images, backend).is_some();
-        (!runs).then(|| unsupported(self.0, backend))
+        let lowered = engine::Lowered::of(model.graph(), model.params(), images, backend);
+        lowered.err().map(|error| error.to_string())
     }
 }
 
@@ -222,7 +180,7 @@ impl Model {
     /// # Errors
     /// When a parameter cannot be read, or the model's GPU runs out of memory or its engine does not support the
     /// network.
-    pub fn inference(&self, batch_size: usize) -> Result<Inference<'_>> {
+    pub fn inference(&self, batch_size: usize) -> Result<Inference> {
         self.machine().run(Prepare(Weights::Shared(self), batch_size))
     }
 
@@ -230,7 +188,7 @@ impl Model {
     ///
     /// # Errors
     /// Same as [`Self::inference`].
-    pub fn into_inference(self, batch_size: usize) -> Result<Inference<'static>> {
+    pub fn into_inference(self, batch_size: usize) -> Result<Inference> {
         let machine = self.machine().clone();
         machine.run(Prepare(Weights::Owned(Box::new(self)), batch_size))
     }
@@ -259,16 +217,6 @@ impl Preprocessing {
         let (mean, std) = ((self.mean / 255.0) as f32, (self.std / 255.0) as f32);
         Scaling { mean, std, is_bgr: self.channels == Channels::Bgr }
     }
-}
-
-/// Says that a device has no kernels for a network.
-pub(super) fn unsupported(model: &Model, backend: &impl Kernels) -> String {
-    format!(
-        "the GPU engine does not support {:?}: squeeze-excitation and channel counts that are not a multiple of {} need \
-         --device cpu",
-        model.config(),
-        backend.image_channels()
-    )
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, ModuleT, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::inference::{device_images, device_pixels, unsupported};
+use super::inference::{device_images, device_pixels};
 use super::{Model, ModelConfig};
 use crate::machine::Machine;
 use crate::nn::engine::{Activations, Network, Recording};
@@ -43,23 +43,8 @@ impl Outline {
 /// A network prepared for training on a device. Parameters in its calls are those that it was prepared with.
 #[derive(Debug)]
 pub(crate) struct Trainable<B: Kernels> {
-    how: How<B>,
+    network: Network<B>,
     outline: Outline,
-}
-
-#[derive(Debug)]
-enum How<B: Kernels> {
-    Fused(Box<Network<B>>),
-    /// Layer by layer, for networks that the engine does not support.
-    Layers(Box<Model>),
-}
-
-/// A recorded forward pass, for its backward pass.
-#[derive(Debug)]
-pub(crate) enum Recorded<'a, B: Kernels> {
-    Fused(Box<Recording<'a, B>>),
-    /// The embeddings, with candle's graph.
-    Layers(Tensor, &'a Model),
 }
 
 impl<B: Kernels> Trainable<B> {
@@ -70,22 +55,12 @@ impl<B: Kernels> Trainable<B> {
     pub fn new(backend: &B, model: Model, activations: Activations) -> Result<(Self, DeviceParams<B>)> {
         backend.check_training()?;
         let (side, outline) = (model.config().input_size, Outline::of(&model));
+        let network = Network::training(model.graph(), model.params(), side, backend, activations)?;
         let parts = model.params().parts();
-        let (how, orders) = match Network::training(model.graph(), model.params(), side, backend, activations) {
-            Some(network) => {
-                // So that each parameter is freed once it is copied.
-                drop(model);
-                let orders = network.orders();
-                (How::Fused(Box::new(network)), orders)
-            }
-            None if !B::RUNS_LAYERS => bail!("{}", unsupported(&model, backend)),
-            None if activations == Activations::Recomputed => bail!(
-                "{:?} is trained layer by layer, which keeps all activations: no activation checkpointing",
-                model.config()
-            ),
-            None => (How::Layers(Box::new(model)), BTreeMap::new()),
-        };
-        Ok((Self { how, outline }, DeviceParams::new(backend, parts, orders)?))
+        // So that each parameter is freed once it is copied.
+        drop(model);
+        let params = DeviceParams::new(backend, parts, network.orders())?;
+        Ok((Self { network, outline }, params))
     }
 
     /// Returns the embeddings `(N, embedding_size)` of 8-bit images in training mode, which uses dropout and batch
@@ -93,79 +68,21 @@ impl<B: Kernels> Trainable<B> {
     ///
     /// # Errors
     /// When the images have another size, or a norm gets only one value per channel.
-    pub fn record(&self, params: &mut DeviceParams<B>, images: &Pixels) -> crate::Result<(B::Array, Recorded<'_, B>)> {
+    pub fn record(&self, params: &mut DeviceParams<B>, images: &Pixels) -> crate::Result<(B::Array, Recording<'_, B>)> {
         let Outline { config, preprocessing, .. } = &self.outline;
-        match &self.how {
-            How::Fused(network) => {
-                let images = device_pixels(params.backend(), images, config, preprocessing)?;
-                Ok(self.record_fused(network, params, images)?)
-            }
-            How::Layers(_) => Ok(self.record_tensor(params, &images.to_tensor(preprocessing, &Device::Cpu)?)?),
-        }
+        let (images, n) = device_pixels(params.backend(), images, config, preprocessing)?;
+        Ok(self.network.record(params, (&images, n), self.outline.dropout())?)
     }
 
     /// Like [`Self::record`], from preprocessed images `(N, 3, S, S)`.
-    fn record_tensor(&self, params: &mut DeviceParams<B>, images: &Tensor) -> Result<(B::Array, Recorded<'_, B>)> {
-        match &self.how {
-            How::Fused(network) => {
-                let images = device_images(params.backend(), images, self.outline.config.input_size)?;
-                self.record_fused(network, params, images)
-            }
-            How::Layers(model) => {
-                model.params().load(&params.state()?)?;
-                let embeddings = model.forward_t(images, true)?;
-                params.load_buffers(model.params())?;
-                let values = params.backend().upload(embeddings.flatten_all()?.to_vec1()?)?;
-                Ok((values, Recorded::Layers(embeddings, model)))
-            }
-        }
+    fn record_tensor(&self, params: &mut DeviceParams<B>, images: &Tensor) -> Result<(B::Array, Recording<'_, B>)> {
+        let (images, n) = device_images(params.backend(), images, self.outline.config.input_size)?;
+        self.network.record(params, (&images, n), self.outline.dropout())
     }
 
-    fn record_fused<'a>(
-        &'a self,
-        network: &'a Network<B>,
-        params: &mut DeviceParams<B>,
-        (images, n): (B::Images, usize),
-    ) -> Result<(B::Array, Recorded<'a, B>)> {
-        let (embeddings, recording) = network.record(params, (&images, n), self.outline.dropout())?;
-        Ok((embeddings, Recorded::Fused(Box::new(recording))))
-    }
-
-    /// Approximate peak size, in bytes, of the activations of `n` images and their gradients; none for a network that
-    /// runs layer by layer, and on a GPU.
-    pub fn activation_bytes(&self, n: usize) -> Option<usize> {
-        match &self.how {
-            How::Fused(network) if B::IS_SYNCHRONOUS => Some(network.activation_bytes(n)),
-            How::Fused(_) | How::Layers(_) => None,
-        }
-    }
-}
-
-impl<B: Kernels> Recorded<'_, B> {
-    /// Writes the gradients of the trained parameters from that of the embeddings.
-    ///
-    /// # Errors
-    /// When the gradient has another size, or a parameter receives none.
-    pub fn backward(self, params: &mut DeviceParams<B>, gradient: &B::Array) -> Result<()> {
-        let (embeddings, model) = match self {
-            Self::Fused(recording) => return recording.backward(params, gradient),
-            Self::Layers(embeddings, model) => (embeddings, model),
-        };
-        let gradient = params.backend().read(gradient)?.into_owned();
-        let gradient = Tensor::from_vec(gradient, embeddings.shape(), &Device::Cpu)?;
-        let found = (embeddings * gradient)?.sum_all()?.backward()?;
-        // A silently skipped parameter would never train.
-        let missing = model.params().trainable().filter(|(_, var)| found.get(var).is_none());
-        let missing: Vec<&str> = missing.map(|(name, _)| name).collect();
-        if !missing.is_empty() {
-            let shown = missing[..missing.len().min(20)].join(", ");
-            bail!("{} trainable parameters received no gradient: {shown}", missing.len());
-        }
-        let vars: BTreeMap<_, _> = model.params().trainable().collect();
-        params.set_grads(|name| match vars.get(name).and_then(|var| found.get(var)) {
-            Some(gradient) => Ok(gradient.clone()),
-            None => bail!("{name} is not trained"),
-        })
+    /// Approximate peak size, in bytes, of the activations of `n` images and their gradients.
+    pub fn activation_bytes(&self, n: usize) -> usize {
+        self.network.activation_bytes(n)
     }
 }
 
@@ -179,7 +96,7 @@ pub struct Training {
 /// A recorded forward pass, for its backward pass.
 #[derive(Debug)]
 pub struct RecordedPass<'a> {
-    recorded: Recorded<'a, Cpu>,
+    recorded: Recording<'a, Cpu>,
     params: &'a mut DeviceParams<Cpu>,
     size: usize,
 }
@@ -188,8 +105,7 @@ impl Model {
     /// Returns the network in training on the CPU. Parameters that are frozen now stay frozen.
     ///
     /// # Errors
-    /// When the parameters are not f32, or with [`Activations::Recomputed`] when the network runs layer by layer, which
-    /// keeps all activations.
+    /// When the parameters are not f32 on the CPU.
     pub fn into_training(self, activations: Activations) -> Result<Training> {
         let (network, params) = Trainable::new(&Cpu, self, activations)?;
         Ok(Training { network, params })
@@ -226,9 +142,8 @@ impl Training {
         self.network.outline.model(self.params.state()?)
     }
 
-    /// Returns the approximate peak memory, in bytes, of activations and their gradients for a batch of `n` images;
-    /// none for a network that runs layer by layer.
-    pub fn activation_bytes(&self, n: usize) -> Option<usize> {
+    /// Returns the approximate peak memory, in bytes, of activations and their gradients for a batch of `n` images.
+    pub fn activation_bytes(&self, n: usize) -> usize {
         self.network.activation_bytes(n)
     }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
-use super::params::{Params, Parts, misfit, problem};
+use super::params::{Parts, misfit, problem};
 use crate::ops::backend::{Backend, Grads, NormParams, Order, Part, Place, Update};
 use crate::ops::slice;
 
@@ -233,21 +233,6 @@ impl<B: Backend> DeviceParams<B> {
         Ok(zeros.map(|(name, _)| name.clone()).collect())
     }
 
-    /// Loads the buffers from the parameters and buffers of a model on the CPU.
-    pub fn load_buffers(&mut self, model: &Params) -> Result<()> {
-        let mut all = self.backend.read(&self.fixed.wide)?.into_owned();
-        for (name, Named { place, .. }) in
-            self.of_group(Group::Fixed).filter(|(_, n)| n.place.range.start >= self.buffers.start)
-        {
-            let Some(tensor) = model.get(name) else { bail!("no buffer {name}") };
-            all[place.range.clone()].copy_from_slice(&tensor.flatten_all()?.to_vec1::<f32>()?);
-        }
-        for (name, num) in &mut self.counters {
-            *num = model.get(name).map_or(Ok(*num), |tensor| tensor.to_scalar())?;
-        }
-        self.backend.write(&mut self.fixed.wide, &all)
-    }
-
     /// Returns the buffers as they are, for [`Self::restore_buffers`].
     pub fn buffers(&self) -> Result<Buffers> {
         let values = self.backend.read(&self.fixed.wide)?[self.buffers.clone()].to_vec();
@@ -334,11 +319,5 @@ impl<B: Backend> DeviceParams<B> {
         let (weight, bias) = (self.grad(bn, "weight")?, self.grad(bn, "bias")?);
         let slope = prelu.map(|prelu| self.grad(prelu, "weight")).transpose()?.flatten();
         Ok(Grads { array: &mut self.grads, weight, bias, slope })
-    }
-
-    /// Replaces the gradients of all trained parameters by those that `get` returns for each name.
-    pub fn set_grads(&mut self, get: impl FnMut(&str) -> Result<Tensor>) -> Result<()> {
-        let grads = self.laid_out(Group::Trained, get)?;
-        self.backend.write(&mut self.grads, &grads)
     }
 }

@@ -8,7 +8,7 @@ use super::batch_norm::Stats;
 use super::conv::Prologue;
 use super::lanes::{load, prelu, store};
 use super::rows::block_len;
-use super::simd::dispatched;
+use super::simd::{dispatched, for_lanes};
 use crate::parallel::{self, Each};
 
 /// Constants are repeated to at least this many elements, so that inner loops are long with few channels too.
@@ -43,14 +43,14 @@ impl<'a> Seen<'a> {
 }
 
 /// Constants repeated to [`period`] elements.
-struct Repeated {
+pub(super) struct Repeated {
     scale: Vec<f32>,
     shift: Vec<f32>,
     slope: Vec<f32>,
 }
 
 impl Repeated {
-    fn new(constants: Option<&Constants>, channels: usize) -> Self {
+    pub(super) fn new(constants: Option<&Constants>, channels: usize) -> Self {
         let ones = || vec![1.0; period(channels)];
         match constants {
             None => Self { scale: ones(), shift: vec![0.0; period(channels)], slope: ones() },
@@ -60,6 +60,11 @@ impl Repeated {
                 slope: c.slope.as_ref().map_or_else(ones, |slope| repeat(slope)),
             },
         }
+    }
+
+    /// Number of elements of each constant.
+    pub(super) fn period(&self) -> usize {
+        self.scale.len()
     }
 }
 
@@ -89,23 +94,8 @@ pub(crate) fn add(a: Seen, b: Seen, channels: usize, y: &mut [f32]) {
     y.par_chunks_mut(len).zip(sides).each(&|(y, (a, b))| add_block(a, &of_a, b, &of_b, y));
 }
 
-/// Runs `$vector` at the start of each full vector of a row of `$len` elements, and `$scalar` for each element left
-/// over.
-macro_rules! for_lanes {
-    ($len:expr, $S:ident, |$at:ident| $vector:block, |$i:ident| $scalar:block) => {
-        let mut $at = 0;
-        while $at + $S::F32_LANES <= $len {
-            $vector
-            $at += $S::F32_LANES;
-        }
-        for $i in $at..$len {
-            $scalar
-        }
-    };
-}
-
 /// Returns `z = scale * x + shift` above zero, `slope * z` elsewhere.
-fn see(x: f32, constants: &Repeated, i: usize) -> f32 {
+pub(super) fn see(x: f32, constants: &Repeated, i: usize) -> f32 {
     let z = x * constants.scale[i] + constants.shift[i];
     if z > 0.0 { z } else { z * constants.slope[i] }
 }
@@ -115,7 +105,7 @@ fn see(x: f32, constants: &Repeated, i: usize) -> f32 {
 /// # Safety
 /// The vector lies within the constants.
 #[inline(always)]
-unsafe fn see_lanes<S: pulp::Simd>(simd: S, x: S::f32s, constants: &Repeated, at: usize) -> S::f32s {
+pub(super) unsafe fn see_lanes<S: pulp::Simd>(simd: S, x: S::f32s, constants: &Repeated, at: usize) -> S::f32s {
     // SAFETY: by the contract.
     unsafe {
         let (scale, shift) = (load::<S>(&constants.scale, at), load::<S>(&constants.shift, at));

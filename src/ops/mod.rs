@@ -17,6 +17,7 @@ pub(crate) mod backend;
 pub(crate) mod channels;
 pub(crate) mod cpu;
 pub(crate) mod linear;
+pub(crate) mod pixels;
 pub(crate) mod slice;
 pub(crate) mod update;
 

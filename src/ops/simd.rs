@@ -84,3 +84,19 @@ macro_rules! dispatched {
     };
 }
 pub(super) use dispatched;
+
+/// Runs `$vector` at the start of each full vector of a row of `$len` elements, and `$scalar` for each element left
+/// over.
+macro_rules! for_lanes {
+    ($len:expr, $S:ident, |$at:ident| $vector:block, |$i:ident| $scalar:block) => {
+        let mut $at = 0;
+        while $at + $S::F32_LANES <= $len {
+            $vector
+            $at += $S::F32_LANES;
+        }
+        for $i in $at..$len {
+            $scalar
+        }
+    };
+}
+pub(super) use for_lanes;

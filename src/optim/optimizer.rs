@@ -224,7 +224,7 @@ mod tests {
     /// Makes an update with the gradient that the fixtures have in `step`; returns the gradient's norm.
     fn update(params: &mut DeviceParams<Cpu>, optimizer: &mut Optimizer, step: usize, lr: f64) -> Result<f64> {
         let gradient = fill(&format!("g{step}"), &[10], -1.0, 1.0)?.to_dtype(candle_core::DType::F32)?;
-        params.set_grads(|_| Ok(gradient.clone()))?;
+        *params.grads_mut() = gradient.to_vec1()?;
         let mut guard = Cpu.guard()?;
         params.measure(&mut guard, optimizer.config.clip_norm, &[])?;
         optimizer.update(params, lr, &guard, true)?;

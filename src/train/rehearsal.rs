@@ -113,13 +113,13 @@ impl Experiment {
         Ok(Checkpoint { name: "stand-in".to_owned(), backbone, header: None })
     }
 
-    fn rehearsed<'a>(
+    fn rehearsed(
         &self,
         arm: Arm,
-        teacher: &'a Checkpoint,
+        teacher: &Checkpoint,
         stand_in: &Checkpoint,
         on: &mut dyn FnMut(Event),
-    ) -> Result<Trainer<'a>> {
+    ) -> Result<Trainer> {
         let start = self.origin(arm).map(|origin| {
             let weights = match origin {
                 Origin::Given => self.start.as_ref().unwrap_or(stand_in),

@@ -93,15 +93,15 @@ impl Experiment {
         }
     }
 
-    pub(super) fn trainer<'a>(
+    pub(super) fn trainer(
         &self,
         arm: Arm,
-        teacher: Option<&'a Model>,
+        teacher: Option<&Model>,
         start: Option<(Origin, &Checkpoint)>,
         state: Option<&TrainState>,
         centres: &mut BTreeMap<Origin, Tensor>,
         on: &mut dyn FnMut(Event),
-    ) -> Result<Trainer<'a>> {
+    ) -> Result<Trainer> {
         let config = &self.config;
         let seed = config.train.seed;
         let mut student = Model::new(&config.model, &Device::Cpu, seed)?.on(&self.machine);

@@ -32,8 +32,8 @@ const EMA: &str = "ema";
 const PROJECTION: &str = "projection";
 
 /// Trains a student and its head, optionally with a teacher to distil from.
-pub struct Trainer<'a> {
-    engine: Box<dyn Engine + 'a>,
+pub struct Trainer {
+    engine: Box<dyn Engine>,
     outline: Outline,
     trains_head: bool,
 }
@@ -55,7 +55,7 @@ trait Engine: Send {
     fn load_state(&mut self, state: &State) -> Result<()>;
 }
 
-impl<'a> Trainer<'a> {
+impl Trainer {
     /// Returns a trainer on the student's machine, where the teacher must be too. The teacher is used if the
     /// distillation loss has a weight. If its embeddings have a different length from the student's, a projection to
     /// that length is trained with the student.
@@ -63,7 +63,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// When memory for the optimisers cannot be allocated, the teacher is missing or has a different input size, or the
     /// machine does not support a network or a setting of `config`.
-    pub fn new(student: Model, head: MarginHead, teacher: Option<&'a Model>, config: &StepConfig) -> Result<Self> {
+    pub fn new(student: Model, head: MarginHead, teacher: Option<&Model>, config: &StepConfig) -> Result<Self> {
         let wrong = |what: String| Err(Error::Training(what));
         let distill = &config.distill;
         let teacher = match (teacher, distill.lambda > 0.0) {
@@ -185,20 +185,20 @@ struct New<'a> {
     config: StepConfig,
 }
 
-impl<'a> Work for New<'a> {
-    type Output = Result<Box<dyn Engine + 'a>>;
+impl Work for New<'_> {
+    type Output = Result<Box<dyn Engine>>;
 
     fn on<B: Kernels>(self, backend: &B) -> Self::Output {
         Ok(Box::new(TrainerOn::new(backend, self)?))
     }
 }
 
-struct TrainerOn<'a, B: Kernels> {
+struct TrainerOn<B: Kernels> {
     backend: B,
     config: StepConfig,
     margin: MarginConfig,
     network: Trainable<B>,
-    teacher: Option<Embedder<'a, B>>,
+    teacher: Option<Embedder<B>>,
     student: Component<B>,
     head: Component<B>,
     /// Map to the length of the teacher's embeddings, if it differs from the student's.
@@ -227,8 +227,8 @@ struct Part<B: Kernels> {
     distance: Option<B::Scalar>,
 }
 
-impl<'a, B: Kernels> TrainerOn<'a, B> {
-    fn new(backend: &B, New { student, head, teacher, config }: New<'a>) -> Result<Self> {
+impl<B: Kernels> TrainerOn<B> {
+    fn new(backend: &B, New { student, head, teacher, config }: New) -> Result<Self> {
         let component = |name, params| Component::new(name, params, &config.optim, config.accumulate);
         let from = student.config().embedding_size;
         let to = teacher.map(|teacher| teacher.config().embedding_size).filter(|to| *to != from);
@@ -368,7 +368,7 @@ impl<B: Kernels> Part<B> {
     }
 }
 
-impl<B: Kernels> Engine for TrainerOn<'_, B> {
+impl<B: Kernels> Engine for TrainerOn<B> {
     fn step(&mut self, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
         B::enter(|| self.step_inside(batch, step, lr))
     }
@@ -409,7 +409,7 @@ impl<B: Kernels> Engine for TrainerOn<'_, B> {
     }
 
     fn activation_bytes(&self, n: usize) -> Option<usize> {
-        self.network.activation_bytes(n)
+        B::IS_SYNCHRONOUS.then(|| self.network.activation_bytes(n))
     }
 
     fn num_elements(&self) -> [usize; 3] {

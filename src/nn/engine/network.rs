@@ -12,7 +12,9 @@ use crate::nn::device_params::DeviceParams;
 use crate::nn::dropout::Dropout;
 use crate::nn::graph::Graph;
 use crate::nn::params::{Params, Parts};
-use crate::ops::backend::{ConvShape, FullGrad, Kernels, Order, Part, Source, Statistics, Weight};
+use crate::ops::backend::{
+    BufferId, ConvShape, FullGrad, Kernels, Order, Part, Scale, Source, Statistics, Sums, Weight,
+};
 use crate::ops::batch_norm::{EPS, Stats};
 use crate::ops::channels::{Constants, Normalised};
 use crate::ops::slice::Values;
@@ -25,6 +27,8 @@ pub(crate) struct Network<B: Kernels> {
     tape: Tape,
     /// Shapes `(1, h, w, c)` of the values of one image.
     shapes: Vec<[usize; 4]>,
+    /// Channels of the values without those that the device adds.
+    channels: Vec<usize>,
     /// Sizes by the step; the number of images does not matter.
     convs: BTreeMap<usize, ConvShape>,
     pool: B::Pool,
@@ -100,38 +104,53 @@ impl<'a, B: Kernels> Weights<'a, B> {
 }
 
 impl<B: Kernels> Network<B> {
-    /// Returns a network for training; none if the device has no kernels for it, or a trained parameter would get no
-    /// gradient. Parameters that are frozen now stay frozen.
+    /// Returns a network for training. Parameters that are frozen now stay frozen.
+    ///
+    /// # Errors
+    /// When the device has no kernels for it, or a trained parameter would get no gradient.
     pub fn training(
         graph: &Graph,
         params: &Params,
         side: usize,
         backend: &B,
         activations: Activations,
-    ) -> Option<Self> {
-        let Lowered { program, shapes, convs } = Lowered::of(graph, params, [1, side], backend)?;
+    ) -> Result<Self> {
+        let Lowered { program, shapes, channels, convs } = Lowered::of(graph, params, [1, side], backend)?;
         // A parameter without a gradient would never train.
         let used = program.param_names();
-        if !params.trainable().all(|(name, _)| used.contains(name)) {
-            return None;
+        let unused: Vec<&str> = params.trainable().map(|(name, _)| name).filter(|name| !used.contains(*name)).collect();
+        if !unused.is_empty() {
+            bail!("{} trainable parameters take no part in the network: {}", unused.len(), unused.join(", "));
         }
         let is_trained = |name: &str| params.is_trained(name);
         let schedule = Schedule::new(&program, &shapes, is_trained, activations);
         let tape = Tape::new(&program, &shapes, &schedule, is_trained)?;
-        Some(Self { backend: backend.clone(), program, tape, shapes, convs, pool: B::Pool::default() })
+        Ok(Self { backend: backend.clone(), program, tape, shapes, channels, convs, pool: B::Pool::default() })
     }
 
     /// Layouts of the weights on the device.
     pub fn orders(&self) -> BTreeMap<String, Order> {
         let order = |(i, step): (usize, &Step)| match step {
             Step::Conv { path, .. } => Some((format!("{path}.weight"), self.backend.filter_order(&self.convs[&i]))),
-            Step::Linear { x, path, .. } => {
-                let [_, h, w, c] = self.shapes[self.program.views[*x].value];
-                Some((format!("{path}.weight"), self.backend.linear_order(c, h * w)))
-            }
-            Step::Add { .. } | Step::Write { .. } => None,
+            Step::Linear { x, path, .. } => Some((format!("{path}.weight"), self.linear_order(*x))),
+            _ => None,
         };
-        self.program.steps.iter().enumerate().filter_map(order).collect()
+        let mut orders: BTreeMap<String, Order> = self.program.steps.iter().enumerate().filter_map(order).collect();
+        for View { value, norm } in &self.program.views {
+            let (c, padded) = (self.channels[*value], self.shapes[*value][3]);
+            let Some(norm) = norm.as_ref().filter(|_| c < padded) else { continue };
+            let statistics = ["running_mean", "running_var"].map(|name| format!("{}.{name}", norm.bn));
+            let names = norm.param_names().into_iter().chain(statistics);
+            orders.extend(names.map(|name| (name, Order::padded(c, padded))));
+        }
+        orders
+    }
+
+    /// Layout of the weight of a fully connected step that reads a view.
+    fn linear_order(&self, x: ViewId) -> Order {
+        let value = self.program.views[x].value;
+        let [_, h, w, _] = self.shapes[value];
+        self.backend.linear_order(self.channels[value], h * w)
     }
 
     /// Returns the number of bytes that the activations of `n` images and their gradients take, in f32.
@@ -200,6 +219,19 @@ impl<B: Kernels> Network<B> {
             }
             Step::Add { a, b } => backend.sum(memory, source(*a, 0), source(*b, 1), self.shape(*a, n)[3], *y),
             Step::Write { x } => backend.apply(memory, source(*x, 0), self.shape(*x, n)[3], *y),
+            Step::Mean { x } => {
+                let shape = self.shape(*x, n);
+                let of = Sums { x: source(*x, 0), with: None, factor: 1.0 / num_pixels(shape) };
+                backend.sums(memory, of, shape, *y)
+            }
+            Step::Scale { x, plus, .. } => {
+                let plus = plus.map(|plus| source(plus, 2));
+                let of = Scale { x: Some(source(*x, 0)), by: inputs[1], factor: 1.0, plus };
+                backend.scale(memory, of, self.shape(*x, n), *y)
+            }
+            Step::Activate { x, activation } => {
+                backend.activate(memory, source(*x, 0), *activation, self.shape(*x, n)[3], *y)
+            }
             Step::Linear { x, path, has_bias, .. } => {
                 let Some(flat) = *flat else { bail!("linear: no buffer for the input of {path}") };
                 let (shape, outputs) = (self.shape(*x, n), self.shapes[*i + 1][3]);
@@ -219,30 +251,46 @@ impl<B: Kernels> Network<B> {
     }
 }
 
+/// Number of pixels of an image of this shape.
+fn num_pixels([_, h, w, _]: [usize; 4]) -> f32 {
+    (h * w) as f32
+}
+
 /// A program with its sizes on a device.
 #[derive(Debug)]
 pub(crate) struct Lowered {
     program: Program,
-    /// Shapes of the values.
+    /// Shapes of the values on the device.
     shapes: Vec<[usize; 4]>,
+    /// Channels of the values without those that the device adds.
+    channels: Vec<usize>,
     /// Sizes of the convolutions, by step.
     convs: BTreeMap<usize, ConvShape>,
 }
 
 impl Lowered {
-    /// Returns the program of a network for `n` images of `side` pixels, `[n, side]`; none if the device has no kernels
-    /// for it.
-    pub fn of(graph: &Graph, params: &Params, [n, side]: [usize; 2], backend: &impl Kernels) -> Option<Self> {
-        let program = Program::of(graph).filter(|_| params.is_single_on_cpu())?;
-        let weights = params.shapes();
-        let mut shapes = program.shapes(&weights, [n.max(1), side, side, 3])?;
-        let convs = program.convs(&weights, &shapes)?;
-        if !program.runs_on(backend, &convs, &shapes) {
-            return None;
+    /// Returns the program of a network for `n` images of `side` pixels, `[n, side]`.
+    ///
+    /// # Errors
+    /// When the engine or the device has no kernels for it: the first thing that it lacks.
+    pub fn of(graph: &Graph, params: &Params, [n, side]: [usize; 2], backend: &impl Kernels) -> Result<Self> {
+        if !params.is_single_on_cpu() {
+            bail!("the engine computes in f32 from parameters on the CPU: ModuleT::forward_t runs other networks");
         }
-        shapes[0][3] = backend.image_channels();
-        let convs = program.convs(&weights, &shapes)?;
-        Some(Self { program, shapes, convs })
+        let (program, weights) = (Program::of(graph)?, params.shapes());
+        let misfit = || candle_core::Error::msg("the sizes of the layers do not match");
+        let mut shapes = program.shapes(&weights, [n.max(1), side, side, 3]).ok_or_else(misfit)?;
+        let channels: Vec<usize> = shapes.iter().map(|shape| shape[3]).collect();
+        for (value, shape) in shapes.iter_mut().enumerate() {
+            let [.., c] = shape;
+            match program.is_wide(value) {
+                true => backend.check_embedding_size(*c)?,
+                false => *c = backend.channels(*c),
+            }
+        }
+        let convs = program.convs(&weights, &shapes).ok_or_else(misfit)?;
+        convs.values().try_for_each(|conv| backend.check_conv(conv))?;
+        Ok(Self { program, shapes, channels, convs })
     }
 }
 
@@ -253,7 +301,7 @@ impl<B: Kernels> Inference<B> {
     /// # Errors
     /// When a parameter is missing, or the device runs out of memory.
     pub fn new(lowered: Lowered, parts: Parts, backend: &B) -> Result<Self> {
-        let Lowered { program, mut shapes, convs } = lowered;
+        let Lowered { program, mut shapes, channels, convs } = lowered;
         let folding = if B::FOLDS { Folding::of(&program) } else { Folding::none(&program) };
         let mut tensors = Tensors(parts.all());
         let mut constants = Vec::new();
@@ -266,8 +314,9 @@ impl<B: Kernels> Inference<B> {
         // Fully connected layers are copied, so they come first, before packed filters take memory.
         for (i, step) in program.steps.iter().enumerate() {
             let Step::Linear { x, path, has_bias, .. } = step else { continue };
-            let [_, h, w, c] = shapes[program.views[*x].value];
-            let order = backend.linear_order(c, h * w);
+            let value = program.views[*x].value;
+            let [_, h, w, _] = shapes[value];
+            let order = backend.linear_order(channels[value], h * w);
             let Whole(wide, len) = Whole::upload(backend, tensors.laid_out(path, "weight", &order)?)?;
             let weight = Whole(backend.short(&wide)?.unwrap_or(wide), len);
             let bias = has_bias.then(|| tensors.laid_out(path, "bias", &Order::Same)).transpose()?;
@@ -282,9 +331,12 @@ impl<B: Kernels> Inference<B> {
         }
         let is_seen = |view: &ViewId| !folding.norms[program.views[*view].value];
         let norm = |view: ViewId| constants[view].as_ref().filter(|_| is_seen(&view));
-        let norms = (0..program.views.len()).map(|view| norm(view).map(|c| backend.constant_norm(c)).transpose());
+        let memory_channels = |view: ViewId| shapes[program.views[view].value][3];
+        let prepared = |view| norm(view).map(|norm| backend.constant_norm(norm, memory_channels(view))).transpose();
+        let norms = (0..program.views.len()).map(prepared);
         let norms = norms.collect::<Result<_>>()?;
-        let network = Network { backend: backend.clone(), program, tape, shapes, convs, pool: B::Pool::default() };
+        let network =
+            Network { backend: backend.clone(), program, tape, shapes, channels, convs, pool: B::Pool::default() };
         Ok(Self { network, norms, filters, full })
     }
 
@@ -352,7 +404,8 @@ impl<B: Kernels> Recording<'_, B> {
     /// Draws the factors of dropout of a fully connected step.
     fn draw_mask(&mut self, Forward { i, .. }: &Forward, dropout: Option<&Dropout>) -> Result<()> {
         let Step::Linear { x, drops: true, .. } = &self.network.program.steps[*i] else { return Ok(()) };
-        let shape = self.network.shape(*x, self.n);
+        let mut shape = self.network.shape(*x, self.n);
+        shape[3] = self.network.channels[self.network.program.views[*x].value];
         if let Some(factors) = dropout.and_then(|dropout| dropout.mask(shape.iter().product())) {
             self.masks.insert(*i, self.network.backend.mask(factors, shape)?);
         }
@@ -419,11 +472,43 @@ impl<B: Kernels> Recording<'_, B> {
                 let task = FullGrad { flat: *flat, gy: *gy, gx: *gx, shape, outputs, mask };
                 backend.full_backward(&mut self.memory, task, weight, grads)
             }
+            Task::Spread { .. } | Task::Scale { .. } | Task::Factors { .. } | Task::Activate { .. } => {
+                self.pointwise(task)
+            }
             Task::Sum { view, a, b, y } => {
                 let source = |buffer: &usize| Source { buffer: *buffer, norm: None };
                 let c = self.network.shape(*view, self.n)[3];
                 backend.sum(&mut self.memory, source(a), source(b), c, *y)
             }
+        }
+    }
+    /// Backward passes of means, products and activations.
+    fn pointwise(&mut self, task: &Task) -> Result<()> {
+        let Network { backend, program, .. } = self.network;
+        let raw = |buffer: BufferId| Source { buffer, norm: None };
+        match *task {
+            Task::Spread { i, gy, other, gx } => {
+                let Step::Mean { x } = program.steps[i] else { bail!("step {i} is no mean") };
+                let shape = self.network.shape(x, self.n);
+                let of = Scale { x: None, by: gy, factor: 1.0 / num_pixels(shape), plus: other.map(raw) };
+                backend.scale(&mut self.memory, of, shape, gx)
+            }
+            Task::Scale { i, by, gy, other, gx } => {
+                let Step::Scale { x, .. } = program.steps[i] else { bail!("step {i} is no product") };
+                let of = Scale { x: Some(raw(gy)), by, factor: 1.0, plus: other.map(raw) };
+                backend.scale(&mut self.memory, of, self.network.shape(x, self.n), gx)
+            }
+            Task::Factors { i, x: buffer, gy, gs } => {
+                let Step::Scale { x, .. } = program.steps[i] else { bail!("step {i} is no product") };
+                let source = Source { buffer, norm: self.norms[x].as_ref() };
+                let of = Sums { x: source, with: Some(gy), factor: 1.0 };
+                backend.sums(&mut self.memory, of, self.network.shape(x, self.n), gs)
+            }
+            Task::Activate { i, y, gy, gx } => {
+                let Step::Activate { activation, .. } = program.steps[i] else { bail!("step {i} is no activation") };
+                backend.activate_backward(&mut self.memory, y, gy, activation, gx)
+            }
+            _ => bail!("{task:?} is no pass over pixels"),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! A network as steps over activations and views of them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
+
+use candle_core::{Result, bail};
 
 use crate::nn::graph::{Graph, Node, NodeId, Op};
-use crate::ops::backend::{ConvShape, Kernels};
+use crate::ops::backend::{Activation, ConvShape};
 use crate::ops::conv::{ConvConfig, output_shape};
 
 /// Index of a [`View`].
@@ -29,6 +31,12 @@ pub(super) enum Step {
     /// Fully connected layer with parameters `weight` and optionally `bias`; the input is flattened in the order
     /// channels, rows, columns. With `drops`, dropout acts on it in training.
     Linear { x: ViewId, path: String, has_bias: bool, drops: bool },
+    /// Mean over the pixels of each channel.
+    Mean { x: ViewId },
+    /// Product with one raw factor per image and channel, plus another view if there is one.
+    Scale { x: ViewId, by: ViewId, plus: Option<ViewId> },
+    /// An activation without parameters.
+    Activate { x: ViewId, activation: Activation },
 }
 
 impl Step {
@@ -36,7 +44,9 @@ impl Step {
     pub fn inputs(&self) -> Vec<ViewId> {
         match self {
             Self::Conv { x, .. } | Self::Write { x } | Self::Linear { x, .. } => vec![*x],
+            Self::Mean { x } | Self::Activate { x, .. } => vec![*x],
             Self::Add { a, b } => vec![*a, *b],
+            Self::Scale { x, by, plus } => [*x, *by].into_iter().chain(*plus).collect(),
         }
     }
 
@@ -46,7 +56,7 @@ impl Step {
             Self::Conv { path, .. } => vec![format!("{path}.weight")],
             Self::Linear { path, has_bias: true, .. } => vec![format!("{path}.weight"), format!("{path}.bias")],
             Self::Linear { path, .. } => vec![format!("{path}.weight")],
-            Self::Add { .. } | Self::Write { .. } => Vec::new(),
+            _ => Vec::new(),
         }
     }
 }
@@ -76,68 +86,23 @@ impl Norm {
 }
 
 impl Program {
-    /// Returns the steps of a network; `None` if it has an operation that the engine does not support.
-    pub fn of(graph: &Graph) -> Option<Self> {
-        let mut uses: HashMap<NodeId, usize> = HashMap::new();
-        for node in graph.nodes() {
-            node.inputs.iter().for_each(|input| *uses.entry(*input).or_default() += 1);
+    /// Returns the steps of a network.
+    ///
+    /// # Errors
+    /// When the engine does not support an operation where it stands: a norm of the images, PReLU without a norm before
+    /// it, dropout that no fully connected layer follows.
+    pub fn of(graph: &Graph) -> Result<Self> {
+        let mut writer = Writer { graph, program: Self::default(), shown: Vec::new() };
+        for (id, node) in graph.nodes().iter().enumerate() {
+            let view = writer.node(id, node)?;
+            writer.shown.push(view);
         }
-        let mut program = Self::default();
-        // View of each node's result.
-        let mut shown: Vec<ViewId> = Vec::new();
-        for node in graph.nodes() {
-            let input = |i: usize| node.inputs.get(i).map(|node| shown[*node]);
-            let path = node.path.clone();
-            let view = match &node.op {
-                Op::Input => program.view(0, None),
-                Op::Conv2d(config) => {
-                    let (x, config) = (input(0)?, *config);
-                    program.push(Step::Conv { x, path, config })
-                }
-                Op::Linear { has_bias } => {
-                    let (x, has_bias) = (input(0)?, *has_bias);
-                    let drops = graph.nodes()[node.inputs[0]].op == Op::Dropout;
-                    program.push(Step::Linear { x, path, has_bias, drops })
-                }
-                Op::Add => program.push(Step::Add { a: input(0)?, b: input(1)? }),
-                Op::BatchNorm => {
-                    let mut x = input(0)?;
-                    if program.views[x].norm.is_some() {
-                        // A norm of a norm: the first is written out, and later nodes read the result.
-                        let written = program.push(Step::Write { x });
-                        shown[node.inputs[0]] = written;
-                        x = written;
-                    }
-                    let value = program.views[x].value;
-                    if value == 0 || program.norm_of(value).is_some() {
-                        return None;
-                    }
-                    program.view(value, Some(Norm { bn: path, prelu: None }))
-                }
-                Op::PRelu => {
-                    let x = input(0)?;
-                    let norm = program.views[x].norm.as_mut()?;
-                    if norm.prelu.is_some() || uses[&node.inputs[0]] > 1 {
-                        return None;
-                    }
-                    norm.prelu = Some(path);
-                    x
-                }
-                Op::Flatten => input(0)?,
-                Op::Dropout => {
-                    let is_linear = |reader: &&Node| matches!(reader.op, Op::Linear { .. });
-                    let mut readers = graph.nodes().iter().filter(|reader| reader.inputs.contains(&shown.len()));
-                    if !readers.all(|reader| is_linear(&reader)) {
-                        return None;
-                    }
-                    input(0)?
-                }
-                Op::Mul | Op::GlobalAveragePool | Op::Relu | Op::Sigmoid => return None,
-            };
-            shown.push(view);
+        let Writer { mut program, shown, .. } = writer;
+        match shown.last() {
+            Some(Shown::View(view)) => program.output = *view,
+            _ => bail!("the engine does not support a network without a last operation"),
         }
-        program.output = *shown.last()?;
-        Some(program)
+        Ok(program)
     }
 
     fn view(&mut self, value: usize, norm: Option<Norm>) -> ViewId {
@@ -179,6 +144,18 @@ impl Program {
                     }
                     [n, 1, 1, outputs]
                 }
+                Step::Mean { x } => {
+                    let [n, .., c] = of(*x);
+                    [n, 1, 1, c]
+                }
+                Step::Scale { x, by, plus } => {
+                    let [n, .., c] = of(*x);
+                    if of(*by) != [n, 1, 1, c] || plus.is_some_and(|plus| of(plus) != of(*x)) {
+                        return None;
+                    }
+                    of(*x)
+                }
+                Step::Activate { x, .. } => of(*x),
             });
         }
         Some(shapes)
@@ -197,16 +174,6 @@ impl Program {
             convs.insert(i, ConvShape { x: shapes[self.views[*x].value], w, config: *config });
         }
         Some(convs)
-    }
-
-    /// Whether a device has kernels for these convolutions and values.
-    pub fn runs_on(&self, backend: &impl Kernels, convs: &BTreeMap<usize, ConvShape>, shapes: &[[usize; 4]]) -> bool {
-        let is_raw = |i: &usize| match &self.steps[*i] {
-            Step::Conv { x, .. } => self.views[*x] == View { value: 0, norm: None },
-            _ => false,
-        };
-        let has_channels = shapes[1..].iter().all(|[.., c]| backend.supports_channels(*c));
-        has_channels && convs.iter().all(|(i, conv)| backend.supports_conv(conv, is_raw(i)))
     }
 
     /// Whether a value follows a fully connected step.
@@ -230,6 +197,124 @@ impl Program {
         let mut uses = vec![0; self.views.len()];
         self.steps.iter().flat_map(Step::inputs).chain([self.output]).for_each(|view| uses[view] += 1);
         uses
+    }
+}
+
+/// What later nodes read of a node.
+#[derive(Clone, Copy)]
+enum Shown {
+    View(ViewId),
+    /// A product of two views, which the only sum that reads it computes.
+    Product {
+        x: ViewId,
+        by: ViewId,
+    },
+}
+
+/// A program in the making.
+struct Writer<'a> {
+    graph: &'a Graph,
+    program: Program,
+    /// By node.
+    shown: Vec<Shown>,
+}
+
+impl Writer<'_> {
+    fn readers(&self, node: NodeId) -> impl Iterator<Item = &Node> {
+        self.graph.nodes().iter().filter(move |reader| reader.inputs.contains(&node))
+    }
+
+    /// The view of an input of a node; a product is computed on its own.
+    fn input(&mut self, node: &Node, i: usize) -> Result<ViewId> {
+        let Some(input) = node.inputs.get(i) else { bail!("{:?} without input {i}", node.op) };
+        Ok(match self.shown[*input] {
+            Shown::View(view) => view,
+            Shown::Product { x, by } => self.program.push(Step::Scale { x, by, plus: None }),
+        })
+    }
+
+    /// The view of a raw value.
+    fn raw(&mut self, view: ViewId) -> ViewId {
+        if self.program.views[view].norm.is_none() { view } else { self.program.push(Step::Write { x: view }) }
+    }
+
+    fn node(&mut self, id: NodeId, node: &Node) -> Result<Shown> {
+        let path = node.path.clone();
+        let view = match &node.op {
+            Op::Input => self.program.view(0, None),
+            Op::Conv2d(config) => {
+                let (x, config) = (self.input(node, 0)?, *config);
+                self.program.push(Step::Conv { x, path, config })
+            }
+            Op::Linear { has_bias } => {
+                let (x, has_bias) = (self.input(node, 0)?, *has_bias);
+                let drops = self.graph.nodes()[node.inputs[0]].op == Op::Dropout;
+                self.program.push(Step::Linear { x, path, has_bias, drops })
+            }
+            Op::Add => return self.sum(node),
+            Op::BatchNorm => self.batch_norm(node)?,
+            Op::PRelu => {
+                let (x, num_readers) = (self.input(node, 0)?, self.readers(node.inputs[0]).count());
+                match &mut self.program.views[x].norm {
+                    Some(Norm { prelu: prelu @ None, .. }) if num_readers == 1 => *prelu = Some(path),
+                    _ => {
+                        bail!("the engine does not support {path}: a PReLU must follow a norm that nothing else reads")
+                    }
+                }
+                x
+            }
+            Op::Flatten => self.input(node, 0)?,
+            Op::Dropout => {
+                if !self.readers(id).all(|reader| matches!(reader.op, Op::Linear { .. })) {
+                    bail!("the engine does not support dropout that no fully connected layer follows");
+                }
+                self.input(node, 0)?
+            }
+            Op::Mul => {
+                let (x, by) = (self.input(node, 0)?, self.input(node, 1)?);
+                let by = self.raw(by);
+                let readers: Vec<&Op> = self.readers(id).map(|reader| &reader.op).collect();
+                if readers == [&Op::Add] {
+                    return Ok(Shown::Product { x, by });
+                }
+                self.program.push(Step::Scale { x, by, plus: None })
+            }
+            Op::GlobalAveragePool => {
+                let x = self.input(node, 0)?;
+                self.program.push(Step::Mean { x })
+            }
+            Op::Relu | Op::Sigmoid => {
+                let activation = if node.op == Op::Relu { Activation::Relu } else { Activation::Sigmoid };
+                let x = self.input(node, 0)?;
+                self.program.push(Step::Activate { x, activation })
+            }
+        };
+        Ok(Shown::View(view))
+    }
+
+    fn sum(&mut self, node: &Node) -> Result<Shown> {
+        let [a, b] = node.inputs[..] else { bail!("a sum of {} inputs", node.inputs.len()) };
+        let step = match (self.shown[a], self.shown[b]) {
+            (Shown::Product { x, by }, Shown::View(plus)) | (Shown::View(plus), Shown::Product { x, by }) => {
+                Step::Scale { x, by, plus: Some(plus) }
+            }
+            _ => Step::Add { a: self.input(node, 0)?, b: self.input(node, 1)? },
+        };
+        Ok(Shown::View(self.program.push(step)))
+    }
+
+    fn batch_norm(&mut self, node: &Node) -> Result<ViewId> {
+        let mut x = self.input(node, 0)?;
+        if self.program.views[x].norm.is_some() {
+            // A norm of a norm: the first is written out, and later nodes read the result.
+            x = self.program.push(Step::Write { x });
+            self.shown[node.inputs[0]] = Shown::View(x);
+        }
+        let value = self.program.views[x].value;
+        if value == 0 || self.program.norm_of(value).is_some() {
+            bail!("the engine does not support {}: a norm of the images, or the second norm of a value", node.path);
+        }
+        Ok(self.program.view(value, Some(Norm { bn: node.path.clone(), prelu: None })))
     }
 }
 
@@ -259,9 +344,13 @@ mod tests {
     }
 
     #[test]
-    fn operations_that_the_engine_lacks_leave_no_program() {
-        let mut graph = Graph::new();
-        graph.push(Op::Sigmoid, "", &[Graph::INPUT]);
-        assert!(Program::of(&graph).is_none());
+    fn operations_that_the_engine_lacks_are_named() {
+        let error = |op: Op| {
+            let mut graph = Graph::new();
+            graph.push(op, "a", &[Graph::INPUT]);
+            Program::of(&graph).unwrap_err().to_string()
+        };
+        assert!(error(Op::PRelu).contains("does not support a: a PReLU must follow a norm"));
+        assert!(error(Op::BatchNorm).contains("does not support a: a norm of the images"));
     }
 }

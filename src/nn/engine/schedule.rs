@@ -66,16 +66,21 @@ fn needed(program: &Program, is_trained: &dyn Fn(&str) -> bool) -> (Vec<bool>, V
     (values, views)
 }
 
-/// Returns, for each value, whether the backward pass reads it: for the norm that follows, or for a convolution's
-/// filter.
+/// Returns, for each value, whether the backward pass reads it: for the norm that follows, for a convolution's filter, a
+/// product or an activation.
 fn used(program: &Program, views: &[bool], is_trained: &dyn Fn(&str) -> bool) -> Vec<bool> {
     let mut used = vec![false; program.steps.len() + 1];
     for (View { value, norm }, is_needed) in program.views.iter().zip(views) {
         used[*value] |= norm.is_some() && *is_needed;
     }
-    for step in &program.steps {
-        if let Step::Conv { x, .. } = step {
-            used[program.views[*x].value] |= step.param_names().iter().any(|name| is_trained(name));
+    for (i, step) in program.steps.iter().enumerate() {
+        match step {
+            Step::Conv { x, .. } => {
+                used[program.views[*x].value] |= step.param_names().iter().any(|name| is_trained(name));
+            }
+            Step::Scale { x, by, .. } => [x, by].into_iter().for_each(|view| used[program.views[*view].value] = true),
+            Step::Activate { .. } => used[i + 1] = true,
+            _ => {}
         }
     }
     used

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use candle_core::{Result, bail};
+
 use super::fold::Folding;
 use super::program::{Program, Step, ViewId};
 use super::schedule::Schedule;
@@ -37,6 +39,14 @@ pub(super) enum Task {
     /// Gradients of a fully connected step. With `gx`, the gradient of its input too, which overwrites the flattened
     /// input.
     Linear { i: usize, flat: BufferId, gy: BufferId, gx: Option<BufferId> },
+    /// Gradient of the input of a mean over pixels, plus `other`.
+    Spread { i: usize, gy: BufferId, other: Option<BufferId>, gx: BufferId },
+    /// Gradient of a product's first side, plus `other`.
+    Scale { i: usize, by: BufferId, gy: BufferId, other: Option<BufferId>, gx: BufferId },
+    /// Gradient of a product's factors.
+    Factors { i: usize, x: BufferId, gy: BufferId, gs: BufferId },
+    /// Gradient of an activation's input from its result.
+    Activate { i: usize, y: BufferId, gy: BufferId, gx: BufferId },
     /// The sum of two gradients of a view.
     Sum { view: ViewId, a: BufferId, b: BufferId, y: BufferId },
 }
@@ -59,6 +69,10 @@ impl Task {
             Self::Filter { x, gy, .. } => vec![*x, *gy],
             Self::Input { gy, other, .. } => [*gy].into_iter().chain(*other).collect(),
             Self::Linear { flat, gy, .. } => vec![*flat, *gy],
+            Self::Spread { gy, other, .. } => [*gy].into_iter().chain(*other).collect(),
+            Self::Scale { by, gy, other, .. } => [*by, *gy].into_iter().chain(*other).collect(),
+            Self::Factors { x, gy, .. } => vec![*x, *gy],
+            Self::Activate { y, gy, .. } => vec![*y, *gy],
             Self::Sum { a, b, .. } => vec![*a, *b],
         }
     }
@@ -68,7 +82,10 @@ impl Task {
             Self::Again(forward) => forward.written(),
             Self::Norm { grad, .. } => vec![grad.x],
             Self::Filter { .. } => vec![],
-            Self::Input { gx, .. } => vec![*gx],
+            Self::Input { gx, .. } | Self::Spread { gx, .. } | Self::Scale { gx, .. } | Self::Activate { gx, .. } => {
+                vec![*gx]
+            }
+            Self::Factors { gs, .. } => vec![*gs],
             Self::Linear { flat, gx, .. } => [*flat].into_iter().chain(*gx).collect(),
             Self::Sum { y, .. } => vec![*y],
         }
@@ -92,13 +109,16 @@ pub(super) struct Tape {
 
 impl Tape {
     /// Returns the tape of training. `shapes` are those of the program's values for one image, and `is_trained` tells
-    /// which parameters are trained. `None` if a step that trained parameters depend on gets no gradient.
+    /// which parameters are trained.
+    ///
+    /// # Errors
+    /// When a step that trained parameters depend on gets no gradient.
     pub fn new(
         program: &Program,
         shapes: &[[usize; 4]],
         schedule: &Schedule,
         is_trained: impl Fn(&str) -> bool,
-    ) -> Option<Self> {
+    ) -> Result<Self> {
         let mut writer = Writer::new(program, shapes);
         let images = writer.shown(0);
         let forward: Vec<Forward> = (0..program.steps.len()).map(|i| writer.step(i)).collect();
@@ -108,7 +128,7 @@ impl Tape {
             writer.step_backward(i, schedule, &is_trained)?;
         }
         let Writer { buffers, tasks: backward, .. } = writer;
-        Some(Self::laid_out(forward, backward, [images, output, gradient], buffers))
+        Ok(Self::laid_out(forward, backward, [images, output, gradient], buffers))
     }
 
     /// Returns the tape of inference.
@@ -219,13 +239,13 @@ impl<'a> Writer<'a> {
         Forward { i, inputs, residual: None, flat, y }
     }
 
-    fn step_backward(&mut self, i: usize, schedule: &Schedule, is_trained: &dyn Fn(&str) -> bool) -> Option<()> {
+    fn step_backward(&mut self, i: usize, schedule: &Schedule, is_trained: &dyn Fn(&str) -> bool) -> Result<()> {
         let gy = self.norm_backward(i + 1);
         if !schedule.values[i + 1] {
             // No trained parameter takes part in computing it.
-            return Some(());
+            return Ok(());
         }
-        let gy = gy?;
+        let Some(gy) = gy else { bail!("the result of {:?} gets no gradient", self.program.steps[i]) };
         for again in schedule.again.get(&(i + 1)).into_iter().flat_map(Clone::clone) {
             let forward = self.step(again);
             self.tasks.push(Task::Again(forward));
@@ -244,6 +264,7 @@ impl<'a> Writer<'a> {
             }
             Step::Add { a, b } => [a, b].into_iter().for_each(|view| self.hand_on(*view, gy, schedule)),
             Step::Write { x } => self.hand_on(*x, gy, schedule),
+            Step::Mean { .. } | Step::Scale { .. } | Step::Activate { .. } => self.pointwise_backward(i, gy, schedule),
             Step::Linear { x, .. } => {
                 let gx = schedule.views[*x].then(|| self.buffer(self.program.views[*x].value));
                 self.tasks.push(Task::Linear { i, flat: self.flat[&i], gy, gx });
@@ -252,7 +273,35 @@ impl<'a> Writer<'a> {
                 }
             }
         }
-        Some(())
+        Ok(())
+    }
+
+    /// Backward pass of means, products and activations.
+    fn pointwise_backward(&mut self, i: usize, gy: BufferId, schedule: &Schedule) {
+        match self.program.steps[i] {
+            Step::Mean { x } if schedule.views[x] => {
+                let (other, gx) = (self.grads[x], self.gradient(x));
+                self.tasks.push(Task::Spread { i, gy, other, gx });
+            }
+            Step::Scale { x, by, plus } => {
+                plus.into_iter().for_each(|plus| self.hand_on(plus, gy, schedule));
+                if schedule.views[by] {
+                    let (x, gs) = (self.shown(x), self.buffer(self.program.views[by].value));
+                    self.tasks.push(Task::Factors { i, x, gy, gs });
+                    self.hand_on(by, gs, schedule);
+                }
+                if schedule.views[x] {
+                    let (by, other, gx) = (self.shown(by), self.grads[x], self.gradient(x));
+                    self.tasks.push(Task::Scale { i, by, gy, other, gx });
+                }
+            }
+            Step::Activate { x, .. } if schedule.views[x] => {
+                let (y, gx) = (self.values[&(i + 1)], self.buffer(self.program.views[x].value));
+                self.tasks.push(Task::Activate { i, y, gy, gx });
+                self.hand_on(x, gx, schedule);
+            }
+            _ => {}
+        }
     }
 
     /// Returns the buffer of a raw value's gradient: the sum of what reached it directly and through its norm.

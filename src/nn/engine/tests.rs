@@ -8,7 +8,8 @@ use super::{Activations, Inference, Lowered, Network};
 use crate::gpu::tests::{device, read, upload};
 use crate::gpu::{Array, Device, Element, GpuBackend};
 use crate::nn::device_params::{DeviceParams, Group};
-use crate::nn::graph::{Graph, Op};
+use crate::nn::graph::{Graph, Layer, Op};
+use crate::nn::layers::squeeze_excitation;
 use crate::nn::params::{Init, Params};
 use crate::ops::backend::Kernels;
 use crate::ops::conv::ConvConfig;
@@ -16,85 +17,56 @@ use crate::ops::cpu::Cpu;
 use crate::testing::fill;
 
 const SIDE: usize = 12;
-const CHANNELS: usize = 16;
+const CHANNELS: usize = 11;
 const EMBEDDING: usize = 24;
+const DROPOUT: f64 = 0.4;
 
-/// A stem, a residual block with a convolution in its shortcut, a depthwise block and a head: every kind of step.
-struct Net;
-
-impl Net {
-    /// Parameters with which no norm is the identity.
-    fn params(seed: u64) -> Result<Params> {
-        let mut params = Params::new(DType::F32, &Candle::Cpu, seed);
-        let mut root = params.root();
-        let (c, wide) = (CHANNELS, 2 * CHANNELS);
-        let convs =
-            [("stem", [c, 3, 3, 3]), ("a", [wide, c, 3, 3]), ("b", [wide, wide, 3, 3]), ("short", [wide, c, 1, 1])];
-        let others = [("deep", [wide, 1, 3, 3]), ("point", [wide, wide, 1, 1])];
-        for (path, shape) in convs.into_iter().chain(others) {
-            let fan_in = (shape[1] * shape[2] * shape[3]) as f64;
-            root.sub(path).param("weight", shape.to_vec(), Init::Normal((2.0 / fan_in).sqrt()))?;
-        }
-        for (path, channels) in [
-            ("stem_bn", c),
-            ("pre", c),
-            ("a_bn", wide),
-            ("b_bn", wide),
-            ("short_bn", wide),
-            ("deep_bn", wide),
-            ("last", EMBEDDING),
-        ] {
-            let mut scope = root.sub(path);
-            scope.param("weight", channels, Init::Uniform(1.5))?;
-            scope.param("bias", channels, Init::Uniform(0.5))?;
-            scope.running_statistics(channels)?;
-        }
-        for (path, channels) in [("stem_act", c), ("a_act", wide), ("deep_act", wide)] {
-            root.sub(path).param("weight", channels, Init::Const(0.25))?;
-        }
-        let inputs = wide * SIDE * SIDE / 4;
-        root.sub("fc").param("weight", (EMBEDDING, inputs), Init::Normal(0.05))?;
-        root.sub("fc").param("bias", EMBEDDING, Init::Uniform(0.1))?;
-        let mut state = params.state()?;
-        for (name, tensor) in &mut state {
-            match name.rsplit('.').next() {
-                Some("running_mean") => *tensor = fill(name, tensor.dims(), -0.5, 0.5)?,
-                Some("running_var") => *tensor = tensor.affine(0.0, 0.7)?,
-                _ => {}
-            }
-        }
-        params.load(&state)?;
-        Ok(params)
+/// A stem, a residual block with squeeze-excitation and a convolution in its shortcut, a depthwise block and a head:
+/// every kind of step, of channels that fill no vectors. No norm is the identity.
+fn net(seed: u64) -> Result<(Graph, Params)> {
+    let mut params = Params::new(DType::F32, &Candle::Cpu, seed);
+    let mut root = params.root();
+    let (mut graph, c, wide) = (Graph::new(), CHANNELS, 2 * CHANNELS);
+    let mut conv = |path: &str, channels: [usize; 2], kernel: usize, stride: usize, groups: usize| {
+        let fan_in = (channels[0] / groups * kernel * kernel) as f64;
+        let config = ConvConfig { stride, padding: kernel / 2, groups };
+        Layer::conv2d(channels, kernel, config, Init::Normal((2.0 / fan_in).sqrt()), root.sub(path))
+    };
+    let convs = [
+        conv("stem", [3, c], 3, 1, 1)?,
+        conv("a", [c, wide], 3, 1, 1)?,
+        conv("b", [wide, wide], 3, 2, 1)?,
+        conv("short", [c, wide], 1, 2, 1)?,
+        conv("deep", [wide, wide], 3, 1, wide)?,
+        conv("point", [wide, wide], 1, 1, 1)?,
+    ];
+    let [stem, a, b, short, deep, point] = convs;
+    let x = graph.chain(Graph::INPUT, [stem, Layer::batch_norm(c, root.sub("stem_bn"))?]);
+    let x = graph.chain(x, [Layer::prelu(c, root.sub("stem_act"))?]);
+    let y = graph.chain(x, [Layer::batch_norm(c, root.sub("pre"))?, a, Layer::batch_norm(wide, root.sub("a_bn"))?]);
+    let y = graph.chain(y, [Layer::prelu(wide, root.sub("a_act"))?, b, Layer::batch_norm(wide, root.sub("b_bn"))?]);
+    let y = squeeze_excitation(&mut graph, y, wide, 4, root.sub("se"))?;
+    let shortcut = graph.chain(x, [short, Layer::batch_norm(wide, root.sub("short_bn"))?]);
+    let x = graph.push(Op::Add, "", &[y, shortcut]);
+    let y = graph.chain(x, [deep, Layer::batch_norm(wide, root.sub("deep_bn"))?]);
+    let y = graph.chain(y, [Layer::prelu(wide, root.sub("deep_act"))?, point]);
+    let x = graph.push(Op::Add, "", &[x, y]);
+    let fc = Layer::linear([wide * SIDE * SIDE / 4, EMBEDDING], root.sub("fc"))?;
+    let head = [Layer::flatten(), Layer::dropout(DROPOUT, &mut root)?, fc];
+    let x = graph.chain(x, head);
+    graph.chain(x, [Layer::batch_norm(EMBEDDING, root.sub("last"))?]);
+    let mut state = params.state()?;
+    for (name, tensor) in &mut state {
+        let (lo, hi) = match name.rsplit_once('.') {
+            Some((_, "running_mean" | "bias")) => (-0.5, 0.5),
+            Some((_, "running_var")) => (0.5, 0.9),
+            Some((path, "weight")) if tensor.rank() == 1 && !path.ends_with("act") => (0.5, 1.5),
+            _ => continue,
+        };
+        *tensor = fill(name, tensor.dims(), lo, hi)?;
     }
-}
-
-impl Net {
-    fn graph() -> Graph {
-        let mut graph = Graph::new();
-        let conv = |stride, padding, groups| Op::Conv2d(ConvConfig { stride, padding, groups });
-        let x = graph.push(conv(1, 1, 1), "stem", &[Graph::INPUT]);
-        let x = graph.push(Op::BatchNorm, "stem_bn", &[x]);
-        let x = graph.push(Op::PRelu, "stem_act", &[x]);
-        let y = graph.push(Op::BatchNorm, "pre", &[x]);
-        let y = graph.push(conv(1, 1, 1), "a", &[y]);
-        let y = graph.push(Op::BatchNorm, "a_bn", &[y]);
-        let y = graph.push(Op::PRelu, "a_act", &[y]);
-        let y = graph.push(conv(2, 1, 1), "b", &[y]);
-        let y = graph.push(Op::BatchNorm, "b_bn", &[y]);
-        let short = graph.push(conv(2, 0, 1), "short", &[x]);
-        let short = graph.push(Op::BatchNorm, "short_bn", &[short]);
-        let x = graph.push(Op::Add, "", &[y, short]);
-        let y = graph.push(conv(1, 1, 2 * CHANNELS), "deep", &[x]);
-        let y = graph.push(Op::BatchNorm, "deep_bn", &[y]);
-        let y = graph.push(Op::PRelu, "deep_act", &[y]);
-        let y = graph.push(conv(1, 0, 1), "point", &[y]);
-        let x = graph.push(Op::Add, "", &[x, y]);
-        let x = graph.push(Op::Flatten, "", &[x]);
-        let x = graph.push(Op::Dropout, "", &[x]);
-        let x = graph.push(Op::Linear { has_bias: true }, "fc", &[x]);
-        graph.push(Op::BatchNorm, "last", &[x]);
-        graph
-    }
+    params.load(&state)?;
+    Ok((graph, params))
 }
 
 /// Images `(n, 3, h, w)`, and the same images in the form that the network on the device reads.
@@ -123,26 +95,26 @@ const TYPES: [(Element, f64, f64); 3] =
 
 /// The network in training on a device, and its parameters there.
 fn training<B: Kernels>(
-    params: &Params,
+    (graph, params): &(Graph, Params),
     backend: &B,
     activations: Activations,
 ) -> Result<(Network<B>, DeviceParams<B>)> {
-    let network = Network::training(&Net::graph(), params, SIDE, backend, activations).expect("all kernels are there");
+    let network = Network::training(graph, params, SIDE, backend, activations)?;
     let orders = network.orders();
     Ok((network, DeviceParams::new(backend, params.parts(), orders)?))
 }
 
-fn inference<B: Kernels>(params: &Params, backend: &B) -> Result<Inference<B>> {
-    let lowered = Lowered::of(&Net::graph(), params, [3, SIDE], backend).expect("all kernels are there");
+fn inference<B: Kernels>((graph, params): &(Graph, Params), backend: &B) -> Result<Inference<B>> {
+    let lowered = Lowered::of(graph, params, [3, SIDE], backend)?;
     Inference::new(lowered, params.parts(), backend)
 }
 
 #[test]
 fn inference_is_that_of_the_cpu() -> Result<()> {
-    let (device, params) = (device(), Net::params(1)?);
-    let on_cpu = inference(&params, &Cpu)?;
+    let (device, net) = (device(), net(1)?);
+    let on_cpu = inference(&net, &Cpu)?;
     for (element, tol, _) in TYPES {
-        let on_gpu = inference(&params, &GpuBackend { device: device.clone(), element })?;
+        let on_gpu = inference(&net, &GpuBackend { device: device.clone(), element })?;
         for n in [1, 3] {
             let (x, on_device) = images(&device, n, element)?;
             let error = error(&read(&on_gpu.run(&on_device, n)?)?, &on_cpu.run(&x, n)?);
@@ -161,28 +133,22 @@ fn training_is_that_of_the_cpu() -> Result<()> {
         [(0, false, false), (1, false, false), (0, true, false), (0, true, true), (2, false, false), (2, false, true)]
     {
         for (element, tol, grad_tol) in TYPES {
-            let [on_cpu, on_gpu] = [(); 2].map(|()| Net::params(1));
+            let [on_cpu, on_gpu] = [(); 2].map(|()| net(1));
             let (mut on_cpu, mut on_gpu) = (on_cpu?, on_gpu?);
-            let dropout = |params: &mut Params| {
-                drops
-                    .then(|| params.root().dropout(0.4).map(|()| params.dropout().cloned()))
-                    .transpose()
-                    .map(Option::flatten)
-            };
-            let (of_cpu, of_gpu) = (dropout(&mut on_cpu)?, dropout(&mut on_gpu)?);
-            for params in [&mut on_cpu, &mut on_gpu] {
+            for (_, params) in [&mut on_cpu, &mut on_gpu] {
                 match frozen[is_frozen] {
                     [""] => params.freeze_statistics(true),
                     paths => paths.iter().try_for_each(|path| params.freeze(path).map(drop))?,
                 }
             }
             let activations = if recomputes { Activations::Recomputed } else { Activations::Kept };
+            let dropout = |net: &(Graph, Params)| net.1.dropout().filter(|_| drops).cloned();
             let (engine, mut cpu_params) = training(&on_cpu, &Cpu, Activations::Kept)?;
             let backend = GpuBackend { device: device.clone(), element };
             let (network, mut gpu_params) = training(&on_gpu, &backend, activations)?;
             let (x, on_device) = images(&device, 4, element)?;
-            let (expected, recorded) = engine.record(&mut cpu_params, (&x, 4), of_cpu.as_ref())?;
-            let (found, recording) = network.record(&mut gpu_params, (&on_device, 4), of_gpu.as_ref())?;
+            let (expected, recorded) = engine.record(&mut cpu_params, (&x, 4), dropout(&on_cpu).as_ref())?;
+            let (found, recording) = network.record(&mut gpu_params, (&on_device, 4), dropout(&on_gpu).as_ref())?;
             let case = format!("{element:?}, frozen {is_frozen}, dropout {drops}, again {recomputes}");
             let off = error(&read(&found)?, &expected);
             assert!(off < tol, "{case}: embeddings {off}");
@@ -193,7 +159,7 @@ fn training_is_that_of_the_cpu() -> Result<()> {
             let found = gpu_params.named(gpu_params.grads(), Group::Trained)?;
             let expected = cpu_params.named(cpu_params.grads(), Group::Trained)?;
             let (mut all_found, mut all_expected) = (Vec::new(), Vec::new());
-            assert!(on_cpu.trainable().map(|(name, _)| name).eq(found.keys()));
+            assert!(on_cpu.1.trainable().map(|(name, _)| name).eq(found.keys()));
             for (name, found) in &found {
                 let (found, expected) = (flat(found)?, flat(&expected[name])?);
                 if element == Element::F32 {
@@ -230,9 +196,9 @@ fn training_is_that_of_the_cpu() -> Result<()> {
 
 #[test]
 fn a_second_pass_gives_the_same_bits() -> Result<()> {
-    let (device, params) = (device(), Net::params(2)?);
+    let (device, net) = (device(), net(2)?);
     let backend = GpuBackend { device: device.clone(), element: Element::Bf16 };
-    let (network, mut params) = training(&params, &backend, Activations::Kept)?;
+    let (network, mut params) = training(&net, &backend, Activations::Kept)?;
     let (_, x) = images(&device, 3, Element::Bf16)?;
     let grad = device.upload(&vec![0.5f32; 3 * EMBEDDING])?;
     let mut pass = || -> Result<(Vec<f32>, Vec<f32>)> {
@@ -246,10 +212,10 @@ fn a_second_pass_gives_the_same_bits() -> Result<()> {
 
 #[test]
 fn what_does_not_fit_is_an_error() -> Result<()> {
-    let (device, params) = (device(), Net::params(1)?);
+    let (device, net) = (device(), net(1)?);
     let backend = GpuBackend { device: device.clone(), element: Element::Bf16 };
-    let (network, mut of_network) = training(&params, &backend, Activations::Kept)?;
-    let inference = inference(&params, &backend)?;
+    let (network, mut of_network) = training(&net, &backend, Activations::Kept)?;
+    let inference = inference(&net, &backend)?;
     let error = |result: Result<Array>| result.expect_err("an error").to_string();
     assert!(error(inference.run(&device.zeros(Element::Bf16, 100)?, 1)).contains("found 100 Bf16"));
     assert!(error(inference.run(&device.zeros(Element::F32, SIDE * SIDE * 8)?, 1)).contains("Bf16 of images"));

@@ -9,6 +9,7 @@ use candle_core::{Result, Tensor};
 use super::{Backend, BufferId, Layout, Order};
 use crate::ops::channels::Constants;
 use crate::ops::conv::{ConvConfig, ConvolutionPass};
+pub use crate::ops::pixels::Activation;
 
 /// The kernels of a device. Activations are channels-last, `(n, h, w, c)`.
 pub trait Kernels: Backend {
@@ -25,8 +26,6 @@ pub trait Kernels: Backend {
     /// Factors of dropout.
     type Mask: Debug + Send;
 
-    /// Whether a network that the device has no kernels for runs layer by layer, with candle on the CPU.
-    const RUNS_LAYERS: bool;
     /// Whether inference folds norms and sums into convolutions.
     const FOLDS: bool;
 
@@ -37,12 +36,17 @@ pub trait Kernels: Backend {
     fn check_training(&self) -> Result<()> {
         Ok(())
     }
-    /// Whether there are kernels for a convolution; `is_raw` says whether it reads images without a norm.
-    fn supports_conv(&self, conv: &ConvShape, is_raw: bool) -> bool;
-    /// Whether there are kernels for activations of `c` channels.
-    fn supports_channels(&self, c: usize) -> bool;
-    /// Channels of the images in memory, the last ones zeros.
-    fn image_channels(&self) -> usize;
+    /// Checks that there are kernels for a convolution.
+    ///
+    /// # Errors
+    /// What the device lacks.
+    fn check_conv(&self, _conv: &ConvShape) -> Result<()> {
+        Ok(())
+    }
+    /// Channels that activations of `c` channels have in memory; those from `c` on are zeros.
+    fn channels(&self, c: usize) -> usize {
+        c
+    }
     /// Layout of a filter.
     fn filter_order(&self, conv: &ConvShape) -> Order;
     /// Layout of the weight of a fully connected layer whose input has `c` channels of `pixels`.
@@ -76,8 +80,8 @@ pub trait Kernels: Backend {
         params: NormParams<Self>,
         statistics: Statistics,
     ) -> Result<Self::Norm>;
-    /// Returns a norm whose statistics never change.
-    fn constant_norm(&self, constants: &Constants) -> Result<Self::Norm>;
+    /// Returns a norm of activations with `c` channels in memory whose statistics never change.
+    fn constant_norm(&self, constants: &Constants, c: usize) -> Result<Self::Norm>;
     /// Prepares a filter, in the checkpoint's layout, for inference; folds `norm`, the norm that follows, into it.
     fn filter(&self, conv: &ConvShape, weight: &[f32], norm: Option<&Constants>) -> Result<Self::Filter>;
 
@@ -95,6 +99,19 @@ pub trait Kernels: Backend {
     fn sum(&self, memory: &mut Self::Memory, a: Source<Self>, b: Source<Self>, c: usize, y: BufferId) -> Result<()>;
     /// Writes a value of `c` channels, with its norm applied, to `y`.
     fn apply(&self, memory: &mut Self::Memory, x: Source<Self>, c: usize, y: BufferId) -> Result<()>;
+    /// Writes sums over the pixels of an activation of this shape to `y`.
+    fn sums(&self, memory: &mut Self::Memory, of: Sums<Self>, shape: [usize; 4], y: BufferId) -> Result<()>;
+    /// Writes the product of an activation of this shape with one factor per image and channel to `y`.
+    fn scale(&self, memory: &mut Self::Memory, of: Scale<Self>, shape: [usize; 4], y: BufferId) -> Result<()>;
+    /// Writes the activation of a value of `c` channels to `y`.
+    fn activate(
+        &self,
+        memory: &mut Self::Memory,
+        x: Source<Self>,
+        activation: Activation,
+        c: usize,
+        y: BufferId,
+    ) -> Result<()>;
     /// Writes the input of a fully connected layer, times the mask, to `flat`, in the order of the layer's weight.
     fn flatten(
         &self,
@@ -143,6 +160,15 @@ pub trait Kernels: Backend {
         task: NormGrad,
         c: usize,
         grads: Grads<Self>,
+    ) -> Result<()>;
+    /// Writes the gradient of an activation's input to `gx`, from its result.
+    fn activate_backward(
+        &self,
+        memory: &mut Self::Memory,
+        y: BufferId,
+        gy: BufferId,
+        activation: Activation,
+        gx: BufferId,
     ) -> Result<()>;
     /// Writes the gradients of a fully connected layer; may overwrite `flat`.
     fn full_backward(
@@ -197,6 +223,30 @@ impl<B: Kernels> Clone for Source<'_, B> {
 }
 
 impl<B: Kernels> Copy for Source<'_, B> {}
+
+/// Sums over the pixels of each image and channel.
+#[derive(Debug)]
+pub struct Sums<'a, B: Kernels> {
+    /// What is summed.
+    pub x: Source<'a, B>,
+    /// Multiplied with it, if given.
+    pub with: Option<BufferId>,
+    /// Multiplied with the sums.
+    pub factor: f32,
+}
+
+/// `x * by * factor + plus`.
+#[derive(Debug)]
+pub struct Scale<'a, B: Kernels> {
+    /// First side of the product; none is 1.
+    pub x: Option<Source<'a, B>>,
+    /// One number per image and channel.
+    pub by: BufferId,
+    /// Multiplied with them.
+    pub factor: f32,
+    /// Added, if given.
+    pub plus: Option<Source<'a, B>>,
+}
 
 /// Elements of an array of parameters.
 #[derive(Debug)]

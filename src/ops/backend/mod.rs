@@ -16,7 +16,8 @@ use super::distance::DistillKind;
 use super::margin_loss::{MarginLossConfig, Rows};
 use super::sgd::SgdStep;
 pub use kernels::{
-    ConvShape, FullGrad, Grads, Kernels, NormGrad, NormParams, Part, Place, Scaling, Source, Statistics, Weight,
+    Activation, ConvShape, FullGrad, Grads, Kernels, NormGrad, NormParams, Part, Place, Scale, Scaling, Source,
+    Statistics, Sums, Weight,
 };
 pub use layout::{Buffer, BufferId, Layout};
 pub use order::Order;

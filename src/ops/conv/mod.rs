@@ -2,11 +2,12 @@
 //!
 //! candle 0.11 runs the input gradient as a naive transposed convolution and a grouped convolution as one convolution
 //! per group; neither can train a network at useful speed. Here f32 convolutions run by Winograd's minimal filtering,
-//! as matrix products of gathered patches (im2col), or as direct depthwise loops. Sizes that these do not support, and
-//! f64, run as matrix products over tiles of patches with one group, and directly with several.
+//! as matrix products of gathered patches (im2col), or as direct depthwise loops. Channel counts that fill no vectors,
+//! and f64, run as matrix products over tiles of patches with one group, and directly with several.
 
 mod dense;
 mod depthwise;
+mod direct;
 mod grouped;
 mod kernel;
 mod patches;
@@ -170,11 +171,9 @@ impl CustomOp2 for Conv2d {
         let d = Dims::new(xl.shape(), wl.shape(), self.0)?;
         if let CpuStorage::F32(_) = x {
             let (x, w) = (slice::cpu("conv2d", x, xl)?, slice::cpu("conv2d", w, wl)?);
-            if let Some(conv) = Conv::of(d) {
-                let mut y = vec![0.0; d.pixels() * d.co];
-                conv.forward(x, Prologue::default(), w, Epilogue::default(), &mut y);
-                return Ok((CpuStorage::F32(y), d.y_shape()));
-            }
+            let mut y = vec![0.0; d.pixels() * d.co];
+            Conv::of(d).forward(x, Prologue::default(), w, Epilogue::default(), &mut y);
+            return Ok((CpuStorage::F32(y), d.y_shape()));
         }
         let y = for_float!("conv2d", x, T => {
             let (x, w) = (slice::cpu::<T>("conv2d", x, xl)?, slice::cpu::<T>("conv2d", w, wl)?);
@@ -203,11 +202,9 @@ impl CustomOp2 for GradX {
         let d = self.0;
         if let CpuStorage::F32(_) = gy {
             let (gy, w) = (slice::cpu("conv2d_grad_x", gy, gyl)?, slice::cpu("conv2d_grad_x", w, wl)?);
-            if let Some(conv) = Conv::of(d).filter(Conv::has_whole_channels) {
-                let mut gx = vec![0.0; d.x_shape().elem_count()];
-                conv.grad_x(gy, w, Epilogue::default(), &mut gx);
-                return Ok((CpuStorage::F32(gx), d.x_shape()));
-            }
+            let mut gx = vec![0.0; d.x_shape().elem_count()];
+            Conv::of(d).grad_x(gy, w, Epilogue::default(), &mut gx);
+            return Ok((CpuStorage::F32(gx), d.x_shape()));
         }
         let gx = for_float!("conv2d_grad_x", gy, T => {
             let (gy, w) = (slice::cpu::<T>("conv2d_grad_x", gy, gyl)?, slice::cpu::<T>("conv2d_grad_x", w, wl)?);
@@ -230,11 +227,9 @@ impl CustomOp2 for GradW {
         let d = self.0;
         if let CpuStorage::F32(_) = x {
             let (x, gy) = (slice::cpu("conv2d_grad_w", x, xl)?, slice::cpu("conv2d_grad_w", gy, gyl)?);
-            if let Some(conv) = Conv::of(d) {
-                let mut gw = vec![0.0; d.w_shape().elem_count()];
-                conv.grad_w(x, Prologue::default(), gy, &mut gw);
-                return Ok((CpuStorage::F32(gw), d.w_shape()));
-            }
+            let mut gw = vec![0.0; d.w_shape().elem_count()];
+            Conv::of(d).grad_w(x, Prologue::default(), gy, &mut gw);
+            return Ok((CpuStorage::F32(gw), d.w_shape()));
         }
         let gw = for_float!("conv2d_grad_w", x, T => {
             let (x, gy) = (slice::cpu::<T>("conv2d_grad_w", x, xl)?, slice::cpu::<T>("conv2d_grad_w", gy, gyl)?);

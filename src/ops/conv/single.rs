@@ -1,11 +1,11 @@
 //! f32 convolutions: each uses the method that suits its sizes, between a prologue and an epilogue.
 
-use candle_core::Shape;
+use candle_core::{Result, Shape};
 use pulp::Arch;
 
 use super::kernel::{CHANNELS, Epilogue, Prologue};
 use super::winograd::{self, Tile};
-use super::{ConvConfig, Dims, depthwise, patches};
+use super::{ConvConfig, Dims, depthwise, direct, patches};
 use crate::ops::scratch::with_scratch;
 
 /// Algorithm of a convolution.
@@ -14,6 +14,7 @@ enum Method {
     Winograd(Tile),
     Patches,
     Depthwise,
+    Direct,
 }
 
 /// An f32 convolution of given sizes.
@@ -32,18 +33,23 @@ pub(crate) struct Filter {
 }
 
 impl Conv {
-    /// Returns the convolution of `x: (n, h, w, c)` with `w: (co, c / groups, kh, kw)`; `None` if the sizes do not
-    /// match or no fast method supports them.
-    pub fn new(x: [usize; 4], w: [usize; 4], config: ConvConfig) -> Option<Self> {
-        Self::of(Dims::new(&Shape::from(&x), &Shape::from(&w), config).ok()?)
+    /// Returns the convolution of `x: (n, h, w, c)` with `w: (co, c / groups, kh, kw)`.
+    ///
+    /// # Errors
+    /// When the sizes do not match.
+    pub fn new(x: [usize; 4], w: [usize; 4], config: ConvConfig) -> Result<Self> {
+        Ok(Self::of(Dims::new(&Shape::from(&x), &Shape::from(&w), config)?))
     }
 
     /// Like [`Self::new`], with the method that the filter was packed for.
-    pub fn of_filter(x: [usize; 4], w: [usize; 4], config: ConvConfig, filter: &Filter) -> Option<Self> {
-        Some(Self { method: filter.method, ..Self::new(x, w, config)? })
+    ///
+    /// # Errors
+    /// Same as [`Self::new`].
+    pub fn of_filter(x: [usize; 4], w: [usize; 4], config: ConvConfig, filter: &Filter) -> Result<Self> {
+        Ok(Self { method: filter.method, ..Self::new(x, w, config)? })
     }
 
-    pub(super) fn of(d: Dims) -> Option<Self> {
+    pub(super) fn of(d: Dims) -> Self {
         let method = if let Some(tile) = winograd::fastest(d) {
             Method::Winograd(tile)
         } else if depthwise::fits(d) {
@@ -51,13 +57,13 @@ impl Conv {
         } else if patches::fits(d) {
             Method::Patches
         } else {
-            return None;
+            Method::Direct
         };
-        Some(Self { d, method, arch: Arch::new() })
+        Self { d, method, arch: Arch::new() }
     }
 
-    /// Whether [`Self::grad_x`] and a prologue are supported: they need a multiple of [`CHANNELS`] channels, not three.
-    pub fn has_whole_channels(&self) -> bool {
+    /// Whether vectors of input channels are full, which a prologue and [`Self::grad_x`] need but for the direct method.
+    fn has_whole_channels(&self) -> bool {
         self.d.c.is_multiple_of(CHANNELS)
     }
 
@@ -88,6 +94,8 @@ impl Conv {
     /// Writes the gradient with respect to `prologue(x)`, passed through `epilogue`, to `gx`.
     pub fn grad_x(&self, gy: &[f32], w: &[f32], epilogue: Epilogue, gx: &mut [f32]) {
         match self.method {
+            _ if !self.has_whole_channels() => direct::grad_x(gy, w, self.d, epilogue, gx),
+            Method::Direct => direct::grad_x(gy, w, self.d, epilogue, gx),
             Method::Winograd(tile) => winograd::grad_x(gy, w, self.d, tile, self.arch, epilogue, gx),
             Method::Patches => patches::grad_x(gy, w, self.d, self.arch, epilogue, gx),
             Method::Depthwise => depthwise::grad_x(gy, w, self.d, self.arch, epilogue, gx),
@@ -96,12 +104,12 @@ impl Conv {
 
     /// Writes the gradient of the weight.
     pub fn grad_w(&self, x: &[f32], prologue: Prologue, gy: &[f32], gw: &mut [f32]) {
-        let grad_w = match self.method {
-            Method::Winograd(_) => winograd::grad_w,
-            Method::Patches => patches::grad_w,
-            Method::Depthwise => depthwise::grad_w,
-        };
-        grad_w(x, prologue, gy, self.d, self.arch, gw);
+        self.prepared(x, prologue, |x, prologue| match self.method {
+            Method::Winograd(_) => winograd::grad_w(x, prologue, gy, self.d, self.arch, gw),
+            Method::Patches => patches::grad_w(x, prologue, gy, self.d, self.arch, gw),
+            Method::Depthwise => depthwise::grad_w(x, prologue, gy, self.d, self.arch, gw),
+            Method::Direct => direct::grad_w(x, gy, self.d, gw),
+        });
     }
 
     fn filter_len(&self) -> usize {
@@ -109,6 +117,7 @@ impl Conv {
             Method::Winograd(tile) => winograd::filter_len(self.d, tile, self.arch),
             Method::Patches => patches::filter_len(self.d, self.arch),
             Method::Depthwise => depthwise::filter_len(self.d),
+            Method::Direct => self.d.w_shape().elem_count(),
         }
     }
 
@@ -118,16 +127,32 @@ impl Conv {
             Method::Winograd(tile) => winograd::pack(w, self.d, tile, self.arch, packed),
             Method::Patches => patches::pack(w, self.d, self.arch, packed),
             Method::Depthwise => depthwise::pack(w, self.d, packed),
+            Method::Direct => packed.copy_from_slice(w),
         }
     }
 
     fn convolve(&self, x: &[f32], prologue: Prologue, packed: &[f32], epilogue: Epilogue, y: &mut [f32]) {
-        let around = (prologue, epilogue);
-        match self.method {
-            Method::Winograd(tile) => winograd::convolve(x, packed, self.d, tile, self.arch, around, y),
-            Method::Patches => patches::convolve(x, packed, self.d, self.arch, around, y),
-            Method::Depthwise => depthwise::convolve(x, packed, self.d, self.arch, around, y),
+        self.prepared(x, prologue, |x, prologue| {
+            let around = (prologue, epilogue);
+            match self.method {
+                Method::Winograd(tile) => winograd::convolve(x, packed, self.d, tile, self.arch, around, y),
+                Method::Patches => patches::convolve(x, packed, self.d, self.arch, around, y),
+                Method::Depthwise => depthwise::convolve(x, packed, self.d, self.arch, around, y),
+                Method::Direct => direct::convolve(x, packed, self.d, epilogue, y),
+            }
+        });
+    }
+
+    /// Calls `f` with the input and the prologue, or with a copy that the prologue was applied to where `f` cannot.
+    fn prepared(&self, x: &[f32], prologue: Prologue, f: impl FnOnce(&[f32], Prologue)) {
+        if prologue.is_identity() || (self.has_whole_channels() && self.method != Method::Direct) {
+            return f(x, prologue);
         }
+        assert!(prologue.fits(self.d.c), "a prologue for {:?}", self.d);
+        with_scratch(x.len(), |copy| {
+            direct::prepare(x, prologue, self.d.c, copy);
+            f(copy, Prologue::default());
+        });
     }
 
     /// The same convolution with the vectors of another machine.

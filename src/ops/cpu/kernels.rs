@@ -6,13 +6,14 @@ use candle_core::{Result, Tensor, bail};
 
 use super::Cpu;
 use crate::ops::backend::{
-    BufferId, ConvShape, FullGrad, Grads, Kernels, Layout, NormGrad, NormParams, Order, Part, Place, Scaling, Source,
-    Statistics, Weight,
+    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, Layout, NormGrad, NormParams, Order, Part, Place, Scale,
+    Scaling, Source, Statistics, Sums, Weight,
 };
 use crate::ops::batch_norm::{self, EPS, MOMENTUM, Stats};
 use crate::ops::channels::{self, Constants, Normalised, Seen};
 use crate::ops::conv::{Conv, Epilogue, Filter};
 use crate::ops::linear;
+use crate::ops::pixels;
 use crate::ops::slice::Values;
 
 /// Blocks that are reused from pass to pass, one for each pass at the same time: touching fresh pages costs as much as a
@@ -112,10 +113,7 @@ pub struct Prepared {
 
 impl ConvShape {
     fn on_cpu(&self) -> Result<Conv> {
-        match Conv::new(self.x, self.w, self.config) {
-            Some(conv) => Ok(conv),
-            None => bail!("conv2d: {:?} of {:?}: unsupported sizes", self.w, self.x),
-        }
+        Conv::new(self.x, self.w, self.config)
     }
 }
 
@@ -134,20 +132,7 @@ impl Kernels for Cpu {
     /// Channels first.
     type Mask = Vec<f32>;
 
-    const RUNS_LAYERS: bool = true;
     const FOLDS: bool = true;
-
-    fn supports_conv(&self, conv: &ConvShape, is_raw: bool) -> bool {
-        conv.on_cpu().is_ok_and(|conv| conv.has_whole_channels() || is_raw)
-    }
-
-    fn supports_channels(&self, _c: usize) -> bool {
-        true
-    }
-
-    fn image_channels(&self) -> usize {
-        3
-    }
 
     fn filter_order(&self, _conv: &ConvShape) -> Order {
         Order::Same
@@ -229,7 +214,7 @@ impl Kernels for Cpu {
         Ok(Normalised::new(&stats, of_batch, EPS, [read(weight), read(bias)], slope.map(read)))
     }
 
-    fn constant_norm(&self, constants: &Constants) -> Result<Normalised> {
+    fn constant_norm(&self, constants: &Constants, _c: usize) -> Result<Normalised> {
         Ok(Normalised::constant(constants.clone()))
     }
 
@@ -260,9 +245,7 @@ impl Kernels for Cpu {
                 conv.on_cpu()?.forward(seen.x, seen.prologue(), weight.values(), epilogue, y);
             }
             Weight::Prepared(Prepared { filter, bias, slope }) => {
-                let Some(conv) = Conv::of_filter(conv.x, conv.w, conv.config, filter) else {
-                    bail!("conv2d: input {:?} does not fit weight {:?}", conv.x, conv.w)
-                };
+                let conv = Conv::of_filter(conv.x, conv.w, conv.config, filter)?;
                 let epilogue = Epilogue { bias: bias.as_deref(), slope: slope.as_deref(), residual };
                 conv.forward_packed(seen.x, seen.prologue(), filter, epilogue, y);
             }
@@ -279,6 +262,34 @@ impl Kernels for Cpu {
     fn apply(&self, memory: &mut Memory, x: Source<Self>, c: usize, y: BufferId) -> Result<()> {
         let (y, others) = memory.split(y);
         channels::write(others.seen(x), c, y);
+        Ok(())
+    }
+
+    fn sums(&self, memory: &mut Memory, of: Sums<Self>, [_, h, w, c]: [usize; 4], y: BufferId) -> Result<()> {
+        let Sums { x, with, factor } = of;
+        let (y, others) = memory.split(y);
+        pixels::sums(others.seen(x), with.map(|with| others.get(with)), [h * w, c], factor, y);
+        Ok(())
+    }
+
+    fn scale(&self, memory: &mut Memory, of: Scale<Self>, [.., c]: [usize; 4], y: BufferId) -> Result<()> {
+        let Scale { x, by, factor, plus } = of;
+        let (y, others) = memory.split(y);
+        let [x, plus] = [x, plus].map(|source| source.map(|source| others.seen(source)));
+        pixels::scale(x, others.get(by), factor, plus, c, y);
+        Ok(())
+    }
+
+    fn activate(
+        &self,
+        memory: &mut Memory,
+        x: Source<Self>,
+        activation: Activation,
+        c: usize,
+        y: BufferId,
+    ) -> Result<()> {
+        let (y, others) = memory.split(y);
+        pixels::activate(others.seen(x), activation, c, y);
         Ok(())
     }
 
@@ -357,6 +368,19 @@ impl Kernels for Cpu {
             place.into_iter().for_each(|place| narrow(values, &mut array[place]));
         }
         norm.grad_x(x, gy, &of_params, direct.map(|direct| others.get(direct)));
+        Ok(())
+    }
+
+    fn activate_backward(
+        &self,
+        memory: &mut Memory,
+        y: BufferId,
+        gy: BufferId,
+        activation: Activation,
+        gx: BufferId,
+    ) -> Result<()> {
+        let (gx, others) = memory.split(gx);
+        pixels::activate_backward(others.get(y), others.get(gy), activation, gx);
         Ok(())
     }
 

@@ -39,7 +39,7 @@ fn model(config: &Config, machine: &Machine, seed: u64) -> Result<Model> {
     Ok(Model::new(&config.model, &Device::Cpu, seed)?.on(machine))
 }
 
-fn trainer<'a>(config: &Config, arm: Arm, machine: &Machine, teacher: &'a Model) -> Result<Trainer<'a>> {
+fn trainer(config: &Config, arm: Arm, machine: &Machine, teacher: &Model) -> Result<Trainer> {
     let student = model(config, machine, 0)?;
     let head = MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 1)?;
     Trainer::new(student, head, Some(teacher), &config.step(arm))
@@ -325,8 +325,8 @@ fn what_the_gpu_cannot_do_is_said_in_one_line() -> Result<()> {
     let host = Machine::of_tests(Precision::Bf16);
     assert!(error(&config, &Machine::of_tests(Precision::F16), Arm::Aug).contains("train in bf16"));
     assert!(error(&config, &host, Arm::Hg).contains("the teacher is not on the student's machine"));
-    config.model.squeeze_excitation = true;
-    assert!(error(&config, &host, Arm::Aug).contains("need --device cpu"));
+    config.model.embedding_size = 30;
+    assert!(error(&config, &host, Arm::Aug).contains("multiples of 8, found 30: use --device cpu"));
     Ok(())
 }
 
