@@ -231,9 +231,6 @@ fn a_pass_that_computes_activations_again_gives_the_same_bits() -> Result<()> {
         let (kept, again) = (passes(&config, false, &[])?, passes(&config, true, &[])?);
         assert!(kept.1.len() > 20 && kept == again, "{config:?}");
     }
-    let odd = ModelConfig { arch: Arch::R18, width: 0.125, embedding_size: 16, input_size: 32, ..Default::default() };
-    let error = Model::new(&odd, &Device::Cpu, 0)?.into_training(Activations::Recomputed).unwrap_err().to_string();
-    assert!(error.contains("layer by layer"), "{error}");
     Ok(())
 }
 
