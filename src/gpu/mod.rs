@@ -12,7 +12,7 @@ mod images;
 mod kernels;
 pub(crate) mod margin;
 mod pixels;
-mod rows;
+pub(crate) mod rows;
 mod update;
 
 #[cfg(feature = "cuda")]
