@@ -35,7 +35,7 @@ fn kernels() {
     let Some(newest) = newest else { fail(&format!("CUDA_COMPUTE_CAP: expected numbers such as 90, found {caps:?}")) };
     println!("cargo::rustc-env=MASKINV_CUDA_VERSION={}", version_of_nvcc());
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let mut running = Vec::new();
+    let (mut running, mut list) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir("kernels").expect("kernels/ is part of the crate") {
         let source = entry.expect("an entry of kernels/").path();
         if source.is_file() {
@@ -46,7 +46,9 @@ fn kernels() {
         command.args(["-std=c++17", "-O3", "-fatbin"]).arg(&source);
         command.args(caps.iter().map(|cap| format!("-gencode=arch=compute_{cap},code=sm_{cap}")));
         command.arg(format!("-gencode=arch=compute_{newest},code=compute_{newest}"));
-        command.arg("-o").arg(out.join(stem).with_extension("fatbin"));
+        let compiled = out.join(stem).with_extension("fatbin");
+        command.arg("-o").arg(&compiled);
+        list.push(format!("({:?}, include_bytes!({compiled:?}))", stem.to_string_lossy()));
         match command.spawn() {
             Ok(child) => running.push((source, child)),
             Err(error) => fail(&format!(
@@ -60,6 +62,11 @@ fn kernels() {
         if !child.wait().is_ok_and(|status| status.success()) {
             fail(&format!("{}: the compiler failed, see above", source.display()));
         }
+    }
+    list.sort();
+    let list = format!("&[{}]", list.join(", "));
+    if let Err(error) = std::fs::write(out.join("kernels.rs"), list) {
+        fail(&format!("{}: {error}", out.display()));
     }
 }
 

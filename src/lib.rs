@@ -27,6 +27,7 @@ mod parallel;
 pub mod pickle;
 pub mod preprocessing;
 mod protobuf;
+pub mod records;
 #[cfg(feature = "report")]
 pub mod report;
 pub(crate) mod tensorboard;

@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "train",
             "report",
+            "records",
             "eval",
             "models",
             "data",
@@ -27,10 +28,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "npy",
         ],
     ),
-    ("report", &["eval", "files"]),
+    ("report", &["records", "eval", "files"]),
+    ("records", &["eval", "files", "tensorboard"]),
     (
         "train",
         &[
+            "records",
             "losses",
             "optim",
             "eval",

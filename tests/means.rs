@@ -9,10 +9,8 @@ use candle_core::{Device, Tensor};
 use maskinv::data::{Batch, Loader, Transform};
 use maskinv::losses::{DistillConfig, MarginHead};
 use maskinv::models::{Arch, Model, ModelConfig, load_model};
-use maskinv::train::{
-    Arm, Checkpoint, Config, Event, Experiment, Header, RunFolder, StepConfig, Trainer, preset, read_evaluations,
-    read_steps,
-};
+use maskinv::records::{read_evaluations, read_steps};
+use maskinv::train::{Arm, Checkpoint, Config, Event, Experiment, Header, RunFolder, StepConfig, Trainer, preset};
 
 const SIZE: usize = 16;
 
@@ -181,7 +179,7 @@ fn fine_tuning_keeps_frozen_stages_and_starts_a_new_head_if_asked() -> Result<()
     let run = |config: &Config, name: &str| -> Result<(BTreeMap<String, Vec<f64>>, f64)> {
         let out = folder.path().join(name);
         Experiment::new(config.clone())?.in_folder(RunFolder::empty(&out)?).with_start(start()?)?.run(&mut |_| {})?;
-        let first = read_steps(&out.join("aug"))?[0].margin_loss.context("finite")?;
+        let first = read_steps(&out.join("aug"))?[0].report.margin_loss;
         Ok((values(&load_model(&out.join("aug"), None)?.model.params().state()?)?, first))
     };
     let (after, with_head) = run(&config, "kept")?;

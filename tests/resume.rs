@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use maskinv::Error;
-use maskinv::train::{
-    Arm, ArmOutcome, Config, Event, Experiment, RunFolder, StepRecord, preset, read_steps, states_folder,
-};
+use maskinv::records::{Speed, StepRecord, read_steps};
+use maskinv::train::{Arm, ArmOutcome, Config, Event, Experiment, RunFolder, preset, states_folder};
 
 use crate::cli::{faces, maskinv, refused, str};
 
@@ -50,15 +50,15 @@ fn config() -> Result<Config> {
 
 /// Runs until the whole experiment has taken `stop_after` steps; the results, unless it stopped.
 fn run(config: &Config, out: &Path, resumes: bool, stop_after: usize) -> Result<Option<BTreeMap<Arm, ArmOutcome>>> {
-    let flag: &'static AtomicBool = Box::leak(Box::default());
-    let experiment = Experiment::new(config.clone())?.stopped_by(flag);
+    let flag = Arc::new(AtomicBool::new(false));
+    let experiment = Experiment::new(config.clone())?.stopped_by(flag.clone());
     let experiment = match resumes {
         true => experiment.resumed(RunFolder::of_run(out)?)?,
         false => experiment.in_folder(RunFolder::empty(out)?),
     };
     let mut num_steps = 0;
     let outcome = experiment.run(&mut |event| {
-        if let Event::Step { .. } = event {
+        if let Event::Step(_) = event {
             num_steps += 1;
             flag.store(num_steps >= stop_after, Ordering::Relaxed);
         }
@@ -117,7 +117,7 @@ fn a_training_that_stops_anywhere_ends_as_one_that_never_did() -> Result<()> {
         }
         for arm in Arm::PAPER {
             let records = |out: &Path| -> Result<Vec<StepRecord>> {
-                let timeless = |r| StepRecord { seconds: 0.0, images_per_s: None, wait_share: None, ..r };
+                let timeless = |r| StepRecord { speed: Speed::default(), ..r };
                 Ok(read_steps(&out.join(arm.name()))?.into_iter().map(timeless).collect())
             };
             let (found, expected) = (records(&stopped)?, records(&whole)?);

@@ -9,6 +9,7 @@ use maskinv::eval::Setting;
 use maskinv::losses::MarginHead;
 
 use maskinv::models::{Model, load_model};
+use maskinv::records::StepRecord;
 use maskinv::train::{
     Arm, Checkpoint, Config, Event, Experiment, Outcome, RunFolder, Start, Trainer, preset, preset_names,
     save_checkpoint,
@@ -86,7 +87,7 @@ fn the_arms_run_and_leave_checkpoints_that_evaluate_alike() -> Result<()> {
     let experiment = Experiment::new(tiny())?.in_folder(RunFolder::empty(folder.path())?);
     let (mut steps, mut finished) = (0, Vec::new());
     let outcome = experiment.run(&mut |event| match event {
-        Event::Step { .. } => steps += 1,
+        Event::Step(_) => steps += 1,
         Event::Finished { arm, .. } => finished.push(arm),
         _ => {}
     })?;
@@ -163,7 +164,7 @@ fn a_given_teacher_is_used() -> Result<()> {
         Experiment::new(config)?.in_folder(RunFolder::empty(&folder.path().join("b"))?).with_teacher(teacher);
     let mut saw_distillation = false;
     let second = experiment.run(&mut |event| {
-        if let Event::Step { report, .. } = event {
+        if let Event::Step(StepRecord { report, .. }) = event {
             saw_distillation |= report.distill_loss > 0.0;
         }
     })?;
@@ -203,7 +204,7 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
         std::fs::write(out.join("config.toml"), config.to_toml()?)?;
         let run = Experiment::new(config)?.in_folder(RunFolder::overwritten(&out)?);
         run.with_teacher(teacher()?).run(&mut |event| {
-            if let Event::Step { report, .. } = event {
+            if let Event::Step(StepRecord { report, .. }) = event {
                 assert!(report.margin_loss == 0.0 && report.distill_loss > 0.0);
             }
         })?;
@@ -255,7 +256,7 @@ fn class_centres_from_embeddings_fit_before_the_first_step() -> Result<()> {
             .with_start(start)?;
         let mut first = None;
         experiment.run(&mut |event| {
-            if let Event::Step { report, .. } = event {
+            if let Event::Step(StepRecord { report, .. }) = event {
                 first.get_or_insert(report.margin_loss);
             }
         })?;

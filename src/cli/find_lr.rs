@@ -32,8 +32,8 @@ impl LrRangeArgs {
         let arm = *experiment.config().train.arms.first().context("train.arms: expected at least one")?;
         let mut progress = Progress::of(quiet);
         let on = &mut |event: Event| match event {
-            Event::Step { step, .. } if !quiet => progress.count("find-lr", "steps", step, self.lr_steps),
-            Event::Step { .. } => {}
+            Event::Step(at) if !quiet => progress.count("find-lr", "steps", at.step, self.lr_steps),
+            Event::Step(_) => {}
             other => progress.show(other),
         };
         let range = experiment.find_lr(arm, [self.lr_from, self.lr_to], self.lr_steps, on)?;

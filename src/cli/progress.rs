@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::results::eers;
 use crate::cli::tell;
+use crate::records::StepRecord;
 use crate::train::Event;
 
 /// Time between progress lines if stderr is not a terminal.
@@ -61,24 +62,25 @@ impl Progress {
                 self.arm = (arm.name(), num_steps);
                 self.begin(arm.name(), num_steps);
             }
-            Event::Step { step, epoch, report, images_per_s, wait_share } => {
+            Event::Step(StepRecord { step, epoch, report, speed, .. }) => {
                 let parts = match report.distill_loss {
                     0.0 => String::new(),
                     d => format!(" = margin {:.3} + distill {d:.5} x lambda", report.margin_loss),
                 };
                 let text = format!(
-                    "epoch {epoch} loss {:.3}{parts} lr {:.4} grad_norm {:.2} images/s {images_per_s:.0} wait_data {:.0}%",
+                    "epoch {epoch} loss {:.3}{parts} lr {:.4} grad_norm {:.2} images/s {:.0} wait_data {:.0}%",
                     report.loss,
                     report.lr,
                     report.grad_norm,
-                    100.0 * wait_share
+                    speed.images_per_s,
+                    100.0 * speed.wait_share
                 );
                 let (arm, num_steps) = self.arm;
                 if self.bar.prefix() != arm {
                     // The bar was replaced by that of an evaluation.
                     self.begin(arm, num_steps);
                 }
-                self.advance(step, text);
+                self.advance(*step, text);
             }
             Event::Embedded { done, total } => self.count("evaluate", "images embedded", done, total),
             Event::Watched { arm, epoch, evaluation, is_best } => {

@@ -9,11 +9,9 @@ use image::{ImageFormat, RgbImage};
 use super::results::{conclusion, tables};
 use crate::cli::tell;
 use crate::data::{Pixels, encode_image};
-use crate::eval::{Evaluation, Setting};
-use crate::report::{ArmCurves, EvaluationPoint, FIGURES, SampleRow, StepPoint, TrainingReport};
-use crate::train::{
-    Arm, ArmOutcome, Config, Experiment, Progressed, REPORT_PAGE, Run, StepRecord, read_evaluations, read_steps,
-};
+use crate::records::{read_evaluations, read_steps};
+use crate::report::{ArmCurves, SampleRow, TrainingReport};
+use crate::train::{Arm, ArmOutcome, Config, Experiment, Progressed, REPORT_PAGE, Run};
 
 /// Number of sample images shown per batch.
 const NUM_SAMPLES: usize = 12;
@@ -31,12 +29,10 @@ pub(super) fn write(folder: &Path, experiment: Option<&Experiment>, notices: Vec
         }
         arms.push(ArmCurves {
             name: arm.title().to_owned(),
+            distills: arm.distills(),
             is_finished: matches!(progressed, Progressed::Finished(_)),
-            steps: steps.iter().map(|step| point(step, arm.distills())).collect(),
-            evaluations: evaluations
-                .iter()
-                .map(|e| EvaluationPoint { step: e.step, eer: eers(&e.evaluation) })
-                .collect(),
+            steps,
+            evaluations,
             notices: Vec::new(),
         });
     }
@@ -56,18 +52,6 @@ pub(super) fn write(folder: &Path, experiment: Option<&Experiment>, notices: Vec
         conclusion: if outcomes.is_empty() { String::new() } else { conclusion(&outcomes, &run.paired_tests) },
     };
     Ok(report.write(folder)?)
-}
-
-fn point(record: &StepRecord, distills: bool) -> StepPoint {
-    let figures: BTreeMap<&str, Option<f64>> = record.figures().into();
-    let is_shown = |key: &str| distills || key != "distill_loss";
-    let value = |(key, _): &(&str, &str)| figures.get(key).copied().flatten().filter(|_| is_shown(key));
-    StepPoint { step: record.step, epoch: record.epoch, values: FIGURES.iter().map(value).collect() }
-}
-
-fn eers(evaluation: &Evaluation) -> Vec<(String, f64)> {
-    let of = |setting: Setting| Some((setting.name().to_owned(), evaluation.settings.get(&setting)?.metrics.eer));
-    Setting::TABLE.into_iter().filter_map(of).collect()
 }
 
 /// Returns the version, commit, device and test set, and every setting that differs from its default.

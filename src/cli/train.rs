@@ -171,7 +171,7 @@ impl TrainArgs {
             }
             progress.show(event);
         };
-        let experiment = experiment.stopped_by(stop);
+        let experiment = experiment.stopped_by(stop.clone());
         let outcome = experiment.run(on);
         // Of what is there, however it ended; nothing is there if it could not begin.
         if Run::is_in(&out)

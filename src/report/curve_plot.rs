@@ -4,9 +4,10 @@ use maud::{Markup, html};
 use plotters::prelude::*;
 
 use super::axis::{NumberAxis, Scale, number};
+use super::figures::Figure;
 use super::plot::{COLOURS, TEXT, TITLE};
-use super::step_point::StepPoint;
 use crate::error::{Error, Result};
+use crate::records::StepRecord;
 
 /// Maximum number of points of a line: more would not show at the width of a plot.
 const MAX_POINTS: usize = 600;
@@ -57,15 +58,15 @@ pub(super) fn bucket_size(num_steps: usize) -> usize {
 }
 
 /// Returns a metric in buckets of steps, without the buckets that have no finite value.
-pub(super) fn buckets(steps: &[StepPoint], figure: usize) -> Vec<Bucket> {
+pub(super) fn buckets(steps: &[StepRecord], figure: Figure) -> Vec<Bucket> {
     steps.chunks(bucket_size(steps.len())).filter_map(|chunk| bucket(chunk, figure)).collect()
 }
 
-fn bucket(chunk: &[StepPoint], figure: usize) -> Option<Bucket> {
+fn bucket(chunk: &[StepRecord], figure: Figure) -> Option<Bucket> {
     let [first, last] = [chunk.first()?, chunk.last()?].map(|point| point.step as f64);
     let mut bucket = Bucket { step: (first + last) / 2.0, mean: 0.0, low: f64::INFINITY, high: f64::NEG_INFINITY };
     let mut num = 0.0;
-    for value in chunk.iter().filter_map(|point| point.value(figure)) {
+    for value in chunk.iter().filter_map(|step| figure.of(step)) {
         num += 1.0;
         // Two divisions, because a difference or sum of the largest numbers overflows.
         bucket.mean += value / num - bucket.mean / num;
@@ -160,35 +161,37 @@ fn of(colour: usize) -> RGBColor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::figures::LOSS;
+    use crate::report::figures::tests::step;
 
-    fn steps(values: impl IntoIterator<Item = Option<f64>>) -> Vec<StepPoint> {
-        let points = values.into_iter().enumerate();
-        points.map(|(i, value)| StepPoint { step: i + 1, epoch: 0, values: vec![value] }).collect()
+    fn steps(values: impl IntoIterator<Item = Option<f64>>) -> Vec<StepRecord> {
+        let steps = values.into_iter().enumerate();
+        steps.map(|(i, value)| step(i + 1, value.unwrap_or(f64::NAN))).collect()
     }
 
     #[test]
     fn a_bucket_is_the_mean_of_what_was_finite_in_it() {
         // 1500 steps: three to a bucket.
         let values = (0..1500).map(|i| (i % 3 != 1).then_some(f64::from(i)));
-        let found = buckets(&steps(values), 0);
+        let found = buckets(&steps(values), LOSS);
         assert_eq!(found.len(), 500);
         for (i, bucket) in found.iter().enumerate() {
             let first = 3.0 * i as f64;
             assert_eq!(*bucket, Bucket { step: first + 2.0, mean: first + 1.0, low: first, high: first + 2.0 });
         }
-        let found = buckets(&steps([Some(1.0), None, Some(f64::NAN), Some(4.0)]), 0);
+        let found = buckets(&steps([Some(1.0), None, Some(f64::NAN), Some(4.0)]), LOSS);
         assert_eq!(found, [Bucket::of_one(1, 1.0), Bucket::of_one(4, 4.0)]);
-        assert_eq!(buckets(&steps([Some(1.0)]), 7), []);
-        assert_eq!(buckets(&[], 0), []);
+        assert_eq!(buckets(&steps([None]), LOSS), []);
+        assert_eq!(buckets(&[], LOSS), []);
     }
 
     #[test]
     fn lines_are_short_and_means_of_the_largest_numbers_are_numbers() {
         for len in [1, 600, 601, 1199, 1200, 1201, 100_003] {
-            let found = buckets(&steps((0..len).map(|_| Some(1.0))), 0);
+            let found = buckets(&steps((0..len).map(|_| Some(1.0))), LOSS);
             assert!(found.len() <= MAX_POINTS && found.len() >= len.min(MAX_POINTS / 2), "{len}: {}", found.len());
         }
-        let found = buckets(&steps((0..1200).map(|i| Some(if i % 2 == 0 { f64::MAX } else { -f64::MAX }))), 0);
+        let found = buckets(&steps((0..1200).map(|i| Some(if i % 2 == 0 { f64::MAX } else { -f64::MAX }))), LOSS);
         assert!(found.iter().all(|b| b.mean.abs() < 1e300), "{:?}", found[0]);
     }
 }

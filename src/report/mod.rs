@@ -5,12 +5,12 @@ mod axis;
 mod curve_plot;
 mod document;
 mod faces;
+mod figures;
 mod json;
 mod markdown;
 mod page;
 mod plot;
 mod probit;
-mod step_point;
 mod training;
 
 use std::path::Path;
@@ -19,8 +19,7 @@ use serde_json::Value;
 
 pub use faces::{FacePair, Hardest};
 pub use json::{REAL_MASKS, REPORT_FILE, ReportFile};
-pub use step_point::{FIGURES, StepPoint};
-pub use training::{ArmCurves, EvaluationPoint, SampleRow, TrainingReport};
+pub use training::{ArmCurves, SampleRow, TrainingReport};
 
 use crate::error::{Error, Result};
 use crate::eval::{Histogram, Identification, OperatingPoint, Scores, SettingResult};

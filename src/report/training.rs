@@ -8,12 +8,11 @@ use super::PAGE_FILE;
 use super::axis::Scale;
 use super::curve_plot::{Bucket, Curve, Plot, bucket_size, buckets, ends, legend};
 use super::document::{address, document, provenance, short};
-use super::step_point::{FIGURES, StepPoint};
+use super::figures::{FIGURES, Figure, LOSS};
 use crate::error::{Error, Result};
+use crate::eval::Setting;
 use crate::files::write_atomic;
-
-/// Metrics drawn on a logarithmic axis if they are positive and span more than a decade.
-const MAGNITUDES: [&str; 3] = ["distill_loss", "grad_norm", "lr"];
+use crate::records::{EvaluationRecord, StepRecord};
 
 /// Contents of the page of a training.
 #[derive(Clone, Debug, Default)]
@@ -37,23 +36,16 @@ pub struct TrainingReport {
 pub struct ArmCurves {
     /// The arm's name.
     pub name: String,
+    /// Whether it distils from a teacher.
+    pub distills: bool,
     /// Whether its training has finished.
     pub is_finished: bool,
     /// All steps, in order.
-    pub steps: Vec<StepPoint>,
+    pub steps: Vec<StepRecord>,
     /// All evaluations, in the order of their steps.
-    pub evaluations: Vec<EvaluationPoint>,
+    pub evaluations: Vec<EvaluationRecord>,
     /// Notices and warnings for the user.
     pub notices: Vec<String>,
-}
-
-/// Error rates after one step.
-#[derive(Clone, Debug, Default)]
-pub struct EvaluationPoint {
-    /// The step.
-    pub step: usize,
-    /// Name of each setting, such as `U-M`, and its EER in `[0, 1]`.
-    pub eer: Vec<(String, f64)>,
 }
 
 /// A strip of images of a training batch.
@@ -91,7 +83,7 @@ impl TrainingReport {
 
     fn curves(&self) -> Result<Markup> {
         let mut plots = Vec::new();
-        for figure in 0..FIGURES.len() {
+        for figure in FIGURES {
             plots.extend(self.figure(figure)?);
         }
         for arm in &self.arms {
@@ -113,7 +105,7 @@ impl TrainingReport {
     /// Table of the progress of every arm.
     fn overview(&self) -> Markup {
         let last_loss = |arm: &ArmCurves| {
-            let loss = arm.steps.iter().rev().find_map(|point| point.value(0));
+            let loss = arm.steps.iter().rev().find_map(|step| LOSS.of(step));
             loss.map_or(
                 "-".to_owned(),
                 |loss| if loss.abs() < 1e6 { format!("{loss:.4}") } else { format!("{loss:.3e}") },
@@ -146,15 +138,15 @@ impl TrainingReport {
     }
 
     /// Plot of one metric, with a line for each arm that has it; `None` if no arm has it.
-    fn figure(&self, figure: usize) -> Result<Option<Markup>> {
-        let (key, title) = FIGURES[figure];
+    fn figure(&self, figure: Figure) -> Result<Option<Markup>> {
+        let Figure { title, is_magnitude, is_of_distillation, .. } = figure;
         let (mut curves, mut gaps) = (Vec::new(), Vec::new());
-        for (colour, arm) in self.arms.iter().enumerate() {
+        for (colour, arm) in self.arms.iter().enumerate().filter(|(_, arm)| arm.distills || !is_of_distillation) {
             let points = buckets(&arm.steps, figure);
             if points.is_empty() {
                 continue;
             }
-            let num_missing = arm.steps.iter().filter(|point| point.value(figure).is_none()).count();
+            let num_missing = arm.steps.iter().filter(|step| figure.of(step).is_none()).count();
             if num_missing > 0 {
                 gaps.push(format!("{num_missing} of {} of {}", arm.steps.len(), arm.name));
             }
@@ -162,7 +154,7 @@ impl TrainingReport {
         }
         let [low, high] = ends(&curves);
         // Not `high / low`, which may overflow.
-        let is_log = MAGNITUDES.contains(&key) && low > 0.0 && high / 10.0 > low;
+        let is_log = is_magnitude && low > 0.0 && high / 10.0 > low;
         let scale = if is_log { Scale::Log } else { Scale::Linear };
         drawn(&Plot { title, scale, has_marks: false, last_step: self.last_step(), curves: &curves }, &gaps.join(", "))
     }
@@ -170,9 +162,10 @@ impl TrainingReport {
     /// Plot of an arm's error rates, with a line for each setting; `None` if the arm was not evaluated.
     fn error_rates(&self, arm: &ArmCurves) -> Result<Option<Markup>> {
         let mut curves: Vec<Curve> = Vec::new();
-        for EvaluationPoint { step, eer } in &arm.evaluations {
-            let per_cent = eer.iter().map(|(name, eer)| (name, 100.0 * eer));
-            for (name, eer) in per_cent.filter(|(_, eer)| eer.is_finite()) {
+        for EvaluationRecord { step, evaluation, .. } in &arm.evaluations {
+            let eer = |setting: Setting| Some((setting.name(), 100.0 * evaluation.settings.get(&setting)?.metrics.eer));
+            let measured = Setting::TABLE.into_iter().filter_map(eer);
+            for (name, eer) in measured.filter(|(_, eer)| eer.is_finite()) {
                 let at = curves.iter().position(|curve| curve.name == name).unwrap_or_else(|| {
                     curves.push(Curve { name, colour: curves.len(), points: Vec::new() });
                     curves.len() - 1
@@ -252,11 +245,27 @@ fn drawn(plot: &Plot, gaps: &str) -> Result<Option<Markup>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::{BootstrapConfig, Comparisons, Evaluation, Figures};
+    use crate::report::figures::tests::step;
 
     /// Arm whose metrics all are `value(step)`.
     fn arm(name: &str, num_steps: usize, value: impl Fn(usize) -> Option<f64>) -> ArmCurves {
-        let point = |step| StepPoint { step, epoch: step / 100, values: vec![value(step); FIGURES.len()] };
-        ArmCurves { name: name.to_owned(), steps: (0..num_steps).map(point).collect(), ..Default::default() }
+        let step = |i| step(i, value(i).unwrap_or(f64::NAN));
+        let steps = (0..num_steps).map(step).collect();
+        ArmCurves { name: name.to_owned(), distills: true, steps, ..Default::default() }
+    }
+
+    /// Evaluation with these EERs in U-M and M-M.
+    fn evaluated(step: usize, eers: [f64; 2]) -> EvaluationRecord {
+        let comparisons = Comparisons::new(vec![0.9, 0.1], vec![true, false], None).unwrap();
+        let config = BootstrapConfig { replicates: 0, ..BootstrapConfig::default() };
+        let result = |eer: f64| {
+            let mut result = Figures::new(&comparisons, 0, &config).unwrap().compute(None).unwrap();
+            result.metrics.eer = eer;
+            result
+        };
+        let settings = [(Setting::UM, result(eers[0])), (Setting::MM, result(eers[1]))];
+        EvaluationRecord { step, epoch: 0, evaluation: Evaluation { settings: settings.into() } }
     }
 
     fn page(arms: Vec<ArmCurves>) -> String {
@@ -268,9 +277,7 @@ mod tests {
         let mut hg = arm("hg", 300, |step| (step % 100 != 7).then_some(1.0 + step as f64));
         hg.is_finished = true;
         hg.notices = vec!["a batch was left out".to_owned()];
-        let eer = |share| vec![("U-M".to_owned(), share), ("M-M".to_owned(), f64::NAN)];
-        hg.evaluations =
-            vec![EvaluationPoint { step: 100, eer: eer(0.25) }, EvaluationPoint { step: 300, eer: eer(0.125) }];
+        hg.evaluations = vec![evaluated(100, [0.25, f64::NAN]), evaluated(300, [0.125, f64::NAN])];
         let mut report = TrainingReport {
             title: "a training".to_owned(),
             provenance: vec![("commit".to_owned(), "abc".to_owned())],
@@ -341,20 +348,26 @@ mod tests {
                 assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
             }
         }
-        // Fewer values than metrics, and steps out of order.
-        let mut short = arm("lg", 3, |_| Some(1.0));
-        short.steps[1].values.clear();
-        short.steps[0].step = usize::MAX;
-        short.steps[2].epoch = usize::MAX;
-        short.evaluations = vec![EvaluationPoint { step: 0, eer: vec![("U-U".to_owned(), -1e300)] }];
-        assert!(page(vec![short]).contains("Steps without a finite value: 1 of 3 of lg"));
+        // Steps out of order, and a metric that not all have.
+        let mut odd = arm("lg", 3, |_| Some(1.0));
+        odd.steps[1].report.mean_cosine = None;
+        odd.steps[0].step = usize::MAX;
+        odd.steps[2].epoch = usize::MAX;
+        odd.evaluations = vec![evaluated(0, [-1e300, 0.0])];
+        assert!(page(vec![odd]).contains("Steps without a finite value: 1 of 3 of lg"));
+        let mut alone = arm("aug", 3, |_| Some(1.0));
+        alone.distills = false;
+        assert!(!page(vec![alone]).contains("Distillation loss"));
     }
 
     #[test]
     fn magnitudes_are_on_a_logarithmic_axis_where_they_are_far_apart() {
         // Only the logarithmic axes have a tick at 0.01 here.
         let has_decade = |value: fn(usize) -> Option<f64>| page(vec![arm("lg", 300, value)]).matches("0.01\n").count();
-        assert_eq!(has_decade(|step| Some(0.1f64.powi(step as i32 % 4))), MAGNITUDES.len());
+        assert_eq!(
+            has_decade(|step| Some(0.1f64.powi(step as i32 % 4))),
+            FIGURES.iter().filter(|figure| figure.is_magnitude).count()
+        );
         assert_eq!(has_decade(|step| Some(if step == 0 { 0.0 } else { 0.1f64.powi(step as i32 % 4) })), 0);
     }
 
@@ -364,7 +377,6 @@ mod tests {
         let text = || name.to_owned();
         let mut arm = arm(name, 3, |step| (step > 0).then_some(1.0));
         arm.notices = vec![text()];
-        arm.evaluations = vec![EvaluationPoint { step: 1, eer: vec![(text(), 0.1)] }];
         let report = TrainingReport {
             title: text(),
             provenance: vec![(text(), text())],
@@ -380,13 +392,7 @@ mod tests {
 
     #[test]
     fn a_million_steps_are_a_small_page() {
-        let steps = |i: usize| StepPoint {
-            step: i,
-            epoch: 0,
-            values: vec![Some((i % 977) as f64), Some(1.0 / (1.0 + i as f64))],
-        };
-        let arm = ArmCurves { name: "hg".to_owned(), steps: (0..1_000_000).map(steps).collect(), ..Default::default() };
-        let page = page(vec![arm]);
+        let page = page(vec![arm("hg", 1_000_000, |i| Some((i % 977) as f64))]);
         assert!(page.contains("mean of up to 1667 steps"));
         assert!(page.len() < 200_000, "{} bytes", page.len());
     }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::models::{BACKBONE_FILE, Loaded, Model, save_model};
+use crate::machine::Machine;
+use crate::models::{BACKBONE_FILE, Loaded, Model, load_model, save_model};
 use crate::weights::{TensorFile, read_pytorch, read_safetensors, write_safetensors};
 
 /// File name of the head beside the backbone; the published code calls it header.
@@ -79,6 +80,16 @@ impl Header {
 }
 
 impl Checkpoint {
+    /// Loads weights that an experiment saved, to run on `machine`.
+    pub(super) fn saved(folder: &Path, machine: &Machine) -> Result<Self> {
+        Ok(Self::of(load_model(folder, None)?)?.on(machine))
+    }
+
+    /// Returns the weights, to run on `machine`.
+    pub(super) fn on(self, machine: &Machine) -> Self {
+        Self { backbone: self.backbone.on(machine), ..self }
+    }
+
     /// Returns a loaded backbone with its head, if this crate or the published code saved one in the same folder.
     ///
     /// # Errors

@@ -17,6 +17,9 @@ use crate::losses::{DistillConfig, DistillKind, MarginConfig, PlusMatching};
 use crate::models::ModelConfig;
 use crate::optim::{OptimConfig, ScheduleConfig};
 
+/// File name of the resolved settings in the results folder.
+pub const CONFIG_FILE: &str = "config.toml";
+
 /// Settings of an experiment. The default is the published recipe on MS1MV2 (Huber et al., FG 2021, section IV).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

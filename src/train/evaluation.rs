@@ -2,15 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
 use super::arm::Arm;
-use super::outcome::Event;
-use super::run::Experiment;
+use super::outcome::{Event, PairedTest};
 use crate::data::TestSet;
 use crate::error::{Error, Result};
 use crate::eval::{
-    Comparisons, Difference, Evaluation, Figures, Setting, SettingResult, compare, compare_as_is, compare_systems,
+    Comparisons, EvalConfig, Evaluation, Figures, Setting, SettingResult, compare, compare_as_is, compare_systems,
     figures, read_scores, write_scores,
 };
 use crate::models::Model;
@@ -18,35 +15,27 @@ use crate::models::Model;
 /// Name of photos with real masks among the settings.
 const REAL_MASKS: &str = "real-masks";
 
-/// A metric of two arms on the same pairs, and whether they differ by more than chance.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PairedTest {
-    /// The arm.
-    pub arm: Arm,
-    /// The arm that it is compared with.
-    pub baseline: Arm,
-    /// `U-U`, `U-M`, `M-U`, `M-M` or `real-masks`.
-    pub setting: String,
-    /// The metric: `EER`, `FMR100`, `FMR1000`, `FDR` or `AUC`.
-    pub metric: String,
-    /// Value of the arm less that of the baseline, with its interval and p value, from a bootstrap over people.
-    #[serde(flatten)]
-    pub difference: Difference,
+/// Test sets of an experiment, and how they are evaluated.
+pub(super) struct Tests<'a> {
+    pub config: &'a EvalConfig,
+    pub test: &'a TestSet,
+    /// Photos of people with real masks.
+    pub real_masks: Option<&'a TestSet>,
 }
 
-impl Experiment {
+impl Tests<'_> {
     /// Evaluates a model on the test set and on the photos with real masks, and writes its scores to `folder`, if
     /// given.
     ///
     /// # Errors
     /// When an image cannot be read, the network fails, or a file cannot be written.
-    pub(super) fn evaluate(
+    pub fn evaluate(
         &self,
         model: &Model,
         folder: Option<&Path>,
         on: &mut dyn FnMut(Event),
     ) -> Result<(Evaluation, Option<SettingResult>)> {
-        let (test, config) = (&self.splits.test, &self.config.eval);
+        let (test, config) = (self.test, self.config);
         let mut progress = |done, total| on(Event::Embedded { done, total });
         let scores = compare(model, test, config, &mut progress)?;
         let evaluation = Evaluation::of(&figures(scores.iter().map(|(s, c)| (*s, c)), test.num_folds, config)?)?;
@@ -56,7 +45,7 @@ impl Experiment {
                 write(folder, setting.name(), comparisons, test)?;
             }
         }
-        let Some(photos) = &self.splits.real_masks else { return Ok((evaluation, None)) };
+        let Some(photos) = self.real_masks else { return Ok((evaluation, None)) };
         let comparisons = compare_as_is(model, photos, config, progress)?;
         if let Some(folder) = folder {
             write(folder, REAL_MASKS, &comparisons, photos)?;
@@ -65,19 +54,20 @@ impl Experiment {
         Ok((evaluation, Some(real_masks)))
     }
 
-    /// Tests every student against augmentation alone, in every setting, on the scores that [`Self::evaluate`] wrote.
-    /// Returns nothing without both, or without a bootstrap. An arm without scores, which an earlier version trained,
-    /// is left out with a notice.
+    /// Tests every student against augmentation alone, in every setting, on the scores that [`Self::evaluate`] wrote
+    /// to the arms' folders in `out`. Returns nothing without both, or without a bootstrap. An arm without scores, which
+    /// an earlier version trained, is left out with a notice.
     ///
     /// # Errors
     /// When a file of scores cannot be read.
-    pub(super) fn paired_tests(&self, finished: &[Arm], on: &mut dyn FnMut(Event)) -> Result<Vec<PairedTest>> {
-        let (baseline, bootstrap) = (Arm::Aug, &self.config.eval.bootstrap);
+    pub fn paired(&self, finished: &[Arm], out: &Path, on: &mut dyn FnMut(Event)) -> Result<Vec<PairedTest>> {
+        let (baseline, bootstrap) = (Arm::Aug, &self.config.bootstrap);
         let settings = Setting::ALL.iter().map(|setting| setting.name());
-        let settings: Vec<&str> = settings.chain(self.splits.real_masks.as_ref().map(|_| REAL_MASKS)).collect();
+        let settings: Vec<&str> = settings.chain(self.real_masks.map(|_| REAL_MASKS)).collect();
+        let scores = |arm: Arm, setting: &str| file(&scores_folder(&out.join(arm.name())), setting);
         let mut measured = Vec::new();
         for &arm in finished.iter().filter(|arm| **arm == baseline || arm.distills()) {
-            match settings.iter().map(|setting| file(&self.scores_folder(arm), setting)).find(|file| !file.exists()) {
+            match settings.iter().map(|setting| scores(arm, setting)).find(|file| !file.exists()) {
                 None => measured.push(arm),
                 Some(file) => on(Event::Notice(format!(
                     "{} is not compared with the other arms: there is no {}",
@@ -92,7 +82,7 @@ impl Experiment {
         }
         let mut tests = Vec::new();
         for setting in settings {
-            let of = |arm: Arm| Ok(read_scores(&file(&self.scores_folder(arm), setting), None)?.comparisons);
+            let of = |arm: Arm| Ok(read_scores(&scores(arm, setting), None)?.comparisons);
             let systems = [&[baseline], &students[..]].concat().into_iter().map(of).collect::<Result<Vec<_>>>()?;
             for figure in compare_systems(&systems, bootstrap)? {
                 for (&arm, difference) in students.iter().zip(figure.differences) {
@@ -104,11 +94,11 @@ impl Experiment {
         }
         Ok(tests)
     }
+}
 
-    /// Returns the folder of an arm's scores.
-    pub(super) fn scores_folder(&self, arm: Arm) -> PathBuf {
-        self.arm_folder(arm).join("scores")
-    }
+/// Returns the folder of an arm's scores in the arm's folder.
+pub(super) fn scores_folder(arm_folder: &Path) -> PathBuf {
+    arm_folder.join("scores")
 }
 
 fn file(folder: &Path, setting: &str) -> PathBuf {

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::arm::Arm;
-use super::config::Config;
+use super::config::{CONFIG_FILE, Config};
+use super::inputs::DATA_FILE;
 use super::outcome::RESULTS_FILE;
-use super::run::{CONFIG_FILE, DATA_FILE};
 use crate::error::{Error, Result};
 use crate::files::{FileLock, Locked, NewFolders, UNFINISHED, remove_if_there};
 

@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::step::StepReport;
 use crate::error::Result;
+use crate::records::StepReport;
 
 /// Mean cosine from which on the embeddings of a batch count as collapsed.
 const COLLAPSED: f64 = 0.9;

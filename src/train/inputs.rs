@@ -6,11 +6,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
+use super::given::Given;
 use super::outcome::Event;
-use super::run::{DATA_FILE, Experiment};
-use crate::data::{SplitsFingerprint, TestFingerprint};
+use crate::data::{Dataset, Splits, SplitsFingerprint, TestFingerprint};
 use crate::error::{Error, Result};
 use crate::files::{hex, write_atomic};
+
+/// File name of the fingerprint of the data in the results folder.
+pub(super) const DATA_FILE: &str = "data.json";
 
 /// Whether a training may go on with other data or given weights than it was begun with, or from class centres of
 /// other people.
@@ -35,14 +38,15 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    fn of(experiment: &Experiment) -> Result<Self> {
+    /// Returns those of an experiment; `teacher_train` is the teacher's training set if it is not the students'.
+    pub fn of(splits: &Splits, teacher_train: Option<&dyn Dataset>, given: &Given) -> Result<Self> {
         let digest = |weights: &Option<Checkpoint>| {
             weights.as_ref().map(|weights| weights.backbone.weights_digest()).transpose()
         };
         Ok(Self {
-            data: SplitsFingerprint::of(&experiment.splits, experiment.teacher_train.as_deref()),
-            teacher: digest(&experiment.teacher)?,
-            start: digest(&experiment.start)?,
+            data: SplitsFingerprint::of(splits, teacher_train),
+            teacher: digest(&given.teacher)?,
+            start: digest(&given.start)?,
         })
     }
 
@@ -79,45 +83,42 @@ impl Inputs {
     fn digest(&self) -> Result<String> {
         Ok(hex(&Sha256::digest(json(self)?)))
     }
-}
 
-impl Experiment {
     /// Records the inputs of a new training in its folder, or compares those of a resumed one with the record. Returns
     /// their digest, which training checkpoints hold.
     ///
     /// # Errors
     /// When a resumed training finds other inputs and may not accept them, or the record cannot be read or written.
-    pub(super) fn check_inputs(&self, on: &mut dyn FnMut(Event)) -> Result<String> {
-        let (path, now) = (self.out().join(DATA_FILE), Inputs::of(self)?);
-        let before = if self.resumes { Inputs::read(self.out())? } else { None };
+    pub fn check(
+        &self,
+        folder: &Path,
+        resumes: bool,
+        changed: ChangedData,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<String> {
+        let path = folder.join(DATA_FILE);
+        let before = if resumes { Self::read(folder)? } else { None };
         if let Some(before) = before {
-            match (before.difference(&now), self.changed_data) {
-                (None, _) => return now.digest(),
-                (Some(what), ChangedData::Refuse) => return Err(changed(self, &what)),
+            match (before.difference(self), changed) {
+                (None, _) => return self.digest(),
+                (Some(what), ChangedData::Refuse) => return Err(other_data(folder, &what)),
                 (Some(what), ChangedData::Accept) => on(Event::Notice(format!("goes on with changed data: {what}"))),
             }
-        } else if self.resumes {
+        } else if resumes {
             let what = "is not there: whether the data is still that of the beginning is not known";
             on(Event::Notice(format!("{}: {what}", path.display())));
         }
-        write_atomic(&path, &json(&now)?)?;
-        now.digest()
-    }
-
-    /// Checks that a training checkpoint is of these inputs.
-    pub(super) fn check_state(&self, of_state: Option<&str>, inputs: &str) -> Result<()> {
-        match of_state.is_some_and(|digest| digest != inputs) && self.changed_data == ChangedData::Refuse {
-            true => Err(changed(self, "its training checkpoint was saved with other data")),
-            false => Ok(()),
-        }
+        write_atomic(&path, &json(self)?)?;
+        self.digest()
     }
 }
 
-fn changed(experiment: &Experiment, what: &str) -> Error {
+/// Returns the error of a training in `folder` whose data is not that of its beginning.
+pub(super) fn other_data(folder: &Path, what: &str) -> Error {
     let what = format!(
         "expected the data that it was begun with; {what}. --accept-changed-data goes on with the data as it is now"
     );
-    Error::Data { path: experiment.out().to_owned(), what }
+    Error::Data { path: folder.to_owned(), what }
 }
 
 fn json(inputs: &Inputs) -> Result<Vec<u8>> {

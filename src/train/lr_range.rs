@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::arm::Arm;
+use super::experiment::Experiment;
+use super::given::Origin;
 use super::outcome::Event;
-use super::run::Experiment;
-use super::start::Origin;
+use super::start::Centres;
 use crate::error::{Error, Result};
 
 /// Decay of the moving average that smooths the loss.
@@ -67,25 +68,24 @@ impl Experiment {
             let what = format!("expected rising rates and {} steps or more, found {low} to {high}", 2 * NUM_FIRST);
             return Err(Error::Config(format!("{what} and {num_steps} steps")));
         }
-        self.check(&[arm])?;
-        let start = match self.origin(arm) {
+        let given = self.given();
+        given.check(self.config(), &[arm])?;
+        let start = match given.origin(self.config(), arm) {
             None => None,
-            Some(Origin::Given) => self.start.as_ref().map(|start| (Origin::Given, start)),
-            Some(origin) => self.teacher.as_ref().map(|teacher| (origin, teacher)),
+            Some(Origin::Given) => given.start.as_ref().map(|start| (Origin::Given, start)),
+            Some(origin) => given.teacher.as_ref().map(|teacher| (origin, teacher)),
         };
-        let teacher = self.teacher.as_ref().map(|teacher| &teacher.backbone);
-        let mut trainer = self.trainer(arm, teacher, start, None, &mut Default::default(), on)?;
-        let loader = self.loader(arm)?;
+        let mut steps = self.steps(arm, given.teacher.as_ref(), start, None, &mut Centres::new(), on)?;
         let mut points: Vec<LrPoint> = Vec::new();
         let (mut mean, mut least) = (0.0, f64::INFINITY);
-        let scale = self.config.base_lr() / self.config.optim.lr;
-        let batches = (0..).flat_map(|epoch| loader.epoch(epoch)).take(num_steps);
-        for (i, batch) in batches.enumerate() {
+        let scale = self.config().base_lr() / self.config().optim.lr;
+        for i in 0..num_steps {
             let lr = low * (high / low).powf(i as f64 / (num_steps - 1) as f64);
-            trainer.step(batch?, i as u64, lr * scale)?;
-            // On a GPU `step` does not wait for the loss.
-            let report = trainer.report()?;
-            on(Event::Step { step: i + 1, epoch: 0, report: &report, images_per_s: f64::NAN, wait_share: f64::NAN });
+            steps.step_of_any_epoch(Some(lr * scale))?;
+            // On a GPU a step does not wait for the loss.
+            let record = steps.record(steps.trainer.report()?);
+            on(Event::Step(&record));
+            let report = record.report;
             mean = SMOOTHING * mean + (1.0 - SMOOTHING) * report.loss;
             let smoothed = mean / (1.0 - SMOOTHING.powi(i as i32 + 1));
             if !smoothed.is_finite() || (i > NUM_FIRST && smoothed > DIVERGED * least) {

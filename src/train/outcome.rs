@@ -6,10 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::config::Config;
-use super::evaluation::PairedTest;
-use super::step::StepReport;
 use super::watch::Best;
-use crate::eval::{Evaluation, SettingResult};
+use crate::eval::{Difference, Evaluation, SettingResult};
+use crate::records::StepRecord;
 
 /// An event of a running experiment, for progress displays.
 #[derive(Clone, Debug)]
@@ -32,18 +31,7 @@ pub enum Event<'a> {
     /// A message for the user.
     Notice(String),
     /// A step whose figures were read: every step on the CPU, every 20th on a GPU.
-    Step {
-        /// Step number, from 1.
-        step: usize,
-        /// The epoch, from 0.
-        epoch: usize,
-        /// The step's figures.
-        report: &'a StepReport,
-        /// Images per second since the training of the arm started or resumed.
-        images_per_s: f64,
-        /// Share of that time spent waiting for data.
-        wait_share: f64,
-    },
+    Step(&'a StepRecord),
     /// Progress of embedding images.
     Embedded {
         /// Images embedded so far.
@@ -142,4 +130,20 @@ impl Outcome {
     pub fn rows(&self) -> Vec<(&str, &Evaluation)> {
         self.arms.iter().map(|(arm, outcome)| (arm.title(), &outcome.evaluation)).collect()
     }
+}
+
+/// A metric of two arms on the same pairs, and whether they differ by more than chance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairedTest {
+    /// The arm.
+    pub arm: Arm,
+    /// The arm that it is compared with.
+    pub baseline: Arm,
+    /// `U-U`, `U-M`, `M-U`, `M-M` or `real-masks`.
+    pub setting: String,
+    /// The metric: `EER`, `FMR100`, `FMR1000`, `FDR` or `AUC`.
+    pub metric: String,
+    /// Value of the arm less that of the baseline, with its interval and p value, from a bootstrap over people.
+    #[serde(flatten)]
+    pub difference: Difference,
 }

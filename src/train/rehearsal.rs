@@ -1,6 +1,5 @@
 //! Dry runs: a few steps of an arm, to estimate the time and memory of its training. Nothing is saved.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -8,9 +7,11 @@ use serde::Serialize;
 
 use super::arm::Arm;
 use super::checkpoint::Checkpoint;
+use super::experiment::Experiment;
+use super::given::Origin;
 use super::outcome::Event;
-use super::run::Experiment;
-use super::start::Origin;
+use super::start::Centres;
+use super::steps::Steps;
 use super::trainer::Trainer;
 use crate::error::Result;
 use crate::models::Model;
@@ -51,8 +52,7 @@ pub struct MemoryEstimate {
     pub head: usize,
     /// The teacher's weights.
     pub teacher: usize,
-    /// Peak size of the activations of a mini-batch and their gradients. None on a GPU, or if the network runs layer by
-    /// layer.
+    /// Peak size of the activations of a mini-batch and their gradients. None on a GPU.
     pub activations: Option<usize>,
     /// Prefetched batches, with the teacher's and the student's crops.
     pub images: usize,
@@ -65,51 +65,42 @@ impl Experiment {
     /// # Errors
     /// The errors of a training.
     pub fn rehearse(&self, arm: Arm, num_steps: usize, on: &mut dyn FnMut(Event)) -> Result<Rehearsal> {
-        let loader = self.loader(arm)?;
         let stand_in = self.stand_in()?;
-        let teacher = self.teacher.as_ref().unwrap_or(&stand_in);
-        let mut trainer = self.rehearsed(arm, teacher, &stand_in, on)?;
-        let (epochs, per_epoch) = (self.config.epochs(arm), loader.num_batches());
-        let (mut began, mut waited) = (Instant::now(), 0.0);
+        let teacher = self.given().teacher.as_ref().unwrap_or(&stand_in);
+        let mut steps = self.rehearsed(arm, teacher, &stand_in, on)?;
+        let mut began = Instant::now();
         let mut without_gradient = Vec::new();
-        let mut batches = (0..).flat_map(|epoch| loader.epoch(epoch));
         for taken in 0..WARM_UP + num_steps {
             if taken == WARM_UP {
-                trainer.report()?;
-                (began, waited) = (Instant::now(), 0.0);
+                steps.trainer.report()?;
+                steps.restart_clock();
+                began = Instant::now();
             }
-            let asked = Instant::now();
-            let Some(batch) = batches.next() else { break };
-            waited += asked.elapsed().as_secs_f64();
-            let lr = self.config.base_lr() * self.config.schedule.factor(taken, per_epoch, epochs.end);
-            if let Some(report) = trainer.step(batch?, taken as u64, lr)? {
-                let elapsed = began.elapsed().as_secs_f64();
-                let images_per_s = ((taken + 1) * self.config.loader.batch_size) as f64 / elapsed;
-                let (step, epoch) = (taken + 1, taken / per_epoch);
-                on(Event::Step { step, epoch, report: &report, images_per_s, wait_share: waited / elapsed });
+            if let Some(record) = steps.step_of_any_epoch(None)?.record {
+                on(Event::Step(&record));
             }
             if taken == 0 {
-                without_gradient = trainer.without_gradient().to_vec();
+                without_gradient = steps.trainer.without_gradient().to_vec();
             }
         }
-        trainer.report()?;
+        steps.trainer.report()?;
         let elapsed = began.elapsed().as_secs_f64();
         Ok(Rehearsal {
             arm,
-            num_steps: epochs.len() * per_epoch,
+            num_steps: steps.epochs().len() * steps.per_epoch(),
             num_measured: num_steps,
             step_s: elapsed / num_steps as f64,
-            wait_share: waited / elapsed,
+            wait_share: steps.waited() / elapsed,
             without_gradient,
-            memory: self.memory(arm, &trainer, teacher),
+            memory: self.memory(arm, &steps.trainer, teacher),
         })
     }
 
     /// Returns random weights of the student's network.
     fn stand_in(&self) -> Result<Checkpoint> {
-        let config = &self.config.model;
-        let state = Model::new(config, &Device::Cpu, self.config.train.seed)?.params().state()?;
-        let backbone = Model::frozen(config, state, &Device::Cpu)?.on(&self.machine);
+        let config = self.config();
+        let state = Model::new(&config.model, &Device::Cpu, config.train.seed)?.params().state()?;
+        let backbone = Model::frozen(&config.model, state, &Device::Cpu)?.on(self.machine());
         Ok(Checkpoint { name: "stand-in".to_owned(), backbone, header: None })
     }
 
@@ -119,26 +110,27 @@ impl Experiment {
         teacher: &Checkpoint,
         stand_in: &Checkpoint,
         on: &mut dyn FnMut(Event),
-    ) -> Result<Trainer> {
-        let start = self.origin(arm).map(|origin| {
+    ) -> Result<Steps> {
+        let given = self.given();
+        let start = given.origin(self.config(), arm).map(|origin| {
             let weights = match origin {
-                Origin::Given => self.start.as_ref().unwrap_or(stand_in),
+                Origin::Given => given.start.as_ref().unwrap_or(stand_in),
                 Origin::Teacher => teacher,
                 Origin::Lg => stand_in,
             };
             (origin, weights)
         });
-        let size = (self.config.model.embedding_size, self.train_set(arm).num_identities());
-        let mut centres = BTreeMap::new();
+        let size = (self.config().model.embedding_size, self.train_set(arm).num_identities());
+        let mut centres = Centres::new();
         if let Some((origin, _)) = start {
             // Random centres, because embedding the training set is not part of the dry run.
             centres.insert(origin, Tensor::randn(0f32, 0.01, size, &Device::Cpu)?);
         }
-        self.trainer(arm, Some(&teacher.backbone), start, None, &mut centres, on)
+        self.steps(arm, Some(teacher), start, None, &mut centres, on)
     }
 
     fn memory(&self, arm: Arm, trainer: &Trainer, teacher: &Checkpoint) -> MemoryEstimate {
-        let config = &self.config;
+        let config = self.config();
         let [all, trained, centres] = trainer.num_elements();
         let moments = match config.optim.kind {
             OptimKind::Sgd => 1,

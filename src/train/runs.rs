@@ -6,14 +6,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::arm::Arm;
-use super::config::Config;
-use super::evaluation::PairedTest;
+use super::config::{CONFIG_FILE, Config};
 use super::inputs::Inputs;
-use super::outcome::{ArmOutcome, Finished, RESULTS_FILE};
-use super::records::{StepRecord, read_steps};
-use super::run::CONFIG_FILE;
+use super::outcome::{ArmOutcome, Finished, PairedTest, RESULTS_FILE};
 use crate::data::TestFingerprint;
 use crate::error::{Error, Result};
+use crate::records::{StepRecord, read_steps};
 
 /// A training, finished or not, as read from its results folder.
 #[derive(Debug, Serialize)]

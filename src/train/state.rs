@@ -1,14 +1,16 @@
 //! Training checkpoints: everything that later steps depend on, in a folder that is written atomically.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
 use super::trainer::State;
-use super::watch::Best;
+use super::watch::{Best, WatchConfig};
 use crate::error::{Error, Result};
+use crate::eval::Evaluation;
 use crate::files::{UNFINISHED, remove_unfinished, sha256, sync_folder, write_atomic};
 use crate::weights::{read_safetensors, write_safetensors};
 
@@ -68,6 +70,30 @@ impl Position {
             num_worse: 0,
         }
     }
+
+    /// Whether to evaluate before the next step of an arm with these epochs.
+    pub(super) fn is_watch_due(&self, watch: &WatchConfig, epochs: &Range<usize>) -> bool {
+        let is_new = self.batch == 0 && self.epoch > epochs.start && self.watched < self.epoch;
+        let is_due = || (self.epoch - epochs.start).is_multiple_of(watch.every) || self.epoch == epochs.end;
+        watch.every > 0 && is_new && is_due()
+    }
+
+    /// Records an evaluation; returns whether it is the best so far.
+    pub(super) fn watched(&mut self, watch: &WatchConfig, evaluation: &Evaluation) -> bool {
+        self.watched = self.epoch;
+        let eer = evaluation.get(watch.setting).metrics.eer;
+        let is_best = self.best.is_none_or(|best| eer < best.eer);
+        if is_best {
+            self.best = Some(Best { epoch: self.epoch, step: self.step, eer });
+        }
+        self.num_worse = if is_best { 0 } else { self.num_worse + 1 };
+        is_best
+    }
+
+    /// Whether to stop the arm early.
+    pub(super) fn stops_early(&self, watch: &WatchConfig) -> bool {
+        watch.patience > 0 && self.num_worse >= watch.patience
+    }
 }
 
 /// A training checkpoint: everything needed to resume an arm.
@@ -99,6 +125,12 @@ struct StateFile {
 /// Returns the folder of an arm's training checkpoints, inside the arm's results folder.
 pub fn states_folder(arm_folder: &Path) -> PathBuf {
     arm_folder.join("states")
+}
+
+/// Removes the training checkpoints of an arm, if it has any.
+pub(super) fn remove_states(arm_folder: &Path) -> Result<()> {
+    let folder = states_folder(arm_folder);
+    if folder.exists() { std::fs::remove_dir_all(&folder).map_err(Error::io(&folder)) } else { Ok(()) }
 }
 
 impl TrainState {
@@ -245,6 +277,26 @@ mod tests {
     fn newest(folder: &Path) -> (Option<usize>, usize) {
         let (state, problems) = TrainState::newest(folder).unwrap();
         (state.map(|state| state.position.step), problems.len())
+    }
+
+    #[test]
+    fn evaluations_are_due_at_ends_of_epochs_once_each() {
+        let watch = WatchConfig { every: 2, ..WatchConfig::default() };
+        let mut at = Position::start(Arm::Lg, 3);
+        let mut due = Vec::new();
+        for epoch in 3..=10 {
+            at.epoch = epoch;
+            if at.is_watch_due(&watch, &(3..10)) {
+                due.push(epoch);
+                at.watched = epoch;
+                assert!(!at.is_watch_due(&watch, &(3..10)));
+            }
+        }
+        assert_eq!(due, [5, 7, 9, 10]);
+        at.watched = 0;
+        at.batch = 1;
+        assert!(!at.is_watch_due(&watch, &(3..10)), "only between epochs");
+        assert!(!Position { batch: 0, ..at }.is_watch_due(&WatchConfig::default(), &(3..10)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::checkpoint::Header;
-use super::step::{StepConfig, StepReport};
+use super::step::StepConfig;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::losses::{MarginConfig, MarginHead, Projection};
@@ -17,6 +17,7 @@ use crate::nn::Group;
 use crate::nn::engine::Activations;
 use crate::ops::backend::Kernels;
 use crate::optim::{Average, Component};
+use crate::records::StepReport;
 
 /// Batch size that the teacher's inference is prepared for.
 const TEACHER_BATCH: usize = 16;
@@ -116,7 +117,7 @@ impl Trainer {
     }
 
     /// Returns the approximate peak size, in bytes, of the activations of a mini-batch of `n` images and their
-    /// gradients; none for a network that runs layer by layer, and on a GPU.
+    /// gradients; none on a GPU.
     pub fn activation_bytes(&self, n: usize) -> Option<usize> {
         self.engine.activation_bytes(n)
     }

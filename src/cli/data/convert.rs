@@ -75,7 +75,8 @@ impl ConvertArgs {
         }
         let mut progress = Progress::new();
         let mut on = |done| progress.count("convert", "images written", done, images.len());
-        let mut export = Export::new(images.as_ref(), &mut on).stopped_by(interrupt::flag()?);
+        let stop = interrupt::flag()?;
+        let mut export = Export::new(images.as_ref(), &mut on).stopped_by(&stop);
         match target {
             Target::Recordio => write_records(&mut export, &path)?,
             Target::Webdataset => write_shards(&mut export, &path, self.shard_size as usize)?,

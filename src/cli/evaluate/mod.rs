@@ -7,6 +7,7 @@ mod provenance;
 mod templates;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -92,7 +93,7 @@ struct Run<'a> {
     config: &'a Config,
     machine: &'a Machine,
     outputs: &'a Outputs,
-    stop: &'static AtomicBool,
+    stop: Arc<AtomicBool>,
 }
 
 /// The files that an evaluation writes, which appear once all are complete.

@@ -108,7 +108,8 @@ fn describe(progressed: &Progressed) -> String {
     match progressed {
         Progressed::Waiting => "not started".to_owned(),
         Progressed::Begun(step) => {
-            let loss = step.loss.map_or("not finite".to_owned(), |loss| format!("{loss:.3}"));
+            let loss = step.report.loss;
+            let loss = if loss.is_finite() { format!("{loss:.3}") } else { "not finite".to_owned() };
             format!("at step {}, epoch {}, loss {loss}", step.step, step.epoch)
         }
         Progressed::Finished(outcome) => {

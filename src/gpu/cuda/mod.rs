@@ -19,16 +19,8 @@ use blas::Blas;
 
 use super::{Arg, Gpu, Launch, Memory, Product};
 
-/// Compiled kernel files, by the prefix of their kernels' names.
-const KERNELS: [(&str, &[u8]); 7] = [
-    ("batch_norm", include_bytes!(concat!(env!("OUT_DIR"), "/batch_norm.fatbin"))),
-    ("conv", include_bytes!(concat!(env!("OUT_DIR"), "/conv.fatbin"))),
-    ("distill", include_bytes!(concat!(env!("OUT_DIR"), "/distill.fatbin"))),
-    ("images", include_bytes!(concat!(env!("OUT_DIR"), "/images.fatbin"))),
-    ("margin", include_bytes!(concat!(env!("OUT_DIR"), "/margin.fatbin"))),
-    ("rows", include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin"))),
-    ("update", include_bytes!(concat!(env!("OUT_DIR"), "/update.fatbin"))),
-];
+/// Compiled files of `kernels/`, by the prefix of their kernels' names; the build script writes the list.
+const KERNELS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Driver functions that are called. One that is missing would end the process.
 const DRIVER: [&str; 33] = [
@@ -146,7 +138,7 @@ impl Cuda {
         let stream = context.new_stream().map_err(wrap)?;
         let built = BUILT_BY.parse().unwrap_or_default();
         let mut modules = BTreeMap::new();
-        for (file, code) in KERNELS {
+        for (file, code) in KERNELS.iter().copied() {
             let module = context.load_module(Ptx::from_binary(code.to_vec())).map_err(|error| {
                 let why = match driver < built {
                     true => format!(

@@ -1,4 +1,5 @@
-//! Training records of an arm: steps and evaluations between epochs, as JSON lines and for TensorBoard.
+//! Records of an arm in training: figures of its steps and evaluations between epochs, as JSON lines and for
+//! TensorBoard.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -8,7 +9,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::step::StepReport;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Setting};
 use crate::files::write_atomic;
@@ -19,36 +19,93 @@ const STEPS_FILE: &str = "steps.jsonl";
 const EVALUATIONS_FILE: &str = "evaluations.jsonl";
 const TENSORBOARD_FOLDER: &str = "tensorboard";
 
-/// A training step, one line of `steps.jsonl`. Figures that are not finite are `null`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Figures of one training step. In a file, those that are not finite are `null`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// The total loss: `margin_loss + lambda * distill_loss`.
+    #[serde(with = "finite")]
+    pub loss: f64,
+    /// The margin loss (cross-entropy with margin), multiplied by its weight; 0 if the weight is 0.
+    #[serde(with = "finite")]
+    pub margin_loss: f64,
+    /// The distillation loss before multiplication by `lambda`; 0 without a teacher.
+    #[serde(with = "finite")]
+    pub distill_loss: f64,
+    /// Norm of the backbone's gradient before clipping.
+    #[serde(with = "finite")]
+    pub grad_norm: f64,
+    /// Learning rate.
+    #[serde(with = "finite")]
+    pub lr: f64,
+    /// Mean cosine of all pairs of embeddings in the batch; near 1 the embeddings have collapsed.
+    pub mean_cosine: Option<f64>,
+    /// Mean cosine between embeddings and their class centres; none without the margin loss.
+    pub target_cosine: Option<f64>,
+    /// Cosine between each image's embedding and its class centre; NaN without a label. Not recorded.
+    #[serde(skip)]
+    pub target_cosines: Vec<f64>,
+    /// Whether the step was skipped because its loss or gradient was not finite: no parameter, moment or running
+    /// statistic has changed. Always false on a GPU, where such a step is an error. Recorded as
+    /// [`StepRecord::skipped_images`].
+    #[serde(skip)]
+    pub is_skipped: bool,
+}
+
+impl StepReport {
+    /// Computes what follows from the losses and target cosines of a batch of `n` images, and from the sum of the
+    /// directions of their embeddings; `lambda` is the weight of the distillation loss.
+    pub(crate) fn conclude(&mut self, directions: &[f64], n: usize, lambda: f64) {
+        self.loss = self.margin_loss + lambda * self.distill_loss;
+        let (n, squares) = (n as f64, directions.iter().map(|v| v * v).sum::<f64>());
+        self.mean_cosine = (n > 1.0).then(|| (squares - n) / (n * (n - 1.0)));
+        let known: Vec<f64> = self.target_cosines.iter().copied().filter(|cosine| !cosine.is_nan()).collect();
+        self.target_cosine = (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64);
+    }
+}
+
+/// Speed of the training at a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Seconds of training so far, without evaluations.
+    pub seconds: f64,
+    /// Images per second since the training of the arm started or resumed.
+    #[serde(with = "finite")]
+    pub images_per_s: f64,
+    /// Share of that time spent waiting for data.
+    #[serde(with = "finite")]
+    pub wait_share: f64,
+}
+
+/// A training step, one line of `steps.jsonl`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Step number, from 1.
     pub step: usize,
     /// Epoch, from 0.
     pub epoch: usize,
-    /// Seconds of training so far, without evaluations.
-    pub seconds: f64,
-    /// See [`StepReport`].
-    pub loss: Option<f64>,
-    /// See [`StepReport`].
-    pub margin_loss: Option<f64>,
-    /// See [`StepReport`].
-    pub distill_loss: Option<f64>,
-    /// See [`StepReport`].
-    pub grad_norm: Option<f64>,
-    /// See [`StepReport`].
-    pub lr: Option<f64>,
-    /// See [`StepReport`].
-    pub mean_cosine: Option<f64>,
-    /// See [`StepReport`].
-    pub target_cosine: Option<f64>,
-    /// Images per second since the training started or resumed.
-    pub images_per_s: Option<f64>,
-    /// Share of that time spent waiting for data.
-    pub wait_share: Option<f64>,
+    /// Speed so far.
+    #[serde(flatten)]
+    pub speed: Speed,
+    /// The step's figures.
+    #[serde(flatten)]
+    pub report: StepReport,
     /// Image indices of a skipped step; empty for other steps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped_images: Vec<u32>,
+}
+
+/// Numbers that may not be finite, as `null`.
+mod finite {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        Some(*value).filter(|value| value.is_finite()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+    }
 }
 
 /// An evaluation between two epochs, one line of `evaluations.jsonl`.
@@ -63,52 +120,8 @@ pub struct EvaluationRecord {
     pub evaluation: Evaluation,
 }
 
-/// Speed of the training at a step.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Speed {
-    pub seconds: f64,
-    pub images_per_s: f64,
-    pub wait_share: f64,
-}
-
-impl StepRecord {
-    pub(super) fn new(step: usize, epoch: usize, report: &StepReport, speed: Speed, images: &[u32]) -> Self {
-        let finite = |value: f64| Some(value).filter(|value| value.is_finite());
-        Self {
-            step,
-            epoch,
-            seconds: speed.seconds,
-            loss: finite(report.loss),
-            margin_loss: finite(report.margin_loss),
-            distill_loss: finite(report.distill_loss),
-            grad_norm: finite(report.grad_norm),
-            lr: finite(report.lr),
-            mean_cosine: report.mean_cosine.and_then(finite),
-            target_cosine: report.target_cosine.and_then(finite),
-            images_per_s: finite(speed.images_per_s),
-            wait_share: finite(speed.wait_share),
-            skipped_images: if report.is_skipped { images.to_vec() } else { Vec::new() },
-        }
-    }
-
-    /// Returns the figures by name.
-    pub fn figures(&self) -> [(&'static str, Option<f64>); 9] {
-        [
-            ("loss", self.loss),
-            ("margin_loss", self.margin_loss),
-            ("distill_loss", self.distill_loss),
-            ("grad_norm", self.grad_norm),
-            ("lr", self.lr),
-            ("mean_cosine", self.mean_cosine),
-            ("target_cosine", self.target_cosine),
-            ("images_per_s", self.images_per_s),
-            ("wait_share", self.wait_share),
-        ]
-    }
-}
-
 /// Writes the records of an arm in training.
-pub(super) struct Records {
+pub(crate) struct Records {
     folder: PathBuf,
     steps: BufWriter<File>,
     tensorboard: EventFile,
@@ -144,13 +157,20 @@ impl Records {
         let path = self.folder.join(STEPS_FILE);
         let line = serde_json::to_string(record).map_err(|e| Error::Config(e.to_string()))?;
         writeln!(self.steps, "{line}").map_err(Error::io(&path))?;
-        let tags = record.figures().map(|(name, value)| (format!("train/{name}"), value));
-        let is_known = |name: &str, value: Option<f64>| value.is_some() || !name.ends_with("_cosine");
-        let scalars: Vec<(&str, f32)> = tags
-            .iter()
-            .filter(|(name, value)| is_known(name, *value))
-            .map(|(name, value)| (name.as_str(), value.map_or(f32::NAN, |value| value as f32)))
-            .collect();
+        let StepRecord { report, speed, .. } = record;
+        let mut scalars = vec![
+            ("train/loss", report.loss),
+            ("train/margin_loss", report.margin_loss),
+            ("train/distill_loss", report.distill_loss),
+            ("train/grad_norm", report.grad_norm),
+            ("train/lr", report.lr),
+            ("train/images_per_s", speed.images_per_s),
+            ("train/wait_share", speed.wait_share),
+        ];
+        scalars.extend(report.mean_cosine.map(|cosine| ("train/mean_cosine", cosine)));
+        scalars.extend(report.target_cosine.map(|cosine| ("train/target_cosine", cosine)));
+        let finite = |value: f64| if value.is_finite() { value as f32 } else { f32::NAN };
+        let scalars: Vec<(&str, f32)> = scalars.into_iter().map(|(name, value)| (name, finite(value))).collect();
         self.tensorboard.scalars(record.step as u64, wall_time(), &scalars)
     }
 
@@ -249,8 +269,13 @@ mod tests {
     use super::*;
 
     fn record(step: usize, loss: f64) -> StepRecord {
-        let report = StepReport { loss, lr: 0.1, is_skipped: !loss.is_finite(), ..StepReport::default() };
-        StepRecord::new(step, 0, &report, Speed { seconds: 0.5, images_per_s: 10.0, wait_share: 0.0 }, &[3, 4])
+        StepRecord {
+            step,
+            epoch: 0,
+            speed: Speed { seconds: 0.5, images_per_s: 10.0, wait_share: 0.0 },
+            report: StepReport { loss, lr: 0.1, ..StepReport::default() },
+            skipped_images: if loss.is_finite() { Vec::new() } else { vec![3, 4] },
+        }
     }
 
     #[test]
@@ -267,10 +292,14 @@ mod tests {
         records.step(&record(4, 7.0))?;
         drop(records);
         let found = read_steps(folder.path())?;
-        let expected: Vec<_> =
-            [(1, 0.1 + 0.2), (2, 0.1 + 0.2), (3, f64::NAN), (4, 7.0)].map(|(s, l)| record(s, l)).into();
-        assert_eq!(found, expected);
-        assert_eq!((found[2].loss, &found[2].skipped_images[..]), (None, &[3, 4][..]));
+        assert_eq!(found.len(), 4);
+        for (i, (step, loss)) in [(1, 0.1 + 0.2), (2, 0.1 + 0.2), (4, 7.0)].into_iter().enumerate() {
+            assert_eq!(found[if i == 2 { 3 } else { i }], record(step, loss));
+        }
+        // What is not finite is null.
+        assert!(found[2].report.loss.is_nan() && found[2].skipped_images == [3, 4]);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.lines().nth(2).is_some_and(|line| line.contains("\"loss\":null")), "{text}");
         // A new training removes all records.
         drop(Records::open(folder.path(), 0)?);
         assert_eq!(read_steps(folder.path())?, []);

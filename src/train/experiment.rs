@@ -5,47 +5,43 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 use super::arm::Arm;
 use super::checkpoint::Checkpoint;
-use super::config::{Config, Start};
-use super::epochs::remove_states;
+use super::config::{CONFIG_FILE, Config, Start};
+use super::evaluation::{Tests, scores_folder};
 use super::folder::RunFolder;
-use super::inputs::ChangedData;
+use super::given::{Given, Origin};
+use super::inputs::{ChangedData, Inputs, other_data};
 use super::outcome::{ArmOutcome, Event, Finished, Outcome, RESULTS_FILE};
-use super::start::Origin;
-use super::state::Position;
-use crate::data::{Dataset, Splits, TestSet};
+use super::start::{ArmStart, Centres};
+use super::state::{Position, TrainState, remove_states, states_folder};
+use super::steps::Steps;
+use super::training::{Context, Trained, Training, lg_folder};
+use crate::data::{AugmentConfig, Dataset, Loader, Splits, TestSet, Transform};
 use crate::error::{Error, Result};
 use crate::files::{remove_unfinished, write_atomic};
 use crate::machine::Machine;
-use crate::models::{BACKBONE_FILE, Model, ModelConfig, load_model};
-
-/// File name of the resolved settings in the results folder.
-pub const CONFIG_FILE: &str = "config.toml";
-/// File name of the fingerprint of the data in the results folder.
-pub(super) const DATA_FILE: &str = "data.json";
+use crate::models::{BACKBONE_FILE, Model, ModelConfig};
+use crate::records::Records;
 
 /// A set of arms to train and evaluate on one data set.
 pub struct Experiment {
-    pub(super) config: Config,
-    pub(super) splits: Splits,
+    config: Config,
+    splits: Splits,
     /// The teacher's training set, if its arm is trained and the set is not the students'.
-    pub(super) teacher_train: Option<Arc<dyn Dataset>>,
+    teacher_train: Option<Arc<dyn Dataset>>,
     folder: Option<RunFolder>,
-    /// A given teacher, used instead of training one.
-    pub(super) teacher: Option<Checkpoint>,
-    /// Given weights that every trained arm starts from.
-    pub(super) start: Option<Checkpoint>,
-    pub(super) machine: Machine,
+    given: Given,
+    machine: Machine,
     /// Arms that an earlier run finished.
     finished: BTreeMap<Arm, ArmOutcome>,
     /// Arms that an earlier run finished and whose weights are no longer there.
     gone: Vec<Arm>,
-    pub(super) resumes: bool,
-    pub(super) changed_data: ChangedData,
-    pub(super) stop: Option<&'static AtomicBool>,
+    resumes: bool,
+    changed_data: ChangedData,
+    stop: Option<Arc<AtomicBool>>,
 }
 
 impl Experiment {
@@ -68,8 +64,7 @@ impl Experiment {
             splits,
             teacher_train,
             folder: None,
-            teacher: None,
-            start: None,
+            given: Given::default(),
             machine: Machine::default(),
             finished: BTreeMap::new(),
             gone: Vec::new(),
@@ -82,6 +77,16 @@ impl Experiment {
     /// Returns the settings.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Weights that it was given.
+    pub(super) fn given(&self) -> &Given {
+        &self.given
+    }
+
+    /// Machine that it runs on.
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// Returns the training and test data.
@@ -141,15 +146,13 @@ impl Experiment {
 
     /// Makes training stop after the step in which `flag` is set: it saves a training checkpoint to resume from and
     /// returns [`Error::Stopped`].
-    pub fn stopped_by(self, flag: &'static AtomicBool) -> Self {
+    pub fn stopped_by(self, flag: Arc<AtomicBool>) -> Self {
         Self { stop: Some(flag), ..self }
     }
 
     /// Trains and evaluates on `machine` instead of the CPU.
     pub fn on(self, machine: &Machine) -> Self {
-        let moved = |checkpoint: Checkpoint| Checkpoint { backbone: checkpoint.backbone.on(machine), ..checkpoint };
-        let (teacher, start) = (self.teacher.map(moved), self.start.map(moved));
-        Self { machine: machine.clone(), teacher, start, ..self }
+        Self { machine: machine.clone(), given: self.given.on(machine), ..self }
     }
 
     /// Says why the training cannot run on its machine, if it cannot: the engine there does not support a network.
@@ -161,14 +164,14 @@ impl Experiment {
             return Ok(None);
         }
         let student = Model::new(&self.config.model, &Device::Cpu, 0)?;
-        let teacher = self.teacher.as_ref().map(|teacher| &teacher.backbone);
+        let teacher = self.given.teacher.as_ref().map(|teacher| &teacher.backbone);
         Ok([Some(&student), teacher].into_iter().flatten().find_map(|model| model.refusal(&self.machine)))
     }
 
     /// Uses `teacher` instead of training one.
     pub fn with_teacher(self, teacher: Checkpoint) -> Self {
-        let teacher = Checkpoint { backbone: teacher.backbone.on(&self.machine), ..teacher };
-        Self { teacher: Some(teacher), ..self }
+        let teacher = Some(teacher.on(&self.machine));
+        Self { given: Given { teacher, ..self.given }, ..self }
     }
 
     /// Starts every trained arm from these weights.
@@ -183,8 +186,8 @@ impl Experiment {
             let what = format!("does not fit the model: {}", wanted.difference(&found));
             return Err(Error::Checkpoint { path: start.name.into(), what });
         }
-        let start = Checkpoint { backbone: start.backbone.on(&self.machine), ..start };
-        Ok(Self { start: Some(start), ..self })
+        let start = Some(start.on(&self.machine));
+        Ok(Self { given: Given { start, ..self.given }, ..self })
     }
 
     /// Trains and evaluates the arms that the settings list and saves each under its name in the results folder.
@@ -214,7 +217,7 @@ impl Experiment {
     }
 
     fn run_arms(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
-        self.check(&self.config.train.arms)?;
+        self.given.check(&self.config, &self.config.train.arms)?;
         let Some(folder) = &self.folder else {
             return Err(Error::Training("expected a folder for the results, found none".to_owned()));
         };
@@ -222,7 +225,8 @@ impl Experiment {
             let what = "its file system has no locks: make sure that no other process writes to it";
             on(Event::Notice(format!("{}: {what}", folder.path().display())));
         }
-        let inputs = self.check_inputs(on)?;
+        let inputs = Inputs::of(&self.splits, self.teacher_train.as_deref(), &self.given)?;
+        let inputs = inputs.check(self.out(), self.resumes, self.changed_data, on)?;
         write_atomic(&self.out().join(CONFIG_FILE), self.config.to_toml()?.as_bytes())?;
         if let Some(found) = &self.splits.found {
             on(Event::Notice(found.clone()));
@@ -234,16 +238,16 @@ impl Experiment {
             threads: rayon::current_num_threads(),
             test_set: self.splits.test.description.clone(),
             config: self.config.clone(),
-            teacher: self.teacher.as_ref().map(|t| t.name.clone()),
-            start: self.start.as_ref().map(|t| t.name.clone()),
+            teacher: self.given.teacher.as_ref().map(|t| t.name.clone()),
+            start: self.given.start.as_ref().map(|t| t.name.clone()),
             arms: BTreeMap::new(),
             paired_tests: Vec::new(),
         };
-        let mut trained = Trained::default();
+        let mut earlier = Earlier::default();
         let arms = &self.config.train.arms;
-        if let Some(teacher) = self.teacher.as_ref().filter(|_| !arms.contains(&Arm::Teacher)) {
+        if let Some(teacher) = self.given.teacher.as_ref().filter(|_| !arms.contains(&Arm::Teacher)) {
             // The table of results compares the students with it.
-            let (evaluation, real_masks) = self.evaluate(&teacher.backbone, None, on)?;
+            let (evaluation, real_masks) = self.tests().evaluate(&teacher.backbone, None, on)?;
             on(Event::Finished { arm: Arm::Teacher, evaluation: &evaluation });
             let result = ArmOutcome {
                 num_steps: 0,
@@ -259,7 +263,7 @@ impl Experiment {
         for &arm in arms {
             if let Some(result) = self.finished.get(&arm) {
                 on(Event::Notice(format!("{}: already trained", arm.title())));
-                self.recall(arm, &mut trained)?;
+                self.recall(arm, &mut earlier)?;
                 outcome.arms.insert(arm, result.clone());
                 continue;
             }
@@ -267,22 +271,18 @@ impl Experiment {
                 let path = self.arm_folder(arm).join(BACKBONE_FILE);
                 on(Event::Notice(format!("{}: trained again, {} is gone", arm.title(), path.display())));
             }
-            let result = self.run_arm(arm, &inputs, &mut trained, on)?;
+            let result = self.run_arm(arm, &inputs, &mut earlier, on)?;
             on(Event::Finished { arm, evaluation: &result.evaluation });
             outcome.arms.insert(arm, result);
             // Written after every arm, so that a later failure does not lose finished arms.
             self.write_results(&outcome)?;
             remove_states(&self.arm_folder(arm))?;
         }
-        outcome.paired_tests = self.paired_tests(arms, on)?;
+        outcome.paired_tests = self.tests().paired(arms, self.out(), on)?;
         self.write_results(&outcome)?;
-        self.tell_of_machine(on);
-        Ok(outcome)
-    }
-
-    /// Tells what the machine found amiss, such as a convolution that runs a slower way.
-    pub(super) fn tell_of_machine(&self, on: &mut dyn FnMut(Event)) {
+        // What the machine found amiss, such as a convolution that runs a slower way.
         self.machine.take_notices().into_iter().for_each(|said| on(Event::Notice(said)));
+        Ok(outcome)
     }
 
     fn write_results(&self, outcome: &Outcome) -> Result<()> {
@@ -291,26 +291,16 @@ impl Experiment {
     }
 
     /// Loads what later arms may need from an arm that an earlier run finished.
-    fn recall(&self, arm: Arm, trained: &mut Trained) -> Result<()> {
+    fn recall(&self, arm: Arm, earlier: &mut Earlier) -> Result<()> {
+        let (folder, machine) = (self.arm_folder(arm), &self.machine);
         match arm {
-            Arm::Teacher => trained.teacher = Some(self.saved(&self.arm_folder(arm))?),
+            Arm::Teacher => earlier.teacher = Some(Checkpoint::saved(&folder, machine)?),
             Arm::Lg if self.config.train.arms.contains(&Arm::Hg) && self.config.train.hg_start == Start::Lg => {
-                trained.lg = Some(self.saved(&self.lg_folder())?);
+                earlier.lg = Some(Checkpoint::saved(&lg_folder(&folder, &self.config), machine)?);
             }
             Arm::Lg | Arm::Aug | Arm::Hg | Arm::Distill => {}
         }
         Ok(())
-    }
-
-    /// Loads model weights that this experiment saved.
-    pub(super) fn saved(&self, folder: &Path) -> Result<Checkpoint> {
-        let checkpoint = Checkpoint::of(load_model(folder, None)?)?;
-        Ok(Checkpoint { backbone: checkpoint.backbone.on(&self.machine), ..checkpoint })
-    }
-
-    /// Folder of the LG student's weights at the epoch from which HG continues it.
-    pub(super) fn lg_folder(&self) -> PathBuf {
-        self.arm_folder(Arm::Lg).join(format!("epoch-{}", self.config.train.hg_first_epoch))
     }
 
     /// Returns the training set of an arm.
@@ -318,39 +308,123 @@ impl Experiment {
         self.teacher_train.as_ref().filter(|_| arm == Arm::Teacher).unwrap_or(&self.splits.train)
     }
 
-    fn run_arm(&self, arm: Arm, inputs: &str, trained: &mut Trained, on: &mut dyn FnMut(Event)) -> Result<ArmOutcome> {
-        let teacher = self.teacher.as_ref().or(trained.teacher.as_ref());
-        let start = self.origin(arm).and_then(|origin| {
+    fn run_arm(&self, arm: Arm, inputs: &str, earlier: &mut Earlier, on: &mut dyn FnMut(Event)) -> Result<ArmOutcome> {
+        let teacher = self.given.teacher.as_ref().or(earlier.teacher.as_ref());
+        let start = self.given.origin(&self.config, arm).and_then(|origin| {
             let weights = match origin {
-                Origin::Given => self.start.as_ref(),
+                Origin::Given => self.given.start.as_ref(),
                 Origin::Teacher => teacher,
-                Origin::Lg => trained.lg.as_ref(),
+                Origin::Lg => earlier.lg.as_ref(),
             };
             Some((origin, weights?))
         });
         let state = self.state(arm, inputs, on)?;
-        let mut trainer =
-            self.trainer(arm, teacher.map(|t| &t.backbone), start, state.as_ref(), &mut trained.centres, on)?;
-        let start = start.map(|(_, weights)| weights);
-        let (position, checkpoint, lg) =
-            self.train(arm, inputs, &mut trainer, start, state.map(|state| state.position), on)?;
-        drop(trainer);
+        let steps = self.steps(arm, teacher, start, state, &mut earlier.centres, on)?;
+        let context = Context {
+            config: &self.config,
+            machine: &self.machine,
+            train: self.train_set(arm).as_ref(),
+            watch: self.splits.watch.as_ref().unwrap_or(&self.splits.test),
+            folder: self.arm_folder(arm),
+            inputs,
+            start: start.map(|(_, weights)| weights),
+            stop: self.stop.as_ref(),
+        };
+        let Trained { position, checkpoint, lg } = Training::new(context, steps)?.run(on)?;
         let Position { step: num_steps, seconds, num_skipped, last_loss, best, .. } = position;
-        let (evaluation, real_masks) = self.evaluate(&checkpoint.backbone, Some(&self.scores_folder(arm)), on)?;
+        let scores = scores_folder(&self.arm_folder(arm));
+        let (evaluation, real_masks) = self.tests().evaluate(&checkpoint.backbone, Some(&scores), on)?;
         match arm {
-            Arm::Teacher => trained.teacher = Some(checkpoint),
-            Arm::Lg => trained.lg = lg,
+            Arm::Teacher => earlier.teacher = Some(checkpoint),
+            Arm::Lg => earlier.lg = lg,
             Arm::Aug | Arm::Hg | Arm::Distill => {}
         }
         Ok(ArmOutcome { num_steps, num_skipped, seconds, last_loss, best, evaluation, real_masks })
+    }
+
+    /// Returns the steps of an arm from `state`, or from its first one.
+    pub(super) fn steps(
+        &self,
+        arm: Arm,
+        teacher: Option<&Checkpoint>,
+        start: Option<(Origin, &Checkpoint)>,
+        state: Option<TrainState>,
+        centres: &mut Centres,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<Steps> {
+        let start = ArmStart {
+            arm,
+            config: &self.config,
+            machine: &self.machine,
+            train: self.train_set(arm).as_ref(),
+            teacher: teacher.map(|teacher| &teacher.backbone),
+            start,
+            changed_data: self.changed_data,
+        };
+        let trainer = start.trainer(state.as_ref(), centres, on)?;
+        let first = || Position::start(arm, self.config.epochs(arm).start);
+        let at = state.map_or_else(first, |state| state.position);
+        Ok(Steps::new(self.config.clone(), self.loader(arm)?, trainer, at))
+    }
+
+    /// Returns the loader of an arm's batches.
+    ///
+    /// # Errors
+    /// When there are fewer images than a batch, or a mask template is missing or corrupt.
+    pub fn loader(&self, arm: Arm) -> Result<Loader> {
+        let config = &self.config;
+        let augment = match arm {
+            Arm::Teacher => AugmentConfig { flip: config.augment.flip, mask: 0.0, ..AugmentConfig::default() },
+            _ => config.augment.clone(),
+        };
+        let transform = Transform::new(&augment, &config.mask)?;
+        let train = self.train_set(arm).clone();
+        let loader = Loader::new(train, transform, &config.loader, config.model.input_size, config.train.seed)?;
+        Ok(loader.on_broken(config.data.on_broken))
+    }
+
+    /// Returns the newest intact training checkpoint of an arm, if training resumes and there is one.
+    fn state(&self, arm: Arm, inputs: &str, on: &mut dyn FnMut(Event)) -> Result<Option<TrainState>> {
+        let folder = states_folder(&self.arm_folder(arm));
+        if !self.resumes {
+            // Left by an earlier training in the same folder.
+            remove_states(&self.arm_folder(arm))?;
+            return Ok(None);
+        }
+        let (state, problems) = TrainState::newest(&folder)?;
+        if state.is_none() && Records::is_in(&self.arm_folder(arm)) {
+            let what = "no training checkpoint is left, so it begins anew";
+            on(Event::Notice(format!("{}: {what} ({})", arm.title(), folder.display())));
+        }
+        problems.into_iter().for_each(|problem| on(Event::Notice(problem)));
+        let Some(TrainState { position, settings, inputs: of_state, .. }) = &state else { return Ok(None) };
+        // Compared as settings, not as text, because a later version may know more settings.
+        let of_checkpoint = Config::parse(settings)
+            .map_err(|what| Error::Data { path: folder.clone(), what: format!("settings of a checkpoint: {what}") })?;
+        let differences = of_checkpoint.differences(&self.config)?;
+        if !differences.is_empty() {
+            let found = differences.join(", ");
+            let what = format!("expected checkpoints of a training with the same settings, found {found}");
+            return Err(Error::Data { path: folder, what });
+        }
+        let is_of_other = of_state.as_deref().is_some_and(|digest| digest != inputs);
+        if is_of_other && self.changed_data == ChangedData::Refuse {
+            return Err(other_data(self.out(), "its training checkpoint was saved with other data"));
+        }
+        on(Event::Notice(format!("{}: resumes after step {}", arm.title(), position.step)));
+        Ok(state)
+    }
+
+    fn tests(&self) -> Tests<'_> {
+        let Splits { test, real_masks, .. } = &self.splits;
+        Tests { config: &self.config.eval, test, real_masks: real_masks.as_ref() }
     }
 }
 
 /// Results of earlier arms that later arms of an experiment may need.
 #[derive(Default)]
-struct Trained {
+struct Earlier {
     teacher: Option<Checkpoint>,
     lg: Option<Checkpoint>,
-    /// Mean embeddings as class centres, by the origin of the weights that computed them.
-    centres: BTreeMap<Origin, Tensor>,
+    centres: Centres,
 }
