@@ -2,13 +2,14 @@
 //! channel, sums of two inputs, and the backward passes. Reductions run over blocks of a fixed number of rows and are
 //! joined in f64 in the blocks' order, so they do not depend on the number of threads.
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::batch_norm::Stats;
 use super::conv::Prologue;
 use super::lanes::{load, prelu, store};
 use super::rows::block_len;
-use super::simd::{dispatched, for_lanes};
+use super::simd::{dispatch, for_lanes};
 use crate::parallel::{self, Each};
 
 /// Constants are repeated to at least this many elements, so that inner loops are long with few channels too.
@@ -82,7 +83,7 @@ pub(crate) fn write(x: Seen, channels: usize, y: &mut [f32]) {
     assert_eq!(x.x.len(), y.len());
     let constants = Repeated::new(x.constants, channels);
     let len = block_len(channels);
-    y.par_chunks_mut(len).zip(x.x.par_chunks(len)).each(&|(y, x)| write_block(x, &constants, y));
+    y.par_chunks_mut(len).zip(x.x.par_chunks(len)).each(&|(y, x)| dispatch(WriteBlock { x, constants: &constants, y }));
 }
 
 /// Writes the sum of `a` and `b`, each with its map applied, to `y`.
@@ -91,7 +92,7 @@ pub(crate) fn add(a: Seen, b: Seen, channels: usize, y: &mut [f32]) {
     let (of_a, of_b) = (Repeated::new(a.constants, channels), Repeated::new(b.constants, channels));
     let len = block_len(channels);
     let sides = a.x.par_chunks(len).zip(b.x.par_chunks(len));
-    y.par_chunks_mut(len).zip(sides).each(&|(y, (a, b))| add_block(a, &of_a, b, &of_b, y));
+    y.par_chunks_mut(len).zip(sides).each(&|(y, (a, b))| dispatch(AddBlock { a, of_a: &of_a, b, of_b: &of_b, y }));
 }
 
 /// Returns `z = scale * x + shift` above zero, `slope * z` elsewhere.
@@ -105,7 +106,7 @@ pub(super) fn see(x: f32, constants: &Repeated, i: usize) -> f32 {
 /// # Safety
 /// The vector lies within the constants.
 #[inline(always)]
-pub(super) unsafe fn see_lanes<S: pulp::Simd>(simd: S, x: S::f32s, constants: &Repeated, at: usize) -> S::f32s {
+pub(super) unsafe fn see_lanes<S: Simd>(simd: S, x: S::f32s, constants: &Repeated, at: usize) -> S::f32s {
     // SAFETY: by the contract.
     unsafe {
         let (scale, shift) = (load::<S>(&constants.scale, at), load::<S>(&constants.shift, at));
@@ -114,47 +115,72 @@ pub(super) unsafe fn see_lanes<S: pulp::Simd>(simd: S, x: S::f32s, constants: &R
     }
 }
 
-dispatched! {
-    fn write_block<S>(simd, x: &'a [f32], constants: &'a Repeated, y: &'a mut [f32]) {
+struct WriteBlock<'a> {
+    x: &'a [f32],
+    constants: &'a Repeated,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for WriteBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, constants, y } = self;
         let period = constants.scale.len();
         assert_eq!(x.len(), y.len());
         for first in (0..x.len()).step_by(period) {
             let n = period.min(x.len() - first);
             let (x, y) = (&x[first..][..n], &mut y[first..][..n]);
-            for_lanes!(n, S, |at| {
-                // SAFETY: the vector is in the rows and the constants.
-                unsafe { store::<S>(y, at, see_lanes(simd, load::<S>(x, at), constants, at)) };
-            }, |i| {
-                y[i] = see(x[i], constants, i);
-            });
+            for_lanes!(
+                n,
+                S,
+                |at| {
+                    // SAFETY: the vector is in the rows and the constants.
+                    unsafe { store::<S>(y, at, see_lanes(simd, load::<S>(x, at), constants, at)) };
+                },
+                |i| {
+                    y[i] = see(x[i], constants, i);
+                }
+            );
         }
     }
 }
 
-dispatched! {
-    fn add_block<S>(
-        simd,
-        a: &'a [f32],
-        of_a: &'a Repeated,
-        b: &'a [f32],
-        of_b: &'a Repeated,
-        y: &'a mut [f32],
-    ) {
+struct AddBlock<'a> {
+    a: &'a [f32],
+    of_a: &'a Repeated,
+    b: &'a [f32],
+    of_b: &'a Repeated,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for AddBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { a, of_a, b, of_b, y } = self;
         let period = of_a.scale.len();
         assert!(a.len() == y.len() && b.len() == y.len() && of_b.scale.len() == period, "{} values", y.len());
         for first in (0..y.len()).step_by(period) {
             let n = period.min(y.len() - first);
             let (a, b, y) = (&a[first..][..n], &b[first..][..n], &mut y[first..][..n]);
-            for_lanes!(n, S, |at| {
-                // SAFETY: the vector is in the rows and the constants.
-                unsafe {
-                    let a = see_lanes(simd, load::<S>(a, at), of_a, at);
-                    let b = see_lanes(simd, load::<S>(b, at), of_b, at);
-                    store::<S>(y, at, simd.add_f32s(a, b));
+            for_lanes!(
+                n,
+                S,
+                |at| {
+                    // SAFETY: the vector is in the rows and the constants.
+                    unsafe {
+                        let a = see_lanes(simd, load::<S>(a, at), of_a, at);
+                        let b = see_lanes(simd, load::<S>(b, at), of_b, at);
+                        store::<S>(y, at, simd.add_f32s(a, b));
+                    }
+                },
+                |i| {
+                    y[i] = see(a[i], of_a, i) + see(b[i], of_b, i);
                 }
-            }, |i| {
-                y[i] = see(a[i], of_a, i) + see(b[i], of_b, i);
-            });
+            );
         }
     }
 }
@@ -215,7 +241,14 @@ impl Normalised {
         let blocks = parallel::map(blocks.len(), |block| {
             let (x, gy) = blocks[block];
             let mut sums = [vec![0f32; period], vec![0f32; period], vec![0f32; period]];
-            sums_block(x, gy, &mean, &constants, self.constants.slope.is_some(), &mut sums);
+            dispatch(SumsBlock {
+                x,
+                gy,
+                mean: &mean,
+                constants: &constants,
+                has_slope: self.constants.slope.is_some(),
+                sums: &mut sums,
+            });
             sums
         });
         let mut grads =
@@ -250,23 +283,28 @@ impl Normalised {
         let has_slope = self.constants.slope.is_some();
         x.par_chunks_mut(len).zip(gy.par_chunks(len)).enumerate().each(&|(block, (x, gy))| {
             let other = other.map(|other| &other[block * len..][..x.len()]);
-            grad_block(x, gy, &terms, &constants, has_slope, other);
+            dispatch(GradBlock { x, gy, terms: &terms, constants: &constants, has_slope, other });
         });
     }
 }
 
-dispatched! {
-    /// Adds to the sums of `g`, of `g * (x - mean)` and of the slope's gradient, where `g` is the gradient before the
-    /// PReLU.
-    fn sums_block<S>(
-        simd,
-        x: &'a [f32],
-        gy: &'a [f32],
-        mean: &'a [f32],
-        constants: &'a Repeated,
-        has_slope: bool,
-        sums: &'a mut [Vec<f32>; 3],
-    ) {
+/// Adds to the sums of `g`, of `g * (x - mean)` and of the slope's gradient, where `g` is the gradient before the
+/// PReLU.
+struct SumsBlock<'a> {
+    x: &'a [f32],
+    gy: &'a [f32],
+    mean: &'a [f32],
+    constants: &'a Repeated,
+    has_slope: bool,
+    sums: &'a mut [Vec<f32>; 3],
+}
+
+impl WithSimd for SumsBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, gy, mean, constants, has_slope, sums } = self;
         let period = mean.len();
         let [of_gy, of_x, of_slope] = sums;
         assert!(x.len() == gy.len() && constants.scale.len() == period, "{} values", x.len());
@@ -275,52 +313,62 @@ dispatched! {
         for first in (0..x.len()).step_by(period) {
             let n = period.min(x.len() - first);
             let (x, gy) = (&x[first..][..n], &gy[first..][..n]);
-            for_lanes!(n, S, |at| {
-                // SAFETY: the vector is in the rows, the constants and the sums.
-                unsafe {
-                    let (x, mut g) = (load::<S>(x, at), load::<S>(gy, at));
-                    if has_slope {
-                        let (scale, shift) = (load::<S>(&constants.scale, at), load::<S>(&constants.shift, at));
-                        let z = simd.mul_add_e_f32s(x, scale, shift);
-                        let is_above = simd.greater_than_f32s(z, zero);
-                        let below = simd.select_f32s(is_above, zero, z);
-                        let of_z = simd.mul_add_e_f32s(g, below, load::<S>(of_slope, at));
-                        store::<S>(of_slope, at, of_z);
-                        let sloped = simd.mul_f32s(g, load::<S>(&constants.slope, at));
-                        g = simd.select_f32s(is_above, g, sloped);
+            for_lanes!(
+                n,
+                S,
+                |at| {
+                    // SAFETY: the vector is in the rows, the constants and the sums.
+                    unsafe {
+                        let (x, mut g) = (load::<S>(x, at), load::<S>(gy, at));
+                        if has_slope {
+                            let (scale, shift) = (load::<S>(&constants.scale, at), load::<S>(&constants.shift, at));
+                            let z = simd.mul_add_e_f32s(x, scale, shift);
+                            let is_above = simd.greater_than_f32s(z, zero);
+                            let below = simd.select_f32s(is_above, zero, z);
+                            let of_z = simd.mul_add_e_f32s(g, below, load::<S>(of_slope, at));
+                            store::<S>(of_slope, at, of_z);
+                            let sloped = simd.mul_f32s(g, load::<S>(&constants.slope, at));
+                            g = simd.select_f32s(is_above, g, sloped);
+                        }
+                        let sum = simd.add_f32s(load::<S>(of_gy, at), g);
+                        store::<S>(of_gy, at, sum);
+                        let centred = simd.sub_f32s(x, load::<S>(mean, at));
+                        let sum = simd.mul_add_e_f32s(g, centred, load::<S>(of_x, at));
+                        store::<S>(of_x, at, sum);
                     }
-                    let sum = simd.add_f32s(load::<S>(of_gy, at), g);
-                    store::<S>(of_gy, at, sum);
-                    let centred = simd.sub_f32s(x, load::<S>(mean, at));
-                    let sum = simd.mul_add_e_f32s(g, centred, load::<S>(of_x, at));
-                    store::<S>(of_x, at, sum);
+                },
+                |i| {
+                    let mut g = gy[i];
+                    if has_slope {
+                        let z = x[i] * constants.scale[i] + constants.shift[i];
+                        of_slope[i] += if z > 0.0 { 0.0 } else { g * z };
+                        g = if z > 0.0 { g } else { g * constants.slope[i] };
+                    }
+                    of_gy[i] += g;
+                    of_x[i] += g * (x[i] - mean[i]);
                 }
-            }, |i| {
-                let mut g = gy[i];
-                if has_slope {
-                    let z = x[i] * constants.scale[i] + constants.shift[i];
-                    of_slope[i] += if z > 0.0 { 0.0 } else { g * z };
-                    g = if z > 0.0 { g } else { g * constants.slope[i] };
-                }
-                of_gy[i] += g;
-                of_x[i] += g * (x[i] - mean[i]);
-            });
+            );
         }
     }
 }
 
-dispatched! {
-    /// Writes `x = g * scale + (x - mean) * linear + constant + other`, where `g` is the gradient before the PReLU and
-    /// `terms` are `mean`, `linear` and `constant`.
-    fn grad_block<S>(
-        simd,
-        x: &'a mut [f32],
-        gy: &'a [f32],
-        terms: &'a [Vec<f32>; 3],
-        constants: &'a Repeated,
-        has_slope: bool,
-        other: Option<&'a [f32]>,
-    ) {
+/// Writes `x = g * scale + (x - mean) * linear + constant + other`, where `g` is the gradient before the PReLU and
+/// `terms` are `mean`, `linear` and `constant`.
+struct GradBlock<'a> {
+    x: &'a mut [f32],
+    gy: &'a [f32],
+    terms: &'a [Vec<f32>; 3],
+    constants: &'a Repeated,
+    has_slope: bool,
+    other: Option<&'a [f32]>,
+}
+
+impl WithSimd for GradBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, gy, terms, constants, has_slope, other } = self;
         let [mean, linear, constant] = terms;
         let period = mean.len();
         assert!(x.len() == gy.len() && constants.scale.len() == period, "{} values", x.len());
@@ -330,33 +378,38 @@ dispatched! {
         for first in (0..gy.len()).step_by(period) {
             let n = period.min(gy.len() - first);
             let (x, gy, other) = (&mut x[first..][..n], &gy[first..][..n], other.map(|other| &other[first..][..n]));
-            for_lanes!(n, S, |at| {
-                // SAFETY: the vector is in the rows, the constants and the terms.
-                unsafe {
-                    let (value, mut g) = (load::<S>(x, at), load::<S>(gy, at));
-                    let scale = load::<S>(&constants.scale, at);
+            for_lanes!(
+                n,
+                S,
+                |at| {
+                    // SAFETY: the vector is in the rows, the constants and the terms.
+                    unsafe {
+                        let (value, mut g) = (load::<S>(x, at), load::<S>(gy, at));
+                        let scale = load::<S>(&constants.scale, at);
+                        if has_slope {
+                            let z = simd.mul_add_e_f32s(value, scale, load::<S>(&constants.shift, at));
+                            let sloped = simd.mul_f32s(g, load::<S>(&constants.slope, at));
+                            g = simd.select_f32s(simd.greater_than_f32s(z, zero), g, sloped);
+                        }
+                        let centred = simd.sub_f32s(value, load::<S>(mean, at));
+                        let mut y = simd.mul_add_e_f32s(centred, load::<S>(linear, at), load::<S>(constant, at));
+                        y = simd.mul_add_e_f32s(g, scale, y);
+                        if let Some(other) = other {
+                            y = simd.add_f32s(y, load::<S>(other, at));
+                        }
+                        store::<S>(x, at, y);
+                    }
+                },
+                |i| {
+                    let mut g = gy[i];
                     if has_slope {
-                        let z = simd.mul_add_e_f32s(value, scale, load::<S>(&constants.shift, at));
-                        let sloped = simd.mul_f32s(g, load::<S>(&constants.slope, at));
-                        g = simd.select_f32s(simd.greater_than_f32s(z, zero), g, sloped);
+                        let z = x[i] * constants.scale[i] + constants.shift[i];
+                        g = if z > 0.0 { g } else { g * constants.slope[i] };
                     }
-                    let centred = simd.sub_f32s(value, load::<S>(mean, at));
-                    let mut y = simd.mul_add_e_f32s(centred, load::<S>(linear, at), load::<S>(constant, at));
-                    y = simd.mul_add_e_f32s(g, scale, y);
-                    if let Some(other) = other {
-                        y = simd.add_f32s(y, load::<S>(other, at));
-                    }
-                    store::<S>(x, at, y);
+                    let y = g * constants.scale[i] + (x[i] - mean[i]) * linear[i] + constant[i];
+                    x[i] = y + other.map_or(0.0, |other| other[i]);
                 }
-            }, |i| {
-                let mut g = gy[i];
-                if has_slope {
-                    let z = x[i] * constants.scale[i] + constants.shift[i];
-                    g = if z > 0.0 { g } else { g * constants.slope[i] };
-                }
-                let y = g * constants.scale[i] + (x[i] - mean[i]) * linear[i] + constant[i];
-                x[i] = y + other.map_or(0.0, |other| other[i]);
-            });
+            );
         }
     }
 }

@@ -2,12 +2,13 @@
 //! channel, and activations without parameters, for squeeze-excitation and pooling. Sums run over blocks of a fixed
 //! number of rows and are joined in f64 in the blocks' order, so they do not depend on the number of threads.
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::channels::{Repeated, Seen, see, see_lanes};
 use super::lanes::{load, store};
 use super::rows::{block_len, join};
-use super::simd::{dispatched, for_lanes};
+use super::simd::{dispatch, for_lanes};
 use crate::parallel::{self, Each};
 
 /// Writes `factor` times the sums over the pixels of `x`, or of its products with `with`, to `y: (n, c)`.
@@ -22,7 +23,12 @@ pub(crate) fn sums(x: Seen, with: Option<&[f32]>, [pixels, c]: [usize; 2], facto
         let start = i / of_blocks * of_image + i % of_blocks * len;
         let end = (start + len).min((i / of_blocks + 1) * of_image);
         let mut sums = vec![0.0; period];
-        sums_block(&x.x[start..end], with.map(|with| &with[start..end]), &constants, &mut sums);
+        dispatch(SumsBlock {
+            x: &x.x[start..end],
+            with: with.map(|with| &with[start..end]),
+            constants: &constants,
+            sums: &mut sums,
+        });
         sums
     });
     for (y, blocks) in y.chunks_exact_mut(c).zip(blocks.chunks_exact(of_blocks)) {
@@ -48,45 +54,66 @@ pub(crate) fn scale(x: Option<Seen>, by: &[f32], factor: f32, plus: Option<Seen>
             let start = image * of_image + block * len;
             let x = x.map(|seen| &seen.x[start..][..y.len()]);
             let plus = plus.map(|seen| &seen.x[start..][..y.len()]);
-            scale_block(x, &of_x, &by, plus, &of_plus, y);
+            dispatch(ScaleBlock { x, of_x: &of_x, by: &by, plus, of_plus: &of_plus, y });
         });
     });
 }
 
-dispatched! {
-    /// Adds `x`, or its products with `with`, to the sums of a period.
-    fn sums_block<S>(simd, x: &'a [f32], with: Option<&'a [f32]>, constants: &'a Repeated, sums: &'a mut [f32]) {
+/// Adds `x`, or its products with `with`, to the sums of a period.
+struct SumsBlock<'a> {
+    x: &'a [f32],
+    with: Option<&'a [f32]>,
+    constants: &'a Repeated,
+    sums: &'a mut [f32],
+}
+
+impl WithSimd for SumsBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, with, constants, sums } = self;
         let period = constants.period();
         assert!(sums.len() == period && with.is_none_or(|with| with.len() == x.len()), "{} values", x.len());
         let one = simd.splat_f32s(1.0);
         for first in (0..x.len()).step_by(period) {
             let n = period.min(x.len() - first);
             let (x, with) = (&x[first..][..n], with.map(|with| &with[first..][..n]));
-            for_lanes!(n, S, |at| {
-                // SAFETY: the vector is in the rows, the constants and the sums.
-                unsafe {
-                    let with = with.map_or(one, |with| load::<S>(with, at));
-                    let x = see_lanes(simd, load::<S>(x, at), constants, at);
-                    store::<S>(sums, at, simd.mul_add_e_f32s(x, with, load::<S>(sums, at)));
+            for_lanes!(
+                n,
+                S,
+                |at| {
+                    // SAFETY: the vector is in the rows, the constants and the sums.
+                    unsafe {
+                        let with = with.map_or(one, |with| load::<S>(with, at));
+                        let x = see_lanes(simd, load::<S>(x, at), constants, at);
+                        store::<S>(sums, at, simd.mul_add_e_f32s(x, with, load::<S>(sums, at)));
+                    }
+                },
+                |i| {
+                    sums[i] += see(x[i], constants, i) * with.map_or(1.0, |with| with[i]);
                 }
-            }, |i| {
-                sums[i] += see(x[i], constants, i) * with.map_or(1.0, |with| with[i]);
-            });
+            );
         }
     }
 }
 
-dispatched! {
-    /// Writes `x * by + plus`.
-    fn scale_block<S>(
-        simd,
-        x: Option<&'a [f32]>,
-        of_x: &'a Repeated,
-        by: &'a [f32],
-        plus: Option<&'a [f32]>,
-        of_plus: &'a Repeated,
-        y: &'a mut [f32],
-    ) {
+/// Writes `x * by + plus`.
+struct ScaleBlock<'a> {
+    x: Option<&'a [f32]>,
+    of_x: &'a Repeated,
+    by: &'a [f32],
+    plus: Option<&'a [f32]>,
+    of_plus: &'a Repeated,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for ScaleBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, of_x, by, plus, of_plus, y } = self;
         let period = of_x.period();
         assert!(by.len() == period && of_plus.period() == period, "factors of a period");
         assert!([x, plus].iter().flatten().all(|x| x.len() == y.len()), "{} values", y.len());
@@ -94,22 +121,27 @@ dispatched! {
             let n = period.min(y.len() - first);
             let (x, plus) = (x.map(|x| &x[first..][..n]), plus.map(|plus| &plus[first..][..n]));
             let y = &mut y[first..][..n];
-            for_lanes!(n, S, |at| {
-                // SAFETY: the vector is in the rows, the constants and the factors.
-                unsafe {
-                    let mut value = load::<S>(by, at);
-                    if let Some(x) = x {
-                        value = simd.mul_f32s(see_lanes(simd, load::<S>(x, at), of_x, at), value);
+            for_lanes!(
+                n,
+                S,
+                |at| {
+                    // SAFETY: the vector is in the rows, the constants and the factors.
+                    unsafe {
+                        let mut value = load::<S>(by, at);
+                        if let Some(x) = x {
+                            value = simd.mul_f32s(see_lanes(simd, load::<S>(x, at), of_x, at), value);
+                        }
+                        if let Some(plus) = plus {
+                            value = simd.add_f32s(value, see_lanes(simd, load::<S>(plus, at), of_plus, at));
+                        }
+                        store::<S>(y, at, value);
                     }
-                    if let Some(plus) = plus {
-                        value = simd.add_f32s(value, see_lanes(simd, load::<S>(plus, at), of_plus, at));
-                    }
-                    store::<S>(y, at, value);
+                },
+                |i| {
+                    let value = x.map_or(1.0, |x| see(x[i], of_x, i)) * by[i];
+                    y[i] = value + plus.map_or(0.0, |plus| see(plus[i], of_plus, i));
                 }
-            }, |i| {
-                let value = x.map_or(1.0, |x| see(x[i], of_x, i)) * by[i];
-                y[i] = value + plus.map_or(0.0, |plus| see(plus[i], of_plus, i));
-            });
+            );
         }
     }
 }

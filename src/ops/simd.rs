@@ -1,5 +1,7 @@
 //! Loops that the compiler vectorises for the widest vector instructions of the machine.
 
+use pulp::{NullaryFnOnce, Simd, WithSimd};
+
 /// Runs `f`, compiled for the widest vectors that this machine has: AVX-512, AVX2 or the target's baseline. Sums keep
 /// their order, so the result has the same bits with each.
 ///
@@ -12,7 +14,7 @@ pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
 /// A closure that is compiled, with everything inlined into it, for the vectors of the machine.
 pub(super) struct Inlined<F>(pub F);
 
-impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Inlined<F> {
+impl<R, F: FnOnce() -> R> NullaryFnOnce for Inlined<F> {
     type Output = R;
 
     #[inline(always)]
@@ -21,69 +23,34 @@ impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Inlined<F> {
     }
 }
 
-/// Defines a function that is compiled for the vectors of the machine, together with everything in it that is
-/// `inline(always)`. The lifetime `'a` is that of all its borrowed arguments.
+/// Runs a kernel with the vectors of the machine.
 ///
-/// The compiler is free not to inline a closure given to `vectorize`, and then compiles it without the machine's
-/// vectors, forty times slower. A trait method can be `inline(always)`, hence a type for each kernel.
-macro_rules! kernel {
-    ($(#[$attribute:meta])* $visibility:vis fn $name:ident<$S:ident $(, const $N:ident: usize)*>(
-        $simd:ident, $($argument:ident: $type:ty),* $(,)?
-    ) $body:block) => {
-        $(#[$attribute])*
-        #[allow(clippy::too_many_arguments, reason = "sizes and slices, which every kernel names")]
+/// A kernel is a struct of its arguments whose `with_simd` is `inline(always)`: it is compiled for each kind of vectors,
+/// together with everything in it that is `inline(always)`. Closures in its place would not do: the compiler is free
+/// not to inline them, and then compiles them without the machine's vectors, forty times slower.
+pub(super) fn dispatch(kernel: impl WithSimd<Output = ()>) {
+    pulp::Arch::new().dispatch(kernel);
+}
+
+/// Runs a kernel inside another one, as a function of its own with the same vectors.
+#[inline(always)]
+pub(super) fn vectorize<S: Simd>(simd: S, kernel: impl WithSimd<Output = ()>) {
+    struct Vectorized<S, K> {
+        simd: S,
+        kernel: K,
+    }
+
+    impl<S: Simd, K: WithSimd<Output = ()>> NullaryFnOnce for Vectorized<S, K> {
+        type Output = ();
+
         #[inline(always)]
-        $visibility fn $name<'a, $S: pulp::Simd $(, const $N: usize)*>($simd: $S, $($argument: $type),*) {
-            struct Kernel<'a, $S $(, const $N: usize)*> {
-                $simd: $S,
-                $($argument: $type,)*
-                borrowed: std::marker::PhantomData<&'a ()>,
-            }
-
-            impl<'a, $S: pulp::Simd $(, const $N: usize)*> pulp::NullaryFnOnce for Kernel<'a, $S $(, $N)*> {
-                type Output = ();
-
-                #[inline(always)]
-                fn call(self) {
-                    let Self { $simd, $($argument,)* borrowed: _ } = self;
-                    $body
-                }
-            }
-
-            $simd.vectorize(Kernel::<'a, $S $(, $N)*> { $simd, $($argument,)* borrowed: std::marker::PhantomData });
+        fn call(self) {
+            self.kernel.with_simd(self.simd);
         }
-    };
+    }
+
+    simd.vectorize(Vectorized { simd, kernel });
 }
-pub(super) use kernel;
-
-/// Like [`kernel`], for a function that detects the machine's vectors itself.
-macro_rules! dispatched {
-    ($(#[$attribute:meta])* $visibility:vis fn $name:ident<$S:ident>(
-        $simd:ident, $($argument:ident: $type:ty),* $(,)?
-    ) $body:block) => {
-        $(#[$attribute])*
-        #[allow(clippy::too_many_arguments, reason = "sizes and slices, which every kernel names")]
-        $visibility fn $name<'a>($($argument: $type),*) {
-            struct Kernel<'a> {
-                $($argument: $type,)*
-                borrowed: std::marker::PhantomData<&'a ()>,
-            }
-
-            impl<'a> pulp::WithSimd for Kernel<'a> {
-                type Output = ();
-
-                #[inline(always)]
-                fn with_simd<$S: pulp::Simd>(self, $simd: $S) {
-                    let Self { $($argument,)* borrowed: _ } = self;
-                    $body
-                }
-            }
-
-            pulp::Arch::new().dispatch(Kernel { $($argument,)* borrowed: std::marker::PhantomData });
-        }
-    };
-}
-pub(super) use dispatched;
 
 /// Runs `$vector` at the start of each full vector of a row of `$len` elements, and `$scalar` for each element left
 /// over.

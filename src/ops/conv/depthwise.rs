@@ -9,7 +9,7 @@ use super::kernel::sums::{join, with_zeros};
 use super::kernel::{CHANNELS, Epilogue, Prologue};
 use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
-use crate::ops::simd::kernel;
+use crate::ops::simd::vectorize;
 use crate::parallel::Each;
 
 /// Largest number of terms of an output: taps times input channels of a group.
@@ -47,6 +47,11 @@ pub(super) fn pack(w: &[f32], d: Dims, packed: &mut [f32]) {
 
 /// Taps and pixels, `[tap, pixel]`, that each pixel along one axis is computed from.
 type Axis = Vec<Vec<[usize; 2]>>;
+
+/// Whether taps and pixels of an axis are below these numbers.
+fn is_inside(axis: &[Vec<[usize; 2]>], taps: usize, pixels: usize) -> bool {
+    axis.iter().flatten().all(|[tap, at]| *tap < taps && *at < pixels)
+}
 
 /// Returns the taps and input pixels of each output pixel.
 fn axis_forward(outputs: usize, inputs: usize, taps: usize, d: Dims) -> Axis {
@@ -123,16 +128,29 @@ impl WithSimd for Finish<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { epilogue, channels, y } = self;
         y.par_chunks_mut(PIXELS * channels).enumerate().each(&|(piece, y)| {
-            finish(simd, epilogue, channels, piece * PIXELS * channels, y);
+            vectorize(simd, FinishPixels { epilogue, channels, at: piece * PIXELS * channels, y });
         });
     }
 }
 
-kernel! {
-    /// Applies the epilogue to whole pixels, which start at element `at` of the output.
-    fn finish<S>(simd, epilogue: Epilogue<'a>, channels: usize, at: usize, y: &'a mut [f32]) {
+/// Applies the epilogue to whole pixels, which start at element `at` of the output.
+struct FinishPixels<'a> {
+    epilogue: Epilogue<'a>,
+    channels: usize,
+    at: usize,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for FinishPixels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { epilogue, channels, at, y } = self;
+        assert!(channels.is_multiple_of(S::F32_LANES) && y.len().is_multiple_of(channels), "{channels} channels");
+        assert!(epilogue.covers(channels, at + y.len()), "constants per channel, a residual of the output's shape");
         for lane in (0..y.len()).step_by(S::F32_LANES) {
-            // SAFETY: the caller checked that the epilogue has every channel and element of `y`, whole vectors.
+            // SAFETY: vectors of `y` are whole and those of one pixel's channels, which the epilogue covers.
             unsafe {
                 let value = epilogue.apply(simd, load::<S>(y, lane), lane % channels, at + lane);
                 store::<S>(y, lane, value);
@@ -168,6 +186,7 @@ impl WithSimd for Stencil<'_> {
         let row_len = cols.len() * d.co;
         assert!(x.len() == d.n * h * w * c && y.len() == d.n * rows.len() * row_len, "{d:?}");
         assert!(filter.len() == lanes * d.kh * d.kw * d.co && d.co.is_multiple_of(S::F32_LANES), "{d:?}");
+        assert!(is_inside(rows, d.kh, h) && is_inside(cols, d.kw, w), "{d:?}");
         assert!(prologue.fits(c) && epilogue.fits(d.co, y.len()) && (lanes > 1 || c == d.co), "{d:?}");
         y.par_chunks_mut(rows.len() * row_len).enumerate().each(&|(image, y)| {
             y.par_chunks_mut(BAND * row_len).enumerate().each(&|(band, y)| {
@@ -175,26 +194,38 @@ impl WithSimd for Stencil<'_> {
                 let rows = &rows[band * BAND..][..y.len() / row_len];
                 let seen = || rows.iter().flatten().map(|[_, row]| *row);
                 let (top, bottom) = seen().min().zip(seen().max().map(|row| row + 1)).unwrap_or((0, 0));
-                let band = Band { simd, rows, cols, top, size: [bottom - top, w], lanes, filter, d, epilogue, at };
+                let band = Band { rows, cols, top, size: [bottom - top, w], lanes, filter, d, epilogue, at };
                 let x = &x[(image * h + top) * w * c..][..(bottom - top) * w * c];
                 if lanes == 1 && prologue.is_identity() {
-                    return band.run(x, y);
+                    return band.run(simd, x, y);
                 }
                 with_scratch(lanes * (bottom - top) * w * d.co, |seen| {
                     for (lane, seen) in seen.chunks_exact_mut((bottom - top) * w * d.co).enumerate() {
-                        spread(simd, x, prologue, d, [lane, lanes], seen);
+                        vectorize(simd, Spread { x, prologue, d, lanes: [lane, lanes], y: seen });
                     }
-                    band.run(seen, y);
+                    band.run(simd, seen, y);
                 });
             });
         });
     }
 }
 
-kernel! {
-    /// Writes, for each output channel of each pixel, `prologue` of input channel `lane` of its group; `lanes` is
-    /// `[lane, channels of a group]`.
-    fn spread<S>(simd, x: &'a [f32], prologue: Prologue<'a>, d: Dims, lanes: [usize; 2], y: &'a mut [f32]) {
+/// Writes, for each output channel of each pixel, `prologue` of input channel `lane` of its group; `lanes` is
+/// `[lane, channels of a group]`.
+struct Spread<'a> {
+    x: &'a [f32],
+    prologue: Prologue<'a>,
+    d: Dims,
+    lanes: [usize; 2],
+    y: &'a mut [f32],
+}
+
+impl WithSimd for Spread<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, prologue, d, lanes, y } = self;
         let [lane, lanes] = lanes;
         if lanes == 1 {
             assert!(x.len() == y.len() && d.co.is_multiple_of(S::F32_LANES) && prologue.fits(d.co), "{d:?}");
@@ -242,8 +273,7 @@ kernel! {
 
 /// A band of output rows.
 #[derive(Clone, Copy)]
-struct Band<'a, S> {
-    simd: S,
+struct Band<'a> {
     rows: &'a [Vec<[usize; 2]>],
     cols: &'a Axis,
     /// First image row that the input holds.
@@ -258,10 +288,10 @@ struct Band<'a, S> {
     at: usize,
 }
 
-impl<S: Simd> Band<'_, S> {
+impl Band<'_> {
     /// Computes the band from `x: (lanes, rows, columns, co)`.
     #[inline(always)]
-    fn run(self, x: &[f32], y: &mut [f32]) {
+    fn run<S: Simd>(self, simd: S, x: &[f32], y: &mut [f32]) {
         let Self { rows, cols, top, size: [h, w], lanes, filter, d, .. } = self;
         let c = d.co;
         assert!(x.len() == lanes * h * w * c && filter.len() == lanes * d.kh * d.kw * c, "{d:?}");
@@ -276,7 +306,7 @@ impl<S: Simd> Band<'_, S> {
                 }
             }
             let at = self.at + row * cols.len() * c;
-            band_row(self.simd, self, x, &starts[..num], at, y);
+            vectorize(simd, BandRow { band: self, x, starts: &starts[..num], at, y });
         }
     }
 
@@ -286,8 +316,15 @@ impl<S: Simd> Band<'_, S> {
     /// From each row's start, `x` holds the pixels of all columns and the filter holds three taps.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "what iterators do not inline loses the machine's vectors")]
-    unsafe fn row<const R: usize>(self, x: &[f32], starts: &[[usize; 2]; R], at: usize, y: &mut [f32]) {
-        let Self { simd, cols, filter, d, epilogue, .. } = self;
+    unsafe fn row<S: Simd, const R: usize>(
+        self,
+        simd: S,
+        x: &[f32],
+        starts: &[[usize; 2]; R],
+        at: usize,
+        y: &mut [f32],
+    ) {
+        let Self { cols, filter, d, epilogue, .. } = self;
         let c = d.co;
         for lane in (0..c).step_by(S::F32_LANES) {
             let mut taps = [[simd.splat_f32s(0.0); 3]; R];
@@ -330,8 +367,8 @@ impl<S: Simd> Band<'_, S> {
     /// # Safety
     /// Same as [`Self::row`], with all taps of the filter's rows instead of three.
     #[inline(always)]
-    unsafe fn any_row(self, x: &[f32], starts: &[[usize; 2]], at: usize, y: &mut [f32]) {
-        let Self { simd, cols, filter, d, epilogue, .. } = self;
+    unsafe fn any_row<S: Simd>(self, simd: S, x: &[f32], starts: &[[usize; 2]], at: usize, y: &mut [f32]) {
+        let Self { cols, filter, d, epilogue, .. } = self;
         let c = d.co;
         for (column, from) in cols.iter().enumerate() {
             for lane in (0..c).step_by(S::F32_LANES) {
@@ -352,19 +389,33 @@ impl<S: Simd> Band<'_, S> {
     }
 }
 
-kernel! {
-    /// Computes a row of pixels from the rows of pixels and taps that begin at `starts`.
-    fn band_row<S>(simd, band: Band<'a, S>, x: &'a [f32], starts: &'a [[usize; 2]], at: usize, y: &'a mut [f32]) {
-        let _ = simd;
-        // SAFETY: `Band::run` made sure that rows of pixels and taps lie inside `x` and the filter, with all their
-        // columns and channels.
+/// Computes a row of pixels from the rows of pixels and taps that begin at `starts`.
+struct BandRow<'a> {
+    band: Band<'a>,
+    x: &'a [f32],
+    starts: &'a [[usize; 2]],
+    at: usize,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for BandRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { band, x, starts, at, y } = self;
+        let Band { cols, size: [_, w], filter, d, .. } = band;
+        let (pixels, taps) = (w * d.co, d.kw * d.co);
+        let holds = |[start, of_filter]: &[usize; 2]| start + pixels <= x.len() && of_filter + taps <= filter.len();
+        assert!(starts.iter().all(holds) && y.len() == cols.len() * d.co, "{d:?}");
+        // SAFETY: rows of pixels and taps lie inside `x` and the filter; `Stencil` checked that their columns do.
         unsafe {
             match (band.d.kw, starts) {
-                (3, [a, b]) => band.row(x, &[*a, *b], at, y),
-                (3, [a, b, c]) => band.row(x, &[*a, *b, *c], at, y),
-                (3, [a, b, c, d]) => band.row(x, &[*a, *b, *c, *d], at, y),
-                (3, [a, b, c, d, e, f]) => band.row(x, &[*a, *b, *c, *d, *e, *f], at, y),
-                (_, starts) => band.any_row(x, starts, at, y),
+                (3, [a, b]) => band.row(simd, x, &[*a, *b], at, y),
+                (3, [a, b, c]) => band.row(simd, x, &[*a, *b, *c], at, y),
+                (3, [a, b, c, d]) => band.row(simd, x, &[*a, *b, *c, *d], at, y),
+                (3, [a, b, c, d, e, f]) => band.row(simd, x, &[*a, *b, *c, *d, *e, *f], at, y),
+                (_, starts) => band.any_row(simd, x, starts, at, y),
             }
         }
     }
@@ -408,14 +459,14 @@ impl WithSimd for GradW<'_> {
             let x = &x[image * d.h * d.w * d.c..][..d.h * d.w * d.c];
             let gy = &gy[image * d.ho * d.wo * c..][..d.ho * d.wo * c];
             let run = |x: &[f32], sums: &mut [f32]| {
-                image_grad_w(simd, x, gy, d, &rows, &cols, sums);
+                vectorize(simd, ImageGradW { x, gy, d, rows: &rows, cols: &cols, sums });
             };
             if lanes == 1 && prologue.is_identity() {
                 return run(x, sums);
             }
             with_scratch(d.h * d.w * c, |seen| {
                 for (lane, sums) in sums.chunks_exact_mut(d.kh * d.kw * c).enumerate() {
-                    spread(simd, x, prologue, d, [lane, lanes], seen);
+                    vectorize(simd, Spread { x, prologue, d, lanes: [lane, lanes], y: seen });
                     run(seen, sums);
                 }
             });
@@ -423,11 +474,26 @@ impl WithSimd for GradW<'_> {
     }
 }
 
-kernel! {
-    /// Adds the contribution of one image to `sums: (kh * kw, co)`.
+/// Adds the contribution of one image to `sums: (kh * kw, co)`.
+struct ImageGradW<'a> {
+    x: &'a [f32],
+    gy: &'a [f32],
+    d: Dims,
+    rows: &'a Axis,
+    cols: &'a Axis,
+    sums: &'a mut [f32],
+}
+
+impl WithSimd for ImageGradW<'_> {
+    type Output = ();
+
     #[allow(clippy::needless_range_loop, reason = "what iterators do not inline loses the machine's vectors")]
-    fn image_grad_w<S>(simd, x: &'a [f32], gy: &'a [f32], d: Dims, rows: &'a Axis, cols: &'a Axis, sums: &'a mut [f32]) {
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, gy, d, rows, cols, sums } = self;
         let c = d.co;
+        assert!(rows.len() == d.ho && cols.len() == d.wo, "{d:?}");
+        assert!(is_inside(rows, d.kh, d.h) && is_inside(cols, d.kw, d.w) && c.is_multiple_of(S::F32_LANES), "{d:?}");
         assert!(x.len() == d.h * d.w * c && gy.len() == d.ho * d.wo * c && sums.len() == d.kh * d.kw * c, "{d:?}");
         let zero = simd.splat_f32s(0.0);
         for lane in (0..c).step_by(S::F32_LANES) {
@@ -439,7 +505,9 @@ kernel! {
                     // lane.
                     unsafe {
                         let gy = load::<S>(gy, (oy * d.wo + ox) * c + lane);
-                        if let ([[_, top], _, _], [[_, left], _, _], 3, 3) = (rows.as_slice(), cols.as_slice(), d.kh, d.kw) {
+                        if let ([[_, top], _, _], [[_, left], _, _], 3, 3) =
+                            (rows.as_slice(), cols.as_slice(), d.kh, d.kw)
+                        {
                             let start = (top * d.w + left) * c + lane;
                             for ky in 0..3 {
                                 for kx in 0..3 {

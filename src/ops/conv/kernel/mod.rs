@@ -108,6 +108,12 @@ impl Epilogue<'_> {
             && self.residual.is_none_or(|residual| residual.len() == elements)
     }
 
+    /// Whether there are constants for exactly `channels` channels and the residual has the first `elements`.
+    pub fn covers(&self, channels: usize, elements: usize) -> bool {
+        [self.bias, self.slope].iter().flatten().all(|constants| constants.len() == channels)
+            && self.residual.is_none_or(|residual| residual.len() >= elements)
+    }
+
     /// Applies the map to a vector of the channels from `channel` on, which is at `at` in the output.
     ///
     /// # Safety

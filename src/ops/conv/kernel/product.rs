@@ -1,10 +1,9 @@
 //! Small matrix products on blocks that stay in the cache.
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
 use super::Epilogue;
 use crate::ops::lanes::{load, prefetch, store};
-use crate::ops::simd::kernel;
 
 /// Columns of a block of the first matrix: the stride of its rows, a constant of the kernels.
 pub(in crate::ops::conv) const BLOCK: usize = 64;
@@ -19,46 +18,57 @@ pub(in crate::ops::conv) fn width<S: Simd>() -> usize {
     2 * S::F32_LANES
 }
 
-kernel! {
-    /// Writes `y = a * b`.
-    ///
-    /// - `a`: `rows x k`; row `r` of the `i`-th [`BLOCK`] columns is at `a[i * a_stride + r * BLOCK..]`
-    /// - `b`: `(k, width)`
-    /// - `y`: `(rows + SPARE_ROWS, width)`; spare rows get the products of the spare rows of `a`
-    pub(in crate::ops::conv) fn product<S>(
-        simd,
-        rows: usize,
-        k: usize,
-        a: &'a [f32],
-        a_stride: usize,
-        b: &'a [f32],
-        y: &'a mut [f32],
-    ) {
+/// Writes `y = a * b`.
+///
+/// - `a`: `rows x k`; row `r` of the `i`-th [`BLOCK`] columns is at `a[i * a_stride + r * BLOCK..]`
+/// - `b`: `(k, width)`
+/// - `y`: `(rows + SPARE_ROWS, width)`; spare rows get the products of the spare rows of `a`
+pub(in crate::ops::conv) struct Product<'a> {
+    pub rows: usize,
+    pub k: usize,
+    pub a: &'a [f32],
+    pub a_stride: usize,
+    pub b: &'a [f32],
+    pub y: &'a mut [f32],
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { rows, k, a, a_stride, b, y } = self;
         assert!(y.len() >= rows.next_multiple_of(SPARE_ROWS) * width::<S>(), "{rows} rows in {}", y.len());
         all_rows(simd, rows, k, a, a_stride, b, Scratch { y });
     }
 }
 
-kernel! {
-    /// Writes `epilogue(a * b)` to a block of the channels of `rows` pixels, from pixel `first` of the output on.
-    ///
-    /// - `a`, `b`: as in [`product`], with as many spare rows
-    /// - `y`: `(rows, co)`
-    pub(in crate::ops::conv) fn product_of_pixels<S>(
-        simd,
-        rows: usize,
-        k: usize,
-        a: &'a [f32],
-        a_stride: usize,
-        b: &'a [f32],
-        block: usize,
-        epilogue: Epilogue<'a>,
-        first: usize,
-        co: usize,
-        y: &'a mut [f32],
-    ) {
+/// Writes `epilogue(a * b)` to a block of the channels of `rows` pixels, from pixel `first` of the output on.
+///
+/// - `a`, `b`: as in [`product`], with as many spare rows
+/// - `y`: `(rows, co)`
+pub(in crate::ops::conv) struct ProductOfPixels<'a> {
+    pub rows: usize,
+    pub k: usize,
+    pub a: &'a [f32],
+    pub a_stride: usize,
+    pub b: &'a [f32],
+    pub block: usize,
+    pub epilogue: Epilogue<'a>,
+    pub first: usize,
+    pub co: usize,
+    pub y: &'a mut [f32],
+}
+
+impl WithSimd for ProductOfPixels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { rows, k, a, a_stride, b, block, epilogue, first, co, y } = self;
         let channel = block * width::<S>();
         assert!(y.len() == rows * co && channel < co && (co - channel).is_multiple_of(S::F32_LANES), "{co} channels");
+        assert!(epilogue.covers(co, first * co + y.len()), "constants per channel, a residual of {rows} rows");
         let is_whole = co - channel >= width::<S>();
         all_rows(simd, rows, k, a, a_stride, b, Pixels { epilogue, rows, channel, is_whole, first, co, y });
     }
@@ -108,7 +118,8 @@ impl<S: Simd> Sink<S> for Pixels<'_> {
         }
         let (at, second) = (row * self.co + self.channel, self.channel + S::F32_LANES);
         let all = self.first * self.co + at;
-        // SAFETY: the pixel is in `y`, and so are one or two vectors of its channels; the caller checked the epilogue.
+        // SAFETY: the pixel is in `y`, and so are one or two vectors of its channels; [`ProductOfPixels`]
+        // checked the epilogue.
         unsafe {
             store::<S>(self.y, at, self.epilogue.apply(simd, sums[0], self.channel, all));
             if self.is_whole {
@@ -209,13 +220,24 @@ unsafe fn rows_of<S: Simd, const R: usize>(
     }
 }
 
-kernel! {
-    /// Adds `a^T * b` to `y`.
-    ///
-    /// - `a`: `(rows, BLOCK)`
-    /// - `b`: `(rows, width)`
-    /// - `y`: `(BLOCK, width)`
-    pub(in crate::ops::conv) fn transposed_product<S>(simd, rows: usize, a: &'a [f32], b: &'a [f32], y: &'a mut [f32]) {
+/// Adds `a^T * b` to `y`.
+///
+/// - `a`: `(rows, BLOCK)`
+/// - `b`: `(rows, width)`
+/// - `y`: `(BLOCK, width)`
+pub(in crate::ops::conv) struct TransposedProduct<'a> {
+    pub rows: usize,
+    pub a: &'a [f32],
+    pub b: &'a [f32],
+    pub y: &'a mut [f32],
+}
+
+impl WithSimd for TransposedProduct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { rows, a, b, y } = self;
         assert!(
             a.len() >= rows * BLOCK && b.len() >= rows * width::<S>() && y.len() >= BLOCK * width::<S>(),
             "{rows} rows"

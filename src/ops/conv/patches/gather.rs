@@ -1,6 +1,6 @@
 //! Gathers image patches into blocks of columns.
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::ops::conv::Dims;
@@ -8,7 +8,7 @@ use crate::ops::conv::kernel::product::{BLOCK, SPARE_ROWS};
 use crate::ops::conv::kernel::{CHANNELS, Prologue};
 use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
-use crate::ops::simd::kernel;
+use crate::ops::simd::vectorize;
 use crate::parallel::Each;
 
 /// Elements of patches that a worker thread gathers at a time.
@@ -56,7 +56,7 @@ impl<'a> Patches<'a> {
     pub fn gather<S: Simd>(&self, simd: S, first: usize, count: usize, rows: usize, a: &mut [f32]) {
         if self.size[3].is_multiple_of(CHANNELS) {
             for (block, a) in a.chunks_exact_mut(rows * BLOCK).enumerate() {
-                gather_block(simd, self, block, first, count, a);
+                vectorize(simd, GatherBlock { patches: self, block, first, count, a });
             }
         } else {
             self.gather_few(first, count, rows, a);
@@ -68,7 +68,7 @@ impl<'a> Patches<'a> {
     pub fn gather_in_parallel<S: Simd>(&self, simd: S, first: usize, count: usize, rows: usize, a: &mut [f32]) {
         if self.size[3].is_multiple_of(CHANNELS) {
             a.par_chunks_exact_mut(rows * BLOCK).enumerate().each(&|(block, a)| {
-                gather_block(simd, self, block, first, count, a);
+                vectorize(simd, GatherBlock { patches: self, block, first, count, a });
             });
         } else {
             self.gather_few(first, count, rows, a);
@@ -131,9 +131,21 @@ impl<'a> Patches<'a> {
     }
 }
 
-kernel! {
-    /// Gathers one block of columns of `count` places from `first` on, for full vectors of channels.
-    fn gather_block<S>(simd, patches: &'a Patches<'a>, block: usize, first: usize, count: usize, a: &'a mut [f32]) {
+/// Gathers one block of columns of `count` places from `first` on, for full vectors of channels.
+struct GatherBlock<'a> {
+    patches: &'a Patches<'a>,
+    block: usize,
+    first: usize,
+    count: usize,
+    a: &'a mut [f32],
+}
+
+impl WithSimd for GatherBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { patches, block, first, count, a } = self;
         let ([n, h, w, c], [grid_rows, grid_cols]) = (patches.size, patches.grid);
         let (x, prologue) = (patches.x, patches.prologue);
         assert!(x.len() >= n * h * w * c && first + count <= n * grid_rows * grid_cols, "{:?}", patches.size);

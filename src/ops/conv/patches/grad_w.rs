@@ -6,10 +6,10 @@ use rayon::prelude::*;
 use super::gather::{Patches, with_rows};
 use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::Prologue;
-use crate::ops::conv::kernel::product::{BLOCK, transposed_product, width};
+use crate::ops::conv::kernel::product::{BLOCK, TransposedProduct, width};
 use crate::ops::conv::kernel::sums::{NUM_SUMS, join, with_zeros};
 use crate::ops::lanes::{load, store};
-use crate::ops::simd::kernel;
+use crate::ops::simd::vectorize;
 use crate::parallel::Each;
 
 /// Elements of the largest filter whose gradient is accumulated in several sums.
@@ -75,9 +75,9 @@ impl GradW<'_> {
                     patches.gather(simd, first, count, rows, a);
                     let mut sums = sums.chunks_exact_mut(BLOCK * width::<S>());
                     for (block, m) in m.chunks_exact_mut(rows * width::<S>()).enumerate() {
-                        split(simd, gy, d.co, block, first, count, m);
+                        vectorize(simd, Split { gy, co: d.co, block, first, count, m });
                         for (a, sum) in a.chunks_exact(rows * BLOCK).zip(&mut sums) {
-                            transposed_product(simd, count, a, m, sum);
+                            vectorize(simd, TransposedProduct { rows: count, a, b: m, y: sum });
                         }
                     }
                 });
@@ -96,22 +96,35 @@ impl GradW<'_> {
             with_rows(patches, o_blocks * width::<S>(), count, |rows, a, m| {
                 patches.gather_in_parallel(simd, first, count, rows, a);
                 m.par_chunks_exact_mut(rows * width::<S>()).enumerate().each(&|(block, m)| {
-                    split(simd, gy, d.co, block, first, count, m);
+                    vectorize(simd, Split { gy, co: d.co, block, first, count, m });
                 });
                 let (a, m) = (&*a, &*m);
                 sums.par_chunks_exact_mut(BLOCK * width::<S>()).enumerate().each(&|(i, sum)| {
                     let a = &a[i % blocks * rows * BLOCK..][..rows * BLOCK];
                     let m = &m[i / blocks * rows * width::<S>()..][..rows * width::<S>()];
-                    transposed_product(simd, count, a, m, sum);
+                    vectorize(simd, TransposedProduct { rows: count, a, b: m, y: sum });
                 });
             });
         }
     }
 }
 
-kernel! {
-    /// Copies a block of the channels of `count` pixels from `first` on; channels beyond the last become zeros.
-    fn split<S>(simd, gy: &'a [f32], co: usize, block: usize, first: usize, count: usize, m: &'a mut [f32]) {
+/// Copies a block of the channels of `count` pixels from `first` on; channels beyond the last become zeros.
+struct Split<'a> {
+    gy: &'a [f32],
+    co: usize,
+    block: usize,
+    first: usize,
+    count: usize,
+    m: &'a mut [f32],
+}
+
+impl WithSimd for Split<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { gy, co, block, first, count, m } = self;
         let channels = width::<S>().min(co - block * width::<S>());
         assert!(gy.len() >= (first + count) * co && m.len() >= count * width::<S>(), "{count} pixels from {first} on");
         assert!(channels.is_multiple_of(S::F32_LANES), "{co} channels");

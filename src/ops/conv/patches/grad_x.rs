@@ -4,11 +4,12 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::gather::{Patches, with_rows};
-use super::{Pixels, convolve_pixels, multiply, pack_columns, packed_len, place};
+use super::{Pixels, Place, convolve_pixels, multiply, pack_columns, packed_len};
 use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::product::width;
 use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
+use crate::ops::simd::vectorize;
 use crate::parallel::Each;
 
 /// Writes the gradient of the input, passed through `epilogue`, to `gx`.
@@ -89,7 +90,7 @@ impl WithSimd for GradX<'_> {
                     } else {
                         multiply(simd, (filter, patches.columns()), block, count, rows, buffer, m);
                     }
-                    place(simd, m, block, epilogue, d.c, pixels, count, first_pixel, gx);
+                    vectorize(simd, Place { m, block, epilogue, co: d.c, pixels, count, first: first_pixel, y: gx });
                 }
             });
         });

@@ -15,10 +15,10 @@ use self::gather::{Patches, with_rows};
 pub(super) use self::grad_w::grad_w;
 pub(super) use self::grad_x::grad_x;
 use super::Dims;
-use super::kernel::product::{BLOCK, product, product_of_pixels, width};
+use super::kernel::product::{BLOCK, Product, ProductOfPixels, width};
 use super::kernel::{CHANNELS, Epilogue, Prologue, Width};
 use crate::ops::lanes::{load, store};
-use crate::ops::simd::kernel;
+use crate::ops::simd::vectorize;
 use crate::parallel::Each;
 
 /// Places whose results a worker thread moves to the output at a time, if there are few places.
@@ -115,7 +115,10 @@ impl WithSimd for Convolve<'_> {
                 y.par_chunks_mut(PLACES * co).enumerate().each(&|(i, y)| {
                     for (block, m) in m.chunks_exact(rows * width::<S>()).enumerate() {
                         let (m, count) = (&m[i * PLACES * width::<S>()..], y.len() / co);
-                        place(simd, m, block, epilogue, co, Pixels::All, count, i * PLACES, y);
+                        vectorize(
+                            simd,
+                            Place { m, block, epilogue, co, pixels: Pixels::All, count, first: i * PLACES, y },
+                        );
                     }
                 });
             });
@@ -138,7 +141,10 @@ fn convolve_pixels<S: Simd>(
     with_rows(patches, 0, count, |rows, a, _| {
         patches.gather(simd, first, count, rows, a);
         for (block, filter) in filter.chunks_exact(k * width::<S>()).enumerate() {
-            product_of_pixels(simd, count, k, a, rows * BLOCK, filter, block, epilogue, first, co, y);
+            vectorize(
+                simd,
+                ProductOfPixels { rows: count, k, a, a_stride: rows * BLOCK, b: filter, block, epilogue, first, co, y },
+            );
         }
     });
 }
@@ -155,7 +161,10 @@ fn multiply<S: Simd>(
     m: &mut [f32],
 ) {
     let size = columns * width::<S>();
-    product(simd, count, columns, a, rows * BLOCK, &filter[block * size..][..size], m);
+    vectorize(
+        simd,
+        Product { rows: count, k: columns, a, a_stride: rows * BLOCK, b: &filter[block * size..][..size], y: m },
+    );
 }
 
 /// Pixel of each place.
@@ -179,29 +188,34 @@ impl Pixels {
     }
 }
 
-kernel! {
-    /// Writes `epilogue` of a block of channels of `count` places to their pixels in `y`, which starts at output pixel
-    /// `first`.
-    fn place<S>(
-        simd,
-        m: &'a [f32],
-        block: usize,
-        epilogue: Epilogue<'a>,
-        co: usize,
-        pixels: Pixels,
-        count: usize,
-        first: usize,
-        y: &'a mut [f32],
-    ) {
+/// Writes `epilogue` of a block of channels of `count` places to their pixels in `y`, which starts at output pixel
+/// `first`.
+struct Place<'a> {
+    m: &'a [f32],
+    block: usize,
+    epilogue: Epilogue<'a>,
+    co: usize,
+    pixels: Pixels,
+    count: usize,
+    first: usize,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for Place<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { m, block, epilogue, co, pixels, count, first, y } = self;
         let channels = width::<S>().min(co - block * width::<S>());
         assert!(channels.is_multiple_of(S::F32_LANES) && m.len() >= count * width::<S>(), "{co} channels");
+        assert!(epilogue.covers(co, first * co + y.len()), "constants per channel, a residual of the output's shape");
         for place in 0..count {
             let start = pixels.of(place) * co + block * width::<S>();
             let y = &mut y[start..][..channels];
             for lane in (0..channels).step_by(S::F32_LANES) {
                 let channel = block * width::<S>() + lane;
-                // SAFETY: the place and the lane are in `m`, the lane in this pixel; the caller checked the epilogue
-                // for all pixels and channels.
+                // SAFETY: the place and the lane are in `m`, the lane in this pixel, which the epilogue covers.
                 unsafe {
                     let value = load::<S>(m, place * width::<S>() + lane);
                     store::<S>(y, lane, epilogue.apply(simd, value, channel, first * co + start + lane));

@@ -3,12 +3,13 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::tiles::{Planes, Tiling, gather, scatter};
+use super::tiles::{Gather, Planes, Scatter, Tiling};
 use super::{Tile, group_tiles};
 use crate::ops::conv::Dims;
-use crate::ops::conv::kernel::product::{BLOCK, product, width};
+use crate::ops::conv::kernel::product::{BLOCK, Product, width};
 use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::scratch::with_scratch;
+use crate::ops::simd::vectorize;
 use crate::parallel::Each;
 
 /// Elements of transformed tiles, and of one block of their products, that fit in a worker thread's cache.
@@ -93,14 +94,38 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
             with_scratch(c_blocks * planes_v.len() + planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                 for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
-                    gather::<S, N>(self.simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+                    vectorize(
+                        self.simd,
+                        Gather::<N> {
+                            tiling: &tiling,
+                            x: self.x,
+                            prologue: self.prologue,
+                            block,
+                            tiles,
+                            planes: planes_v,
+                            v,
+                        },
+                    );
                 }
                 for block in 0..o_blocks {
                     for position in 0..N * N {
                         self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
                     }
                     let start = tiling.first_pixel(row);
-                    scatter::<S, M, N>(self.simd, &tiling, planes_m, 0, m, self.epilogue, block, tiles, start, y);
+                    vectorize(
+                        self.simd,
+                        Scatter::<M, N> {
+                            tiling: &tiling,
+                            planes: planes_m,
+                            m_row: 0,
+                            m,
+                            epilogue: self.epilogue,
+                            block,
+                            tiles,
+                            start,
+                            y,
+                        },
+                    );
                 }
             });
         });
@@ -120,7 +145,18 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
             with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                 v.par_chunks_exact_mut(planes_v.len()).enumerate().each(&|(block, v)| {
-                    gather::<S, N>(self.simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+                    vectorize(
+                        self.simd,
+                        Gather::<N> {
+                            tiling: &tiling,
+                            x: self.x,
+                            prologue: self.prologue,
+                            block,
+                            tiles,
+                            planes: planes_v,
+                            v,
+                        },
+                    );
                 });
                 m.par_chunks_exact_mut(planes_m.len()).enumerate().each(&|(block, m)| {
                     for position in 0..N * N {
@@ -130,17 +166,19 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
                 group.par_iter_mut().each(&|(row, rows, y)| {
                     for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
                         let (tiles, start) = ([*row * tiling.cols, *rows * tiling.cols], tiling.first_pixel(*row));
-                        scatter::<S, M, N>(
+                        vectorize(
                             self.simd,
-                            &tiling,
-                            planes_m,
-                            tiles[0] - first,
-                            m,
-                            self.epilogue,
-                            block,
-                            tiles,
-                            start,
-                            y,
+                            Scatter::<M, N> {
+                                tiling: &tiling,
+                                planes: planes_m,
+                                m_row: tiles[0] - first,
+                                m,
+                                epilogue: self.epilogue,
+                                block,
+                                tiles,
+                                start,
+                                y,
+                            },
                         );
                     }
                 });
@@ -161,7 +199,17 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
         let size = self.d.c * width::<S>();
         let filter = &self.filter[(block * N * N + position) * size..][..size];
         let v = &v[planes_v.at(position, 0)..];
-        product(self.simd, tiles, self.d.c, v, planes_v.len(), filter, &mut m[planes_m.at(position, 0)..]);
+        vectorize(
+            self.simd,
+            Product {
+                rows: tiles,
+                k: self.d.c,
+                a: v,
+                a_stride: planes_v.len(),
+                b: filter,
+                y: &mut m[planes_m.at(position, 0)..],
+            },
+        );
     }
 }
 

@@ -3,15 +3,15 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::tiles::{Planes, Tiling, gather, gather_gradient};
+use super::tiles::{Gather, GatherGradient, Planes, Tiling};
 use super::{group_tiles, transform};
 use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::Prologue;
-use crate::ops::conv::kernel::product::{BLOCK, transposed_product, width};
+use crate::ops::conv::kernel::product::{BLOCK, TransposedProduct, width};
 use crate::ops::conv::kernel::sums::{NUM_SUMS, join, with_zeros};
 use crate::ops::lanes::{load, store};
 use crate::ops::scratch::with_scratch;
-use crate::ops::simd::kernel;
+use crate::ops::simd::vectorize;
 use crate::parallel::Each;
 
 /// Products of a tile.
@@ -54,7 +54,10 @@ impl WithSimd for GradW<'_> {
                 self.by_blocks(simd, sums)
             }
             let blocks = join(sums, len).par_chunks_exact(c_blocks * size);
-            self.gw.par_chunks_mut(width::<S>() * d.c * 9).zip(blocks).each(&|(gw, sum)| fold(simd, sum, d.c, gw));
+            self.gw
+                .par_chunks_mut(width::<S>() * d.c * 9)
+                .zip(blocks)
+                .each(&|(gw, sum)| vectorize(simd, Fold { sum, c: d.c, gw }));
         });
     }
 }
@@ -76,10 +79,24 @@ impl GradW<'_> {
                 with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                     let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                     for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
-                        gather::<S, 6>(simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+                        vectorize(
+                            simd,
+                            Gather::<6> {
+                                tiling: &tiling,
+                                x: self.x,
+                                prologue: self.prologue,
+                                block,
+                                tiles,
+                                planes: planes_v,
+                                v,
+                            },
+                        );
                     }
                     for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
-                        gather_gradient(simd, &tiling, self.gy, block, tiles, planes_m, m);
+                        vectorize(
+                            simd,
+                            GatherGradient { tiling: &tiling, gy: self.gy, block, tiles, planes: planes_m, m },
+                        );
                     }
                     // Position by position: the planes of all blocks stay in the cache while each sum is passed over
                     // once.
@@ -88,7 +105,7 @@ impl GradW<'_> {
                         for m in m.chunks_exact(planes_m.len()) {
                             for (v, sum) in v.chunks_exact(planes_v.len()).zip(&mut sums) {
                                 let (v, m) = (&v[planes_v.at(position, 0)..], &m[planes_m.at(position, 0)..]);
-                                transposed_product(simd, tiles[1], v, m, sum);
+                                vectorize(simd, TransposedProduct { rows: tiles[1], a: v, b: m, y: sum });
                             }
                         }
                     }
@@ -111,35 +128,69 @@ impl GradW<'_> {
             with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                 v.par_chunks_exact_mut(planes_v.len()).enumerate().each(&|(block, v)| {
-                    gather::<S, 6>(simd, &tiling, self.x, self.prologue, block, tiles, planes_v, v);
+                    vectorize(
+                        simd,
+                        Gather::<6> {
+                            tiling: &tiling,
+                            x: self.x,
+                            prologue: self.prologue,
+                            block,
+                            tiles,
+                            planes: planes_v,
+                            v,
+                        },
+                    );
                 });
                 m.par_chunks_exact_mut(planes_m.len()).enumerate().each(&|(block, m)| {
-                    gather_gradient(simd, &tiling, self.gy, block, tiles, planes_m, m);
+                    vectorize(simd, GatherGradient { tiling: &tiling, gy: self.gy, block, tiles, planes: planes_m, m });
                 });
                 let (v, m) = (&*v, &*m);
                 sums.par_chunks_exact_mut(POSITIONS * BLOCK * width::<S>()).enumerate().each(&|(i, sum)| {
                     let v = &v[i % c_blocks * planes_v.len()..][..planes_v.len()];
                     let m = &m[i / c_blocks * planes_m.len()..][..planes_m.len()];
-                    multiply_gradient(simd, tiles[1], planes_v, v, planes_m, m, sum);
+                    vectorize(simd, MultiplyGradient { tiles: tiles[1], planes_v, v, planes_m, m, sum });
                 });
             });
         }
     }
 }
 
-kernel! {
-    /// Adds the products of all positions for one block of inputs and one block of outputs.
-    fn multiply_gradient<S>(simd, tiles: usize, planes_v: Planes, v: &'a [f32], planes_m: Planes, m: &'a [f32], sum: &'a mut [f32]) {
+/// Adds the products of all positions for one block of inputs and one block of outputs.
+struct MultiplyGradient<'a> {
+    tiles: usize,
+    planes_v: Planes,
+    v: &'a [f32],
+    planes_m: Planes,
+    m: &'a [f32],
+    sum: &'a mut [f32],
+}
+
+impl WithSimd for MultiplyGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { tiles, planes_v, v, planes_m, m, sum } = self;
         for (position, sum) in sum.chunks_exact_mut(BLOCK * width::<S>()).enumerate() {
             let (v, m) = (&v[planes_v.at(position, 0)..], &m[planes_m.at(position, 0)..]);
-            transposed_product(simd, tiles, v, m, sum);
+            vectorize(simd, TransposedProduct { rows: tiles, a: v, b: m, y: sum });
         }
     }
 }
 
-kernel! {
-    /// Transforms a sum `(blocks of inputs, 36, BLOCK, width)` back to `(outputs, c, 3, 3)`.
-    fn fold<S>(simd, sum: &'a [f32], c: usize, gw: &'a mut [f32]) {
+/// Transforms a sum `(blocks of inputs, 36, BLOCK, width)` back to `(outputs, c, 3, 3)`.
+struct Fold<'a> {
+    sum: &'a [f32],
+    c: usize,
+    gw: &'a mut [f32],
+}
+
+impl WithSimd for Fold<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { sum, c, gw } = self;
         let size = POSITIONS * BLOCK * width::<S>();
         assert!(sum.len() >= c.div_ceil(BLOCK) * size, "{c} channels");
         for i in 0..c {

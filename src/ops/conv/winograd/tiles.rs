@@ -2,12 +2,13 @@
 
 #![allow(clippy::needless_range_loop, reason = "what iterators do not inline loses the machine's vectors")]
 
+use pulp::{Simd, WithSimd};
+
 use super::transform;
 use crate::ops::conv::Dims;
 use crate::ops::conv::kernel::product::{BLOCK, SPARE_ROWS, width};
 use crate::ops::conv::kernel::{Epilogue, Prologue};
 use crate::ops::lanes::{load, store};
-use crate::ops::simd::kernel;
 
 /// One matrix per position of a tile, `(positions, rows, columns)`, with a small gap after each.
 #[derive(Clone, Copy, Debug)]
@@ -77,11 +78,25 @@ impl Tiling {
     }
 }
 
-kernel! {
-    /// Transforms block `block` of the channels of the input tiles `[first, count]`: `count` tiles from `first` on.
-    ///
-    /// `v`: [`Planes`] of [`BLOCK`] columns, one tile per row.
-    pub(super) fn gather<S, const N: usize>(simd, tiling: &'a Tiling, x: &'a [f32], prologue: Prologue<'a>, block: usize, tiles: [usize; 2], planes: Planes, v: &'a mut [f32]) {
+/// Transforms block `block` of the channels of the input tiles `[first, count]`: `count` tiles from `first` on.
+///
+/// `v`: [`Planes`] of [`BLOCK`] columns, one tile per row.
+pub(super) struct Gather<'a, const N: usize> {
+    pub tiling: &'a Tiling,
+    pub x: &'a [f32],
+    pub prologue: Prologue<'a>,
+    pub block: usize,
+    pub tiles: [usize; 2],
+    pub planes: Planes,
+    pub v: &'a mut [f32],
+}
+
+impl<const N: usize> WithSimd for Gather<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { tiling, x, prologue, block, tiles, planes, v } = self;
         let [first, count] = tiles;
         let d = &tiling.d;
         let channels = BLOCK.min(d.c - block * BLOCK);
@@ -94,9 +109,8 @@ kernel! {
             let [image, oy, ox] = tiling.place(first + tile);
             // The tile is NxN pixels from row `oy - padding` and column `ox - padding` on; the ranges below are inside
             // the image.
-            let inside = |at: usize, len: usize| {
-                (d.padding.saturating_sub(at), (len + d.padding).saturating_sub(at).min(N))
-            };
+            let inside =
+                |at: usize, len: usize| (d.padding.saturating_sub(at), (len + d.padding).saturating_sub(at).min(N));
             let ((top, bottom), (left, right)) = (inside(oy, d.h), inside(ox, d.w));
             let is_whole = (top, bottom, left, right) == (0, N, 0, N);
             let corner = ((image * d.h + oy) * d.w + ox) * d.c;
@@ -146,12 +160,28 @@ kernel! {
     }
 }
 
-kernel! {
-    /// Transforms block `block` of the output channels of `count` tiles from `first` on back to pixels.
-    ///
-    /// - `m`: [`Planes`] of [`width`] columns, one tile per row, the first in row `m_row`
-    /// - `y`: the output from pixel `start` on
-    pub(super) fn scatter<S, const M: usize, const N: usize>(simd, tiling: &'a Tiling, planes: Planes, m_row: usize, m: &'a [f32], epilogue: Epilogue<'a>, block: usize, tiles: [usize; 2], start: usize, y: &'a mut [f32]) {
+/// Transforms block `block` of the output channels of `count` tiles from `first` on back to pixels.
+///
+/// - `m`: [`Planes`] of [`width`] columns, one tile per row, the first in row `m_row`
+/// - `y`: the output from pixel `start` on
+pub(super) struct Scatter<'a, const M: usize, const N: usize> {
+    pub tiling: &'a Tiling,
+    pub planes: Planes,
+    pub m_row: usize,
+    pub m: &'a [f32],
+    pub epilogue: Epilogue<'a>,
+    pub block: usize,
+    pub tiles: [usize; 2],
+    pub start: usize,
+    pub y: &'a mut [f32],
+}
+
+impl<const M: usize, const N: usize> WithSimd for Scatter<'_, M, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { tiling, planes, m_row, m, epilogue, block, tiles, start, y } = self;
         let [first, count] = tiles;
         let d = &tiling.d;
         let width = width::<S>();
@@ -202,11 +232,24 @@ kernel! {
     }
 }
 
-kernel! {
-    /// Transforms block `block` of the channels of the output's gradient, for the gradient of the weight: 4x4 tiles.
-    ///
-    /// `m`: [`Planes`] of [`width`] columns, one tile per row; channels beyond the last become zeros.
-    pub(super) fn gather_gradient<S>(simd, tiling: &'a Tiling, gy: &'a [f32], block: usize, tiles: [usize; 2], planes: Planes, m: &'a mut [f32]) {
+/// Transforms block `block` of the channels of the output's gradient, for the gradient of the weight: 4x4 tiles.
+///
+/// `m`: [`Planes`] of [`width`] columns, one tile per row; channels beyond the last become zeros.
+pub(super) struct GatherGradient<'a> {
+    pub tiling: &'a Tiling,
+    pub gy: &'a [f32],
+    pub block: usize,
+    pub tiles: [usize; 2],
+    pub planes: Planes,
+    pub m: &'a mut [f32],
+}
+
+impl WithSimd for GatherGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { tiling, gy, block, tiles, planes, m } = self;
         let [first, count] = tiles;
         let d = &tiling.d;
         let width = width::<S>();
