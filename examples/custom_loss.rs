@@ -65,7 +65,7 @@ fn main() -> Result<()> {
         }
     }
     let evaluation = evaluate(&student.model()?, &config.data.open_test()?, &config.eval, |_, _| {})?;
-    let eer = |setting| 100.0 * evaluation.get(setting).metrics.eer;
+    let eer = |setting| evaluation.get(setting).map_or(f64::NAN, |result| 100.0 * result.metrics.eer);
     println!("EER of unseen people: U-U {:.2} %, U-M {:.2} %", eer(Setting::UU), eer(Setting::UM));
     Ok(())
 }

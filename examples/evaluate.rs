@@ -17,7 +17,7 @@ fn main() -> Result<()> {
     let test = DataConfig::default().open_test()?;
     let evaluation = evaluate(&model, &test, &EvalConfig::default(), |_, _| {})?;
     println!("{}\n\n{}", test.description, table(&[(&name, &evaluation)]));
-    let masked = &evaluation.get(Setting::UM).metrics;
+    let masked = &evaluation.get(Setting::UM).context("the test set has masked pairs")?.metrics;
     println!("\n{} genuine and {} impostor pairs", masked.num_genuine, masked.num_impostor);
     Ok(())
 }

@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use maskinv::eval::table;
+use maskinv::eval::{Setting, table};
 use maskinv::models::load_model;
 use maskinv::train::{Arm, Checkpoint, Config, Event, Experiment, RunFolder, preset};
 
@@ -53,7 +53,8 @@ fn main() -> Result<()> {
         Experiment::new(config)?.in_folder(RunFolder::empty(&out)?).with_start(start)?.run(
             &mut |event| match event {
                 Event::Watched { epoch, evaluation, is_best, .. } => {
-                    let eer = 100.0 * evaluation.get(maskinv::eval::Setting::UM).metrics.eer;
+                    let Some(masked) = evaluation.get(Setting::UM) else { return };
+                    let eer = 100.0 * masked.metrics.eer;
                     println!(
                         "after epoch {epoch}: U-M EER {eer:.2} %{}",
                         if is_best { ", the best so far" } else { "" }

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use maskinv::data::read_face;
-use maskinv::eval::{EmbedConfig, embed};
+use maskinv::eval::{EmbedConfig, dot, embed};
 use maskinv::models::open_model;
 use maskinv::weights::Hub;
 
@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     let images = [a, b];
     let image = |i: usize| read_face(Path::new(images[i]));
     let embeddings = embed(&loaded.model, images.len(), image, EmbedConfig::default(), |_| {})?;
-    let score = embeddings.cosine(0, &embeddings, 1);
+    let score = dot(&embeddings[0], &embeddings[1]);
     println!("cosine {score:.4}");
     if let Some(threshold) = threshold.first() {
         let threshold: f64 = threshold.parse().context("THRESHOLD: expected a number from -1 to 1")?;

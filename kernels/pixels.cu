@@ -1,6 +1,13 @@
 // Passes over the pixels of images (n, pixels, c), channels last, for squeeze-excitation (Hu et al., CVPR 2018) and
-// pooling: sums of each channel, products with one factor per image and channel, and activations without parameters.
-// Values may be read through their norm (Seen). c is a multiple of the elements per access.
+// pooling:
+//
+//     mean      y = sum x / pixels             gx = gy / pixels             (sums; scale without x)
+//     product   y = x * by + plus              gx = gy * by, gby = sum gy * x, gplus = gy   (scale; sums with `with`)
+//     ReLU      y = max(x, 0)                  gx = gy if y > 0, else 0
+//     sigmoid   y = 1 / (1 + exp(-x))          gx = gy * y * (1 - y)
+//
+// Values may be read through their norm (Seen). c is a multiple of the elements per access. A thread owns the channels
+// of one access; all sums run in an order that depends only on the sizes, so results are deterministic.
 #include "common.cuh"
 
 // y (n, c) = factor * sum over the pixels of x, times `with` if that is not null. A block per image: each of its lines

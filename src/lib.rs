@@ -12,7 +12,7 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod eval;
-pub mod files;
+mod files;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod gpu;
 mod lists;
@@ -24,16 +24,18 @@ mod npy;
 pub mod ops;
 pub mod optim;
 mod parallel;
-pub mod pickle;
+mod pickle;
 pub mod preprocessing;
 mod protobuf;
 pub mod records;
 #[cfg(feature = "report")]
 pub mod report;
 pub(crate) mod tensorboard;
+#[doc(hidden)]
 pub mod testing;
 pub mod train;
 pub mod weights;
+#[doc(hidden)]
 pub mod workers;
 
 pub use error::{Error, Result};

@@ -207,7 +207,7 @@ fn an_arm_stops_early_and_ends_with_its_best_weights() -> Result<()> {
     let mut watched = Vec::new();
     let outcome = experiment.run(&mut |event| {
         if let Event::Watched { epoch, evaluation, is_best, .. } = event {
-            watched.push((epoch, evaluation.get(maskinv::eval::Setting::UU).metrics.eer, is_best));
+            watched.push((epoch, evaluation.settings[&maskinv::eval::Setting::UU].metrics.eer, is_best));
         }
     })?;
     let least = watched.iter().map(|(_, eer, _)| *eer).fold(f64::INFINITY, f64::min);

@@ -131,7 +131,7 @@ fn an_evaluation_does_not_depend_on_batches_and_masks_change_only_masked_setting
     let close = |a: f64, b: f64| (a - b).abs() <= 1e-6;
     let batched = run(EvalConfig { batch_size: 2, ..EvalConfig::default() })?;
     for setting in Setting::ALL {
-        let (a, b) = (&base.get(setting).metrics, &batched.get(setting).metrics);
+        let (a, b) = (&base.settings[&setting].metrics, &batched.settings[&setting].metrics);
         assert!(close(a.g_mean, b.g_mean) && close(a.i_mean, b.i_mean), "{setting:?}: {a:?} {b:?}");
     }
     let other = run(EvalConfig { seed: 1, ..EvalConfig::default() })?;

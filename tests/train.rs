@@ -105,7 +105,7 @@ fn the_arms_run_and_leave_checkpoints_that_evaluate_alike() -> Result<()> {
         let model = load_model(&folder.path().join(arm.name()), None)?.model;
         let again = maskinv::eval::evaluate(&model, &test, &config.eval, |_, _| {})?;
         assert_eq!(&again, &outcome.arms[&arm].evaluation, "{arm:?}");
-        let eer = again.get(Setting::UM).metrics.eer;
+        let eer = again.settings[&Setting::UM].metrics.eer;
         assert_eq!(json["arms"][arm.name()]["settings"]["U-M"]["eer"], eer);
     }
     Ok(())
@@ -433,7 +433,7 @@ fn students_are_tested_against_augmentation_alone_on_the_same_pairs() -> Result<
     let tests = &outcome.paired_tests;
     assert!(tests.iter().all(|t| (t.arm, t.baseline) == (Arm::Distill, Arm::Aug)), "{tests:?}");
     for setting in Setting::ALL {
-        let eer = |arm: Arm| outcome.arms[&arm].evaluation.get(setting).metrics.eer;
+        let eer = |arm: Arm| outcome.arms[&arm].evaluation.settings[&setting].metrics.eer;
         let test = tests.iter().find(|t| t.setting == setting.name() && t.metric == "EER").context("EER is tested")?;
         let expected = eer(Arm::Distill) - eer(Arm::Aug);
         assert!((test.difference.difference - expected).abs() < 1e-12, "{test:?}");

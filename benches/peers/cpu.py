@@ -39,13 +39,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / "target" / "peers"
 OURS, OURS_2 = "maskinv", "maskinv 2"
-INFER = [f"infer {arch} {batch}" for arch in ("r18", "r50", "r100", "mbf") for batch in (1, 16)]
+INFER = [f"infer {arch} {batch}" for arch in ("r18", "r50", "r50-se", "r100", "mbf") for batch in (1, 16)]
 COMPILED = ["torch-compile", "torch-compile-frozen"]
 GROUPS = [  # title, works, peers
     ("Inference", INFER, ["torch", "torch-channels-last", *COMPILED, "onnxruntime", "openvino"]),
     (
         "Training step",
-        ["train r18 16 1000", "train r50 8 1000", "train mbf 32 1000"],
+        ["train r18 16 1000", "train r50 8 1000", "train r50-se 8 1000", "train mbf 32 1000"],
         ["torch", "torch-channels-last", "torch-compile"],
     ),
     ("Margin loss", ["margin 64 85742 512"], ["torch", "torch-target"]),

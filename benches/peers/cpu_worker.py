@@ -5,7 +5,8 @@
     python3 benches/peers/cpu_worker.py margin N CLASSES D       --peer PEER ...
     python3 benches/peers/cpu_worker.py export ARCH BATCH        [--cache target/peers]   (what onnxruntime and openvino read)
 
-ARCH is r18, r50, r100 (IResNet) or mbf (MobileFaceNet, as insightface's w600k_mbf): 112x112 images in, 512 numbers out, f32.
+ARCH is r18, r50, r100 (IResNet), r50-se (with squeeze-excitation) or mbf (MobileFaceNet, as insightface's w600k_mbf): 112x112
+images in, 512 numbers out, f32.
 
 `infer`   forward of random images in eval mode
 `train`   one step: forward in train mode, ElasticFace-Arc (s 64, m 0.5, sigma 0.05), cross entropy, backward, gradient norm of
@@ -31,8 +32,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-IRESNETS = {"r18": [2, 2, 2, 2], "r50": [3, 4, 14, 3], "r100": [3, 13, 30, 3]}
-CONV_GAIN = {"r18": 0.6, "r50": 0.5, "r100": 0.45, "mbf": 0.75}  # as in the fixtures: outputs stay near 1
+IRESNETS = {"r18": [2, 2, 2, 2], "r50": [3, 4, 14, 3], "r50-se": [3, 4, 14, 3], "r100": [3, 13, 30, 3]}
+CONV_GAIN = {"r18": 0.6, "r50": 0.5, "r50-se": 0.5, "r100": 0.45, "mbf": 0.75}  # as in the fixtures: outputs stay near 1
 SAMPLE_S = 0.1
 
 
@@ -45,7 +46,8 @@ def network(arch):
     from models import IResNet, MobileFaceNet
 
     torch.manual_seed(0)
-    net = MobileFaceNet((1, 4, 6, 2), 2, 1, 512, "fc") if arch == "mbf" else IResNet(IRESNETS[arch], 1, 512, False)
+    is_mbf, has_se = arch == "mbf", arch.endswith("-se")
+    net = MobileFaceNet((1, 4, 6, 2), 2, 1, 512, "fc") if is_mbf else IResNet(IRESNETS[arch], 1, 512, has_se)
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             bound = CONV_GAIN[arch] * (6 / module.weight[0].numel()) ** 0.5

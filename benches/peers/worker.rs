@@ -29,8 +29,8 @@ fn main() -> Result<()> {
     workers::pool(threads).build_global()?;
     let number = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
     let mut step: Box<dyn FnMut() -> Result<()>> = match args.first().map(String::as_str) {
-        Some("infer") => infer(arch(&args[1])?, number(2)?)?,
-        Some("train") => train(arch(&args[1])?, number(2)?, number(3)?, recomputes)?,
+        Some("infer") => infer(network(&args[1])?, number(2)?)?,
+        Some("train") => train(network(&args[1])?, number(2)?, number(3)?, recomputes)?,
         Some("margin") => margin(number(1)?, number(2)?, number(3)?)?,
         _ => bail!("expected infer, train or margin"),
     };
@@ -71,17 +71,20 @@ fn option(args: &mut Vec<String>, name: &str) -> Result<Option<usize>> {
     Ok(Some(value))
 }
 
-fn arch(name: &str) -> Result<Arch> {
-    Arch::ALL.into_iter().find(|arch| arch.name() == name).with_context(|| format!("unknown network {name}"))
+/// Returns the network of a name such as `r50`; `r50-se` has squeeze-excitation.
+fn network(name: &str) -> Result<ModelConfig> {
+    let (plain, squeeze_excitation) = name.strip_suffix("-se").map_or((name, false), |plain| (plain, true));
+    let arch = Arch::ALL.into_iter().find(|arch| arch.name() == plain);
+    let arch = arch.with_context(|| format!("unknown network {name}"))?;
+    Ok(ModelConfig { arch, squeeze_excitation, ..ModelConfig::default() })
 }
 
 fn images(batch: usize) -> Result<Tensor> {
     Ok(Tensor::rand(-1f32, 1.0, (batch, 3, 112, 112), &Device::Cpu)?)
 }
 
-fn infer(arch: Arch, batch: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
-    let network =
-        Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, 0)?.into_inference(batch)?;
+fn infer(config: ModelConfig, batch: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
+    let network = Model::new(&config, &Device::Cpu, 0)?.into_inference(batch)?;
     let x = images(batch)?;
     Ok(Box::new(move || {
         network.run(&x)?;
@@ -89,8 +92,8 @@ fn infer(arch: Arch, batch: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
     }))
 }
 
-fn train(arch: Arch, batch: usize, classes: usize, recompute: bool) -> Result<Box<dyn FnMut() -> Result<()>>> {
-    let model = Model::new(&ModelConfig { arch, ..ModelConfig::default() }, &Device::Cpu, 0)?;
+fn train(config: ModelConfig, batch: usize, classes: usize, recompute: bool) -> Result<Box<dyn FnMut() -> Result<()>>> {
+    let model = Model::new(&config, &Device::Cpu, 0)?;
     let head = MarginHead::new(&MarginConfig::default(), 512, classes, &Device::Cpu, 1)?;
     let mut trainer = Trainer::new(model, head, None, &StepConfig { recompute, ..StepConfig::default() })?;
     let (mut rng, mut step) = (ChaCha8Rng::seed_from_u64(0), 0);

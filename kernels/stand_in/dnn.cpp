@@ -107,7 +107,8 @@ std::vector<Way> ways(const Task& task) {
         if (math != FMA) found.push_back({1, TENSOR_OP, columns, true});
     } else {
         if (math == TENSOR_OP || math == TENSOR_OP_CONVERSION || math == DEFAULT_MATH) found.push_back({1, TENSOR_OP_CONVERSION, columns, true});
-        found.push_back({1, FMA, columns, true});
+        // Nobody promises that a search for tensor cores measures the way without them.
+        if (math == FMA || math == DEFAULT_MATH) found.push_back({1, FMA, columns, true});
     }
     if (task.pass == FORWARD) found.push_back({0, is_half ? DEFAULT_MATH : FMA, 0, true});
     if (task.pass == GRAD_X) found.push_back({0, FMA, 0, false});

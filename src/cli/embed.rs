@@ -119,7 +119,7 @@ fn csv(names: &[String], embeddings: &Embeddings) -> Result<String> {
     let head = (0..embeddings.dim()).map(|i| format!("e{i}"));
     writer.write_record(std::iter::once("image".to_owned()).chain(head))?;
     for (i, name) in names.iter().enumerate() {
-        let elements = embeddings.row(i).iter().map(f32::to_string);
+        let elements = embeddings[i].iter().map(f32::to_string);
         writer.write_record(std::iter::once(name.clone()).chain(elements))?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)

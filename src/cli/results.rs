@@ -34,7 +34,7 @@ pub(super) fn eers(evaluation: &Evaluation) -> String {
 
 /// Returns a few sentences that say what the table shows and what the paired tests say of it.
 pub(super) fn conclusion(arms: &BTreeMap<Arm, ArmOutcome>, tests: &[PairedTest]) -> String {
-    let eer = |arm: Arm, setting: Setting| Some(100.0 * arms.get(&arm)?.evaluation.get(setting).metrics.eer);
+    let eer = |arm: Arm, setting: Setting| Some(100.0 * arms.get(&arm)?.evaluation.get(setting)?.metrics.eer);
     let mut sentences = vec!["EER: lower is better, 50 % is guessing.".to_owned()];
     if let (Some(clean), Some(masked)) = (eer(Arm::Teacher, Setting::UU), eer(Arm::Teacher, Setting::UM)) {
         sentences.push(format!("A mask on the probe raises the teacher's EER from {clean:.1} % to {masked:.1} %."));

@@ -10,7 +10,7 @@ use super::model::HubArgs;
 use super::threads::ThreadsArgs;
 use super::{print, print_json, tell};
 use crate::data::read_face;
-use crate::eval::{EmbedConfig, embed};
+use crate::eval::{EmbedConfig, dot, embed};
 use crate::models::Threshold;
 
 /// Arguments of `maskinv verify`.
@@ -65,7 +65,7 @@ impl VerifyArgs {
         let measured = self.measured(model.thresholds())?;
         let images = [&self.a, &self.b];
         let embeddings = embed(&model, images.len(), |i| read_face(images[i]), EmbedConfig::default(), |_| {})?;
-        let score = embeddings.cosine(0, &embeddings, 1);
+        let score = dot(&embeddings[0], &embeddings[1]);
         let threshold = self.threshold.or(measured.map(|t| t.threshold));
         let is_match = threshold.map(|threshold| score >= threshold);
         if self.json {

@@ -71,11 +71,13 @@ impl AllPairs {
         self.num == 0
     }
 
-    /// Returns the two images of pair `k`, in the order of the comparisons.
-    ///
-    /// # Panics
-    /// When `k` is out of range.
-    pub fn images(&self, k: usize) -> [usize; 2] {
+    /// Returns the two images of pair `k`, in the order of the comparisons; none if there is no such pair.
+    pub fn images(&self, k: usize) -> Option<[usize; 2]> {
+        (k < self.num).then(|| self.images_of(k))
+    }
+
+    /// Like [`Self::images`], for a pair that exists.
+    pub(crate) fn images_of(&self, k: usize) -> [usize; 2] {
         // Rows without pairs share their offset with the next.
         let row = self.rows.partition_point(|row| row.offset <= k) - 1;
         let Row { offset, start, skip } = self.rows[row];
@@ -162,6 +164,7 @@ pub fn compare_all_pairs(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::dot;
 
     #[test]
     fn pairs_are_numbered_as_they_are_compared() {
@@ -173,16 +176,16 @@ mod tests {
             let comparisons = pairs.compare(&x, &y, label).unwrap().unwrap();
             assert_eq!(comparisons.len(), pairs.len());
             for k in 0..pairs.len() {
-                let images = pairs.images(k);
+                let images = pairs.images_of(k);
                 assert_eq!(comparisons.people().unwrap()[k], images.map(label));
                 let row = |list: &[usize], image| list.iter().position(|i| *i == image).unwrap();
                 let [i, j] = [row(&pairs.a, images[0]), row(&pairs.b, images[1])];
-                assert!((comparisons.scores()[k] - x.cosine(i, &y, j)).abs() < 1e-6);
+                assert!((comparisons.scores()[k] - dot(&x[i], &y[j])).abs() < 1e-6);
                 assert_ne!(images[0], images[1]);
             }
         }
         assert_eq!((AllPairs::across(&a, &b).len(), AllPairs::within(&b).len()), (18, 10));
-        assert_eq!(AllPairs::within(&b).images(9), [7, 9]);
+        assert_eq!(AllPairs::within(&b).images(9), Some([7, 9]));
         assert!(AllPairs::within(&[4]).is_empty());
         // Two images of one person: no impostor pair.
         assert_eq!(AllPairs::within(&[3, 5]).compare(&cosines(2), &cosines(2), label).unwrap(), None);

@@ -1,5 +1,7 @@
 //! Computes embeddings of images.
 
+use std::ops::Index;
+
 use image::RgbImage;
 use image::imageops::flip_horizontal;
 
@@ -47,11 +49,8 @@ impl Embeddings {
     }
 
     /// Returns the given rows, in the given order.
-    ///
-    /// # Panics
-    /// When a row is out of range.
-    pub fn select(&self, rows: impl IntoIterator<Item = usize>) -> Self {
-        Self { values: rows.into_iter().flat_map(|i| self.row(i)).copied().collect(), dim: self.dim }
+    pub(super) fn select(&self, rows: impl IntoIterator<Item = usize>) -> Self {
+        Self { values: rows.into_iter().flat_map(|i| &self[i]).copied().collect(), dim: self.dim }
     }
 
     /// All values, row-major.
@@ -64,22 +63,24 @@ impl Embeddings {
         self.dim
     }
 
-    /// Returns embedding `i`.
-    ///
-    /// # Panics
-    /// When `i` is out of range.
-    pub fn row(&self, i: usize) -> &[f32] {
+    /// Returns embedding `i`; none if there is no such embedding.
+    pub fn get(&self, i: usize) -> Option<&[f32]> {
+        (i < self.len()).then(|| &self[i])
+    }
+}
+
+impl Index<usize> for Embeddings {
+    type Output = [f32];
+
+    /// Returns embedding `i`; panics, as a slice does, if there is no such embedding.
+    fn index(&self, i: usize) -> &[f32] {
         &self.values[i * self.dim..][..self.dim]
     }
+}
 
-    /// Returns the dot product of row `i` of `self` and row `j` of `other`, accumulated in f64: the cosine if both have
-    /// length 1.
-    ///
-    /// # Panics
-    /// When a row is out of range.
-    pub fn cosine(&self, i: usize, other: &Self, j: usize) -> f64 {
-        self.row(i).iter().zip(other.row(j)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    }
+/// Returns the dot product of two embeddings, accumulated in f64: their cosine if both have length 1.
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 /// Settings of [`embed`].

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::comparisons::Comparisons;
 use super::config::{EvalConfig, Setting};
-use super::embed::{Embeddings, embed};
+use super::embed::{Embeddings, dot, embed};
 use super::figures::{Figures, SettingResult};
 use super::masked_faces::{MaskedFaces, colours_of};
 use crate::data::TestSet;
@@ -34,12 +34,9 @@ impl Evaluation {
         Ok(Self { settings: prepared.iter().map(result).collect::<Result<_>>()? })
     }
 
-    /// Returns the metrics of `setting`.
-    ///
-    /// # Panics
-    /// When the setting was not measured, because the protocol has no pairs for it.
-    pub fn get(&self, setting: Setting) -> &SettingResult {
-        &self.settings[&setting]
+    /// Returns the metrics of `setting`; none if it was not measured, because the protocol has no pairs for it.
+    pub fn get(&self, setting: Setting) -> Option<&SettingResult> {
+        self.settings.get(&setting)
     }
 }
 
@@ -173,7 +170,7 @@ fn rows(used: &[usize]) -> BTreeMap<usize, usize> {
 fn cosines<'a>(test: &TestSet, side: impl Fn(usize, usize) -> (&'a Embeddings, usize)) -> Result<Comparisons> {
     let scores = (0..test.pairs.len()).map(|i| {
         let ((a, row_a), (b, row_b)) = (side(i, 0), side(i, 1));
-        a.cosine(row_a, b, row_b)
+        dot(&a[row_a], &b[row_b])
     });
     Comparisons::new(scores.collect(), test.pairs.iter().map(|p| p.is_same).collect(), test.people())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::comparisons::Comparisons;
-use super::embed::Embeddings;
+use super::embed::{Embeddings, dot};
 use crate::data::{TemplateImage, TemplatePair};
 use crate::error::{Error, Result};
 use crate::parallel;
@@ -40,7 +40,7 @@ impl Templates {
             for images_of_media in medias.values() {
                 for &i in images_of_media {
                     let weight = f64::from(images[i].quality) / images_of_media.len() as f64;
-                    sum.iter_mut().zip(features.row(i)).for_each(|(sum, v)| *sum += weight * f64::from(*v));
+                    sum.iter_mut().zip(&features[i]).for_each(|(sum, v)| *sum += weight * f64::from(*v));
                 }
             }
             let length = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
@@ -76,7 +76,7 @@ impl Templates {
     pub fn compare(&self, pairs: &[TemplatePair], people: &BTreeMap<u32, u32>) -> Result<Comparisons> {
         let score = |pair: usize| -> Result<f64> {
             let (a, b) = (self.row(pairs[pair].a)?, self.row(pairs[pair].b)?);
-            Ok(self.embeddings.cosine(a, &self.embeddings, b))
+            Ok(dot(&self.embeddings[a], &self.embeddings[b]))
         };
         let scores = parallel::try_map(pairs.len(), score)?;
         let both = |pair: &TemplatePair| {

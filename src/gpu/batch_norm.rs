@@ -21,10 +21,13 @@ pub(crate) struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// The norm's constants and slopes for a kernel; null without a norm or PReLU.
-    pub fn norm_args(&self) -> [Arg; 2] {
+    /// The norm's constants and slopes for a kernel over `c` channels; null without a norm or PReLU.
+    pub fn norm_args(&self, c: usize) -> Result<[Arg; 2]> {
+        if let Some(norm) = self.norm.filter(|norm| norm.constants.len() != 4 * c) {
+            bail!("batch_norm: a norm of {} channels for {c}", norm.constants.len() / 4);
+        }
         let slopes = self.norm.and_then(|norm| norm.slopes.as_ref());
-        [Arg::from(self.norm.map(|norm| &norm.constants)), Arg::from(slopes)]
+        Ok([Arg::from(self.norm.map(|norm| &norm.constants)), Arg::from(slopes)])
     }
 }
 
@@ -208,8 +211,8 @@ pub(crate) fn apply(a: Seen, b: Option<Seen>, c: usize, y: &Array) -> Result<()>
     let (device, share) = (y.device(), Share::new(y, c)?);
     same_size(y, &[Some(a.x), b.map(|b| b.x)])?;
     let [rows, channels] = share.sizes();
-    let [constants, slopes] = a.norm_args();
-    let [b_constants, b_slopes] = b.map_or([Arg::Pointer(0); 2], |b| b.norm_args());
+    let [constants, slopes] = a.norm_args(c)?;
+    let [b_constants, b_slopes] = b.map_or(Ok([Arg::Pointer(0); 2]), |b| b.norm_args(c))?;
     let of_b = [b.map(|b| b.x).into(), b_constants, b_slopes];
     let args = [[a.x.arg(), constants, slopes], of_b, [rows, channels, y.arg()]].concat();
     device.launch(&format!("batch_norm_apply_{}", y.element().suffix()), share.over_rows(), &args)

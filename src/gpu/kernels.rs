@@ -122,13 +122,13 @@ impl Kernels for GpuBackend {
     fn filter_order(&self, conv: &ConvShape) -> Order {
         let ([co, c, h, w], groups) = (conv.w, conv.config.groups);
         match groups {
-            1 => Order::ChannelsLast { c, pixels: h * w, padded: self.channels(c), rows: self.channels(co) },
+            1 => Order::ChannelsLast { c, pixels: h * w, padded: self.channels(c), rows: Some(self.channels(co)) },
             _ => Order::Grouped { c: c * groups, m: c, padded: self.channels(c * groups) },
         }
     }
 
     fn linear_order(&self, c: usize, pixels: usize) -> Order {
-        Order::ChannelsLast { c, pixels, padded: self.channels(c), rows: 0 }
+        Order::ChannelsLast { c, pixels, padded: self.channels(c), rows: None }
     }
 
     fn images(&self, images: &Tensor) -> Result<Array> {
@@ -148,7 +148,7 @@ impl Kernels for GpuBackend {
 
     fn mask(&self, factors: Vec<f32>, [_, h, w, c]: [usize; 4]) -> Result<Array> {
         let mut last = Vec::new();
-        Order::ChannelsLast { c, pixels: h * w, padded: self.channels(c), rows: 0 }.laid_out(&factors, &mut last);
+        Order::ChannelsLast { c, pixels: h * w, padded: self.channels(c), rows: None }.laid_out(&factors, &mut last);
         rows::in_type(&self.device.upload(&last)?, self.element)
     }
 
@@ -284,7 +284,7 @@ impl Kernels for GpuBackend {
         y: BufferId,
     ) -> Result<()> {
         let y = self.out(memory, y)?;
-        let x = self.materialise(memory, x, c)?;
+        let x = rows::in_type(&self.materialise(memory, x, c)?, y.element())?;
         pixels::activate(&x, activation, &y)
     }
 

@@ -24,8 +24,11 @@ fn over(blocks: usize, shared_bytes: usize) -> Launch {
     Launch { grid: [blocks as u32, 1], block: BLOCK as u32, shared_bytes: shared_bytes as u32 }
 }
 
-/// Checks that arrays have a type and a length.
+/// Checks that arrays have a type and a length of whole accesses.
 fn check(arrays: &[Option<&Array>], element: Element, len: usize) -> Result<()> {
+    if !len.is_multiple_of(element.per_access()) {
+        bail!("pixels: {len} {element:?} are no whole accesses");
+    }
     match arrays.iter().flatten().find(|x| x.len() != len || x.element() != element) {
         Some(x) => bail!("pixels: expected {len} {element:?}, found {} {:?}", x.len(), x.element()),
         None => Ok(()),
@@ -38,7 +41,7 @@ pub(crate) fn sums(x: Seen, with: Option<&Array>, [n, pixels, c]: [usize; 3], fa
     let lines = lines(c, element)?;
     check(&[Some(x.x), with], element, n * pixels * c)?;
     check(&[Some(y)], element, n * c)?;
-    let [constants, slopes] = x.norm_args();
+    let [constants, slopes] = x.norm_args(c)?;
     let sizes = [Arg::I64(pixels as i64), Arg::I32(c as i32), Arg::F32(factor)];
     let [num_pixels, channels, factor] = sizes;
     let args = [x.x.arg(), constants, slopes, with.into(), num_pixels, channels, factor, y.arg()];
@@ -58,10 +61,10 @@ pub(crate) fn scale(
     check(&[x.map(|x| x.x), plus.map(|plus| plus.x), Some(y)], element, rows * c)?;
     check(&[Some(by)], element, n * c)?;
     let args = |seen: Option<Seen>| {
-        let [constants, slopes] = seen.map_or([Arg::Pointer(0); 2], |seen| seen.norm_args());
-        [seen.map(|seen| seen.x).into(), constants, slopes]
+        let [constants, slopes] = seen.map_or(Ok([Arg::Pointer(0); 2]), |seen| seen.norm_args(c))?;
+        Ok::<_, candle_core::Error>([seen.map(|seen| seen.x).into(), constants, slopes])
     };
-    let ([x, constants, slopes], [plus, plus_constants, plus_slopes]) = (args(x), args(plus));
+    let ([x, constants, slopes], [plus, plus_constants, plus_slopes]) = (args(x)?, args(plus)?);
     let args = [
         x,
         constants,
@@ -199,6 +202,13 @@ mod tests {
         assert!(error.contains("9 channels of F32"), "{error}");
         let error = activate(&x, Activation::Relu, &y).unwrap_err().to_string();
         assert!(error.contains("expected 24 F32, found 72"), "{error}");
+        let odd = device.zeros(Element::Bf16, 12)?;
+        let error = activate_backward(&odd, &odd, Activation::Sigmoid, &odd).unwrap_err().to_string();
+        assert!(error.contains("12 Bf16 are no whole accesses"), "{error}");
+        let norm = Norm::constant(&device, &[1.0; 8], &[0.0; 8], None)?;
+        let seen = Seen { x: &x, norm: Some(&norm) };
+        let error = sums(seen, None, [2, 3, 12], 1.0, &y).unwrap_err().to_string();
+        assert!(error.contains("a norm of 8 channels for 12"), "{error}");
         Ok(())
     }
 }

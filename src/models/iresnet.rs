@@ -42,6 +42,7 @@ impl IResNetConfig {
             squeeze_excitation: config.squeeze_excitation,
         }
     }
+
     /// Returns the network, stem, four stages of residual blocks, `fc`, batch norm of the embedding, which maps images
     /// `(N, 3, S, S)` to embeddings `(N, embedding_size)`. Creates its parameters under insightface's names.
     ///

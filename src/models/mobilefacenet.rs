@@ -49,6 +49,7 @@ impl MobileFaceNetConfig {
             head,
         }
     }
+
     /// Returns the network, eight groups of layers, a 1x1 convolution (`conv_sep`), the head, which maps images
     /// `(N, 3, S, S)` to embeddings `(N, embedding_size)`. Creates its parameters under insightface's names.
     ///
@@ -57,7 +58,7 @@ impl MobileFaceNetConfig {
     pub fn build(&self, mut p: Scope) -> Result<Graph> {
         let base = self.base;
         let (narrow, wide, last) = (base * self.scale, 2 * base * self.scale, 8 * base);
-        let graph = &mut Graph::new();
+        let mut graph = Graph::new();
         let mut x =
             graph.chain(Graph::INPUT, conv_block([3, narrow], 3, ConvConfig { stride: 2, ..SAME }, p.sub("layers.0"))?);
         x = match self.blocks[0] {
@@ -65,17 +66,17 @@ impl MobileFaceNetConfig {
                 let config = ConvConfig { groups: base, ..SAME };
                 graph.chain(x, conv_block([narrow; 2], 3, config, p.sub("layers.1"))?)
             }
-            num => residual(graph, x, [narrow, 2 * base], num, p.sub("layers.1"))?,
+            num => residual(&mut graph, x, [narrow, 2 * base], num, p.sub("layers.1"))?,
         };
         x = graph.chain(x, depthwise([narrow; 2], 2 * base, 2, p.sub("layers.2"))?);
-        x = residual(graph, x, [narrow, 2 * base], self.blocks[1], p.sub("layers.3"))?;
+        x = residual(&mut graph, x, [narrow, 2 * base], self.blocks[1], p.sub("layers.3"))?;
         x = graph.chain(x, depthwise([narrow, wide], 4 * base, 2, p.sub("layers.4"))?);
-        x = residual(graph, x, [wide, 4 * base], self.blocks[2], p.sub("layers.5"))?;
+        x = residual(&mut graph, x, [wide, 4 * base], self.blocks[2], p.sub("layers.5"))?;
         x = graph.chain(x, depthwise([wide; 2], 8 * base, 2, p.sub("layers.6"))?);
-        x = residual(graph, x, [wide, 4 * base], self.blocks[3], p.sub("layers.7"))?;
+        x = residual(&mut graph, x, [wide, 4 * base], self.blocks[3], p.sub("layers.7"))?;
         x = graph.chain(x, conv_block([wide, last], 1, ConvConfig::default(), p.sub("conv_sep"))?);
-        self.head(graph, x, p)?;
-        Ok(std::mem::take(graph))
+        self.head(&mut graph, x, p)?;
+        Ok(graph)
     }
 
     fn head(&self, graph: &mut Graph, mut x: NodeId, mut p: Scope) -> Result<()> {

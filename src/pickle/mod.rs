@@ -205,7 +205,7 @@ impl<'a> Pickle<'a> {
             Value::None => "None".to_owned(),
             Value::Bool(_) => "a bool".to_owned(),
             Value::Int(_) | Value::Long(_) => "an integer".to_owned(),
-            Value::Float(_) => "a float".to_owned(),
+            Value::Float(value) => format!("the float {value}"),
             Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
             Value::Str(_) => "a string".to_owned(),
             Value::Tuple(ids) => format!("a tuple of {}", ids.len()),

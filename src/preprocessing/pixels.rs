@@ -59,11 +59,8 @@ impl Pixels {
         self.num_images += 1;
     }
 
-    /// Returns the images of a range.
-    ///
-    /// # Panics
-    /// When the range is not within the batch.
-    pub fn part(&self, images: Range<usize>) -> Self {
+    /// Returns the images of a range within the batch.
+    pub(crate) fn part(&self, images: Range<usize>) -> Self {
         let of_image = 3 * self.size * self.size;
         let values = self.values[images.start * of_image..images.end * of_image].to_vec();
         Self { values, num_images: images.len(), size: self.size }

@@ -26,7 +26,7 @@ pub(super) fn mean_embeddings(
     let embeddings = embed(model, dataset.len(), image, config, |done| progress(done, dataset.len()))?;
     for i in 0..dataset.len() {
         let sum = &mut sums[dim * dataset.label(i) as usize..][..dim];
-        sum.iter_mut().zip(embeddings.row(i)).for_each(|(sum, v)| *sum += v);
+        sum.iter_mut().zip(&embeddings[i]).for_each(|(sum, v)| *sum += v);
     }
     let centres = Tensor::from_vec(sums, (classes, dim), &Device::Cpu)?;
     Ok(l2_normalize(&centres, 1)?.t()?.contiguous()?)

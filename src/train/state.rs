@@ -79,15 +79,22 @@ impl Position {
     }
 
     /// Records an evaluation; returns whether it is the best so far.
-    pub(super) fn watched(&mut self, watch: &WatchConfig, evaluation: &Evaluation) -> bool {
+    ///
+    /// # Errors
+    /// When the test set has no pairs of the setting that decides.
+    pub(super) fn watched(&mut self, watch: &WatchConfig, evaluation: &Evaluation) -> Result<bool> {
+        let Some(decisive) = evaluation.get(watch.setting) else {
+            let what = format!("watch.setting: expected a setting that has pairs, found {}", watch.setting.name());
+            return Err(Error::Config(what));
+        };
         self.watched = self.epoch;
-        let eer = evaluation.get(watch.setting).metrics.eer;
+        let eer = decisive.metrics.eer;
         let is_best = self.best.is_none_or(|best| eer < best.eer);
         if is_best {
             self.best = Some(Best { epoch: self.epoch, step: self.step, eer });
         }
         self.num_worse = if is_best { 0 } else { self.num_worse + 1 };
-        is_best
+        Ok(is_best)
     }
 
     /// Whether to stop the arm early.

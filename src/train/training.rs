@@ -215,7 +215,7 @@ impl<'a> Training<'a> {
         config.bootstrap.replicates = 0;
         let evaluation =
             evaluate(&model, self.context.watch, &config, |done, total| on(Event::Embedded { done, total }))?;
-        let is_best = self.steps.at.watched(watch, &evaluation);
+        let is_best = self.steps.at.watched(watch, &evaluation)?;
         if is_best && watch.patience > 0 {
             save_checkpoint(&self.best_folder(), &model, self.header()?.as_ref())?;
         }

@@ -37,17 +37,18 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
         for (setting, figures) in &prepared {
             let (pairs, _) = &found[setting];
             let face = |k: usize, side: usize| {
-                let image = pairs.images(k)[side];
+                let image = pairs.images_of(k)[side];
                 let is_drawn = worn.is_none() && setting.masked(MaskProtocol::Corrected, k, pairs.len())[side];
                 let face = if is_drawn { masked_faces.get(image)? } else { images.get(image)?.image };
                 Ok((face, title(images, image)))
             };
             let shown = Pairs {
-                images: Box::new(|k| pairs.images(k).map(|image| images.name(image))),
+                images: Box::new(|k| pairs.images_of(k).map(|image| images.name(image))),
                 person: Box::new(|label| images.identity_name(label)),
                 face: Some(Box::new(face)),
             };
-            output.take(run, &named.name, setting.name(), figures, evaluation.get(*setting).clone(), &shown)?;
+            let Some(result) = evaluation.get(*setting).cloned() else { continue };
+            output.take(run, &named.name, setting.name(), figures, result, &shown)?;
         }
         output.evaluations.push(evaluation);
     }

@@ -52,7 +52,7 @@ pub(super) fn measure(run: &Run) -> Result<Output> {
                     true => masked_faces.get(image),
                     false => Ok(test.images.get(image)?.image),
                 };
-            let result = evaluation.get(*setting).clone();
+            let Some(result) = evaluation.get(*setting).cloned() else { continue };
             output.take(run, &named.name, setting.name(), figures, result, &pairs(&test, face))?;
         }
         output.evaluations.push(evaluation);

@@ -97,12 +97,12 @@ impl FaceFolder {
         &self.root
     }
 
-    /// Path of image `index`.
-    ///
-    /// # Panics
-    /// When `index` is not below [`Dataset::len`].
-    pub fn path(&self, index: usize) -> PathBuf {
-        let image = &self.images[index];
+    /// Path of image `index`; none if there is no such image.
+    pub fn path(&self, index: usize) -> Option<PathBuf> {
+        self.images.get(index).map(|image| self.path_of(image))
+    }
+
+    fn path_of(&self, image: &Image) -> PathBuf {
         self.root.join(&self.identities[image.label as usize]).join(&image.file_name)
     }
 }
@@ -121,7 +121,7 @@ impl Dataset for FaceFolder {
     }
 
     fn name(&self, index: usize) -> String {
-        self.path(index).display().to_string()
+        self.path_of(&self.images[index]).display().to_string()
     }
 
     fn identity_name(&self, label: u32) -> String {
@@ -133,11 +133,11 @@ impl Dataset for FaceFolder {
     }
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        read_bytes(&self.path(index)).map(Some)
+        read_bytes(&self.path_of(&self.images[index])).map(Some)
     }
 
     fn encoded_len(&self, index: usize) -> Option<u64> {
-        self.path(index).metadata().ok().map(|data| data.len())
+        self.path_of(&self.images[index]).metadata().ok().map(|data| data.len())
     }
 }
 

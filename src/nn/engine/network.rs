@@ -278,8 +278,7 @@ impl Lowered {
             bail!("the engine computes in f32 from parameters on the CPU: ModuleT::forward_t runs other networks");
         }
         let (program, weights) = (Program::of(graph)?, params.shapes());
-        let misfit = || candle_core::Error::msg("the sizes of the layers do not match");
-        let mut shapes = program.shapes(&weights, [n.max(1), side, side, 3]).ok_or_else(misfit)?;
+        let mut shapes = program.shapes(&weights, [n.max(1), side, side, 3])?;
         let channels: Vec<usize> = shapes.iter().map(|shape| shape[3]).collect();
         for (value, shape) in shapes.iter_mut().enumerate() {
             let [.., c] = shape;
@@ -288,7 +287,8 @@ impl Lowered {
                 false => *c = backend.channels(*c),
             }
         }
-        let convs = program.convs(&weights, &shapes).ok_or_else(misfit)?;
+        let convs = program.convs(&weights, &shapes)?;
+        program.check_padding(|value| channels[value] < shapes[value][3])?;
         convs.values().try_for_each(|conv| backend.check_conv(conv))?;
         Ok(Self { program, shapes, channels, convs })
     }
@@ -482,6 +482,7 @@ impl<B: Kernels> Recording<'_, B> {
             }
         }
     }
+
     /// Backward passes of means, products and activations.
     fn pointwise(&mut self, task: &Task) -> Result<()> {
         let Network { backend, program, .. } = self.network;

@@ -90,7 +90,7 @@ impl Program {
     ///
     /// # Errors
     /// When the engine does not support an operation where it stands: a norm of the images, PReLU without a norm before
-    /// it, dropout that no fully connected layer follows.
+    /// it, dropout that is not followed by one fully connected layer.
     pub fn of(graph: &Graph) -> Result<Self> {
         let mut writer = Writer { graph, program: Self::default(), shown: Vec::new() };
         for (id, node) in graph.nodes().iter().enumerate() {
@@ -126,21 +126,30 @@ impl Program {
         self.views.iter().position(|view| view.value == value && view.norm.is_some())
     }
 
-    /// Returns the shapes `(n, h, w, c)` of all values from those of the weights by name; `None` if they do not match.
-    pub fn shapes(&self, weights: &BTreeMap<String, Vec<usize>>, images: [usize; 4]) -> Option<Vec<[usize; 4]>> {
-        let weight = |path: &str| weights.get(&format!("{path}.weight")).map(Vec::as_slice);
+    /// Returns the shapes `(n, h, w, c)` of all values from those of the weights by name.
+    ///
+    /// # Errors
+    /// Names the first layer that does not fit its input.
+    pub fn shapes(&self, weights: &BTreeMap<String, Vec<usize>>, images: [usize; 4]) -> Result<Vec<[usize; 4]>> {
         let mut shapes = vec![images];
         for step in &self.steps {
             let of = |view: ViewId| shapes[self.views[view].value];
             shapes.push(match step {
-                Step::Conv { x, path, config } => output_shape(of(*x), weight(path)?.try_into().ok()?, *config)?,
-                Step::Add { a, b } if of(*a) == of(*b) => of(*a),
-                Step::Add { .. } => return None,
-                Step::Write { x } => of(*x),
+                Step::Conv { x, path, config } => {
+                    let found = output_shape(of(*x), weight(weights, path)?, *config);
+                    found.map_err(|error| error.context(path.clone()))?
+                }
+                Step::Add { a, b } => {
+                    if of(*a) != of(*b) {
+                        bail!("a sum of {:?} and {:?}", of(*a), of(*b));
+                    }
+                    of(*a)
+                }
+                Step::Write { x } | Step::Activate { x, .. } => of(*x),
                 Step::Linear { x, path, .. } => {
-                    let ([outputs, inputs], [n, rest @ ..]) = (weight(path)?.try_into().ok()?, of(*x));
+                    let ([outputs, inputs], [n, rest @ ..]) = (weight::<2>(weights, path)?, of(*x));
                     if rest.iter().product::<usize>() != inputs {
-                        return None;
+                        bail!("{path}: expected {inputs} inputs, found {rest:?}");
                     }
                     [n, 1, 1, outputs]
                 }
@@ -150,30 +159,56 @@ impl Program {
                 }
                 Step::Scale { x, by, plus } => {
                     let [n, .., c] = of(*x);
-                    if of(*by) != [n, 1, 1, c] || plus.is_some_and(|plus| of(plus) != of(*x)) {
-                        return None;
+                    if of(*by) != [n, 1, 1, c] {
+                        bail!("a product of {:?} with factors {:?}", of(*x), of(*by));
+                    }
+                    if let Some(other) = plus.map(of).filter(|other| *other != of(*x)) {
+                        bail!("a sum of {:?} and {other:?}", of(*x));
                     }
                     of(*x)
                 }
-                Step::Activate { x, .. } => of(*x),
             });
         }
-        Some(shapes)
+        Ok(shapes)
     }
 
     /// Returns the convolution of each step that is one, from the shapes of the values.
+    ///
+    /// # Errors
+    /// When a convolution has no weight.
     pub fn convs(
         &self,
         weights: &BTreeMap<String, Vec<usize>>,
         shapes: &[[usize; 4]],
-    ) -> Option<BTreeMap<usize, ConvShape>> {
+    ) -> Result<BTreeMap<usize, ConvShape>> {
         let mut convs = BTreeMap::new();
         for (i, step) in self.steps.iter().enumerate() {
             let Step::Conv { x, path, config } = step else { continue };
-            let w = weights.get(&format!("{path}.weight"))?.as_slice().try_into().ok()?;
-            convs.insert(i, ConvShape { x: shapes[self.views[*x].value], w, config: *config });
+            let (x, w) = (shapes[self.views[*x].value], weight(weights, path)?);
+            convs.insert(i, ConvShape { x, w, config: *config });
         }
-        Some(convs)
+        Ok(convs)
+    }
+
+    /// Checks that no step but a product reads a sigmoid whose channels are padded: padding would be 0.5, not 0.
+    ///
+    /// # Errors
+    /// When one does.
+    pub fn check_padding(&self, is_padded: impl Fn(usize) -> bool) -> Result<()> {
+        for (i, step) in self.steps.iter().enumerate() {
+            let Step::Activate { activation: Activation::Sigmoid, .. } = step else { continue };
+            let reads = |view: &ViewId| self.views[*view].value == i + 1;
+            let is_harmless = |reader: &Step| match reader {
+                Step::Scale { x, plus, .. } => !reads(x) && !plus.as_ref().is_some_and(reads),
+                _ => !reader.inputs().iter().any(reads),
+            };
+            if is_padded(i + 1) && (reads(&self.output) || !self.steps.iter().all(is_harmless)) {
+                bail!(
+                    "the engine does not support a sigmoid that something else than a product reads: use --device cpu"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Whether a value follows a fully connected step.
@@ -197,6 +232,15 @@ impl Program {
         let mut uses = vec![0; self.views.len()];
         self.steps.iter().flat_map(Step::inputs).chain([self.output]).for_each(|view| uses[view] += 1);
         uses
+    }
+}
+
+/// Returns the shape of the weight under a path.
+fn weight<const N: usize>(weights: &BTreeMap<String, Vec<usize>>, path: &str) -> Result<[usize; N]> {
+    let found = weights.get(&format!("{path}.weight"));
+    match found.and_then(|shape| shape.as_slice().try_into().ok()) {
+        Some(shape) => Ok(shape),
+        None => bail!("{path}.weight: expected a weight of {N} axes, found {found:?}"),
     }
 }
 
@@ -265,8 +309,9 @@ impl Writer<'_> {
             }
             Op::Flatten => self.input(node, 0)?,
             Op::Dropout => {
-                if !self.readers(id).all(|reader| matches!(reader.op, Op::Linear { .. })) {
-                    bail!("the engine does not support dropout that no fully connected layer follows");
+                let readers: Vec<&Op> = self.readers(id).map(|reader| &reader.op).collect();
+                if !matches!(readers[..], [Op::Linear { .. }]) {
+                    bail!("the engine does not support dropout that is not followed by one fully connected layer");
                 }
                 self.input(node, 0)?
             }
@@ -305,8 +350,10 @@ impl Writer<'_> {
 
     fn batch_norm(&mut self, node: &Node) -> Result<ViewId> {
         let mut x = self.input(node, 0)?;
-        if self.program.views[x].norm.is_some() {
-            // A norm of a norm: the first is written out, and later nodes read the result.
+        // A norm of a norm: the first is written out, and later nodes read the result. So is an activation, whose
+        // backward pass reads its result, which the norm's backward pass overwrites.
+        let step = self.program.views[x].value.checked_sub(1).map(|i| &self.program.steps[i]);
+        if self.program.views[x].norm.is_some() || matches!(step, Some(Step::Activate { .. })) {
             x = self.program.push(Step::Write { x });
             self.shown[node.inputs[0]] = Shown::View(x);
         }
@@ -352,5 +399,6 @@ mod tests {
         };
         assert!(error(Op::PRelu).contains("does not support a: a PReLU must follow a norm"));
         assert!(error(Op::BatchNorm).contains("does not support a: a norm of the images"));
+        assert!(error(Op::Dropout).contains("does not support dropout"));
     }
 }

@@ -177,8 +177,8 @@ pub(super) mod tests {
     use crate::nn::graph::{Graph, Op};
     use crate::ops::conv::ConvConfig;
 
-    /// A stem with norm and PReLU, then blocks of norm, convolution, norm with PReLU, convolution and sum, in four
-    /// stages that halve the sides.
+    /// A stem with norm and PReLU, then blocks of norm, convolution, norm with PReLU, convolution and sum, every second
+    /// one with squeeze-excitation, in four stages that halve the sides.
     fn chain(num_blocks: usize) -> Graph {
         let mut graph = Graph::new();
         let conv = |stride| Op::Conv2d(ConvConfig { stride, padding: 1, groups: 1 });
@@ -191,7 +191,16 @@ pub(super) mod tests {
             let y = graph.push(conv(1), &format!("{i}.a"), &[y]);
             let y = graph.push(Op::BatchNorm, &format!("{i}.norm"), &[y]);
             let y = graph.push(Op::PRelu, &format!("{i}.act"), &[y]);
-            let y = graph.push(conv(stride), &format!("{i}.b"), &[y]);
+            let mut y = graph.push(conv(stride), &format!("{i}.b"), &[y]);
+            if i % 2 == 1 {
+                let full = Op::Conv2d(ConvConfig::default());
+                let mean = graph.push(Op::GlobalAveragePool, "", &[y]);
+                let hidden = graph.push(full.clone(), &format!("{i}.fc1"), &[mean]);
+                let hidden = graph.push(Op::Relu, "", &[hidden]);
+                let scale = graph.push(full, &format!("{i}.fc2"), &[hidden]);
+                let scale = graph.push(Op::Sigmoid, "", &[scale]);
+                y = graph.push(Op::Mul, "", &[y, scale]);
+            }
             let short = if stride == 2 { graph.push(conv(2), &format!("{i}.short"), &[x]) } else { x };
             x = graph.push(Op::Add, "", &[y, short]);
         }
@@ -208,6 +217,7 @@ pub(super) mod tests {
         let shape = |name: String| {
             let shape = match name.as_str() {
                 "stem.weight" => vec![16, 3, 3, 3],
+                name if name.contains(".fc") => vec![16, 16, 1, 1],
                 "fc.weight" => vec![8, 16 * side * side],
                 _ => vec![16, 16, 3, 3],
             };

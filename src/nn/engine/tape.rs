@@ -332,6 +332,8 @@ impl<'a> Writer<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::nn::engine::Activations;
     use crate::nn::engine::schedule::tests::program;
@@ -367,6 +369,19 @@ mod tests {
         }
     }
 
+    /// The values of the forward pass that a task reads.
+    fn values(task: &Task) -> Vec<BufferId> {
+        match task {
+            Task::Again(forward) => forward.read(),
+            Task::Norm { grad, .. } => vec![grad.x],
+            Task::Filter { x, .. } | Task::Factors { x, .. } => vec![*x],
+            Task::Scale { by, .. } => vec![*by],
+            Task::Activate { y, .. } => vec![*y],
+            Task::Linear { flat, .. } => vec![*flat],
+            Task::Input { .. } | Task::Spread { .. } | Task::Sum { .. } => Vec::new(),
+        }
+    }
+
     #[test]
     fn what_is_read_is_what_was_written_there() {
         for frozen in [&[][..], &["stem", "0.", "1."], &["3.", "5.b", "7.norm", "fc"]] {
@@ -383,14 +398,20 @@ mod tests {
                 }
                 block.read(&[tape.output], &"output");
                 block.write(&[tape.gradient]);
+                // Values that their own gradients have overwritten.
+                let mut overwritten = BTreeSet::new();
                 for task in &tape.backward {
                     block.read(&task.read(), task);
+                    assert!(values(task).iter().all(|value| !overwritten.contains(value)), "a gradient: {task:?}");
+                    if let Task::Norm { grad, .. } = task {
+                        overwritten.insert(grad.x);
+                    }
                     block.write(&task.written());
                     block.read(&task.written(), task);
                 }
                 let filters = tape.backward.iter().filter(|task| matches!(task, Task::Filter { .. })).count();
                 let num_frozen = frozen.len();
-                assert!(filters > 0 && (num_frozen > 0 || filters == 1 + 12 * 2 + 3), "{filters}");
+                assert!(filters > 0 && (num_frozen > 0 || filters == 1 + 12 * 2 + 3 + 6 * 2), "{filters}");
             }
         }
     }
@@ -419,8 +440,8 @@ mod tests {
         let is_last = |name: &str| name.starts_with("fc") || name.starts_with("last");
         for activations in [Activations::Kept, Activations::Recomputed] {
             let tape = tape(8, &is_last, activations);
-            // At most a block's input and the results of its two convolutions.
-            assert!(of_image(&tape) <= 3 * 64 * 64 * 16, "{}", of_image(&tape));
+            // At most a block's input, the results of its two convolutions, and its factors.
+            assert!(of_image(&tape) <= 3 * (64 * 64 + 1) * 16, "{}", of_image(&tape));
             let is_linear = |task: &Task| matches!(task, Task::Linear { gx: None, .. });
             assert!(
                 matches!(&tape.backward[..], [Task::Norm { .. }, linear] if is_linear(linear)),

@@ -37,10 +37,11 @@ fn net(seed: u64) -> Result<(Graph, Params)> {
         conv("a", [c, wide], 3, 1, 1)?,
         conv("b", [wide, wide], 3, 2, 1)?,
         conv("short", [c, wide], 1, 2, 1)?,
+        conv("pair", [wide, wide], 3, 1, wide / 2)?,
         conv("deep", [wide, wide], 3, 1, wide)?,
         conv("point", [wide, wide], 1, 1, 1)?,
     ];
-    let [stem, a, b, short, deep, point] = convs;
+    let [stem, a, b, short, pair, deep, point] = convs;
     let x = graph.chain(Graph::INPUT, [stem, Layer::batch_norm(c, root.sub("stem_bn"))?]);
     let x = graph.chain(x, [Layer::prelu(c, root.sub("stem_act"))?]);
     let y = graph.chain(x, [Layer::batch_norm(c, root.sub("pre"))?, a, Layer::batch_norm(wide, root.sub("a_bn"))?]);
@@ -48,6 +49,10 @@ fn net(seed: u64) -> Result<(Graph, Params)> {
     let y = squeeze_excitation(&mut graph, y, wide, 4, root.sub("se"))?;
     let shortcut = graph.chain(x, [short, Layer::batch_norm(wide, root.sub("short_bn"))?]);
     let x = graph.push(Op::Add, "", &[y, shortcut]);
+    // A norm after an activation, whose backward pass reads its result.
+    let x = graph.push(Op::Relu, "", &[x]);
+    let x = graph.chain(x, [Layer::batch_norm(wide, root.sub("mid"))?]);
+    let x = graph.chain(x, [pair, Layer::batch_norm(wide, root.sub("pair_bn"))?]);
     let y = graph.chain(x, [deep, Layer::batch_norm(wide, root.sub("deep_bn"))?]);
     let y = graph.chain(y, [Layer::prelu(wide, root.sub("deep_act"))?, point]);
     let x = graph.push(Op::Add, "", &[x, y]);
@@ -107,6 +112,68 @@ fn training<B: Kernels>(
 fn inference<B: Kernels>((graph, params): &(Graph, Params), backend: &B) -> Result<Inference<B>> {
     let lowered = Lowered::of(graph, params, [3, SIDE], backend)?;
     Inference::new(lowered, params.parts(), backend)
+}
+
+#[test]
+fn training_on_the_cpu_is_that_of_candles_module() -> Result<()> {
+    for (drops, frozen) in [(false, false), (true, false), (false, true)] {
+        let (graph, params) = net(1)?;
+        params.freeze_statistics(frozen);
+        let (x, weights) = (fill("images", &[4, 3, SIDE, SIDE], -1.0, 1.0)?, fill("grad", &[4, EMBEDDING], -1.0, 1.0)?);
+        let (x, weights) = (x.to_dtype(DType::F32)?, weights.to_dtype(DType::F32)?);
+        let net = (graph, params);
+        let dropout = net.1.dropout().cloned().filter(|_| drops);
+        let (network, mut on_cpu) = training(&net, &Cpu, Activations::Recomputed)?;
+        let (found, recording) = network.record(&mut on_cpu, (&x, 4), dropout.as_ref())?;
+        recording.backward(&mut on_cpu, &flat(&weights)?)?;
+        let (graph, params) = &net;
+        let mut without = graph.clone();
+        match params.dropout() {
+            Some(dropout) if drops => dropout.skip_to(0),
+            _ => without = graph.in_evaluation(),
+        }
+        let expected = without.forward_t(params, &x, true)?;
+        let gradients = (&expected * &weights)?.sum_all()?.backward()?;
+        assert!(error(&found, &flat(&expected)?) < 1e-5, "dropout {drops}, frozen {frozen}");
+        let found = on_cpu.named(on_cpu.grads(), Group::Trained)?;
+        for (name, var) in params.trainable().filter(|(name, _)| *name != "fc.bias" || frozen) {
+            let expected = gradients.get(var).expect("every parameter has a gradient");
+            let off = error(&flat(&found[name])?, &flat(expected)?);
+            assert!(off < 2e-3, "dropout {drops}, frozen {frozen}: {name} {off}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_gpu_lacks_is_named() -> Result<()> {
+    let backend = GpuBackend { device: device(), element: Element::Bf16 };
+    let refused = |build: &dyn Fn(&mut Graph, &mut Params) -> Result<()>| -> Result<String> {
+        let (mut graph, mut params) = (Graph::new(), Params::new(DType::F32, &Candle::Cpu, 0));
+        build(&mut graph, &mut params)?;
+        Ok(Lowered::of(&graph, &params, [1, SIDE], &backend).expect_err("an error").to_string())
+    };
+    let conv = |shape: [usize; 4], groups: usize| {
+        move |graph: &mut Graph, params: &mut Params| -> Result<()> {
+            params.root().sub("a").param("weight", shape.to_vec(), Init::Const(0.0))?;
+            graph.push(Op::Conv2d(ConvConfig { groups, ..ConvConfig::default() }), "a", &[Graph::INPUT]);
+            Ok(())
+        }
+    };
+    let error = refused(&conv([8, 3, 1, 3], 1))?;
+    assert!(error.contains("no kernels for filters of 1 x 3"), "{error}");
+    let error = refused(&conv([6, 1, 3, 3], 3))?;
+    assert!(error.contains("no kernels for 3 groups of 1 to 2 channels"), "{error}");
+    let error = refused(&conv([8, 4, 3, 3], 1))?;
+    assert!(error.contains("does not fit weight [8, 4, 3, 3]"), "{error}");
+    let error = refused(&|graph, params| {
+        let sigmoid = graph.push(Op::Sigmoid, "", &[Graph::INPUT]);
+        params.root().sub("a").param("weight", (8, 3, 3, 3), Init::Const(0.0))?;
+        graph.push(Op::Conv2d(ConvConfig::default()), "a", &[sigmoid]);
+        Ok(())
+    })?;
+    assert!(error.contains("a sigmoid that something else than a product reads"), "{error}");
+    Ok(())
 }
 
 #[test]

@@ -7,8 +7,8 @@ pub enum Order {
     #[default]
     Same,
     /// From `(co, c, pixels)` to `(rows, pixels, padded)`: filters, and fully connected layers that read an image.
-    /// Channels from `c` on and rows from `co` on are zeros, whose gradient is zero; `rows` below `co` stands for `co`.
-    ChannelsLast { c: usize, pixels: usize, padded: usize, rows: usize },
+    /// Channels from `c` on and rows from `co` on are zeros, whose gradient is zero; `rows` is `co` if none.
+    ChannelsLast { c: usize, pixels: usize, padded: usize, rows: Option<usize> },
     /// From `(c, m, pixels)` to `(pixels, m, padded)`: filters for groups of `m` channels. Channels from `c` on are
     /// zeros.
     Grouped { c: usize, m: usize, padded: usize },
@@ -17,12 +17,12 @@ pub enum Order {
 impl Order {
     /// From `(rows, columns)` to `(columns, rows)`.
     pub fn transposed(rows: usize, columns: usize) -> Self {
-        Self::ChannelsLast { c: rows, pixels: columns, padded: rows, rows: 1 }
+        Self::ChannelsLast { c: rows, pixels: columns, padded: rows, rows: None }
     }
 
     /// From `(c)` to `(padded)`, with zeros from `c` on.
     pub fn padded(c: usize, padded: usize) -> Self {
-        Self::ChannelsLast { c, pixels: 1, padded, rows: 1 }
+        Self::ChannelsLast { c, pixels: 1, padded, rows: None }
     }
 
     /// Source index of each element of the device's layout of `len` elements in the checkpoint's; none for padding
@@ -32,7 +32,7 @@ impl Order {
             Self::Same => Box::new((0..len).map(Some)),
             Self::ChannelsLast { c, pixels, padded, rows } => {
                 let co = len / (c * pixels);
-                Box::new((0..co.max(rows) * pixels * padded).map(move |i| {
+                Box::new((0..rows.unwrap_or(co) * pixels * padded).map(move |i| {
                     let (o, pixel, channel) = (i / (pixels * padded), i / padded % pixels, i % padded);
                     (channel < c && o < co).then_some((o * c + channel) * pixels + pixel)
                 }))
@@ -79,9 +79,12 @@ mod tests {
         let values: Vec<f32> = (1..=12).map(|i| i as f32).collect();
         // Two filters of three channels by two pixels; six groups of two channels by one pixel.
         for (order, expected) in [
-            (Order::ChannelsLast { c: 3, pixels: 2, padded: 3, rows: 0 }, vec![1, 3, 5, 2, 4, 6, 7, 9, 11, 8, 10, 12]),
             (
-                Order::ChannelsLast { c: 3, pixels: 2, padded: 4, rows: 3 },
+                Order::ChannelsLast { c: 3, pixels: 2, padded: 3, rows: None },
+                vec![1, 3, 5, 2, 4, 6, 7, 9, 11, 8, 10, 12],
+            ),
+            (
+                Order::ChannelsLast { c: 3, pixels: 2, padded: 4, rows: Some(3) },
                 vec![1, 3, 5, 0, 2, 4, 6, 0, 7, 9, 11, 0, 8, 10, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0],
             ),
             (Order::Grouped { c: 6, m: 2, padded: 7 }, vec![1, 3, 5, 7, 9, 11, 0, 2, 4, 6, 8, 10, 12, 0]),

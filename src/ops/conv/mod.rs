@@ -104,11 +104,13 @@ struct Dims {
     groups: usize,
 }
 
-/// Returns the shape `(n, ho, wo, co)` of the convolution of `x: (n, h, w, c)` with `w: (co, c / groups, kh, kw)`; none if
-/// they do not match.
-pub(crate) fn output_shape(x: [usize; 4], w: [usize; 4], config: ConvConfig) -> Option<[usize; 4]> {
-    let d = Dims::new(&Shape::from(&x), &Shape::from(&w), config).ok()?;
-    Some([d.n, d.ho, d.wo, d.co])
+/// Returns the shape `(n, ho, wo, co)` of the convolution of `x: (n, h, w, c)` with `w: (co, c / groups, kh, kw)`.
+///
+/// # Errors
+/// When they do not match.
+pub(crate) fn output_shape(x: [usize; 4], w: [usize; 4], config: ConvConfig) -> Result<[usize; 4]> {
+    let d = Dims::new(&Shape::from(&x), &Shape::from(&w), config)?;
+    Ok([d.n, d.ho, d.wo, d.co])
 }
 
 impl Dims {
