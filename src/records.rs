@@ -167,8 +167,10 @@ impl Records {
             ("train/images_per_s", speed.images_per_s),
             ("train/wait_share", speed.wait_share),
         ];
-        scalars.extend(report.mean_cosine.map(|cosine| ("train/mean_cosine", cosine)));
-        scalars.extend(report.target_cosine.map(|cosine| ("train/target_cosine", cosine)));
+        for (name, cosine) in [("train/mean_cosine", report.mean_cosine), ("train/target_cosine", report.target_cosine)]
+        {
+            scalars.extend(cosine.filter(|cosine| cosine.is_finite()).map(|cosine| (name, cosine)));
+        }
         let finite = |value: f64| if value.is_finite() { value as f32 } else { f32::NAN };
         let scalars: Vec<(&str, f32)> = scalars.into_iter().map(|(name, value)| (name, finite(value))).collect();
         self.tensorboard.scalars(record.step as u64, wall_time(), &scalars)

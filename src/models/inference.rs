@@ -169,7 +169,11 @@ impl Work for Refusal<'_> {
     fn on<B: Kernels>(self, backend: &B) -> Option<String> {
         let (model, images) = (self.0, [1, self.0.config().input_size]);
         let lowered = engine::Lowered::of(model.graph(), model.params(), images, backend);
-        lowered.err().map(|error| error.to_string())
+        lowered.err().map(|error| match error {
+            // Its text is the message and the stack.
+            candle_core::Error::WithBacktrace { inner, .. } => inner.to_string(),
+            other => other.to_string(),
+        })
     }
 }
 
@@ -178,8 +182,8 @@ impl Model {
     /// be slower.
     ///
     /// # Errors
-    /// When a parameter cannot be read, or the model's GPU runs out of memory or its engine does not support the
-    /// network.
+    /// When the parameters are not f32 on the CPU (such networks run by [`forward_t`](candle_core::ModuleT::forward_t)), or
+    /// the model's GPU runs out of memory or does not support the network.
     pub fn inference(&self, batch_size: usize) -> Result<Inference> {
         self.machine().run(Prepare(Weights::Shared(self), batch_size))
     }

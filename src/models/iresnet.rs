@@ -106,7 +106,7 @@ impl IResNetConfig {
         ];
         let mut y = graph.chain(x, layers);
         if self.squeeze_excitation {
-            y = squeeze_excitation(graph, y, c_out, SE_REDUCTION.min(c_out), p.sub("se_block"))?;
+            y = squeeze_excitation(graph, y, [c_out, c_out / SE_REDUCTION.min(c_out)], p.sub("se_block"))?;
         }
         let shortcut = downsample.map_or(x, |layers| graph.chain(x, layers));
         Ok(graph.push(Op::Add, "", &[y, shortcut]))

@@ -105,7 +105,7 @@ impl Model {
     /// Returns the network in training on the CPU. Parameters that are frozen now stay frozen.
     ///
     /// # Errors
-    /// When the parameters are not f32 on the CPU.
+    /// When the parameters are not f32 on the CPU, or a trained one takes no part in the network.
     pub fn into_training(self, activations: Activations) -> Result<Training> {
         let (network, params) = Trainable::new(&Cpu, self, activations)?;
         Ok(Training { network, params })
@@ -160,7 +160,7 @@ impl RecordedPass<'_> {
     /// Writes the gradients of all trained parameters from that of the embeddings, `(N, embedding_size)`, f32.
     ///
     /// # Errors
-    /// When the gradient's shape is not that of the embeddings, or a parameter receives none.
+    /// When the gradient's shape is not that of the embeddings.
     pub fn backward(self, gradient: &Tensor) -> Result<()> {
         let gradient = gradient.to_dtype(DType::F32)?;
         match gradient.dims() {

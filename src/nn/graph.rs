@@ -39,7 +39,7 @@ pub enum Op {
     Sigmoid,
 }
 
-/// An operation with the path of its parameters, which exist.
+/// An operation, and the path under which its parameters were created.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
     /// The operation.

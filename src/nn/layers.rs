@@ -100,18 +100,17 @@ impl Layer {
 
 /// Appends squeeze-excitation of `x` (Hu et al., CVPR 2018) with two bias-free 1x1 convolutions, as in ElasticFace's
 /// IResNet: each channel is scaled by a factor in (0, 1) computed from the means of all channels. Creates
-/// `fc1.weight: (channels / reduction, channels, 1, 1)` and `fc2.weight: (channels, channels / reduction, 1, 1)`.
+/// `fc1.weight: (hidden, channels, 1, 1)` and `fc2.weight: (channels, hidden, 1, 1)`.
 ///
 /// # Errors
 /// When a name is taken.
 pub fn squeeze_excitation(
     graph: &mut Graph,
     x: NodeId,
-    channels: usize,
-    reduction: usize,
+    [channels, hidden]: [usize; 2],
     mut p: Scope,
 ) -> Result<NodeId> {
-    let (hidden, init, config) = (channels / reduction, Init::Normal(0.1), ConvConfig::default());
+    let (init, config) = (Init::Normal(0.1), ConvConfig::default());
     let mean = graph.push(Op::GlobalAveragePool, "", &[x]);
     let squeezed = graph.chain(mean, [Layer::conv2d([channels, hidden], 1, config, init, p.sub("fc1"))?]);
     let hidden_units = graph.push(Op::Relu, "", &[squeezed]);

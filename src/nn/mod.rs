@@ -1,5 +1,5 @@
-//! Networks as graphs of layers with named parameters, the engine that runs them, and the candle modules that they are
-//! as well. Activations are channels-last.
+//! Networks as graphs of layers with named parameters, the engine that runs them, and their form as candle's modules.
+//! Activations are channels-last.
 
 mod device_params;
 mod dropout;

@@ -1,5 +1,6 @@
 //! Networks as ordinary candle modules: each operation of a graph by itself, in f32 or f64, with candle's automatic
-//! differentiation, on any of its devices. The engine is tested against it.
+//! differentiation. The engine is tested against it. On other devices than the CPU, convolutions, norms and PReLU are
+//! candle's own operations, which the tests run on the CPU.
 
 use candle_core::{DType, Result, Tensor, bail};
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::step::StepConfig;
+use super::step_config::StepConfig;
 use super::watch::WatchConfig;
 use crate::data::mask::{MaskConfig, MaskProtocol};
 use crate::data::{AugmentConfig, DataConfig, LoaderConfig};

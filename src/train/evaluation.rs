@@ -16,14 +16,14 @@ use crate::models::Model;
 const REAL_MASKS: &str = "real-masks";
 
 /// Test sets of an experiment, and how they are evaluated.
-pub(super) struct Tests<'a> {
+pub(super) struct TestSets<'a> {
     pub config: &'a EvalConfig,
     pub test: &'a TestSet,
     /// Photos of people with real masks.
     pub real_masks: Option<&'a TestSet>,
 }
 
-impl Tests<'_> {
+impl TestSets<'_> {
     /// Evaluates a model on the test set and on the photos with real masks, and writes its scores to `folder`, if
     /// given.
     ///
@@ -54,7 +54,7 @@ impl Tests<'_> {
         Ok((evaluation, Some(real_masks)))
     }
 
-    /// Tests every student against augmentation alone, in every setting, on the scores that [`Self::evaluate`] wrote
+    /// TestSets every student against augmentation alone, in every setting, on the scores that [`Self::evaluate`] wrote
     /// to the arms' folders in `out`. Returns nothing without both, or without a bootstrap. An arm without scores, which
     /// an earlier version trained, is left out with a notice.
     ///

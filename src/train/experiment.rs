@@ -10,9 +10,9 @@ use candle_core::Device;
 use super::arm::Arm;
 use super::checkpoint::Checkpoint;
 use super::config::{CONFIG_FILE, Config, Start};
-use super::evaluation::{Tests, scores_folder};
+use super::evaluation::{TestSets, scores_folder};
 use super::folder::RunFolder;
-use super::given::{Given, Origin};
+use super::given_weights::{GivenWeights, Origin};
 use super::inputs::{ChangedData, Inputs, other_data};
 use super::outcome::{ArmOutcome, Event, Finished, Outcome, RESULTS_FILE};
 use super::start::{ArmStart, Centres};
@@ -33,7 +33,7 @@ pub struct Experiment {
     /// The teacher's training set, if its arm is trained and the set is not the students'.
     teacher_train: Option<Arc<dyn Dataset>>,
     folder: Option<RunFolder>,
-    given: Given,
+    given: GivenWeights,
     machine: Machine,
     /// Arms that an earlier run finished.
     finished: BTreeMap<Arm, ArmOutcome>,
@@ -64,7 +64,7 @@ impl Experiment {
             splits,
             teacher_train,
             folder: None,
-            given: Given::default(),
+            given: GivenWeights::default(),
             machine: Machine::default(),
             finished: BTreeMap::new(),
             gone: Vec::new(),
@@ -80,7 +80,7 @@ impl Experiment {
     }
 
     /// Weights that it was given.
-    pub(super) fn given(&self) -> &Given {
+    pub(super) fn given(&self) -> &GivenWeights {
         &self.given
     }
 
@@ -171,7 +171,7 @@ impl Experiment {
     /// Uses `teacher` instead of training one.
     pub fn with_teacher(self, teacher: Checkpoint) -> Self {
         let teacher = Some(teacher.on(&self.machine));
-        Self { given: Given { teacher, ..self.given }, ..self }
+        Self { given: GivenWeights { teacher, ..self.given }, ..self }
     }
 
     /// Starts every trained arm from these weights.
@@ -187,7 +187,7 @@ impl Experiment {
             return Err(Error::Checkpoint { path: start.name.into(), what });
         }
         let start = Some(start.on(&self.machine));
-        Ok(Self { given: Given { start, ..self.given }, ..self })
+        Ok(Self { given: GivenWeights { start, ..self.given }, ..self })
     }
 
     /// Trains and evaluates the arms that the settings list and saves each under its name in the results folder.
@@ -243,11 +243,11 @@ impl Experiment {
             arms: BTreeMap::new(),
             paired_tests: Vec::new(),
         };
-        let mut earlier = Earlier::default();
+        let mut earlier = EarlierArms::default();
         let arms = &self.config.train.arms;
         if let Some(teacher) = self.given.teacher.as_ref().filter(|_| !arms.contains(&Arm::Teacher)) {
             // The table of results compares the students with it.
-            let (evaluation, real_masks) = self.tests().evaluate(&teacher.backbone, None, on)?;
+            let (evaluation, real_masks) = self.test_sets().evaluate(&teacher.backbone, None, on)?;
             on(Event::Finished { arm: Arm::Teacher, evaluation: &evaluation });
             let result = ArmOutcome {
                 num_steps: 0,
@@ -278,7 +278,7 @@ impl Experiment {
             self.write_results(&outcome)?;
             remove_states(&self.arm_folder(arm))?;
         }
-        outcome.paired_tests = self.tests().paired(arms, self.out(), on)?;
+        outcome.paired_tests = self.test_sets().paired(arms, self.out(), on)?;
         self.write_results(&outcome)?;
         // What the machine found amiss, such as a convolution that runs a slower way.
         self.machine.take_notices().into_iter().for_each(|said| on(Event::Notice(said)));
@@ -291,7 +291,7 @@ impl Experiment {
     }
 
     /// Loads what later arms may need from an arm that an earlier run finished.
-    fn recall(&self, arm: Arm, earlier: &mut Earlier) -> Result<()> {
+    fn recall(&self, arm: Arm, earlier: &mut EarlierArms) -> Result<()> {
         let (folder, machine) = (self.arm_folder(arm), &self.machine);
         match arm {
             Arm::Teacher => earlier.teacher = Some(Checkpoint::saved(&folder, machine)?),
@@ -308,7 +308,13 @@ impl Experiment {
         self.teacher_train.as_ref().filter(|_| arm == Arm::Teacher).unwrap_or(&self.splits.train)
     }
 
-    fn run_arm(&self, arm: Arm, inputs: &str, earlier: &mut Earlier, on: &mut dyn FnMut(Event)) -> Result<ArmOutcome> {
+    fn run_arm(
+        &self,
+        arm: Arm,
+        inputs: &str,
+        earlier: &mut EarlierArms,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<ArmOutcome> {
         let teacher = self.given.teacher.as_ref().or(earlier.teacher.as_ref());
         let start = self.given.origin(&self.config, arm).and_then(|origin| {
             let weights = match origin {
@@ -319,7 +325,7 @@ impl Experiment {
             Some((origin, weights?))
         });
         let state = self.state(arm, inputs, on)?;
-        let steps = self.steps(arm, teacher, start, state, &mut earlier.centres, on)?;
+        let steps = self.steps(&self.arm_start(arm, teacher, start), state, &mut earlier.centres, on)?;
         let context = Context {
             config: &self.config,
             machine: &self.machine,
@@ -333,7 +339,7 @@ impl Experiment {
         let Trained { position, checkpoint, lg } = Training::new(context, steps)?.run(on)?;
         let Position { step: num_steps, seconds, num_skipped, last_loss, best, .. } = position;
         let scores = scores_folder(&self.arm_folder(arm));
-        let (evaluation, real_masks) = self.tests().evaluate(&checkpoint.backbone, Some(&scores), on)?;
+        let (evaluation, real_masks) = self.test_sets().evaluate(&checkpoint.backbone, Some(&scores), on)?;
         match arm {
             Arm::Teacher => earlier.teacher = Some(checkpoint),
             Arm::Lg => earlier.lg = lg,
@@ -342,17 +348,14 @@ impl Experiment {
         Ok(ArmOutcome { num_steps, num_skipped, seconds, last_loss, best, evaluation, real_masks })
     }
 
-    /// Returns the steps of an arm from `state`, or from its first one.
-    pub(super) fn steps(
-        &self,
+    /// Returns what an arm starts from.
+    pub(super) fn arm_start<'a>(
+        &'a self,
         arm: Arm,
-        teacher: Option<&Checkpoint>,
-        start: Option<(Origin, &Checkpoint)>,
-        state: Option<TrainState>,
-        centres: &mut Centres,
-        on: &mut dyn FnMut(Event),
-    ) -> Result<Steps> {
-        let start = ArmStart {
+        teacher: Option<&'a Checkpoint>,
+        start: Option<(Origin, &'a Checkpoint)>,
+    ) -> ArmStart<'a> {
+        ArmStart {
             arm,
             config: &self.config,
             machine: &self.machine,
@@ -360,11 +363,24 @@ impl Experiment {
             teacher: teacher.map(|teacher| &teacher.backbone),
             start,
             changed_data: self.changed_data,
-        };
+        }
+    }
+
+    /// Returns the steps of an arm from `state`, or from its first one.
+    pub(super) fn steps(
+        &self,
+        start: &ArmStart,
+        state: Option<TrainState>,
+        centres: &mut Centres,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<Steps> {
+        let arm = start.arm;
+        // First, because too few images or a missing template should fail before anything takes long.
+        let loader = self.loader(arm)?;
         let trainer = start.trainer(state.as_ref(), centres, on)?;
         let first = || Position::start(arm, self.config.epochs(arm).start);
         let at = state.map_or_else(first, |state| state.position);
-        Ok(Steps::new(self.config.clone(), self.loader(arm)?, trainer, at))
+        Ok(Steps::new(self.config.clone(), loader, trainer, at))
     }
 
     /// Returns the loader of an arm's batches.
@@ -415,15 +431,15 @@ impl Experiment {
         Ok(state)
     }
 
-    fn tests(&self) -> Tests<'_> {
+    fn test_sets(&self) -> TestSets<'_> {
         let Splits { test, real_masks, .. } = &self.splits;
-        Tests { config: &self.config.eval, test, real_masks: real_masks.as_ref() }
+        TestSets { config: &self.config.eval, test, real_masks: real_masks.as_ref() }
     }
 }
 
 /// Results of earlier arms that later arms of an experiment may need.
 #[derive(Default)]
-struct Earlier {
+struct EarlierArms {
     teacher: Option<Checkpoint>,
     lg: Option<Checkpoint>,
     centres: Centres,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
-use super::given::Given;
+use super::given_weights::GivenWeights;
 use super::outcome::Event;
 use crate::data::{Dataset, Splits, SplitsFingerprint, TestFingerprint};
 use crate::error::{Error, Result};
@@ -38,8 +38,8 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Returns those of an experiment; `teacher_train` is the teacher's training set if it is not the students'.
-    pub fn of(splits: &Splits, teacher_train: Option<&dyn Dataset>, given: &Given) -> Result<Self> {
+    /// Returns the inputs of an experiment; `teacher_train` is the teacher's training set if it is not the students'.
+    pub fn of(splits: &Splits, teacher_train: Option<&dyn Dataset>, given: &GivenWeights) -> Result<Self> {
         let digest = |weights: &Option<Checkpoint>| {
             weights.as_ref().map(|weights| weights.backbone.weights_digest()).transpose()
         };

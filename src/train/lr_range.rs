@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::arm::Arm;
 use super::experiment::Experiment;
-use super::given::Origin;
+use super::given_weights::Origin;
 use super::outcome::Event;
 use super::start::Centres;
 use crate::error::{Error, Result};
@@ -57,7 +57,7 @@ impl LrRange {
 
 impl Experiment {
     /// Runs the range test: trains an arm for `num_steps` steps at learning rates from `range[0]` to `range[1]`, spaced
-    /// geometrically, and discards the weights.
+    /// geometrically, and discards the weights. Its batches and margins are those of the arm's first steps.
     ///
     /// # Errors
     /// The errors of a training; when the arm needs a teacher or weights that are not given; when the range is empty or
@@ -75,7 +75,8 @@ impl Experiment {
             Some(Origin::Given) => given.start.as_ref().map(|start| (Origin::Given, start)),
             Some(origin) => given.teacher.as_ref().map(|teacher| (origin, teacher)),
         };
-        let mut steps = self.steps(arm, given.teacher.as_ref(), start, None, &mut Centres::new(), on)?;
+        let mut steps =
+            self.steps(&self.arm_start(arm, given.teacher.as_ref(), start), None, &mut Centres::new(), on)?;
         let mut points: Vec<LrPoint> = Vec::new();
         let (mut mean, mut least) = (0.0, f64::INFINITY);
         let scale = self.config().base_lr() / self.config().optim.lr;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::arm::Arm;
 use super::checkpoint::Checkpoint;
 use super::experiment::Experiment;
-use super::given::Origin;
+use super::given_weights::Origin;
 use super::outcome::Event;
 use super::start::Centres;
 use super::steps::Steps;
@@ -59,7 +59,7 @@ pub struct MemoryEstimate {
 }
 
 impl Experiment {
-    /// Runs and measures `num_steps` steps of an arm on its first batches, after a warm-up, and discards the result.
+    /// Runs and measures `num_steps` steps of an arm on its first batches, at its first learning rates, after a warm-up, and discards the result.
     /// Random weights replace those of an arm that is not yet trained; steps take the same time with them.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl Experiment {
             // Random centres, because embedding the training set is not part of the dry run.
             centres.insert(origin, Tensor::randn(0f32, 0.01, size, &Device::Cpu)?);
         }
-        self.steps(arm, Some(teacher), start, None, &mut centres, on)
+        self.steps(&self.arm_start(arm, Some(teacher), start), None, &mut centres, on)
     }
 
     fn memory(&self, arm: Arm, trainer: &Trainer, teacher: &Checkpoint) -> MemoryEstimate {

@@ -9,7 +9,7 @@ use super::arm::Arm;
 use super::centres::mean_embeddings;
 use super::checkpoint::{Checkpoint, Header, KERNEL};
 use super::config::{BatchNormMode, Config, HeadStart};
-use super::given::Origin;
+use super::given_weights::Origin;
 use super::inputs::ChangedData;
 use super::outcome::Event;
 use super::state::TrainState;

@@ -33,13 +33,13 @@ struct Clock {
 /// What [`Steps::next_step`] did.
 pub(super) enum Next {
     /// Trained on a batch.
-    Step(Taken),
+    Step(StepResult),
     /// Came to the end of an epoch; these images were broken, and others took their places.
     EndOfEpoch { broken: Vec<String> },
 }
 
-/// A step.
-pub(super) struct Taken {
+/// Result of a step.
+pub(super) struct StepResult {
     /// Indices of the images.
     pub images: Vec<u32>,
     pub labels: Vec<i64>,
@@ -104,14 +104,14 @@ impl Steps {
             let skipped_images = if report.is_skipped { images.clone() } else { Vec::new() };
             StepRecord { skipped_images, ..self.record(report) }
         });
-        Ok(Next::Step(Taken { images, labels, record }))
+        Ok(Next::Step(StepResult { images, labels, record }))
     }
 
     /// Like [`Self::next_step`], across the ends of epochs.
     ///
     /// # Errors
     /// Same as [`Self::next_step`].
-    pub fn step_of_any_epoch(&mut self, lr: Option<f64>) -> Result<Taken> {
+    pub fn step_of_any_epoch(&mut self, lr: Option<f64>) -> Result<StepResult> {
         loop {
             if let Next::Step(taken) = self.next_step(lr)? {
                 return Ok(taken);

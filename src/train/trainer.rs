@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::checkpoint::Header;
-use super::step::StepConfig;
+use super::step_config::StepConfig;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::losses::{MarginConfig, MarginHead, Projection};

@@ -13,7 +13,7 @@ use super::config::{Config, Start};
 use super::guards::Guards;
 use super::outcome::Event;
 use super::state::{Position, TrainState, states_folder};
-use super::steps::{Next, Steps, Taken};
+use super::steps::{Next, StepResult, Steps};
 use super::watch::Best;
 use crate::data::{Dataset, TestSet};
 use crate::error::{Error, Result};
@@ -161,7 +161,7 @@ impl<'a> Training<'a> {
     }
 
     /// Records a step if its figures are known, and reports notices and warnings about it.
-    fn taken(&mut self, Taken { images, labels, record }: &Taken, on: &mut dyn FnMut(Event)) -> Result<()> {
+    fn taken(&mut self, StepResult { images, labels, record }: &StepResult, on: &mut dyn FnMut(Event)) -> Result<()> {
         let Some(record) = record else { return Ok(()) };
         let StepRecord { step, report, .. } = record;
         self.records.step(record)?;

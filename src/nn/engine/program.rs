@@ -99,7 +99,7 @@ impl Program {
         }
         let Writer { mut program, shown, .. } = writer;
         match shown.last() {
-            Some(Shown::View(view)) => program.output = *view,
+            Some(Operand::View(view)) => program.output = *view,
             _ => bail!("the engine does not support a network without a last operation"),
         }
         Ok(program)
@@ -244,9 +244,9 @@ fn weight<const N: usize>(weights: &BTreeMap<String, Vec<usize>>, path: &str) ->
     }
 }
 
-/// What later nodes read of a node.
+/// A node's result as later nodes read it.
 #[derive(Clone, Copy)]
-enum Shown {
+enum Operand {
     View(ViewId),
     /// A product of two views, which the only sum that reads it computes.
     Product {
@@ -260,7 +260,7 @@ struct Writer<'a> {
     graph: &'a Graph,
     program: Program,
     /// By node.
-    shown: Vec<Shown>,
+    shown: Vec<Operand>,
 }
 
 impl Writer<'_> {
@@ -272,8 +272,8 @@ impl Writer<'_> {
     fn input(&mut self, node: &Node, i: usize) -> Result<ViewId> {
         let Some(input) = node.inputs.get(i) else { bail!("{:?} without input {i}", node.op) };
         Ok(match self.shown[*input] {
-            Shown::View(view) => view,
-            Shown::Product { x, by } => self.program.push(Step::Scale { x, by, plus: None }),
+            Operand::View(view) => view,
+            Operand::Product { x, by } => self.program.push(Step::Scale { x, by, plus: None }),
         })
     }
 
@@ -282,7 +282,7 @@ impl Writer<'_> {
         if self.program.views[view].norm.is_none() { view } else { self.program.push(Step::Write { x: view }) }
     }
 
-    fn node(&mut self, id: NodeId, node: &Node) -> Result<Shown> {
+    fn node(&mut self, id: NodeId, node: &Node) -> Result<Operand> {
         let path = node.path.clone();
         let view = match &node.op {
             Op::Input => self.program.view(0, None),
@@ -320,7 +320,7 @@ impl Writer<'_> {
                 let by = self.raw(by);
                 let readers: Vec<&Op> = self.readers(id).map(|reader| &reader.op).collect();
                 if readers == [&Op::Add] {
-                    return Ok(Shown::Product { x, by });
+                    return Ok(Operand::Product { x, by });
                 }
                 self.program.push(Step::Scale { x, by, plus: None })
             }
@@ -334,18 +334,18 @@ impl Writer<'_> {
                 self.program.push(Step::Activate { x, activation })
             }
         };
-        Ok(Shown::View(view))
+        Ok(Operand::View(view))
     }
 
-    fn sum(&mut self, node: &Node) -> Result<Shown> {
+    fn sum(&mut self, node: &Node) -> Result<Operand> {
         let [a, b] = node.inputs[..] else { bail!("a sum of {} inputs", node.inputs.len()) };
         let step = match (self.shown[a], self.shown[b]) {
-            (Shown::Product { x, by }, Shown::View(plus)) | (Shown::View(plus), Shown::Product { x, by }) => {
+            (Operand::Product { x, by }, Operand::View(plus)) | (Operand::View(plus), Operand::Product { x, by }) => {
                 Step::Scale { x, by, plus: Some(plus) }
             }
             _ => Step::Add { a: self.input(node, 0)?, b: self.input(node, 1)? },
         };
-        Ok(Shown::View(self.program.push(step)))
+        Ok(Operand::View(self.program.push(step)))
     }
 
     fn batch_norm(&mut self, node: &Node) -> Result<ViewId> {
@@ -355,7 +355,7 @@ impl Writer<'_> {
         let step = self.program.views[x].value.checked_sub(1).map(|i| &self.program.steps[i]);
         if self.program.views[x].norm.is_some() || matches!(step, Some(Step::Activate { .. })) {
             x = self.program.push(Step::Write { x });
-            self.shown[node.inputs[0]] = Shown::View(x);
+            self.shown[node.inputs[0]] = Operand::View(x);
         }
         let value = self.program.views[x].value;
         if value == 0 || self.program.norm_of(value).is_some() {

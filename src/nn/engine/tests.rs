@@ -46,7 +46,7 @@ fn net(seed: u64) -> Result<(Graph, Params)> {
     let x = graph.chain(x, [Layer::prelu(c, root.sub("stem_act"))?]);
     let y = graph.chain(x, [Layer::batch_norm(c, root.sub("pre"))?, a, Layer::batch_norm(wide, root.sub("a_bn"))?]);
     let y = graph.chain(y, [Layer::prelu(wide, root.sub("a_act"))?, b, Layer::batch_norm(wide, root.sub("b_bn"))?]);
-    let y = squeeze_excitation(&mut graph, y, wide, 4, root.sub("se"))?;
+    let y = squeeze_excitation(&mut graph, y, [wide, wide / 4], root.sub("se"))?;
     let shortcut = graph.chain(x, [short, Layer::batch_norm(wide, root.sub("short_bn"))?]);
     let x = graph.push(Op::Add, "", &[y, shortcut]);
     // A norm after an activation, whose backward pass reads its result.

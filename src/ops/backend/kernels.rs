@@ -227,11 +227,11 @@ impl<B: Kernels> Copy for Source<'_, B> {}
 /// Sums over the pixels of each image and channel.
 #[derive(Debug)]
 pub struct Sums<'a, B: Kernels> {
-    /// What is summed.
+    /// First factor, or what is summed.
     pub x: Source<'a, B>,
-    /// Multiplied with it, if given.
+    /// Second factor of the products that are summed, if there is one.
     pub with: Option<BufferId>,
-    /// Multiplied with the sums.
+    /// Factor of the sums.
     pub factor: f32,
 }
 
@@ -242,9 +242,9 @@ pub struct Scale<'a, B: Kernels> {
     pub x: Option<Source<'a, B>>,
     /// One number per image and channel.
     pub by: BufferId,
-    /// Multiplied with them.
+    /// Factor of all products.
     pub factor: f32,
-    /// Added, if given.
+    /// Second side of the sum, if there is one.
     pub plus: Option<Source<'a, B>>,
 }
 

@@ -18,32 +18,30 @@ const GRAD_W_TILE_ELEMENTS: usize = 512 * 1024;
 const GRAD_W_SUM_ELEMENTS: usize = 8 << 20;
 const GRAD_W_MAX_SUMS: usize = 16;
 
-pub(super) fn forward<T: WithDType>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
-    correlate(x, &unfold_weight(w, d), d)
+pub(super) fn forward<T: WithDType>(x: &[T], w: &[T], d: Dims, y: &mut [T]) {
+    correlate(x, &unfold_weight(w, d), d, y);
 }
 
-/// Returns the correlation of `x` with an unfolded weight `(KH * KW * C, C_out)`.
-fn correlate<T: WithDType>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
-    let mut y = vec![T::zero(); d.pixels() * d.co];
+/// Writes the correlation of `x` with an unfolded weight `(KH * KW * C, C_out)` to `y`.
+fn correlate<T: WithDType>(x: &[T], w: &[T], d: Dims, y: &mut [T]) {
     let tile = tile_pixels(d, TILE_ELEMENTS);
     let w = Mat::new(w, d.patch(), d.co);
     y.par_chunks_mut(tile * d.co).enumerate().for_each_init(Vec::new, |buffer, (i, y)| {
         let pixels = y.len() / d.co;
         gemm(y, patches(x, i * tile, pixels, d, buffer), w, Output::Overwrite);
     });
-    y
 }
 
-pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
+pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims, gx: &mut [T]) {
     // With stride 1 the gradient is itself a correlation, of `gy` with the flipped weight: no scattered sums.
     if d.stride == 1 && d.padding < d.kh && d.padding < d.kw && d.kh == d.kw {
         let back = Dims { h: d.ho, w: d.wo, c: d.co, ho: d.h, wo: d.w, co: d.c, padding: d.kh - 1 - d.padding, ..d };
-        return correlate(gy, &unfold_flipped_weight(w, d), back);
+        return correlate(gy, &unfold_flipped_weight(w, d), back, gx);
     }
     let w = unfold_weight(w, d);
     let w = Mat::new(&w, d.patch(), d.co);
     let tile = tile_pixels(d, TILE_ELEMENTS);
-    let mut gx = vec![T::zero(); d.n * d.h * d.w * d.c];
+    gx.fill(T::zero());
     let images = gx.par_chunks_mut(d.h * d.w * d.c).zip(gy.par_chunks(d.ho * d.wo * d.co));
     images.for_each_init(Vec::new, |buffer, (gx, gy)| {
         for (i, gy) in gy.chunks(tile * d.co).enumerate() {
@@ -55,10 +53,9 @@ pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
             }
         }
     });
-    gx
 }
 
-pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
+pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims, gw: &mut [T]) {
     let tile = tile_pixels(d, GRAD_W_TILE_ELEMENTS);
     let tiles = d.pixels().div_ceil(tile);
     let size = d.patch() * d.co;
@@ -77,7 +74,7 @@ pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
     for other in rest.chunks_exact(size) {
         sum.iter_mut().zip(other).for_each(|(a, &b)| *a += b);
     }
-    fold_weight(sum, d)
+    fold_weight(sum, d, gw);
 }
 
 /// Output pixels per tile: enough for an efficient product, few enough for the cache.
@@ -166,8 +163,7 @@ fn unfold_flipped_weight<T: WithDType>(w: &[T], d: Dims) -> Vec<T> {
 }
 
 /// Reorders `(KH, KW, C, C_out)` to `(C_out, C, KH, KW)`: undoes [`unfold_weight`].
-fn fold_weight<T: WithDType>(w: &[T], d: Dims) -> Vec<T> {
-    let mut y = vec![T::zero(); w.len()];
+fn fold_weight<T: WithDType>(w: &[T], d: Dims, y: &mut [T]) {
     for (o, y) in y.chunks_exact_mut(d.patch()).enumerate() {
         for (c, y) in y.chunks_exact_mut(d.kh * d.kw).enumerate() {
             for (k, y) in y.iter_mut().enumerate() {
@@ -175,5 +171,4 @@ fn fold_weight<T: WithDType>(w: &[T], d: Dims) -> Vec<T> {
             }
         }
     }
-    y
 }

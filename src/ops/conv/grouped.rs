@@ -13,9 +13,9 @@ use super::Dims;
 use crate::ops::simd::simd;
 use crate::parallel::Each;
 
-pub(super) fn forward<T: WithDType>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
+pub(super) fn forward<T: WithDType>(x: &[T], w: &[T], d: Dims, y: &mut [T]) {
     let w = tap_major(w, d);
-    let mut y = vec![T::zero(); d.pixels() * d.co];
+    y.fill(T::zero());
     for lane in 0..d.lanes() {
         let x = d.spread(x, lane);
         y.par_chunks_mut(d.wo * d.co).enumerate().each(&|(row, y)| {
@@ -34,12 +34,10 @@ pub(super) fn forward<T: WithDType>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
             });
         });
     }
-    y
 }
 
-pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
+pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims, gx: &mut [T]) {
     let w = tap_major(w, d);
-    let mut gx = vec![T::zero(); d.n * d.h * d.w * d.c];
     for lane in 0..d.lanes() {
         // Gradient per output channel, then summed over the channels of a group.
         let mut spread = vec![T::zero(); d.n * d.h * d.w * d.co];
@@ -61,7 +59,7 @@ pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
             }
         });
         if d.is_depthwise() {
-            return spread;
+            return gx.copy_from_slice(&spread);
         }
         let per_group = d.co / d.groups;
         gx.par_chunks_mut(d.c).zip(spread.par_chunks(d.co)).each(&|(gx, spread)| {
@@ -70,10 +68,9 @@ pub(super) fn grad_x<T: WithDType>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
             }
         });
     }
-    gx
 }
 
-pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
+pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims, gw: &mut [T]) {
     let lanes = d.lanes();
     let size = d.kh * d.kw * lanes * d.co;
     // One sum per image, added in order: the same bits for any number of threads.
@@ -101,14 +98,12 @@ pub(super) fn grad_w<T: WithDType>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
     for sum in partial.chunks_exact(size) {
         taps.iter_mut().zip(sum).for_each(|(a, &b)| *a += b);
     }
-    let mut gw = vec![T::zero(); size];
     for (o, gw) in gw.chunks_exact_mut(lanes * d.kh * d.kw).enumerate() {
         for (i, gw) in gw.iter_mut().enumerate() {
             let (lane, tap) = (i / (d.kh * d.kw), i % (d.kh * d.kw));
             *gw = taps[(tap * lanes + lane) * d.co + o];
         }
     }
-    gw
 }
 
 impl Dims {

@@ -179,7 +179,8 @@ impl CustomOp2 for Conv2d {
         }
         let y = for_float!("conv2d", x, T => {
             let (x, w) = (slice::cpu::<T>("conv2d", x, xl)?, slice::cpu::<T>("conv2d", w, wl)?);
-            let y = if d.groups == 1 { dense::forward(x, w, d) } else { grouped::forward(x, w, d) };
+            let mut y = vec![T::default(); d.y_shape().elem_count()];
+            if d.groups == 1 { dense::forward(x, w, d, &mut y) } else { grouped::forward(x, w, d, &mut y) }
             <T as candle_core::WithDType>::to_cpu_storage_owned(y)
         });
         Ok((y, d.y_shape()))
@@ -210,7 +211,8 @@ impl CustomOp2 for GradX {
         }
         let gx = for_float!("conv2d_grad_x", gy, T => {
             let (gy, w) = (slice::cpu::<T>("conv2d_grad_x", gy, gyl)?, slice::cpu::<T>("conv2d_grad_x", w, wl)?);
-            let gx = if d.groups == 1 { dense::grad_x(gy, w, d) } else { grouped::grad_x(gy, w, d) };
+            let mut gx = vec![T::default(); d.x_shape().elem_count()];
+            if d.groups == 1 { dense::grad_x(gy, w, d, &mut gx) } else { grouped::grad_x(gy, w, d, &mut gx) }
             <T as candle_core::WithDType>::to_cpu_storage_owned(gx)
         });
         Ok((gx, d.x_shape()))
@@ -235,7 +237,8 @@ impl CustomOp2 for GradW {
         }
         let gw = for_float!("conv2d_grad_w", x, T => {
             let (x, gy) = (slice::cpu::<T>("conv2d_grad_w", x, xl)?, slice::cpu::<T>("conv2d_grad_w", gy, gyl)?);
-            let gw = if d.groups == 1 { dense::grad_w(x, gy, d) } else { grouped::grad_w(x, gy, d) };
+            let mut gw = vec![T::default(); d.w_shape().elem_count()];
+            if d.groups == 1 { dense::grad_w(x, gy, d, &mut gw) } else { grouped::grad_w(x, gy, d, &mut gw) }
             <T as candle_core::WithDType>::to_cpu_storage_owned(gw)
         });
         Ok((gw, d.w_shape()))

@@ -54,6 +54,9 @@ fn prelu(z: f64, slope: f32) -> f64 {
     if z > 0.0 { z } else { z * f64::from(slope) }
 }
 
+/// A pass by its definition, in f64.
+type Definition = fn(&[f64], &[f64], Dims, &mut [f64]);
+
 /// Compares the forward pass and the gradients of input and weight with the definition, with and without prologue and
 /// epilogue.
 fn check(conv: Conv, d: Dims) {
@@ -77,10 +80,13 @@ fn check(conv: Conv, d: Dims) {
                 prologue.slope.map_or(z, |slope| prelu(z, slope[i % d.c]))
             })
             .collect();
-        let (y, gw) = match d.groups {
-            1 => (dense::forward(&seen, &wide(&w), d), dense::grad_w(&seen, &wide(&gy), d)),
-            _ => (grouped::forward(&seen, &wide(&w), d), grouped::grad_w(&seen, &wide(&gy), d)),
+        let (mut y, mut gw) = (vec![0.0; d.pixels() * d.co], vec![0.0; w.len()]);
+        let (forward, grad_w): (Definition, Definition) = match d.groups {
+            1 => (dense::forward, dense::grad_w),
+            _ => (grouped::forward, grouped::grad_w),
         };
+        forward(&seen, &wide(&w), d, &mut y);
+        grad_w(&seen, &wide(&gy), d, &mut gw);
         let finished: Vec<f64> = (0..y.len())
             .map(|i| prelu(y[i] + f64::from(bias[i % d.co]), after[i % d.co]) + f64::from(residual[i]))
             .collect();
@@ -100,10 +106,9 @@ fn check(conv: Conv, d: Dims) {
             assert_close(&name("grad_w"), &found, &gw);
         }
     }
-    let gx = match d.groups {
-        1 => dense::grad_x(&wide(&gy), &wide(&w), d),
-        _ => grouped::grad_x(&wide(&gy), &wide(&w), d),
-    };
+    let mut gx = vec![0.0; x.len()];
+    let grad_x: Definition = if d.groups == 1 { dense::grad_x } else { grouped::grad_x };
+    grad_x(&wide(&gy), &wide(&w), d, &mut gx);
     let added: Vec<f64> = gx.iter().zip(&residual_x).map(|(gx, &r)| gx + f64::from(r)).collect();
     let residual = Epilogue { residual: Some(&residual_x), ..Epilogue::default() };
     for arch in archs() {
@@ -141,9 +146,10 @@ fn winograds_error_at_the_shapes_of_r100() {
     for [side, c] in [[112, 64], [56, 64], [28, 128], [14, 256], [7, 512]] {
         let d = dims([1, side, side, c, c], [3, 1, 1]);
         let (x, w, gy) = (values(side * side * c, 1), values(c * c * 9, 2), values(side * side * c, 3));
-        let y = dense::forward(&wide(&x), &wide(&w), d);
-        let gx = dense::grad_x(&wide(&gy), &wide(&w), d);
-        let gw = dense::grad_w(&wide(&x), &wide(&gy), d);
+        let [mut y, mut gx, mut gw] = [gy.len(), x.len(), w.len()].map(|len| vec![0.0; len]);
+        dense::forward(&wide(&x), &wide(&w), d, &mut y);
+        dense::grad_x(&wide(&gy), &wide(&w), d, &mut gx);
+        dense::grad_w(&wide(&x), &wide(&gy), d, &mut gw);
         let by_patches = Conv::of(d).by_patches();
         let methods = Tile::ALL.map(|tile| by_patches.by_winograd(tile));
         for conv in [by_patches].into_iter().chain(methods) {

@@ -8,7 +8,7 @@ use crate::machine::Machine;
 
 /// Weights given to an experiment.
 #[derive(Default)]
-pub(super) struct Given {
+pub(super) struct GivenWeights {
     /// Used instead of training a teacher.
     pub teacher: Option<Checkpoint>,
     /// Every trained arm starts from these.
@@ -18,14 +18,14 @@ pub(super) struct Given {
 /// Origin of the weights that an arm starts from.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Origin {
-    /// [`Given::start`].
+    /// [`GivenWeights::start`].
     Given,
     Teacher,
     Lg,
 }
 
-impl Given {
-    /// Returns them, to run on `machine`.
+impl GivenWeights {
+    /// Returns the weights, to run on `machine`.
     pub fn on(self, machine: &Machine) -> Self {
         let moved = |weights: Option<Checkpoint>| weights.map(|weights| weights.on(machine));
         Self { teacher: moved(self.teacher), start: moved(self.start) }

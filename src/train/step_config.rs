@@ -1,4 +1,4 @@
-//! Settings and figures of a training step.
+//! Settings of a training step.
 
 use crate::losses::DistillConfig;
 use crate::optim::OptimConfig;
