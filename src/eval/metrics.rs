@@ -14,6 +14,16 @@ use super::class::{Class, Distinct, Sorted};
 use crate::error::{Error, Result};
 
 /// Genuine and impostor scores, at least one of each, all finite.
+///
+/// ```
+/// use maskinv::eval::Scores;
+///
+/// # fn main() -> maskinv::Result<()> {
+/// let scores = Scores::new(vec![0.9, 0.7, 0.2], vec![0.5, 0.1, -0.2])?;
+/// assert!((scores.metrics().eer - 1.0 / 3.0).abs() < 1e-12);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
     pub(super) genuine: Sorted,

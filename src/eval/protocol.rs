@@ -16,6 +16,22 @@ use crate::error::Result;
 use crate::models::Model;
 
 /// Metrics of a model in all settings.
+///
+/// ```no_run
+/// use std::path::Path;
+///
+/// use maskinv::data::DataConfig;
+/// use maskinv::eval::{EvalConfig, Setting, evaluate};
+/// use maskinv::models::load_model;
+///
+/// # fn main() -> maskinv::Result<()> {
+/// let model = load_model(Path::new("runs/demo/hg"), None)?.model;
+/// let test = DataConfig::default().open_test()?;
+/// let evaluation = evaluate(&model, &test, &EvalConfig::default(), |_, _| {})?;
+/// let masked = evaluation.get(Setting::UM).map(|result| result.metrics.eer);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Results by setting.

@@ -196,6 +196,20 @@ impl Found {
 }
 
 /// A backbone with its parameters.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use maskinv::models::{Arch, Model, ModelConfig};
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let config = ModelConfig { arch: Arch::R18, width: 0.125, input_size: 32, ..ModelConfig::default() };
+/// let model = Model::new(&config, &Device::Cpu, 0)?;
+/// let images = Tensor::zeros((2, 3, 32, 32), DType::F32, &Device::Cpu)?;
+/// let embeddings = model.inference(2)?.run(&images)?;
+/// assert_eq!(embeddings.dims(), [2, 512]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Model {
     graph: Graph,

@@ -87,6 +87,25 @@ impl<B: Kernels> Trainable<B> {
 }
 
 /// A network in training on the CPU, for training loops of your own.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use maskinv::models::{Arch, Model, ModelConfig};
+/// use maskinv::nn::engine::Activations;
+/// use maskinv::optim::{OptimConfig, Optimizer};
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let config = ModelConfig { arch: Arch::R18, width: 0.125, input_size: 32, ..ModelConfig::default() };
+/// let mut network = Model::new(&config, &Device::Cpu, 0)?.into_training(Activations::Kept)?;
+/// let mut optimizer = Optimizer::new(&OptimConfig::default(), &network)?;
+/// let images = Tensor::rand(-1f32, 1.0, (4, 3, 32, 32), &Device::Cpu)?;
+/// let (embeddings, pass) = network.record(&images)?;
+/// // Any loss: this one pulls all embeddings to zero.
+/// pass.backward(&embeddings)?;
+/// optimizer.step(&mut network, 0.01)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Training {
     network: Trainable<Cpu>,

@@ -67,6 +67,24 @@ impl Node {
 }
 
 /// Nodes in order of computation: the first is the input, the last the output.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use maskinv::nn::{Graph, Init, Layer, Op, Params};
+/// use maskinv::ops::conv::ConvConfig;
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let mut params = Params::new(DType::F64, &Device::Cpu, 0);
+/// let mut scope = params.root();
+/// let mut graph = Graph::new();
+/// let conv = Layer::conv2d([3, 4], 1, ConvConfig::default(), Init::Normal(0.1), scope.sub("conv"))?;
+/// let x = graph.chain(Graph::INPUT, [conv, Layer::batch_norm(4, scope.sub("norm"))?]);
+/// graph.push(Op::Relu, "", &[x]);
+/// let images = Tensor::zeros((2, 3, 5, 5), DType::F64, &Device::Cpu)?;
+/// assert_eq!(graph.forward_t(&params, &images, true)?.dims(), [2, 5, 5, 4]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Graph {
     nodes: Vec<Node>,

@@ -18,6 +18,19 @@ const IDENTITIES: &str = "identities";
 pub(super) const KERNEL: &str = "kernel";
 
 /// A trained backbone, frozen, and the class centres of its head.
+///
+/// ```no_run
+/// use std::path::Path;
+///
+/// use maskinv::models::load_model;
+/// use maskinv::train::{Checkpoint, Experiment, preset};
+///
+/// # fn main() -> maskinv::Result<()> {
+/// let teacher = Checkpoint::of(load_model(Path::new("295672backbone.pth"), None)?)?;
+/// let experiment = Experiment::new(preset("procedural")?)?.with_teacher(teacher);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The name for messages: the file that it was loaded from, or the arm.

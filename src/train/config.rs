@@ -20,7 +20,21 @@ use crate::optim::{OptimConfig, ScheduleConfig};
 /// File name of the resolved settings in the results folder.
 pub const CONFIG_FILE: &str = "config.toml";
 
-/// Settings of an experiment. The default is the published recipe on MS1MV2 (Huber et al., FG 2021, section IV).
+/// Settings of an experiment.
+///
+/// ```
+/// use maskinv::train::preset;
+///
+/// # fn main() -> maskinv::Result<()> {
+/// let mut config = preset("procedural")?;
+/// config.set("optim.lr=0.05")?;
+/// config.validate()?;
+/// assert_eq!(config.optim.lr, 0.05);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The default is the published recipe on MS1MV2 (Huber et al., FG 2021, section IV).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {

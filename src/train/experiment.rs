@@ -27,6 +27,25 @@ use crate::models::{BACKBONE_FILE, Model, ModelConfig};
 use crate::records::Records;
 
 /// A set of arms to train and evaluate on one data set.
+///
+/// ```no_run
+/// use std::path::Path;
+///
+/// use maskinv::train::{Arm, Event, Experiment, RunFolder, preset};
+///
+/// # fn main() -> maskinv::Result<()> {
+/// let mut config = preset("procedural")?;
+/// config.train.arms = vec![Arm::Teacher, Arm::Aug, Arm::Hg];
+/// let experiment = Experiment::new(config)?.in_folder(RunFolder::empty(Path::new("runs/mine"))?);
+/// let outcome = experiment.run(&mut |event| {
+///     if let Event::Step(record) = event {
+///         println!("step {}: loss {:.3}", record.step, record.report.loss);
+///     }
+/// })?;
+/// println!("{}", maskinv::eval::table(&outcome.rows()));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Experiment {
     config: Config,
     splits: Splits,

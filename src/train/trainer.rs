@@ -33,6 +33,33 @@ const EMA: &str = "ema";
 const PROJECTION: &str = "projection";
 
 /// Trains a student and its head, optionally with a teacher to distil from.
+///
+/// ```
+/// use candle_core::Device;
+/// use maskinv::data::{Loader, Transform};
+/// use maskinv::losses::MarginHead;
+/// use maskinv::models::Model;
+/// use maskinv::train::{Arm, Trainer, preset};
+///
+/// # fn main() -> maskinv::Result<()> {
+/// let mut config = preset("procedural")?;
+/// for setting in ["data.procedural.num_identities=4", "loader.batch_size=8", "model.width=0.125"] {
+///     config.set(setting)?;
+/// }
+/// let faces = config.data.open_train()?;
+/// let student = Model::new(&config.model, &Device::Cpu, 0)?;
+/// let size = config.model.embedding_size;
+/// let head = MarginHead::new(&config.loss, size, faces.num_identities(), &Device::Cpu, 1)?;
+/// let transform = Transform::new(&config.augment, &config.mask)?;
+/// let loader = Loader::new(faces, transform, &config.loader, config.model.input_size, 0)?;
+/// let mut trainer = Trainer::new(student, head, None, &config.step(Arm::Aug))?;
+/// for (step, batch) in loader.epoch(0).take(2).enumerate() {
+///     let report = trainer.step(batch?, step as u64, 0.01)?;
+///     println!("{:?}", report.map(|report| report.loss));
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Trainer {
     engine: Box<dyn Engine>,
     outline: Outline,

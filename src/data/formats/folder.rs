@@ -27,6 +27,18 @@ pub fn is_junk(name: &OsStr) -> bool {
 
 /// A folder of identities as a [`Dataset`]; labels follow the byte order of the identities' names.
 ///
+/// ```no_run
+/// use maskinv::data::{Dataset, FaceFolder};
+///
+/// # fn main() -> maskinv::Result<()> {
+/// let faces = FaceFolder::open("faces")?;
+/// println!("{} images of {} people", faces.len(), faces.num_identities());
+/// let first = faces.get(0)?.image;
+/// # Ok(())
+/// # }
+/// ```
+///
+///
 /// Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS): the crops are assumed to be aligned to the
 /// 112x112 template.
 #[derive(Clone, Debug)]
