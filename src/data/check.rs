@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::Dataset;
-use super::alignment::{MeanFace, MeanFaceAlignment};
+use super::alignment_check::{MeanFace, MeanFaceAlignment};
 use super::decode::jpeg_damage;
 
 /// Results of checking a data set.

@@ -1,7 +1,7 @@
 //! Data sets for training and evaluation: image formats, pair lists, procedural faces, synthetic masks and batches.
 
 mod align;
-mod alignment;
+mod alignment_check;
 mod bilinear;
 mod cache;
 mod check;
@@ -22,7 +22,7 @@ mod photo_pairs;
 mod procedural;
 mod sample;
 mod sampling;
-mod source;
+mod splits;
 mod subset;
 mod template_set;
 mod test_set;
@@ -30,7 +30,7 @@ mod transform;
 
 pub use crate::preprocessing::Pixels;
 pub use align::align_face;
-pub use alignment::{LandmarkAlignment, MeanFaceAlignment};
+pub use alignment_check::{LandmarkAlignment, MeanFaceAlignment};
 pub use cache::Cached;
 pub use check::{Duplicates, Findings, check};
 pub use cross_pairs::{csv_list, lfw_list, sample_cross_pairs};
@@ -50,7 +50,7 @@ pub use pairs::{ImageId, Pair, PairEntry, PairList, People, Person, sample_pairs
 pub use photo_pairs::read_photo_pairs;
 pub use procedural::{ProceduralConfig, ProceduralFaces};
 pub use sample::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, Sample};
-pub use source::{DataConfig, OnBroken, ProceduralTest, Splits};
+pub use splits::{DataConfig, OnBroken, ProceduralTest, Splits};
 pub use subset::{IdentityFilter, Subset};
 pub use template_set::{Gallery, PersonTemplate, TemplateImage, TemplatePair, TemplateSet};
 pub use test_set::TestSet;

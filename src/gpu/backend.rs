@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{Result, bail};
 
 use super::distill::distance;
-use super::margin::{Centres, MAX_COSINES, MarginLoss as Margins, Rows as DeviceRows};
+use super::margin::{Centres, DeviceMarginLoss, DeviceRows, MAX_COSINES};
 use super::update::{self, Guard, adamw, sgd};
 use super::{Array, Element, GpuBackend, Product, rows};
 use crate::ops::adamw::AdamWStep;
@@ -113,7 +113,7 @@ impl Backend for GpuBackend {
         let n = rows.labels.len();
         rows.check(n, centres.len() * n / embeddings.len().max(1))?;
         let rows = DeviceRows::new(&self.device, rows, config.matching)?;
-        let loss = Margins { config, element: self.element, max_cosines: MAX_COSINES };
+        let loss = DeviceMarginLoss { config, element: self.element, max_cosines: MAX_COSINES };
         loss.with_gradients(embeddings, &Centres { all: centres, sample: None }, &rows, weight as f32, of_centres)
     }
 

@@ -44,7 +44,7 @@ pub(crate) struct Norm {
 
 /// Parameters and running statistics of a norm, `(c)` each, f32.
 #[derive(Clone)]
-pub(crate) struct NormParams {
+pub(crate) struct NormArrays {
     pub weight: Array,
     pub bias: Array,
     /// Slopes of the PReLU after the norm.
@@ -110,7 +110,7 @@ impl Share {
 
 impl Norm {
     /// Returns a norm by the statistics of `x: (rows, c)`, which also update the running ones.
-    pub fn of_batch(x: &Array, params: &NormParams) -> Result<Self> {
+    pub fn of_batch(x: &Array, params: &NormArrays) -> Result<Self> {
         let c = params.weight.len();
         let (device, share) = (x.device(), Share::new(x, c)?);
         let ([rows, channels], chunk) = (share.sizes(), Arg::I64(share.chunk() as i64));
@@ -144,7 +144,7 @@ impl Norm {
     }
 
     /// Returns a norm by the running statistics.
-    pub fn frozen(params: &NormParams) -> Result<Self> {
+    pub fn frozen(params: &NormArrays) -> Result<Self> {
         let (device, c) = (params.weight.device(), params.weight.len());
         let constants = device.array(Element::F32, 4 * c)?;
         let launch = Launch { grid: [c.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
@@ -242,7 +242,7 @@ mod tests {
     /// Parameters of a norm of `c` channels, on the CPU and on the device.
     struct Both {
         values: [Vec<f32>; 5],
-        params: NormParams,
+        params: NormArrays,
     }
 
     impl Both {
@@ -250,7 +250,7 @@ mod tests {
             let ranges = [[-1.5, 1.5], [-1.0, 1.0], [-0.5, 0.5], [-2.0, 2.0], [0.1, 3.0]];
             let values = std::array::from_fn(|i| numbers(&format!("norm{i}"), c, ranges[i]));
             let up = |i: usize| device.upload::<f32>(&values[i]);
-            let params = NormParams {
+            let params = NormArrays {
                 weight: up(0)?,
                 bias: up(1)?,
                 slopes: if has_slopes { Some(up(2)?) } else { None },

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::batch_norm::{self, Norm, NormGrads, NormParams as DeviceNorm, Seen};
+use super::batch_norm::{self, Norm, NormArrays, NormGrads, Seen};
 use super::conv::Conv;
 use super::{Array, Element, GpuBackend, Pass, Planned, Product, images, pixels, rows};
 use crate::ops::backend::{
-    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, Layout, NormGrad, NormParams, Order, Part, Place, Scale,
-    Scaling, Source, Statistics, Sums, Weight,
+    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, MemoryLayout, NormGrad, NormParams, Order, Part, Place,
+    Scale, Scaling, Source, Statistics, Sums, Weight,
 };
 use crate::ops::batch_norm::{EPS, MOMENTUM};
 use crate::ops::channels::Constants;
@@ -19,13 +19,13 @@ use crate::ops::conv::ConvolutionPass;
 
 /// Arrays of a pass, from their first use to their last.
 #[derive(Debug)]
-pub(crate) struct Memory {
-    layout: Arc<Layout>,
+pub(crate) struct PassArrays {
+    layout: Arc<MemoryLayout>,
     n: usize,
     arrays: Vec<Option<Array>>,
 }
 
-impl Memory {
+impl PassArrays {
     fn get(&self, buffer: BufferId) -> Result<&Array> {
         match &self.arrays[buffer] {
             Some(array) => Ok(array),
@@ -36,7 +36,7 @@ impl Memory {
 
 impl GpuBackend {
     /// Returns the array of a buffer to write to.
-    fn out(&self, memory: &mut Memory, buffer: BufferId) -> Result<Array> {
+    fn out(&self, memory: &mut PassArrays, buffer: BufferId) -> Result<Array> {
         let spec = &memory.layout.buffers[buffer];
         let element = if spec.is_wide { Element::F32 } else { self.element };
         let array = self.device.array(element, spec.size * memory.n)?;
@@ -44,12 +44,12 @@ impl GpuBackend {
         Ok(array)
     }
 
-    fn seen<'a>(memory: &'a Memory, x: Source<'a, Self>) -> Result<Seen<'a>> {
+    fn seen<'a>(memory: &'a PassArrays, x: Source<'a, Self>) -> Result<Seen<'a>> {
         Ok(Seen { x: memory.get(x.buffer)?, norm: x.norm })
     }
 
     /// Returns a value with its norm applied, in the type of the products.
-    fn materialise(&self, memory: &Memory, x: Source<Self>, c: usize) -> Result<Array> {
+    fn materialise(&self, memory: &PassArrays, x: Source<Self>, c: usize) -> Result<Array> {
         let seen = Self::seen(memory, x)?;
         if seen.norm.is_none() {
             return rows::in_type(seen.x, self.element);
@@ -85,7 +85,7 @@ impl Part<'_, GpuBackend> {
 }
 
 impl Kernels for GpuBackend {
-    type Memory = Memory;
+    type Memory = PassArrays;
     type Pool = ();
     type Images = Array;
     type Norm = Norm;
@@ -152,16 +152,16 @@ impl Kernels for GpuBackend {
         rows::in_type(&self.device.upload(&last)?, self.element)
     }
 
-    fn memory(&self, layout: &Arc<Layout>, _pool: &(), n: usize) -> Result<Memory> {
-        Ok(Memory { layout: layout.clone(), n, arrays: vec![None; layout.buffers.len()] })
+    fn memory(&self, layout: &Arc<MemoryLayout>, _pool: &(), n: usize) -> Result<PassArrays> {
+        Ok(PassArrays { layout: layout.clone(), n, arrays: vec![None; layout.buffers.len()] })
     }
 
-    fn release(&self, memory: &mut Memory, moment: usize) {
+    fn release(&self, memory: &mut PassArrays, moment: usize) {
         let ends = memory.layout.buffers.iter().map(|buffer| buffer.alive.end == moment + 1);
         memory.arrays.iter_mut().zip(ends).filter(|(_, ends)| *ends).for_each(|(array, _)| *array = None);
     }
 
-    fn load(&self, memory: &mut Memory, images: &Array, to: BufferId) -> Result<()> {
+    fn load(&self, memory: &mut PassArrays, images: &Array, to: BufferId) -> Result<()> {
         let len = memory.layout.buffers[to].size * memory.n;
         if images.element() != self.element || images.len() != len {
             bail!("expected {len} {:?} of images, found {} {:?}", self.element, images.len(), images.element());
@@ -170,7 +170,7 @@ impl Kernels for GpuBackend {
         Ok(())
     }
 
-    fn set(&self, memory: &mut Memory, to: BufferId, values: &Array) -> Result<()> {
+    fn set(&self, memory: &mut PassArrays, to: BufferId, values: &Array) -> Result<()> {
         let y = self.out(memory, to)?;
         if values.len() != y.len() || values.element() != Element::F32 {
             bail!("expected {} values, found {} {:?}", y.len(), values.len(), values.element());
@@ -179,7 +179,7 @@ impl Kernels for GpuBackend {
         Ok(())
     }
 
-    fn get(&self, memory: &mut Memory, x: Source<Self>, c: usize) -> Result<Array> {
+    fn get(&self, memory: &mut PassArrays, x: Source<Self>, c: usize) -> Result<Array> {
         let seen = Self::seen(memory, x)?;
         let y = self.device.array(seen.x.element(), seen.x.len())?;
         batch_norm::apply(seen, None, c, &y)?;
@@ -188,7 +188,7 @@ impl Kernels for GpuBackend {
 
     fn norm(
         &self,
-        memory: &Memory,
+        memory: &PassArrays,
         x: BufferId,
         c: usize,
         params: NormParams<Self>,
@@ -197,7 +197,7 @@ impl Kernels for GpuBackend {
         let NormParams { trained, fixed, weight, bias, slope, mean, var } = params;
         let part = |array: &Array, range: std::ops::Range<usize>| array.part(range.start, range.len());
         let of = |Place { is_fixed, range }: Place| part(if is_fixed { fixed } else { trained }, range);
-        let params = DeviceNorm {
+        let params = NormArrays {
             weight: of(weight),
             bias: of(bias),
             slopes: slope.map(of),
@@ -230,7 +230,7 @@ impl Kernels for GpuBackend {
 
     fn conv(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassArrays,
         conv: &ConvShape,
         x: Source<Self>,
         weight: Weight<Self>,
@@ -250,24 +250,24 @@ impl Kernels for GpuBackend {
         }
     }
 
-    fn sum(&self, memory: &mut Memory, a: Source<Self>, b: Source<Self>, c: usize, y: BufferId) -> Result<()> {
+    fn sum(&self, memory: &mut PassArrays, a: Source<Self>, b: Source<Self>, c: usize, y: BufferId) -> Result<()> {
         let y = self.out(memory, y)?;
         batch_norm::apply(Self::seen(memory, a)?, Some(Self::seen(memory, b)?), c, &y)
     }
 
-    fn apply(&self, memory: &mut Memory, x: Source<Self>, c: usize, y: BufferId) -> Result<()> {
+    fn apply(&self, memory: &mut PassArrays, x: Source<Self>, c: usize, y: BufferId) -> Result<()> {
         let y = self.out(memory, y)?;
         batch_norm::apply(Self::seen(memory, x)?, None, c, &y)
     }
 
-    fn sums(&self, memory: &mut Memory, of: Sums<Self>, [n, h, w, c]: [usize; 4], y: BufferId) -> Result<()> {
+    fn sums(&self, memory: &mut PassArrays, of: Sums<Self>, [n, h, w, c]: [usize; 4], y: BufferId) -> Result<()> {
         let Sums { x, with, factor } = of;
         let y = self.out(memory, y)?;
         let with = with.map(|with| memory.get(with)).transpose()?;
         pixels::sums(Self::seen(memory, x)?, with, [n, h * w, c], factor, &y)
     }
 
-    fn scale(&self, memory: &mut Memory, of: Scale<Self>, [n, h, w, c]: [usize; 4], y: BufferId) -> Result<()> {
+    fn scale(&self, memory: &mut PassArrays, of: Scale<Self>, [n, h, w, c]: [usize; 4], y: BufferId) -> Result<()> {
         let Scale { x, by, factor, plus } = of;
         let y = self.out(memory, y)?;
         let x = x.map(|x| Self::seen(memory, x)).transpose()?;
@@ -277,7 +277,7 @@ impl Kernels for GpuBackend {
 
     fn activate(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassArrays,
         x: Source<Self>,
         activation: Activation,
         c: usize,
@@ -290,7 +290,7 @@ impl Kernels for GpuBackend {
 
     fn flatten(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassArrays,
         x: Source<Self>,
         [.., c]: [usize; 4],
         mask: Option<&Array>,
@@ -309,7 +309,7 @@ impl Kernels for GpuBackend {
 
     fn full(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassArrays,
         flat: BufferId,
         weight: Part<Self>,
         bias: Option<Part<Self>>,
@@ -324,7 +324,7 @@ impl Kernels for GpuBackend {
 
     fn conv_grad_w(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassArrays,
         conv: &ConvShape,
         x: Source<Self>,
         gy: BufferId,
@@ -337,7 +337,7 @@ impl Kernels for GpuBackend {
 
     fn conv_grad_x(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassArrays,
         conv: &ConvShape,
         gy: BufferId,
         weight: Part<Self>,
@@ -351,7 +351,7 @@ impl Kernels for GpuBackend {
 
     fn norm_backward(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassArrays,
         norm: &Norm,
         NormGrad { x, gy, direct }: NormGrad,
         c: usize,
@@ -367,7 +367,7 @@ impl Kernels for GpuBackend {
 
     fn activate_backward(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassArrays,
         y: BufferId,
         gy: BufferId,
         activation: Activation,
@@ -379,7 +379,7 @@ impl Kernels for GpuBackend {
 
     fn full_backward(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassArrays,
         task: FullGrad<Self>,
         weight: Part<Self>,
         grads: Grads<Self>,

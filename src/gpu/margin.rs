@@ -18,7 +18,7 @@ const MAX_CHUNKS: usize = 8;
 
 /// Settings of the loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct MarginLoss {
+pub(crate) struct DeviceMarginLoss {
     pub config: MarginLossConfig,
     /// Element type of the products' inputs.
     pub element: Element,
@@ -27,7 +27,7 @@ pub(crate) struct MarginLoss {
 }
 
 /// Labels and margins of a batch, on the device.
-pub(crate) struct Rows {
+pub(crate) struct DeviceRows {
     /// Class numbers, i64, `(n)`; -1 for a row without a label.
     labels: Array,
     /// Margins, f32: one per row, or sorted for the "+" losses.
@@ -37,7 +37,7 @@ pub(crate) struct Rows {
     counted: usize,
 }
 
-impl Rows {
+impl DeviceRows {
     /// Uploads labels and margins. For the "+" losses the margins are sorted, without those of unlabelled rows.
     pub fn new(device: &Device, rows: margin_loss::Rows, matching: Option<PlusMatching>) -> Result<Self> {
         let margin_loss::Rows { labels, margins } = rows;
@@ -104,14 +104,14 @@ struct Memory {
     cosines: Array,
 }
 
-impl MarginLoss {
+impl DeviceMarginLoss {
     /// Returns the loss of embeddings `(n, d)`, f32, with its gradient times `weight`. Writes the gradient of all or
     /// the sampled class centres to `of_centres`, `(classes, d)`, f32.
     pub fn with_gradients(
         &self,
         embeddings: &Array,
         centres: &Centres,
-        rows: &Rows,
+        rows: &DeviceRows,
         weight: f32,
         of_centres: &Array,
     ) -> Result<backend::MarginLoss<GpuBackend>> {
@@ -133,7 +133,7 @@ impl MarginLoss {
         Ok(backend::MarginLoss { loss, of_embeddings: gradient, target_cosines: targets })
     }
 
-    fn sizes(&self, embeddings: &Array, centres: &Centres, rows: &Rows, of_centres: &Array) -> Result<Sizes> {
+    fn sizes(&self, embeddings: &Array, centres: &Centres, rows: &DeviceRows, of_centres: &Array) -> Result<Sizes> {
         let n = rows.labels.len();
         let d = embeddings.len() / n.max(1);
         let is_whole = n > 0 && d > 0 && d.is_multiple_of(8) && n * d == embeddings.len();
@@ -178,7 +178,7 @@ impl MarginLoss {
         &self,
         embeddings: &Array,
         centres: &Centres,
-        rows: &Rows,
+        rows: &DeviceRows,
         sizes: Sizes,
         (memory, targets): (&Memory, &Array),
     ) -> Result<(Array, Array)> {
@@ -197,7 +197,7 @@ impl MarginLoss {
         &self,
         embeddings: &Array,
         centres: &Centres,
-        (rows, softmaxes): (&Rows, &Array),
+        (rows, softmaxes): (&DeviceRows, &Array),
         (sizes, factor): (Sizes, f32),
         memory: &Memory,
         of_centres: &Array,
@@ -245,7 +245,7 @@ impl MarginLoss {
         &self,
         cosines: &Array,
         (first, num): (usize, usize),
-        rows: &Rows,
+        rows: &DeviceRows,
         parts: &Array,
         targets: &Array,
     ) -> Result<()> {
@@ -266,7 +266,7 @@ impl MarginLoss {
 
     /// Joins the parts of all blocks: returns the rows' softmaxes, four numbers per row (`Row` in `margin.cu`), and the
     /// loss.
-    fn join(&self, parts: &Array, targets: &Array, rows: &Rows) -> Result<(Array, Array)> {
+    fn join(&self, parts: &Array, targets: &Array, rows: &DeviceRows) -> Result<(Array, Array)> {
         let (device, n) = (parts.device(), rows.labels.len());
         let softmaxes = device.array(Element::F32, 4 * n)?;
         let (losses, loss) = (device.array(Element::F32, n)?, device.array(Element::F32, 1)?);
@@ -304,7 +304,7 @@ impl MarginLoss {
         &self,
         cosines: &Array,
         (first, num): (usize, usize),
-        (rows, softmaxes): (&Rows, &Array),
+        (rows, softmaxes): (&DeviceRows, &Array),
         g: &Array,
         sums: &Array,
     ) -> Result<()> {
@@ -436,7 +436,7 @@ mod tests {
         }
 
         /// Loss and gradients of embeddings and centres by the CPU op, whose centres are `(d, k)`.
-        fn on_cpu(&self, loss: &MarginLoss, weight: f64) -> Result<(f32, Vec<f32>, Vec<f32>)> {
+        fn on_cpu(&self, loss: &DeviceMarginLoss, weight: f64) -> Result<(f32, Vec<f32>, Vec<f32>)> {
             let [_, d, k] = self.sizes;
             let turned = |x: &[f32], rows: usize| -> Vec<f32> {
                 let columns = x.len() / rows;
@@ -448,9 +448,9 @@ mod tests {
             Ok((found.loss as f32, found.of_embeddings, turned(&of_centres, d)))
         }
 
-        fn on_gpu(&self, device: &Device, loss: &MarginLoss, weight: f32) -> Result<(Array, Array, Array)> {
+        fn on_gpu(&self, device: &Device, loss: &DeviceMarginLoss, weight: f32) -> Result<(Array, Array, Array)> {
             let [_, d, k] = self.sizes;
-            let rows = Rows::new(device, self.rows(), loss.config.matching)?;
+            let rows = DeviceRows::new(device, self.rows(), loss.config.matching)?;
             let of_centres = device.array(Element::F32, k * d)?;
             let centres = device.upload(&self.centres)?;
             let centres = Centres { all: &centres, sample: None };
@@ -463,9 +463,9 @@ mod tests {
     fn loss(
         (form, gradient, matching): (MarginForm, MarginGradient, Option<PlusMatching>),
         max_cosines: usize,
-    ) -> MarginLoss {
+    ) -> DeviceMarginLoss {
         let config = MarginLossConfig { form, gradient, scale: 64.0, matching };
-        MarginLoss { config, element: Element::F32, max_cosines }
+        DeviceMarginLoss { config, element: Element::F32, max_cosines }
     }
 
     #[test]
@@ -501,7 +501,7 @@ mod tests {
         let loss = loss(KINDS[0], 20 * 128);
         let (value, of_e, of_w) = case.on_cpu(&loss, 1.0)?;
         for element in ELEMENTS {
-            let loss = MarginLoss { element, ..loss };
+            let loss = DeviceMarginLoss { element, ..loss };
             let (on_gpu, gpu_e, gpu_w) = case.on_gpu(&device, &loss, 1.0)?;
             // Cosines have a relative error of up to 2^-9, and logits 64 times the error of the cosine.
             let tol = if element == Element::F32 { 1e-5 } else { 0.03 };
@@ -523,7 +523,7 @@ mod tests {
         for (class, at) in sample.iter().enumerate() {
             scattered[*at as usize * 16..][..16].copy_from_slice(&case.centres[class * 16..][..16]);
         }
-        let rows = Rows::new(&device, case.rows(), None)?;
+        let rows = DeviceRows::new(&device, case.rows(), None)?;
         let (all, sample) = (device.upload(&scattered)?, device.upload(&sample)?);
         let centres = Centres { all: &all, sample: Some(&sample) };
         let of_sample = device.array(Element::F32, 200 * 16)?;
@@ -569,7 +569,7 @@ mod tests {
         [cosines[0], cosines[128 + 1], cosines[2 * 128 + 2], cosines[4]] = [1.0 + 1e-6, -1.0 - 1e-6, 1.0, 1.0 + 1e-6];
         let (mut loss, labels, num) = (loss(KINDS[0], 0), [0, 1, 2], 60);
         loss.config.scale = 4.0;
-        let rows = Rows::new(&device, margin_loss::Rows { labels: &labels, margins: &[0.5; 3] }, None)?;
+        let rows = DeviceRows::new(&device, margin_loss::Rows { labels: &labels, margins: &[0.5; 3] }, None)?;
         let on_gpu = device.upload(&cosines)?;
         let [parts, targets] = [6, 3].map(|len| device.array(Element::F32, len));
         let (parts, targets) = (parts?, targets?);

@@ -27,7 +27,7 @@ trait Embeds: Debug + Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Embedder<B: Kernels> {
     backend: B,
-    network: engine::Inference<B>,
+    network: engine::InferenceNetwork<B>,
     config: ModelConfig,
     preprocessing: Preprocessing,
 }
@@ -65,7 +65,7 @@ impl<B: Kernels> Embedder<B> {
         let parts = model.params().parts();
         // The weights are freed one by one, unless others share them.
         drop(weights);
-        let network = engine::Inference::new(lowered, parts, backend)?;
+        let network = engine::InferenceNetwork::new(lowered, parts, backend)?;
         Ok(Self { backend: backend.clone(), network, config, preprocessing })
     }
 

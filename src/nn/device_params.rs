@@ -35,7 +35,7 @@ impl Group {
 
 /// Values of a group, f32, and their copy in the type of the products, unless that is f32.
 #[derive(Debug)]
-pub(crate) struct Values<B: Backend> {
+pub(crate) struct GroupValues<B: Backend> {
     pub wide: B::Array,
     pub short: Option<B::Array>,
 }
@@ -45,8 +45,8 @@ pub(crate) struct Values<B: Backend> {
 pub(crate) struct DeviceParams<B: Backend> {
     backend: B,
     places: BTreeMap<String, Named>,
-    trained: Values<B>,
-    fixed: Values<B>,
+    trained: GroupValues<B>,
+    fixed: GroupValues<B>,
     /// Gradients of [`Group::Trained`].
     grads: B::Array,
     /// Lengths of the groups' arrays.
@@ -100,9 +100,9 @@ impl<B: Backend> DeviceParams<B> {
         let in_fixed =
             places.iter().filter(|(name, _)| names.contains(*name)).map(|(_, named)| named.place.range.start);
         let buffers = in_fixed.min().unwrap_or(lens[1])..lens[1];
-        let values = |all: Vec<f32>| -> Result<Values<B>> {
+        let values = |all: Vec<f32>| -> Result<GroupValues<B>> {
             let wide = backend.upload(all)?;
-            Ok(Values { short: backend.short(&wide)?, wide })
+            Ok(GroupValues { short: backend.short(&wide)?, wide })
         };
         let (trained, fixed) = (values(of_trained)?, values(of_fixed)?);
         let (backend, grads) = (backend.clone(), backend.zeros(lens[0])?);
@@ -120,7 +120,7 @@ impl<B: Backend> DeviceParams<B> {
     }
 
     /// Values of a group in the device's layout.
-    pub fn values(&self, group: Group) -> &Values<B> {
+    pub fn values(&self, group: Group) -> &GroupValues<B> {
         match group {
             Group::Trained => &self.trained,
             Group::Fixed => &self.fixed,
@@ -144,7 +144,7 @@ impl<B: Backend> DeviceParams<B> {
 
     /// What an update by `guard` changes.
     pub fn update<'a>(&'a mut self, guard: &'a B::Guard, is_clipped: bool) -> Update<'a, B> {
-        let Values { wide, short } = &mut self.trained;
+        let GroupValues { wide, short } = &mut self.trained;
         Update { values: wide, short: short.as_mut(), grads: &self.grads, guard, is_clipped }
     }
 
@@ -272,7 +272,7 @@ impl<B: Backend> DeviceParams<B> {
         }
     }
 
-    fn group_of(&self, place: &Place) -> &Values<B> {
+    fn group_of(&self, place: &Place) -> &GroupValues<B> {
         if place.is_fixed { &self.fixed } else { &self.trained }
     }
 
@@ -285,7 +285,7 @@ impl<B: Backend> DeviceParams<B> {
     /// Weight of a layer in the type of the products.
     pub fn weight(&self, path: &str) -> Result<Part<'_, B>> {
         let place = self.place(path, "weight")?;
-        let Values { wide, short } = self.group_of(place);
+        let GroupValues { wide, short } = self.group_of(place);
         Ok(Part { array: short.as_ref().unwrap_or(wide), range: place.range.clone() })
     }
 
@@ -300,7 +300,7 @@ impl<B: Backend> DeviceParams<B> {
         let weight = self.grad(path, "weight")?;
         let bias = if has_bias { self.grad(path, "bias")? } else { None };
         let place = self.place(path, "weight")?.clone();
-        let Values { wide, short } = if place.is_fixed { &self.fixed } else { &self.trained };
+        let GroupValues { wide, short } = if place.is_fixed { &self.fixed } else { &self.trained };
         let part = Part { array: short.as_ref().unwrap_or(wide), range: place.range };
         Ok((part, Grads { array: &mut self.grads, weight, bias, slope: None }))
     }

@@ -20,11 +20,11 @@ use crate::parallel;
 pub struct Params {
     trainable: BTreeMap<String, Var>,
     /// Parameters that were trainable until [`Self::freeze`].
-    held: BTreeMap<String, Var>,
+    frozen: BTreeMap<String, Var>,
     /// Given tensors, which never change.
-    frozen: BTreeMap<String, Tensor>,
+    given: BTreeMap<String, Tensor>,
     buffers: BTreeMap<String, Var>,
-    source: Source,
+    source: ParamSource,
     rng: ChaCha8Rng,
     dtype: DType,
     device: Device,
@@ -47,7 +47,7 @@ pub(crate) struct Parts {
 
 /// Source of new parameters.
 #[derive(Debug)]
-enum Source {
+enum ParamSource {
     /// Each parameter's [`Init`].
     Init,
     /// Tensors by name, each removed when it is used, and the problems found so far.
@@ -71,26 +71,26 @@ impl Params {
     /// Returns an empty set whose parameters are initialised from `seed`; they depend on the order of creation, not on
     /// names.
     pub fn new(dtype: DType, device: &Device, seed: u64) -> Self {
-        Self::with_source(Source::Init, dtype, device, seed)
+        Self::with_source(ParamSource::Init, dtype, device, seed)
     }
 
     /// Returns an empty set whose parameters will be `tensors`, without a copy where possible. They receive no
     /// gradient, so computing with them builds no graph. [`Self::finish`] reports tensors that do not fit; their
     /// parameters take no memory.
     pub fn given(tensors: BTreeMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
-        Self::with_source(Source::Given { tensors, problems: Vec::new() }, dtype, device, 0)
+        Self::with_source(ParamSource::Given { tensors, problems: Vec::new() }, dtype, device, 0)
     }
 
     /// Returns an empty set whose parameters have names and shapes but take no memory; all are zeros.
     pub fn outline(dtype: DType, device: &Device) -> Self {
-        Self::with_source(Source::Outline, dtype, device, 0)
+        Self::with_source(ParamSource::Outline, dtype, device, 0)
     }
 
-    fn with_source(source: Source, dtype: DType, device: &Device, seed: u64) -> Self {
+    fn with_source(source: ParamSource, dtype: DType, device: &Device, seed: u64) -> Self {
         Self {
             trainable: BTreeMap::new(),
-            held: BTreeMap::new(),
             frozen: BTreeMap::new(),
+            given: BTreeMap::new(),
             buffers: BTreeMap::new(),
             source,
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -108,11 +108,11 @@ impl Params {
     /// lists up to 20 of them and their count.
     pub fn finish(&mut self) -> Result<()> {
         match &mut self.source {
-            Source::Given { tensors, problems } => {
+            ParamSource::Given { tensors, problems } => {
                 problems.extend(tensors.keys().map(|name| format!("unexpected {name}")));
                 misfit(problems)
             }
-            Source::Init | Source::Outline => Ok(()),
+            ParamSource::Init | ParamSource::Outline => Ok(()),
         }
     }
 
@@ -131,18 +131,18 @@ impl Params {
     pub fn freeze(&mut self, prefix: &str) -> Result<usize> {
         let is_under =
             |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        let (held, trainable): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        let (frozen, trainable): (BTreeMap<_, _>, BTreeMap<_, _>) =
             take(&mut self.trainable).into_iter().partition(|(name, _)| is_under(name));
         self.trainable = trainable;
-        if held.is_empty() {
+        if frozen.is_empty() {
             let mut known: Vec<&str> = self.trainable.keys().filter_map(|name| name.split('.').next()).collect();
             known.dedup();
             bail!("no trained parameter is under {prefix:?}; there are {}", known.join(", "));
         }
         let switches = self.frozen_statistics.iter().filter(|(path, _)| is_under(path));
         switches.for_each(|(_, switch)| switch.store(true, Ordering::Relaxed));
-        let num = held.values().map(|var| var.elem_count()).sum();
-        self.held.extend(held);
+        let num = frozen.values().map(|var| var.elem_count()).sum();
+        self.frozen.extend(frozen);
         Ok(num)
     }
 
@@ -159,9 +159,9 @@ impl Params {
     /// Returns the parameter or buffer of this name, outside any graph; it shares the memory, so later changes show in
     /// it.
     pub fn get(&self, name: &str) -> Option<Tensor> {
-        let maps = [&self.trainable, &self.held, &self.buffers];
+        let maps = [&self.trainable, &self.frozen, &self.buffers];
         let var = maps.into_iter().find_map(|vars| vars.get(name)).map(Var::as_detached_tensor);
-        var.or_else(|| self.frozen.get(name).cloned())
+        var.or_else(|| self.given.get(name).cloned())
     }
 
     /// Returns the parameter or buffer of this name; a trained parameter takes part in candle's graph.
@@ -201,8 +201,8 @@ impl Params {
         let tensors = |vars: &BTreeMap<String, Var>| -> BTreeMap<String, Tensor> {
             vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
         };
-        let mut fixed = tensors(&self.held);
-        fixed.extend(self.frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
+        let mut fixed = tensors(&self.frozen);
+        fixed.extend(self.given.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
         let frozen = self.frozen_statistics.keys().filter(|path| self.has_frozen_statistics(path));
         Parts {
             trained: tensors(&self.trainable),
@@ -219,14 +219,14 @@ impl Params {
 
     /// Number of elements of all parameters, trained, frozen or given, without buffers, as papers count them.
     pub fn num_parameters(&self) -> usize {
-        let vars = self.trainable.values().chain(self.held.values()).map(|var| var.as_tensor());
-        vars.chain(self.frozen.values()).map(Tensor::elem_count).sum()
+        let vars = self.trainable.values().chain(self.frozen.values()).map(|var| var.as_tensor());
+        vars.chain(self.given.values()).map(Tensor::elem_count).sum()
     }
 
     /// Returns the shape of every parameter and buffer by name.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
         let vars = self.variables().map(|(name, var)| (name, var.as_tensor()));
-        let all = vars.chain(self.frozen.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+        let all = vars.chain(self.given.iter().map(|(name, tensor)| (name.as_str(), tensor)));
         all.map(|(name, tensor)| (name.to_owned(), tensor.dims().to_vec())).collect()
     }
 
@@ -237,14 +237,14 @@ impl Params {
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let copy = |(name, var): (&str, &Var)| Ok((name.to_owned(), var.as_detached_tensor().copy()?));
         let mut state = self.variables().map(copy).collect::<Result<BTreeMap<_, _>>>()?;
-        state.extend(self.frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
+        state.extend(self.given.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
         Ok(state)
     }
 
     /// Returns every parameter and buffer in name order, sharing its memory.
     pub fn all(&self) -> BTreeMap<&str, Tensor> {
         let vars = self.variables().map(|(name, var)| (name, var.as_detached_tensor()));
-        vars.chain(self.frozen.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()))).collect()
+        vars.chain(self.given.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()))).collect()
     }
 
     /// Copies `state` into the parameters and buffers, all or nothing.
@@ -253,7 +253,7 @@ impl Params {
     /// When a name is missing, unexpected or has another shape or kind of number (float or integer): one error that
     /// lists up to 20 of them and their count. When the parameters were given or are an outline.
     pub fn load(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        if !matches!(self.source, Source::Init) {
+        if !matches!(self.source, ParamSource::Init) {
             bail!("parameters that were given cannot be loaded again");
         }
         let mut problems = Vec::new();
@@ -261,7 +261,7 @@ impl Params {
             problems.extend(problem(name, state.get(name), var.shape(), var.dtype()));
         }
         let known =
-            |name: &String| [&self.trainable, &self.held, &self.buffers].iter().any(|vars| vars.contains_key(name));
+            |name: &String| [&self.trainable, &self.frozen, &self.buffers].iter().any(|vars| vars.contains_key(name));
         problems.extend(state.keys().filter(|name| !known(name)).map(|name| format!("unexpected {name}")));
         misfit(&problems)?;
         let variables: Vec<(&str, &Var)> = self.variables().collect();
@@ -274,16 +274,16 @@ impl Params {
     }
 
     fn variables(&self) -> impl Iterator<Item = (&str, &Var)> {
-        self.trainable.iter().chain(&self.held).chain(&self.buffers).map(|(name, var)| (name.as_str(), var))
+        self.trainable.iter().chain(&self.frozen).chain(&self.buffers).map(|(name, var)| (name.as_str(), var))
     }
 
     /// Returns the initial value of `path`.
     fn start(&mut self, path: &str, shape: &Shape, dtype: DType, init: Init) -> Result<Tensor> {
         let zero = || Tensor::zeros((), dtype, &self.device)?.broadcast_as(shape);
         match &mut self.source {
-            Source::Init => {}
-            Source::Outline => return zero(),
-            Source::Given { tensors, problems } => {
+            ParamSource::Init => {}
+            ParamSource::Outline => return zero(),
+            ParamSource::Given { tensors, problems } => {
                 let tensor = tensors.remove(path);
                 return match (problem(path, tensor.as_ref(), shape, dtype), tensor) {
                     (None, Some(tensor)) => tensor.to_dtype(dtype)?.to_device(&self.device)?.contiguous(),
@@ -389,8 +389,8 @@ impl Scope<'_> {
     pub fn param(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
         let (path, dtype) = (self.new_path(name)?, self.params.dtype);
         let start = self.params.start(&path, &shape.into(), dtype, init)?;
-        if !matches!(self.params.source, Source::Init) {
-            self.params.frozen.insert(path, start.clone());
+        if !matches!(self.params.source, ParamSource::Init) {
+            self.params.given.insert(path, start.clone());
             return Ok(start);
         }
         let var = Var::from_tensor(&start)?;
@@ -423,9 +423,9 @@ impl Scope<'_> {
 
     fn new_path(&self, name: &str) -> Result<String> {
         let path = self.path(name);
-        let Params { trainable, held, frozen, buffers, .. } = &*self.params;
-        let is_held = held.contains_key(&path) || frozen.contains_key(&path);
-        if is_held || trainable.contains_key(&path) || buffers.contains_key(&path) {
+        let Params { trainable, frozen, given, buffers, .. } = &*self.params;
+        let is_fixed = frozen.contains_key(&path) || given.contains_key(&path);
+        if is_fixed || trainable.contains_key(&path) || buffers.contains_key(&path) {
             bail!("two parameters are named {path}");
         }
         Ok(path)

@@ -6,7 +6,7 @@
 //!
 //! Opcodes are as documented in Python's `pickletools`; strings of Python 2 are [`Value::Bytes`].
 
-mod machine;
+mod interpreter;
 mod text;
 
 #[cfg(test)]
@@ -111,7 +111,7 @@ impl<'a> Pickle<'a> {
     /// Python (an extension code, an out-of-band buffer); when there are more than 2^22 values. Memory stays within a
     /// constant times the bytes read.
     pub fn read(bytes: &'a [u8]) -> Result<Self, PickleError> {
-        machine::Machine::new(bytes).run()
+        interpreter::Interpreter::new(bytes).run()
     }
 
     /// Returns the id of the outermost value, the pickled object.

@@ -14,7 +14,8 @@ mod lr_range;
 mod outcome;
 mod presets;
 mod rehearsal;
-mod runs;
+mod run;
+
 mod start;
 mod state;
 mod step_config;
@@ -33,7 +34,7 @@ pub use lr_range::{LrPoint, LrRange};
 pub use outcome::{ArmOutcome, Event, Outcome, PairedTest};
 pub use presets::{preset, preset_names};
 pub use rehearsal::{MemoryEstimate, Rehearsal};
-pub use runs::{Progressed, Provenance, Run};
+pub use run::{Progressed, Provenance, Run};
 pub use state::{Position, TrainState, states_folder};
 pub use step_config::StepConfig;
 pub use trainer::{State, Trainer};

@@ -61,13 +61,13 @@ const PROJECTION: &str = "projection";
 /// # }
 /// ```
 pub struct Trainer {
-    engine: Box<dyn Engine>,
+    engine: Box<dyn DeviceTrainer>,
     outline: Outline,
     trains_head: bool,
 }
 
 /// A trainer on a device.
-trait Engine: Send {
+trait DeviceTrainer: Send {
     fn step(&mut self, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>>;
     fn report(&self) -> Result<StepReport>;
     fn without_gradient(&self) -> &[String];
@@ -214,7 +214,7 @@ struct New<'a> {
 }
 
 impl Work for New<'_> {
-    type Output = Result<Box<dyn Engine>>;
+    type Output = Result<Box<dyn DeviceTrainer>>;
 
     fn on<B: Kernels>(self, backend: &B) -> Self::Output {
         Ok(Box::new(TrainerOn::new(backend, self)?))
@@ -396,7 +396,7 @@ impl<B: Kernels> Part<B> {
     }
 }
 
-impl<B: Kernels> Engine for TrainerOn<B> {
+impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
     fn step(&mut self, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
         B::enter(|| self.step_inside(batch, step, lr))
     }

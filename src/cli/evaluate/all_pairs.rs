@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
 
-use super::Run;
+use super::Job;
 use super::output::{Output, Pairs, title};
 use super::provenance::sha256_of_images;
 use crate::cli::progress::Progress;
@@ -13,7 +13,7 @@ use crate::data::{Dataset, open_source, read_conditions, rows_without_images};
 use crate::eval::{Evaluation, MaskedFaces, compare_all_pairs, figures};
 
 /// Evaluates every model.
-pub(super) fn measure(run: &Run) -> Result<Output> {
+pub(super) fn measure(run: &Job) -> Result<Output> {
     let config = &run.config.eval;
     let source = open_source(run.root()?)?;
     let images = source.images.as_ref();

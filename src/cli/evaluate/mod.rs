@@ -87,7 +87,7 @@ struct Named {
 }
 
 /// Inputs shared by all protocols.
-struct Run<'a> {
+struct Job<'a> {
     args: &'a EvaluateArgs,
     models: &'a [Named],
     config: &'a Config,
@@ -171,7 +171,7 @@ impl EvaluateArgs {
         self.settings.apply(&mut config, &self.hub)?;
         let outputs = Outputs::new(&self)?;
         let stop = interrupt::flag()?;
-        let run = Run { args: &self, models: &models, config: &config, machine: &machine, outputs: &outputs, stop };
+        let run = Job { args: &self, models: &models, config: &config, machine: &machine, outputs: &outputs, stop };
         let output = match self.protocol {
             Protocol::Pairs => pairs::measure(&run)?,
             Protocol::AllPairs => all_pairs::measure(&run)?,
@@ -186,7 +186,7 @@ impl EvaluateArgs {
     }
 }
 
-impl Run<'_> {
+impl Job<'_> {
     /// Returns the path given by `--data`, which this protocol requires.
     fn root(&self) -> Result<&Path> {
         let root = self.config.data.root.as_deref();

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use image::RgbImage;
 use serde_json::{Map, Value, json};
 
-use super::{Named, Protocol, Run};
+use super::{Job, Named, Protocol};
 use crate::cli::tell;
 use crate::cli::{print, print_json};
 use crate::data::Dataset;
@@ -39,7 +39,7 @@ impl Output {
     /// Records a model's results in one setting, and writes its scores if a folder for them is given.
     pub fn take(
         &mut self,
-        run: &Run,
+        run: &Job,
         model: &str,
         setting: &str,
         figures: &Figures,
@@ -66,7 +66,7 @@ impl Output {
     }
 
     /// Prints the figures and writes the report, if one is requested.
-    pub fn finish(self, run: &Run) -> Result<()> {
+    pub fn finish(self, run: &Job) -> Result<()> {
         let record = self.record(run)?;
         let text = self.text(run)?;
         if run.args.json {
@@ -82,7 +82,7 @@ impl Output {
         Ok(())
     }
 
-    fn text(&self, run: &Run) -> Result<String> {
+    fn text(&self, run: &Job) -> Result<String> {
         let names = || run.models.iter().map(|m| m.name.as_str());
         let mut text = format!("{}:\n", self.title);
         let evaluations: Vec<(&str, &Evaluation)> = names().zip(&self.evaluations).collect();
@@ -113,7 +113,7 @@ impl Output {
     }
 
     /// Returns the figures as JSON, with everything needed to reproduce them.
-    fn record(&self, run: &Run) -> Result<Value> {
+    fn record(&self, run: &Job) -> Result<Value> {
         let mut models = Map::new();
         for (i, named) in run.models.iter().enumerate() {
             let mut model = json!({
@@ -193,7 +193,7 @@ fn file_name(model: &str) -> String {
 }
 
 /// Returns everything needed to reproduce the evaluation, as human-readable rows.
-fn provenance(run: &Run, record: &Value) -> Vec<(String, String)> {
+fn provenance(run: &Job, record: &Value) -> Vec<(String, String)> {
     let mut lines = Vec::new();
     let mut add = |name: &str, what: String| lines.push((name.to_owned(), what));
     for named in run.models {

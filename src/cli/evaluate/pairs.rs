@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use image::RgbImage;
 
-use super::Run;
+use super::Job;
 use super::output::{Output, Pairs, title};
 use super::provenance::sha256_of_images;
 use crate::cli::progress::Progress;
@@ -13,7 +13,7 @@ use crate::eval::{Evaluation, Figures, MaskedFaces, compare, compare_as_is, figu
 use crate::report::REAL_MASKS;
 
 /// Evaluates every model.
-pub(super) fn measure(run: &Run) -> Result<Output> {
+pub(super) fn measure(run: &Job) -> Result<Output> {
     let config = &run.config.eval;
     let test = run.config.data.open_test()?;
     let photos = run.config.data.open_real_masks()?;

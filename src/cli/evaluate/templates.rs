@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 
-use super::Run;
+use super::Job;
 use super::output::{Output, Pairs, TEMPLATES};
 use super::provenance::sha256_of_images;
 use crate::cli::progress::Progress;
@@ -13,7 +13,7 @@ use crate::eval::{EmbedConfig, FMR_TARGETS, Figures, Searches, Templates, embed}
 use crate::report::Searched;
 
 /// Evaluates every model.
-pub(super) fn measure(run: &Run) -> Result<Output> {
+pub(super) fn measure(run: &Job) -> Result<Output> {
     let config = &run.config.eval;
     let root = run.root()?;
     let set = TemplateSet::open(root)?;

@@ -10,7 +10,7 @@ use super::export::{Export, ExportImage};
 use super::file::RandomFile;
 use crate::data::dataset::Dataset;
 use crate::data::decode::is_image;
-use crate::data::source::OnBroken;
+use crate::data::splits::OnBroken;
 use crate::error::{Error, Result};
 use crate::files::UnfinishedFolder;
 

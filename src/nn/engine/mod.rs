@@ -16,5 +16,5 @@ mod tape;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use network::{Inference, Lowered, Network, Recording};
+pub(crate) use network::{InferenceNetwork, Lowered, Network, Recording};
 pub use schedule::Activations;

@@ -36,7 +36,7 @@ pub(crate) struct Network<B: Kernels> {
 
 /// A network for inference, with the weights it had when it was prepared.
 #[derive(Debug)]
-pub(crate) struct Inference<B: Kernels> {
+pub(crate) struct InferenceNetwork<B: Kernels> {
     network: Network<B>,
     /// By view.
     norms: Vec<Option<B::Norm>>,
@@ -78,7 +78,7 @@ pub(crate) struct Recording<'a, B: Kernels> {
 #[derive(Clone, Copy)]
 enum Weights<'a, B: Kernels> {
     Trained(&'a DeviceParams<B>),
-    Prepared(&'a Inference<B>),
+    Prepared(&'a InferenceNetwork<B>),
 }
 
 impl<'a, B: Kernels> Weights<'a, B> {
@@ -294,7 +294,7 @@ impl Lowered {
     }
 }
 
-impl<B: Kernels> Inference<B> {
+impl<B: Kernels> InferenceNetwork<B> {
     /// Returns a network for inference with these parameters, which are freed one by one if nothing else holds them. Other
     /// numbers of images than it was lowered for work, but may be slower.
     ///

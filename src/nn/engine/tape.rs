@@ -8,7 +8,7 @@ use candle_core::{Result, bail};
 use super::fold::Folding;
 use super::program::{Program, Step, ViewId};
 use super::schedule::Schedule;
-use crate::ops::backend::{Buffer, BufferId, Layout, NormGrad};
+use crate::ops::backend::{Buffer, BufferId, MemoryLayout, NormGrad};
 
 /// A step of the program with the buffers that it reads and writes.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,7 +104,7 @@ pub(super) struct Tape {
     pub output: BufferId,
     /// Buffer of the gradient of the output's view, which the backward pass starts from.
     pub gradient: BufferId,
-    pub layout: Arc<Layout>,
+    pub layout: Arc<MemoryLayout>,
 }
 
 impl Tape {
@@ -165,7 +165,7 @@ impl Tape {
                 *alive = if alive.end == 0 { moment } else { alive.start }..moment + 1;
             }
         }
-        Self { forward, backward, images, output, gradient, layout: Arc::new(Layout::new(buffers)) }
+        Self { forward, backward, images, output, gradient, layout: Arc::new(MemoryLayout::new(buffers)) }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device as Candle, Result, Tensor};
 
-use super::{Activations, Inference, Lowered, Network};
+use super::{Activations, InferenceNetwork, Lowered, Network};
 use crate::gpu::tests::{device, read, upload};
 use crate::gpu::{Array, Device, Element, GpuBackend};
 use crate::nn::device_params::{DeviceParams, Group};
@@ -109,9 +109,9 @@ fn training<B: Kernels>(
     Ok((network, DeviceParams::new(backend, params.parts(), orders)?))
 }
 
-fn inference<B: Kernels>((graph, params): &(Graph, Params), backend: &B) -> Result<Inference<B>> {
+fn inference<B: Kernels>((graph, params): &(Graph, Params), backend: &B) -> Result<InferenceNetwork<B>> {
     let lowered = Lowered::of(graph, params, [3, SIDE], backend)?;
-    Inference::new(lowered, params.parts(), backend)
+    InferenceNetwork::new(lowered, params.parts(), backend)
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::{Backend, BufferId, Layout, Order};
+use super::{Backend, BufferId, MemoryLayout, Order};
 use crate::ops::channels::Constants;
 use crate::ops::conv::{ConvConfig, ConvolutionPass};
 pub use crate::ops::pixels::Activation;
@@ -60,7 +60,7 @@ pub trait Kernels: Backend {
     fn mask(&self, factors: Vec<f32>, shape: [usize; 4]) -> Result<Self::Mask>;
 
     /// Returns the buffers for `n` images, of unspecified value.
-    fn memory(&self, layout: &Arc<Layout>, pool: &Self::Pool, n: usize) -> Result<Self::Memory>;
+    fn memory(&self, layout: &Arc<MemoryLayout>, pool: &Self::Pool, n: usize) -> Result<Self::Memory>;
     /// Ends the lifetime of the buffers that were used last at this moment.
     fn release(&self, memory: &mut Self::Memory, moment: usize);
     /// Writes images to their buffer.

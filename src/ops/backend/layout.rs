@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// Index of a buffer in its [`Layout`].
+/// Index of a buffer in its [`MemoryLayout`].
 pub type BufferId = usize;
 
 /// Memory that is needed for part of a pass.
@@ -25,7 +25,7 @@ impl Buffer {
 
 /// The buffers of a pass.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub struct MemoryLayout {
     /// The buffers.
     pub buffers: Vec<Buffer>,
     /// Start of each buffer in a block that holds all of them, for one image.
@@ -40,7 +40,7 @@ pub struct Layout {
 /// page, and a load waits for an earlier store to the same place of another page.
 const SKEW: usize = 5 * 16;
 
-impl Layout {
+impl MemoryLayout {
     /// Returns a layout in which no two buffers overlap that are alive at the same time.
     pub fn new(buffers: Vec<Buffer>) -> Self {
         let (begins, len) = lay_out(&buffers);
@@ -127,7 +127,7 @@ mod tests {
                 }
             }
             assert!(len >= least(&buffers));
-            let layout = Layout::new(buffers.clone());
+            let layout = MemoryLayout::new(buffers.clone());
             for n in [1, 3] {
                 for i in 0..num {
                     let place = layout.place(i, n);

@@ -19,7 +19,7 @@ pub use kernels::{
     Activation, ConvShape, FullGrad, Grads, Kernels, NormGrad, NormParams, Part, Place, Scale, Scaling, Source,
     Statistics, Sums, Weight,
 };
-pub use layout::{Buffer, BufferId, Layout};
+pub use layout::{Buffer, BufferId, MemoryLayout};
 pub use order::Order;
 
 /// A device. Arrays are f32 in its memory; work is done in the order of the calls, and a GPU's is waited for only where

@@ -10,9 +10,9 @@ mod depthwise;
 mod direct;
 mod grouped;
 mod kernel;
+mod method;
 mod patches;
 mod report;
-mod single;
 mod winograd;
 
 #[cfg(test)]
@@ -21,8 +21,8 @@ mod tests;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 pub(crate) use self::kernel::{Epilogue, Prologue};
+pub(crate) use self::method::{Conv, Filter};
 pub use self::report::ConvolutionPass;
-pub(crate) use self::single::{Conv, Filter};
 use super::slice::{self, for_float};
 
 /// Stride, zero padding and number of groups of a convolution, the same for rows and columns.

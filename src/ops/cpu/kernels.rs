@@ -6,8 +6,8 @@ use candle_core::{Result, Tensor, bail};
 
 use super::Cpu;
 use crate::ops::backend::{
-    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, Layout, NormGrad, NormParams, Order, Part, Place, Scale,
-    Scaling, Source, Statistics, Sums, Weight,
+    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, MemoryLayout, NormGrad, NormParams, Order, Part, Place,
+    Scale, Scaling, Source, Statistics, Sums, Weight,
 };
 use crate::ops::batch_norm::{self, EPS, MOMENTUM, Stats};
 use crate::ops::channels::{self, Constants, Normalised, Seen};
@@ -41,14 +41,14 @@ impl Pool {
 
 /// Buffers of a pass in one block.
 #[derive(Debug)]
-pub struct Memory {
-    layout: Arc<Layout>,
+pub struct PassBlock {
+    layout: Arc<MemoryLayout>,
     pool: Pool,
     n: usize,
     block: Vec<f32>,
 }
 
-impl Drop for Memory {
+impl Drop for PassBlock {
     fn drop(&mut self) {
         self.pool.give(std::mem::take(&mut self.block));
     }
@@ -57,7 +57,7 @@ impl Drop for Memory {
 /// The block without one buffer.
 #[derive(Clone, Copy)]
 struct Others<'a> {
-    layout: &'a Layout,
+    layout: &'a MemoryLayout,
     n: usize,
     before: &'a [f32],
     after: &'a [f32],
@@ -80,7 +80,7 @@ impl<'a> Others<'a> {
     }
 }
 
-impl Memory {
+impl PassBlock {
     fn get(&self, buffer: BufferId) -> &[f32] {
         &self.block[self.layout.place(buffer, self.n)]
     }
@@ -124,7 +124,7 @@ impl<'a> Part<'a, Cpu> {
 }
 
 impl Kernels for Cpu {
-    type Memory = Memory;
+    type Memory = PassBlock;
     type Pool = Pool;
     type Images = Tensor;
     type Norm = Normalised;
@@ -154,19 +154,19 @@ impl Kernels for Cpu {
         Ok(factors)
     }
 
-    fn memory(&self, layout: &Arc<Layout>, pool: &Pool, n: usize) -> Result<Memory> {
-        Ok(Memory { layout: layout.clone(), pool: pool.clone(), n, block: pool.take(layout.len(n)) })
+    fn memory(&self, layout: &Arc<MemoryLayout>, pool: &Pool, n: usize) -> Result<PassBlock> {
+        Ok(PassBlock { layout: layout.clone(), pool: pool.clone(), n, block: pool.take(layout.len(n)) })
     }
 
-    fn release(&self, _memory: &mut Memory, _moment: usize) {}
+    fn release(&self, _memory: &mut PassBlock, _moment: usize) {}
 
-    fn load(&self, memory: &mut Memory, images: &Tensor, to: BufferId) -> Result<()> {
+    fn load(&self, memory: &mut PassBlock, images: &Tensor, to: BufferId) -> Result<()> {
         let (_, c, h, w) = images.dims4()?;
         channels::to_channels_last(&Values::of("images", images)?, c, h * w, memory.get_mut(to));
         Ok(())
     }
 
-    fn set(&self, memory: &mut Memory, to: BufferId, values: &Vec<f32>) -> Result<()> {
+    fn set(&self, memory: &mut PassBlock, to: BufferId, values: &Vec<f32>) -> Result<()> {
         let to = memory.get_mut(to);
         if values.len() != to.len() {
             bail!("expected {} values, found {}", to.len(), values.len());
@@ -175,7 +175,7 @@ impl Kernels for Cpu {
         Ok(())
     }
 
-    fn get(&self, memory: &mut Memory, x: Source<Self>, c: usize) -> Result<Vec<f32>> {
+    fn get(&self, memory: &mut PassBlock, x: Source<Self>, c: usize) -> Result<Vec<f32>> {
         let values = memory.get(x.buffer);
         let mut y = vec![0.0; values.len()];
         channels::write(seen(values, x), c, &mut y);
@@ -184,7 +184,7 @@ impl Kernels for Cpu {
 
     fn norm(
         &self,
-        memory: &Memory,
+        memory: &PassBlock,
         x: BufferId,
         c: usize,
         params: NormParams<Self>,
@@ -230,7 +230,7 @@ impl Kernels for Cpu {
 
     fn conv(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassBlock,
         conv: &ConvShape,
         x: Source<Self>,
         weight: Weight<Self>,
@@ -253,26 +253,26 @@ impl Kernels for Cpu {
         Ok(())
     }
 
-    fn sum(&self, memory: &mut Memory, a: Source<Self>, b: Source<Self>, c: usize, y: BufferId) -> Result<()> {
+    fn sum(&self, memory: &mut PassBlock, a: Source<Self>, b: Source<Self>, c: usize, y: BufferId) -> Result<()> {
         let (y, others) = memory.split(y);
         channels::add(others.seen(a), others.seen(b), c, y);
         Ok(())
     }
 
-    fn apply(&self, memory: &mut Memory, x: Source<Self>, c: usize, y: BufferId) -> Result<()> {
+    fn apply(&self, memory: &mut PassBlock, x: Source<Self>, c: usize, y: BufferId) -> Result<()> {
         let (y, others) = memory.split(y);
         channels::write(others.seen(x), c, y);
         Ok(())
     }
 
-    fn sums(&self, memory: &mut Memory, of: Sums<Self>, [_, h, w, c]: [usize; 4], y: BufferId) -> Result<()> {
+    fn sums(&self, memory: &mut PassBlock, of: Sums<Self>, [_, h, w, c]: [usize; 4], y: BufferId) -> Result<()> {
         let Sums { x, with, factor } = of;
         let (y, others) = memory.split(y);
         pixels::sums(others.seen(x), with.map(|with| others.get(with)), [h * w, c], factor, y);
         Ok(())
     }
 
-    fn scale(&self, memory: &mut Memory, of: Scale<Self>, [.., c]: [usize; 4], y: BufferId) -> Result<()> {
+    fn scale(&self, memory: &mut PassBlock, of: Scale<Self>, [.., c]: [usize; 4], y: BufferId) -> Result<()> {
         let Scale { x, by, factor, plus } = of;
         let (y, others) = memory.split(y);
         let [x, plus] = [x, plus].map(|source| source.map(|source| others.seen(source)));
@@ -282,7 +282,7 @@ impl Kernels for Cpu {
 
     fn activate(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassBlock,
         x: Source<Self>,
         activation: Activation,
         c: usize,
@@ -295,7 +295,7 @@ impl Kernels for Cpu {
 
     fn flatten(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassBlock,
         x: Source<Self>,
         [_, h, w, c]: [usize; 4],
         mask: Option<&Vec<f32>>,
@@ -311,7 +311,7 @@ impl Kernels for Cpu {
 
     fn full(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassBlock,
         flat: BufferId,
         weight: Part<Self>,
         bias: Option<Part<Self>>,
@@ -325,7 +325,7 @@ impl Kernels for Cpu {
 
     fn conv_grad_w(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassBlock,
         conv: &ConvShape,
         x: Source<Self>,
         gy: BufferId,
@@ -339,7 +339,7 @@ impl Kernels for Cpu {
 
     fn conv_grad_x(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassBlock,
         conv: &ConvShape,
         gy: BufferId,
         weight: Part<Self>,
@@ -354,7 +354,7 @@ impl Kernels for Cpu {
 
     fn norm_backward(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassBlock,
         norm: &Normalised,
         NormGrad { x, gy, direct }: NormGrad,
         _c: usize,
@@ -373,7 +373,7 @@ impl Kernels for Cpu {
 
     fn activate_backward(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassBlock,
         y: BufferId,
         gy: BufferId,
         activation: Activation,
@@ -387,7 +387,7 @@ impl Kernels for Cpu {
     /// The transposed gradient overwrites the flattened input.
     fn full_backward(
         &self,
-        memory: &mut Memory,
+        memory: &mut PassBlock,
         task: FullGrad<Self>,
         weight: Part<Self>,
         grads: Grads<Self>,

@@ -13,7 +13,7 @@ const MAX_VALUES: usize = 1 << 22;
 /// Result of an operation; the error says why it failed.
 type Step<T = ()> = Result<T, String>;
 
-pub(super) struct Machine<'a> {
+pub(super) struct Interpreter<'a> {
     bytes: &'a [u8],
     at: usize,
     values: Vec<Value<'a>>,
@@ -23,7 +23,7 @@ pub(super) struct Machine<'a> {
     memo: BTreeMap<u32, Id>,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> Interpreter<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 0, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() }
     }
