@@ -21,6 +21,7 @@ const TENSORBOARD_FOLDER: &str = "tensorboard";
 
 /// Figures of one training step. In a file, those that are not finite are `null`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StepReport {
     /// The total loss: `margin_loss + lambda * distill_loss`.
     #[serde(with = "finite")]
@@ -65,6 +66,7 @@ impl StepReport {
 
 /// Speed of the training at a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Speed {
     /// Seconds of training so far, without evaluations.
     pub seconds: f64,
@@ -78,6 +80,7 @@ pub struct Speed {
 
 /// A training step, one line of `steps.jsonl`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StepRecord {
     /// Step number, from 1.
     pub step: usize,
@@ -110,6 +113,7 @@ mod finite {
 
 /// An evaluation between two epochs, one line of `evaluations.jsonl`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct EvaluationRecord {
     /// Training steps before the evaluation.
     pub step: usize,

@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "npy",
         ],
     ),
-    ("report", &["records", "eval", "files"]),
+    ("report", &["records", "eval", "models", "preprocessing", "files"]),
     ("records", &["eval", "files", "tensorboard"]),
     (
         "train",

@@ -64,7 +64,8 @@ fn a_network_is_found_whatever_head_lies_beside_it() -> Result<()> {
         for (name, shape) in beside {
             tensors.insert(name.clone(), Tensor::ones(shape.as_slice(), DType::F32, &Device::Cpu)?);
         }
-        let built = recognise(tensors).and_then(|found| found.build(DType::F32, &Device::Cpu));
+        let built =
+            recognise(tensors).map_err(maskinv::Error::from).and_then(|found| found.build(DType::F32, &Device::Cpu));
         match (built, refusal) {
             (Ok(model), None) => assert_is_the_network(prefix, &model, &expected.y)?,
             (Err(error), Some(words)) => assert!(error.to_string().contains(words.as_str()), "{beside:?}: {error}"),

@@ -117,7 +117,10 @@ fn a_training_that_stops_anywhere_ends_as_one_that_never_did() -> Result<()> {
         }
         for arm in Arm::PAPER {
             let records = |out: &Path| -> Result<Vec<StepRecord>> {
-                let timeless = |r| StepRecord { speed: Speed::default(), ..r };
+                let timeless = |mut record: StepRecord| {
+                    record.speed = Speed::default();
+                    record
+                };
                 Ok(read_steps(&out.join(arm.name()))?.into_iter().map(timeless).collect())
             };
             let (found, expected) = (records(&stopped)?, records(&whole)?);

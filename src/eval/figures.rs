@@ -13,6 +13,7 @@ pub const FMR_TARGETS: [f64; 6] = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
 
 /// Error rates at the threshold for a target false match rate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct AtFmr {
     /// Target false match rate.
     pub fmr_target: f64,
@@ -32,6 +33,7 @@ pub struct AtFmr {
 
 /// All metrics of one set of comparisons.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SettingResult {
     /// Error rates and score statistics over all pairs.
     #[serde(flatten)]

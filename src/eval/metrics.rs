@@ -32,6 +32,7 @@ pub struct Scores {
 
 /// Metrics of one set of [`Scores`]; rates are in `[0, 1]`, not per cent.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Metrics {
     /// Equal error rate: where the straight lines between neighbouring operating points `(FMR, FNMR)` meet the diagonal
     /// `FMR = FNMR`. An operating point on the diagonal needs no interpolation.

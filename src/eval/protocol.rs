@@ -33,6 +33,7 @@ use crate::models::Model;
 /// # }
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Evaluation {
     /// Results by setting.
     pub settings: BTreeMap<Setting, SettingResult>,

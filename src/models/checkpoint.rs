@@ -28,6 +28,7 @@ const THRESHOLDS_KEY: &str = "maskinv.thresholds";
 
 /// A frozen backbone, with how it was recognised and notes on its file.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Loaded {
     /// The backbone.
     pub model: Model,
@@ -43,6 +44,7 @@ pub struct Loaded {
 
 /// A file format of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Format {
     /// Named tensors and metadata.
     Safetensors,

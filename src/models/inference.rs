@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn pixels_and_tensors_give_the_embeddings_of_the_cpu() -> Result<()> {
+    fn pixels_and_tensors_give_the_embeddings_of_the_cpu() -> crate::Result<()> {
         let config =
             ModelConfig { arch: crate::models::Arch::R18, width: 0.25, input_size: 32, ..ModelConfig::default() };
         let rgb: Vec<u8> = (0..2 * 3 * 32 * 32).map(|i| (i * 31 % 251) as u8).collect();
@@ -263,7 +263,7 @@ mod tests {
             let model = model.on(&Machine::of_tests(Precision::F32));
             let network = model.inference(2)?;
             let pixels = |rgb: &[u8]| Pixels { values: rgb.to_vec(), num_images: rgb.len() / 3072, size: 32 };
-            let by_pixels = network.run_pixels(&pixels(&rgb)).map_err(candle_core::Error::wrap)?;
+            let by_pixels = network.run_pixels(&pixels(&rgb))?;
             for found in [by_pixels, network.run(&images)?] {
                 assert!(cosines(&found, &expected)?.iter().all(|c| *c > 1.0 - 1e-6), "{channels:?}");
             }

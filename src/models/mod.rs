@@ -36,6 +36,7 @@ use crate::preprocessing::Preprocessing;
 /// The architectures that can be built by name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Arch {
     /// IResNet with 2, 2, 2, 2 blocks.
     R18,
@@ -170,6 +171,7 @@ impl ModelConfig {
 
 /// A network recognised in a file as one of ours.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Found {
     /// How the network was recognised.
     pub layout: Layout,
@@ -189,7 +191,7 @@ impl Found {
     ///
     /// # Errors
     /// When the names and shapes are not exactly that network's: one error that lists up to 20 of them and their count.
-    pub fn build(self, dtype: DType, device: &Device) -> Result<Model> {
+    pub fn build(self, dtype: DType, device: &Device) -> crate::Result<Model> {
         let model = Model::build(&self.config, Params::given(self.tensors, dtype, device))?;
         Ok(model.with_preprocessing(self.preprocessing.unwrap_or_default()))
     }
@@ -201,7 +203,7 @@ impl Found {
 /// use candle_core::{DType, Device, Tensor};
 /// use maskinv::models::{Arch, Model, ModelConfig};
 ///
-/// # fn main() -> candle_core::Result<()> {
+/// # fn main() -> maskinv::Result<()> {
 /// let config = ModelConfig { arch: Arch::R18, width: 0.125, input_size: 32, ..ModelConfig::default() };
 /// let model = Model::new(&config, &Device::Cpu, 0)?;
 /// let images = Tensor::zeros((2, 3, 32, 32), DType::F32, &Device::Cpu)?;
@@ -225,7 +227,7 @@ impl Model {
     ///
     /// # Errors
     /// When the config is out of range or memory cannot be allocated.
-    pub fn new(config: &ModelConfig, device: &Device, seed: u64) -> Result<Self> {
+    pub fn new(config: &ModelConfig, device: &Device, seed: u64) -> crate::Result<Self> {
         Self::build(config, Params::new(DType::F32, device, seed))
     }
 
@@ -233,7 +235,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Self::new`], and when the names and shapes are not exactly this network's.
-    pub fn frozen(config: &ModelConfig, state: BTreeMap<String, Tensor>, device: &Device) -> Result<Self> {
+    pub fn frozen(config: &ModelConfig, state: BTreeMap<String, Tensor>, device: &Device) -> crate::Result<Self> {
         Self::build(config, Params::given(state, DType::F32, device))
     }
 
@@ -241,7 +243,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn outline(config: &ModelConfig) -> Result<Self> {
+    pub fn outline(config: &ModelConfig) -> crate::Result<Self> {
         Self::build(config, Params::outline(DType::F32, &Device::Cpu))
     }
 
@@ -249,8 +251,8 @@ impl Model {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn build(config: &ModelConfig, mut params: Params) -> Result<Self> {
-        config.validate().map_err(candle_core::Error::wrap)?;
+    pub fn build(config: &ModelConfig, mut params: Params) -> crate::Result<Self> {
+        config.validate()?;
         let p = params.root();
         let graph = match config.arch.layers() {
             Some(layers) => IResNetConfig::of(config, layers).build(p)?,

@@ -29,7 +29,7 @@ impl Outline {
     }
 
     /// Returns a frozen network with these parameters and buffers.
-    pub fn model(&self, state: BTreeMap<String, Tensor>) -> Result<Model> {
+    pub fn model(&self, state: BTreeMap<String, Tensor>) -> crate::Result<Model> {
         let model = Model::frozen(&self.config, state, &Device::Cpu)?;
         Ok(model.with_preprocessing(self.preprocessing.clone()).on(&self.machine))
     }
@@ -94,7 +94,7 @@ impl<B: Kernels> Trainable<B> {
 /// use maskinv::nn::engine::Activations;
 /// use maskinv::optim::{OptimConfig, Optimizer};
 ///
-/// # fn main() -> candle_core::Result<()> {
+/// # fn main() -> maskinv::Result<()> {
 /// let config = ModelConfig { arch: Arch::R18, width: 0.125, input_size: 32, ..ModelConfig::default() };
 /// let mut network = Model::new(&config, &Device::Cpu, 0)?.into_training(Activations::Kept)?;
 /// let mut optimizer = Optimizer::new(&OptimConfig::default(), &network)?;
@@ -114,6 +114,7 @@ pub struct Training {
 
 /// A recorded forward pass, for its backward pass.
 #[derive(Debug)]
+#[must_use = "a pass that does not go backward trains nothing"]
 pub struct RecordedPass<'a> {
     recorded: Recording<'a, Cpu>,
     params: &'a mut DeviceParams<Cpu>,
@@ -157,7 +158,7 @@ impl Training {
     ///
     /// # Errors
     /// When memory for the copy cannot be allocated.
-    pub fn model(&self) -> Result<Model> {
+    pub fn model(&self) -> crate::Result<Model> {
         self.network.outline.model(self.params.state()?)
     }
 

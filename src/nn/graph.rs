@@ -8,6 +8,7 @@ pub type NodeId = usize;
 
 /// Operation of a node.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Op {
     /// The input images.
     Input,

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::Report;
 use crate::error::{Error, Result};
+use crate::eval::{Histogram, Identification, OperatingPoint, SettingResult};
 use crate::files::folder_of;
+use crate::models::ModelConfig;
+use crate::preprocessing::Preprocessing;
 
 /// Name of the file in the folder of a report.
 pub const REPORT_FILE: &str = "report.json";
@@ -16,19 +19,81 @@ pub const REPORT_FILE: &str = "report.json";
 /// Setting of photos of people with real masks, compared as they are.
 pub const REAL_MASKS: &str = "real-masks";
 
-/// Returns the report's record with curves, histograms, names of score files and the order of models added.
+/// Figures of an evaluation, with everything needed to reproduce them.
+#[derive(Clone, Debug, Serialize)]
+pub struct EvaluationReport {
+    /// Version of this crate.
+    pub version: &'static str,
+    /// Commit that the crate was built from.
+    pub commit: &'static str,
+    /// Machine that the networks ran on.
+    pub device: String,
+    /// Number of worker threads.
+    pub threads: usize,
+    /// Name of the protocol.
+    pub protocol: String,
+    /// Description of the pairs and where they are from.
+    pub test_set: String,
+    /// SHA-256 of the test set's images and pairs, if it was computed.
+    pub test_set_sha256: Option<String>,
+    /// All settings, as the program that made the report has them.
+    pub config: Value,
+    /// The models by name.
+    pub models: BTreeMap<String, ModelReport>,
+    /// Figures of each model on photos of people with real masks.
+    pub real_masks: BTreeMap<String, SettingResult>,
+}
+
+/// A model and its figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelReport {
+    /// File that it was loaded from.
+    pub file: String,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// The network.
+    pub network: ModelConfig,
+    /// Preprocessing of its input.
+    pub preprocessing: Preprocessing,
+    /// Figures by setting.
+    pub settings: BTreeMap<String, SettingResult>,
+    /// Figures of searches by gallery.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub galleries: BTreeMap<String, Identification>,
+}
+
+/// What `report.json` holds.
+#[derive(Serialize)]
+struct Written<'a> {
+    #[serde(flatten)]
+    report: &'a EvaluationReport,
+    curves: BTreeMap<&'a str, BTreeMap<&'a str, Drawn<'a>>>,
+    /// Names of the models, in the order in which they were measured.
+    order: Vec<&'a str>,
+}
+
+/// Curves of a model in a setting.
+#[derive(Serialize)]
+struct Drawn<'a> {
+    curve: &'a [OperatingPoint],
+    histogram: &'a Histogram,
+    /// Name of the score file.
+    scores: Option<&'a str>,
+}
+
+/// Returns the contents of `report.json`.
 pub(super) fn json(report: &Report) -> Result<String> {
-    let mut record = report.record.clone();
-    let mut drawn = Map::new();
-    for model in report.models() {
-        let of_model = report
-            .of(model)
-            .map(|m| (m.setting.clone(), json!({ "curve": m.curve, "histogram": m.histogram, "scores": m.scores })));
-        drawn.insert(model.to_owned(), Value::Object(of_model.collect()));
-    }
-    record["curves"] = Value::Object(drawn);
-    record["order"] = json!(report.models());
-    serde_json::to_string_pretty(&record).map_err(|e| Error::Evaluation(e.to_string()))
+    let of_model = |model| {
+        let curves = report.of(model).map(|m| {
+            let drawn = Drawn { curve: &m.curve, histogram: &m.histogram, scores: m.scores.as_deref() };
+            (m.setting.as_str(), drawn)
+        });
+        (model, curves.collect())
+    };
+    let order = report.models();
+    let curves = order.iter().map(|model| of_model(*model)).collect();
+    let written = Written { report: &report.record, curves, order };
+    serde_json::to_string_pretty(&written).map_err(|e| Error::Evaluation(e.to_string()))
 }
 
 /// Part of a report that comparisons need.

@@ -15,10 +15,8 @@ mod training;
 
 use std::path::Path;
 
-use serde_json::Value;
-
 pub use faces::{FacePair, Hardest};
-pub use json::{REAL_MASKS, REPORT_FILE, ReportFile};
+pub use json::{EvaluationReport, ModelReport, REAL_MASKS, REPORT_FILE, ReportFile};
 pub use training::{ArmCurves, SampleRow, TrainingReport};
 
 use crate::error::{Error, Result};
@@ -35,8 +33,8 @@ const MARKDOWN_FILE: &str = "report.md";
 pub struct Report {
     /// Human-readable description of the pairs and where they are from.
     pub title: String,
-    /// Machine-readable metrics, with everything needed to reproduce them.
-    pub record: Value,
+    /// The figures, with everything needed to reproduce them.
+    pub record: EvaluationReport,
     /// Human-readable provenance: (name, value) rows.
     pub provenance: Vec<(String, String)>,
     /// Results, one for each model and set of comparisons.

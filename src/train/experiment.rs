@@ -46,6 +46,7 @@ use crate::records::Records;
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "an experiment does nothing until it runs"]
 pub struct Experiment {
     config: Config,
     splits: Splits,

@@ -18,6 +18,7 @@ const NUM_FIRST: usize = 5;
 
 /// One step of the range test.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LrPoint {
     /// The learning rate as a value of `optim.lr`, that is, for a batch of `optim.lr_batch` images.
     pub lr: f64,
@@ -29,6 +30,7 @@ pub struct LrPoint {
 
 /// Result of a learning-rate range test: losses under a learning rate that grows with every step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LrRange {
     /// The arm.
     pub arm: Arm,

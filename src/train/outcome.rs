@@ -12,6 +12,7 @@ use crate::records::StepRecord;
 
 /// An event of a running experiment, for progress displays.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Event<'a> {
     /// The training of an arm starts.
     Start {
@@ -81,6 +82,7 @@ pub(super) struct Finished {
 
 /// The results of an experiment, with the settings and versions needed to repeat it.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Outcome {
     /// Version of this crate.
     pub version: &'static str,
@@ -106,6 +108,7 @@ pub struct Outcome {
 
 /// The result of one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ArmOutcome {
     /// Steps taken; 0 for a given teacher.
     pub num_steps: usize,
@@ -134,6 +137,7 @@ impl Outcome {
 
 /// A metric of two arms on the same pairs, and whether they differ by more than chance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PairedTest {
     /// The arm.
     pub arm: Arm,

@@ -22,6 +22,7 @@ const WARM_UP: usize = 2;
 
 /// Result of a dry run of one arm.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Rehearsal {
     /// The arm.
     pub arm: Arm,
@@ -41,6 +42,7 @@ pub struct Rehearsal {
 
 /// Computed memory of a training, in bytes, for f32. Not included: the teacher's packed filters and reusable buffers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct MemoryEstimate {
     /// The student's parameters and running statistics, and their moving average if one is kept.
     pub weights: usize,

@@ -159,7 +159,7 @@ impl Trainer {
     /// # Errors
     /// As [`Self::report`], and when memory for the copy cannot be allocated.
     pub fn student(&self) -> Result<Model> {
-        Ok(self.outline.model(self.engine.backbone()?)?)
+        self.outline.model(self.engine.backbone()?)
     }
 
     /// Returns the weights that are evaluated: the moving average of the student's if one is kept, else the student's.

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use image::RgbImage;
-use serde_json::{Map, Value, json};
 
 use super::{Job, Named, Protocol};
 use crate::cli::tell;
 use crate::cli::{print, print_json};
 use crate::data::Dataset;
-use crate::eval::{Evaluation, Figures, SettingResult, write_scores};
+use crate::eval::{Evaluation, Figures, Setting, SettingResult, write_scores};
 use crate::eval::{details, identification_table, operating_points, table, table_as_is};
-use crate::report::{Hardest, Measured, Report, Searched};
+use crate::report::{EvaluationReport, Hardest, Measured, ModelReport, Report, Searched};
 
 /// Results of a protocol.
 #[derive(Default)]
@@ -112,41 +111,43 @@ impl Output {
         Ok(text)
     }
 
-    /// Returns the figures as JSON, with everything needed to reproduce them.
-    fn record(&self, run: &Job) -> Result<Value> {
-        let mut models = Map::new();
+    /// Returns the figures, with everything needed to reproduce them.
+    fn record(&self, run: &Job) -> Result<EvaluationReport> {
+        let mut models = BTreeMap::new();
         for (i, named) in run.models.iter().enumerate() {
-            let mut model = json!({
-                "file": named.file.to_string(),
-                "sha256": named.file.sha256()?,
-                "network": named.model.config(),
-                "preprocessing": named.model.preprocessing(),
-            });
             let of_model = self.measured.iter().filter(|m| m.model == named.name);
-            model["settings"] = match self.evaluations.get(i) {
-                Some(evaluation) => json!(evaluation.settings),
-                None => of_model.map(|m| (m.setting.clone(), json!(m.result))).collect::<Map<_, _>>().into(),
+            let settings = match self.evaluations.get(i) {
+                Some(evaluation) => {
+                    let by_name =
+                        |(setting, result): (&Setting, &SettingResult)| (setting.name().to_owned(), result.clone());
+                    evaluation.settings.iter().map(by_name).collect()
+                }
+                None => of_model.map(|m| (m.setting.clone(), m.result.clone())).collect(),
             };
             let galleries = self.searched.iter().filter(|s| s.model == named.name);
-            let galleries: Map<_, _> = galleries.map(|s| (s.gallery.clone(), json!(s.result))).collect();
-            if !galleries.is_empty() {
-                model["galleries"] = galleries.into();
-            }
+            let model = ModelReport {
+                file: named.file.to_string(),
+                sha256: named.file.sha256()?,
+                network: named.model.config().clone(),
+                preprocessing: named.model.preprocessing().clone(),
+                settings,
+                galleries: galleries.map(|s| (s.gallery.clone(), s.result.clone())).collect(),
+            };
             models.insert(named.name.clone(), model);
         }
         let real_masks = run.models.iter().zip(&self.real_masks);
-        Ok(json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "commit": env!("MASKINV_COMMIT"),
-            "device": run.machine.to_string(),
-            "threads": rayon::current_num_threads(),
-            "protocol": run.protocol(),
-            "test_set": self.title,
-            "test_set_sha256": self.data_sha256,
-            "config": run.config,
-            "models": models,
-            "real_masks": real_masks.map(|(m, r)| (m.name.clone(), json!(r))).collect::<Map<_, _>>(),
-        }))
+        Ok(EvaluationReport {
+            version: env!("CARGO_PKG_VERSION"),
+            commit: env!("MASKINV_COMMIT"),
+            device: run.machine.to_string(),
+            threads: rayon::current_num_threads(),
+            protocol: run.protocol(),
+            test_set: self.title.clone(),
+            test_set_sha256: self.data_sha256.clone(),
+            config: serde_json::to_value(run.config)?,
+            models,
+            real_masks: real_masks.map(|(model, result)| (model.name.clone(), result.clone())).collect(),
+        })
     }
 }
 
@@ -193,20 +194,19 @@ fn file_name(model: &str) -> String {
 }
 
 /// Returns everything needed to reproduce the evaluation, as human-readable rows.
-fn provenance(run: &Job, record: &Value) -> Vec<(String, String)> {
+fn provenance(run: &Job, record: &EvaluationReport) -> Vec<(String, String)> {
     let mut lines = Vec::new();
     let mut add = |name: &str, what: String| lines.push((name.to_owned(), what));
     for named in run.models {
-        let model = &record["models"][&named.name];
         add("model", named.name.clone());
         add("model file", named.file.to_string());
-        add("model SHA-256", model["sha256"].as_str().unwrap_or_default().to_owned());
+        add("model SHA-256", record.models.get(&named.name).map_or_else(String::new, |model| model.sha256.clone()));
         add("network", named.model.config().arch.title().to_owned());
         add("preprocessing", named.model.preprocessing().to_string());
     }
     add("protocol", run.protocol());
-    add("test set", record["test_set"].as_str().unwrap_or_default().to_owned());
-    add("test set SHA-256 (pixels and pairs)", record["test_set_sha256"].as_str().unwrap_or("-").to_owned());
+    add("test set", record.test_set.clone());
+    add("test set SHA-256 (pixels and pairs)", record.test_set_sha256.clone().unwrap_or_else(|| "-".to_owned()));
     let eval = &run.config.eval;
     add("masks", format!("{:?} protocol, seed {}", eval.mask.protocol, eval.seed).to_lowercase());
     let bootstrap = &eval.bootstrap;

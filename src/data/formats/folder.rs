@@ -154,7 +154,7 @@ impl Dataset for FaceFolder {
 }
 
 /// Writes a folder of identities, with the images as [`Export`] encodes and names them. An interrupted export leaves an
-/// [`UnfinishedFolder`], with which the same export goes on.
+/// `UnfinishedFolder`, with which the same export goes on.
 ///
 /// # Errors
 /// When an image cannot be read, a name is not a valid file name, or a file exists or cannot be written; `folder` is

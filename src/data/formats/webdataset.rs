@@ -337,7 +337,7 @@ impl Dataset for ShardFaces {
 /// Writes `FOLDER/faces-000000.tar` and so on with `shard_size` images in each, as `PERSON/IMAGE.jpg` and
 /// `PERSON/IMAGE.cls`. If a name has dots that would cut its key short, or differs from another one in its extension
 /// alone, the sample becomes `NUMBER.jpg`, `NUMBER.cls` and a `NUMBER.json` with the name. An interrupted export leaves
-/// an [`UnfinishedFolder`], with which the same export goes on.
+/// an `UnfinishedFolder`, with which the same export goes on.
 ///
 /// # Errors
 /// When the folder exists, an image cannot be read or a file cannot be written; the folder is then not created.

@@ -20,6 +20,7 @@ type Tensors = BTreeMap<String, Tensor>;
 
 /// How a network was recognised: by metadata, by its graph, or by the naming scheme of its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Layout {
     /// Our own metadata names the network.
     Metadata,
