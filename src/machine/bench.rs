@@ -5,8 +5,8 @@ use std::time::Instant;
 use candle_core::{Result, bail};
 
 use super::Machine;
-use crate::gpu::batch_norm::{Norm, NormGrads, NormParams, Seen, apply};
-use crate::gpu::margin::{Centres, MAX_COSINES, MarginLoss, Rows};
+use crate::gpu::batch_norm::{Norm, NormArrays, NormGrads, Seen, apply};
+use crate::gpu::margin::{Centres, DeviceMarginLoss, DeviceRows, MAX_COSINES};
 use crate::gpu::{Array, Device, Element, rows};
 use crate::ops::margin_loss::{self, MarginForm, MarginGradient, MarginLossConfig};
 
@@ -81,7 +81,7 @@ pub fn kernels(machine: &Machine, bytes: usize) -> Result<Vec<String>> {
         let (to, from) = (y.address(), x.address());
         let copy = 2.0 * bytes / time(device, || device.gpu().copy(to, from, 2 * len))?;
         let parameter = || values(device, Element::F32, c);
-        let params = NormParams {
+        let params = NormArrays {
             weight: parameter()?,
             bias: parameter()?,
             slopes: Some(parameter()?),
@@ -114,11 +114,11 @@ pub fn kernels(machine: &Machine, bytes: usize) -> Result<Vec<String>> {
 
 /// Margin loss of synthetic embeddings, forward and backward.
 pub struct Margin {
-    loss: MarginLoss,
+    loss: DeviceMarginLoss,
     embeddings: Array,
     centres: Array,
     grads: Array,
-    rows: Rows,
+    rows: DeviceRows,
 }
 
 impl Margin {
@@ -130,14 +130,14 @@ impl Margin {
         let device = device(machine)?;
         let config =
             MarginLossConfig { form: MarginForm::Angular, gradient: MarginGradient::True, scale: 64.0, matching: None };
-        let loss = MarginLoss { config, element: Element::Bf16, max_cosines: MAX_COSINES };
+        let loss = DeviceMarginLoss { config, element: Element::Bf16, max_cosines: MAX_COSINES };
         let labels: Vec<i64> = (0..n as i64).map(|i| i * 37 % classes as i64).collect();
         Ok(Self {
             loss,
             embeddings: values(device, Element::F32, n * d)?,
             centres: values(device, Element::F32, classes * d)?,
             grads: device.array(Element::F32, classes * d)?,
-            rows: Rows::new(device, margin_loss::Rows { labels: &labels, margins: &vec![0.5; n] }, None)?,
+            rows: DeviceRows::new(device, margin_loss::Rows { labels: &labels, margins: &vec![0.5; n] }, None)?,
         })
     }
 
