@@ -65,7 +65,9 @@ fn main() -> Result<()> {
         }
     }
     let evaluation = evaluate(&student.model()?, &config.data.open_test()?, &config.eval, |_, _| {})?;
-    let eer = |setting| evaluation.get(setting).map_or(f64::NAN, |result| 100.0 * result.metrics.eer);
-    println!("EER of unseen people: U-U {:.2} %, U-M {:.2} %", eer(Setting::UU), eer(Setting::UM));
+    let eer = |setting| -> Result<f64> {
+        Ok(100.0 * evaluation.get(setting).context("the test set has pairs of each setting")?.metrics.eer)
+    };
+    println!("EER of unseen people: U-U {:.2} %, U-M {:.2} %", eer(Setting::UU)?, eer(Setting::UM)?);
     Ok(())
 }

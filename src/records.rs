@@ -124,6 +124,13 @@ pub struct EvaluationRecord {
     pub evaluation: Evaluation,
 }
 
+impl EvaluationRecord {
+    /// Returns the record of an evaluation after `step` steps and before epoch `epoch`.
+    pub fn new(step: usize, epoch: usize, evaluation: Evaluation) -> Self {
+        Self { step, epoch, evaluation }
+    }
+}
+
 /// Writes the records of an arm in training.
 pub(crate) struct Records {
     folder: PathBuf,

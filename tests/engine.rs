@@ -1,4 +1,4 @@
-//! The fused engine against the layers in f64, composed of candle's ops where they have a gradient.
+//! The fused engine against candle's module in f64.
 
 use std::collections::BTreeMap;
 
@@ -59,7 +59,7 @@ fn models(config: &ModelConfig) -> Result<[Model; 2]> {
     Ok([single, double])
 }
 
-/// The embeddings of the layers, weights for them, and the gradients of their weighted sum.
+/// The embeddings of candle's module, weights for them, and the gradients of their weighted sum.
 fn layers(double: &Model, wide: &Tensor) -> Result<(Tensor, Tensor, GradStore)> {
     let embeddings = double.forward_t(wide, true)?;
     let weights = fill("gy", embeddings.dims(), -1.0, 1.0)?;

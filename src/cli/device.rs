@@ -30,8 +30,8 @@ pub(super) enum Work {
     Inference,
 }
 
-/// An open device. Prints on stderr what is worth saying: when it is opened, such as why `auto` falls back to the CPU, and
-/// when it is dropped, such as that the library lacked an algorithm.
+/// An open device. Prints on stderr what is worth saying: when it is opened, such as why `auto` falls back to the CPU,
+/// and when it is dropped, such as that the library lacked an algorithm.
 pub(super) struct Opened(Machine);
 
 impl Opened {

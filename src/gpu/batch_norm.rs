@@ -27,6 +27,9 @@ impl Seen<'_> {
             bail!("batch_norm: a norm of {} channels for {c}", norm.constants.len() / 4);
         }
         let slopes = self.norm.and_then(|norm| norm.slopes.as_ref());
+        if let Some(slopes) = slopes.filter(|slopes| slopes.len() != c) {
+            bail!("batch_norm: {} slopes for {c} channels", slopes.len());
+        }
         Ok([Arg::from(self.norm.map(|norm| &norm.constants)), Arg::from(slopes)])
     }
 }

@@ -1,5 +1,5 @@
-//! A GPU's kernels of a network. Activations have the type of the products; what follows a fully connected layer is f32.
-//! A convolution reads a normalised, activated copy of its input.
+//! A GPU's kernels of a network. Activations have the type of the products; what follows a fully connected layer is
+//! f32. A convolution reads a normalised, activated copy of its input.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -35,7 +35,8 @@ fn check(arrays: &[Option<&Array>], element: Element, len: usize) -> Result<()> 
     }
 }
 
-/// Writes `factor` times the sums over the pixels of `x: (n, pixels, c)`, or of its products with `with`, to `y: (n, c)`.
+/// Writes `factor` times the sums over the pixels of `x: (n, pixels, c)`, or of its products with `with`, to `y: (n,
+/// c)`.
 pub(crate) fn sums(x: Seen, with: Option<&Array>, [n, pixels, c]: [usize; 3], factor: f32, y: &Array) -> Result<()> {
     let element = x.x.element();
     let lines = lines(c, element)?;

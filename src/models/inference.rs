@@ -182,8 +182,9 @@ impl Model {
     /// be slower.
     ///
     /// # Errors
-    /// When the parameters are not f32 on the CPU (such networks run by [`forward_t`](candle_core::ModuleT::forward_t)), or
-    /// the model's GPU runs out of memory or does not support the network.
+    /// When the parameters are not f32 on the CPU (such networks run by
+    /// [`forward_t`](candle_core::ModuleT::forward_t)), or the model's GPU runs out of memory or does not support the
+    /// network.
     pub fn inference(&self, batch_size: usize) -> Result<Inference> {
         self.machine().run(Prepare(Weights::Shared(self), batch_size))
     }
@@ -197,8 +198,8 @@ impl Model {
         machine.run(Prepare(Weights::Owned(Box::new(self)), batch_size))
     }
 
-    /// Returns how each pass of each different convolution of `n` images runs on the model's GPU, after running it once;
-    /// nothing for the CPU.
+    /// Returns how each pass of each different convolution of `n` images runs on the model's GPU, after running it
+    /// once; nothing for the CPU.
     ///
     /// # Errors
     /// When the GPU's engine does not support the network, or it runs out of memory.

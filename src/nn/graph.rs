@@ -1,5 +1,5 @@
-//! A network as a list of operations: the one statement of its maths, from which the engine's program, the candle module
-//! and graph files such as ONNX are made.
+//! A network as a list of operations: the one statement of its maths, from which the engine's program, the candle
+//! module and graph files such as ONNX are made.
 
 use crate::ops::conv::ConvConfig;
 

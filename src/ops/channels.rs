@@ -53,6 +53,11 @@ pub(super) struct Repeated {
 impl Repeated {
     pub(super) fn new(constants: Option<&Constants>, channels: usize) -> Self {
         let ones = || vec![1.0; period(channels)];
+        // The kernels load all three without looking at their lengths.
+        let fits = |c: &Constants| {
+            [Some(&c.scale), Some(&c.shift), c.slope.as_ref()].into_iter().flatten().all(|c| c.len() == channels)
+        };
+        assert!(constants.is_none_or(fits), "constants of {channels} channels");
         match constants {
             None => Self { scale: ones(), shift: vec![0.0; period(channels)], slope: ones() },
             Some(c) => Self {
@@ -96,6 +101,7 @@ pub(crate) fn add(a: Seen, b: Seen, channels: usize, y: &mut [f32]) {
 }
 
 /// Returns `z = scale * x + shift` above zero, `slope * z` elsewhere.
+#[inline(always)]
 pub(super) fn see(x: f32, constants: &Repeated, i: usize) -> f32 {
     let z = x * constants.scale[i] + constants.shift[i];
     if z > 0.0 { z } else { z * constants.slope[i] }

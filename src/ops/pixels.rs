@@ -85,7 +85,10 @@ impl WithSimd for SumsBlock<'_> {
                 |at| {
                     // SAFETY: the vector is in the rows, the constants and the sums.
                     unsafe {
-                        let with = with.map_or(one, |with| load::<S>(with, at));
+                        let with = match with {
+                            Some(with) => load::<S>(with, at),
+                            None => one,
+                        };
                         let x = see_lanes(simd, load::<S>(x, at), constants, at);
                         store::<S>(sums, at, simd.mul_add_e_f32s(x, with, load::<S>(sums, at)));
                     }

@@ -25,9 +25,9 @@ impl<R, F: FnOnce() -> R> NullaryFnOnce for Inlined<F> {
 
 /// Runs a kernel with the vectors of the machine.
 ///
-/// A kernel is a struct of its arguments whose `with_simd` is `inline(always)`: it is compiled for each kind of vectors,
-/// together with everything in it that is `inline(always)`. Closures in its place would not do: the compiler is free
-/// not to inline them, and then compiles them without the machine's vectors, forty times slower.
+/// A kernel is a struct of its arguments whose `with_simd` is `inline(always)`: it is compiled for each kind of
+/// vectors, together with everything in it that is `inline(always)`. Closures in its place would not do: the compiler
+/// is free not to inline them, and then compiles them without the machine's vectors, forty times slower.
 pub(super) fn dispatch(kernel: impl WithSimd<Output = ()>) {
     pulp::Arch::new().dispatch(kernel);
 }

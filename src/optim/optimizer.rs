@@ -109,8 +109,8 @@ impl Optimizer {
         Self::of(config, network.params())
     }
 
-    /// Updates every parameter with learning rate `lr` and the gradients of the last backward pass, which are clipped as
-    /// the settings say. Returns their norm before clipping; if it is not finite, nothing is updated.
+    /// Updates every parameter with learning rate `lr` and the gradients of the last backward pass, which are clipped
+    /// as the settings say. Returns their norm before clipping; if it is not finite, nothing is updated.
     ///
     /// # Errors
     /// When `network` is another than the optimiser was made for.

@@ -54,8 +54,8 @@ impl TestSets<'_> {
         Ok((evaluation, Some(real_masks)))
     }
 
-    /// TestSets every student against augmentation alone, in every setting, on the scores that [`Self::evaluate`] wrote
-    /// to the arms' folders in `out`. Returns nothing without both, or without a bootstrap. An arm without scores, which
+    /// Tests every student against augmentation alone, in every setting, on the scores that [`Self::evaluate`] wrote to
+    /// the arms' folders in `out`. Returns nothing without both, or without a bootstrap. An arm without scores, which
     /// an earlier version trained, is left out with a notice.
     ///
     /// # Errors

@@ -221,7 +221,7 @@ impl Experiment {
     pub fn run(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
         let (mut has_begun, mut removed) = (self.resumes, Ok(()));
         let outcome = self.run_arms(&mut |event| {
-            if !has_begun && matches!(event, Event::Step { .. }) {
+            if !has_begun && matches!(event, Event::Step(_)) {
                 has_begun = true;
                 removed = self.folder.as_ref().map_or(Ok(()), RunFolder::has_begun);
             }
@@ -265,6 +265,10 @@ impl Experiment {
         };
         let mut earlier = EarlierArms::default();
         let arms = &self.config.train.arms;
+        // Too few images or a missing template should end the first arm, not the last.
+        for arm in arms.iter().filter(|arm| !self.finished.contains_key(arm)) {
+            self.loader(*arm)?;
+        }
         if let Some(teacher) = self.given.teacher.as_ref().filter(|_| !arms.contains(&Arm::Teacher)) {
             // The table of results compares the students with it.
             let (evaluation, real_masks) = self.test_sets().evaluate(&teacher.backbone, None, on)?;
@@ -395,7 +399,6 @@ impl Experiment {
         on: &mut dyn FnMut(Event),
     ) -> Result<Steps> {
         let arm = start.arm;
-        // First, because too few images or a missing template should fail before anything takes long.
         let loader = self.loader(arm)?;
         let trainer = start.trainer(state.as_ref(), centres, on)?;
         let first = || Position::start(arm, self.config.epochs(arm).start);

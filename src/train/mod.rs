@@ -15,7 +15,6 @@ mod outcome;
 mod presets;
 mod rehearsal;
 mod run;
-
 mod start;
 mod state;
 mod step_config;

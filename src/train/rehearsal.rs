@@ -61,8 +61,9 @@ pub struct MemoryEstimate {
 }
 
 impl Experiment {
-    /// Runs and measures `num_steps` steps of an arm on its first batches, at its first learning rates, after a warm-up, and discards the result.
-    /// Random weights replace those of an arm that is not yet trained; steps take the same time with them.
+    /// Runs and measures `num_steps` steps of an arm on its first batches, at its first learning rates, after a
+    /// warm-up, and discards the result. Random weights replace those of an arm that is not yet trained; steps take the
+    /// same time with them.
     ///
     /// # Errors
     /// The errors of a training.

@@ -221,7 +221,7 @@ impl<'a> Training<'a> {
         }
         let Position { arm, step, epoch, .. } = self.steps.at;
         on(Event::Watched { arm, epoch, evaluation: &evaluation, is_best });
-        self.records.evaluation(&EvaluationRecord { step, epoch, evaluation })
+        self.records.evaluation(&EvaluationRecord::new(step, epoch, evaluation))
     }
 
     /// Returns the arm's final weights: the best, the moving average, or the last.

@@ -47,7 +47,7 @@ pub(super) fn measure(run: &Job) -> Result<Output> {
                 person: Box::new(|label| images.identity_name(label)),
                 face: Some(Box::new(face)),
             };
-            let Some(result) = evaluation.get(*setting).cloned() else { continue };
+            let result = evaluation.get(*setting).expect("it was computed from `prepared`").clone();
             output.take(run, &named.name, setting.name(), figures, result, &shown)?;
         }
         output.evaluations.push(evaluation);

@@ -200,7 +200,7 @@ fn provenance(run: &Job, record: &EvaluationReport) -> Vec<(String, String)> {
     for named in run.models {
         add("model", named.name.clone());
         add("model file", named.file.to_string());
-        add("model SHA-256", record.models.get(&named.name).map_or_else(String::new, |model| model.sha256.clone()));
+        add("model SHA-256", record.models[&named.name].sha256.clone());
         add("network", named.model.config().arch.title().to_owned());
         add("preprocessing", named.model.preprocessing().to_string());
     }

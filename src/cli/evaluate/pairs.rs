@@ -52,7 +52,7 @@ pub(super) fn measure(run: &Job) -> Result<Output> {
                     true => masked_faces.get(image),
                     false => Ok(test.images.get(image)?.image),
                 };
-            let Some(result) = evaluation.get(*setting).cloned() else { continue };
+            let result = evaluation.get(*setting).expect("it was computed from `prepared`").clone();
             output.take(run, &named.name, setting.name(), figures, result, &pairs(&test, face))?;
         }
         output.evaluations.push(evaluation);

@@ -38,7 +38,6 @@ pub fn is_junk(name: &OsStr) -> bool {
 /// # }
 /// ```
 ///
-///
 /// Every image has [`ALIGNED_LANDMARKS`](crate::data::ALIGNED_LANDMARKS): the crops are assumed to be aligned to the
 /// 112x112 template.
 #[derive(Clone, Debug)]

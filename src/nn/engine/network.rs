@@ -295,8 +295,8 @@ impl Lowered {
 }
 
 impl<B: Kernels> InferenceNetwork<B> {
-    /// Returns a network for inference with these parameters, which are freed one by one if nothing else holds them. Other
-    /// numbers of images than it was lowered for work, but may be slower.
+    /// Returns a network for inference with these parameters, which are freed one by one if nothing else holds them.
+    /// Other numbers of images than it was lowered for work, but may be slower.
     ///
     /// # Errors
     /// When a parameter is missing, or the device runs out of memory.

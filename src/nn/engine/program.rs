@@ -268,6 +268,25 @@ impl Writer<'_> {
         self.graph.nodes().iter().filter(move |reader| reader.inputs.contains(&node))
     }
 
+    /// The node that a node shows: flattening and dropout show their input.
+    fn origin(&self, node: NodeId) -> NodeId {
+        match self.graph.nodes()[node].op {
+            Op::Flatten | Op::Dropout => self.origin(self.graph.nodes()[node].inputs[0]),
+            _ => node,
+        }
+    }
+
+    /// Number of nodes that read a node's view, also through flattening and dropout.
+    fn num_readers(&self, node: NodeId) -> usize {
+        let nodes = self.graph.nodes().iter().enumerate();
+        let readers = nodes.filter(|(_, reader)| reader.inputs.contains(&node));
+        let count = |(id, reader): (NodeId, &Node)| match reader.op {
+            Op::Flatten | Op::Dropout => self.num_readers(id),
+            _ => 1,
+        };
+        readers.map(count).sum()
+    }
+
     /// The view of an input of a node; a product is computed on its own.
     fn input(&mut self, node: &Node, i: usize) -> Result<ViewId> {
         let Some(input) = node.inputs.get(i) else { bail!("{:?} without input {i}", node.op) };
@@ -298,7 +317,8 @@ impl Writer<'_> {
             Op::Add => return self.sum(node),
             Op::BatchNorm => self.batch_norm(node)?,
             Op::PRelu => {
-                let (x, num_readers) = (self.input(node, 0)?, self.readers(node.inputs[0]).count());
+                let x = self.input(node, 0)?;
+                let num_readers = self.num_readers(self.origin(node.inputs[0]));
                 match &mut self.program.views[x].norm {
                     Some(Norm { prelu: prelu @ None, .. }) if num_readers == 1 => *prelu = Some(path),
                     _ => {
@@ -400,5 +420,14 @@ mod tests {
         assert!(error(Op::PRelu).contains("does not support a: a PReLU must follow a norm"));
         assert!(error(Op::BatchNorm).contains("does not support a: a norm of the images"));
         assert!(error(Op::Dropout).contains("does not support dropout"));
+        // A PReLU after flattening would change what the sum reads too.
+        let mut graph = Graph::new();
+        let x = graph.push(Op::Conv2d(ConvConfig::default()), "a", &[Graph::INPUT]);
+        let x = graph.push(Op::BatchNorm, "b", &[x]);
+        let flat = graph.push(Op::Flatten, "", &[x]);
+        let y = graph.push(Op::PRelu, "c", &[flat]);
+        graph.push(Op::Add, "", &[x, y]);
+        let error = Program::of(&graph).unwrap_err().to_string();
+        assert!(error.contains("does not support c: a PReLU must follow a norm"), "{error}");
     }
 }

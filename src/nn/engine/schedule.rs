@@ -66,8 +66,8 @@ fn needed(program: &Program, is_trained: &dyn Fn(&str) -> bool) -> (Vec<bool>, V
     (values, views)
 }
 
-/// Returns, for each value, whether the backward pass reads it: for the norm that follows, for a convolution's filter, a
-/// product or an activation.
+/// Returns, for each value, whether the backward pass reads it: for the norm that follows, for a convolution's filter,
+/// a product or an activation.
 fn used(program: &Program, views: &[bool], is_trained: &dyn Fn(&str) -> bool) -> Vec<bool> {
     let mut used = vec![false; program.steps.len() + 1];
     for (View { value, norm }, is_needed) in program.views.iter().zip(views) {

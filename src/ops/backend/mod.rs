@@ -84,8 +84,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn check_embedding_size(&self, size: usize) -> Result<()>;
     /// Layout of class centres `(size, classes)`.
     fn centres_order(&self, size: usize, classes: usize) -> Order;
-    /// Returns the margin loss of embeddings `(N, d)`, and `weight` times its gradient with respect to them; writes that
-    /// of the class centres.
+    /// Returns the margin loss of embeddings `(N, d)`, and `weight` times its gradient with respect to them; writes
+    /// that of the class centres.
     fn margin_loss(
         &self,
         embeddings: &Self::Array,

@@ -228,7 +228,8 @@ impl WithSimd for Spread<'_> {
         let Self { x, prologue, d, lanes, y } = self;
         let [lane, lanes] = lanes;
         if lanes == 1 {
-            assert!(x.len() == y.len() && d.co.is_multiple_of(S::F32_LANES) && prologue.fits(d.co), "{d:?}");
+            assert!(x.len() == y.len() && x.len().is_multiple_of(d.co) && prologue.fits(d.co), "{d:?}");
+            assert!(d.co.is_multiple_of(S::F32_LANES), "{d:?}");
             for pixel in (0..x.len()).step_by(d.co) {
                 for channel in (0..d.co).step_by(S::F32_LANES) {
                     // SAFETY: the pixel's channels are in `x` and `y`, whole vectors, and in the constants.
@@ -242,6 +243,7 @@ impl WithSimd for Spread<'_> {
         }
         let per_group = d.co / d.groups;
         assert!(x.len() / d.c == y.len() / d.co && d.c.is_multiple_of(S::F32_LANES) && prologue.fits(d.c), "{d:?}");
+        assert!(d.c <= MAX_SPREAD, "{d:?}");
         let mut pixel = [0.0; MAX_SPREAD];
         for (x, y) in x.chunks_exact(d.c).zip(y.chunks_exact_mut(d.co)) {
             let x = if prologue.is_identity() {

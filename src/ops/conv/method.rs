@@ -62,7 +62,8 @@ impl Conv {
         Self { d, method, arch: Arch::new() }
     }
 
-    /// Whether vectors of input channels are full, which a prologue and [`Self::grad_x`] need but for the direct method.
+    /// Whether vectors of input channels are full, which a prologue and [`Self::grad_x`] need but for the direct
+    /// method.
     fn has_whole_channels(&self) -> bool {
         self.d.c.is_multiple_of(CHANNELS)
     }

@@ -16,8 +16,8 @@ use crate::ops::linear;
 use crate::ops::pixels;
 use crate::ops::slice::Values;
 
-/// Blocks that are reused from pass to pass, one for each pass at the same time: touching fresh pages costs as much as a
-/// pass over old ones.
+/// Blocks that are reused from pass to pass, one for each pass at the same time: touching fresh pages costs as much as
+/// a pass over old ones.
 #[derive(Clone, Debug, Default)]
 pub struct Pool(Arc<Mutex<Vec<Vec<f32>>>>);
 

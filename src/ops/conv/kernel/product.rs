@@ -45,7 +45,7 @@ impl WithSimd for Product<'_> {
 
 /// Writes `epilogue(a * b)` to a block of the channels of `rows` pixels, from pixel `first` of the output on.
 ///
-/// - `a`, `b`: as in [`product`], with as many spare rows
+/// - `a`, `b`: as in [`Product`], with as many spare rows
 /// - `y`: `(rows, co)`
 pub(in crate::ops::conv) struct ProductOfPixels<'a> {
     pub rows: usize,
@@ -246,7 +246,6 @@ impl WithSimd for TransposedProduct<'_> {
         unsafe {
             let mut column = 0;
             while column < BLOCK {
-                // A loop, not a closure: code that is not inlined here is compiled without the vectors of the machine.
                 if S::F32_LANES >= 16 {
                     columns_of::<S, 8>(simd, column, rows, a, b, y);
                     column += 8;
@@ -259,10 +258,10 @@ impl WithSimd for TransposedProduct<'_> {
     }
 }
 
-/// Computes `C` rows of the result of [`transposed_product`], with their sums in registers.
+/// Computes `C` rows of the result of [`TransposedProduct`], with their sums in registers.
 ///
 /// # Safety
-/// The assertion of [`transposed_product`] holds, and `column + C <= BLOCK`.
+/// The assertion of [`TransposedProduct`] holds, and `column + C <= BLOCK`.
 #[inline(always)]
 unsafe fn columns_of<S: Simd, const C: usize>(
     simd: S,

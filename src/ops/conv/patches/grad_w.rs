@@ -125,6 +125,7 @@ impl WithSimd for Split<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { gy, co, block, first, count, m } = self;
+        assert!(block * width::<S>() < co, "block {block} of {co} channels");
         let channels = width::<S>().min(co - block * width::<S>());
         assert!(gy.len() >= (first + count) * co && m.len() >= count * width::<S>(), "{count} pixels from {first} on");
         assert!(channels.is_multiple_of(S::F32_LANES), "{co} channels");

@@ -207,6 +207,7 @@ impl WithSimd for Place<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { m, block, epilogue, co, pixels, count, first, y } = self;
+        assert!(block * width::<S>() < co, "block {block} of {co} channels");
         let channels = width::<S>().min(co - block * width::<S>());
         assert!(channels.is_multiple_of(S::F32_LANES) && m.len() >= count * width::<S>(), "{co} channels");
         assert!(epilogue.covers(co, first * co + y.len()), "constants per channel, a residual of the output's shape");

@@ -77,6 +77,7 @@ impl<S: Simd, F: Fn(usize, usize, usize) -> f32, const N: usize> pulp::NullaryFn
         let width = width::<S>();
         let mut taps = [[0.0; 64]; 9];
         assert!(width <= 64, "vectors of at most 32 values");
+        assert!(packed.len() >= N * N * c * width, "{c} channels in {}", packed.len());
         for i in 0..c {
             for lane in 0..width {
                 let o = block * width + lane;

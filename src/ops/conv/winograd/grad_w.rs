@@ -24,6 +24,7 @@ const MAX_SUM_CHANNELS: usize = 128 * 128;
 
 /// Writes the gradient of the weight, `(co, c, 3, 3)`, for the convolution of `prologue(x)`.
 pub(in crate::ops::conv) fn grad_w(x: &[f32], prologue: Prologue, gy: &[f32], d: Dims, arch: Arch, gw: &mut [f32]) {
+    assert!(gw.len() == d.co * d.c * 9, "a gradient of {} for {d:?}", gw.len());
     arch.dispatch(GradW { x, prologue, gy, d, gw });
 }
 
@@ -192,7 +193,7 @@ impl WithSimd for Fold<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { sum, c, gw } = self;
         let size = POSITIONS * BLOCK * width::<S>();
-        assert!(sum.len() >= c.div_ceil(BLOCK) * size, "{c} channels");
+        assert!(sum.len() >= c.div_ceil(BLOCK) * size && gw.len() <= width::<S>() * c * 9, "{c} channels");
         for i in 0..c {
             for lane in (0..gw.len() / (c * 9)).step_by(S::F32_LANES) {
                 let mut half = [[simd.splat_f32s(0.0); 6]; 3];

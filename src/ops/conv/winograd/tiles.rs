@@ -99,6 +99,7 @@ impl<const N: usize> WithSimd for Gather<'_, N> {
         let Self { tiling, x, prologue, block, tiles, planes, v } = self;
         let [first, count] = tiles;
         let d = &tiling.d;
+        assert!(block * BLOCK < d.c, "block {block} of {d:?}");
         let channels = BLOCK.min(d.c - block * BLOCK);
         assert!(count <= planes.rows && first + count <= tiling.num_tiles(), "tiles {first} and {count} more");
         assert!(tiling.side + 2 == N && planes.positions == N * N, "{planes:?} of {N} points");
@@ -185,12 +186,14 @@ impl<const M: usize, const N: usize> WithSimd for Scatter<'_, M, N> {
         let [first, count] = tiles;
         let d = &tiling.d;
         let width = width::<S>();
+        assert!(block * width < d.co, "block {block} of {d:?}");
         let channels = width.min(d.co - block * width);
         let last = if count == 0 { start } else { tiling.first_pixel((first + count - 1) / tiling.cols + 1) };
         assert!(
             m_row + count <= planes.rows && tiling.first_pixel(first / tiling.cols) >= start,
             "tiles {first} and {count} more"
         );
+        assert!(first + count <= tiling.num_tiles(), "tiles {first} and {count} more");
         assert!(tiling.side == M && planes.positions == N * N, "{planes:?} of {N} points");
         assert!(planes.columns == width && m.len() >= planes.len(), "{planes:?} in {} elements", m.len());
         assert!(y.len() >= (last - start) * d.co && channels.is_multiple_of(S::F32_LANES), "{d:?}");
@@ -253,6 +256,7 @@ impl WithSimd for GatherGradient<'_> {
         let [first, count] = tiles;
         let d = &tiling.d;
         let width = width::<S>();
+        assert!(block * width < d.co, "block {block} of {d:?}");
         let channels = width.min(d.co - block * width);
         assert!(count <= planes.rows && first + count <= tiling.num_tiles(), "tiles {first} and {count} more");
         assert!(tiling.side == 4 && planes.positions == 36, "{planes:?}");
