@@ -2,11 +2,15 @@
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
+use maskinv::nn::{Graph, Init, Layer, Op, Params};
 use maskinv::ops::batch_norm::{Stats, StatsOrigin, batch_norm, batch_norm_reference, batch_stats};
 use maskinv::ops::conv::{ConvConfig, conv2d, conv2d_reference};
 use maskinv::ops::normalize::l2_normalize;
+use maskinv::ops::pool::Window;
 use maskinv::ops::prelu::{prelu, prelu_reference};
 use maskinv::testing::{Tol, assert_close, fill, gradcheck};
+
+use crate::fixture::Fixture;
 
 /// `(n, h, w, c_in, c_out, kernel, config)`: sizes of one, odd ones, above one tile, strides, groups, real ones.
 const CONVS: &[(usize, usize, usize, usize, usize, usize, ConvConfig)] = &[
@@ -160,6 +164,66 @@ fn prelu_matches_its_reference_and_numeric_gradients() -> Result<()> {
         assert_close("forward", &prelu(&args[0], &args[1])?, &prelu_reference(&args[0], &args[1])?, Tol::F64)?;
         if args[0].elem_count() <= 200 {
             gradcheck(|a| prelu(&a[0], &a[1]), &args, 1e-6, Tol::GRAD)?;
+        }
+    }
+    Ok(())
+}
+
+/// A graph of one operation.
+fn single(op: Op) -> Graph {
+    let mut graph = Graph::new();
+    graph.push(op, "", &[Graph::INPUT]);
+    graph
+}
+
+/// Compares the result of a graph for images `x: (N, C, H, W)` and its gradients for `gy = fill("gy")` with PyTorch's.
+fn is_pytorchs(fixture: &Fixture, what: &str, graph: &Graph, params: &Params, x: &Tensor) -> Result<()> {
+    let x = Var::from_tensor(x)?;
+    let y = graph.forward_t(params, &x, true)?.permute((0, 3, 1, 2))?;
+    assert_close(what, &y, fixture.tensor(&format!("{what}.y"))?, Tol::F64)?;
+    let gradients = (&y * fill("gy", y.dims(), -1.0, 1.0)?)?.sum_all()?.backward()?;
+    let gradient = |of: &Tensor| gradients.get(of).expect("it has a gradient").clone();
+    assert_close(what, &gradient(&x), fixture.tensor(&format!("{what}.gx"))?, Tol::F64)?;
+    for (_, weight) in params.trainable() {
+        assert_close(what, &gradient(weight), fixture.tensor(&format!("{what}.gw"))?, Tol::F64)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn max_pooling_upsampling_and_concatenation_are_pytorchs() -> Result<()> {
+    let (fixture, none) = (Fixture::load("maps")?, Params::new(DType::F64, &Device::Cpu, 0));
+    let windows: Vec<([usize; 4], [usize; 3])> = fixture.json("max_pool")?;
+    for (i, (shape, [size, stride, padding])) in windows.into_iter().enumerate() {
+        let x = (fill("x", &shape, -1.0, 1.0)? * 4.0)?.round()?;
+        let graph = single(Op::MaxPool(Window { size, stride, padding }));
+        is_pytorchs(&fixture, &format!("max_pool.{i}"), &graph, &none, &x)?;
+    }
+    for factor in [2, 3] {
+        let x = fill("x", &[2, 3, 4, 5], -1.0, 1.0)?;
+        is_pytorchs(&fixture, &format!("upsample.{factor}"), &single(Op::Upsample { factor }), &none, &x)?;
+    }
+    let (mut graph, mut params) = (Graph::new(), Params::new(DType::F64, &Device::Cpu, 0));
+    let (pool, up) = (Op::MaxPool(Window { size: 3, stride: 2, padding: 1 }), Op::Upsample { factor: 2 });
+    let coarse = graph.push(pool.clone(), "", &[Graph::INPUT]);
+    let coarse = graph.push(Op::Relu, "", &[coarse]);
+    let coarse = graph.push(up.clone(), "", &[coarse]);
+    let fine = graph.push(up, "", &[Graph::INPUT]);
+    let fine = graph.push(pool, "", &[fine]);
+    let all = graph.push(Op::Concat, "", &[Graph::INPUT, coarse, fine]);
+    graph.chain(all, [Layer::conv2d([9, 4], 1, ConvConfig::default(), Init::Const(0.0), params.root())?]);
+    params.load(&[("weight".to_owned(), fill("w", &[4, 9, 1, 1], -1.0, 1.0)?)].into())?;
+    is_pytorchs(&fixture, "pyramid", &graph, &params, &fill("x", &[2, 3, 6, 6], -1.0, 1.0)?)
+}
+
+#[test]
+fn max_pooling_and_upsampling_have_numeric_gradients() -> Result<()> {
+    let params = Params::new(DType::F64, &Device::Cpu, 0);
+    for (dims, [size, stride, padding]) in [([2, 3, 4, 6], [2, 2, 0]), ([1, 2, 7, 5], [3, 2, 1])] {
+        let x = fill("x", &dims, -1.0, 1.0)?;
+        for op in [Op::MaxPool(Window { size, stride, padding }), Op::Upsample { factor: 2 }] {
+            let graph = single(op);
+            gradcheck(|x| graph.forward_t(&params, &x[0], true), std::slice::from_ref(&x), 1e-6, Tol::GRAD)?;
         }
     }
     Ok(())

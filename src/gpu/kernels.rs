@@ -7,15 +7,17 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 
 use super::batch_norm::{self, Norm, NormArrays, NormGrads, Seen};
+use super::concat::{self, Channels};
 use super::conv::Conv;
-use super::{Array, Element, GpuBackend, Pass, Planned, Product, images, pixels, rows};
+use super::{Array, Element, GpuBackend, Pass, Planned, Product, images, pixels, pool, rows};
 use crate::ops::backend::{
-    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, MemoryLayout, NormGrad, NormParams, Order, Part, Place,
-    Scale, Scaling, Source, Statistics, Sums, Weight,
+    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, MapGrad, MemoryLayout, NormGrad, NormParams, Order,
+    Part, Place, Scale, Scaling, Source, Statistics, Sums, Weight,
 };
 use crate::ops::batch_norm::{EPS, MOMENTUM};
 use crate::ops::channels::Constants;
 use crate::ops::conv::ConvolutionPass;
+use crate::ops::pool::Window;
 
 /// Arrays of a pass, from their first use to their last.
 #[derive(Debug)]
@@ -288,6 +290,44 @@ impl Kernels for GpuBackend {
         pixels::activate(&x, activation, &y)
     }
 
+    fn max_pool(
+        &self,
+        memory: &mut PassArrays,
+        x: Source<Self>,
+        window: Window,
+        shape: [usize; 4],
+        y: BufferId,
+    ) -> Result<()> {
+        let y = self.out(memory, y)?;
+        pool::max_pool(Self::seen(memory, x)?, window, shape, &y)
+    }
+
+    fn upsample(
+        &self,
+        memory: &mut PassArrays,
+        x: Source<Self>,
+        factor: usize,
+        shape: [usize; 4],
+        y: BufferId,
+    ) -> Result<()> {
+        let y = self.out(memory, y)?;
+        pool::upsample(Self::seen(memory, x)?, factor, shape, &y)
+    }
+
+    fn concat(&self, memory: &mut PassArrays, parts: &[(Source<Self>, usize)], y: BufferId) -> Result<()> {
+        let y = self.out(memory, y)?;
+        let all = self.channels(parts.iter().map(|(_, c)| c).sum());
+        let mut first = 0;
+        for (i, (x, c)) in parts.iter().enumerate() {
+            // Zeros follow the last part.
+            let width = if i + 1 == parts.len() { all - first } else { *c };
+            let from = (Self::seen(memory, *x)?, Channels { all: self.channels(*c), first: 0 });
+            concat::copy(from, None, [*c, width], (&y, Channels { all, first }))?;
+            first += c;
+        }
+        Ok(())
+    }
+
     fn flatten(
         &self,
         memory: &mut PassArrays,
@@ -375,6 +415,44 @@ impl Kernels for GpuBackend {
     ) -> Result<()> {
         let gx = self.out(memory, gx)?;
         pixels::activate_backward(memory.get(y)?, memory.get(gy)?, activation, &gx)
+    }
+
+    fn max_pool_backward(
+        &self,
+        memory: &mut PassArrays,
+        x: Source<Self>,
+        window: Window,
+        shape: [usize; 4],
+        MapGrad { gy, other, gx }: MapGrad,
+    ) -> Result<()> {
+        let gx = self.out(memory, gx)?;
+        let other = other.map(|other| memory.get(other)).transpose()?;
+        pool::max_pool_backward(Self::seen(memory, x)?, window, shape, memory.get(gy)?, other, &gx)
+    }
+
+    fn upsample_backward(
+        &self,
+        memory: &mut PassArrays,
+        factor: usize,
+        shape: [usize; 4],
+        MapGrad { gy, other, gx }: MapGrad,
+    ) -> Result<()> {
+        let gx = self.out(memory, gx)?;
+        let other = other.map(|other| memory.get(other)).transpose()?;
+        pool::upsample_backward(memory.get(gy)?, factor, shape, other, &gx)
+    }
+
+    fn concat_backward(
+        &self,
+        memory: &mut PassArrays,
+        [first, all, c]: [usize; 3],
+        MapGrad { gy, other, gx }: MapGrad,
+    ) -> Result<()> {
+        let gx = self.out(memory, gx)?;
+        let other = other.map(|other| memory.get(other)).transpose()?;
+        let from = (Seen { x: memory.get(gy)?, norm: None }, Channels { all: self.channels(all), first });
+        let width = self.channels(c);
+        concat::copy(from, other, [c, width], (&gx, Channels { all: width, first: 0 }))
     }
 
     fn full_backward(

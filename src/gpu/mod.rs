@@ -5,13 +5,15 @@
 
 mod backend;
 pub(crate) mod batch_norm;
-pub(crate) mod conv;
+pub(crate) mod concat;
+mod conv;
 mod device;
 mod distill;
 mod images;
 mod kernels;
 pub(crate) mod margin;
 mod pixels;
+mod pool;
 pub(crate) mod rows;
 mod update;
 

@@ -3,26 +3,9 @@
 use candle_core::{Result, bail};
 
 use super::batch_norm::Seen;
+use super::rows::{BLOCK, MAX_BLOCKS, lines, over};
 use super::{Arg, Array, Element, Launch};
 use crate::ops::backend::Activation;
-
-/// Threads per block.
-const BLOCK: usize = 256;
-/// Maximum number of blocks of a pass whose threads may loop over several accesses.
-const MAX_BLOCKS: usize = 4096;
-
-/// Rows of `c` channels that a block takes at once.
-fn lines(c: usize, element: Element) -> Result<usize> {
-    let per_access = element.per_access();
-    match c / per_access {
-        groups @ 1..=BLOCK if c.is_multiple_of(per_access) => Ok(BLOCK / groups),
-        _ => bail!("pixels: {c} channels of {element:?}"),
-    }
-}
-
-fn over(blocks: usize, shared_bytes: usize) -> Launch {
-    Launch { grid: [blocks as u32, 1], block: BLOCK as u32, shared_bytes: shared_bytes as u32 }
-}
 
 /// Checks that arrays have a type and a length of whole accesses.
 fn check(arrays: &[Option<&Array>], element: Element, len: usize) -> Result<()> {
@@ -39,7 +22,7 @@ fn check(arrays: &[Option<&Array>], element: Element, len: usize) -> Result<()> 
 /// c)`.
 pub(crate) fn sums(x: Seen, with: Option<&Array>, [n, pixels, c]: [usize; 3], factor: f32, y: &Array) -> Result<()> {
     let element = x.x.element();
-    let lines = lines(c, element)?;
+    let lines = lines("pixels", c, element)?;
     check(&[Some(x.x), with], element, n * pixels * c)?;
     check(&[Some(y)], element, n * c)?;
     let [constants, slopes] = x.norm_args(c)?;
@@ -58,7 +41,7 @@ pub(crate) fn scale(
     y: &Array,
 ) -> Result<()> {
     let (element, rows) = (y.element(), n * pixels);
-    let lines = lines(c, element)?;
+    let lines = lines("pixels", c, element)?;
     check(&[x.map(|x| x.x), plus.map(|plus| plus.x), Some(y)], element, rows * c)?;
     check(&[Some(by)], element, n * c)?;
     let args = |seen: Option<Seen>| {

@@ -5,9 +5,23 @@ use candle_core::{Result, bail};
 use super::{Arg, Array, Element, Launch};
 
 /// Threads per block.
-const BLOCK: usize = 256;
+pub(super) const BLOCK: usize = 256;
 /// Maximum number of blocks of a pass whose threads may loop over several accesses.
-const MAX_BLOCKS: usize = 4096;
+pub(super) const MAX_BLOCKS: usize = 4096;
+
+/// Rows of `c` channels that a block takes at once.
+pub(super) fn lines(what: &str, c: usize, element: Element) -> Result<usize> {
+    let per_access = element.per_access();
+    match c / per_access {
+        groups @ 1..=BLOCK if c.is_multiple_of(per_access) => Ok(BLOCK / groups),
+        _ => bail!("{what}: {c} channels of {element:?}"),
+    }
+}
+
+/// Launch of blocks of [`BLOCK`] threads.
+pub(super) fn over(blocks: usize, shared_bytes: usize) -> Launch {
+    Launch { grid: [blocks as u32, 1], block: BLOCK as u32, shared_bytes: shared_bytes as u32 }
+}
 
 /// Adds `bias: (c)` to each row of `y: (rows, c)`, f32.
 pub(crate) fn add(y: &Array, bias: &Array) -> Result<()> {

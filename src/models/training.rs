@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use super::inference::{device_images, device_pixels};
 use super::{Model, ModelConfig};
 use crate::machine::Machine;
-use crate::nn::engine::{Activations, Network, Recording};
+use crate::nn::engine::{Activations, Recording, TrainingNetwork};
 use crate::nn::{DeviceParams, Dropout, Group};
 use crate::ops::backend::Kernels;
 use crate::ops::cpu::Cpu;
@@ -43,7 +43,7 @@ impl Outline {
 /// A network prepared for training on a device. Parameters in its calls are those that it was prepared with.
 #[derive(Debug)]
 pub(crate) struct Trainable<B: Kernels> {
-    network: Network<B>,
+    network: TrainingNetwork<B>,
     outline: Outline,
 }
 
@@ -55,7 +55,7 @@ impl<B: Kernels> Trainable<B> {
     pub fn new(backend: &B, model: Model, activations: Activations) -> Result<(Self, DeviceParams<B>)> {
         backend.check_training()?;
         let (side, outline) = (model.config().input_size, Outline::of(&model));
-        let network = Network::training(model.graph(), model.params(), side, backend, activations)?;
+        let network = TrainingNetwork::new(model.graph(), model.params(), side, backend, activations)?;
         let parts = model.params().parts();
         // So that each parameter is freed once it is copied.
         drop(model);

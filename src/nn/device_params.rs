@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
-use super::params::{Parts, misfit, problem};
+use super::params::{Parts, misfit, param_name, problem};
 use crate::ops::backend::{Backend, Grads, NormParams, Order, Part, Place, Update};
 use crate::ops::slice;
 
@@ -265,7 +265,7 @@ impl<B: Backend> DeviceParams<B> {
 
     /// Place of a parameter or buffer.
     fn place(&self, path: &str, name: &str) -> Result<&Place> {
-        let name = format!("{path}.{name}");
+        let name = param_name(path, name);
         match self.places.get(&name) {
             Some(named) => Ok(&named.place),
             None => bail!("no parameter {name}"),

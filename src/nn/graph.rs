@@ -1,7 +1,9 @@
 //! A network as a list of operations: the one statement of its maths, from which the engine's program, the candle
 //! module and graph files such as ONNX are made.
 
+use super::params::param_name;
 use crate::ops::conv::ConvConfig;
+use crate::ops::pool::Window;
 
 /// Index of a node in its [`Graph`].
 pub type NodeId = usize;
@@ -34,6 +36,15 @@ pub enum Op {
     Mul,
     /// Mean over the pixels of each channel.
     GlobalAveragePool,
+    /// Largest value of each window of pixels, for each channel.
+    MaxPool(Window),
+    /// Nearest upsampling: each pixel becomes a square of `factor` by `factor` pixels.
+    Upsample {
+        /// Length of the square's sides, at least 1.
+        factor: usize,
+    },
+    /// The channels of all inputs, one after the other.
+    Concat,
     /// `max(x, 0)`.
     Relu,
     /// `1 / (1 + exp(-x))`.
@@ -63,7 +74,7 @@ pub struct Node {
 impl Node {
     /// Returns the name of the node's parameter `name`.
     pub fn param(&self, name: &str) -> String {
-        format!("{}.{name}", self.path)
+        param_name(&self.path, name)
     }
 }
 

@@ -2,12 +2,13 @@
 //! differentiation. The engine is tested against it. On other devices than the CPU, convolutions, norms and PReLU are
 //! candle's own operations, which the tests run on the CPU.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 
 use super::graph::{Graph, Node, Op};
 use super::params::Params;
 use crate::ops::batch_norm::{EPS, MOMENTUM, Stats, StatsOrigin, batch_norm, batch_stats};
 use crate::ops::conv::conv2d;
+use crate::ops::pool::Window;
 use crate::ops::prelu::prelu;
 
 impl Graph {
@@ -62,6 +63,9 @@ impl Node {
                 let (n, h, w, c) = x.dims4()?;
                 x.reshape((n, h * w, c))?.mean(1)?.reshape((n, 1, 1, c))
             }
+            (Op::MaxPool(window), []) => max_pool(x, *window),
+            (Op::Upsample { factor }, []) => upsample(x, *factor),
+            (Op::Concat, _) => Tensor::cat(inputs, D::Minus1),
             (Op::Relu, []) => x.relu(),
             (Op::Sigmoid, []) => candle_nn::ops::sigmoid(x),
             (op, _) => bail!("{op:?} of {} inputs", inputs.len()),
@@ -94,10 +98,165 @@ impl Node {
     }
 }
 
+/// Max pooling, with gradients: of equal values in a window the first is the largest, and a NaN is larger than all.
+fn max_pool(x: &Tensor, window: Window) -> Result<Tensor> {
+    let [n, h, w, c] = x.dims4()?.into();
+    let [_, ho, wo, _] = window.output_shape([n, h, w, c])?;
+    let Window { size, stride, padding } = window;
+    // Each pixel of all windows by itself: (N, H', W', C, pixel of the window).
+    let lowest = |dims: [usize; 4]| Tensor::full(f64::NEG_INFINITY, &dims, x.device())?.to_dtype(x.dtype());
+    let mut x = x.clone();
+    if padding > 0 {
+        let rows = lowest([n, padding, w, c])?;
+        x = Tensor::cat(&[&rows, &x, &rows], 1)?;
+        let columns = lowest([n, h + 2 * padding, padding, c])?;
+        x = Tensor::cat(&[&columns, &x, &columns], 2)?;
+    }
+    let places = |first: usize, num: usize| {
+        let places: Vec<u32> = (0..num).map(|i| (first + i * stride) as u32).collect();
+        Tensor::new(places, x.device())
+    };
+    let mut pixels = Vec::with_capacity(size * size);
+    for (row, column) in (0..size).flat_map(|row| (0..size).map(move |column| (row, column))) {
+        pixels.push(x.index_select(&places(row, ho)?, 1)?.index_select(&places(column, wo)?, 2)?);
+    }
+    let pixels = Tensor::stack(&pixels, 4)?;
+    // NaN is not equal to itself.
+    let infinite = Tensor::full(f64::INFINITY, pixels.shape(), pixels.device())?.to_dtype(pixels.dtype())?;
+    let ranks = pixels.eq(&pixels)?.where_cond(&pixels, &infinite)?.detach();
+    pixels.gather(&ranks.argmax_keepdim(4)?, 4)?.squeeze(4)
+}
+
+/// Nearest upsampling by a whole factor, with gradients.
+fn upsample(x: &Tensor, factor: usize) -> Result<Tensor> {
+    let (n, h, w, c) = x.dims4()?;
+    let wide = x.reshape((n, h, 1, w, 1, c))?.broadcast_as((n, h, factor, w, factor, c))?;
+    wide.reshape((n, h * factor, w * factor, c))
+}
+
 /// Permutes images `(N, C, H, W)` to `(N, H, W, C)`.
 fn channels_last(images: &Tensor) -> Result<Tensor> {
     match images.rank() {
         4 => images.permute((0, 2, 3, 1))?.contiguous(),
         _ => bail!("expected images (N, C, H, W), found {:?}", images.shape()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::ops::channels::{Constants, Seen};
+    use crate::ops::pool::{max_pool, max_pool_backward, upsample, upsample_backward};
+    use crate::testing::fill;
+
+    fn values(name: &str, len: usize) -> Result<Vec<f32>> {
+        fill(name, &[len], -1.0, 1.0)?.to_dtype(DType::F32)?.to_vec1()
+    }
+
+    fn assert_near(what: &str, found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            assert!((found - expected).abs() <= 1e-5 * (1.0 + expected.abs()), "{what}: {i}: {found}, {expected}");
+        }
+    }
+
+    /// The result of an operation of candle's module, and its input's gradient for `gy`, channels last.
+    fn reference(op: Op, x: &[f32], shape: [usize; 4], gy: &[f32]) -> Result<[Vec<f32>; 2]> {
+        let [n, h, w, c] = shape;
+        let mut graph = Graph::new();
+        graph.push(op, "", &[Graph::INPUT]);
+        let images = Tensor::from_slice(x, (n, h, w, c), &Device::Cpu)?.permute((0, 3, 1, 2))?;
+        let images = Var::from_tensor(&images.contiguous()?)?;
+        let y = graph.forward_t(&Params::new(DType::F32, &Device::Cpu, 0), &images, true)?;
+        let gradients = (&y * Tensor::from_slice(gy, y.shape(), &Device::Cpu)?)?.sum_all()?.backward()?;
+        let gx = gradients.get(&images).expect("the input has a gradient").permute((0, 2, 3, 1))?;
+        Ok([y.flatten_all()?.to_vec1()?, gx.flatten_all()?.to_vec1()?])
+    }
+
+    /// Shapes and windows: one pixel, overlapping and separate windows, pixels that no window reads, channels that fill
+    /// no vector, some and several.
+    const CASES: [([usize; 4], [usize; 3]); 6] = [
+        ([1, 1, 1, 1], [1, 1, 0]),
+        ([2, 4, 6, 3], [2, 2, 0]),
+        ([2, 7, 5, 19], [3, 2, 1]),
+        ([3, 5, 5, 40], [3, 1, 1]),
+        ([1, 8, 9, 70], [2, 3, 1]),
+        ([2, 6, 6, 8], [6, 6, 0]),
+    ];
+
+    #[test]
+    fn max_pooling_and_its_gradient_are_those_of_candles_module() -> Result<()> {
+        for (shape, [size, stride, padding]) in CASES {
+            let (window, len) = (Window { size, stride, padding }, shape.iter().product());
+            // Few different values: many windows have several largest ones.
+            let x: Vec<f32> = values("x", len)?.into_iter().map(|x| (4.0 * x).round()).collect();
+            let num_results = window.output_shape(shape)?.iter().product();
+            let (gy, other) = (values("gy", num_results)?, values("other", len)?);
+            let [expected, gradient] = reference(Op::MaxPool(window), &x, shape, &gy)?;
+            let seen = Seen { x: &x, constants: None };
+            let (mut y, mut gx) = (vec![f32::NAN; num_results], vec![f32::NAN; len]);
+            max_pool(seen, window, shape, &mut y)?;
+            assert_eq!(y, expected, "{shape:?} by {window:?}");
+            max_pool_backward(seen, window, shape, &gy, None, &mut gx)?;
+            assert_near("gradient", &gx, &gradient);
+            let mut sum = vec![f32::NAN; len];
+            max_pool_backward(seen, window, shape, &gy, Some(&other), &mut sum)?;
+            assert_near("sum", &sum, &gx.iter().zip(&other).map(|(gx, other)| gx + other).collect::<Vec<_>>());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn values_are_compared_after_their_norm() -> Result<()> {
+        for ([n, h, w, c], [size, stride, padding]) in CASES {
+            let (shape, window) = ([n, h, w, c], Window { size, stride, padding });
+            let x = values("x", n * h * w * c)?;
+            let gy = values("gy", window.output_shape(shape)?.iter().product())?;
+            let constants = Constants { scale: values("scale", c)?, shift: values("shift", c)?, slope: None };
+            let seen = Seen { x: &x, constants: Some(&constants) };
+            let normed: Vec<f32> =
+                x.iter().enumerate().map(|(i, x)| x * constants.scale[i % c] + constants.shift[i % c]).collect();
+            let [expected, gradient] = reference(Op::MaxPool(window), &normed, shape, &gy)?;
+            let (mut y, mut gx) = (vec![f32::NAN; gy.len()], vec![f32::NAN; x.len()]);
+            max_pool(seen, window, shape, &mut y)?;
+            max_pool_backward(seen, window, shape, &gy, None, &mut gx)?;
+            assert_near("pooling", &y, &expected);
+            assert_near("gradient", &gx, &gradient);
+            let mut wide = vec![f32::NAN; 4 * x.len()];
+            upsample(seen, 2, shape, &mut wide);
+            let [expected, _] = reference(Op::Upsample { factor: 2 }, &normed, shape, &values("gy", wide.len())?)?;
+            assert_near("upsampling", &wide, &expected);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn upsampling_and_its_gradient_are_those_of_candles_module() -> Result<()> {
+        for (shape, factor) in [([1, 1, 1, 1], 1), ([2, 3, 5, 7], 2), ([2, 4, 3, 40], 3)] {
+            let len = shape.iter().product();
+            let (x, gy, other) = (values("x", len)?, values("gy", len * factor * factor)?, values("other", len)?);
+            let [expected, gradient] = reference(Op::Upsample { factor }, &x, shape, &gy)?;
+            let (mut y, mut gx) = (vec![f32::NAN; gy.len()], vec![f32::NAN; len]);
+            upsample(Seen { x: &x, constants: None }, factor, shape, &mut y);
+            assert_eq!(y, expected, "{shape:?} by {factor}");
+            upsample_backward(&gy, factor, shape, None, &mut gx);
+            assert_near("gradient", &gx, &gradient);
+            let mut sum = vec![f32::NAN; len];
+            upsample_backward(&gy, factor, shape, Some(&other), &mut sum);
+            assert_near("sum", &sum, &gx.iter().zip(&other).map(|(gx, other)| gx + other).collect::<Vec<_>>());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_nan_stays_nan_in_max_pooling() -> Result<()> {
+        let window = Window { size: 2, stride: 2, padding: 0 };
+        let mut x = vec![f32::NEG_INFINITY; 16];
+        x[5] = f32::NAN;
+        let [y, _] = reference(Op::MaxPool(window), &x, [1, 2, 4, 2], &[1.0; 4])?;
+        assert_eq!(y.iter().map(|y| y.is_nan()).collect::<Vec<_>>(), [false, false, false, true]);
+        Ok(())
     }
 }

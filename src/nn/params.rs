@@ -432,8 +432,13 @@ impl Scope<'_> {
     }
 
     fn path(&self, name: &str) -> String {
-        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+        param_name(&self.prefix, name)
     }
+}
+
+/// Returns the name of a parameter under a path, which is empty for the network itself.
+pub(super) fn param_name(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 #[cfg(test)]

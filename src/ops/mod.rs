@@ -10,11 +10,13 @@ pub mod conv;
 pub mod distance;
 pub mod margin_loss;
 pub mod normalize;
+pub mod pool;
 pub mod prelu;
 pub mod sgd;
 
 pub(crate) mod backend;
 pub(crate) mod channels;
+pub(crate) mod concat;
 pub(crate) mod cpu;
 pub(crate) mod linear;
 pub(crate) mod pixels;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
-use crate::models::Model;
-use crate::nn::{Node, Op};
+use crate::models::{Model, ModelConfig};
+use crate::nn::{Graph, Node, Op};
 use crate::ops::batch_norm::EPS;
+use crate::ops::pool::Window;
 use crate::weights::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
 
 /// Operator set: batch norm has its final form since 15, and older runtimes still support 17.
@@ -23,8 +24,17 @@ const OUTPUT: &str = "embedding";
 /// # Errors
 /// When memory for the copies cannot be allocated.
 pub fn to_onnx(model: &Model) -> Result<OnnxModel> {
-    let state = model.params().state()?;
-    let graph = model.graph().in_evaluation();
+    let ModelConfig { input_size, embedding_size, .. } = *model.config();
+    of_graph(&model.graph().in_evaluation(), &model.params().state()?, input_size, embedding_size)
+}
+
+/// Returns a graph of evaluation, for images of `side` pixels, with weights by name.
+pub(super) fn of_graph(
+    graph: &Graph,
+    state: &BTreeMap<String, Tensor>,
+    side: usize,
+    embedding_size: usize,
+) -> Result<OnnxModel> {
     let nodes = graph.nodes();
     let name = |id: usize| match id {
         0 => INPUT.to_owned(),
@@ -35,15 +45,21 @@ pub fn to_onnx(model: &Model) -> Result<OnnxModel> {
     let mut written = Vec::new();
     for (id, node) in nodes.iter().enumerate().skip(1) {
         let mut inputs: Vec<String> = node.inputs.iter().map(|&i| name(i)).collect();
-        for (param, tensor) in weights(node, &state)? {
+        for (param, tensor) in weights(node, state)? {
             inputs.push(param.clone());
             initializers.insert(param, tensor);
         }
-        let (op_type, attributes) = operator(node, &state);
+        if let Op::Upsample { factor } = node.op {
+            let (scales, factor) = (format!("{}.scales", name(id)), factor as f32);
+            // The second input, a region of interest, is left out.
+            inputs.extend([String::new(), scales.clone()]);
+            initializers.insert(scales, Tensor::new(&[1.0, 1.0, factor, factor], &Device::Cpu)?);
+        }
+        let (op_type, attributes) = operator(node, state);
         let attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         written.push(OnnxNode { op_type: op_type.into(), inputs, outputs: vec![name(id)], attributes });
     }
-    let (size, dim) = (model.config().input_size as i64, model.config().embedding_size as i64);
+    let (size, dim) = (side as i64, embedding_size as i64);
     Ok(OnnxModel {
         opset: OPSET,
         nodes: written,
@@ -75,7 +91,7 @@ fn weights(node: &Node, state: &BTreeMap<String, Tensor>) -> Result<Vec<(String,
 type Attributes = Vec<(&'static str, OnnxAttribute)>;
 
 fn operator(node: &Node, state: &BTreeMap<String, Tensor>) -> (&'static str, Attributes) {
-    use OnnxAttribute::{Float, Int, Ints};
+    use OnnxAttribute::{Float, Int, Ints, Text};
     match &node.op {
         Op::Input | Op::Dropout => unreachable!("neither is an operation of evaluation"),
         Op::Conv2d(config) => {
@@ -97,6 +113,24 @@ fn operator(node: &Node, state: &BTreeMap<String, Tensor>) -> (&'static str, Att
         Op::Add => ("Add", vec![]),
         Op::Mul => ("Mul", vec![]),
         Op::GlobalAveragePool => ("GlobalAveragePool", vec![]),
+        Op::MaxPool(Window { size, stride, padding }) => {
+            let attributes = vec![
+                ("kernel_shape", Ints(vec![*size as i64; 2])),
+                ("strides", Ints(vec![*stride as i64; 2])),
+                ("pads", Ints(vec![*padding as i64; 4])),
+            ];
+            ("MaxPool", attributes)
+        }
+        Op::Upsample { .. } => {
+            let text = |value: &str| Text(value.to_owned());
+            let attributes = vec![
+                ("mode", text("nearest")),
+                ("nearest_mode", text("floor")),
+                ("coordinate_transformation_mode", text("asymmetric")),
+            ];
+            ("Resize", attributes)
+        }
+        Op::Concat => ("Concat", vec![("axis", Int(1))]),
         Op::Relu => ("Relu", vec![]),
         Op::Sigmoid => ("Sigmoid", vec![]),
     }

@@ -5,16 +5,21 @@
 //! IResNet block keeps three of them for the backward pass: its input and the results of its two convolutions.
 //!
 //! A network's graph becomes a program of steps and views (`program.rs`), the program a tape of tasks on buffers
-//! (`tape.rs`), which `network.rs` runs with the kernels of a device. Inference is the same with norms folded
-//! (`fold.rs`) and no backward pass.
+//! (`tape.rs`), whose forward pass `network.rs` runs with the kernels of a device. Training (`training.rs`) adds the
+//! backward pass, and inference (`inference.rs`) folds norms and sums into convolutions (`fold.rs`).
 
 mod fold;
+mod inference;
+mod lowered;
 mod network;
 mod program;
 mod schedule;
 mod tape;
 #[cfg(test)]
 mod tests;
+mod training;
 
-pub(crate) use network::{InferenceNetwork, Lowered, Network, Recording};
+pub(crate) use inference::InferenceNetwork;
+pub(crate) use lowered::Lowered;
 pub use schedule::Activations;
+pub(crate) use training::{Recording, TrainingNetwork};

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 use candle_core::{Result, bail};
 
 use crate::nn::graph::{Graph, Node, NodeId, Op};
+use crate::nn::params::param_name;
 use crate::ops::backend::{Activation, ConvShape};
 use crate::ops::conv::{ConvConfig, output_shape};
+use crate::ops::pool::Window;
 
 /// Index of a [`View`].
 pub(super) type ViewId = usize;
@@ -37,6 +39,12 @@ pub(super) enum Step {
     Scale { x: ViewId, by: ViewId, plus: Option<ViewId> },
     /// An activation without parameters.
     Activate { x: ViewId, activation: Activation },
+    /// Largest value of each window.
+    MaxPool { x: ViewId, window: Window },
+    /// Nearest upsampling.
+    Upsample { x: ViewId, factor: usize },
+    /// The channels of all parts, one after the other.
+    Concat { parts: Vec<ViewId> },
 }
 
 impl Step {
@@ -45,6 +53,8 @@ impl Step {
         match self {
             Self::Conv { x, .. } | Self::Write { x } | Self::Linear { x, .. } => vec![*x],
             Self::Mean { x } | Self::Activate { x, .. } => vec![*x],
+            Self::MaxPool { x, .. } | Self::Upsample { x, .. } => vec![*x],
+            Self::Concat { parts } => parts.clone(),
             Self::Add { a, b } => vec![*a, *b],
             Self::Scale { x, by, plus } => [*x, *by].into_iter().chain(*plus).collect(),
         }
@@ -53,9 +63,9 @@ impl Step {
     /// Names of the step's parameters.
     pub fn param_names(&self) -> Vec<String> {
         match self {
-            Self::Conv { path, .. } => vec![format!("{path}.weight")],
-            Self::Linear { path, has_bias: true, .. } => vec![format!("{path}.weight"), format!("{path}.bias")],
-            Self::Linear { path, .. } => vec![format!("{path}.weight")],
+            Self::Conv { path, .. } => vec![param_name(path, "weight")],
+            Self::Linear { path, has_bias: true, .. } => vec![param_name(path, "weight"), param_name(path, "bias")],
+            Self::Linear { path, .. } => vec![param_name(path, "weight")],
             _ => Vec::new(),
         }
     }
@@ -80,8 +90,8 @@ pub(super) struct Norm {
 impl Norm {
     /// Names of the norm's parameters.
     pub fn param_names(&self) -> Vec<String> {
-        let slope = self.prelu.as_ref().map(|prelu| format!("{prelu}.weight"));
-        [format!("{}.weight", self.bn), format!("{}.bias", self.bn)].into_iter().chain(slope).collect()
+        let slope = self.prelu.as_ref().map(|prelu| param_name(prelu, "weight"));
+        [param_name(&self.bn, "weight"), param_name(&self.bn, "bias")].into_iter().chain(slope).collect()
     }
 }
 
@@ -153,6 +163,22 @@ impl Program {
                     }
                     [n, 1, 1, outputs]
                 }
+                Step::MaxPool { x, window } => window.output_shape(of(*x))?,
+                Step::Upsample { x, factor } => {
+                    let [n, h, w, c] = of(*x);
+                    let side = |pixels: usize| pixels.checked_mul(*factor).filter(|side| *side > 0);
+                    match (side(h), side(w)) {
+                        (Some(h), Some(w)) => [n, h, w, c],
+                        _ => bail!("upsampling of {h}x{w} pixels by {factor}"),
+                    }
+                }
+                Step::Concat { parts } => {
+                    let [n, h, w, _] = of(parts[0]);
+                    if let Some(other) = parts.iter().map(|part| of(*part)).find(|other| other[..3] != [n, h, w]) {
+                        bail!("a concatenation of {:?} and {other:?}", of(parts[0]));
+                    }
+                    [n, h, w, parts.iter().map(|part| of(*part)[3]).sum()]
+                }
                 Step::Mean { x } => {
                     let [n, .., c] = of(*x);
                     [n, 1, 1, c]
@@ -190,7 +216,7 @@ impl Program {
         Ok(convs)
     }
 
-    /// Checks that no step but a product reads a sigmoid whose channels are padded: padding would be 0.5, not 0.
+    /// Checks that no step but a product or a concatenation reads a sigmoid whose channels are padded: padding would be 0.5, not 0.
     ///
     /// # Errors
     /// When one does.
@@ -200,11 +226,13 @@ impl Program {
             let reads = |view: &ViewId| self.views[*view].value == i + 1;
             let is_harmless = |reader: &Step| match reader {
                 Step::Scale { x, plus, .. } => !reads(x) && !plus.as_ref().is_some_and(reads),
+                Step::Concat { .. } => true,
                 _ => !reader.inputs().iter().any(reads),
             };
             if is_padded(i + 1) && (reads(&self.output) || !self.steps.iter().all(is_harmless)) {
                 bail!(
-                    "the engine does not support a sigmoid that something else than a product reads: use --device cpu"
+                    "the engine does not support a sigmoid that something else than a product or a concatenation \
+                     reads: use --device cpu"
                 );
             }
         }
@@ -237,7 +265,7 @@ impl Program {
 
 /// Returns the shape of the weight under a path.
 fn weight<const N: usize>(weights: &BTreeMap<String, Vec<usize>>, path: &str) -> Result<[usize; N]> {
-    let found = weights.get(&format!("{path}.weight"));
+    let found = weights.get(&param_name(path, "weight"));
     match found.and_then(|shape| shape.as_slice().try_into().ok()) {
         Some(shape) => Ok(shape),
         None => bail!("{path}.weight: expected a weight of {N} axes, found {found:?}"),
@@ -347,6 +375,19 @@ impl Writer<'_> {
             Op::GlobalAveragePool => {
                 let x = self.input(node, 0)?;
                 self.program.push(Step::Mean { x })
+            }
+            Op::MaxPool(window) => {
+                let (x, window) = (self.input(node, 0)?, *window);
+                self.program.push(Step::MaxPool { x, window })
+            }
+            Op::Upsample { factor } => {
+                let (x, factor) = (self.input(node, 0)?, *factor);
+                self.program.push(Step::Upsample { x, factor })
+            }
+            Op::Concat if node.inputs.is_empty() => bail!("a concatenation of nothing"),
+            Op::Concat => {
+                let parts = (0..node.inputs.len()).map(|i| self.input(node, i)).collect::<Result<_>>()?;
+                self.program.push(Step::Concat { parts })
             }
             Op::Relu | Op::Sigmoid => {
                 let activation = if node.op == Op::Relu { Activation::Relu } else { Activation::Sigmoid };

@@ -67,7 +67,7 @@ fn needed(program: &Program, is_trained: &dyn Fn(&str) -> bool) -> (Vec<bool>, V
 }
 
 /// Returns, for each value, whether the backward pass reads it: for the norm that follows, for a convolution's filter,
-/// a product or an activation.
+/// a product, an activation or max pooling.
 fn used(program: &Program, views: &[bool], is_trained: &dyn Fn(&str) -> bool) -> Vec<bool> {
     let mut used = vec![false; program.steps.len() + 1];
     for (View { value, norm }, is_needed) in program.views.iter().zip(views) {
@@ -80,6 +80,7 @@ fn used(program: &Program, views: &[bool], is_trained: &dyn Fn(&str) -> bool) ->
             }
             Step::Scale { x, by, .. } => [x, by].into_iter().for_each(|view| used[program.views[*view].value] = true),
             Step::Activate { .. } => used[i + 1] = true,
+            Step::MaxPool { x, .. } => used[program.views[*x].value] |= views[*x],
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ use candle_core::{Result, bail};
 use super::fold::Folding;
 use super::program::{Program, Step, ViewId};
 use super::schedule::Schedule;
-use crate::ops::backend::{Buffer, BufferId, MemoryLayout, NormGrad};
+use crate::ops::backend::{Buffer, BufferId, MapGrad, MemoryLayout, NormGrad};
 
 /// A step of the program with the buffers that it reads and writes.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,14 +39,20 @@ pub(super) enum Task {
     /// Gradients of a fully connected step. With `gx`, the gradient of its input too, which overwrites the flattened
     /// input.
     Linear { i: usize, flat: BufferId, gy: BufferId, gx: Option<BufferId> },
-    /// Gradient of the input of a mean over pixels, plus `other`.
-    Spread { i: usize, gy: BufferId, other: Option<BufferId>, gx: BufferId },
-    /// Gradient of a product's first side, plus `other`.
-    Scale { i: usize, by: BufferId, gy: BufferId, other: Option<BufferId>, gx: BufferId },
+    /// Gradient of the input of a mean over pixels.
+    Spread { i: usize, grad: MapGrad },
+    /// Gradient of a product's first side.
+    Scale { i: usize, by: BufferId, grad: MapGrad },
     /// Gradient of a product's factors.
     Factors { i: usize, x: BufferId, gy: BufferId, gs: BufferId },
     /// Gradient of an activation's input from its result.
     Activate { i: usize, y: BufferId, gy: BufferId, gx: BufferId },
+    /// Gradient of max pooling's input.
+    MaxPool { i: usize, x: BufferId, grad: MapGrad },
+    /// Gradient of the input of upsampling.
+    Upsample { i: usize, grad: MapGrad },
+    /// Gradient of a part of a concatenation.
+    Part { i: usize, part: usize, grad: MapGrad },
     /// The sum of two gradients of a view.
     Sum { view: ViewId, a: BufferId, b: BufferId, y: BufferId },
 }
@@ -69,8 +75,10 @@ impl Task {
             Self::Filter { x, gy, .. } => vec![*x, *gy],
             Self::Input { gy, other, .. } => [*gy].into_iter().chain(*other).collect(),
             Self::Linear { flat, gy, .. } => vec![*flat, *gy],
-            Self::Spread { gy, other, .. } => [*gy].into_iter().chain(*other).collect(),
-            Self::Scale { by, gy, other, .. } => [*by, *gy].into_iter().chain(*other).collect(),
+            Self::Spread { grad, .. } | Self::Upsample { grad, .. } | Self::Part { grad, .. } => grad.read().collect(),
+            Self::Scale { by: value, grad, .. } | Self::MaxPool { x: value, grad, .. } => {
+                grad.read().chain([*value]).collect()
+            }
             Self::Factors { x, gy, .. } => vec![*x, *gy],
             Self::Activate { y, gy, .. } => vec![*y, *gy],
             Self::Sum { a, b, .. } => vec![*a, *b],
@@ -82,9 +90,9 @@ impl Task {
             Self::Again(forward) => forward.written(),
             Self::Norm { grad, .. } => vec![grad.x],
             Self::Filter { .. } => vec![],
-            Self::Input { gx, .. } | Self::Spread { gx, .. } | Self::Scale { gx, .. } | Self::Activate { gx, .. } => {
-                vec![*gx]
-            }
+            Self::Input { gx, .. } | Self::Activate { gx, .. } => vec![*gx],
+            Self::Spread { grad, .. } | Self::Scale { grad, .. } | Self::MaxPool { grad, .. } => vec![grad.gx],
+            Self::Upsample { grad, .. } | Self::Part { grad, .. } => vec![grad.gx],
             Self::Factors { gs, .. } => vec![*gs],
             Self::Linear { flat, gx, .. } => [*flat].into_iter().chain(*gx).collect(),
             Self::Sum { y, .. } => vec![*y],
@@ -265,6 +273,7 @@ impl<'a> Writer<'a> {
             Step::Add { a, b } => [a, b].into_iter().for_each(|view| self.hand_on(*view, gy, schedule)),
             Step::Write { x } => self.hand_on(*x, gy, schedule),
             Step::Mean { .. } | Step::Scale { .. } | Step::Activate { .. } => self.pointwise_backward(i, gy, schedule),
+            Step::MaxPool { .. } | Step::Upsample { .. } | Step::Concat { .. } => self.map_backward(i, gy, schedule),
             Step::Linear { x, .. } => {
                 let gx = schedule.views[*x].then(|| self.buffer(self.program.views[*x].value));
                 self.tasks.push(Task::Linear { i, flat: self.flat[&i], gy, gx });
@@ -280,8 +289,8 @@ impl<'a> Writer<'a> {
     fn pointwise_backward(&mut self, i: usize, gy: BufferId, schedule: &Schedule) {
         match self.program.steps[i] {
             Step::Mean { x } if schedule.views[x] => {
-                let (other, gx) = (self.grads[x], self.gradient(x));
-                self.tasks.push(Task::Spread { i, gy, other, gx });
+                let grad = self.map_grad(x, gy);
+                self.tasks.push(Task::Spread { i, grad });
             }
             Step::Scale { x, by, plus } => {
                 plus.into_iter().for_each(|plus| self.hand_on(plus, gy, schedule));
@@ -291,8 +300,8 @@ impl<'a> Writer<'a> {
                     self.hand_on(by, gs, schedule);
                 }
                 if schedule.views[x] {
-                    let (by, other, gx) = (self.shown(by), self.grads[x], self.gradient(x));
-                    self.tasks.push(Task::Scale { i, by, gy, other, gx });
+                    let (by, grad) = (self.shown(by), self.map_grad(x, gy));
+                    self.tasks.push(Task::Scale { i, by, grad });
                 }
             }
             Step::Activate { x, .. } if schedule.views[x] => {
@@ -302,6 +311,25 @@ impl<'a> Writer<'a> {
             }
             _ => {}
         }
+    }
+
+    /// Backward pass of max pooling, upsampling and concatenation.
+    fn map_backward(&mut self, i: usize, gy: BufferId, schedule: &Schedule) {
+        let step = &self.program.steps[i];
+        for (part, x) in step.inputs().into_iter().enumerate().filter(|(_, x)| schedule.views[*x]) {
+            let (value, grad) = (self.shown(x), self.map_grad(x, gy));
+            self.tasks.push(match step {
+                Step::MaxPool { .. } => Task::MaxPool { i, x: value, grad },
+                Step::Upsample { .. } => Task::Upsample { i, grad },
+                _ => Task::Part { i, part, grad },
+            });
+        }
+    }
+
+    /// Creates the buffer for the gradient of a view, which adds to what reached the view before.
+    fn map_grad(&mut self, view: ViewId, gy: BufferId) -> MapGrad {
+        let other = self.grads[view];
+        MapGrad { gy, other, gx: self.gradient(view) }
     }
 
     /// Returns the buffer of a raw value's gradient: the sum of what reached it directly and through its norm.
@@ -374,11 +402,13 @@ mod tests {
         match task {
             Task::Again(forward) => forward.read(),
             Task::Norm { grad, .. } => vec![grad.x],
-            Task::Filter { x, .. } | Task::Factors { x, .. } => vec![*x],
+            Task::Filter { x, .. } | Task::Factors { x, .. } | Task::MaxPool { x, .. } => vec![*x],
             Task::Scale { by, .. } => vec![*by],
             Task::Activate { y, .. } => vec![*y],
             Task::Linear { flat, .. } => vec![*flat],
-            Task::Input { .. } | Task::Spread { .. } | Task::Sum { .. } => Vec::new(),
+            Task::Input { .. } | Task::Spread { .. } | Task::Upsample { .. } | Task::Part { .. } | Task::Sum { .. } => {
+                Vec::new()
+            }
         }
     }
 

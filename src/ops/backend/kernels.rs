@@ -10,6 +10,7 @@ use super::{Backend, BufferId, MemoryLayout, Order};
 use crate::ops::channels::Constants;
 use crate::ops::conv::{ConvConfig, ConvolutionPass};
 pub use crate::ops::pixels::Activation;
+use crate::ops::pool::Window;
 
 /// The kernels of a device. Activations are channels-last, `(n, h, w, c)`.
 pub trait Kernels: Backend {
@@ -112,6 +113,27 @@ pub trait Kernels: Backend {
         c: usize,
         y: BufferId,
     ) -> Result<()>;
+    /// Writes the largest value of each window of an activation of this shape to `y`.
+    fn max_pool(
+        &self,
+        memory: &mut Self::Memory,
+        x: Source<Self>,
+        window: Window,
+        shape: [usize; 4],
+        y: BufferId,
+    ) -> Result<()>;
+    /// Writes an activation of this shape, upsampled by a factor, to `y`.
+    fn upsample(
+        &self,
+        memory: &mut Self::Memory,
+        x: Source<Self>,
+        factor: usize,
+        shape: [usize; 4],
+        y: BufferId,
+    ) -> Result<()>;
+    /// Writes the channels of all parts, one after the other, to `y`. Each part comes with the number of its channels
+    /// without those that the device adds.
+    fn concat(&self, memory: &mut Self::Memory, parts: &[(Source<Self>, usize)], y: BufferId) -> Result<()>;
     /// Writes the input of a fully connected layer, times the mask, to `flat`, in the order of the layer's weight.
     fn flatten(
         &self,
@@ -170,6 +192,27 @@ pub trait Kernels: Backend {
         activation: Activation,
         gx: BufferId,
     ) -> Result<()>;
+    /// Writes the gradient of max pooling's input, an activation of this shape, plus `other`, to `gx`. The first of a
+    /// window's largest values gets the gradient of its result.
+    fn max_pool_backward(
+        &self,
+        memory: &mut Self::Memory,
+        x: Source<Self>,
+        window: Window,
+        shape: [usize; 4],
+        grad: MapGrad,
+    ) -> Result<()>;
+    /// Writes the gradient of the input of upsampling by a factor, an activation of this shape, plus `other`, to `gx`.
+    fn upsample_backward(
+        &self,
+        memory: &mut Self::Memory,
+        factor: usize,
+        shape: [usize; 4],
+        grad: MapGrad,
+    ) -> Result<()>;
+    /// Writes the channels `[first, all, c]`, `c` of all of them from the first one on, plus `other`, to `gx`. The
+    /// numbers leave out the channels that the device adds.
+    fn concat_backward(&self, memory: &mut Self::Memory, channels: [usize; 3], grad: MapGrad) -> Result<()>;
     /// Writes the gradients of a fully connected layer; may overwrite `flat`.
     fn full_backward(
         &self,
@@ -314,6 +357,24 @@ pub struct Grads<'a, B: Backend> {
     pub bias: Option<Range<usize>>,
     /// The slope's.
     pub slope: Option<Range<usize>>,
+}
+
+/// Buffers of the backward pass of a product, pooling, upsampling or concatenation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapGrad {
+    /// Gradient of the result.
+    pub gy: BufferId,
+    /// Gradient that reaches the input by other paths.
+    pub other: Option<BufferId>,
+    /// Gradient of the input, which is written.
+    pub gx: BufferId,
+}
+
+impl MapGrad {
+    /// Buffers that are read.
+    pub fn read(&self) -> impl Iterator<Item = BufferId> {
+        [self.gy].into_iter().chain(self.other)
+    }
 }
 
 /// Buffers of a norm's backward pass.

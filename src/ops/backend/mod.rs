@@ -16,8 +16,8 @@ use super::distance::DistillKind;
 use super::margin_loss::{MarginLossConfig, Rows};
 use super::sgd::SgdStep;
 pub use kernels::{
-    Activation, ConvShape, FullGrad, Grads, Kernels, NormGrad, NormParams, Part, Place, Scale, Scaling, Source,
-    Statistics, Sums, Weight,
+    Activation, ConvShape, FullGrad, Grads, Kernels, MapGrad, NormGrad, NormParams, Part, Place, Scale, Scaling,
+    Source, Statistics, Sums, Weight,
 };
 pub use layout::{Buffer, BufferId, MemoryLayout};
 pub use order::Order;

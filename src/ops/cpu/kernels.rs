@@ -6,14 +6,16 @@ use candle_core::{Result, Tensor, bail};
 
 use super::Cpu;
 use crate::ops::backend::{
-    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, MemoryLayout, NormGrad, NormParams, Order, Part, Place,
-    Scale, Scaling, Source, Statistics, Sums, Weight,
+    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, MapGrad, MemoryLayout, NormGrad, NormParams, Order,
+    Part, Place, Scale, Scaling, Source, Statistics, Sums, Weight,
 };
 use crate::ops::batch_norm::{self, EPS, MOMENTUM, Stats};
 use crate::ops::channels::{self, Constants, Normalised, Seen};
+use crate::ops::concat;
 use crate::ops::conv::{Conv, Epilogue, Filter};
 use crate::ops::linear;
 use crate::ops::pixels;
+use crate::ops::pool::{self, Window};
 use crate::ops::slice::Values;
 
 /// Blocks that are reused from pass to pass, one for each pass at the same time: touching fresh pages costs as much as
@@ -293,6 +295,38 @@ impl Kernels for Cpu {
         Ok(())
     }
 
+    fn max_pool(
+        &self,
+        memory: &mut PassBlock,
+        x: Source<Self>,
+        window: Window,
+        shape: [usize; 4],
+        y: BufferId,
+    ) -> Result<()> {
+        let (y, others) = memory.split(y);
+        pool::max_pool(others.seen(x), window, shape, y)
+    }
+
+    fn upsample(
+        &self,
+        memory: &mut PassBlock,
+        x: Source<Self>,
+        factor: usize,
+        shape: [usize; 4],
+        y: BufferId,
+    ) -> Result<()> {
+        let (y, others) = memory.split(y);
+        pool::upsample(others.seen(x), factor, shape, y);
+        Ok(())
+    }
+
+    fn concat(&self, memory: &mut PassBlock, parts: &[(Source<Self>, usize)], y: BufferId) -> Result<()> {
+        let (y, others) = memory.split(y);
+        let parts: Vec<(Seen, usize)> = parts.iter().map(|(x, c)| (others.seen(*x), *c)).collect();
+        concat::concat(&parts, y);
+        Ok(())
+    }
+
     fn flatten(
         &self,
         memory: &mut PassBlock,
@@ -381,6 +415,42 @@ impl Kernels for Cpu {
     ) -> Result<()> {
         let (gx, others) = memory.split(gx);
         pixels::activate_backward(others.get(y), others.get(gy), activation, gx);
+        Ok(())
+    }
+
+    fn max_pool_backward(
+        &self,
+        memory: &mut PassBlock,
+        x: Source<Self>,
+        window: Window,
+        shape: [usize; 4],
+        MapGrad { gy, other, gx }: MapGrad,
+    ) -> Result<()> {
+        let (gx, others) = memory.split(gx);
+        let other = other.map(|other| others.get(other));
+        pool::max_pool_backward(others.seen(x), window, shape, others.get(gy), other, gx)
+    }
+
+    fn upsample_backward(
+        &self,
+        memory: &mut PassBlock,
+        factor: usize,
+        shape: [usize; 4],
+        MapGrad { gy, other, gx }: MapGrad,
+    ) -> Result<()> {
+        let (gx, others) = memory.split(gx);
+        pool::upsample_backward(others.get(gy), factor, shape, other.map(|other| others.get(other)), gx);
+        Ok(())
+    }
+
+    fn concat_backward(
+        &self,
+        memory: &mut PassBlock,
+        channels: [usize; 3],
+        MapGrad { gy, other, gx }: MapGrad,
+    ) -> Result<()> {
+        let (gx, others) = memory.split(gx);
+        concat::take(others.get(gy), channels, other.map(|other| others.get(other)), gx);
         Ok(())
     }
 
