@@ -131,7 +131,7 @@ impl Backend for GpuBackend {
     fn linear(&self, x: &Array, w: &Array, [n, k, m]: [usize; 3]) -> Result<Array> {
         let y = self.device.array(Element::F32, n * m)?;
         let (a, b, c) = (x.matrix(k), w.matrix(k).transposed(), y.matrix(m));
-        self.device.gpu().multiply(&Product { m: n, n: m, k, a, b, c, alpha: 1.0, beta: 0.0 })?;
+        self.device.multiply(&Product { m: n, n: m, k, a, b, c, alpha: 1.0, beta: 0.0 })?;
         Ok(y)
     }
 
@@ -145,9 +145,9 @@ impl Backend for GpuBackend {
     ) -> Result<Array> {
         let gx = self.device.array(Element::F32, n * k)?;
         let (a, b, c) = (gy.matrix(m), w.matrix(k), gx.matrix(k));
-        self.device.gpu().multiply(&Product { m: n, n: k, k: m, a, b, c, alpha: 1.0, beta: 0.0 })?;
+        self.device.multiply(&Product { m: n, n: k, k: m, a, b, c, alpha: 1.0, beta: 0.0 })?;
         let (a, b, c) = (gy.matrix(m).transposed(), x.matrix(k), gw.matrix(k));
-        self.device.gpu().multiply(&Product { m, n: k, k: n, a, b, c, alpha: 1.0, beta: 0.0 })?;
+        self.device.multiply(&Product { m, n: k, k: n, a, b, c, alpha: 1.0, beta: 0.0 })?;
         Ok(gx)
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, bail};
 
-use super::{Arg, Array, Device, Element, Launch};
+use super::{Arg, Array, Device, Element, Launch, fits};
 
 /// Threads per block.
 const BLOCK: usize = 256;
@@ -20,17 +20,10 @@ pub(crate) struct Seen<'a> {
     pub norm: Option<&'a Norm>,
 }
 
-impl Seen<'_> {
+impl<'a> Seen<'a> {
     /// The norm's constants and slopes for a kernel over `c` channels; null without a norm or PReLU.
-    pub fn norm_args(&self, c: usize) -> Result<[Arg; 2]> {
-        if let Some(norm) = self.norm.filter(|norm| norm.constants.len() != 4 * c) {
-            bail!("batch_norm: a norm of {} channels for {c}", norm.constants.len() / 4);
-        }
-        let slopes = self.norm.and_then(|norm| norm.slopes.as_ref());
-        if let Some(slopes) = slopes.filter(|slopes| slopes.len() != c) {
-            bail!("batch_norm: {} slopes for {c} channels", slopes.len());
-        }
-        Ok([Arg::from(self.norm.map(|norm| &norm.constants)), Arg::from(slopes)])
+    pub fn norm_args(&self, c: usize) -> Result<[Arg<'a>; 2]> {
+        self.norm.map_or(Ok([Arg::Null; 2]), |norm| norm.args(c))
     }
 }
 
@@ -106,49 +99,68 @@ impl Share {
         Launch { grid: [(self.c * 32).div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
     }
 
-    fn sizes(&self) -> [Arg; 2] {
+    fn sizes(&self) -> [Arg<'static>; 2] {
         [Arg::I64(self.rows as i64), Arg::I32(self.c as i32)]
     }
 }
 
+impl NormArrays {
+    /// Returns the number of channels.
+    ///
+    /// # Errors
+    /// When the arrays have not all one f32 per channel.
+    fn channels(&self) -> Result<usize> {
+        let Self { weight, bias, slopes, running_mean, running_var, .. } = self;
+        let c = weight.len();
+        let all = [Some(weight), Some(bias), slopes.as_ref(), Some(running_mean), Some(running_var)];
+        fits("batch_norm", Element::F32, &all.map(|array| (array, c)))?;
+        Ok(c)
+    }
+}
+
 impl Norm {
+    /// Constants and slopes for a kernel over `c` channels; null without PReLU.
+    fn args(&self, c: usize) -> Result<[Arg<'_>; 2]> {
+        if self.constants.len() != 4 * c || self.slopes.as_ref().is_some_and(|slopes| slopes.len() != c) {
+            bail!("batch_norm: a norm of {} channels for {c}", self.constants.len() / 4);
+        }
+        Ok([self.constants.arg(), self.slopes.as_ref().into()])
+    }
+
     /// Returns a norm by the statistics of `x: (rows, c)`, which also update the running ones.
     pub fn of_batch(x: &Array, params: &NormArrays) -> Result<Self> {
-        let c = params.weight.len();
+        let c = params.channels()?;
         let (device, share) = (x.device(), Share::new(x, c)?);
         let ([rows, channels], chunk) = (share.sizes(), Arg::I64(share.chunk() as i64));
         let means = device.array(Element::F32, share.chunks() * c)?;
         let m2s = device.array(Element::F32, share.chunks() * c)?;
         let constants = device.array(Element::F32, 4 * c)?;
-        device.launch(
-            &format!("batch_norm_stats_{}", x.element().suffix()),
-            share.over_chunks(2),
-            &[x.arg(), rows, channels, chunk, means.arg(), m2s.arg()],
-        )?;
-        device.launch(
-            "batch_norm_finish",
-            share.warps(),
-            &[
-                means.arg(),
-                m2s.arg(),
-                rows,
-                channels,
-                chunk,
-                params.weight.arg(),
-                params.bias.arg(),
-                Arg::F32(params.eps),
-                Arg::F32(params.momentum),
-                params.running_mean.arg(),
-                params.running_var.arg(),
-                constants.arg(),
-            ],
-        )?;
+        let stats = format!("batch_norm_stats_{}", x.element().suffix());
+        let args = [x.arg(), rows, channels, chunk, means.arg(), m2s.arg()];
+        // SAFETY: x has these rows, and each chunk has its own c means and sums.
+        unsafe { device.launch(&stats, share.over_chunks(2), &args)? };
+        let args = [
+            means.arg(),
+            m2s.arg(),
+            rows,
+            channels,
+            chunk,
+            params.weight.arg(),
+            params.bias.arg(),
+            Arg::F32(params.eps),
+            Arg::F32(params.momentum),
+            params.running_mean.arg(),
+            params.running_var.arg(),
+            constants.arg(),
+        ];
+        // SAFETY: the parameters have c channels, the constants four times as many, and the rest is as above.
+        unsafe { device.launch("batch_norm_finish", share.warps(), &args)? };
         Ok(Self { constants, slopes: params.slopes.clone(), of_batch: true })
     }
 
     /// Returns a norm by the running statistics.
     pub fn frozen(params: &NormArrays) -> Result<Self> {
-        let (device, c) = (params.weight.device(), params.weight.len());
+        let (device, c) = (params.weight.device(), params.channels()?);
         let constants = device.array(Element::F32, 4 * c)?;
         let launch = Launch { grid: [c.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
         let args = [
@@ -160,7 +172,8 @@ impl Norm {
             Arg::F32(params.eps),
             constants.arg(),
         ];
-        device.launch("batch_norm_frozen", launch, &args)?;
+        // SAFETY: the parameters have c channels, the constants four times as many.
+        unsafe { device.launch("batch_norm_frozen", launch, &args)? };
         Ok(Self { constants, slopes: params.slopes.clone(), of_batch: false })
     }
 
@@ -181,51 +194,47 @@ impl Norm {
     pub fn backward(&self, x: &Array, gy: &Array, direct: Option<&Array>, grads: &NormGrads, gx: &Array) -> Result<()> {
         let c = grads.weight.len();
         let (device, share, suffix) = (x.device(), Share::new(x, c)?, x.element().suffix());
-        same_size(x, &[Some(gy), direct, Some(gx)])?;
+        fits("batch_norm", x.element(), &[Some(gy), direct, Some(gx)].map(|other| (other, x.len())))?;
+        let of_params = [Some(grads.weight), Some(grads.bias), grads.slopes];
+        fits("batch_norm", Element::F32, &of_params.map(|grad| (grad, c)))?;
         let [rows, channels] = share.sizes();
-        let (constants, slopes) = (self.constants.arg(), Arg::from(self.slopes.as_ref()));
+        let [constants, slopes] = self.args(c)?;
         let sums = device.array(Element::F32, share.chunks() * 3 * c)?;
         let means = device.array(Element::F32, 2 * c)?;
         let chunk = Arg::I64(share.chunk() as i64);
         let args = [x.arg(), gy.arg(), rows, channels, chunk, constants, slopes, sums.arg()];
-        device.launch(&format!("batch_norm_sums_{suffix}"), share.over_chunks(3), &args)?;
-        device.launch(
-            "batch_norm_finish_sums",
-            share.warps(),
-            &[
-                sums.arg(),
-                Arg::I32(share.chunks() as i32),
-                rows,
-                channels,
-                grads.bias.arg(),
-                grads.weight.arg(),
-                grads.slopes.into(),
-                means.arg(),
-            ],
-        )?;
-        let means = if self.of_batch { means.arg() } else { Arg::Pointer(0) };
+        // SAFETY: x and gy have these rows, and each chunk has its own three sums per channel.
+        unsafe { device.launch(&format!("batch_norm_sums_{suffix}"), share.over_chunks(3), &args)? };
+        let args = [
+            sums.arg(),
+            Arg::I32(share.chunks() as i32),
+            rows,
+            channels,
+            grads.bias.arg(),
+            grads.weight.arg(),
+            grads.slopes.into(),
+            means.arg(),
+        ];
+        // SAFETY: the gradients have c channels, the means twice as many, and the sums are as above.
+        unsafe { device.launch("batch_norm_finish_sums", share.warps(), &args)? };
+        let means = if self.of_batch { means.arg() } else { Arg::Null };
         let args = [x.arg(), gy.arg(), direct.into(), rows, channels, constants, slopes, means, gx.arg()];
-        device.launch(&format!("batch_norm_grad_{suffix}"), share.over_rows(), &args)
+        // SAFETY: all activations have the size of x, and the norm has its channels.
+        unsafe { device.launch(&format!("batch_norm_grad_{suffix}"), share.over_rows(), &args) }
     }
 }
 
 /// Writes `a` read through its norm, plus `b` read through its own if given, to `y`, which may be one of them.
 pub(crate) fn apply(a: Seen, b: Option<Seen>, c: usize, y: &Array) -> Result<()> {
     let (device, share) = (y.device(), Share::new(y, c)?);
-    same_size(y, &[Some(a.x), b.map(|b| b.x)])?;
+    fits("batch_norm", y.element(), &[Some(a.x), b.map(|b| b.x)].map(|x| (x, y.len())))?;
     let [rows, channels] = share.sizes();
     let [constants, slopes] = a.norm_args(c)?;
-    let [b_constants, b_slopes] = b.map_or(Ok([Arg::Pointer(0); 2]), |b| b.norm_args(c))?;
+    let [b_constants, b_slopes] = b.map_or(Ok([Arg::Null; 2]), |b| b.norm_args(c))?;
     let of_b = [b.map(|b| b.x).into(), b_constants, b_slopes];
     let args = [[a.x.arg(), constants, slopes], of_b, [rows, channels, y.arg()]].concat();
-    device.launch(&format!("batch_norm_apply_{}", y.element().suffix()), share.over_rows(), &args)
-}
-
-fn same_size(x: &Array, others: &[Option<&Array>]) -> Result<()> {
-    match others.iter().flatten().find(|y| y.len() != x.len() || y.element() != x.element()) {
-        Some(y) => bail!("batch_norm: {} {:?} do not match {} {:?}", y.len(), y.element(), x.len(), x.element()),
-        None => Ok(()),
-    }
+    // SAFETY: both sides have the size of y, and their norms its channels.
+    unsafe { device.launch(&format!("batch_norm_apply_{}", y.element().suffix()), share.over_rows(), &args) }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use candle_core::{Result, bail};
 
 use super::batch_norm::Seen;
 use super::rows::{BLOCK, MAX_BLOCKS, over};
-use super::{Arg, Array};
+use super::{Arg, Array, fits};
 
 /// Rows of channels.
 #[derive(Clone, Copy, Debug)]
@@ -24,15 +24,11 @@ pub(crate) fn copy(
     (y, to): (&Array, Channels),
 ) -> Result<()> {
     let (element, rows) = (y.element(), y.len() / to.all.max(1));
-    let fits = c <= width && from.first + c <= from.all && to.first + width <= to.all;
-    if !fits || i32::try_from(from.all.max(to.all)).is_err() {
+    let are_inside = c <= width && from.first + c <= from.all && to.first + width <= to.all;
+    if !are_inside || i32::try_from(from.all.max(to.all)).is_err() {
         bail!("concat: {c} channels of {from:?} to {width} of {to:?}");
     }
-    for (array, len) in [(Some(x.x), rows * from.all), (other, rows * to.all), (Some(y), rows * to.all)] {
-        if let Some(array) = array.filter(|array| array.len() != len || array.element() != element) {
-            bail!("concat: expected {len} {element:?}, found {} {:?}", array.len(), array.element());
-        }
-    }
+    fits("concat", element, &[(Some(x.x), rows * from.all), (other, rows * to.all), (Some(y), rows * to.all)])?;
     let [constants, slopes] = x.norm_args(from.all)?;
     let size = |size: usize| Arg::I32(size as i32);
     let args = [
@@ -50,7 +46,8 @@ pub(crate) fn copy(
         size(to.first),
     ];
     let launch = over((rows * width).div_ceil(BLOCK).clamp(1, MAX_BLOCKS), 0);
-    y.device().launch(&format!("concat_copy_{}", element.suffix()), launch, &args)
+    // SAFETY: the arrays have these rows and one type, and the channels lie in them.
+    unsafe { y.device().launch(&format!("concat_copy_{}", element.suffix()), launch, &args) }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, bail};
 
-use super::{Arg, Array, Convolution, Element, Launch, Pass, Product, rows};
+use super::{Arg, Array, Convolution, Element, Launch, Pass, Product, fits, rows};
 
 /// Threads per block.
 const BLOCK: usize = 256;
@@ -61,9 +61,9 @@ impl Conv {
     fn check(&self, x: &Array, w: &Array, y: &Array) -> Result<()> {
         let per_access = x.element().per_access();
         let is_whole = self.x[3].is_multiple_of(per_access) && self.co.is_multiple_of(per_access);
-        let fits = x.len() == self.x.iter().product::<usize>() && y.len() == self.y().iter().product::<usize>();
+        let has_sizes = x.len() == self.x.iter().product::<usize>() && y.len() == self.y().iter().product::<usize>();
         let is_grouped = self.group.is_none_or(|m| m > 0 && per_access.is_multiple_of(m) && self.co == self.x[3]);
-        if !is_whole || !fits || w.len() != self.num_weights() || !is_grouped {
+        if !is_whole || !has_sizes || w.len() != self.num_weights() || !is_grouped || x.element() != y.element() {
             bail!(
                 "conv: {self:?} does not fit an input of {} {:?}, filters of {} and an output of {} elements",
                 x.len(),
@@ -90,12 +90,13 @@ impl Conv {
 
     /// Runs a pass with the device's library; returns false if it has none for it.
     fn by_library(&self, pass: Pass, x: &Array, w: &Array, y: &Array) -> Result<bool> {
-        let (conv, element) = (self, x.element());
-        let pass = Convolution { conv, pass, element, x: x.address(), w: w.address(), y: y.address() };
-        x.device().gpu().convolve(&pass)
+        self.check(x, w, y)?;
+        fits("conv", x.element(), &[(Some(w), w.len())])?;
+        // SAFETY: the arrays have the convolution's sizes and one type.
+        unsafe { x.device().gpu().convolve(&Convolution { conv: self, pass, x, w, y }) }
     }
 
-    fn args(&self) -> [Arg; 9] {
+    fn args(&self) -> [Arg<'static>; 9] {
         let [n, h, w, c] = self.x;
         let [_, ho, wo, _] = self.y();
         let sizes = [h, w, c, ho, wo, self.k, self.stride, self.padding].map(|size| Arg::I32(size as i32));
@@ -104,13 +105,17 @@ impl Conv {
     }
 
     /// Launches a kernel with one thread per access of an array `(n, h, w, c)`.
-    fn launch(&self, kernel: &str, [n, h, w, c]: [usize; 4], inputs: &[&Array], output: &Array) -> Result<()> {
+    ///
+    /// # Safety
+    /// The arrays have one type and the sizes that the kernel takes from the convolution.
+    unsafe fn launch(&self, kernel: &str, [n, h, w, c]: [usize; 4], inputs: &[&Array], output: &Array) -> Result<()> {
         let threads = n * h * w * (c / output.element().per_access());
         let launch = Launch { grid: [threads.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
         let inputs = inputs.iter().map(|x| x.arg());
         let group = self.group.map(|m| Arg::I32(m as i32));
         let args: Vec<Arg> = inputs.chain(self.args()).chain(group).chain([output.arg()]).collect();
-        output.device().launch(&format!("conv_{kernel}_{}", output.element().suffix()), launch, &args)
+        // SAFETY: by this function's contract.
+        unsafe { output.device().launch(&format!("conv_{kernel}_{}", output.element().suffix()), launch, &args) }
     }
 
     /// The patches of `x: (n, h, w, c)` as rows of a matrix.
@@ -120,7 +125,9 @@ impl Conv {
         }
         let [n, ho, wo, _] = self.y();
         let patches = x.device().array(x.element(), n * ho * wo * self.patch())?;
-        self.launch("gather", [n, ho, wo, self.x[3]], &[x], &patches)?;
+        fits("conv", x.element(), &[(Some(x), self.x.iter().product())])?;
+        // SAFETY: x has the convolution's size, the patches that of all its windows.
+        unsafe { self.launch("gather", [n, ho, wo, self.x[3]], &[x], &patches)? };
         Ok(patches)
     }
 
@@ -128,7 +135,9 @@ impl Conv {
     pub fn forward(&self, x: &Array, w: &Array, y: &Array) -> Result<()> {
         self.check(x, w, y)?;
         if self.group.is_some() {
-            return self.launch("grouped", self.y(), &[x, w], y);
+            fits("conv", x.element(), &[(Some(w), w.len())])?;
+            // SAFETY: the arrays were checked.
+            return unsafe { self.launch("grouped", self.y(), &[x, w], y) };
         }
         if self.by_library(Pass::Forward, x, w, y)? {
             return Ok(());
@@ -147,7 +156,7 @@ impl Conv {
                 alpha: 1.0,
                 beta: 0.0,
             };
-            x.device().gpu().multiply(&product)?;
+            x.device().multiply(&product)?;
         }
         Ok(())
     }
@@ -156,7 +165,9 @@ impl Conv {
     pub fn grad_x(&self, gy: &Array, w: &Array, gx: &Array) -> Result<()> {
         self.check(gx, w, gy)?;
         if self.group.is_some() {
-            return self.launch("grouped_grad_x", self.x, &[gy, w], gx);
+            fits("conv", gx.element(), &[(Some(w), w.len())])?;
+            // SAFETY: the arrays were checked.
+            return unsafe { self.launch("grouped_grad_x", self.x, &[gy, w], gx) };
         }
         if self.by_library(Pass::GradX, gx, w, gy)? {
             return Ok(());
@@ -176,9 +187,10 @@ impl Conv {
                 alpha: 1.0,
                 beta: 0.0,
             };
-            gx.device().gpu().multiply(&product)?;
+            gx.device().multiply(&product)?;
             if !run.is_pointwise() {
-                run.launch("scatter", run.x, &[&patches], &gx)?;
+                // SAFETY: gx has the size of the run's images, the patches that of all their windows.
+                unsafe { run.launch("scatter", run.x, &[&patches], &gx)? };
             }
         }
         Ok(())
@@ -210,7 +222,7 @@ impl Conv {
                 alpha: 1.0,
                 beta: if first == 0 { 0.0 } else { 1.0 },
             };
-            x.device().gpu().multiply(&product)?;
+            x.device().multiply(&product)?;
         }
         Ok(())
     }
@@ -230,7 +242,8 @@ impl Conv {
         let pointers = [x.arg(), gy.arg()].into_iter();
         let args: Vec<Arg> =
             pointers.chain(self.args()).chain([Arg::I32(m as i32), Arg::I64(chunk as i64), parts.arg()]).collect();
-        x.device().launch(&format!("conv_grouped_grad_w_{}", x.element().suffix()), launch, &args)?;
+        // SAFETY: `grad_w` checked x and gy, and each chunk has its own sums for each tap and channel.
+        unsafe { x.device().launch(&format!("conv_grouped_grad_w_{}", x.element().suffix()), launch, &args)? };
         rows::sum(&parts, gw)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Result, bail};
 use half::{bf16, f16};
 
-use super::{Arg, Gpu, Launch, Matrix, Memory};
+use super::{Arg, Gpu, Launch, Matrix, Memory, Product};
 
 /// Element type of an [`Array`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -148,11 +148,47 @@ impl Device {
     }
 
     /// Launches a kernel; an empty grid does nothing.
-    pub fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+    ///
+    /// # Safety
+    /// That of [`Gpu::launch`]: the arguments have the kernel's types, in its order, and it stays inside the arrays.
+    pub unsafe fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        self.0.gpu.launch(kernel, launch, args)
+        // SAFETY: by this function's contract.
+        unsafe { self.0.gpu.launch(kernel, launch, args) }
+    }
+
+    /// Multiplies matrices.
+    ///
+    /// # Errors
+    /// When a matrix does not fit its array.
+    pub fn multiply(&self, product: &Product) -> Result<()> {
+        let Product { m, n, k, a, b, c, .. } = *product;
+        for (matrix, [rows, columns]) in [(a, [m, k]), (b, [k, n]), (c, [m, n])] {
+            let [rows, columns] = if matrix.is_transposed { [columns, rows] } else { [rows, columns] };
+            let end = rows.saturating_sub(1) * matrix.stride + columns;
+            if columns > matrix.stride || end > matrix.array.len() {
+                let (stride, len) = (matrix.stride, matrix.array.len());
+                bail!("a matrix of {rows} x {columns}, {stride} from row to row, in an array of {len} elements");
+            }
+        }
+        // SAFETY: the matrices lie in their arrays.
+        unsafe { self.0.gpu.multiply(product) }
+    }
+
+    /// Copies an array to another one of the same size.
+    ///
+    /// # Errors
+    /// When the device copies nothing.
+    #[cfg(feature = "cuda")]
+    pub fn copy(&self, x: &Array, y: &Array) -> Result<()> {
+        fits("copy", x.element, &[(Some(y), x.len)])?;
+        if Arc::ptr_eq(&x.piece, &y.piece) {
+            bail!("copy: to the same memory");
+        }
+        // SAFETY: the two lie in memory of their own, and are as long as each other.
+        unsafe { self.0.gpu.copy(y.address(), x.address(), x.len * x.element.bytes()) }
     }
 }
 
@@ -202,13 +238,13 @@ impl Array {
     }
 
     /// The array as a kernel argument.
-    pub fn arg(&self) -> Arg {
-        Arg::Pointer(self.address())
+    pub fn arg(&self) -> Arg<'_> {
+        Arg::Array(self)
     }
 
     /// The array as a matrix of `stride` columns.
-    pub fn matrix(&self, stride: usize) -> Matrix {
-        Matrix { address: self.address(), element: self.element, stride, is_transposed: false }
+    pub fn matrix(&self, stride: usize) -> Matrix<'_> {
+        Matrix { array: self, stride, is_transposed: false }
     }
 
     /// Returns `len` elements from `start` on, in the same memory.
@@ -218,7 +254,8 @@ impl Array {
     }
 
     pub fn fill_with_zeros(&self) -> Result<()> {
-        self.device().gpu().zero(self.address(), self.len * self.element.bytes())
+        // SAFETY: the array has that many bytes.
+        unsafe { self.device().gpu().zero(self.address(), self.len * self.element.bytes()) }
     }
 
     pub fn write<T: Plain>(&self, values: &[T]) -> Result<()> {
@@ -226,7 +263,8 @@ impl Array {
         if values.is_empty() {
             return Ok(());
         }
-        self.device().gpu().write(self.address(), T::bytes(values))
+        // SAFETY: the array has as many bytes as the values.
+        unsafe { self.device().gpu().write(self.address(), T::bytes(values)) }
     }
 
     /// Waits for all queued work and returns the values.
@@ -236,7 +274,8 @@ impl Array {
         if values.is_empty() {
             return Ok(values);
         }
-        self.device().gpu().read(self.address(), T::bytes_mut(&mut values))?;
+        // SAFETY: the array has as many bytes as the values.
+        unsafe { self.device().gpu().read(self.address(), T::bytes_mut(&mut values))? };
         Ok(values)
     }
 
@@ -260,23 +299,23 @@ impl std::fmt::Debug for Array {
     }
 }
 
-impl From<Option<&Array>> for Arg {
-    fn from(array: Option<&Array>) -> Self {
-        array.map_or(Self::Pointer(0), Array::arg)
+/// Checks the type and the lengths of arrays, so that a kernel stays inside of them. Those that are not given fit.
+///
+/// # Errors
+/// Names `what` and the first array that does not fit.
+pub(super) fn fits(what: &str, element: Element, arrays: &[(Option<&Array>, usize)]) -> Result<()> {
+    for (array, len) in arrays {
+        if let Some(array) = array.filter(|array| array.element != element || array.len != *len) {
+            bail!("{what}: expected {len} {element:?}, found {} {:?}", array.len, array.element);
+        }
     }
-}
-
-impl From<&Array> for Arg {
-    fn from(array: &Array) -> Self {
-        array.arg()
-    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::gpu::host::Host;
-    use crate::gpu::{Launch, Product};
 
     /// A device with little memory.
     struct Small {
@@ -304,24 +343,29 @@ mod tests {
             Ok(Memory { address: memory.address, bytes, _owner: Box::new(Lent(memory, self.left.clone())) })
         }
 
-        fn write(&self, to: u64, bytes: &[u8]) -> Result<()> {
-            self.host.write(to, bytes)
+        unsafe fn write(&self, to: u64, bytes: &[u8]) -> Result<()> {
+            // SAFETY: by this function's contract; so are those below.
+            unsafe { self.host.write(to, bytes) }
         }
 
-        fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
-            self.host.read(from, bytes)
+        unsafe fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+            // SAFETY: as above.
+            unsafe { self.host.read(from, bytes) }
         }
 
-        fn zero(&self, at: u64, bytes: usize) -> Result<()> {
-            self.host.zero(at, bytes)
+        unsafe fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+            // SAFETY: as above.
+            unsafe { self.host.zero(at, bytes) }
         }
 
-        fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
-            self.host.launch(kernel, launch, args)
+        unsafe fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+            // SAFETY: as above.
+            unsafe { self.host.launch(kernel, launch, args) }
         }
 
-        fn multiply(&self, product: &Product) -> Result<()> {
-            self.host.multiply(product)
+        unsafe fn multiply(&self, product: &Product) -> Result<()> {
+            // SAFETY: as above.
+            unsafe { self.host.multiply(product) }
         }
     }
 
@@ -348,6 +392,21 @@ mod tests {
         let array = device.upload(&[1f32, 2.0])?;
         assert!(array.read::<i32>().is_err_and(|e| e.to_string().contains("2 I32 for an array of 2 F32")));
         assert!(array.write(&[1f32]).is_err_and(|e| e.to_string().contains("1 F32 for an array of 2 F32")));
+        Ok(())
+    }
+
+    #[test]
+    fn products_that_do_not_fit_their_arrays_are_an_error() -> Result<()> {
+        let device = crate::gpu::tests::device();
+        let [a, b, c] = [6, 12, 8].map(|len| device.zeros(Element::F32, len));
+        let (a, b, c) = (a?, b?, c?);
+        let product =
+            Product { m: 2, n: 4, k: 3, a: a.matrix(3), b: b.matrix(4), c: c.matrix(4), alpha: 1.0, beta: 0.0 };
+        device.multiply(&product)?;
+        let error = |product: Product| device.multiply(&product).expect_err("an error").to_string();
+        assert!(error(Product { m: 3, ..product }).contains("a matrix of 3 x 3, 3 from row to row, in an array of 6"));
+        assert!(error(Product { c: c.matrix(3), ..product }).contains("a matrix of 2 x 4, 3 from row to row"));
+        assert!(error(Product { b: b.matrix(4).transposed(), ..product }).contains("a matrix of 4 x 3, 4 from row"));
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use candle_core::{Result, bail};
 
 use super::margin::{through_unit_rows, unit_rows_of};
-use super::{Arg, Array, Element, Launch, Product};
+use super::{Arg, Array, Element, Launch, Product, fits};
 use crate::ops::distance::DistillKind;
 
 /// Threads per block.
@@ -22,6 +22,7 @@ pub(super) fn distance(
     if n == 0 || !d.is_multiple_of(8) || n * d != student.len() || teacher.len() != student.len() {
         bail!("distillation: student {}, teacher {} elements in {n} rows", student.len(), teacher.len());
     }
+    fits("distillation", Element::F32, &[(Some(student), n * d), (Some(teacher), n * d)])?;
     let (s, inv_norms) = unit_rows_of(student, n)?;
     let (t, _) = unit_rows_of(teacher, n)?;
     let (gradient, squares) = (device.array(Element::F32, n * d)?, device.array(Element::F32, n)?);
@@ -37,27 +38,30 @@ pub(super) fn distance(
         DistillKind::Mse | DistillKind::Cosine => {
             let sizes = [Arg::I64(n as i64), Arg::I32(d as i32), Arg::F32(2.0 * scale * weight)];
             let args = [&[s.arg(), t.arg()][..], &sizes, &[gradient.arg(), squares.arg()]].concat();
-            device.launch("distill_difference", warps, &args)?;
+            // SAFETY: all have n rows of d, and the squares n elements.
+            unsafe { device.launch("distill_difference", warps, &args)? };
         }
         DistillKind::Relational => {
             let pairs = device.array(Element::F32, n * n)?;
             for (x, alpha, beta) in [(&s, 1.0, 0.0), (&t, -1.0, 1.0)] {
                 let (a, b) = (x.matrix(d), x.matrix(d).transposed());
-                device.gpu().multiply(&Product { m: n, n, k: d, a, b, c: pairs.matrix(n), alpha, beta })?;
+                device.multiply(&Product { m: n, n, k: d, a, b, c: pairs.matrix(n), alpha, beta })?;
             }
             let args = [pairs.arg(), Arg::I64(n as i64), Arg::I32(n as i32), squares.arg()];
-            device.launch("distill_squares", warps, &args)?;
+            // SAFETY: there are n rows of n cosines, and n squares.
+            unsafe { device.launch("distill_squares", warps, &args)? };
             // The matrix of cosines is symmetric: each pair is in it twice.
             let (alpha, beta) = (4.0 * scale * weight, 0.0);
             let (a, b, c) = (pairs.matrix(n), s.matrix(d), gradient.matrix(d));
-            device.gpu().multiply(&Product { m: n, n: d, k: n, a, b, c, alpha, beta })?;
+            device.multiply(&Product { m: n, n: d, k: n, a, b, c, alpha, beta })?;
         }
     }
-    through_unit_rows(student, Arg::Pointer(0), &inv_norms, None, &gradient)?;
+    through_unit_rows(student, None, &inv_norms, None, &gradient)?;
     let distance = device.array(Element::F32, 1)?;
     let launch = Launch { grid: [1, 1], block: BLOCK as u32, shared_bytes: (BLOCK / 32 * 4) as u32 };
     let args = [squares.arg(), Arg::I32(n as i32), Arg::F32(scale), distance.arg()];
-    device.launch("distill_finish", launch, &args)?;
+    // SAFETY: there are n squares and one distance.
+    unsafe { device.launch("distill_finish", launch, &args)? };
     Ok((distance, gradient))
 }
 

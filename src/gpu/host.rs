@@ -104,32 +104,32 @@ impl Gpu for Host {
         Ok(Memory { address, bytes, _owner: memory })
     }
 
-    fn write(&self, to: u64, from: &[u8]) -> Result<()> {
-        // SAFETY: arrays pass their own addresses and lengths.
+    unsafe fn write(&self, to: u64, from: &[u8]) -> Result<()> {
+        // SAFETY: by this function's contract.
         unsafe { bytes(to, from.len()) }.copy_from_slice(from);
         Ok(())
     }
 
-    fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
+    unsafe fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
         // SAFETY: as above.
         to.copy_from_slice(unsafe { bytes(from, to.len()) });
         Ok(())
     }
 
-    fn zero(&self, at: u64, len: usize) -> Result<()> {
+    unsafe fn zero(&self, at: u64, len: usize) -> Result<()> {
         // SAFETY: as above.
         unsafe { bytes(at, len) }.fill(0);
         Ok(())
     }
 
-    fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+    unsafe fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         // SAFETY: the name and type are those of host.cpp.
         let host_launch = unsafe { library().get::<HostLaunch>(b"host_launch\0") }.expect("host.cpp exports it");
         let name = CString::new(kernel).map_err(candle_core::Error::wrap)?;
         let types: String = args
             .iter()
             .map(|arg| match arg {
-                Arg::Pointer(_) => 'p',
+                Arg::Array(_) | Arg::Null => 'p',
                 Arg::I32(_) => 'i',
                 Arg::I64(_) => 'l',
                 Arg::F32(_) => 'f',
@@ -142,7 +142,8 @@ impl Gpu for Host {
             .map(|arg| {
                 let mut bytes = [0; 8];
                 match arg {
-                    Arg::Pointer(address) => bytes = address.to_ne_bytes(),
+                    Arg::Array(array) => bytes = array.address().to_ne_bytes(),
+                    Arg::Null => {}
                     Arg::I64(x) => bytes = x.to_ne_bytes(),
                     Arg::I32(x) => bytes[..4].copy_from_slice(&x.to_ne_bytes()),
                     Arg::F32(x) => bytes[..4].copy_from_slice(&x.to_ne_bytes()),
@@ -152,7 +153,7 @@ impl Gpu for Host {
             .collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| value.as_mut_ptr().cast()).collect();
         let seed = self.seed.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the callers' arguments have the kernel's types, in its order, and point to what it reads and writes.
+        // SAFETY: by this function's contract; the C++ side checks the types too.
         let error = unsafe {
             host_launch(
                 name.as_ptr(),
@@ -171,10 +172,12 @@ impl Gpu for Host {
         Ok(())
     }
 
-    fn multiply(&self, product: &Product) -> Result<()> {
+    unsafe fn multiply(&self, product: &Product) -> Result<()> {
         let Product { m, n, k, a, b, c, alpha, beta } = *product;
-        let (a, b) = (values(a, [m, k]), values(b, [k, n]));
-        let mut y = if beta == 0.0 { vec![0.0; m * n] } else { values(c, [m, n]) };
+        // SAFETY: by this function's contract; so are those below.
+        let (a, b) = unsafe { (values(a, [m, k]), values(b, [k, n])) };
+        // SAFETY: as above.
+        let mut y = if beta == 0.0 { vec![0.0; m * n] } else { unsafe { values(c, [m, n]) } };
         // SAFETY: the slices have the stated sizes and strides.
         unsafe {
             gemm::gemm(
@@ -200,7 +203,8 @@ impl Gpu for Host {
             );
         }
         for (row, y) in y.chunks_exact(n).enumerate() {
-            y.iter().enumerate().for_each(|(column, y)| set(c, row, column, *y));
+            // SAFETY: as above.
+            y.iter().enumerate().for_each(|(column, y)| unsafe { set(c, row, column, *y) });
         }
         Ok(())
     }
@@ -208,15 +212,18 @@ impl Gpu for Host {
 
 fn address_of(matrix: Matrix, row: usize, column: usize) -> u64 {
     let (row, column) = if matrix.is_transposed { (column, row) } else { (row, column) };
-    matrix.address + ((row * matrix.stride + column) * matrix.element.bytes()) as u64
+    matrix.array.address() + ((row * matrix.stride + column) * matrix.element().bytes()) as u64
 }
 
 /// Values of a matrix, row by row.
-fn values(matrix: Matrix, [rows, columns]: [usize; 2]) -> Vec<f32> {
+///
+/// # Safety
+/// The matrix lies in its array.
+unsafe fn values(matrix: Matrix, [rows, columns]: [usize; 2]) -> Vec<f32> {
     let at = |i: usize| address_of(matrix, i / columns, i % columns);
-    // SAFETY: the callers' matrices lie in arrays of their own.
-    let bytes = |i: usize| &*unsafe { bytes(at(i), matrix.element.bytes()) };
-    let value = |i: usize| match (matrix.element, bytes(i)) {
+    // SAFETY: by this function's contract.
+    let bytes = |i: usize| &*unsafe { bytes(at(i), matrix.element().bytes()) };
+    let value = |i: usize| match (matrix.element(), bytes(i)) {
         (Element::F32, &[a, b, c, d]) => f32::from_ne_bytes([a, b, c, d]),
         (Element::Bf16, &[a, b]) => bf16::from_ne_bytes([a, b]).to_f32(),
         (Element::F16, &[a, b]) => f16::from_ne_bytes([a, b]).to_f32(),
@@ -225,11 +232,15 @@ fn values(matrix: Matrix, [rows, columns]: [usize; 2]) -> Vec<f32> {
     (0..rows * columns).map(value).collect()
 }
 
-fn set(matrix: Matrix, row: usize, column: usize, value: f32) {
+/// Writes an element of a matrix.
+///
+/// # Safety
+/// The element lies in the matrix's array.
+unsafe fn set(matrix: Matrix, row: usize, column: usize, value: f32) {
     let at = address_of(matrix, row, column);
-    // SAFETY: as above.
-    let bytes = unsafe { bytes(at, matrix.element.bytes()) };
-    match matrix.element {
+    // SAFETY: by this function's contract.
+    let bytes = unsafe { bytes(at, matrix.element().bytes()) };
+    match matrix.element() {
         Element::F32 => bytes.copy_from_slice(&value.to_ne_bytes()),
         Element::Bf16 => bytes.copy_from_slice(&bf16::from_f32(value).to_ne_bytes()),
         Element::F16 => bytes.copy_from_slice(&f16::from_f32(value).to_ne_bytes()),

@@ -1,24 +1,22 @@
 //! Image normalisation: `kernels/images.cu`.
 
-use candle_core::{Result, bail};
+use candle_core::Result;
 
-use super::{Arg, Array, Launch};
+use super::rows::{BLOCK, over};
+use super::{Arg, Array, Element, fits};
 use crate::ops::backend::Scaling;
-
-/// Threads per block.
-const BLOCK: usize = 256;
 
 /// Writes RGB pixels `(pixels, 3)`, u8, to `y: (pixels, c)`, normalised, with zeros after the third channel; `c` is the
 /// number of elements per access.
 pub(crate) fn normalise(x: &Array, scaling: Scaling, y: &Array) -> Result<()> {
     let pixels = x.len() / 3;
-    if pixels * y.element().per_access() != y.len() || pixels * 3 != x.len() {
-        bail!("images: {} bytes to {} {:?}", x.len(), y.len(), y.element());
-    }
+    fits("images", Element::U8, &[(Some(x), 3 * pixels)])?;
+    fits("images", y.element(), &[(Some(y), pixels * y.element().per_access())])?;
     let Scaling { mean, std, is_bgr } = scaling;
-    let launch = Launch { grid: [pixels.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
     let args = [x.arg(), Arg::I64(pixels as i64), Arg::F32(mean), Arg::F32(std), Arg::I32(is_bgr.into()), y.arg()];
-    x.device().launch(&format!("images_normalise_{}", y.element().suffix()), launch, &args)
+    let (kernel, launch) = (format!("images_normalise_{}", y.element().suffix()), over(pixels.div_ceil(BLOCK), 0));
+    // SAFETY: x has three bytes per pixel, y one access.
+    unsafe { x.device().launch(&kernel, launch, &args) }
 }
 
 #[cfg(test)]

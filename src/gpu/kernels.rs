@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor, bail};
 use super::batch_norm::{self, Norm, NormArrays, NormGrads, Seen};
 use super::concat::{self, Channels};
 use super::conv::Conv;
-use super::{Array, Element, GpuBackend, Pass, Planned, Product, images, pixels, pool, rows};
+use super::{Array, Element, GpuBackend, Matrix, Pass, Planned, Product, images, pixels, pool, rows};
 use crate::ops::backend::{
     Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, MapGrad, MemoryLayout, NormGrad, NormParams, Order,
     Part, Place, Scale, Scaling, Source, Statistics, Sums, Weight,
@@ -75,8 +75,8 @@ impl GpuBackend {
         }
     }
 
-    fn multiply(&self, [m, n, k]: [usize; 3], a: super::Matrix, b: super::Matrix, c: super::Matrix) -> Result<()> {
-        self.device.gpu().multiply(&Product { m, n, k, a, b, c, alpha: 1.0, beta: 0.0 })
+    fn multiply(&self, [m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: Matrix) -> Result<()> {
+        self.device.multiply(&Product { m, n, k, a, b, c, alpha: 1.0, beta: 0.0 })
     }
 }
 
@@ -357,8 +357,8 @@ impl Kernels for GpuBackend {
         y: BufferId,
     ) -> Result<()> {
         let y = self.out(memory, y)?;
-        let (x, weight) = (memory.get(flat)?.matrix(inputs), weight.array().matrix(inputs).transposed());
-        self.multiply([n, outputs, inputs], x, weight, y.matrix(outputs))?;
+        let (x, weight) = (memory.get(flat)?, weight.array());
+        self.multiply([n, outputs, inputs], x.matrix(inputs), weight.matrix(inputs).transposed(), y.matrix(outputs))?;
         bias.map_or(Ok(()), |bias| rows::add(&y, &bias.array()))
     }
 

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, bail};
 
-use super::{Arg, Array, Device, Element, GpuBackend, Launch, Product};
+use super::{Arg, Array, Device, Element, GpuBackend, Launch, Product, fits};
 use crate::ops::backend;
 use crate::ops::margin_loss::{self, MarginForm, MarginGradient, MarginLossConfig, PlusMatching};
 
@@ -69,12 +69,11 @@ pub(crate) struct Centres<'a> {
 }
 
 impl Centres<'_> {
-    /// Returns an array that contains the block's centres, and the index of their rows, null if they are its first
-    /// ones.
-    fn of_block(&self, d: usize, (first, num): (usize, usize)) -> (Array, Arg) {
+    /// Returns an array that contains the block's centres, and the index of their rows, none if they are its first ones.
+    fn of_block(&self, d: usize, (first, num): (usize, usize)) -> (Array, Option<Array>) {
         match self.sample {
-            Some(sample) => (self.all.clone(), sample.part(first, num).arg()),
-            None => (self.all.part(first * d, num * d), Arg::Pointer(0)),
+            Some(sample) => (self.all.clone(), Some(sample.part(first, num))),
+            None => (self.all.part(first * d, num * d), None),
         }
     }
 }
@@ -119,7 +118,7 @@ impl DeviceMarginLoss {
         let Sizes { n, d, block, .. } = sizes;
         let unit = device.array(self.element, n * d)?;
         let inv_norms = device.array(Element::F32, n)?;
-        unit_rows(embeddings, Arg::Pointer(0), n, &unit, &inv_norms)?;
+        unit_rows(embeddings, None, n, &unit, &inv_norms)?;
         let memory = Memory {
             unit: device.array(self.element, block * d)?,
             inv_norms: device.array(Element::F32, block)?,
@@ -129,7 +128,7 @@ impl DeviceMarginLoss {
         let (softmaxes, loss) = self.forward(&unit, centres, rows, sizes, (&memory, &targets))?;
         let factor = self.config.scale as f32 * weight / rows.counted.max(1) as f32;
         let gradient = self.backward(&unit, centres, (rows, &softmaxes), (sizes, factor), &memory, of_centres)?;
-        through_unit_rows(embeddings, Arg::Pointer(0), &inv_norms, None, &gradient)?;
+        through_unit_rows(embeddings, None, &inv_norms, None, &gradient)?;
         Ok(backend::MarginLoss { loss, of_embeddings: gradient, target_cosines: targets })
     }
 
@@ -141,6 +140,10 @@ impl DeviceMarginLoss {
             let (of_e, of_w) = (embeddings.len(), centres.all.len());
             bail!("margin: embeddings of {of_e} elements in {n} rows do not fit class centres of {of_w}");
         }
+        let arrays = [embeddings, centres.all, of_centres].map(|array| (Some(array), array.len()));
+        fits("margin", Element::F32, &arrays)?;
+        let expected = if self.config.matching.is_some() { rows.counted } else { n };
+        fits("margin", Element::F32, &[(Some(&rows.margins), expected)])?;
         let k = of_centres.len() / d;
         if k == 0 || k != centres.sample.map_or(centres.all.len() / d, Array::len) {
             bail!("margin: the gradient has {k} rows, which is not the number of classes");
@@ -160,8 +163,8 @@ impl DeviceMarginLoss {
     ) -> Result<()> {
         let Sizes { n, d, block, .. } = sizes;
         let (from, index) = centres.of_block(d, (first, num));
-        unit_rows(&from, index, num, &memory.unit, &memory.inv_norms)?;
-        embeddings.device().gpu().multiply(&Product {
+        unit_rows(&from, index.as_ref(), num, &memory.unit, &memory.inv_norms)?;
+        embeddings.device().multiply(&Product {
             m: n,
             n: num,
             k: d,
@@ -213,7 +216,7 @@ impl DeviceMarginLoss {
             }
             self.gradient(&memory.cosines, (first, num), (rows, softmaxes), &g, &sums.all)?;
             let of_block = of_centres.part(first * d, num * d);
-            device.gpu().multiply(&Product {
+            device.multiply(&Product {
                 m: num,
                 n: d,
                 k: n,
@@ -223,7 +226,7 @@ impl DeviceMarginLoss {
                 alpha: factor,
                 beta: 0.0,
             })?;
-            device.gpu().multiply(&Product {
+            device.multiply(&Product {
                 m: n,
                 n: d,
                 k: num,
@@ -234,7 +237,7 @@ impl DeviceMarginLoss {
                 beta: if first == 0 { 0.0 } else { 1.0 },
             })?;
             let (from, index) = centres.of_block(d, (first, num));
-            through_unit_rows(&from, index, &memory.inv_norms.part(0, num), Some(&sums), &of_block)?;
+            through_unit_rows(&from, index.as_ref(), &memory.inv_norms.part(0, num), Some(&sums), &of_block)?;
         }
         Ok(of_embeddings)
     }
@@ -261,7 +264,8 @@ impl DeviceMarginLoss {
             parts.arg(),
             targets.arg(),
         ];
-        cosines.device().launch("margin_softmax", launch, &args)
+        // SAFETY: there are n rows of cosines with `num` classes each, n labels and targets, and 2 n parts.
+        unsafe { cosines.device().launch("margin_softmax", launch, &args) }
     }
 
     /// Joins the parts of all blocks: returns the rows' softmaxes, four numbers per row (`Row` in `margin.cu`), and the
@@ -294,7 +298,9 @@ impl DeviceMarginLoss {
             loss.arg(),
         ];
         let launch = Launch { grid: [1, 1], block: BLOCK as u32, shared_bytes: (BLOCK / 32 * 4) as u32 };
-        device.launch("margin_rows", launch, &args)?;
+        // SAFETY: labels, targets, margins, positions, order and losses have n elements or as many as rows are counted,
+        // the softmaxes four per row, and the parts two per row and block.
+        unsafe { device.launch("margin_rows", launch, &args)? };
         Ok((softmaxes, loss))
     }
 
@@ -328,23 +334,41 @@ impl DeviceMarginLoss {
             g.arg(),
             sums.arg(),
         ];
-        cosines.device().launch(&format!("margin_gradient_{}", g.element().suffix()), launch, &args)
+        // SAFETY: cosines and g have n rows of a block, labels n elements, softmaxes four per row, and each chunk of
+        // rows has its own sums.
+        unsafe { cosines.device().launch(&format!("margin_gradient_{}", g.element().suffix()), launch, &args) }
     }
 }
 
 /// Returns the rows of `x: (n, d)`, f32, scaled to unit length, and their inverse norms.
 pub(super) fn unit_rows_of(x: &Array, n: usize) -> Result<(Array, Array)> {
     let (unit, inv_norms) = (x.device().array(Element::F32, x.len())?, x.device().array(Element::F32, n)?);
-    unit_rows(x, Arg::Pointer(0), n, &unit, &inv_norms)?;
+    unit_rows(x, None, n, &unit, &inv_norms)?;
     Ok((unit, inv_norms))
 }
 
-/// Writes `rows` rows of `x` scaled to unit length, and their inverse norms. `index` selects the rows if it is not
-/// null.
-fn unit_rows(x: &Array, index: Arg, rows: usize, unit: &Array, inv_norms: &Array) -> Result<()> {
-    let d = unit.len() / inv_norms.len();
-    let args = [x.arg(), index, Arg::I64(rows as i64), Arg::I32(d as i32), unit.arg(), inv_norms.arg()];
-    x.device().launch(&format!("margin_unit_rows_{}", unit.element().suffix()), warps(rows), &args)
+/// Writes `rows` rows of `x` scaled to unit length, and their inverse norms. `index` selects the rows, which are in `x`,
+/// if it is given.
+fn unit_rows(x: &Array, index: Option<&Array>, rows: usize, unit: &Array, inv_norms: &Array) -> Result<()> {
+    let d = unit.len() / inv_norms.len().max(1);
+    check_rows(x, index, rows, d)?;
+    if rows > inv_norms.len() || inv_norms.element() != Element::F32 {
+        bail!("margin: {rows} rows for {} inverse norms", inv_norms.len());
+    }
+    let args = [x.arg(), index.into(), Arg::I64(rows as i64), Arg::I32(d as i32), unit.arg(), inv_norms.arg()];
+    // SAFETY: x has these rows, or those of the index, and there is room for as many.
+    unsafe { x.device().launch(&format!("margin_unit_rows_{}", unit.element().suffix()), warps(rows), &args) }
+}
+
+/// Checks that `x` has rows of `d` f32: `rows` of them, or those of an index of as many.
+fn check_rows(x: &Array, index: Option<&Array>, rows: usize, d: usize) -> Result<()> {
+    let num = if index.is_some() { x.len() / d.max(1) } else { rows };
+    fits("margin", Element::F32, &[(Some(x), num * d)])?;
+    fits("margin", Element::I64, &[(index, rows)])?;
+    if !d.is_multiple_of(Element::F32.per_access()) {
+        bail!("margin: rows of {d} elements");
+    }
+    Ok(())
 }
 
 /// Number of rows per chunk, and number of chunks.
@@ -364,26 +388,30 @@ pub(super) struct Sums {
 /// Turns the gradient of unit rows into that of `x`, in place, for as many rows as there are inverse norms.
 pub(super) fn through_unit_rows(
     x: &Array,
-    index: Arg,
+    index: Option<&Array>,
     inv_norms: &Array,
     sums: Option<&Sums>,
     gradient: &Array,
 ) -> Result<()> {
     let rows = inv_norms.len();
+    let d = gradient.len() / rows.max(1);
+    check_rows(x, index, rows, d)?;
+    fits("margin", Element::F32, &[(Some(inv_norms), rows), (Some(gradient), rows * d)])?;
     let (stride, factor) = sums.map_or((1, 0.0), |s| (s.stride, s.factor));
     let args = [
         x.arg(),
-        index,
+        index.into(),
         inv_norms.arg(),
         sums.map(|s| &s.all).into(),
         Arg::I32(sums.map_or(0, |s| (s.all.len() / s.stride) as i32)),
         Arg::I32(stride as i32),
         Arg::F32(factor),
         Arg::I64(rows as i64),
-        Arg::I32((gradient.len() / rows) as i32),
+        Arg::I32(d as i32),
         gradient.arg(),
     ];
-    x.device().launch("margin_through_unit_rows", warps(rows), &args)
+    // SAFETY: x has these rows, or those of the index, and each of them has a norm and a gradient.
+    unsafe { x.device().launch("margin_through_unit_rows", warps(rows), &args) }
 }
 
 /// Launch with one warp per row.

@@ -27,6 +27,7 @@ pub(crate) mod tests;
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::{Cuda, Factors};
 
+use device::fits;
 pub(crate) use device::{Array, Device, Element, GpuBackend};
 
 #[cfg(feature = "cuda")]
@@ -47,23 +48,31 @@ pub(crate) struct Memory {
 }
 
 /// A kernel argument.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Arg {
-    /// A device address; 0 is null.
-    Pointer(u64),
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arg<'a> {
+    /// The address of the array's first element.
+    Array(&'a Array),
+    /// The address 0.
+    Null,
     I32(i32),
     I64(i64),
     F32(f32),
 }
 
 #[cfg(feature = "cuda")]
-impl Arg {
+impl Arg<'_> {
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Pointer(_) | Self::I64(_) => 8,
+            Self::Array(_) | Self::Null | Self::I64(_) => 8,
             Self::I32(_) | Self::F32(_) => 4,
         }
+    }
+}
+
+impl<'a> From<Option<&'a Array>> for Arg<'a> {
+    fn from(array: Option<&'a Array>) -> Self {
+        array.map_or(Self::Null, Self::Array)
     }
 }
 
@@ -78,18 +87,21 @@ pub(crate) struct Launch {
     pub shared_bytes: u32,
 }
 
-/// A matrix in device memory, row-major.
+/// An array as a matrix, row-major.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Matrix {
-    pub address: u64,
-    pub element: Element,
+pub(crate) struct Matrix<'a> {
+    pub array: &'a Array,
     /// Elements from one row to the next.
     pub stride: usize,
     /// Whether the matrix is read transposed.
     pub is_transposed: bool,
 }
 
-impl Matrix {
+impl Matrix<'_> {
+    pub fn element(&self) -> Element {
+        self.array.element()
+    }
+
     /// Returns the transposed matrix.
     pub fn transposed(self) -> Self {
         Self { is_transposed: !self.is_transposed, ..self }
@@ -98,13 +110,13 @@ impl Matrix {
 
 /// `c: (m, n) = alpha * a: (m, k) * b: (k, n) + beta * c`, accumulated in f32.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Product {
+pub(crate) struct Product<'a> {
     pub m: usize,
     pub n: usize,
     pub k: usize,
-    pub a: Matrix,
-    pub b: Matrix,
-    pub c: Matrix,
+    pub a: Matrix<'a>,
+    pub b: Matrix<'a>,
+    pub c: Matrix<'a>,
     pub alpha: f32,
     pub beta: f32,
 }
@@ -115,11 +127,12 @@ pub(crate) struct Product {
 pub(crate) struct Convolution<'a> {
     pub conv: &'a conv::Conv,
     pub pass: Pass,
-    pub element: Element,
-    /// Address of the input or its gradient; `w` is that of the filters or theirs, `y` that of the output or its own.
-    pub x: u64,
-    pub w: u64,
-    pub y: u64,
+    /// The input or its gradient.
+    pub x: &'a Array,
+    /// The filters or their gradient.
+    pub w: &'a Array,
+    /// The output or its gradient.
+    pub y: &'a Array,
 }
 
 /// Pass of a [`Convolution`]: which of its three arrays is computed from the other two.
@@ -156,27 +169,50 @@ pub(crate) struct Planned {
     pub workspace: usize,
 }
 
-/// A device that runs kernels in the order of their launches.
+/// A device that runs kernels in the order of their launches. What trusts an address or a size is unsafe here, and called
+/// where they are checked: in [`Array`] and [`Device`], and by the functions that launch kernels.
 pub(crate) trait Gpu: Send + Sync {
     /// Allocates uninitialised memory.
     fn alloc(&self, bytes: usize) -> Result<Memory>;
     /// Copies bytes to the device.
-    fn write(&self, to: u64, bytes: &[u8]) -> Result<()>;
+    ///
+    /// # Safety
+    /// The bytes from the address on lie in memory of this device that is not freed.
+    unsafe fn write(&self, to: u64, bytes: &[u8]) -> Result<()>;
     /// Waits for all queued work, then copies bytes from the device.
-    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
+    ///
+    /// # Safety
+    /// As for [`Self::write`].
+    unsafe fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
     /// Fills memory with zeros.
-    fn zero(&self, at: u64, bytes: usize) -> Result<()>;
+    ///
+    /// # Safety
+    /// As for [`Self::write`].
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<()>;
     /// Copies bytes from the device to the device: what the bandwidth of kernels is compared with.
+    ///
+    /// # Safety
+    /// As for [`Self::write`], of both addresses; the two do not overlap.
     #[cfg(feature = "cuda")]
-    fn copy(&self, _to: u64, _from: u64, _bytes: usize) -> Result<()> {
+    unsafe fn copy(&self, _to: u64, _from: u64, _bytes: usize) -> Result<()> {
         bail!("this device copies nothing")
     }
     /// Runs a kernel of `kernels/`.
-    fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
+    ///
+    /// # Safety
+    /// The arguments have the types of the kernel's parameters, in their order, the arrays are this device's, and with
+    /// these sizes and this launch the kernel reads and writes inside of them.
+    unsafe fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
     /// Multiplies matrices.
-    fn multiply(&self, product: &Product) -> Result<()>;
+    ///
+    /// # Safety
+    /// The matrices have the product's sizes and lie in their arrays, which are this device's.
+    unsafe fn multiply(&self, product: &Product) -> Result<()>;
     /// Runs a convolution pass with the device's own library; returns false, with nothing done, if it has none.
-    fn convolve(&self, _pass: &Convolution) -> Result<bool> {
+    ///
+    /// # Safety
+    /// The arrays have the convolution's sizes and one type, and are this device's.
+    unsafe fn convolve(&self, _pass: &Convolution) -> Result<bool> {
         Ok(false)
     }
     /// What is known of the convolutions that the library was asked for.

@@ -1,35 +1,25 @@
 //! Passes over the pixels of images: `kernels/pixels.cu`.
 
-use candle_core::{Result, bail};
+use candle_core::Result;
 
 use super::batch_norm::Seen;
-use super::rows::{BLOCK, MAX_BLOCKS, lines, over};
-use super::{Arg, Array, Element, Launch};
+use super::rows::{MAX_BLOCKS, lines, over, over_accesses};
+use super::{Arg, Array, fits};
 use crate::ops::backend::Activation;
-
-/// Checks that arrays have a type and a length of whole accesses.
-fn check(arrays: &[Option<&Array>], element: Element, len: usize) -> Result<()> {
-    if !len.is_multiple_of(element.per_access()) {
-        bail!("pixels: {len} {element:?} are no whole accesses");
-    }
-    match arrays.iter().flatten().find(|x| x.len() != len || x.element() != element) {
-        Some(x) => bail!("pixels: expected {len} {element:?}, found {} {:?}", x.len(), x.element()),
-        None => Ok(()),
-    }
-}
 
 /// Writes `factor` times the sums over the pixels of `x: (n, pixels, c)`, or of its products with `with`, to `y: (n,
 /// c)`.
 pub(crate) fn sums(x: Seen, with: Option<&Array>, [n, pixels, c]: [usize; 3], factor: f32, y: &Array) -> Result<()> {
     let element = x.x.element();
     let lines = lines("pixels", c, element)?;
-    check(&[Some(x.x), with], element, n * pixels * c)?;
-    check(&[Some(y)], element, n * c)?;
+    let len = n * pixels * c;
+    fits("pixels", element, &[(Some(x.x), len), (with, len), (Some(y), n * c)])?;
     let [constants, slopes] = x.norm_args(c)?;
     let sizes = [Arg::I64(pixels as i64), Arg::I32(c as i32), Arg::F32(factor)];
     let [num_pixels, channels, factor] = sizes;
     let args = [x.x.arg(), constants, slopes, with.into(), num_pixels, channels, factor, y.arg()];
-    y.device().launch(&format!("pixels_sums_{}", element.suffix()), over(n, 4 * lines * c), &args)
+    // SAFETY: the arrays have these sizes and one type; c is of whole accesses.
+    unsafe { y.device().launch(&format!("pixels_sums_{}", element.suffix()), over(n, 4 * lines * c), &args) }
 }
 
 /// Writes `x * by * factor + plus` to `y: (n, pixels, c)`, `by` being `(n, c)`; `x` is 1 and `plus` 0 if not given.
@@ -42,13 +32,11 @@ pub(crate) fn scale(
 ) -> Result<()> {
     let (element, rows) = (y.element(), n * pixels);
     let lines = lines("pixels", c, element)?;
-    check(&[x.map(|x| x.x), plus.map(|plus| plus.x), Some(y)], element, rows * c)?;
-    check(&[Some(by)], element, n * c)?;
-    let args = |seen: Option<Seen>| {
-        let [constants, slopes] = seen.map_or(Ok([Arg::Pointer(0); 2]), |seen| seen.norm_args(c))?;
-        Ok::<_, candle_core::Error>([seen.map(|seen| seen.x).into(), constants, slopes])
-    };
-    let ([x, constants, slopes], [plus, plus_constants, plus_slopes]) = (args(x)?, args(plus)?);
+    let [len, of_x, of_plus] = [Some(y), x.map(|x| x.x), plus.map(|plus| plus.x)].map(|x| (x, rows * c));
+    fits("pixels", element, &[len, of_x, of_plus, (Some(by), n * c)])?;
+    let [constants, slopes] = x.map_or(Ok([Arg::Null; 2]), |x| x.norm_args(c))?;
+    let [plus_constants, plus_slopes] = plus.map_or(Ok([Arg::Null; 2]), |plus| plus.norm_args(c))?;
+    let [x, plus] = [x, plus].map(|seen| Arg::from(seen.map(|seen| seen.x)));
     let args = [
         x,
         constants,
@@ -64,38 +52,41 @@ pub(crate) fn scale(
         y.arg(),
     ];
     let launch = over(rows.div_ceil(lines).clamp(1, MAX_BLOCKS), 0);
-    y.device().launch(&format!("pixels_scale_{}", element.suffix()), launch, &args)
+    // SAFETY: the arrays have these sizes and one type; c is of whole accesses.
+    unsafe { y.device().launch(&format!("pixels_scale_{}", element.suffix()), launch, &args) }
 }
 
-fn kind(activation: Activation) -> Arg {
+fn kind(activation: Activation) -> Arg<'static> {
     Arg::I32(match activation {
         Activation::Relu => 0,
         Activation::Sigmoid => 1,
     })
 }
 
-/// Launch with a thread per access of an array.
-fn over_accesses(x: &Array) -> Launch {
-    over(x.len().div_ceil(x.element().per_access() * BLOCK).clamp(1, MAX_BLOCKS), 0)
-}
-
 /// Writes the activation of `x` to `y`.
 pub(crate) fn activate(x: &Array, activation: Activation, y: &Array) -> Result<()> {
-    check(&[Some(x)], y.element(), y.len())?;
-    let args = [x.arg(), Arg::I64(y.len() as i64), kind(activation), y.arg()];
-    y.device().launch(&format!("pixels_activate_{}", y.element().suffix()), over_accesses(y), &args)
+    let (element, len) = (y.element(), y.len());
+    fits("pixels", element, &[(Some(x), len)])?;
+    let launch = over_accesses("pixels", len, element)?;
+    let args = [x.arg(), Arg::I64(len as i64), kind(activation), y.arg()];
+    // SAFETY: the arrays have this length, of whole accesses, and one type.
+    unsafe { y.device().launch(&format!("pixels_activate_{}", element.suffix()), launch, &args) }
 }
 
 /// Writes the gradient of an activation's input to `gx`, from its result and the gradient of that.
 pub(crate) fn activate_backward(y: &Array, gy: &Array, activation: Activation, gx: &Array) -> Result<()> {
-    check(&[Some(y), Some(gy)], gx.element(), gx.len())?;
-    let args = [y.arg(), gy.arg(), Arg::I64(y.len() as i64), kind(activation), gx.arg()];
-    y.device().launch(&format!("pixels_activate_grad_{}", y.element().suffix()), over_accesses(gx), &args)
+    let (element, len) = (gx.element(), gx.len());
+    fits("pixels", element, &[(Some(y), len), (Some(gy), len)])?;
+    let launch = over_accesses("pixels", len, element)?;
+    let args = [y.arg(), gy.arg(), Arg::I64(len as i64), kind(activation), gx.arg()];
+    // SAFETY: the arrays have this length, of whole accesses, and one type.
+    unsafe { gx.device().launch(&format!("pixels_activate_grad_{}", element.suffix()), launch, &args) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Element;
     use crate::gpu::batch_norm::Norm;
     use crate::gpu::tests::{ELEMENTS, close, device, numbers, rounded, upload};
     use crate::ops::channels::{self, Constants};

@@ -4,39 +4,34 @@ use candle_core::{Result, bail};
 
 use super::batch_norm::Seen;
 use super::rows::{MAX_BLOCKS, lines, over};
-use super::{Arg, Array};
+use super::{Arg, Array, Element, Launch, fits};
 use crate::ops::pool::Window;
 
-/// Checks that arrays have the type of the first one, and lengths.
-fn check(arrays: &[(Option<&Array>, usize)]) -> Result<()> {
-    let element = arrays.iter().find_map(|(x, _)| x.map(Array::element));
-    for (x, len) in arrays {
-        if let Some(x) = x.filter(|x| Some(x.element()) != element || x.len() != *len) {
-            bail!("pool: expected {len} {element:?}, found {} {:?}", x.len(), x.element());
-        }
-    }
-    Ok(())
-}
-
 /// Sizes for a kernel, each of which counts pixels or channels of an image.
-fn sizes<const N: usize>(sizes: [usize; N]) -> Result<[Arg; N]> {
+fn sizes<const N: usize>(sizes: [usize; N]) -> Result<[Arg<'static>; N]> {
     if sizes.iter().any(|size| i32::try_from(*size).is_err()) {
         bail!("pool: sizes {sizes:?} are too large");
     }
     Ok(sizes.map(|size| Arg::I32(size as i32)))
 }
 
+/// Launch of blocks that take rows of `c` channels, each line of threads one at a time.
+fn over_rows(rows: usize, c: usize, element: Element) -> Result<Launch> {
+    Ok(over(rows.div_ceil(lines("pool", c, element)?).clamp(1, MAX_BLOCKS), 0))
+}
+
 /// Writes the largest value of each window of `x: (n, h, w, c)` to `y`.
 pub(crate) fn max_pool(x: Seen, window: Window, shape: [usize; 4], y: &Array) -> Result<()> {
     let [_, h, w, c] = shape;
     let [n, ho, wo, _] = window.output_shape(shape)?;
-    check(&[(Some(x.x), n * h * w * c), (Some(y), n * ho * wo * c)])?;
-    let ([constants, slopes], element, rows) = (x.norm_args(c)?, y.element(), n * ho * wo);
+    let (element, rows) = (y.element(), n * ho * wo);
+    fits("pool", element, &[(Some(x.x), n * h * w * c), (Some(y), rows * c)])?;
+    let [constants, slopes] = x.norm_args(c)?;
     let mut args = vec![x.x.arg(), constants, slopes, Arg::I64(rows as i64)];
     args.extend(sizes([h, w, ho, wo, window.size, window.stride, window.padding, c])?);
     args.push(y.arg());
-    let launch = over(rows.div_ceil(lines("pool", c, element)?).clamp(1, MAX_BLOCKS), 0);
-    y.device().launch(&format!("pool_max_{}", element.suffix()), launch, &args)
+    // SAFETY: the arrays have these sizes and one type.
+    unsafe { y.device().launch(&format!("pool_max_{}", element.suffix()), over_rows(rows, c, element)?, &args) }
 }
 
 /// Writes the gradient of the input `x: (n, h, w, c)` of max pooling, plus `other`, to `gx`.
@@ -50,26 +45,27 @@ pub(crate) fn max_pool_backward(
 ) -> Result<()> {
     let [_, h, w, c] = shape;
     let [n, ho, wo, _] = window.output_shape(shape)?;
-    let len = n * h * w * c;
-    check(&[(Some(x.x), len), (Some(gy), n * ho * wo * c), (other, len), (Some(gx), len)])?;
-    let ([constants, slopes], element, rows) = (x.norm_args(c)?, gx.element(), n * h * w);
+    let (element, rows) = (gx.element(), n * h * w);
+    let of_input = [Some(x.x), other, Some(gx)].map(|x| (x, rows * c));
+    fits("pool", element, &[&of_input[..], &[(Some(gy), n * ho * wo * c)]].concat())?;
+    let [constants, slopes] = x.norm_args(c)?;
     let mut args = vec![x.x.arg(), constants, slopes, gy.arg(), other.into(), Arg::I64(rows as i64)];
     args.extend(sizes([h, w, ho, wo, window.size, window.stride, window.padding, c])?);
     args.push(gx.arg());
-    let launch = over(rows.div_ceil(lines("pool", c, element)?).clamp(1, MAX_BLOCKS), 0);
-    gx.device().launch(&format!("pool_max_grad_{}", element.suffix()), launch, &args)
+    // SAFETY: the arrays have these sizes and one type.
+    unsafe { gx.device().launch(&format!("pool_max_grad_{}", element.suffix()), over_rows(rows, c, element)?, &args) }
 }
 
 /// Writes each pixel of `x: (n, h, w, c)` to a square of `factor` by `factor` pixels of `y`.
 pub(crate) fn upsample(x: Seen, factor: usize, [n, h, w, c]: [usize; 4], y: &Array) -> Result<()> {
-    let (len, rows) = (n * h * w * c, n * h * w * factor * factor);
-    check(&[(Some(x.x), len), (Some(y), rows * c)])?;
-    let ([constants, slopes], element) = (x.norm_args(c)?, y.element());
+    let (element, rows) = (y.element(), n * h * w * factor * factor);
+    fits("pool", element, &[(Some(x.x), n * h * w * c), (Some(y), rows * c)])?;
+    let [constants, slopes] = x.norm_args(c)?;
     let mut args = vec![x.x.arg(), constants, slopes, Arg::I64(rows as i64)];
     args.extend(sizes([w * factor, factor, c])?);
     args.push(y.arg());
-    let launch = over(rows.div_ceil(lines("pool", c, element)?).clamp(1, MAX_BLOCKS), 0);
-    y.device().launch(&format!("pool_upsample_{}", element.suffix()), launch, &args)
+    // SAFETY: the arrays have these sizes and one type.
+    unsafe { y.device().launch(&format!("pool_upsample_{}", element.suffix()), over_rows(rows, c, element)?, &args) }
 }
 
 /// Writes the gradient of the input of upsampling, `(n, h, w, c)`, plus `other`, to `gx`.
@@ -80,19 +76,20 @@ pub(crate) fn upsample_backward(
     other: Option<&Array>,
     gx: &Array,
 ) -> Result<()> {
-    let (len, rows) = (n * h * w * c, n * h * w);
-    check(&[(Some(gy), len * factor * factor), (other, len), (Some(gx), len)])?;
+    let (element, rows) = (gx.element(), n * h * w);
+    fits("pool", element, &[(Some(gy), rows * factor * factor * c), (other, rows * c), (Some(gx), rows * c)])?;
     let mut args = vec![gy.arg(), other.into(), Arg::I64(rows as i64)];
     args.extend(sizes([w, factor, c])?);
     args.push(gx.arg());
-    let launch = over(rows.div_ceil(lines("pool", c, gx.element())?).clamp(1, MAX_BLOCKS), 0);
-    gx.device().launch(&format!("pool_upsample_grad_{}", gx.element().suffix()), launch, &args)
+    // SAFETY: the arrays have these sizes and one type.
+    unsafe {
+        gx.device().launch(&format!("pool_upsample_grad_{}", element.suffix()), over_rows(rows, c, element)?, &args)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::Element;
     use crate::gpu::batch_norm::Norm;
     use crate::gpu::tests::{ELEMENTS, close, device, numbers, rounded, upload};
     use crate::ops::channels::{self, Constants};
@@ -176,7 +173,7 @@ mod tests {
         let (x, y) = (device.zeros(Element::F32, 128)?, device.zeros(Element::F32, 32)?);
         let seen = Seen { x: &x, norm: None };
         let error = |result: Result<()>| result.expect_err("an error").to_string();
-        assert!(error(max_pool(seen, window, [1, 4, 4, 4], &y)).contains("expected 64 Some(F32), found 128"));
+        assert!(error(max_pool(seen, window, [1, 4, 4, 4], &y)).contains("expected 64 F32, found 128"));
         assert!(error(max_pool(seen, window, [1, 1, 4, 32], &y)).contains("1x4 pixels by windows of size 2"));
         assert!(error(max_pool_backward(seen, window, [1, 4, 4, 8], &x, None, &x)).contains("expected 32"));
         assert!(error(upsample(seen, 2, [1, 4, 4, 8], &y)).contains("expected 512"));
@@ -185,7 +182,7 @@ mod tests {
         let result = max_pool(Seen { x: &odd, norm: None }, window, [1, 2, 4, 9], &device.zeros(Element::F32, 18)?);
         assert!(error(result).contains("pool: 9 channels of F32"));
         let bf16 = device.zeros(Element::Bf16, 32)?;
-        assert!(error(max_pool(seen, window, [1, 4, 4, 8], &bf16)).contains("found 32 Bf16"));
+        assert!(error(max_pool(seen, window, [1, 4, 4, 8], &bf16)).contains("expected 128 Bf16, found 128 F32"));
         Ok(())
     }
 }

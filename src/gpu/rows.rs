@@ -2,7 +2,7 @@
 
 use candle_core::{Result, bail};
 
-use super::{Arg, Array, Element, Launch};
+use super::{Arg, Array, Element, Launch, fits};
 
 /// Threads per block.
 pub(super) const BLOCK: usize = 256;
@@ -26,30 +26,42 @@ pub(super) fn over(blocks: usize, shared_bytes: usize) -> Launch {
 /// Adds `bias: (c)` to each row of `y: (rows, c)`, f32.
 pub(crate) fn add(y: &Array, bias: &Array) -> Result<()> {
     let (len, c) = (y.len(), bias.len());
-    let launch = Launch { grid: [len.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
-    y.device().launch("rows_add", launch, &[y.arg(), bias.arg(), Arg::I64((len / c) as i64), Arg::I32(c as i32)])
+    let rows = len / c.max(1);
+    fits("add", Element::F32, &[(Some(bias), c), (Some(y), rows * c)])?;
+    let args = [y.arg(), bias.arg(), Arg::I64(rows as i64), Arg::I32(c as i32)];
+    // SAFETY: the arrays have rows of c elements.
+    unsafe { y.device().launch("rows_add", over(len.div_ceil(BLOCK), 0), &args) }
 }
 
 /// Writes the column sums of `x: (rows, c)` to `sums: (c)`, f32.
 pub(crate) fn sum(x: &Array, sums: &Array) -> Result<()> {
     let c = sums.len();
-    let launch = Launch { grid: [c.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
-    x.device().launch("rows_sum", launch, &[x.arg(), Arg::I64((x.len() / c) as i64), Arg::I32(c as i32), sums.arg()])
+    let rows = x.len() / c.max(1);
+    fits("sum", Element::F32, &[(Some(sums), c), (Some(x), rows * c)])?;
+    let args = [x.arg(), Arg::I64(rows as i64), Arg::I32(c as i32), sums.arg()];
+    // SAFETY: the arrays have rows of c elements.
+    unsafe { x.device().launch("rows_sum", over(c.div_ceil(BLOCK), 0), &args) }
 }
 
 /// Writes the element-wise product of `a` and `b` to `y`, which may be one of them.
 pub(crate) fn multiply(a: &Array, b: &Array, y: &Array) -> Result<()> {
     let (element, len) = (y.element(), y.len());
-    if [a, b].iter().any(|x| x.element() != element || x.len() != len) || !len.is_multiple_of(element.per_access()) {
-        bail!("multiply: factors of {} and {} elements for a product of {len} {element:?}", a.len(), b.len());
-    }
+    fits("multiply", element, &[(Some(a), len), (Some(b), len)])?;
+    let launch = over_accesses("multiply", len, element)?;
     let args = [a.arg(), b.arg(), Arg::I64(len as i64), y.arg()];
-    y.device().launch(&format!("rows_multiply_{}", element.suffix()), accesses(len / element.per_access()), &args)
+    // SAFETY: the arrays have this length and type.
+    unsafe { y.device().launch(&format!("rows_multiply_{}", element.suffix()), launch, &args) }
 }
 
-/// Launch with one thread per access, up to [`MAX_BLOCKS`] blocks.
-fn accesses(num: usize) -> Launch {
-    Launch { grid: [num.div_ceil(BLOCK).min(MAX_BLOCKS) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
+/// Launch with a thread per access of `len` elements, up to [`MAX_BLOCKS`] blocks.
+///
+/// # Errors
+/// When they are no whole accesses.
+pub(super) fn over_accesses(what: &str, len: usize, element: Element) -> Result<Launch> {
+    if !len.is_multiple_of(element.per_access()) {
+        bail!("{what}: {len} {element:?} are no whole accesses");
+    }
+    Ok(over((len / element.per_access()).div_ceil(BLOCK).min(MAX_BLOCKS), 0))
 }
 
 /// Returns `x` in the type `element`; either type may be f32, bf16 or f16, and one of them is f32 if they differ.
@@ -68,12 +80,15 @@ pub(crate) fn convert(x: &Array, y: &Array) -> Result<()> {
         Element::F32 => ("convert", y.element()),
         short => ("widen", short),
     };
-    let per_access = short.per_access();
-    if x.len() != y.len() || !x.len().is_multiple_of(per_access) {
+    let is_between =
+        matches!(short, Element::Bf16 | Element::F16) && [x, y].iter().any(|x| x.element() == Element::F32);
+    if x.len() != y.len() || !is_between {
         bail!("convert: {} {:?} to {} {:?}", x.len(), x.element(), y.len(), y.element());
     }
+    let launch = over_accesses("convert", x.len(), short)?;
     let args = [x.arg(), Arg::I64(x.len() as i64), y.arg()];
-    x.device().launch(&format!("rows_{kernel}_{}", short.suffix()), accesses(x.len() / per_access), &args)
+    // SAFETY: both arrays have this length, one is f32 and the other the kernel's type.
+    unsafe { x.device().launch(&format!("rows_{kernel}_{}", short.suffix()), launch, &args) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, bail};
 
-use super::{Arg, Array, Device, Element, GpuBackend, Launch};
+use super::{Arg, Array, Device, Element, GpuBackend, Launch, fits};
 use crate::ops::adamw::AdamWStep;
 use crate::ops::backend::{GuardState, Update};
 use crate::ops::sgd::SgdStep;
@@ -32,11 +32,15 @@ impl Guard {
     pub fn measure(&self, grad: &Array, max_norm: f32, loss: Option<&Array>) -> Result<()> {
         let device = grad.device();
         let blocks = blocks_of(grad.len())?;
+        fits("update", Element::F32, &[(Some(grad), grad.len()), (loss, 1)])?;
         let shared_bytes = (BLOCK / 32 * 8) as u32;
         let launch = Launch { grid: [blocks, 1], block: BLOCK as u32, shared_bytes };
-        device.launch("update_squares", launch, &[grad.arg(), Arg::I64(grad.len() as i64), self.sums.arg()])?;
+        let args = [grad.arg(), Arg::I64(grad.len() as i64), self.sums.arg()];
+        // SAFETY: there is a sum for each of the blocks, of which there are at most MAX_BLOCKS.
+        unsafe { device.launch("update_squares", launch, &args)? };
         let args = [self.sums.arg(), Arg::I32(blocks as i32), Arg::F32(max_norm), loss.into(), self.state.arg()];
-        device.launch("update_guard", Launch { grid: [1, 1], ..launch }, &args)
+        // SAFETY: as above; the state has four elements and the loss one.
+        unsafe { device.launch("update_guard", Launch { grid: [1, 1], ..launch }, &args) }
     }
 
     /// Waits for all queued work and returns the state.
@@ -63,7 +67,8 @@ pub(super) fn sgd(update: &Update<GpuBackend>, velocity: &Array, step: SgdStep) 
         Arg::I32(update.is_clipped.into()),
         update.short.as_deref().into(),
     ];
-    device.launch(&format!("update_sgd_{suffix}"), launch, &args)
+    // SAFETY: all arrays have the length of the values.
+    unsafe { device.launch(&format!("update_sgd_{suffix}"), launch, &args) }
 }
 
 /// AdamW, as in PyTorch.
@@ -86,29 +91,32 @@ pub(super) fn adamw(update: &Update<GpuBackend>, [mean, square]: [&Array; 2], st
         Arg::I32(update.is_clipped.into()),
         update.short.as_deref().into(),
     ];
-    device.launch(&format!("update_adamw_{suffix}"), launch, &args)
+    // SAFETY: all arrays have the length of the values; there are three rates.
+    unsafe { device.launch(&format!("update_adamw_{suffix}"), launch, &args) }
 }
 
 /// Sets `y` to `keep * y + share * x`, f32 of any length, unless the guard found the step not finite. With a `keep` of
 /// 0, `y` may be uninitialised.
 pub(crate) fn blend(y: &Array, x: &Array, [keep, share]: [f32; 2], guard: Option<&Guard>) -> Result<()> {
-    if y.len() != x.len() || [y, x].iter().any(|array| array.element() != Element::F32) {
-        bail!("blend: {} {:?} and {} {:?}", y.len(), y.element(), x.len(), x.element());
-    }
+    fits("blend", Element::F32, &[(Some(y), y.len()), (Some(x), y.len())])?;
     if y.len() == 0 {
         return Ok(());
     }
     let grid = [y.len().div_ceil(PER_BLOCK).min(MAX_BLOCKS) as u32, 1];
     let guard = guard.map(|guard| &guard.state);
     let args = [y.arg(), x.arg(), Arg::I64(y.len() as i64), Arg::F32(keep), Arg::F32(share), guard.into()];
-    y.device().launch("update_blend", Launch { grid, block: BLOCK as u32, shared_bytes: 0 }, &args)
+    // SAFETY: both arrays have this length.
+    unsafe { y.device().launch("update_blend", Launch { grid, block: BLOCK as u32, shared_bytes: 0 }, &args) }
 }
 
 /// Checks the sizes; returns the kernel suffix for the type of the copy, and the launch.
 fn launch(update: &Update<GpuBackend>, moments: &[&Array]) -> Result<(&'static str, Launch)> {
     let (len, short) = (update.values.len(), update.short.as_deref());
-    if [update.grads].iter().chain(moments).copied().chain(short).any(|x| x.len() != len) {
-        bail!("update: {len} parameters, but gradients, moments or a copy of another length");
+    for x in [&*update.values, update.grads].iter().chain(moments) {
+        fits("update", Element::F32, &[(Some(x), len)])?;
+    }
+    if let Some(short) = short.filter(|short| short.len() != len) {
+        bail!("update: a copy of {} elements for {len} parameters", short.len());
     }
     let launch = Launch { grid: [blocks_of(len)?, 1], block: BLOCK as u32, shared_bytes: 0 };
     Ok((short.map_or(Element::F32, Array::element).suffix(), launch))

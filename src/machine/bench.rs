@@ -78,8 +78,7 @@ pub fn kernels(machine: &Machine, bytes: usize) -> Result<Vec<String>> {
         let [x, gy, y] = [(); 3].map(|()| values(device, Element::Bf16, len));
         let (x, gy, y) = (x?, gy?, y?);
         let bytes = (2 * len) as f64;
-        let (to, from) = (y.address(), x.address());
-        let copy = 2.0 * bytes / time(device, || device.gpu().copy(to, from, 2 * len))?;
+        let copy = 2.0 * bytes / time(device, || device.copy(&x, &y))?;
         let parameter = || values(device, Element::F32, c);
         let params = NormArrays {
             weight: parameter()?,

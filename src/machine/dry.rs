@@ -57,28 +57,28 @@ impl Gpu for Dry {
         Ok(Memory { address, bytes, _owner: Box::new(()) })
     }
 
-    fn write(&self, _: u64, _: &[u8]) -> Result<()> {
+    unsafe fn write(&self, _: u64, _: &[u8]) -> Result<()> {
         self.count(0)
     }
 
-    fn read(&self, _: u64, bytes: &mut [u8]) -> Result<()> {
+    unsafe fn read(&self, _: u64, bytes: &mut [u8]) -> Result<()> {
         bytes.fill(0);
         self.count(0)
     }
 
-    fn zero(&self, _: u64, _: usize) -> Result<()> {
+    unsafe fn zero(&self, _: u64, _: usize) -> Result<()> {
         self.count(0)
     }
 
-    fn launch(&self, _: &str, _: Launch, _: &[Arg]) -> Result<()> {
+    unsafe fn launch(&self, _: &str, _: Launch, _: &[Arg]) -> Result<()> {
         self.count(0)
     }
 
-    fn multiply(&self, product: &Product) -> Result<()> {
+    unsafe fn multiply(&self, product: &Product) -> Result<()> {
         self.count(product.m * product.n * product.k)
     }
 
-    fn convolve(&self, pass: &Convolution) -> Result<bool> {
+    unsafe fn convolve(&self, pass: &Convolution) -> Result<bool> {
         let [n, ho, wo, _] = pass.conv.y();
         // Every weight is used once per output pixel.
         self.count(n * ho * wo * pass.conv.num_weights()).map(|()| true)

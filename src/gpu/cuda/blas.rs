@@ -118,19 +118,22 @@ impl Blas {
     }
 
     /// Computes a product.
-    pub fn multiply(&self, product: &Product) -> Result<()> {
+    ///
+    /// # Safety
+    /// The matrices have the product's sizes and lie in their arrays, which are on this GPU.
+    pub unsafe fn multiply(&self, product: &Product) -> Result<()> {
         let Product { m, n, k, a, b, c, alpha, beta } = *product;
-        if c.is_transposed || a.element != b.element {
+        if c.is_transposed || a.element() != b.element() {
             bail!("multiply: {product:?}");
         }
-        let compute = match (a.element, self.factors) {
+        let compute = match (a.element(), self.factors) {
             (Element::F32, Factors::Tf32) => COMPUTE_32F_FAST_TF32,
             _ => COMPUTE_32F,
         };
         let size = |size: usize| i32::try_from(size).map_err(Error::wrap);
         let op = |x: Matrix| if x.is_transposed { TRANSPOSED } else { AS_IT_IS };
         // cuBLAS is column-major and sees each matrix transposed, so it computes b' a' = c'.
-        // SAFETY: the callers' matrices lie in arrays of their sizes; alpha and beta are f32, as the computation is.
+        // SAFETY: the matrices lie in their arrays by this function's contract; alpha and beta are f32, as the computation is.
         let status = unsafe {
             (self.functions.cublasGemmEx)(
                 self.handle,
@@ -140,15 +143,15 @@ impl Blas {
                 size(m)?,
                 size(k)?,
                 (&raw const alpha).cast(),
-                b.address as *const c_void,
-                data_type(b.element)?,
+                b.array.address() as *const c_void,
+                data_type(b.element())?,
                 size(b.stride)?,
-                a.address as *const c_void,
-                data_type(a.element)?,
+                a.array.address() as *const c_void,
+                data_type(a.element())?,
                 size(a.stride)?,
                 (&raw const beta).cast(),
-                c.address as *mut c_void,
-                data_type(c.element)?,
+                c.array.address() as *mut c_void,
+                data_type(c.element())?,
                 size(c.stride)?,
                 compute,
                 ALGORITHM,

@@ -222,17 +222,25 @@ impl Dnn {
 
     /// Runs a pass; all arrays, the filters' gradient included, have the same type. Returns false if cuDNN has no
     /// deterministic algorithm for it.
-    pub fn convolve(&self, pass: &Convolution) -> Result<bool> {
-        let key = (*pass.conv, pass.pass, pass.element);
+    ///
+    /// # Safety
+    /// The arrays have the convolution's sizes and are on this GPU.
+    pub unsafe fn convolve(&self, pass: &Convolution) -> Result<bool> {
+        let key = (*pass.conv, pass.pass, pass.x.element());
         let mut state = self.state();
         let State { plans, workspace, without } = &mut *state;
         let plan = match plans.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(Some(self.plan(pass)?)),
+            Entry::Vacant(unknown) => {
+                // SAFETY: by this function's contract.
+                unknown.insert(Some(unsafe { self.plan(pass)? }))
+            }
         };
         let Some(known) = plan else { return Ok(false) };
         while let Some(way) = known.ways.front().copied() {
-            if self.reserve(workspace, way.memory) && self.run(pass, known, way, workspace.as_ref())? {
+            let has_room = self.reserve(workspace, way.memory);
+            // SAFETY: by this function's contract.
+            if has_room && unsafe { self.run(pass, known, way, workspace.as_ref())? } {
                 return Ok(true);
             }
             known.ways.pop_front();
@@ -292,14 +300,23 @@ impl Dnn {
     }
 
     /// Queues a pass; false if cuDNN does not support it that way after all.
-    fn run(&self, pass: &Convolution, plan: &Plan, way: Perf, workspace: Option<&CudaSlice<u8>>) -> Result<bool> {
+    ///
+    /// # Safety
+    /// That of [`Self::convolve`].
+    unsafe fn run(
+        &self,
+        pass: &Convolution,
+        plan: &Plan,
+        way: Perf,
+        workspace: Option<&CudaSlice<u8>>,
+    ) -> Result<bool> {
         // A result holds under the type of math that it was measured with.
         self.set_math(&plan.conv, way.math)?;
         let workspace = workspace.map_or(std::ptr::null_mut(), |held| self.address(held));
         let (one, zero) = (1f32, 0f32);
         let (alpha, beta) = ((&raw const one).cast(), (&raw const zero).cast());
         let Plan { x, w, y, conv, .. } = plan;
-        let [px, pw, py] = [pass.x, pass.w, pass.y].map(|address| address as Handle);
+        let [px, pw, py] = [pass.x, pass.w, pass.y].map(|array| array.address() as Handle);
         let (handle, algorithm, bytes) = (self.handle, way.algorithm, way.memory);
         let Functions {
             cudnnConvolutionForward: forward,
@@ -307,7 +324,7 @@ impl Dnn {
             cudnnConvolutionBackwardFilter: filter,
             ..
         } = &*self.functions;
-        // SAFETY: the descriptors match the arrays, whose sizes the caller checked; alpha and beta are f32, as the
+        // SAFETY: the descriptors match the arrays by this function's contract; alpha and beta are f32, as the
         // computation is; the stream orders the uses of the workspace.
         let (call, status) = unsafe {
             match pass.pass {
@@ -346,19 +363,22 @@ impl Dnn {
     }
 
     /// Describes a convolution and measures its algorithms on its arrays; the output array is overwritten.
-    fn plan(&self, pass: &Convolution) -> Result<Plan> {
+    ///
+    /// # Safety
+    /// That of [`Self::convolve`].
+    unsafe fn plan(&self, pass: &Convolution) -> Result<Plan> {
         let Conv { x: [n, h, width, c], co, k, stride, padding, group } = *pass.conv;
         if group.is_some() {
             bail!("cuDNN: grouped convolutions run on our own kernels");
         }
         let [_, ho, wo, _] = pass.conv.y();
-        let data_type = match pass.element {
+        let data_type = match pass.x.element() {
             Element::F32 => DATA_FLOAT,
             Element::Bf16 => DATA_BFLOAT16,
             Element::F16 => DATA_HALF,
             other => bail!("cuDNN: convolutions of {other:?}"),
         };
-        let math = match (pass.element, self.factors) {
+        let math = match (pass.x.element(), self.factors) {
             (Element::F32, Factors::Exact) => FMA_MATH,
             _ => TENSOR_OP_MATH,
         };
@@ -388,7 +408,8 @@ impl Dnn {
         check("cudnnSetConvolution2dDescriptor", status)?;
         self.set_math(&conv, math)?;
         let mut plan = Plan { x, w, y, conv, ways: VecDeque::new() };
-        plan.ways = self.ways(pass, &plan)?;
+        // SAFETY: by this function's contract.
+        plan.ways = unsafe { self.ways(pass, &plan)? };
         Ok(plan)
     }
 
@@ -399,9 +420,12 @@ impl Dnn {
     }
 
     /// The deterministic algorithms that ran, the fastest first.
-    fn ways(&self, pass: &Convolution, plan: &Plan) -> Result<VecDeque<Perf>> {
+    ///
+    /// # Safety
+    /// That of [`Self::convolve`].
+    unsafe fn ways(&self, pass: &Convolution, plan: &Plan) -> Result<VecDeque<Perf>> {
         let Plan { x, w, y, conv, .. } = plan;
-        let [px, pw, py] = [pass.x, pass.w, pass.y].map(|address| address as Handle);
+        let [px, pw, py] = [pass.x, pass.w, pass.y].map(|array| array.address() as Handle);
         // Given back after the search; a smaller one finds other algorithms.
         let sizes = (0..6).map(|halvings| SEARCH_WORKSPACE >> (2 * halvings));
         // SAFETY: cuDNN writes the workspace before it reads it.
@@ -441,7 +465,7 @@ impl Dnn {
         check(call, status)?;
         let is_usable = |perf: &&Perf| {
             // Reproducible, and of exact f32 without tensor cores, whatever math the search tried.
-            let is_exact = pass.element != Element::F32 || self.factors == Factors::Tf32 || perf.math == FMA_MATH;
+            let is_exact = pass.x.element() != Element::F32 || self.factors == Factors::Tf32 || perf.math == FMA_MATH;
             perf.status == 0 && perf.determinism == DETERMINISTIC && is_exact
         };
         let num = usize::try_from(num).unwrap_or_default();

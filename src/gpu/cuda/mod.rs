@@ -327,13 +327,13 @@ impl Gpu for Cuda {
         Ok(Memory { address, bytes, _owner: Box::new(slice) })
     }
 
-    fn write(&self, to: u64, bytes: &[u8]) -> Result<()> {
+    unsafe fn write(&self, to: u64, bytes: &[u8]) -> Result<()> {
         for (number, piece) in bytes.chunks(STAGED).enumerate() {
             let mut memory = self.staging(piece.len())?;
             memory.as_mut_slice().map_err(wrap)?[..piece.len()].copy_from_slice(piece);
             let staged = &memory.as_slice().map_err(wrap)?[..piece.len()];
             let to = to + (number * STAGED) as u64;
-            // SAFETY: the array has that many bytes; the staging memory is kept until its event is complete.
+            // SAFETY: the bytes lie in memory by this function's contract; the staging memory is kept until its event is complete.
             let queued = unsafe { result::memcpy_htod_async(to, staged, self.bound()?) };
             self.finished("a copy to the GPU", queued.map_err(wrap))?;
             let done = self.stream.record_event(None).map_err(wrap)?;
@@ -342,26 +342,26 @@ impl Gpu for Cuda {
         Ok(())
     }
 
-    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
-        // SAFETY: the array has that many bytes, and the stream is synchronised before the borrow of the slice ends.
+    unsafe fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        // SAFETY: the bytes lie in memory by this function's contract, and the stream is synchronised before the borrow of the slice ends.
         let queued = unsafe { result::memcpy_dtoh_async(bytes, from, self.bound()?) };
         let read = queued.and_then(|()| self.stream.synchronize()).map_err(wrap);
         self.finished("a copy from the GPU", read)
     }
 
-    fn zero(&self, at: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the array has that many bytes.
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+        // SAFETY: by this function's contract.
         let queued = unsafe { result::memset_d8_async(at, 0, bytes, self.bound()?) };
         self.finished("a fill with zeros", queued.map_err(wrap))
     }
 
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        // SAFETY: both arrays have that many bytes.
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: by this function's contract.
         let queued = unsafe { result::memcpy_dtod_async(to, from, bytes, self.bound()?) };
         self.finished("a copy on the GPU", queued.map_err(wrap))
     }
 
-    fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+    unsafe fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         let Kernel { function, parameters } = self.function(kernel)?;
         if let Some(parameters) = parameters {
             let sizes: Vec<usize> = args.iter().map(Arg::bytes).collect();
@@ -369,10 +369,15 @@ impl Gpu for Cuda {
                 bail!("{kernel}: expected arguments of {parameters:?} bytes, found {sizes:?}");
             }
         }
+        let address = |arg: &Arg| match arg {
+            Arg::Array(array) => array.address(),
+            _ => 0,
+        };
+        let addresses: Vec<u64> = args.iter().map(address).collect();
         let mut builder = self.stream.launch_builder(&function);
-        for arg in args {
+        for (arg, address) in args.iter().zip(&addresses) {
             match arg {
-                Arg::Pointer(address) => builder.arg(address),
+                Arg::Array(_) | Arg::Null => builder.arg(address),
                 Arg::I32(x) => builder.arg(x),
                 Arg::I64(x) => builder.arg(x),
                 Arg::F32(x) => builder.arg(x),
@@ -383,23 +388,24 @@ impl Gpu for Cuda {
             block_dim: (launch.block, 1, 1),
             shared_mem_bytes: launch.shared_bytes,
         };
-        // SAFETY: the callers' arguments have the kernel's types, in its order: the tests make the same calls on the
-        // CPU, where types are checked. Memory is only reused after earlier work on it, since all work is on one
+        // SAFETY: by this function's contract. Memory is only reused after earlier work on it, since all work is on one
         // stream.
         let queued = unsafe { builder.launch(config) };
         self.finished(kernel, queued.map(|_| ()).map_err(wrap))
     }
 
-    fn multiply(&self, product: &Product) -> Result<()> {
+    unsafe fn multiply(&self, product: &Product) -> Result<()> {
         self.bound()?;
-        self.finished("cuBLAS", self.blas.multiply(product))
+        // SAFETY: by this function's contract.
+        self.finished("cuBLAS", unsafe { self.blas.multiply(product) })
     }
 
     #[cfg(feature = "cudnn")]
-    fn convolve(&self, pass: &super::Convolution) -> Result<bool> {
+    unsafe fn convolve(&self, pass: &super::Convolution) -> Result<bool> {
         self.bound()?;
         let Some(dnn) = &self.dnn else { return Ok(false) };
-        let queued = dnn.convolve(pass);
+        // SAFETY: by this function's contract.
+        let queued = unsafe { dnn.convolve(pass) };
         let is_done = queued.as_ref().is_ok_and(|is_done| *is_done);
         self.finished(&format!("cuDNN, {}", pass.pass.title()), queued.map(|_| ()))?;
         Ok(is_done)
