@@ -87,17 +87,23 @@ fn repeat(constants: &[f32]) -> Vec<f32> {
 pub(crate) fn write(x: Seen, channels: usize, y: &mut [f32]) {
     assert_eq!(x.x.len(), y.len());
     let constants = Repeated::new(x.constants, channels);
-    let len = block_len(channels);
-    y.par_chunks_mut(len).zip(x.x.par_chunks(len)).each(&|(y, x)| dispatch(WriteBlock { x, constants: &constants, y }));
+    let (len, period) = (block_len(channels), constants.period());
+    y.par_chunks_mut(len).zip(x.x.par_chunks(len)).each(&|(y, x)| {
+        let x = Some(SeenBlock { x, constants: &constants });
+        dispatch(MapBlock { x, by: None, plus: None, period, y });
+    });
 }
 
 /// Writes the sum of `a` and `b`, each with its map applied, to `y`.
 pub(crate) fn add(a: Seen, b: Seen, channels: usize, y: &mut [f32]) {
     assert!(a.x.len() == y.len() && b.x.len() == y.len(), "{} + {}", a.x.len(), b.x.len());
     let (of_a, of_b) = (Repeated::new(a.constants, channels), Repeated::new(b.constants, channels));
-    let len = block_len(channels);
+    let (len, period) = (block_len(channels), of_a.period());
     let sides = a.x.par_chunks(len).zip(b.x.par_chunks(len));
-    y.par_chunks_mut(len).zip(sides).each(&|(y, (a, b))| dispatch(AddBlock { a, of_a: &of_a, b, of_b: &of_b, y }));
+    y.par_chunks_mut(len).zip(sides).each(&|(y, (a, b))| {
+        let (a, b) = (SeenBlock { x: a, constants: &of_a }, SeenBlock { x: b, constants: &of_b });
+        dispatch(MapBlock { x: Some(a), by: None, plus: Some(b), period, y });
+    });
 }
 
 /// Returns `z = scale * x + shift` above zero, `slope * z` elsewhere.
@@ -121,70 +127,67 @@ pub(super) unsafe fn see_lanes<S: Simd>(simd: S, x: S::f32s, constants: &Repeate
     }
 }
 
-struct WriteBlock<'a> {
-    x: &'a [f32],
-    constants: &'a Repeated,
-    y: &'a mut [f32],
+/// Values with their map repeated for a block.
+#[derive(Clone, Copy)]
+pub(super) struct SeenBlock<'a> {
+    pub x: &'a [f32],
+    pub constants: &'a Repeated,
 }
 
-impl WithSimd for WriteBlock<'_> {
-    type Output = ();
-
+impl SeenBlock<'_> {
+    /// `n` of the values, the first of which is the first of a period.
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, constants, y } = self;
-        let period = constants.scale.len();
-        assert_eq!(x.len(), y.len());
-        for first in (0..x.len()).step_by(period) {
-            let n = period.min(x.len() - first);
-            let (x, y) = (&x[first..][..n], &mut y[first..][..n]);
-            for_lanes!(
-                n,
-                S,
-                |at| {
-                    // SAFETY: the vector is in the rows and the constants.
-                    unsafe { store::<S>(y, at, see_lanes(simd, load::<S>(x, at), constants, at)) };
-                },
-                |i| {
-                    y[i] = see(x[i], constants, i);
-                }
-            );
-        }
+    fn part(self, first: usize, n: usize) -> Self {
+        Self { x: &self.x[first..][..n], ..self }
     }
 }
 
-struct AddBlock<'a> {
-    a: &'a [f32],
-    of_a: &'a Repeated,
-    b: &'a [f32],
-    of_b: &'a Repeated,
-    y: &'a mut [f32],
+/// Writes `x * by + plus`, each side with its map applied; `x` and `by`, one factor per element of a period, are 1 if
+/// not given, and `plus` is 0.
+pub(super) struct MapBlock<'a> {
+    pub x: Option<SeenBlock<'a>>,
+    pub by: Option<&'a [f32]>,
+    pub plus: Option<SeenBlock<'a>>,
+    pub period: usize,
+    pub y: &'a mut [f32],
 }
 
-impl WithSimd for AddBlock<'_> {
+impl WithSimd for MapBlock<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { a, of_a, b, of_b, y } = self;
-        let period = of_a.scale.len();
-        assert!(a.len() == y.len() && b.len() == y.len() && of_b.scale.len() == period, "{} values", y.len());
+        let Self { x, by, plus, period, y } = self;
+        for side in [x, plus].into_iter().flatten() {
+            assert!(side.x.len() == y.len() && side.constants.period() == period, "{} values", y.len());
+        }
+        assert!(by.is_none_or(|by| by.len() == period), "factors of a period");
         for first in (0..y.len()).step_by(period) {
             let n = period.min(y.len() - first);
-            let (a, b, y) = (&a[first..][..n], &b[first..][..n], &mut y[first..][..n]);
+            let [x, plus] = [x, plus].map(|side| side.map(|side| side.part(first, n)));
+            let y = &mut y[first..][..n];
             for_lanes!(
                 n,
                 S,
                 |at| {
-                    // SAFETY: the vector is in the rows and the constants.
+                    // SAFETY: the vector is in the rows, the constants and the factors.
                     unsafe {
-                        let a = see_lanes(simd, load::<S>(a, at), of_a, at);
-                        let b = see_lanes(simd, load::<S>(b, at), of_b, at);
-                        store::<S>(y, at, simd.add_f32s(a, b));
+                        let see = |side: SeenBlock| see_lanes(simd, load::<S>(side.x, at), side.constants, at);
+                        let mut value = match (x, by) {
+                            (Some(x), Some(by)) => simd.mul_f32s(see(x), load::<S>(by, at)),
+                            (Some(x), None) => see(x),
+                            (None, Some(by)) => load::<S>(by, at),
+                            (None, None) => simd.splat_f32s(1.0),
+                        };
+                        if let Some(plus) = plus {
+                            value = simd.add_f32s(value, see(plus));
+                        }
+                        store::<S>(y, at, value);
                     }
                 },
                 |i| {
-                    y[i] = see(a[i], of_a, i) + see(b[i], of_b, i);
+                    let seen = |side: SeenBlock| see(side.x[i], side.constants, i);
+                    y[i] = x.map_or(1.0, seen) * by.map_or(1.0, |by| by[i]) + plus.map_or(0.0, seen);
                 }
             );
         }

@@ -5,7 +5,7 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::channels::{Repeated, Seen, see, see_lanes};
+use super::channels::{MapBlock, Repeated, Seen, SeenBlock, see, see_lanes};
 use super::lanes::{load, store};
 use super::rows::{block_len, join};
 use super::simd::{dispatch, for_lanes};
@@ -49,12 +49,13 @@ pub(crate) fn scale(x: Option<Seen>, by: &[f32], factor: f32, plus: Option<Seen>
     let of_image = y.len() / by.len() * c;
     y.par_chunks_mut(of_image).zip(by.par_chunks(c)).enumerate().each(&|(image, (y, by))| {
         let by: Vec<f32> = by.iter().map(|by| by * factor).collect();
-        let by = by.repeat(of_x.period() / c);
+        let period = of_x.period();
+        let by = by.repeat(period / c);
         y.par_chunks_mut(len).enumerate().each(&|(block, y)| {
             let start = image * of_image + block * len;
-            let x = x.map(|seen| &seen.x[start..][..y.len()]);
-            let plus = plus.map(|seen| &seen.x[start..][..y.len()]);
-            dispatch(ScaleBlock { x, of_x: &of_x, by: &by, plus, of_plus: &of_plus, y });
+            let x = x.map(|seen| SeenBlock { x: &seen.x[start..][..y.len()], constants: &of_x });
+            let plus = plus.map(|seen| SeenBlock { x: &seen.x[start..][..y.len()], constants: &of_plus });
+            dispatch(MapBlock { x, by: Some(&by), plus, period, y });
         });
     });
 }
@@ -101,54 +102,6 @@ impl WithSimd for SumsBlock<'_> {
     }
 }
 
-/// Writes `x * by + plus`.
-struct ScaleBlock<'a> {
-    x: Option<&'a [f32]>,
-    of_x: &'a Repeated,
-    by: &'a [f32],
-    plus: Option<&'a [f32]>,
-    of_plus: &'a Repeated,
-    y: &'a mut [f32],
-}
-
-impl WithSimd for ScaleBlock<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, of_x, by, plus, of_plus, y } = self;
-        let period = of_x.period();
-        assert!(by.len() == period && of_plus.period() == period, "factors of a period");
-        assert!([x, plus].iter().flatten().all(|x| x.len() == y.len()), "{} values", y.len());
-        for first in (0..y.len()).step_by(period) {
-            let n = period.min(y.len() - first);
-            let (x, plus) = (x.map(|x| &x[first..][..n]), plus.map(|plus| &plus[first..][..n]));
-            let y = &mut y[first..][..n];
-            for_lanes!(
-                n,
-                S,
-                |at| {
-                    // SAFETY: the vector is in the rows, the constants and the factors.
-                    unsafe {
-                        let mut value = load::<S>(by, at);
-                        if let Some(x) = x {
-                            value = simd.mul_f32s(see_lanes(simd, load::<S>(x, at), of_x, at), value);
-                        }
-                        if let Some(plus) = plus {
-                            value = simd.add_f32s(value, see_lanes(simd, load::<S>(plus, at), of_plus, at));
-                        }
-                        store::<S>(y, at, value);
-                    }
-                },
-                |i| {
-                    let value = x.map_or(1.0, |x| see(x[i], of_x, i)) * by[i];
-                    y[i] = value + plus.map_or(0.0, |plus| see(plus[i], of_plus, i));
-                }
-            );
-        }
-    }
-}
-
 /// An activation without parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -163,37 +116,83 @@ pub(crate) fn activate(x: Seen, activation: Activation, c: usize, y: &mut [f32])
     assert_eq!(x.x.len(), y.len());
     let (constants, len) = (Repeated::new(x.constants, c), block_len(c));
     y.par_chunks_mut(len).zip(x.x.par_chunks(len)).each(&|(y, x)| {
-        for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
-            let x = see(*x, &constants, i % c);
-            *y = match activation {
-                // A NaN stays NaN.
-                Activation::Relu => {
-                    if x < 0.0 {
-                        0.0
-                    } else {
-                        x
-                    }
-                }
-                Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-            };
-        }
+        dispatch(ActivateBlock { x, constants: &constants, activation, y });
     });
+}
+
+/// Writes the activation of values with their map applied.
+struct ActivateBlock<'a> {
+    x: &'a [f32],
+    constants: &'a Repeated,
+    activation: Activation,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for ActivateBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { x, constants, activation, y } = self;
+        let period = constants.period();
+        assert_eq!(x.len(), y.len());
+        for first in (0..x.len()).step_by(period) {
+            let n = period.min(x.len() - first);
+            let (x, y) = (&x[first..][..n], &mut y[first..][..n]);
+            for i in 0..n {
+                let x = see(x[i], constants, i);
+                y[i] = match activation {
+                    // A NaN stays NaN.
+                    Activation::Relu => {
+                        if x < 0.0 {
+                            0.0
+                        } else {
+                            x
+                        }
+                    }
+                    Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+                };
+            }
+        }
+    }
 }
 
 /// Writes the gradient of an activation's input to `gx`, from its result and the gradient of that.
 pub(crate) fn activate_backward(y: &[f32], gy: &[f32], activation: Activation, gx: &mut [f32]) {
     assert!(y.len() == gy.len() && y.len() == gx.len(), "{} values", y.len());
-    for (gx, (y, gy)) in gx.iter_mut().zip(y.iter().zip(gy)) {
-        *gx = match activation {
-            Activation::Relu => {
-                if *y > 0.0 {
-                    *gy
-                } else {
-                    0.0
+    let len = block_len(1);
+    gx.par_chunks_mut(len).zip(y.par_chunks(len).zip(gy.par_chunks(len))).each(&|(gx, (y, gy))| {
+        dispatch(ActivateGrad { y, gy, activation, gx });
+    });
+}
+
+/// Writes the gradient of an activation's input.
+struct ActivateGrad<'a> {
+    y: &'a [f32],
+    gy: &'a [f32],
+    activation: Activation,
+    gx: &'a mut [f32],
+}
+
+impl WithSimd for ActivateGrad<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { y, gy, activation, gx } = self;
+        let (y, gy) = (&y[..gx.len()], &gy[..gx.len()]);
+        for i in 0..gx.len() {
+            gx[i] = match activation {
+                Activation::Relu => {
+                    if y[i] > 0.0 {
+                        gy[i]
+                    } else {
+                        0.0
+                    }
                 }
-            }
-            Activation::Sigmoid => gy * y * (1.0 - y),
-        };
+                Activation::Sigmoid => gy[i] * y[i] * (1.0 - y[i]),
+            };
+        }
     }
 }
 

@@ -94,38 +94,13 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
             with_scratch(c_blocks * planes_v.len() + planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                 for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
-                    vectorize(
-                        self.simd,
-                        Gather::<N> {
-                            tiling: &tiling,
-                            x: self.x,
-                            prologue: self.prologue,
-                            block,
-                            tiles,
-                            planes: planes_v,
-                            v,
-                        },
-                    );
+                    self.gather(block, tiles, planes_v, v);
                 }
                 for block in 0..o_blocks {
                     for position in 0..N * N {
                         self.multiply(position, block, tiles[1], (planes_v, v), (planes_m, m));
                     }
-                    let start = tiling.first_pixel(row);
-                    vectorize(
-                        self.simd,
-                        Scatter::<M, N> {
-                            tiling: &tiling,
-                            planes: planes_m,
-                            m_row: 0,
-                            m,
-                            epilogue: self.epilogue,
-                            block,
-                            tiles,
-                            start,
-                            y,
-                        },
-                    );
+                    self.scatter(block, tiles, (planes_m, 0, m), y);
                 }
             });
         });
@@ -145,18 +120,7 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
             with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                 v.par_chunks_exact_mut(planes_v.len()).enumerate().each(&|(block, v)| {
-                    vectorize(
-                        self.simd,
-                        Gather::<N> {
-                            tiling: &tiling,
-                            x: self.x,
-                            prologue: self.prologue,
-                            block,
-                            tiles,
-                            planes: planes_v,
-                            v,
-                        },
-                    );
+                    self.gather(block, tiles, planes_v, v);
                 });
                 m.par_chunks_exact_mut(planes_m.len()).enumerate().each(&|(block, m)| {
                     for position in 0..N * N {
@@ -165,25 +129,27 @@ impl<S: Simd, const M: usize, const N: usize> Job<'_, S, M, N> {
                 });
                 group.par_iter_mut().each(&|(row, rows, y)| {
                     for (block, m) in m.chunks_exact(planes_m.len()).enumerate() {
-                        let (tiles, start) = ([*row * tiling.cols, *rows * tiling.cols], tiling.first_pixel(*row));
-                        vectorize(
-                            self.simd,
-                            Scatter::<M, N> {
-                                tiling: &tiling,
-                                planes: planes_m,
-                                m_row: tiles[0] - first,
-                                m,
-                                epilogue: self.epilogue,
-                                block,
-                                tiles,
-                                start,
-                                y,
-                            },
-                        );
+                        let tiles = [*row * tiling.cols, *rows * tiling.cols];
+                        self.scatter(block, tiles, (planes_m, tiles[0] - first, m), y);
                     }
                 });
             });
         }
+    }
+
+    /// Transforms a block of the input's channels.
+    #[inline(always)]
+    fn gather(self, block: usize, tiles: [usize; 2], planes: Planes, v: &mut [f32]) {
+        let Self { simd, x, prologue, tiling, .. } = self;
+        vectorize(simd, Gather::<N> { tiling: &tiling, x, prologue, block, tiles, planes, v });
+    }
+
+    /// Transforms a block of products back to `y`, which starts with the first tile's row; `m_row` is its row in `m`.
+    #[inline(always)]
+    fn scatter(self, block: usize, tiles: [usize; 2], (planes, m_row, m): (Planes, usize, &[f32]), y: &mut [f32]) {
+        let Self { simd, epilogue, tiling, .. } = self;
+        let start = tiling.first_pixel(tiles[0] / tiling.cols);
+        vectorize(simd, Scatter::<M, N> { tiling: &tiling, planes, m_row, m, epilogue, block, tiles, start, y });
     }
 
     /// Computes the product of one position for one block of output channels.

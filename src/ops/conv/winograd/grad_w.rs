@@ -64,6 +64,32 @@ impl WithSimd for GradW<'_> {
 }
 
 impl GradW<'_> {
+    /// Transforms a block of the input's channels.
+    #[inline(always)]
+    fn gather<S: Simd>(
+        &self,
+        simd: S,
+        tiling: &Tiling,
+        (block, tiles): (usize, [usize; 2]),
+        planes: Planes,
+        v: &mut [f32],
+    ) {
+        vectorize(simd, Gather::<6> { tiling, x: self.x, prologue: self.prologue, block, tiles, planes, v });
+    }
+
+    /// Transforms a block of the channels of the output's gradient.
+    #[inline(always)]
+    fn gather_gradient<S: Simd>(
+        &self,
+        simd: S,
+        tiling: &Tiling,
+        (block, tiles): (usize, [usize; 2]),
+        planes: Planes,
+        m: &mut [f32],
+    ) {
+        vectorize(simd, GatherGradient { tiling, gy: self.gy, block, tiles, planes, m });
+    }
+
     /// Few channels, many tiles: each sum covers its share of the tiles, a few at a time.
     #[inline(always)]
     fn by_sums<S: Simd>(&self, simd: S, sums: &mut [f32]) {
@@ -80,24 +106,10 @@ impl GradW<'_> {
                 with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                     let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                     for (block, v) in v.chunks_exact_mut(planes_v.len()).enumerate() {
-                        vectorize(
-                            simd,
-                            Gather::<6> {
-                                tiling: &tiling,
-                                x: self.x,
-                                prologue: self.prologue,
-                                block,
-                                tiles,
-                                planes: planes_v,
-                                v,
-                            },
-                        );
+                        self.gather(simd, &tiling, (block, tiles), planes_v, v);
                     }
                     for (block, m) in m.chunks_exact_mut(planes_m.len()).enumerate() {
-                        vectorize(
-                            simd,
-                            GatherGradient { tiling: &tiling, gy: self.gy, block, tiles, planes: planes_m, m },
-                        );
+                        self.gather_gradient(simd, &tiling, (block, tiles), planes_m, m);
                     }
                     // Position by position: the planes of all blocks stay in the cache while each sum is passed over
                     // once.
@@ -129,21 +141,10 @@ impl GradW<'_> {
             with_scratch(c_blocks * planes_v.len() + o_blocks * planes_m.len(), |scratch| {
                 let (v, m) = scratch.split_at_mut(c_blocks * planes_v.len());
                 v.par_chunks_exact_mut(planes_v.len()).enumerate().each(&|(block, v)| {
-                    vectorize(
-                        simd,
-                        Gather::<6> {
-                            tiling: &tiling,
-                            x: self.x,
-                            prologue: self.prologue,
-                            block,
-                            tiles,
-                            planes: planes_v,
-                            v,
-                        },
-                    );
+                    self.gather(simd, &tiling, (block, tiles), planes_v, v);
                 });
                 m.par_chunks_exact_mut(planes_m.len()).enumerate().each(&|(block, m)| {
-                    vectorize(simd, GatherGradient { tiling: &tiling, gy: self.gy, block, tiles, planes: planes_m, m });
+                    self.gather_gradient(simd, &tiling, (block, tiles), planes_m, m);
                 });
                 let (v, m) = (&*v, &*m);
                 sums.par_chunks_exact_mut(POSITIONS * BLOCK * width::<S>()).enumerate().each(&|(i, sum)| {
