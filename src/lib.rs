@@ -24,8 +24,8 @@
 //! ```
 //!
 //! Settings are structs with public fields and a `Default`: write `..Default::default()` after the fields that you set,
-//! and later versions may add others. Types of [`candle_core`], [`image`] and [`safetensors`] are those of the crates
-//! re-exported here.
+//! and later versions may add others. Types of [`candle_core`], [`image`], [`rand_chacha`], [`safetensors`] and
+//! [`serde_json`] are those of the crates re-exported here.
 #![deny(missing_docs)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
@@ -65,4 +65,6 @@ pub mod workers;
 pub use candle_core;
 pub use error::{Error, Result};
 pub use image;
+pub use rand_chacha;
 pub use safetensors;
+pub use serde_json;

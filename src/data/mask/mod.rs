@@ -13,7 +13,7 @@ mod block;
 mod colour_list;
 mod fabric;
 mod frame;
-pub mod homography;
+mod homography;
 mod kinds;
 mod layer;
 mod light;
@@ -22,7 +22,7 @@ mod outline;
 mod palette;
 pub mod reference;
 mod render;
-pub mod warp;
+mod warp;
 
 use std::cell::RefCell;
 use std::path::PathBuf;

@@ -134,6 +134,7 @@ impl ReferenceMasker {
     ///
     /// # Errors
     /// When the landmarks are not finite or lie on one line.
+    #[doc(hidden)]
     pub fn warp(&self, size: [u32; 2], landmarks: &Landmarks, shift: [i32; 2]) -> Result<Warped> {
         warp_perspective(&self.template, &self.map(landmarks, shift)?, size)
     }
