@@ -75,6 +75,9 @@ pub enum Error {
     /// The scores are too few or too degenerate for the requested figure.
     #[error("evaluation: {0}")]
     Evaluation(String),
+    /// A photo cannot be searched for faces.
+    #[error("detection: {0}")]
+    Detection(String),
     /// Training cannot continue.
     #[error("training: {0}")]
     Training(String),

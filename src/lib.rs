@@ -35,6 +35,7 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod face;
 #[cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports, reason = "some of it serves the program alone"))]
 mod files;
 #[cfg(any(test, feature = "cuda"))]

@@ -60,7 +60,7 @@ impl<B: Kernels> Embedder<B> {
     fn of(backend: &B, weights: Weights, batch_size: usize) -> Result<Self> {
         let model = weights.model();
         let (config, preprocessing) = (model.config().clone(), model.preprocessing().clone());
-        let images = [batch_size, config.input_size];
+        let images = [batch_size, config.input_size, config.input_size];
         let lowered = engine::Lowered::of(model.graph(), model.params(), images, backend)?;
         let parts = model.params().parts();
         // The weights are freed one by one, unless others share them.
@@ -167,8 +167,8 @@ impl Work for Refusal<'_> {
     type Output = Option<String>;
 
     fn on<B: Kernels>(self, backend: &B) -> Option<String> {
-        let (model, images) = (self.0, [1, self.0.config().input_size]);
-        let lowered = engine::Lowered::of(model.graph(), model.params(), images, backend);
+        let (model, side) = (self.0, self.0.config().input_size);
+        let lowered = engine::Lowered::of(model.graph(), model.params(), [1, side, side], backend);
         lowered.err().map(|error| match error {
             // Its text is the message and the stack.
             candle_core::Error::WithBacktrace { inner, .. } => inner.to_string(),

@@ -23,6 +23,7 @@ pub use inference::Inference;
 pub use iresnet::IResNetConfig;
 pub use layout::{Layout, recognise};
 pub use mobilefacenet::{MobileFaceNetConfig, MobileFaceNetHead};
+pub(crate) use onnx::lift;
 pub use onnx::{from_onnx, to_onnx};
 pub use open::open_model;
 pub use threshold::{ComputedWith, Threshold};

@@ -78,7 +78,8 @@ impl Node {
     }
 }
 
-/// Nodes in order of computation: the first is the input, the last the output.
+/// Nodes in order of computation: the first is the input, the last the output unless others are named
+/// ([`Self::set_outputs`]).
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -100,11 +101,13 @@ impl Node {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Graph {
     nodes: Vec<Node>,
+    /// Empty for the last node.
+    outputs: Vec<NodeId>,
 }
 
 impl Default for Graph {
     fn default() -> Self {
-        Self { nodes: vec![Node { op: Op::Input, path: String::new(), inputs: Vec::new() }] }
+        Self { nodes: vec![Node { op: Op::Input, path: String::new(), inputs: Vec::new() }], outputs: Vec::new() }
     }
 }
 
@@ -133,6 +136,20 @@ impl Graph {
         &self.nodes
     }
 
+    /// Names the outputs, such as the maps of a detector; a network with several runs in inference only.
+    ///
+    /// # Panics
+    /// When an output is no node.
+    pub fn set_outputs(&mut self, outputs: impl Into<Vec<NodeId>>) {
+        self.outputs = outputs.into();
+        assert!(self.outputs.iter().all(|output| *output < self.nodes.len()), "outputs {:?}", self.outputs);
+    }
+
+    /// The outputs; the last node if none were named.
+    pub fn outputs(&self) -> Vec<NodeId> {
+        if self.outputs.is_empty() { vec![self.nodes.len() - 1] } else { self.outputs.clone() }
+    }
+
     /// Returns the graph of evaluation, without dropout.
     pub fn in_evaluation(&self) -> Self {
         let (mut nodes, mut moved) = (Vec::new(), Vec::new());
@@ -145,6 +162,6 @@ impl Graph {
             moved.push(nodes.len());
             nodes.push(Node { inputs, ..node.clone() });
         }
-        Self { nodes }
+        Self { nodes, outputs: self.outputs.iter().map(|output| moved[*output]).collect() }
     }
 }

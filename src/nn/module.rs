@@ -4,7 +4,7 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use super::graph::{Graph, Node, Op};
+use super::graph::{Graph, Node, NodeId, Op};
 use super::params::Params;
 use crate::ops::batch_norm::{EPS, MOMENTUM, Stats, StatsOrigin, batch_norm, batch_stats};
 use crate::ops::conv::conv2d;
@@ -19,10 +19,20 @@ impl Graph {
     /// # Errors
     /// When the images or a parameter do not fit, or in training a norm gets only one value per channel.
     pub fn forward_t(&self, params: &Params, images: &Tensor, train: bool) -> Result<Tensor> {
+        Ok(self.all_forward_t(params, images, train)?.swap_remove(0))
+    }
+
+    /// Like [`Self::forward_t`], for every output: maps are `(N, H, W, C)`.
+    ///
+    /// # Errors
+    /// Same as [`Self::forward_t`].
+    pub fn all_forward_t(&self, params: &Params, images: &Tensor, train: bool) -> Result<Vec<Tensor>> {
         let mut last_uses = vec![0; self.nodes().len()];
         for (i, node) in self.nodes().iter().enumerate() {
             node.inputs.iter().for_each(|input| last_uses[*input] = i);
         }
+        let outputs = self.outputs();
+        outputs.iter().for_each(|output| last_uses[*output] = self.nodes().len());
         let mut values: Vec<Option<Tensor>> = Vec::with_capacity(self.nodes().len());
         for (i, node) in self.nodes().iter().enumerate() {
             let inputs: Vec<Tensor> = node.inputs.iter().filter_map(|input| values[*input].clone()).collect();
@@ -32,7 +42,8 @@ impl Graph {
                 _ => node.forward_t(params, &inputs, train)?,
             }));
         }
-        values.pop().flatten().ok_or_else(|| candle_core::Error::msg("a graph without nodes"))
+        let output = |id: &NodeId| values[*id].clone().ok_or_else(|| candle_core::Error::msg(format!("no value {id}")));
+        outputs.iter().map(output).collect()
     }
 }
 

@@ -112,6 +112,21 @@ impl OnnxNode {
         }
     }
 
+    pub(super) fn text(&self, name: &str, default: &'static str) -> &str {
+        match self.attributes.get(name) {
+            Some(OnnxAttribute::Text(text)) => text,
+            _ => default,
+        }
+    }
+
+    /// Returns the number that the attribute `name` has `len` times.
+    pub(super) fn same(&self, name: &str, default: i64, len: usize) -> Result<usize> {
+        let found = self.ints(name, default, len);
+        let is_same = found.len() == len && found.iter().all(|value| *value == found[0]);
+        let value = found.first().and_then(|value| usize::try_from(*value).ok()).filter(|_| is_same);
+        value.ok_or_else(|| format!("expected {name} that are the same on all sides, found {found:?}"))
+    }
+
     pub(super) fn float(&self, name: &str, default: f32) -> f32 {
         match self.attributes.get(name) {
             Some(OnnxAttribute::Float(v)) => *v,

@@ -6,14 +6,14 @@ use candle_core::{DType, Device, Tensor};
 
 use super::Result;
 use super::file::File;
+use super::maps;
 use super::simplify::{is_trivial_pool, numbers};
 use crate::models::layout::{identity_conv, identity_norm};
 use crate::nn::{Graph, NodeId, Op};
 use crate::ops::batch_norm::{EPS, IDENTITY_VAR};
 use crate::ops::conv::ConvConfig;
-use crate::ops::pool::Window;
 use crate::preprocessing::{Channels, Preprocessing};
-use crate::weights::{OnnxAttribute, OnnxNode};
+use crate::weights::OnnxNode;
 
 /// Largest side of a map of values, which an end of a slice reaches.
 const MAX_SIDE: i64 = 224;
@@ -39,7 +39,7 @@ pub(super) fn matched<'a>(
         failed: BTreeSet::new(),
         furthest: 0,
     };
-    matcher.node(graph.nodes().len() - 1, output)?;
+    matcher.node(graph.outputs()[0], output)?;
     Ok(matcher.found)
 }
 
@@ -152,19 +152,17 @@ impl<'a> Matcher<'a> {
                 self.node(node.inputs[0], theirs.input(0)?)
             }
             (Op::MaxPool(window), "MaxPool") => {
-                let Window { size, stride, padding } = *window;
-                let settings = [("kernel_shape", size, 2, 1), ("strides", stride, 2, 1), ("pads", padding, 4, 0)];
-                self.settings(value, theirs, &settings)?;
-                self.settings(value, theirs, &[("dilations", 1, 2, 1)])?;
-                let auto_pad = theirs.attributes.get("auto_pad");
-                let is_explicit = auto_pad.is_none_or(|pad| *pad == OnnxAttribute::Text("NOTSET".into()));
-                if theirs.int("ceil_mode", 0) != 0 || !is_explicit {
-                    return Err(format!("{value}: expected pooling with explicit pads and sides rounded down"));
+                let found = maps::window(theirs).map_err(|what| format!("{value}: {what}"))?;
+                if found != *window {
+                    return Err(format!("{value}: expected {window:?}, found {found:?}"));
                 }
                 self.node(node.inputs[0], theirs.input(0)?)
             }
             (Op::Upsample { factor }, "Resize") => {
-                self.resize(value, *factor, theirs)?;
+                let found = maps::nearest_factor(self.file, theirs).map_err(|what| format!("{value}: {what}"))?;
+                if found != *factor {
+                    return Err(format!("{value}: expected upsampling by {factor}, found {found}"));
+                }
                 self.node(node.inputs[0], theirs.input(0)?)
             }
             (Op::Concat, "Concat") if matches!(theirs.int("axis", 1), 1 | -3) => {
@@ -175,42 +173,6 @@ impl<'a> Matcher<'a> {
                 node.inputs.iter().zip(&theirs.inputs).try_for_each(|(ours, theirs)| self.node(*ours, theirs))
             }
             _ => Err(mismatch()),
-        }
-    }
-
-    /// Checks that attributes have `len` times a value: each one's name, value, `len` and default.
-    fn settings(&self, what: &str, theirs: &OnnxNode, settings: &[(&str, usize, usize, i64)]) -> Result<()> {
-        for &(key, ours, len, default) in settings {
-            let (ours, found) = (vec![ours as i64; len], theirs.ints(key, default, len));
-            if found != ours {
-                return Err(format!("{what}: expected {key} {ours:?}, found {found:?}"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks that a node is nearest upsampling by a factor.
-    fn resize(&self, value: &str, factor: usize, theirs: &OnnxNode) -> Result<()> {
-        let text = |name: &str, default: &'static str| match theirs.attributes.get(name) {
-            Some(OnnxAttribute::Text(found)) => found.clone(),
-            _ => default.to_owned(),
-        };
-        let mode = text("mode", "nearest");
-        let (rounds, coordinates) =
-            (text("nearest_mode", "round_prefer_floor"), text("coordinate_transformation_mode", "half_pixel"));
-        // For whole factors each of these pairs reads the pixel whose square it is: nothing lies half way.
-        let is_nearest = match coordinates.as_str() {
-            "asymmetric" => rounds == "floor",
-            "half_pixel" | "pytorch_half_pixel" => rounds.starts_with("round"),
-            _ => false,
-        };
-        if mode != "nearest" || !is_nearest {
-            return Err(format!("{value}: expected nearest upsampling, found {mode}, {coordinates}, {rounds}"));
-        }
-        let scales = self.file.weight(theirs.input(2)?)?.to_dtype(DType::F32).and_then(|t| t.to_vec1::<f32>());
-        match scales {
-            Ok(found) if found == [1.0, 1.0, factor as f32, factor as f32] => Ok(()),
-            found => Err(format!("{value}: expected upsampling by {factor}, found scales {found:?}")),
         }
     }
 
@@ -282,8 +244,13 @@ impl<'a> Matcher<'a> {
 
     fn conv(&mut self, id: NodeId, config: ConvConfig, theirs: &OnnxNode) -> Result<()> {
         let name = self.graph.nodes()[id].param("weight");
-        let settings = [("strides", config.stride, 2, 1), ("pads", config.padding, 4, 0), ("dilations", 1, 2, 1)];
-        self.settings(&name, theirs, &settings)?;
+        let settings = [("strides", config.stride, 1, 2), ("pads", config.padding, 0, 4), ("dilations", 1, 1, 2)];
+        for (key, ours, default, len) in settings {
+            let (ours, found) = (vec![ours as i64; len], theirs.ints(key, default, len));
+            if found != ours {
+                return Err(format!("{name}: expected {key} {ours:?}, found {found:?}"));
+            }
+        }
         let groups = theirs.int("group", 1);
         if groups != config.groups as i64 {
             return Err(format!("{name}: expected {} groups, found {groups}", config.groups));

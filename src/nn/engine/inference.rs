@@ -68,18 +68,31 @@ impl<B: Kernels> InferenceNetwork<B> {
         Ok(Self { network, norms, weights: PreparedWeights { filters, full } })
     }
 
-    /// Returns the embeddings `(n, embedding_size)` in evaluation mode.
+    /// Returns the output of a network in evaluation mode: of a face network, the embeddings `(n, embedding_size)`.
     ///
     /// # Errors
     /// When the images do not match the network.
     pub fn run(&self, images: &B::Images, n: usize) -> Result<B::Array> {
+        Ok(self.run_all(images, n)?.swap_remove(0))
+    }
+
+    /// Returns all outputs.
+    ///
+    /// # Errors
+    /// Same as [`Self::run`].
+    pub fn run_all(&self, images: &B::Images, n: usize) -> Result<Vec<B::Array>> {
         let network = &self.network;
         let mut memory = network.start(images, n)?;
         for (i, forward) in network.tape.forward.iter().enumerate() {
             network.step(&mut memory, &self.norms, Weights::Prepared(&self.weights), forward, (n, None))?;
             network.backend.release(&mut memory, i + 1);
         }
-        network.output(&mut memory, &self.norms)
+        network.outputs(&mut memory, &self.norms)
+    }
+
+    /// Shapes `(1, h, w, c)` of the outputs of one image on the device.
+    pub fn output_shapes(&self) -> Vec<[usize; 4]> {
+        self.network.program.outputs.iter().map(|output| self.network.shape(*output, 1)).collect()
     }
 
     /// The convolutions of `n` images.

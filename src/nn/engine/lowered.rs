@@ -22,16 +22,16 @@ pub(crate) struct Lowered {
 }
 
 impl Lowered {
-    /// Returns the program of a network for `n` images of `side` pixels, `[n, side]`.
+    /// Returns the program of a network for images `[n, h, w]`.
     ///
     /// # Errors
     /// When the engine or the device has no kernels for it: the first thing that it lacks.
-    pub fn of(graph: &Graph, params: &Params, [n, side]: [usize; 2], backend: &impl Kernels) -> Result<Self> {
+    pub fn of(graph: &Graph, params: &Params, [n, h, w]: [usize; 3], backend: &impl Kernels) -> Result<Self> {
         if !params.is_single_on_cpu() {
             bail!("the engine computes in f32 from parameters on the CPU: ModuleT::forward_t runs other networks");
         }
         let (program, weights) = (Program::of(graph)?, params.shapes());
-        let mut shapes = program.shapes(&weights, [n.max(1), side, side, 3])?;
+        let mut shapes = program.shapes(&weights, [n.max(1), h, w, 3])?;
         let channels: Vec<usize> = shapes.iter().map(|shape| shape[3]).collect();
         for (value, shape) in shapes.iter_mut().enumerate() {
             let [.., c] = shape;

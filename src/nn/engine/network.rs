@@ -148,12 +148,15 @@ impl<B: Kernels> Network<B> {
         }
     }
 
-    pub fn output(&self, memory: &mut B::Memory, norms: &[Option<B::Norm>]) -> Result<B::Array> {
-        let output = self.program.output;
-        let source = Source { buffer: self.tape.output, norm: norms[output].as_ref() };
-        let embeddings = self.backend.get(memory, source, self.shape(output, 1)[3])?;
+    /// Returns the outputs, f32, and ends the forward pass.
+    pub fn outputs(&self, memory: &mut B::Memory, norms: &[Option<B::Norm>]) -> Result<Vec<B::Array>> {
+        let mut arrays = Vec::new();
+        for (view, buffer) in self.program.outputs.iter().zip(&self.tape.outputs) {
+            let source = Source { buffer: *buffer, norm: norms[*view].as_ref() };
+            arrays.push(self.backend.get(memory, source, self.shape(*view, 1)[3])?);
+        }
         self.backend.release(memory, self.tape.forward.len() + 1);
-        Ok(embeddings)
+        Ok(arrays)
     }
 }
 

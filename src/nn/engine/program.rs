@@ -18,7 +18,7 @@ pub(super) type ViewId = usize;
 pub(super) struct Program {
     pub steps: Vec<Step>,
     pub views: Vec<View>,
-    pub output: ViewId,
+    pub outputs: Vec<ViewId>,
 }
 
 /// A computation on views.
@@ -107,12 +107,11 @@ impl Program {
             let view = writer.node(id, node)?;
             writer.shown.push(view);
         }
-        let Writer { mut program, shown, .. } = writer;
-        match shown.last() {
-            Some(Operand::View(view)) => program.output = *view,
-            _ => bail!("the engine does not support a network without a last operation"),
+        for output in graph.outputs() {
+            let view = writer.view(output);
+            writer.program.outputs.push(view);
         }
-        Ok(program)
+        Ok(writer.program)
     }
 
     fn view(&mut self, value: usize, norm: Option<Norm>) -> ViewId {
@@ -229,7 +228,7 @@ impl Program {
                 Step::Concat { .. } => true,
                 _ => !reader.inputs().iter().any(reads),
             };
-            if is_padded(i + 1) && (reads(&self.output) || !self.steps.iter().all(is_harmless)) {
+            if is_padded(i + 1) && (self.outputs.iter().any(reads) || !self.steps.iter().all(is_harmless)) {
                 bail!(
                     "the engine does not support a sigmoid that something else than a product or a concatenation \
                      reads: use --device cpu"
@@ -255,10 +254,10 @@ impl Program {
         of_steps.chain(of_norms).collect()
     }
 
-    /// Returns how often each view is read; the output counts once more.
+    /// Returns how often each view is read; an output counts once more.
     pub fn num_uses(&self) -> Vec<usize> {
         let mut uses = vec![0; self.views.len()];
-        self.steps.iter().flat_map(Step::inputs).chain([self.output]).for_each(|view| uses[view] += 1);
+        self.steps.iter().flat_map(Step::inputs).chain(self.outputs.iter().copied()).for_each(|view| uses[view] += 1);
         uses
     }
 }
@@ -312,16 +311,23 @@ impl Writer<'_> {
             Op::Flatten | Op::Dropout => self.num_readers(id),
             _ => 1,
         };
-        readers.map(count).sum()
+        readers.map(count).sum::<usize>() + usize::from(self.graph.outputs().contains(&node))
     }
 
-    /// The view of an input of a node; a product is computed on its own.
-    fn input(&mut self, node: &Node, i: usize) -> Result<ViewId> {
-        let Some(input) = node.inputs.get(i) else { bail!("{:?} without input {i}", node.op) };
-        Ok(match self.shown[*input] {
+    /// The view of a node; a product is computed on its own.
+    fn view(&mut self, node: NodeId) -> ViewId {
+        match self.shown[node] {
             Operand::View(view) => view,
             Operand::Product { x, by } => self.program.push(Step::Scale { x, by, plus: None }),
-        })
+        }
+    }
+
+    /// The view of an input of a node.
+    fn input(&mut self, node: &Node, i: usize) -> Result<ViewId> {
+        match node.inputs.get(i) {
+            Some(input) => Ok(self.view(*input)),
+            None => bail!("{:?} without input {i}", node.op),
+        }
     }
 
     /// The view of a raw value.

@@ -100,14 +100,14 @@ fn written(program: &Program, used: &[bool], last_uses: &[Option<usize>]) -> BTr
     again
 }
 
-/// Returns the last step that reads each value; `None` for the output, which is read after all steps.
+/// Returns the last step that reads each value; `None` for an output, which is read after all steps.
 fn last_uses(program: &Program) -> Vec<Option<usize>> {
     let mut last: Vec<Option<usize>> =
         (0..=program.steps.len()).map(|value| value.checked_sub(1).or(Some(0))).collect();
     for (i, step) in program.steps.iter().enumerate() {
         step.inputs().iter().for_each(|view| last[program.views[*view].value] = Some(i));
     }
-    last[program.views[program.output].value] = None;
+    program.outputs.iter().for_each(|output| last[program.views[*output].value] = None);
     last
 }
 

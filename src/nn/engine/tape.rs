@@ -101,15 +101,15 @@ impl Task {
 }
 
 /// The tasks of a forward and a backward pass. Its moments are, in order: loading the images, each task of the forward
-/// pass, reading the output, setting its gradient, each task of the backward pass.
+/// pass, reading the outputs, setting the gradient, each task of the backward pass.
 #[derive(Clone, Debug)]
 pub(super) struct Tape {
     pub forward: Vec<Forward>,
     pub backward: Vec<Task>,
     /// Buffer of the images, which the forward pass starts from.
     pub images: BufferId,
-    /// Buffer of the output's value, which the forward pass ends with.
-    pub output: BufferId,
+    /// Buffers of the outputs' values, which the forward pass ends with.
+    pub outputs: Vec<BufferId>,
     /// Buffer of the gradient of the output's view, which the backward pass starts from.
     pub gradient: BufferId,
     pub layout: Arc<MemoryLayout>,
@@ -130,13 +130,16 @@ impl Tape {
         let mut writer = Writer::new(program, shapes);
         let images = writer.shown(0);
         let forward: Vec<Forward> = (0..program.steps.len()).map(|i| writer.step(i)).collect();
-        let output = writer.shown(program.output);
-        let gradient = writer.gradient(program.output);
+        let [view] = program.outputs[..] else {
+            bail!("expected one output to train, found {}", program.outputs.len());
+        };
+        let output = writer.shown(view);
+        let gradient = writer.gradient(view);
         for i in (0..program.steps.len()).rev() {
             writer.step_backward(i, schedule, &is_trained)?;
         }
         let Writer { buffers, tasks: backward, .. } = writer;
-        Ok(Self::laid_out(forward, backward, [images, output, gradient], buffers))
+        Ok(Self::laid_out(forward, backward, images, (vec![output], gradient), buffers))
     }
 
     /// Returns the tape of inference.
@@ -153,27 +156,29 @@ impl Tape {
             }
             forward.push(step);
         }
-        let output = writer.shown(program.output);
-        Self::laid_out(forward, Vec::new(), [images, output, output], writer.buffers)
+        let outputs: Vec<BufferId> = program.outputs.iter().map(|output| writer.shown(*output)).collect();
+        let gradient = outputs[0];
+        Self::laid_out(forward, Vec::new(), images, (outputs, gradient), writer.buffers)
     }
 
     fn laid_out(
         forward: Vec<Forward>,
         backward: Vec<Task>,
-        [images, output, gradient]: [BufferId; 3],
+        images: BufferId,
+        (outputs, gradient): (Vec<BufferId>, BufferId),
         mut buffers: Vec<Buffer>,
     ) -> Self {
         let of_forward = forward.iter().map(|forward| [forward.read(), forward.written()].concat());
         let of_backward = backward.iter().map(|task| [task.read(), task.written()].concat());
         let moments = [vec![images]].into_iter().chain(of_forward);
-        let moments = moments.chain([vec![output], vec![gradient]]).chain(of_backward);
+        let moments = moments.chain([outputs.clone(), vec![gradient]]).chain(of_backward);
         for (moment, used) in moments.enumerate() {
             for buffer in used {
                 let alive = &mut buffers[buffer].alive;
                 *alive = if alive.end == 0 { moment } else { alive.start }..moment + 1;
             }
         }
-        Self { forward, backward, images, output, gradient, layout: Arc::new(MemoryLayout::new(buffers)) }
+        Self { forward, backward, images, outputs, gradient, layout: Arc::new(MemoryLayout::new(buffers)) }
     }
 }
 
@@ -426,7 +431,7 @@ mod tests {
                     // It is read again: for its statistics, or by the second part of a fully connected step.
                     block.read(&forward.written(), forward);
                 }
-                block.read(&[tape.output], &"output");
+                block.read(&tape.outputs, &"output");
                 block.write(&[tape.gradient]);
                 // Values that their own gradients have overwritten.
                 let mut overwritten = BTreeSet::new();

@@ -121,7 +121,7 @@ fn training<B: Kernels>(
 }
 
 fn inference<B: Kernels>((graph, params): &(Graph, Params), backend: &B) -> Result<InferenceNetwork<B>> {
-    let lowered = Lowered::of(graph, params, [3, SIDE], backend)?;
+    let lowered = Lowered::of(graph, params, [3, SIDE, SIDE], backend)?;
     InferenceNetwork::new(lowered, params.parts(), backend)
 }
 
@@ -157,12 +157,42 @@ fn training_on_the_cpu_is_that_of_candles_module() -> Result<()> {
 }
 
 #[test]
+fn several_outputs_of_images_of_any_shape_are_those_of_candles_module() -> Result<()> {
+    let (mut graph, params) = net(1)?;
+    // A norm's view, a sum, a concatenation and the product that only a sum reads.
+    let is_output = |op: &Op| matches!(op, Op::Concat | Op::Upsample { .. } | Op::Mul | Op::PRelu);
+    let outputs: Vec<usize> = (0..graph.nodes().len()).filter(|id| is_output(&graph.nodes()[*id].op)).collect();
+    // Without the head, which needs images of one size.
+    let mut maps = Graph::new();
+    let last = outputs.iter().max().expect("there are outputs");
+    for node in &graph.nodes()[1..=*last] {
+        maps.push(node.op.clone(), &node.path, &node.inputs);
+    }
+    maps.set_outputs(outputs.clone());
+    graph = maps;
+    let images = fill("images", &[2, 3, 8, 16], -1.0, 1.0)?.to_dtype(DType::F32)?;
+    let expected = graph.all_forward_t(&params, &images, false)?;
+    let lowered = Lowered::of(&graph, &params, [2, 8, 16], &Cpu)?;
+    let network = InferenceNetwork::new(lowered, params.parts(), &Cpu)?;
+    let found = network.run_all(&images, 2)?;
+    assert!(found.len() == outputs.len() && found.len() > 4);
+    for ((found, expected), shape) in found.iter().zip(&expected).zip(network.output_shapes()) {
+        assert_eq!(shape[1..], expected.dims()[1..]);
+        assert!(error(found, &flat(expected)?) < 1e-5);
+    }
+    let refused =
+        TrainingNetwork::new(&graph, &Params::new(DType::F32, &Candle::Cpu, 0), SIDE, &Cpu, Activations::Kept);
+    assert!(refused.is_err());
+    Ok(())
+}
+
+#[test]
 fn what_a_gpu_lacks_is_named() -> Result<()> {
     let backend = GpuBackend { device: device(), element: Element::Bf16 };
     let refused = |build: &dyn Fn(&mut Graph, &mut Params) -> Result<()>| -> Result<String> {
         let (mut graph, mut params) = (Graph::new(), Params::new(DType::F32, &Candle::Cpu, 0));
         build(&mut graph, &mut params)?;
-        Ok(Lowered::of(&graph, &params, [1, SIDE], &backend).expect_err("an error").to_string())
+        Ok(Lowered::of(&graph, &params, [1, SIDE, SIDE], &backend).expect_err("an error").to_string())
     };
     let conv = |shape: [usize; 4], groups: usize| {
         move |graph: &mut Graph, params: &mut Params| -> Result<()> {

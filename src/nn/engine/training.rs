@@ -38,7 +38,7 @@ impl<B: Kernels> TrainingNetwork<B> {
     /// # Errors
     /// When the device has no kernels for it, or a trained parameter would get no gradient.
     pub fn new(graph: &Graph, params: &Params, side: usize, backend: &B, activations: Activations) -> Result<Self> {
-        let lowered = Lowered::of(graph, params, [1, side], backend)?;
+        let lowered = Lowered::of(graph, params, [1, side, side], backend)?;
         let (program, shapes) = (&lowered.program, &lowered.shapes);
         // A parameter without a gradient would never train.
         let used = program.param_names();
@@ -104,7 +104,7 @@ impl<B: Kernels> TrainingNetwork<B> {
             network.backend.release(&mut recording.memory, i + 1);
         }
         params.count_batch();
-        let embeddings = network.output(&mut recording.memory, &recording.norms)?;
+        let embeddings = network.outputs(&mut recording.memory, &recording.norms)?.swap_remove(0);
         Ok((embeddings, recording))
     }
 }

@@ -49,6 +49,27 @@ pub(super) fn simplify(onnx: &mut OnnxModel) -> Result<Vec<String>> {
     paddings(onnx)?;
     leaky_relus(onnx)?;
     sort(onnx)?;
+    refuse_foreign(onnx)?;
+    Ok(notes)
+}
+
+/// Like [`simplify`], for graphs with any outputs and layers: drops copies, computes constants, and leaves paddings and
+/// PReLU as they are there.
+///
+/// # Errors
+/// Same as [`simplify`].
+pub(super) fn tidy(onnx: &mut OnnxModel) -> Result<()> {
+    drop_copies(onnx)?;
+    sort(onnx)?;
+    fold_constants(onnx)?;
+    refuse_foreign(onnx)?;
+    paddings(onnx)?;
+    leaky_relus(onnx)?;
+    sort(onnx)
+}
+
+/// Refuses operations of one runtime and those of quantised networks.
+fn refuse_foreign(onnx: &OnnxModel) -> Result<()> {
     let foreign = onnx.nodes.iter().find(|node| node.op_type.contains('.'));
     if let Some(node) = foreign {
         return Err(format!(
@@ -59,7 +80,7 @@ pub(super) fn simplify(onnx: &mut OnnxModel) -> Result<Vec<String>> {
     if let Some(node) = onnx.nodes.iter().find(|node| QUANTISED.contains(&node.op_type.as_str())) {
         return Err(format!("this is a quantised network ({}): use the file from before quantisation", node.op_type));
     }
-    Ok(notes)
+    Ok(())
 }
 
 /// The node that computes each value.

@@ -1,0 +1,365 @@
+//! A face detector from a file, and photos through it.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+
+use super::boxes::Detection;
+use super::{scrfd, yunet};
+use crate::data::Landmarks;
+use crate::error::{Error, Result};
+use crate::models::lift;
+use crate::nn::engine::{InferenceNetwork, Lowered};
+use crate::nn::{Graph, Params};
+use crate::ops::backend::{Backend, Kernels};
+use crate::ops::cpu::Cpu;
+use crate::weights::{OnnxModel, read_onnx};
+
+/// Sides of the network's input are multiples of this.
+const MULTIPLE: usize = 32;
+/// Most pixels of the network's input.
+const MAX_PIXELS: usize = 4096 * 4096;
+/// Most sizes of photos that a network is kept prepared for.
+const MAX_PREPARED: usize = 4;
+
+/// A face in a photo, in its pixels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Face {
+    /// Left, top, right and bottom edge; may lie outside the photo.
+    pub bounds: [f32; 4],
+    /// Eyes, tip of the nose and corners of the mouth, the one on the left of the picture first.
+    pub landmarks: Landmarks,
+    /// Score in `[0, 1]`.
+    pub score: f32,
+}
+
+/// Settings of a detection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DetectConfig {
+    /// Least score of a face.
+    pub min_score: f32,
+    /// Of two faces that overlap by more than this share of both together, the better one is kept.
+    pub max_overlap: f32,
+    /// Length in pixels to which the photo's longer side is scaled before it is searched; none searches it as it is.
+    /// Larger finds smaller faces, takes longer and may miss very large ones.
+    pub longer_side: Option<usize>,
+}
+
+impl Default for DetectConfig {
+    fn default() -> Self {
+        Self { min_score: 0.6, max_overlap: 0.3, longer_side: Some(640) }
+    }
+}
+
+/// Family of a detector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    YuNet,
+    Scrfd,
+}
+
+/// A face detector on the CPU: YuNet or SCRFD with landmarks, from its ONNX file.
+///
+/// ```no_run
+/// use std::path::Path;
+///
+/// use maskinv::data::{align_face, read_image};
+/// use maskinv::face::{DetectConfig, Detector};
+///
+/// # fn main() -> maskinv::Result<()> {
+/// let detector = Detector::open(Path::new("face_detection_yunet_2023mar.onnx"))?;
+/// let photo = read_image(Path::new("photo.jpg"))?;
+/// for face in detector.detect(&photo, &DetectConfig::default())? {
+///     let crop = align_face(&photo, &face.landmarks)?;
+///     println!("score {:.2}, {} pixels aligned", face.score, crop.len() / 3);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Detector {
+    family: Family,
+    graph: Graph,
+    params: Params,
+    /// The outputs of each level, in the order that the family's reader takes.
+    levels: Vec<Vec<usize>>,
+    /// The networks of the last sizes of input, `[height, width]`.
+    prepared: Mutex<Vec<([usize; 2], Arc<InferenceNetwork<Cpu>>)>>,
+}
+
+/// An output: `(height, width, channels)`.
+#[derive(Debug)]
+pub(super) struct Maps {
+    pub values: Vec<f32>,
+    pub width: usize,
+}
+
+impl Detector {
+    /// Reads a detector. Which one it is, its outputs say.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is neither YuNet nor SCRFD with landmarks.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::of(&read_onnx(path)?, path)
+    }
+
+    /// Returns the detector of a graph, which was read from `path`.
+    fn of(onnx: &OnnxModel, path: &Path) -> Result<Self> {
+        let refused = |what: String| Error::Checkpoint { path: path.to_owned(), what };
+        let lifted = lift(onnx).map_err(|what| refused(format!("not a face detector: {what}")))?;
+        let names: Vec<&str> = lifted.outputs.iter().map(String::as_str).collect();
+        let Some((family, levels)) = recognised(&names, &lifted.channels) else {
+            return Err(refused(format!(
+                "expected YuNet or SCRFD with landmarks, found outputs of {:?} channels",
+                lifted.channels
+            )));
+        };
+        Ok(Self { family, graph: lifted.graph, params: lifted.params, levels, prepared: Mutex::default() })
+    }
+
+    /// Returns the faces of a photo, the surest first.
+    ///
+    /// # Errors
+    /// When the photo is empty or too large to be searched as it is.
+    pub fn detect(&self, photo: &RgbImage, config: &DetectConfig) -> Result<Vec<Face>> {
+        let (width, height) = (photo.width() as usize, photo.height() as usize);
+        let longer = width.max(height).max(1);
+        let scaled = |side: usize| config.longer_side.map_or(side, |to| (side * to.min(MAX_PIXELS) / longer).max(1));
+        let (w, h) = (scaled(width), scaled(height));
+        let size = self.padded([h, w]);
+        if width == 0 || height == 0 || size[0].saturating_mul(size[1]) > MAX_PIXELS {
+            return Err(Error::Detection(format!(
+                "expected photos that are searched at 1 to {MAX_PIXELS} pixels, found {width}x{height} to be searched \
+                 at {w}x{h}"
+            )));
+        }
+        let photo = if (w, h) == (width, height) { photo.clone() } else { super::resize::resize(photo, [w, h]) };
+        let maps = Cpu::enter(|| self.run(&photo, size))?;
+        let found = self.found(&maps, config);
+        let steps = [width as f32 / w as f32, height as f32 / h as f32];
+        let back = |[x, y]: [f32; 2]| [x * steps[0], y * steps[1]];
+        let face = |Detection { bounds: [left, top, right, bottom], landmarks, score }: Detection| {
+            let ([left, top], [right, bottom]) = (back([left, top]), back([right, bottom]));
+            Face { bounds: [left, top, right, bottom], landmarks: landmarks.map(back), score }
+        };
+        Ok(found.into_iter().map(face).filter(|face| face.bounds.iter().all(|x| x.is_finite())).collect())
+    }
+
+    /// Size of the network's input for a photo, `[height, width]`.
+    fn padded(&self, [h, w]: [usize; 2]) -> [usize; 2] {
+        let [h, w] = [h, w].map(|side| side.next_multiple_of(MULTIPLE));
+        match self.family {
+            Family::YuNet => [h, w],
+            // The published reader pads to a square.
+            Family::Scrfd => [h.max(w); 2],
+        }
+    }
+
+    /// Returns the outputs for a photo, padded with black on the right and below.
+    fn run(&self, photo: &RgbImage, [h, w]: [usize; 2]) -> Result<Vec<Maps>> {
+        let (bgr, mean, std) = match self.family {
+            Family::YuNet => (true, 0.0, 1.0),
+            Family::Scrfd => (false, 127.5, 128.0),
+        };
+        let mut values = vec![(0.0 - mean) / std; 3 * h * w];
+        for (c, plane) in values.chunks_exact_mut(h * w).enumerate() {
+            let from = if bgr { 2 - c } else { c };
+            let rows = photo.as_raw().chunks_exact(3 * photo.width() as usize);
+            for (plane, row) in plane.chunks_exact_mut(w).zip(rows) {
+                for (value, pixel) in plane.iter_mut().zip(row.chunks_exact(3)) {
+                    *value = (f32::from(pixel[from]) - mean) / std;
+                }
+            }
+        }
+        let images = Tensor::from_vec(values, (1, 3, h, w), &Device::Cpu)?;
+        let network = self.prepared([h, w])?;
+        let outputs = network.run_all(&Cpu.images(&images)?, 1)?;
+        let maps = outputs.into_iter().zip(network.output_shapes());
+        Ok(maps.map(|(values, [_, _, width, _])| Maps { values, width }).collect())
+    }
+
+    /// Returns the network for an input of this size.
+    fn prepared(&self, size: [usize; 2]) -> Result<Arc<InferenceNetwork<Cpu>>> {
+        let known = || self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, network)) = known().iter().find(|(of, _)| *of == size) {
+            return Ok(network.clone());
+        }
+        let lowered = Lowered::of(&self.graph, &self.params, [1, size[0], size[1]], &Cpu)?;
+        let network = Arc::new(InferenceNetwork::new(lowered, self.params.parts(), &Cpu)?);
+        let mut known = known();
+        known.insert(0, (size, network.clone()));
+        known.truncate(MAX_PREPARED);
+        Ok(network)
+    }
+
+    fn found(&self, maps: &[Maps], config: &DetectConfig) -> Vec<Detection> {
+        let least = config.min_score;
+        let mut found = Vec::new();
+        for (i, outputs) in self.levels.iter().enumerate() {
+            let of = |at: usize| &maps[outputs[at]];
+            found.extend(match self.family {
+                Family::YuNet => yunet::level([of(0), of(1), of(2), of(3)], yunet::STRIDES[i], least),
+                Family::Scrfd => scrfd::level(of(0), of(1), of(2), scrfd::STRIDES[i], least),
+            });
+        }
+        match self.family {
+            Family::YuNet => yunet::choose(found, config.max_overlap),
+            Family::Scrfd => scrfd::choose(found, config.max_overlap),
+        }
+    }
+}
+
+/// Returns the family of a detector, and the outputs of each of its levels, from the names and channels of its outputs.
+fn recognised(names: &[&str], channels: &[usize]) -> Option<(Family, Vec<Vec<usize>>)> {
+    let named = |name: String| names.iter().position(|found| *found == name);
+    let of_yunet = |stride: &usize| -> Option<Vec<usize>> {
+        let output = |(name, c): (&str, usize)| named(format!("{name}_{stride}")).filter(|at| channels[*at] == c);
+        yunet::OUTPUTS.into_iter().map(output).collect()
+    };
+    if let Some(levels) = yunet::STRIDES.iter().map(of_yunet).collect::<Option<Vec<_>>>() {
+        return Some((Family::YuNet, levels));
+    }
+    // All scores, then all boxes, then all landmarks.
+    let expected = [1, 4, 10].map(|c| [c * scrfd::ANCHORS; 3]).concat();
+    (channels == expected).then(|| (Family::Scrfd, (0..3).map(|level| vec![level, 3 + level, 6 + level]).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use image::Rgb;
+
+    use super::*;
+    use crate::weights::{OnnxAttribute, OnnxNode, OnnxValue};
+
+    /// The graph of a detector that takes every white square of a level's places for a face as large as the square: each
+    /// output is a convolution whose filter is as large as its stride, moved to the last axis and reshaped.
+    fn graph(outputs: &[(&str, usize, usize)]) -> OnnxModel {
+        let mut onnx = OnnxModel { opset: 11, ..OnnxModel::default() };
+        onnx.inputs = vec![OnnxValue { name: "input".into(), dims: vec![None, Some(3), None, None] }];
+        let node = |op_type: &str, inputs: &[&str], output: String, attributes: Vec<(&str, OnnxAttribute)>| OnnxNode {
+            op_type: op_type.into(),
+            inputs: inputs.iter().map(|name| (*name).to_owned()).collect(),
+            outputs: vec![output],
+            attributes: attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        };
+        for &(name, c, stride) in outputs {
+            let is_score = ["cls", "obj", "score"].iter().any(|score| name.starts_with(score));
+            // A mean of at least 254 gives more than 0.6 after the sigmoid.
+            let (factor, bias) = if is_score { (1.0, -253.0) } else { (0.0, 0.0) };
+            let filter = vec![factor / (3 * stride * stride) as f32; c * 3 * stride * stride];
+            let filter = Tensor::from_vec(filter, (c, 3, stride, stride), &Device::Cpu).expect("a filter");
+            onnx.initializers.insert(format!("{name}.w"), filter);
+            let bias = Tensor::full(bias as f32, c, &Device::Cpu).expect("a bias");
+            onnx.initializers.insert(format!("{name}.b"), bias);
+            let shape = Tensor::new(&[1i64, -1, c as i64], &Device::Cpu).expect("a shape");
+            onnx.initializers.insert(format!("{name}.shape"), shape);
+            let ints = |value: usize, len: usize| OnnxAttribute::Ints(vec![value as i64; len]);
+            let inputs = ["input", &format!("{name}.w"), &format!("{name}.b")];
+            onnx.nodes.push(node("Conv", &inputs, format!("{name}.x"), vec![("strides", ints(stride, 2))]));
+            let last = OnnxAttribute::Ints(vec![0, 2, 3, 1]);
+            onnx.nodes.push(node("Transpose", &[&format!("{name}.x")], format!("{name}.t"), vec![("perm", last)]));
+            let inputs = [&*format!("{name}.t"), &format!("{name}.shape")];
+            let end = if is_score { format!("{name}.r") } else { name.to_owned() };
+            onnx.nodes.push(node("Reshape", &inputs, end.clone(), vec![]));
+            if is_score {
+                onnx.nodes.push(node("Sigmoid", &[&end], name.to_owned(), vec![]));
+            }
+            onnx.outputs.push(OnnxValue { name: name.to_owned(), dims: vec![] });
+        }
+        onnx
+    }
+
+    fn yunet() -> OnnxModel {
+        let names: Vec<(String, usize, usize)> = yunet::OUTPUTS
+            .iter()
+            .flat_map(|(name, c)| yunet::STRIDES.map(|stride| (format!("{name}_{stride}"), *c, stride)))
+            .collect();
+        graph(&names.iter().map(|(name, c, stride)| (name.as_str(), *c, *stride)).collect::<Vec<_>>())
+    }
+
+    fn scrfd() -> OnnxModel {
+        let outputs = [("score", 2), ("box", 8), ("points", 20)];
+        let names: Vec<(String, usize, usize)> = outputs
+            .iter()
+            .flat_map(|(name, c)| scrfd::STRIDES.map(|stride| (format!("{name}{stride}"), *c, stride)))
+            .collect();
+        graph(&names.iter().map(|(name, c, stride)| (name.as_str(), *c, *stride)).collect::<Vec<_>>())
+    }
+
+    fn opened(onnx: &OnnxModel) -> Result<Detector> {
+        Detector::of(onnx, Path::new("detector.onnx"))
+    }
+
+    /// A black photo with a white square of 16 pixels at `(32, 16)`.
+    fn photo(width: u32, height: u32) -> RgbImage {
+        let is_white = |x: u32, y: u32| (32..48).contains(&x) && (16..32).contains(&y);
+        RgbImage::from_fn(width, height, |x, y| if is_white(x, y) { Rgb([255; 3]) } else { Rgb([0; 3]) })
+    }
+
+    const AS_IT_IS: DetectConfig = DetectConfig { min_score: 0.6, max_overlap: 0.3, longer_side: None };
+
+    #[test]
+    fn faces_are_found_where_they_are_in_photos_of_any_size() -> Result<()> {
+        let detector = opened(&yunet())?;
+        for (width, height) in [(100, 60), (64, 64), (50, 33)] {
+            let faces = detector.detect(&photo(width, height), &AS_IT_IS)?;
+            // Four places of the finest level and one of the next, whose boxes do not overlap by more than 0.3.
+            let largest =
+                faces.iter().find(|face| face.bounds[2] - face.bounds[0] > 15.0).expect("a face of 16 pixels");
+            assert_eq!(largest.bounds, [24.0, 8.0, 40.0, 24.0], "{width}x{height}");
+            assert_eq!(largest.landmarks, [[32.0, 16.0]; 5]);
+            assert_eq!(faces.len(), 5, "{width}x{height}: {faces:?}");
+        }
+        // Searched at half the size, it is where it was.
+        let config = DetectConfig { longer_side: Some(50), ..AS_IT_IS };
+        let faces = detector.detect(&photo(100, 60), &config)?;
+        assert!(faces.iter().any(|face| face.bounds == [24.0, 8.0, 40.0, 24.0]), "{faces:?}");
+        assert!(detector.detect(&RgbImage::new(300, 200), &DetectConfig::default())?.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn scrfd_is_known_by_its_outputs() -> Result<()> {
+        let detector = opened(&scrfd())?;
+        // (255 - 127.5) / 128 is below the mean that the filter asks for: nothing is found, and that is no error.
+        assert_eq!(detector.family, Family::Scrfd);
+        assert!(detector.detect(&photo(100, 60), &AS_IT_IS)?.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn other_files_are_named() {
+        let text = |onnx: &OnnxModel| opened(onnx).expect_err("no detector").to_string();
+        let mut fewer = yunet();
+        fewer.outputs.pop();
+        assert!(text(&fewer).contains("expected YuNet or SCRFD with landmarks, found outputs of [1, 1, 1,"));
+        let mut other = yunet();
+        other.nodes[0].op_type = "LSTM".into();
+        assert!(text(&other).contains("not a face detector: cls_8.x (LSTM): the engine has no such operation"));
+        let error = Detector::open(Path::new("nowhere.onnx")).expect_err("no file").to_string();
+        assert!(error.contains("nowhere.onnx"), "{error}");
+    }
+
+    #[test]
+    fn photos_without_pixels_or_with_too_many_are_an_error_and_a_nan_is_no_face() -> Result<()> {
+        let mut onnx = yunet();
+        let error = |detector: &Detector, width, height, config: &DetectConfig| {
+            detector.detect(&RgbImage::new(width, height), config).expect_err("an error").to_string()
+        };
+        let detector = opened(&onnx)?;
+        assert!(error(&detector, 0, 0, &DetectConfig::default()).contains("found 0x0"));
+        assert!(
+            error(&detector, 100, 1, &DetectConfig { longer_side: Some(usize::MAX), ..AS_IT_IS })
+                .contains("found 100x1")
+        );
+        assert!(detector.detect(&RgbImage::new(50_000, 1), &DetectConfig::default())?.is_empty());
+        let nan = Tensor::full(f32::NAN, 1, &Device::Cpu)?;
+        onnx.initializers.extend(BTreeMap::from([("cls_8.b".to_owned(), nan.clone()), ("cls_16.b".to_owned(), nan)]));
+        assert!(opened(&onnx)?.detect(&photo(100, 60), &AS_IT_IS)?.is_empty());
+        Ok(())
+    }
+}
