@@ -85,8 +85,16 @@ pub struct Detector {
     params: Params,
     /// The outputs of each level, in the order that the family's reader takes.
     levels: Vec<Vec<usize>>,
-    /// The networks of the last sizes of input, `[height, width]`.
-    prepared: Mutex<Vec<([usize; 2], Arc<InferenceNetwork<Cpu>>)>>,
+    /// The networks of the last sizes of input.
+    prepared: Mutex<Vec<Prepared>>,
+}
+
+/// A network for one size of input.
+#[derive(Debug)]
+struct Prepared {
+    /// Height and width.
+    size: [usize; 2],
+    network: Arc<InferenceNetwork<Cpu>>,
 }
 
 /// An output: `(height, width, channels)`.
@@ -183,13 +191,13 @@ impl Detector {
     /// Returns the network for an input of this size.
     fn prepared(&self, size: [usize; 2]) -> Result<Arc<InferenceNetwork<Cpu>>> {
         let known = || self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, network)) = known().iter().find(|(of, _)| *of == size) {
-            return Ok(network.clone());
+        if let Some(prepared) = known().iter().find(|prepared| prepared.size == size) {
+            return Ok(prepared.network.clone());
         }
         let lowered = Lowered::of(&self.graph, &self.params, [1, size[0], size[1]], &Cpu)?;
         let network = Arc::new(InferenceNetwork::new(lowered, self.params.parts(), &Cpu)?);
         let mut known = known();
-        known.insert(0, (size, network.clone()));
+        known.insert(0, Prepared { size, network: network.clone() });
         known.truncate(MAX_PREPARED);
         Ok(network)
     }

@@ -14,7 +14,7 @@ pub(super) fn level(scores: &Maps, boxes: &Maps, points: &Maps, stride: usize, l
     let mut found = Vec::new();
     for (i, &score) in scores.values.iter().enumerate() {
         // A NaN is no face.
-        if !(score >= least) {
+        if score.is_nan() || score < least {
             continue;
         }
         let place = i / ANCHORS;

@@ -15,7 +15,7 @@ pub(super) fn level([classes, objects, boxes, points]: [&Maps; 4], stride: usize
     for (i, (class, object)) in classes.values.iter().zip(&objects.values).enumerate() {
         let score = (class.clamp(0.0, 1.0) * object.clamp(0.0, 1.0)).sqrt();
         // A NaN is no face.
-        if !(score >= least) {
+        if score.is_nan() || score < least {
             continue;
         }
         let (row, column) = ((i / classes.width) as f32, (i % classes.width) as f32);
