@@ -1,6 +1,13 @@
-//! Boxes of faces, and the choice among those that overlap.
+//! Outputs of detectors, boxes of faces, and the choice among those that overlap.
 
 use crate::data::Landmarks;
+
+/// An output: `(height, width, channels)`.
+#[derive(Debug)]
+pub(super) struct Maps {
+    pub values: Vec<f32>,
+    pub width: usize,
+}
 
 /// A detection in pixels of the network's input.
 #[derive(Clone, Debug, PartialEq)]

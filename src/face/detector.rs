@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 
-use super::boxes::Detection;
+use super::boxes::{Detection, Maps};
 use super::{scrfd, yunet};
 use crate::data::Landmarks;
 use crate::error::{Error, Result};
@@ -95,13 +95,6 @@ struct Prepared {
     /// Height and width.
     size: [usize; 2],
     network: Arc<InferenceNetwork<Cpu>>,
-}
-
-/// An output: `(height, width, channels)`.
-#[derive(Debug)]
-pub(super) struct Maps {
-    pub values: Vec<f32>,
-    pub width: usize,
 }
 
 impl Detector {

@@ -1,7 +1,6 @@
 //! SCRFD (Guo et al., ICLR 2022), as insightface reads its outputs: two anchors at each place, distances from it.
 
-use super::boxes::{Detection, intersection_over_union, suppress};
-use super::detector::Maps;
+use super::boxes::{Detection, Maps, intersection_over_union, suppress};
 
 /// Pixels between the places of each level.
 pub(super) const STRIDES: [usize; 3] = [8, 16, 32];

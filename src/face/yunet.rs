@@ -1,7 +1,6 @@
 //! YuNet (Wu, Peng and Yu, Machine Intelligence Research 2023), as OpenCV's `FaceDetectorYN` reads its outputs.
 
-use super::boxes::{Detection, intersection_over_union, suppress};
-use super::detector::Maps;
+use super::boxes::{Detection, Maps, intersection_over_union, suppress};
 
 /// Pixels between the places of each level.
 pub(super) const STRIDES: [usize; 3] = [8, 16, 32];
