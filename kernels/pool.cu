@@ -14,7 +14,7 @@ __device__ inline int not_above(int x, int most) { return x > most ? most : x; }
 // Windows of pooling over an image of h by w pixels, to ho by wo.
 struct Windows {
     int h, w, ho, wo, size, stride, padding;
-    // First and last pixel of window i along a side.
+    // First pixel of window i along a side, and the one after its last.
     __device__ int begin(int i) const { return not_below(i * stride - padding, 0); }
     __device__ int end(int i, int side) const { return not_above(i * stride - padding + size, side); }
     // First and last window that reads a pixel along a side.

@@ -106,7 +106,7 @@ def main():
             if distance > 0.5:
                 print(f"{photo}: {distance:.2f} pixels from the nearest face")
     print(f"{len(photos)} photos, {num} faces, {differ} photos with another number; largest distance {worst:.3f} pixels")
-    sys.exit(differ > 0 or worst > 0.5)
+    sys.exit(bool(differ > 0 or worst > 0.5))
 
 
 if __name__ == "__main__":

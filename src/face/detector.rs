@@ -15,6 +15,7 @@ use crate::nn::engine::{InferenceNetwork, Lowered};
 use crate::nn::{Graph, Params};
 use crate::ops::backend::{Backend, Kernels};
 use crate::ops::cpu::Cpu;
+use crate::preprocessing::{Channels, Preprocessing};
 use crate::weights::{OnnxModel, read_onnx};
 
 /// Sides of the network's input are multiples of this.
@@ -40,7 +41,7 @@ pub struct Face {
 pub struct DetectConfig {
     /// Least score of a face.
     pub min_score: f32,
-    /// Of two faces that overlap by more than this share of both together, the better one is kept.
+    /// Largest overlap of two faces, as a share of both together; of two with more the better one is kept.
     pub max_overlap: f32,
     /// Length in pixels to which the photo's longer side is scaled before it is searched; none searches it as it is.
     /// Larger finds smaller faces, takes longer and may miss very large ones.
@@ -160,17 +161,18 @@ impl Detector {
 
     /// Returns the outputs for a photo, padded with black on the right and below.
     fn run(&self, photo: &RgbImage, [h, w]: [usize; 2]) -> Result<Vec<Maps>> {
-        let (bgr, mean, std) = match self.family {
-            Family::YuNet => (true, 0.0, 1.0),
-            Family::Scrfd => (false, 127.5, 128.0),
+        let (channels, mean, std) = match self.family {
+            Family::YuNet => (Channels::Bgr, 0.0, 1.0),
+            Family::Scrfd => (Channels::Rgb, 127.5, 128.0),
         };
-        let mut values = vec![(0.0 - mean) / std; 3 * h * w];
+        let table = Preprocessing { channels, mean, std, ..Preprocessing::default() }.table();
+        let mut values = vec![table[0]; 3 * h * w];
         for (c, plane) in values.chunks_exact_mut(h * w).enumerate() {
-            let from = if bgr { 2 - c } else { c };
+            let from = if channels == Channels::Bgr { 2 - c } else { c };
             let rows = photo.as_raw().chunks_exact(3 * photo.width() as usize);
             for (plane, row) in plane.chunks_exact_mut(w).zip(rows) {
                 for (value, pixel) in plane.iter_mut().zip(row.chunks_exact(3)) {
-                    *value = (f32::from(pixel[from]) - mean) / std;
+                    *value = table[usize::from(pixel[from])];
                 }
             }
         }

@@ -150,7 +150,7 @@ impl Device {
     /// Launches a kernel; an empty grid does nothing.
     ///
     /// # Safety
-    /// That of [`Gpu::launch`]: the arguments have the kernel's types, in its order, and it stays inside the arrays.
+    /// Same as for [`Gpu::launch`]: the arguments have the kernel's types, in its order, and it stays inside the arrays.
     pub unsafe fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         if launch.grid.contains(&0) {
             return Ok(());

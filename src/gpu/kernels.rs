@@ -34,6 +34,11 @@ impl PassArrays {
             None => bail!("buffer {buffer} is not kept"),
         }
     }
+
+    /// Returns the array of a buffer, if one is named.
+    fn get_any(&self, buffer: Option<BufferId>) -> Result<Option<&Array>> {
+        buffer.map(|buffer| self.get(buffer)).transpose()
+    }
 }
 
 impl GpuBackend {
@@ -265,7 +270,7 @@ impl Kernels for GpuBackend {
     fn sums(&self, memory: &mut PassArrays, of: Sums<Self>, [n, h, w, c]: [usize; 4], y: BufferId) -> Result<()> {
         let Sums { x, with, factor } = of;
         let y = self.out(memory, y)?;
-        let with = with.map(|with| memory.get(with)).transpose()?;
+        let with = memory.get_any(with)?;
         pixels::sums(Self::seen(memory, x)?, with, [n, h * w, c], factor, &y)
     }
 
@@ -397,7 +402,7 @@ impl Kernels for GpuBackend {
         c: usize,
         grads: Grads<Self>,
     ) -> Result<()> {
-        let direct = direct.map(|direct| memory.get(direct)).transpose()?;
+        let direct = memory.get_any(direct)?;
         let (weight, bias) = (self.grad(&grads, grads.weight.as_ref(), c)?, self.grad(&grads, grads.bias.as_ref(), c)?);
         let slopes = norm.has_slopes().then(|| self.grad(&grads, grads.slope.as_ref(), c)).transpose()?;
         let of_params = NormGrads { weight: &weight, bias: &bias, slopes: slopes.as_ref() };
@@ -426,7 +431,7 @@ impl Kernels for GpuBackend {
         MapGrad { gy, other, gx }: MapGrad,
     ) -> Result<()> {
         let gx = self.out(memory, gx)?;
-        let other = other.map(|other| memory.get(other)).transpose()?;
+        let other = memory.get_any(other)?;
         pool::max_pool_backward(Self::seen(memory, x)?, window, shape, memory.get(gy)?, other, &gx)
     }
 
@@ -438,7 +443,7 @@ impl Kernels for GpuBackend {
         MapGrad { gy, other, gx }: MapGrad,
     ) -> Result<()> {
         let gx = self.out(memory, gx)?;
-        let other = other.map(|other| memory.get(other)).transpose()?;
+        let other = memory.get_any(other)?;
         pool::upsample_backward(memory.get(gy)?, factor, shape, other, &gx)
     }
 
@@ -449,7 +454,7 @@ impl Kernels for GpuBackend {
         MapGrad { gy, other, gx }: MapGrad,
     ) -> Result<()> {
         let gx = self.out(memory, gx)?;
-        let other = other.map(|other| memory.get(other)).transpose()?;
+        let other = memory.get_any(other)?;
         let from = (Seen { x: memory.get(gy)?, norm: None }, Channels { all: self.channels(all), first });
         let width = self.channels(c);
         concat::copy(from, other, [c, width], (&gx, Channels { all: width, first: 0 }))

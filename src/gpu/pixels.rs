@@ -3,7 +3,7 @@
 use candle_core::Result;
 
 use super::batch_norm::Seen;
-use super::rows::{MAX_BLOCKS, lines, over, over_accesses};
+use super::rows::{lines, over, over_accesses, over_rows};
 use super::{Arg, Array, fits};
 use crate::ops::backend::Activation;
 
@@ -31,7 +31,7 @@ pub(crate) fn scale(
     y: &Array,
 ) -> Result<()> {
     let (element, rows) = (y.element(), n * pixels);
-    let lines = lines("pixels", c, element)?;
+    let launch = over_rows("pixels", rows, c, element)?;
     let [len, of_x, of_plus] = [Some(y), x.map(|x| x.x), plus.map(|plus| plus.x)].map(|x| (x, rows * c));
     fits("pixels", element, &[len, of_x, of_plus, (Some(by), n * c)])?;
     let [constants, slopes] = x.map_or(Ok([Arg::Null; 2]), |x| x.norm_args(c))?;
@@ -51,7 +51,6 @@ pub(crate) fn scale(
         Arg::I32(c as i32),
         y.arg(),
     ];
-    let launch = over(rows.div_ceil(lines).clamp(1, MAX_BLOCKS), 0);
     // SAFETY: the arrays have these sizes and one type; c is of whole accesses.
     unsafe { y.device().launch(&format!("pixels_scale_{}", element.suffix()), launch, &args) }
 }

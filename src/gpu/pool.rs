@@ -3,8 +3,8 @@
 use candle_core::{Result, bail};
 
 use super::batch_norm::Seen;
-use super::rows::{MAX_BLOCKS, lines, over};
-use super::{Arg, Array, Element, Launch, fits};
+use super::rows::over_rows;
+use super::{Arg, Array, fits};
 use crate::ops::pool::Window;
 
 /// Sizes for a kernel, each of which counts pixels or channels of an image.
@@ -13,11 +13,6 @@ fn sizes<const N: usize>(sizes: [usize; N]) -> Result<[Arg<'static>; N]> {
         bail!("pool: sizes {sizes:?} are too large");
     }
     Ok(sizes.map(|size| Arg::I32(size as i32)))
-}
-
-/// Launch of blocks that take rows of `c` channels, each line of threads one at a time.
-fn over_rows(rows: usize, c: usize, element: Element) -> Result<Launch> {
-    Ok(over(rows.div_ceil(lines("pool", c, element)?).clamp(1, MAX_BLOCKS), 0))
 }
 
 /// Writes the largest value of each window of `x: (n, h, w, c)` to `y`.
@@ -31,7 +26,7 @@ pub(crate) fn max_pool(x: Seen, window: Window, shape: [usize; 4], y: &Array) ->
     args.extend(sizes([h, w, ho, wo, window.size, window.stride, window.padding, c])?);
     args.push(y.arg());
     // SAFETY: the arrays have these sizes and one type.
-    unsafe { y.device().launch(&format!("pool_max_{}", element.suffix()), over_rows(rows, c, element)?, &args) }
+    unsafe { y.device().launch(&format!("pool_max_{}", element.suffix()), over_rows("pool", rows, c, element)?, &args) }
 }
 
 /// Writes the gradient of the input `x: (n, h, w, c)` of max pooling, plus `other`, to `gx`.
@@ -53,7 +48,9 @@ pub(crate) fn max_pool_backward(
     args.extend(sizes([h, w, ho, wo, window.size, window.stride, window.padding, c])?);
     args.push(gx.arg());
     // SAFETY: the arrays have these sizes and one type.
-    unsafe { gx.device().launch(&format!("pool_max_grad_{}", element.suffix()), over_rows(rows, c, element)?, &args) }
+    unsafe {
+        gx.device().launch(&format!("pool_max_grad_{}", element.suffix()), over_rows("pool", rows, c, element)?, &args)
+    }
 }
 
 /// Writes each pixel of `x: (n, h, w, c)` to a square of `factor` by `factor` pixels of `y`.
@@ -65,7 +62,9 @@ pub(crate) fn upsample(x: Seen, factor: usize, [n, h, w, c]: [usize; 4], y: &Arr
     args.extend(sizes([w * factor, factor, c])?);
     args.push(y.arg());
     // SAFETY: the arrays have these sizes and one type.
-    unsafe { y.device().launch(&format!("pool_upsample_{}", element.suffix()), over_rows(rows, c, element)?, &args) }
+    unsafe {
+        y.device().launch(&format!("pool_upsample_{}", element.suffix()), over_rows("pool", rows, c, element)?, &args)
+    }
 }
 
 /// Writes the gradient of the input of upsampling, `(n, h, w, c)`, plus `other`, to `gx`.
@@ -83,13 +82,18 @@ pub(crate) fn upsample_backward(
     args.push(gx.arg());
     // SAFETY: the arrays have these sizes and one type.
     unsafe {
-        gx.device().launch(&format!("pool_upsample_grad_{}", element.suffix()), over_rows(rows, c, element)?, &args)
+        gx.device().launch(
+            &format!("pool_upsample_grad_{}", element.suffix()),
+            over_rows("pool", rows, c, element)?,
+            &args,
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Element;
     use crate::gpu::batch_norm::Norm;
     use crate::gpu::tests::{ELEMENTS, close, device, numbers, rounded, upload};
     use crate::ops::channels::{self, Constants};

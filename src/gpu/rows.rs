@@ -23,6 +23,14 @@ pub(super) fn over(blocks: usize, shared_bytes: usize) -> Launch {
     Launch { grid: [blocks as u32, 1], block: BLOCK as u32, shared_bytes: shared_bytes as u32 }
 }
 
+/// Launch of blocks that take rows of `c` channels, each line of threads one at a time.
+///
+/// # Errors
+/// When the rows are no whole accesses, or too wide for a block.
+pub(super) fn over_rows(what: &str, rows: usize, c: usize, element: Element) -> Result<Launch> {
+    Ok(over(rows.div_ceil(lines(what, c, element)?).clamp(1, MAX_BLOCKS), 0))
+}
+
 /// Adds `bias: (c)` to each row of `y: (rows, c)`, f32.
 pub(crate) fn add(y: &Array, bias: &Array) -> Result<()> {
     let (len, c) = (y.len(), bias.len());

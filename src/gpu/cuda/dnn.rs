@@ -302,7 +302,7 @@ impl Dnn {
     /// Queues a pass; false if cuDNN does not support it that way after all.
     ///
     /// # Safety
-    /// That of [`Self::convolve`].
+    /// Same as for [`Self::convolve`].
     unsafe fn run(
         &self,
         pass: &Convolution,
@@ -365,7 +365,7 @@ impl Dnn {
     /// Describes a convolution and measures its algorithms on its arrays; the output array is overwritten.
     ///
     /// # Safety
-    /// That of [`Self::convolve`].
+    /// Same as for [`Self::convolve`].
     unsafe fn plan(&self, pass: &Convolution) -> Result<Plan> {
         let Conv { x: [n, h, width, c], co, k, stride, padding, group } = *pass.conv;
         if group.is_some() {
@@ -422,7 +422,7 @@ impl Dnn {
     /// The deterministic algorithms that ran, the fastest first.
     ///
     /// # Safety
-    /// That of [`Self::convolve`].
+    /// Same as for [`Self::convolve`].
     unsafe fn ways(&self, pass: &Convolution, plan: &Plan) -> Result<VecDeque<Perf>> {
         let Plan { x, w, y, conv, .. } = plan;
         let [px, pw, py] = [pass.x, pass.w, pass.y].map(|array| array.address() as Handle);

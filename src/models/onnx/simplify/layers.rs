@@ -89,10 +89,7 @@ pub(super) fn paddings(onnx: &mut OnnxModel) -> Result<()> {
 /// The padding of a convolution: top, left, bottom, right.
 fn own_pads(onnx: &OnnxModel, node: &OnnxNode) -> Result<[i64; 4]> {
     let name = node.outputs.first().map_or("a convolution", String::as_str);
-    let mode = match node.attributes.get("auto_pad") {
-        Some(OnnxAttribute::Text(mode)) => mode.as_str(),
-        _ => "NOTSET",
-    };
+    let mode = node.text("auto_pad", "NOTSET");
     if matches!(mode, "NOTSET" | "") {
         let pads = node.ints("pads", 0, 4);
         return match <[i64; 4]>::try_from(pads) {
@@ -121,9 +118,7 @@ fn own_pads(onnx: &OnnxModel, node: &OnnxNode) -> Result<[i64; 4]> {
 fn pads_of(onnx: &OnnxModel, pad: &OnnxNode) -> Result<[i64; 4]> {
     let name = pad.outputs.first().map_or("a padding", String::as_str);
     let wrong = |what: &str| format!("{name}: {what}");
-    if let Some(OnnxAttribute::Text(mode)) = pad.attributes.get("mode")
-        && mode != "constant"
-    {
+    if pad.text("mode", "constant") != "constant" {
         return Err(wrong("expected padding by zeros, found another mode"));
     }
     let value = match pad.inputs.get(2).filter(|name| !name.is_empty()) {
