@@ -15,7 +15,7 @@ fn main() -> Result<()> {
     let name = std::env::args().nth(1).context("usage: download MODEL")?;
     let token = std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty());
     let hub = Hub::new(HubConfig { token, ..HubConfig::default() });
-    let loaded = open_model(&name, &hub, &mut |done, total| eprint!("\r{done} of {total} bytes"))?;
+    let loaded = open_model(&name, None, &hub, &mut |done, total| eprint!("\r{done} of {total} bytes"))?;
     println!("{}: {}", loaded.file, loaded.model.config().arch.title());
     println!("input: {}", loaded.model.preprocessing());
     loaded.notes.iter().for_each(|note| println!("note: {note}"));

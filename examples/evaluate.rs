@@ -13,7 +13,7 @@ use maskinv::weights::Hub;
 
 fn main() -> Result<()> {
     let name = std::env::args().nth(1).context("usage: evaluate MODEL")?;
-    let model = open_model(&name, &Hub::default(), &mut |_, _| ())?.model;
+    let model = open_model(&name, None, &Hub::default(), &mut |_, _| ())?.model;
     let test = DataConfig::default().open_test()?;
     let evaluation = evaluate(&model, &test, &EvalConfig::default(), |_, _| {})?;
     println!("{}\n\n{}", test.description, table(&[(&name, &evaluation)]));

@@ -22,7 +22,7 @@ fn main() -> Result<()> {
     let [model, a, b, threshold @ ..] = args.as_slice() else {
         anyhow::bail!("usage: verify MODEL IMAGE IMAGE [THRESHOLD]")
     };
-    let loaded = open_model(model, &Hub::default(), &mut |_, _| ())?;
+    let loaded = open_model(model, None, &Hub::default(), &mut |_, _| ())?;
     loaded.notes.iter().for_each(|note| eprintln!("{note}"));
     let images = [a, b];
     let image = |i: usize| read_face(Path::new(images[i]));

@@ -191,6 +191,14 @@ impl Machine {
         notices
     }
 
+    /// Whether networks run on the CPU.
+    pub fn is_cpu(&self) -> bool {
+        #[cfg(any(test, feature = "cuda"))]
+        return self.gpu.is_none();
+        #[cfg(not(any(test, feature = "cuda")))]
+        true
+    }
+
     /// Titles and values that say what this machine is and which libraries it uses; none for the CPU.
     pub fn facts(&self) -> Vec<(&'static str, String)> {
         #[cfg(any(test, feature = "cuda"))]

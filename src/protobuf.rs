@@ -66,6 +66,11 @@ impl<'a> Reader<'a> {
         Ok(Some(Field { number, value, offset }))
     }
 
+    /// Byte offset in the file of what is read next.
+    pub(crate) fn offset(&self) -> usize {
+        self.start + self.position
+    }
+
     /// Returns the next varint of a packed field, or `None` at its end.
     pub(crate) fn next_varint(&mut self) -> Result<Option<u64>> {
         if self.position == self.bytes.len() { Ok(None) } else { self.varint().map(Some) }

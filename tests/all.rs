@@ -14,6 +14,7 @@ mod engine;
 mod eval_metrics;
 mod fixture;
 mod folder;
+mod foreign;
 mod formats;
 mod hostility;
 #[cfg(feature = "hub")]

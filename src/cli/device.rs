@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::cli::tell;
 use crate::machine::{Choice, Machine, Precision};
-use crate::models::Model;
+use crate::models::{Arch, Model};
 
 /// Flags for the device and its precision.
 #[derive(Args, Debug)]
@@ -54,6 +54,13 @@ impl Drop for Opened {
     }
 }
 
+/// Says that a network of another architecture does not use the machine's GPU.
+pub(super) fn tell_of_runtime(model: &Model, machine: &Machine) {
+    if model.config().arch == Arch::Onnx && !machine.is_cpu() {
+        tell(format_args!("a network of another architecture computes on the CPU: its runtime has no other device"));
+    }
+}
+
 impl DeviceArgs {
     /// Opens the device.
     pub(super) fn open(&self, work: Work) -> Result<Opened> {
@@ -73,6 +80,7 @@ impl DeviceArgs {
 
     /// Returns the network to run on `machine`, or on the CPU if that was chosen by `auto` and does not support it.
     pub(super) fn place(&self, model: Model, machine: &Machine) -> Model {
+        tell_of_runtime(&model, machine);
         match model.refusal(machine).filter(|_| self.is_auto()) {
             Some(why) => {
                 tell(format_args!("on the CPU: {why}"));

@@ -88,7 +88,7 @@ fn record(loaded: &Loaded) -> Result<serde_json::Value> {
         "format": loaded.format.name(),
         "recognised_by": loaded.layout.to_string(),
         "model": model.config(),
-        "num_parameters": model.params().num_parameters(),
+        "num_parameters": model.num_parameters(),
         "preprocessing": model.preprocessing(),
         "thresholds": model.thresholds(),
         "notes": loaded.notes,
@@ -110,7 +110,7 @@ fn describe(name: &str, loaded: &Loaded) -> Result<String> {
         format!("{name}:"),
         format!("  file           {} ({megabytes:.1} MB, {})", loaded.file, loaded.format.name()),
         format!("  recognised by  {}", loaded.layout),
-        format!("  network        {network}, {:.2} M parameters", loaded.model.params().num_parameters() as f64 / 1e6),
+        format!("  network        {network}, {:.2} M parameters", loaded.model.num_parameters() as f64 / 1e6),
         format!("  input          {size}x{size} pixels, {}", loaded.model.preprocessing()),
         format!("  embedding      {} elements", config.embedding_size),
     ];

@@ -26,6 +26,9 @@ pub(super) struct HubArgs {
     /// Divisor applied after subtracting the mean, such as 127.5, overriding every model file given
     #[arg(long, value_name = "X")]
     std: Option<f64>,
+    /// Name of the output that is the embedding, for ONNX networks with several (feature any-onnx)
+    #[arg(long, value_name = "NAME")]
+    embedding_output: Option<String>,
 }
 
 impl HubArgs {
@@ -49,7 +52,7 @@ impl HubArgs {
             self.say_cache();
         }
         let bar = bar(name);
-        let loaded = open_model(name, &self.hub(), &mut |done, total| show(&bar, done, total));
+        let loaded = open_model(name, self.embedding_output.as_deref(), &self.hub(), &mut |done, total| show(&bar, done, total));
         bar.finish_and_clear();
         let mut loaded = loaded?;
         if self.bgr || self.mean.is_some() || self.std.is_some() {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::device::Work;
+use super::device::{Work, tell_of_runtime};
 use super::find_lr::LrRangeArgs;
 use super::model::HubArgs;
 use super::progress::Progress;
@@ -200,7 +200,7 @@ impl TrainArgs {
 
     /// Returns the training on `machine`, or on the CPU if that was chosen by itself and does not support it.
     fn experiment(&self, config: Config, machine: &Machine) -> Result<Experiment> {
-        let experiment = self.with_models(Experiment::new(config)?.on(machine))?;
+        let experiment = self.with_models(Experiment::new(config)?.on(machine), machine)?;
         let is_auto = self.settings.device.is_auto();
         match if is_auto { experiment.refusal()? } else { None } {
             Some(why) => {
@@ -212,10 +212,12 @@ impl TrainArgs {
     }
 
     /// Opens the models that the settings name.
-    fn with_models(&self, mut experiment: Experiment) -> Result<Experiment> {
+    fn with_models(&self, mut experiment: Experiment, machine: &Machine) -> Result<Experiment> {
         let train = experiment.config().train.clone();
         if let Some(name) = train.teacher.filter(|_| !train.arms.contains(&Arm::Teacher)) {
-            experiment = experiment.with_teacher(self.checkpoint(&name).context("teacher")?);
+            let teacher = self.checkpoint(&name).context("teacher")?;
+            tell_of_runtime(&teacher.backbone, machine);
+            experiment = experiment.with_teacher(teacher);
         }
         if let Some(name) = train.start_weights {
             experiment = experiment.with_start(self.checkpoint(&name).context("start weights")?)?;

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::layout::{Layout, recognise};
 use super::onnx::{from_onnx, to_onnx};
-use super::{Found, Model, ModelConfig, Threshold};
+use super::{Foreign, Found, Model, ModelConfig, Threshold};
 use crate::error::{Error, Result};
 use crate::preprocessing::Preprocessing;
 use crate::weights::{
@@ -23,8 +23,20 @@ const MODEL_KEY: &str = "maskinv.model";
 /// Metadata key of the preprocessing, JSON of [`Preprocessing`].
 const PREPROCESSING_KEY: &str = "maskinv.preprocessing";
 
+/// Metadata key of the name of the output that is the embedding, of a network of another architecture.
+const OUTPUT_KEY: &str = "maskinv.output";
 /// Metadata key of the thresholds, JSON of a list of [`Threshold`].
 const THRESHOLDS_KEY: &str = "maskinv.thresholds";
+
+/// What the file of a model may leave open.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoadConfig {
+    /// Preprocessing of the input, used if the file states none; without both, insightface's is assumed.
+    pub preprocessing: Option<Preprocessing>,
+    /// Name of the output that is the embedding, for an ONNX network of another architecture than ours
+    /// ([`Arch::Onnx`](super::Arch::Onnx)). None takes the one that the file names or the only one that can be it.
+    pub output: Option<String>,
+}
 
 /// A frozen backbone, with how it was recognised and notes on its file.
 #[derive(Debug)]
@@ -149,9 +161,18 @@ fn backbone_in(folder: &Path) -> Result<PathBuf> {
 /// The preprocessing is the file's own if it states one, else `preprocessing`, else insightface's is assumed.
 ///
 /// # Errors
-/// When the file cannot be read or is corrupt, when none of our networks is recognised in it, and when a weight is
-/// missing, unexpected or has another shape.
+/// As [`load_model_with`].
 pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<Loaded> {
+    load_model_with(path, &LoadConfig { preprocessing: preprocessing.cloned(), ..LoadConfig::default() })
+}
+
+/// Loads a backbone, frozen, from a file in any [`Format`], or from the folder of a trained arm. An ONNX graph that is none
+/// of our networks becomes one of [`Arch::Onnx`](super::Arch::Onnx), if the build has the feature `any-onnx`.
+///
+/// # Errors
+/// When the file cannot be read or is corrupt, when no network is recognised in it, and when a weight is missing,
+/// unexpected or has another shape.
+pub fn load_model_with(path: &Path, config: &LoadConfig) -> Result<Loaded> {
     let path = if path.is_dir() { backbone_in(path)? } else { path.to_owned() };
     let format = Format::of(&path)?;
     let contents = match format {
@@ -160,7 +181,7 @@ pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<
         Format::MxNet => Contents::Named(read_mxnet_params(&path)?),
         Format::Safetensors => Contents::Named(read_safetensors(&path)?),
     };
-    build(contents, WeightsFile::Path(path), format, preprocessing)
+    build(contents, WeightsFile::Path(path), format, config)
 }
 
 /// Loads a backbone that is part of the program, frozen.
@@ -169,7 +190,7 @@ pub fn load_model(path: &Path, preprocessing: Option<&Preprocessing>) -> Result<
 /// As [`load_model`].
 pub fn load_bundled(bundled: &'static Bundled) -> Result<Loaded> {
     let contents = Contents::Named(parse_safetensors(bundled.bytes(), Path::new(&bundled.name))?);
-    build(contents, WeightsFile::Bundled(bundled), Format::Safetensors, None)
+    build(contents, WeightsFile::Bundled(bundled), Format::Safetensors, &LoadConfig::default())
 }
 
 /// The contents of a file of weights.
@@ -178,48 +199,61 @@ enum Contents {
     Named(TensorFile),
 }
 
+/// A network in a file, before its weights are in place.
+enum Network {
+    Known(Box<Found>),
+    Foreign(Foreign),
+}
+
 /// Recognises a network in `contents` and builds it.
-fn build(
-    contents: Contents,
-    file: WeightsFile,
-    format: Format,
-    preprocessing: Option<&Preprocessing>,
-) -> Result<Loaded> {
+fn build(contents: Contents, file: WeightsFile, format: Format, config: &LoadConfig) -> Result<Loaded> {
     let wrong = |what: String| Error::Checkpoint { path: file.to_string().into(), what };
-    let (mut found, metadata) = match contents {
-        Contents::Graph(onnx) => (from_onnx(&onnx).map_err(wrong)?, onnx.metadata),
+    let ((network, mut notes), metadata) = match contents {
+        Contents::Graph(onnx) => {
+            let network = match from_onnx(&onnx) {
+                Ok(found) => known(found),
+                Err(why) => foreign(&file, &onnx, &why, config)?,
+            };
+            (network, onnx.metadata)
+        }
         Contents::Named(file) => {
-            (recognise_named(file.tensors, &file.metadata, file.notes).map_err(wrong)?, file.metadata)
+            (known(recognise_named(file.tensors, &file.metadata, file.notes).map_err(wrong)?), file.metadata)
         }
     };
-    let doubles = found.tensors.values().filter(|t| t.dtype() == DType::F64).count();
-    if doubles > 0 {
-        found.notes.push(format!("{doubles} tensors in double precision: rounded to f32"));
-    }
     let thresholds = match metadata.get(THRESHOLDS_KEY) {
         Some(text) => from_json::<Vec<Threshold>>(THRESHOLDS_KEY, text).map_err(wrong)?,
         None => Vec::new(),
     };
     thresholds.iter().try_for_each(Threshold::validate).map_err(|e| wrong(e.to_string()))?;
-    if let Some(text) = metadata.get(PREPROCESSING_KEY) {
-        found.preprocessing = Some(from_json(PREPROCESSING_KEY, text).map_err(wrong)?);
-    }
-    if found.preprocessing.is_none() {
-        found.preprocessing = preprocessing.cloned();
-    }
-    match &found.preprocessing {
+    let layout = match &network {
+        Network::Known(found) => found.layout,
+        Network::Foreign(_) => Layout::Foreign,
+    };
+    let in_graph = match &network {
+        Network::Known(found) => found.preprocessing.clone(),
+        Network::Foreign(_) => None,
+    };
+    let in_metadata = metadata.get(PREPROCESSING_KEY).map(|text| from_json(PREPROCESSING_KEY, text).map_err(wrong));
+    let preprocessing = in_metadata.transpose()?.or(in_graph).or_else(|| config.preprocessing.clone());
+    match &preprocessing {
         Some(stated) => stated.validate().map_err(|e| wrong(format!("preprocessing: {e}")))?,
         None => {
             let assumed = Preprocessing::default();
-            found.notes.push(format!("the file does not state its preprocessing: {assumed} is assumed"));
-            if found.layout == Layout::CvlFace {
-                found.notes.push("the original AdaFace files have the same names but expect BGR".to_owned());
+            notes.push(format!("the file does not state its preprocessing: {assumed} is assumed"));
+            if layout == Layout::CvlFace {
+                notes.push("the original AdaFace files have the same names but expect BGR".to_owned());
             }
         }
     }
-    let (layout, arch, mut notes) = (found.layout, found.config.arch, std::mem::take(&mut found.notes));
-    let model = found.build(DType::F32, &Device::Cpu);
-    let model = model.map_err(|e| wrong(format!("{} by {layout}: {e}", arch.name())))?;
+    let preprocessing = preprocessing.unwrap_or_default();
+    let model = match network {
+        Network::Known(found) => {
+            let arch = found.config.arch;
+            let model = Found { preprocessing: Some(preprocessing), ..*found }.build(DType::F32, &Device::Cpu);
+            model.map_err(|e| wrong(format!("{} by {layout}: {e}", arch.name())))?
+        }
+        Network::Foreign(network) => Model::foreign(network, preprocessing),
+    };
     if let Some((num, first)) = model.not_finite()? {
         let what = "have values that are not finite, and so will its embeddings";
         notes.push(format!("{num} of its tensors, {first} the first, {what}"));
@@ -227,6 +261,28 @@ fn build(
     let mut model = model.with_thresholds(thresholds);
     notes.extend(model.drop_stale_thresholds()?);
     Ok(Loaded { model, file, format, layout, notes })
+}
+
+/// Returns a network of ours, with the notes about it.
+fn known(mut found: Found) -> (Network, Vec<String>) {
+    let doubles = found.tensors.values().filter(|t| t.dtype() == DType::F64).count();
+    if doubles > 0 {
+        found.notes.push(format!("{doubles} tensors in double precision: rounded to f32"));
+    }
+    let notes = std::mem::take(&mut found.notes);
+    (Network::Known(Box::new(found)), notes)
+}
+
+/// Returns a network of another architecture, with the notes about it; `why` it is none of ours.
+fn foreign(file: &WeightsFile, onnx: &OnnxModel, why: &str, config: &LoadConfig) -> Result<(Network, Vec<String>)> {
+    let path = file.path().map_or_else(|| Path::new(""), PathBuf::as_path);
+    let output = config.output.as_deref().or(onnx.metadata.get(OUTPUT_KEY).map(String::as_str));
+    let (network, mut notes) = Foreign::open(path, output).map_err(|e| match e {
+        Error::Checkpoint { path, what } => Error::Checkpoint { path, what: format!("{why}; {what}") },
+        other => other,
+    })?;
+    notes.insert(0, format!("none of the known networks ({why}): run as its graph says, embedding {}", network.output()));
+    Ok((Network::Foreign(network), notes))
 }
 
 /// Recognises the network in a file of named tensors, by our metadata or else by the tensor names.
@@ -250,8 +306,10 @@ fn recognise_named(
 /// architecture, preprocessing and thresholds in the metadata.
 ///
 /// # Errors
-/// When a value is too large for `dtype`, or the folder is not writable; an existing file then stays intact.
+/// When the network is of another architecture, a value is too large for `dtype`, or the folder is not writable; an
+/// existing file then stays intact.
 pub fn save_model(path: &Path, model: &Model, dtype: DType) -> Result<()> {
+    model.known()?;
     let convert = |(name, tensor): (String, Tensor)| {
         if !tensor.dtype().is_float() {
             return Ok((name, tensor));
@@ -271,20 +329,30 @@ pub fn save_model(path: &Path, model: &Model, dtype: DType) -> Result<()> {
     write_safetensors(path, &tensors, &metadata)
 }
 
-/// Writes a backbone as an ONNX graph, f32, for any batch size, with the metadata of [`save_model`].
+/// Writes a backbone as an ONNX graph, f32, for any batch size, with the metadata of [`save_model`]. A network of
+/// [`Arch::Onnx`](super::Arch::Onnx) is a copy of its file with that metadata.
 ///
 /// # Errors
-/// When the folder is not writable; an existing file then stays intact.
+/// When the folder is not writable; an existing file then stays intact. When the file of a network of another
+/// architecture has changed, or its weights lie in a file beside it and the copy is for another folder.
 pub fn export_onnx(path: &Path, model: &Model) -> Result<()> {
+    if let Some(network) = &model.foreign {
+        return network.write_copy(path, &metadata(model)?);
+    }
     write_onnx(path, &OnnxModel { metadata: metadata(model)?, ..to_onnx(model)? })
 }
 
 fn metadata(model: &Model) -> Result<BTreeMap<String, String>> {
     let json = |e: serde_json::Error| Error::Config(e.to_string());
-    let mut metadata = BTreeMap::from([
-        (MODEL_KEY.to_owned(), serde_json::to_string(model.config()).map_err(json)?),
-        (PREPROCESSING_KEY.to_owned(), serde_json::to_string(model.preprocessing()).map_err(json)?),
-    ]);
+    let preprocessing = serde_json::to_string(model.preprocessing()).map_err(json)?;
+    let mut metadata = BTreeMap::from([(PREPROCESSING_KEY.to_owned(), preprocessing)]);
+    let _ = match &model.foreign {
+        Some(network) => metadata.insert(OUTPUT_KEY.to_owned(), network.output().to_owned()),
+        None => {
+            let config = serde_json::to_string(model.config()).map_err(json)?;
+            metadata.insert(MODEL_KEY.to_owned(), config)
+        }
+    };
     if !model.thresholds().is_empty() {
         metadata.insert(THRESHOLDS_KEY.to_owned(), serde_json::to_string(model.thresholds()).map_err(json)?);
     }

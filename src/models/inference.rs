@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::{Model, ModelConfig};
+use super::{Foreign, Model, ModelConfig};
 use crate::machine::{Machine, Work};
 use crate::nn::engine;
 use crate::ops::backend::{Kernels, Scaling};
@@ -27,9 +28,17 @@ trait Embeds: Debug + Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Embedder<B: Kernels> {
     backend: B,
-    network: engine::InferenceNetwork<B>,
+    network: Network<B>,
     config: ModelConfig,
     preprocessing: Preprocessing,
+}
+
+/// What computes the embeddings.
+#[derive(Debug)]
+enum Network<B: Kernels> {
+    Engine(Box<engine::InferenceNetwork<B>>),
+    /// On the CPU, whatever the device is.
+    Foreign(Arc<Foreign>),
 }
 
 /// A model whose weights inference shares or takes.
@@ -60,12 +69,16 @@ impl<B: Kernels> Embedder<B> {
     fn of(backend: &B, weights: Weights, batch_size: usize) -> Result<Self> {
         let model = weights.model();
         let (config, preprocessing) = (model.config().clone(), model.preprocessing().clone());
+        if let Some(network) = &model.foreign {
+            let network = Network::Foreign(network.clone());
+            return Ok(Self { backend: backend.clone(), network, config, preprocessing });
+        }
         let images = [batch_size, config.input_size, config.input_size];
         let lowered = engine::Lowered::of(model.graph(), model.params(), images, backend)?;
         let parts = model.params().parts();
         // The weights are freed one by one, unless others share them.
         drop(weights);
-        let network = engine::InferenceNetwork::new(lowered, parts, backend)?;
+        let network = Network::Engine(Box::new(engine::InferenceNetwork::new(lowered, parts, backend)?));
         Ok(Self { backend: backend.clone(), network, config, preprocessing })
     }
 
@@ -74,8 +87,16 @@ impl<B: Kernels> Embedder<B> {
     /// # Errors
     /// When the images have another size.
     pub fn embed(&self, images: &Pixels) -> crate::Result<B::Array> {
-        let (images, n) = device_pixels(&self.backend, images, &self.config, &self.preprocessing)?;
-        Ok(self.network.run(&images, n)?)
+        match &self.network {
+            Network::Engine(network) => {
+                let (images, n) = device_pixels(&self.backend, images, &self.config, &self.preprocessing)?;
+                Ok(network.run(&images, n)?)
+            }
+            Network::Foreign(network) => {
+                let images = images.to_tensor(&self.preprocessing, &Device::Cpu)?;
+                Ok(self.backend.upload(network.run(&images)?.flatten_all()?.to_vec1()?)?)
+            }
+        }
     }
 
     fn read(&self, embeddings: &B::Array) -> Result<Tensor> {
@@ -114,9 +135,15 @@ pub(super) fn device_pixels<B: Kernels>(
 
 impl<B: Kernels> Embeds for Embedder<B> {
     fn run(&self, images: &Tensor) -> Result<Tensor> {
-        B::enter(|| {
-            let (images, n) = device_images(&self.backend, images, self.config.input_size)?;
-            self.read(&self.network.run(&images, n)?)
+        B::enter(|| match &self.network {
+            Network::Engine(network) => {
+                let (images, n) = device_images(&self.backend, images, self.config.input_size)?;
+                self.read(&network.run(&images, n)?)
+            }
+            Network::Foreign(network) => {
+                checked(images, self.config.input_size)?;
+                network.run(images)
+            }
         })
     }
 
@@ -125,7 +152,10 @@ impl<B: Kernels> Embeds for Embedder<B> {
     }
 
     fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>> {
-        self.backend.convolutions(&self.network.convs(n))
+        match &self.network {
+            Network::Engine(network) => self.backend.convolutions(&network.convs(n)),
+            Network::Foreign(_) => Ok(Vec::new()),
+        }
     }
 }
 
@@ -168,6 +198,7 @@ impl Work for Refusal<'_> {
 
     fn on<B: Kernels>(self, backend: &B) -> Option<String> {
         let (model, side) = (self.0, self.0.config().input_size);
+        model.known().ok()?;
         let lowered = engine::Lowered::of(model.graph(), model.params(), [1, side, side], backend);
         lowered.err().map(|error| match error {
             // Its text is the message and the stack.

@@ -1,6 +1,7 @@
 //! Face-recognition backbones: an aligned face in, an embedding out.
 
 mod checkpoint;
+mod foreign;
 mod inference;
 mod iresnet;
 mod layout;
@@ -12,12 +13,16 @@ mod training;
 mod weights;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, ModuleT, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use crate::ops::conv::ConvolutionPass;
-pub use checkpoint::{BACKBONE_FILE, Format, Loaded, export_onnx, load_bundled, load_model, save_model};
+pub use checkpoint::{
+    BACKBONE_FILE, Format, LoadConfig, Loaded, export_onnx, load_bundled, load_model, load_model_with, save_model,
+};
+use foreign::Foreign;
 pub(crate) use inference::Embedder;
 pub use inference::Inference;
 pub use iresnet::IResNetConfig;
@@ -34,7 +39,7 @@ use crate::machine::Machine;
 use crate::nn::{Graph, Params};
 use crate::preprocessing::Preprocessing;
 
-/// The architectures that can be built by name.
+/// The architectures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -54,10 +59,12 @@ pub enum Arch {
     Mbf,
     /// MobileFaceNet as in arcface_torch's source, with a global depthwise head.
     MbfGdc,
+    /// Any other network, from an ONNX file: it runs as the file says, frozen, and is not built by name.
+    Onnx,
 }
 
 impl Arch {
-    /// All architectures.
+    /// The architectures that are built by name.
     pub const ALL: [Self; 7] = [Self::R18, Self::R34, Self::R50, Self::R100, Self::R200, Self::Mbf, Self::MbfGdc];
 
     /// Returns the name in configs.
@@ -70,6 +77,7 @@ impl Arch {
             Self::R200 => "r200",
             Self::Mbf => "mbf",
             Self::MbfGdc => "mbf-gdc",
+            Self::Onnx => "onnx",
         }
     }
 
@@ -83,10 +91,11 @@ impl Arch {
             Self::R200 => "IResNet-200",
             Self::Mbf => "MobileFaceNet (linear head)",
             Self::MbfGdc => "MobileFaceNet (global depthwise head)",
+            Self::Onnx => "another architecture, as its graph says",
         }
     }
 
-    /// Blocks of the four stages of an IResNet; none for a MobileFaceNet.
+    /// Blocks of the four stages of an IResNet; none for the others.
     fn layers(self) -> Option<[usize; 4]> {
         match self {
             Self::R18 => Some([2, 2, 2, 2]),
@@ -94,7 +103,7 @@ impl Arch {
             Self::R50 => Some([3, 4, 14, 3]),
             Self::R100 => Some([3, 13, 30, 3]),
             Self::R200 => Some([6, 26, 60, 6]),
-            Self::Mbf | Self::MbfGdc => None,
+            Self::Mbf | Self::MbfGdc | Self::Onnx => None,
         }
     }
 }
@@ -137,6 +146,9 @@ impl ModelConfig {
     /// Names the first setting that is out of range.
     pub fn validate(&self) -> crate::Result<()> {
         let wrong = |what: String| Err(crate::Error::Config(format!("model.{what}")));
+        if self.arch == Arch::Onnx {
+            return wrong("arch: a network of another architecture comes from its ONNX file and is not built".into());
+        }
         if !(1..=2048).contains(&self.embedding_size) {
             return wrong(format!("embedding_size: expected 1 to 2048, found {}", self.embedding_size));
         }
@@ -221,6 +233,8 @@ pub struct Model {
     preprocessing: Preprocessing,
     thresholds: Vec<Threshold>,
     machine: Machine,
+    /// A network of another architecture, which has no graph and no parameters here.
+    foreign: Option<Arc<Foreign>>,
 }
 
 impl Model {
@@ -267,7 +281,36 @@ impl Model {
             preprocessing: Preprocessing::default(),
             thresholds: Vec::new(),
             machine: Machine::default(),
+            foreign: None,
         })
+    }
+
+    /// Returns a network that a runtime runs as its file says.
+    fn foreign(network: Foreign, preprocessing: Preprocessing) -> Self {
+        Self {
+            graph: Graph::new(),
+            params: Params::outline(DType::F32, &Device::Cpu),
+            config: network.config(),
+            preprocessing,
+            thresholds: Vec::new(),
+            machine: Machine::default(),
+            foreign: Some(Arc::new(network)),
+        }
+    }
+
+    /// Checks that the network is one of ours, of which parameters and operations are known.
+    ///
+    /// # Errors
+    /// When it is of another architecture.
+    pub(crate) fn known(&self) -> Result<&Self> {
+        match &self.foreign {
+            None => Ok(self),
+            Some(_) => candle_core::bail!(
+                "expected a network of {}, found {}: it can embed and teach, but not be trained or converted",
+                Arch::ALL.map(Arch::name).join(", "),
+                self.config.arch.title()
+            ),
+        }
     }
 
     /// Returns the network with other preprocessing.
@@ -305,9 +348,17 @@ impl Model {
     }
 
     /// Returns the network, to run on `machine`. Its parameters stay where they are: [`Self::inference`] and training
-    /// copy them to a GPU.
+    /// copy them to a GPU. A network of [`Arch::Onnx`] stays on the CPU.
     pub fn on(self, machine: &Machine) -> Self {
-        Self { machine: machine.clone(), ..self }
+        match self.foreign {
+            None => Self { machine: machine.clone(), ..self },
+            Some(_) => self,
+        }
+    }
+
+    /// Number of weights.
+    pub fn num_parameters(&self) -> usize {
+        self.foreign.as_ref().map_or_else(|| self.params.num_parameters(), |network| network.num_parameters())
     }
 
     /// Machine that the network runs on.
@@ -325,12 +376,12 @@ impl Model {
         &self.thresholds
     }
 
-    /// The network's operations.
+    /// The network's operations; none of a network of [`Arch::Onnx`].
     pub fn graph(&self) -> &Graph {
         &self.graph
     }
 
-    /// The parameters.
+    /// The parameters; none of a network of [`Arch::Onnx`].
     pub fn params(&self) -> &Params {
         &self.params
     }
@@ -355,6 +406,9 @@ impl ModuleT for Model {
     /// the other, for differentiation and for tests; [`Self::inference`] is faster.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         inference::checked(x, self.config.input_size)?;
+        if let Some(network) = &self.foreign {
+            return network.run(x);
+        }
         self.graph.forward_t(&self.params, x, train)
     }
 }

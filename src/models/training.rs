@@ -54,6 +54,7 @@ impl<B: Kernels> Trainable<B> {
     /// When the device does not support the network or runs out of memory.
     pub fn new(backend: &B, model: Model, activations: Activations) -> Result<(Self, DeviceParams<B>)> {
         backend.check_training()?;
+        model.known()?;
         let (side, outline) = (model.config().input_size, Outline::of(&model));
         let network = TrainingNetwork::new(model.graph(), model.params(), side, backend, activations)?;
         let parts = model.params().parts();

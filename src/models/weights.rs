@@ -11,11 +11,15 @@ use crate::parallel;
 
 impl Model {
     /// Returns the SHA-256 of every parameter and buffer that embeddings depend on, with its name, as f32, in name
-    /// order: 64 hexadecimal digits. Batch norm's counters of batches do not count, and not every file has them.
+    /// order: 64 hexadecimal digits. Batch norm's counters of batches do not count, and not every file has them. That of a
+    /// network of [`Arch::Onnx`](super::Arch::Onnx) is of its graph and weights as they are in its file.
     ///
     /// # Errors
     /// When the values cannot be read.
     pub fn weights_digest(&self) -> Result<String> {
+        if let Some(network) = &self.foreign {
+            return Ok(network.digest().to_owned());
+        }
         let mut hasher = Sha256::new();
         let is_counter = |name: &str| name.ends_with(COUNTER);
         for (name, tensor) in self.params().all().into_iter().filter(|(name, _)| !is_counter(name)) {

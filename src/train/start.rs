@@ -54,7 +54,7 @@ impl ArmStart<'_> {
         let head = MarginHead::new(&config.loss, size, classes, &Device::Cpu, seed.wrapping_add(1))?;
         if let Some((origin, start)) = self.start {
             student = student.with_preprocessing(start.backbone.preprocessing().clone());
-            student.params().load(&start.backbone.params().state()?)?;
+            student.params().load(&start.backbone.known()?.params().state()?)?;
             // The resumed arm's own class centres are loaded below.
             if state.is_none()
                 && let Some(tensors) = self.centres(origin, start, centres, on)?

@@ -15,7 +15,7 @@ pub use self::bundled::{Bundled, WeightsFile};
 pub use self::hub::{Hub, HubConfig};
 pub use self::hub_file::HubFile;
 pub use self::mxnet::read_mxnet_params;
-pub(crate) use self::onnx::looks_like_onnx;
+pub(crate) use self::onnx::{OnnxFiles, looks_like_onnx};
 pub use self::onnx::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue, read_onnx, write_onnx};
 pub use self::pytorch::read_pytorch;
 pub use self::reference::{DATASET_SCHEME, ModelRef};

@@ -26,6 +26,8 @@ pub enum Layout {
     Metadata,
     /// An ONNX graph that computes what the network computes.
     Graph,
+    /// An ONNX graph that is none of our networks and runs as it is.
+    Foreign,
     /// arcface_torch's IResNet (deepinsight/insightface, backbones/iresnet.py): ours.
     IResNet,
     /// arcface_torch's MobileFaceNet (backbones/mobilefacenet.py), or ours with its other head.
@@ -41,6 +43,7 @@ impl std::fmt::Display for Layout {
         f.write_str(match self {
             Self::Metadata => "maskinv's metadata",
             Self::Graph => "the graph",
+            Self::Foreign => "its input and output",
             Self::IResNet => "insightface's IResNet",
             Self::MobileFaceNet => "insightface's MobileFaceNet",
             Self::CvlFace => "CVLface's and AdaFace's IR",
@@ -60,7 +63,7 @@ impl Layout {
             Self::MobileFaceNet => &["layers.0.layers.0.weight", "conv_sep.layers.0.weight"],
             Self::CvlFace => &["input_layer.0.weight", "body.0.res_layer.0.weight"],
             Self::MxNet => &["conv0_weight", "stage1_unit1_conv1_weight"],
-            Self::Metadata | Self::Graph => &[],
+            Self::Metadata | Self::Graph | Self::Foreign => &[],
         }
     }
 

@@ -22,8 +22,9 @@ const OUTPUT: &str = "embedding";
 /// Weights keep their names and values. The counters of batch norm, which only training uses, are left out.
 ///
 /// # Errors
-/// When memory for the copies cannot be allocated.
+/// When the network is of another architecture, or memory for the copies cannot be allocated.
 pub fn to_onnx(model: &Model) -> Result<OnnxModel> {
+    model.known()?;
     let ModelConfig { input_size, embedding_size, .. } = *model.config();
     of_graph(&model.graph().in_evaluation(), &model.params().state()?, input_size, embedding_size)
 }

@@ -59,6 +59,11 @@ impl External {
         })
     }
 
+    /// Returns the contents of the files that were read.
+    pub fn contents(self) -> BTreeMap<String, Vec<u8>> {
+        self.files.into_iter().map(|(name, file)| (name, file.to_vec())).collect()
+    }
+
     fn open(&self, location: &str) -> Result<Mmap, String> {
         let is_inside =
             Path::new(location).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));

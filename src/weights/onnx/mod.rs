@@ -2,6 +2,7 @@
 //! Field numbers are those of `onnx.proto3` (onnx/onnx, IR version 10).
 
 mod external;
+mod files;
 mod read;
 mod write;
 
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
+pub(crate) use files::OnnxFiles;
 pub(crate) use read::looks_like_onnx;
 pub use read::read_onnx;
 pub use write::write_onnx;

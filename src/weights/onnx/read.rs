@@ -29,23 +29,25 @@ const MAX_AXES: usize = 64;
 /// small multiple of the files' sizes.
 pub fn read_onnx(path: &Path) -> crate::Result<OnnxModel> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let wrong = |e: WireError| Error::Format {
-        path: path.to_owned(),
-        offset: e.offset as u64,
-        what: format!("not a valid ONNX model: {}", e.what),
-    };
-    let model = parse(&bytes, &mut External::beside(path)).map_err(wrong)?;
+    let model = parse(&bytes, &mut External::beside(path)).map_err(not_onnx(path))?;
     if model.nodes.is_empty() {
-        return Err(wrong(WireError {
-            offset: bytes.len(),
-            what: "expected a graph with operations, found none".into(),
-        }));
+        let what = "expected a graph with operations, found none".into();
+        return Err(not_onnx(path)(WireError { offset: bytes.len(), what }));
     }
     Ok(model)
 }
 
+/// Says which file an error is in.
+pub(super) fn not_onnx(path: &Path) -> impl Fn(WireError) -> Error {
+    |e| Error::Format {
+        path: path.to_owned(),
+        offset: e.offset as u64,
+        what: format!("not a valid ONNX model: {}", e.what),
+    }
+}
+
 /// Reads a ModelProto.
-fn parse(bytes: &[u8], external: &mut External) -> Result<OnnxModel> {
+pub(super) fn parse(bytes: &[u8], external: &mut External) -> Result<OnnxModel> {
     let mut model = OnnxModel::default();
     let mut reader = Reader::new(bytes, 0);
     let mut version = String::new();
