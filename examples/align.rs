@@ -22,7 +22,7 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
     for photo in args {
         if photo.as_os_str() == "--as-it-is" {
-            config.longer_side = None;
+            config = DetectConfig::AS_IT_IS;
             continue;
         }
         write_faces(&detector, &config, &photo, &out).with_context(|| photo.display().to_string())?;

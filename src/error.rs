@@ -78,6 +78,14 @@ pub enum Error {
     /// A photo cannot be searched for faces.
     #[error("detection: {0}")]
     Detection(String),
+    /// A photo has no face, or several where one is asked for.
+    #[error("{}: {what}", path.display())]
+    Face {
+        /// The photo.
+        path: PathBuf,
+        /// The expected and the actual number of faces.
+        what: String,
+    },
     /// Training cannot continue.
     #[error("training: {0}")]
     Training(String),
@@ -111,11 +119,12 @@ impl Error {
 }
 
 /// Describes a feature that this build lacks and the command that adds it to the features it has.
-#[cfg_attr(all(feature = "hub", feature = "cudnn"), expect(dead_code, reason = "no feature is missing"))]
+#[cfg_attr(all(feature = "hub", feature = "cudnn", feature = "any-onnx"), expect(dead_code, reason = "no feature is missing"))]
 pub(crate) fn missing_feature(feature: &str) -> String {
     let built = [
         ("hub", cfg!(feature = "hub")),
         ("parquet", cfg!(feature = "parquet") && !cfg!(feature = "hub")),
+        ("any-onnx", cfg!(feature = "any-onnx")),
         ("cudnn", cfg!(feature = "cudnn")),
         ("cuda", cfg!(feature = "cuda") && !cfg!(feature = "cudnn")),
     ];

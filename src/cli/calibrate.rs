@@ -9,10 +9,12 @@ use clap::Args;
 use super::device::Work;
 use super::model::HubArgs;
 use super::model_file::ModelFile;
+use super::photos::{PhotoArgs, WhichArgs, in_photos};
 use super::print;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
 use crate::cli::tell;
+use crate::data::{FACE_SIZE, TestSet};
 use crate::eval::{Scores, Setting, compare};
 use crate::models::Threshold;
 use crate::train::Event;
@@ -33,6 +35,10 @@ pub struct CalibrateArgs {
     /// Who wears a mask in the calibration pairs
     #[arg(long, value_enum, default_value_t = Worn::UM)]
     setting: Worn,
+    #[command(flatten)]
+    which: WhichArgs,
+    #[command(flatten)]
+    photos: PhotoArgs,
     #[command(flatten)]
     settings: SettingsArgs,
     #[command(flatten)]
@@ -85,6 +91,10 @@ impl CalibrateArgs {
             );
         }
         let mut progress = Progress::new();
+        let cropper = self.photos.cropper(self.which.which(), FACE_SIZE as usize, &self.hub)?;
+        let used = test.used_images();
+        let count = |done| progress.count("crop", "images read", done, used.len());
+        let test = TestSet { images: in_photos(&test.images, &used, &cropper, count)?, ..test };
         let on = |done, total| progress.show(Event::Embedded { done, total });
         let scores = compare(&model, &test, &config.eval, on)?;
         let setting = match self.setting {

@@ -9,13 +9,13 @@ use super::model::HubArgs;
 use super::print;
 use crate::cli::tell;
 use crate::files::write_atomic;
-use crate::weights::manifest::{self, Entry};
+use crate::weights::manifest::{self, DetectorEntry, Entry};
 use crate::weights::{Bundled, ModelRef, WeightsFile};
 
 /// Arguments of `maskinv download`.
 #[derive(Args, Debug)]
 pub struct DownloadArgs {
-    /// hf://owner/repo[@revision]/file or short name from --list
+    /// hf://owner/repo[@revision]/file or short name of a network or face detector from --list
     #[arg(value_name = "MODEL", required_unless_present = "list")]
     model: Option<String>,
     /// Also copy the file to FILE; the original stays in the cache shared with Python's huggingface_hub
@@ -36,6 +36,7 @@ impl DownloadArgs {
     pub fn run(self) -> Result<()> {
         if self.list {
             manifest::entries().iter().try_for_each(|entry| print(&describe(entry)))?;
+            manifest::detectors().iter().try_for_each(|entry| print(&describe_detector(entry)))?;
             return manifest::bundled().iter().try_for_each(|bundled| print(&describe_bundled(bundled)));
         }
         if let Some(out) = self.out.as_ref().filter(|out| out.exists()) {
@@ -43,8 +44,10 @@ impl DownloadArgs {
         }
         let name = self.model.unwrap_or_default();
         let reference = ModelRef::parse(&name)?;
-        if let ModelRef::Named(entry) = &reference {
-            tell(format_args!("{name}: licence {}; {}", entry.licence, entry.source));
+        match &reference {
+            ModelRef::Named(entry) => tell(format_args!("{name}: licence {}; {}", entry.licence, entry.source)),
+            ModelRef::Detector(entry) => tell(format_args!("{name}: licence {}; {}", entry.licence, entry.source)),
+            ModelRef::Path(_) | ModelRef::Hub(_) | ModelRef::Bundled(_) => {}
         }
         match (self.hub.fetch(&reference)?, &self.out) {
             (WeightsFile::Path(path), Some(out)) => {
@@ -67,6 +70,11 @@ fn describe_bundled(bundled: &Bundled) -> String {
     let size = bundled.bytes().len() as f64 / 1e6;
     let Bundled { name, data, licence, .. } = bundled;
     format!("{name:28} {size:.1} MB, part of this program, trained on {data}\n{:28} licence: {licence}", "")
+}
+
+fn describe_detector(entry: &DetectorEntry) -> String {
+    let size = entry.bytes as f64 / 1e6;
+    format!("{:28} face detector, {size:.1} MB\n{:28} licence: {}", entry.name, "", entry.licence)
 }
 
 fn describe(entry: &Entry) -> String {

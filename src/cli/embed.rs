@@ -1,19 +1,25 @@
 //! `maskinv embed`.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 use clap::Args;
+use image::RgbImage;
 
 use super::device::{DeviceArgs, Work};
 use super::model::HubArgs;
+use super::photos::{PhotoArgs, WhichArgs, tell_counts};
 use super::progress::Progress;
 use super::threads::ThreadsArgs;
-use super::{list_images, print};
-use crate::data::read_face;
+use super::{list_images, print, tell};
+use crate::data::read_image;
 use crate::eval::{EmbedConfig, Embeddings, embed};
+use crate::face::Found;
 use crate::files::{check_writable, remove_if_there, write_atomic};
 use crate::npy;
+use crate::parallel;
 use crate::train::Event;
 
 /// Arguments of `maskinv embed`.
@@ -23,7 +29,7 @@ pub struct EmbedArgs {
     /// feature hub, hf://owner/repo/file or a short name of `download --list`
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Aligned 112x112 crops, or folders of them (searched recursively)
+    /// Photos or aligned crops, or folders of them (searched recursively)
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     /// New .npy file, f32 of shape (images, elements), with the image names in a .txt file beside it, or new .csv file
@@ -36,6 +42,13 @@ pub struct EmbedArgs {
     /// Images per batch, 1 to 4096
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch_size: u16,
+    /// Leave out images that cannot be read or have no face, and list them, instead of stopping at the first
+    #[arg(long)]
+    skip_unusable: bool,
+    #[command(flatten)]
+    which: WhichArgs,
+    #[command(flatten)]
+    photos: PhotoArgs,
     #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
@@ -62,11 +75,19 @@ impl EmbedArgs {
         if let (Destination::Npy { list, .. }, Some(path)) = (&destination, paths.iter().find(has_breaks)) {
             bail!("{}: expected names without line breaks, found {path:?}; write a .csv", list.display());
         }
-        let config = EmbedConfig { batch_size: self.batch_size.into(), flip: !self.no_flip, ..EmbedConfig::default() };
+        let cropper = self.photos.cropper(self.which.which(), model.config().input_size, &self.hub)?;
+        let found = Found::new(cropper.clone(), paths.len());
+        let crop = |i: usize| Ok(found.crop(i, read_image(&paths[i])?, &paths[i])?.image);
         let mut progress = Progress::new();
-        let on = |done| progress.show(Event::Embedded { done, total: paths.len() });
-        let embeddings = embed(&model, paths.len(), |i| read_face(&paths[i]), config, on)?;
-        let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        let used: Vec<usize> = match self.skip_unusable {
+            true => usable(paths.len(), crop, |done| progress.count("crop", "images cropped", done, paths.len()))?,
+            false => (0..paths.len()).collect(),
+        };
+        let config = EmbedConfig { batch_size: self.batch_size.into(), flip: !self.no_flip, ..EmbedConfig::default() };
+        let on = |done| progress.show(Event::Embedded { done, total: used.len() });
+        let embeddings = embed(&model, used.len(), |i| crop(used[i]), config, on)?;
+        tell_counts(cropper.counts());
+        let names: Vec<String> = used.iter().map(|&i| paths[i].display().to_string()).collect();
         destination.write(&names, &embeddings)
     }
 
@@ -86,6 +107,34 @@ impl EmbedArgs {
             _ => bail!("{}: expected .npy or .csv", out.display()),
         }
     }
+}
+
+/// Returns the numbers of the images that can be cropped, and says why the others cannot.
+///
+/// # Errors
+/// When no image is left.
+fn usable(
+    num_images: usize,
+    crop: impl Fn(usize) -> crate::Result<RgbImage> + Sync,
+    progress: impl FnMut(usize) + Send,
+) -> Result<Vec<usize>> {
+    let (done, progress) = (AtomicUsize::new(0), Mutex::new(progress));
+    let failures: Vec<Option<crate::Error>> = parallel::map(num_images, |i| {
+        let failure = crop(i).err();
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        progress.lock().unwrap_or_else(PoisonError::into_inner)(done);
+        failure
+    });
+    failures.iter().flatten().for_each(|error| tell(format_args!("left out: {error}")));
+    let used: Vec<usize> = (0..num_images).filter(|&i| failures[i].is_none()).collect();
+    if used.is_empty() {
+        bail!("expected images that can be used, found none");
+    }
+    match num_images - used.len() {
+        0 => {}
+        num => tell(format_args!("{num} of {num_images} images left out")),
+    }
+    Ok(used)
 }
 
 enum Destination {

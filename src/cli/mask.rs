@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
@@ -11,10 +12,13 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
+use super::model::HubArgs;
+use super::photos::PhotoArgs;
 use super::progress::Progress;
 use super::{interrupt, list_images, tell};
 use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
 use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, output_format, read_image, write_image};
+use crate::face::{Crop, Cropper, Which};
 use crate::files::{NewFolders, StagedFolder, UnfinishedFolder, folder_of, hex, is_inside, sha256};
 use crate::parallel;
 
@@ -27,7 +31,7 @@ const PUBLISHED_TEMPLATE_SIZE: (u32, u32) = (1627, 1085);
 /// Arguments of `maskinv mask`.
 #[derive(Args, Debug)]
 pub struct MaskArgs {
-    /// Aligned 112x112 crop, photo with --landmarks, or folder of crops (searched recursively)
+    /// Aligned 112x112 crop or photo, on all faces of which masks are drawn, or folder of them (searched recursively)
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// Output image, or output folder in which images keep their names
@@ -48,7 +52,7 @@ pub struct MaskArgs {
     /// Landmarks of the template, ten numbers as in --landmarks; needed unless it is the published one
     #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, requires = "reference")]
     template_points: Vec<f32>,
-    /// Landmarks of the face, ten numbers x1,y1,..,x5,y5 in pixels: left eye, right eye, nose, left and right corner of
+    /// Landmarks of the face instead of a detector's, ten numbers x1,y1,..,x5,y5 in pixels: left eye, right eye, nose, left and right corner of
     /// the mouth, with left and right as seen in the image
     #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, allow_hyphen_values = true)]
     landmarks: Vec<f32>,
@@ -58,6 +62,17 @@ pub struct MaskArgs {
     /// Write a single picture instead: up to 12 faces, each without a mask and with every kind
     #[arg(long, conflicts_with = "landmarks")]
     sheet: bool,
+    #[command(flatten)]
+    photos: PhotoArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// How masks are drawn.
+struct Drawing {
+    masker: Masker,
+    protocol: MaskProtocol,
+    cropper: Arc<Cropper>,
 }
 
 /// An image to mask.
@@ -101,8 +116,9 @@ impl MaskArgs {
             return self.write_sheet(&inputs, config);
         }
         let masker = Masker::new(&config)?;
+        let drawing = Drawing { masker, protocol: config.protocol, cropper: self.cropper()? };
         if !is_folder {
-            let image = self.masked(&inputs[0], 0, &masker, config.protocol)?;
+            let image = self.masked(&inputs[0], 0, &drawing)?;
             save(&image, &self.output)?;
         } else if self.output.exists() {
             // Beside other files: the images get their places once all are complete.
@@ -110,14 +126,14 @@ impl MaskArgs {
                 bail!("{}: exists already", there.output.display());
             }
             let staged = StagedFolder::new(&self.output)?;
-            self.mask_all(&self.jobs(&inputs, staged.path())?, &masker, config.protocol)?;
+            self.mask_all(&self.jobs(&inputs, staged.path())?, &drawing)?;
             staged.finish()?;
         } else {
             let key = self.key(&inputs, &config)?;
             self.jobs(&inputs, &self.output)?;
             let unfinished = UnfinishedFolder::open(&self.output, &key)?;
             let jobs = self.jobs(&inputs, unfinished.path())?;
-            if let Err(error) = self.mask_all(&jobs, &masker, config.protocol) {
+            if let Err(error) = self.mask_all(&jobs, &drawing) {
                 if error.downcast_ref::<crate::Error>().is_some_and(crate::Error::is_interruption) {
                     return Err(unfinished.interrupted().into());
                 }
@@ -176,7 +192,7 @@ impl MaskArgs {
     }
 
     /// Masks images whose outputs are not there yet.
-    fn mask_all(&self, jobs: &[Job], masker: &Masker, protocol: MaskProtocol) -> Result<()> {
+    fn mask_all(&self, jobs: &[Job], drawing: &Drawing) -> Result<()> {
         let stop = interrupt::flag()?;
         let mut progress = Progress::new();
         for job in jobs {
@@ -184,21 +200,28 @@ impl MaskArgs {
                 return Err(crate::Error::io(&self.output)(std::io::ErrorKind::Interrupted.into()).into());
             }
             if !job.output.exists() {
-                save(&self.masked(job.input, job.number, masker, protocol)?, &job.output)?;
+                save(&self.masked(job.input, job.number, drawing)?, &job.output)?;
             }
             progress.count("mask", "images masked", job.number + 1, jobs.len());
         }
         Ok(())
     }
 
-    /// Reads image `number` of the inputs and draws a mask onto it.
-    fn masked(&self, path: &Path, number: usize, masker: &Masker, protocol: MaskProtocol) -> Result<RgbImage> {
+    /// Reads image `number` of the inputs and draws a mask onto each face.
+    fn masked(&self, path: &Path, number: usize, drawing: &Drawing) -> Result<RgbImage> {
         let mut image = read_image(path)?;
-        let landmarks = self.landmarks_of(path, &image, protocol)?;
+        let faces = self.landmarks_of(path, &image, drawing)?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(number as u64);
-        masker.apply(&mut image, &landmarks, &mut rng).with_context(|| path.display().to_string())?;
+        for landmarks in faces {
+            drawing.masker.apply(&mut image, &landmarks, &mut rng).with_context(|| path.display().to_string())?;
+        }
         Ok(image)
+    }
+
+    /// Returns what finds the faces of photos; masks need no choice among them.
+    fn cropper(&self) -> Result<Arc<Cropper>> {
+        self.photos.cropper(Which::Largest, FACE_SIZE as usize, &self.hub)
     }
 
     fn config(&self) -> Result<MaskConfig> {
@@ -222,7 +245,8 @@ impl MaskArgs {
         Ok(config)
     }
 
-    fn landmarks_of(&self, path: &Path, image: &RgbImage, protocol: MaskProtocol) -> Result<Landmarks> {
+    /// Returns the landmarks of each face in an image, at least one.
+    fn landmarks_of(&self, path: &Path, image: &RgbImage, drawing: &Drawing) -> Result<Vec<Landmarks>> {
         if !self.landmarks.is_empty() {
             let points = parse_points("--landmarks", &self.landmarks)?;
             let (w, h) = image.dimensions();
@@ -230,14 +254,20 @@ impl MaskArgs {
             if let Some([x, y]) = points.iter().find(|point| !is_inside(point)) {
                 bail!("--landmarks: expected points inside {}, {w}x{h} pixels, found {x},{y}", path.display());
             }
-            return Ok(points);
+            return Ok(vec![points]);
         }
-        let (w, h) = image.dimensions();
-        if (w, h) != (FACE_SIZE, FACE_SIZE) {
-            let path = path.display();
-            bail!("{path}: expected a crop aligned to {FACE_SIZE}x{FACE_SIZE}, found {w}x{h}; pass --landmarks");
+        let Drawing { cropper, protocol, .. } = drawing;
+        if cropper.is_crop(image, path)? {
+            return Ok(vec![mask_landmarks(*protocol, &ALIGNED_LANDMARKS)]);
         }
-        Ok(mask_landmarks(protocol, &ALIGNED_LANDMARKS))
+        let faces = cropper.faces(image, path)?;
+        // Says that there is none.
+        cropper.chosen(faces.clone(), image, path)?;
+        // Of faces that overlap, the nearer one is drawn last: the larger.
+        let mut faces: Vec<Landmarks> = faces.into_iter().map(|face| face.landmarks).collect();
+        let eyes = |[a, b, ..]: &Landmarks| (a[0] - b[0]).hypot(a[1] - b[1]);
+        faces.sort_by(|a, b| eyes(a).total_cmp(&eyes(b)));
+        Ok(faces)
     }
 
     fn write_sheet(&self, inputs: &[PathBuf], base: MaskConfig) -> Result<()> {
@@ -255,9 +285,10 @@ impl MaskArgs {
         let rows: Vec<&PathBuf> = inputs.iter().step_by(step).collect();
         let mut sheet = RgbImage::new(FACE_SIZE * (1 + maskers.len() as u32), FACE_SIZE * rows.len() as u32);
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let cropper = self.cropper()?;
         for (row, path) in rows.iter().enumerate() {
-            let image = read_image(path)?;
-            let landmarks = self.landmarks_of(path, &image, protocol)?;
+            let Crop { image, landmarks, .. } = cropper.crop(read_image(path)?, path)?;
+            let landmarks = mask_landmarks(protocol, &landmarks);
             let y = i64::from(FACE_SIZE) * row as i64;
             imageops::replace(&mut sheet, &image, 0, y);
             for (column, masker) in maskers.iter().enumerate() {

@@ -18,6 +18,7 @@ mod mask;
 mod metrics;
 mod model;
 mod model_file;
+mod photos;
 mod progress;
 mod results;
 mod run_report;
@@ -81,13 +82,13 @@ enum Command {
     Compare(CompareArgs),
     /// Chooses thresholds for given false match rates and writes a copy of the model that contains them
     Calibrate(CalibrateArgs),
-    /// Says whether two aligned face crops show one person, by a calibrated or given threshold
+    /// Says whether two photos or aligned crops show one person, by a calibrated or given threshold
     Verify(VerifyArgs),
-    /// Draws masks onto aligned face crops
+    /// Draws masks onto the faces of photos or onto aligned face crops
     Mask(MaskArgs),
     /// Shows, converts and checks data sets, and draws pairs to test on
     Data(DataArgs),
-    /// Turns aligned face crops into embeddings
+    /// Turns photos or aligned face crops into embeddings
     Embed(EmbedArgs),
     /// Shows a model's network and preprocessing, and how they were recognised
     Info(InfoArgs),
@@ -97,8 +98,8 @@ enum Command {
     Download(DownloadArgs),
 }
 
-/// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage, 75 for a training that was
-/// asked to stop.
+/// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage, 3 for a photo without the face
+/// that is asked for, 75 for a training that was asked to stop.
 pub fn main() -> ExitCode {
     allocator::keep_freed_memory();
     match Cli::parse().command {
@@ -134,7 +135,10 @@ pub fn train_main() -> ExitCode {
 /// Exit code of a training that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h.
 const STOPPED: u8 = 75;
 
-/// Prints an error as one line on stderr; exit code 1 then, or [`STOPPED`], else 0.
+/// Exit code for a photo without a face, or with several where one is asked for.
+const NO_FACE: u8 = 3;
+
+/// Prints an error as one line on stderr; exit code 1 then, [`NO_FACE`] or [`STOPPED`], else 0.
 fn exit_code(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -143,9 +147,9 @@ fn exit_code(result: Result<()>) -> ExitCode {
                 tell(format_args!("{stopped}; {e}"));
                 STOPPED.into()
             }
-            _ => {
+            found => {
                 tell(format_args!("error: {}", one_line(&e)));
-                ExitCode::FAILURE
+                if matches!(found, Some(crate::Error::Face { .. })) { NO_FACE.into() } else { ExitCode::FAILURE }
             }
         },
     }

@@ -38,12 +38,19 @@ impl HubArgs {
     }
 
     /// Returns a model's file, which is downloaded if it is not cached.
-    pub(super) fn fetch(&self, reference: &ModelRef) -> Result<WeightsFile> {
-        self.say_cache();
+    pub(super) fn fetch(&self, reference: &ModelRef) -> crate::Result<WeightsFile> {
+        if !matches!(reference, ModelRef::Path(_)) {
+            self.say_cache();
+        }
         let bar = bar(&reference.to_string());
         let file = self.hub().resolve(reference, &mut |done, total| show(&bar, done, total));
         bar.finish_and_clear();
-        Ok(file?)
+        file
+    }
+
+    /// Returns a model's file if it was downloaded earlier.
+    pub(super) fn cached(&self, reference: &ModelRef) -> Option<WeightsFile> {
+        Self { offline: true, ..self.clone() }.hub().resolve(reference, &mut |_, _| ()).ok()
     }
 
     /// Loads a model, with the notes made while it was loaded, and applies the preprocessing flags.

@@ -7,9 +7,9 @@ use clap::Args;
 
 use super::device::{DeviceArgs, Work};
 use super::model::HubArgs;
+use super::photos::{PhotoArgs, WhichArgs, describe, read_crop, record};
 use super::threads::ThreadsArgs;
 use super::{print, print_json, tell};
-use crate::data::read_face;
 use crate::eval::{EmbedConfig, dot, embed};
 use crate::models::Threshold;
 
@@ -20,10 +20,10 @@ pub struct VerifyArgs {
     /// feature hub, hf://owner/repo/file or a short name of `download --list`
     #[arg(value_name = "MODEL")]
     model: String,
-    /// First face, an aligned 112x112 crop
+    /// First face, a photo or an aligned crop
     #[arg(value_name = "IMAGE")]
     a: PathBuf,
-    /// Second face, an aligned 112x112 crop
+    /// Second face, a photo or an aligned crop
     #[arg(value_name = "IMAGE")]
     b: PathBuf,
     /// Use the model's threshold for this false match rate, a fraction such as 0.001 [default: its lowest rate]
@@ -36,6 +36,10 @@ pub struct VerifyArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    which: WhichArgs,
+    #[command(flatten)]
+    photos: PhotoArgs,
     #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
@@ -64,7 +68,15 @@ impl VerifyArgs {
         }
         let measured = self.measured(model.thresholds())?;
         let images = [&self.a, &self.b];
-        let embeddings = embed(&model, images.len(), |i| read_face(images[i]), EmbedConfig::default(), |_| {})?;
+        let cropper = self.photos.cropper(self.which.which(), model.config().input_size, &self.hub)?;
+        let crops = images.map(|path| read_crop(&cropper, path));
+        let [a, b] = crops;
+        let crops = [a?, b?];
+        for (path, crop) in images.iter().zip(&crops).filter(|(_, crop)| crop.face.is_some()) {
+            tell(format_args!("{}: {}", path.display(), describe(crop)));
+        }
+        let image = |i: usize| Ok(crops[i].image.clone());
+        let embeddings = embed(&model, images.len(), image, EmbedConfig::default(), |_| {})?;
         let score = dot(&embeddings[0], &embeddings[1]);
         let threshold = self.threshold.or(measured.map(|t| t.threshold));
         let is_match = threshold.map(|threshold| score >= threshold);
@@ -74,6 +86,7 @@ impl VerifyArgs {
                 "threshold": threshold,
                 "is_match": is_match,
                 "measured": measured,
+                "faces": crops.each_ref().map(record),
             }));
         }
         let decision = match is_match {

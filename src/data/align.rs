@@ -13,11 +13,23 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::Evaluation`] when all landmarks are in one place or one is not finite.
 pub fn align_face(image: &RgbImage, landmarks: &Landmarks) -> Result<RgbImage> {
-    let map = Similarity::from_template_to(landmarks)?;
-    Ok(RgbImage::from_fn(FACE_SIZE, FACE_SIZE, |x, y| {
+    Ok(align_face_to(image, landmarks, FACE_SIZE)?.0)
+}
+
+/// Like [`align_face`], for a crop of `side` pixels, to which the template is scaled. Returns the landmarks in the crop
+/// too.
+///
+/// # Errors
+/// As [`align_face`].
+pub fn align_face_to(image: &RgbImage, landmarks: &Landmarks, side: u32) -> Result<(RgbImage, Landmarks)> {
+    let scale = f64::from(side) / f64::from(FACE_SIZE);
+    let map = Similarity::from_template_to(landmarks, scale)?;
+    let crop = RgbImage::from_fn(side, side, |x, y| {
         let [x, y] = map.apply([f64::from(x), f64::from(y)]);
         bilinear(image, x as f32, y as f32)
-    }))
+    });
+    let back = map.inverse();
+    Ok((crop, landmarks.map(|point| back.apply(point.map(f64::from)).map(|v| v as f32))))
 }
 
 /// Similarity transform `p -> a p + b`, with points as complex numbers.
@@ -29,10 +41,10 @@ struct Similarity {
 
 impl Similarity {
     /// Returns the map from the crop to the photo: the inverse of the one that brings the photo's landmarks closest to
-    /// the template's.
-    fn from_template_to(landmarks: &Landmarks) -> Result<Self> {
+    /// the template's, which is `scale` times as large as that of 112 pixels.
+    fn from_template_to(landmarks: &Landmarks, scale: f64) -> Result<Self> {
         let photo = landmarks.map(|p| p.map(f64::from));
-        let template = ALIGNED_LANDMARKS.map(|p| p.map(f64::from));
+        let template = ALIGNED_LANDMARKS.map(|p| p.map(|v| scale * f64::from(v)));
         let mean = |points: &[[f64; 2]; 5]| [0, 1].map(|axis| points.iter().map(|p| p[axis]).sum::<f64>() / 5.0);
         let (from, to) = (mean(&photo), mean(&template));
         let (mut product, mut spread) = ([0.0; 2], 0.0);
@@ -53,6 +65,13 @@ impl Similarity {
         let square = size * size;
         let a = [product[0] / spread / square, -product[1] / spread / square];
         Ok(Self { a, b: [from[0] - (a[0] * to[0] - a[1] * to[1]), from[1] - (a[0] * to[1] + a[1] * to[0])] })
+    }
+
+    /// Returns the map from the photo to the crop.
+    fn inverse(&self) -> Self {
+        let square = self.a[0].powi(2) + self.a[1].powi(2);
+        let a = [self.a[0] / square, -self.a[1] / square];
+        Self { a, b: [-(a[0] * self.b[0] - a[1] * self.b[1]), -(a[0] * self.b[1] + a[1] * self.b[0])] }
     }
 
     fn apply(&self, [x, y]: [f64; 2]) -> [f64; 2] {
@@ -84,6 +103,11 @@ mod tests {
         let place = |[x, y]: [f64; 2]| [1.4 * (cos * x - sin * y) + 90.0, 1.4 * (sin * x + cos * y) + 40.0];
         let landmarks = ALIGNED_LANDMARKS.map(|p| place(p.map(f64::from)).map(|v| v as f32));
         let crop = align_face(&photo, &landmarks).unwrap();
+        let (larger, found) = align_face_to(&photo, &landmarks, 224).unwrap();
+        assert_eq!(larger.dimensions(), (224, 224));
+        for (found, expected) in found.iter().flatten().zip(ALIGNED_LANDMARKS.as_flattened()) {
+            assert!((found - 2.0 * expected).abs() < 1e-3, "{found} {expected}");
+        }
         for (x, y) in [(0, 0), (50, 30), (111, 111), (56, 72)] {
             let [px, py] = place([f64::from(x), f64::from(y)]);
             let expected = bilinear(&photo, px as f32, py as f32);

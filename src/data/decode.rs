@@ -75,6 +75,14 @@ pub fn read_image(path: &Path) -> Result<RgbImage> {
     decode(&read_bytes(path)?, &|| path.to_owned(), &|_, _| Ok(()))
 }
 
+/// Decodes the bytes of an image file as [`read_image`] does; `name` returns its origin for error messages.
+///
+/// # Errors
+/// Same as [`read_image`], apart from reading the file.
+pub fn decode_image(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage> {
+    decode(bytes, &name, &|_, _| Ok(()))
+}
+
 /// Reads a file of at most [`MAX_DECODE_BYTES`]: no image is larger, and a device may have no end.
 pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();

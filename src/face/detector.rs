@@ -7,8 +7,8 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 
 use super::boxes::{Detection, Maps};
+use super::search::DetectConfig;
 use super::{scrfd, yunet};
-use crate::data::Landmarks;
 use crate::error::{Error, Result};
 use crate::models::lift;
 use crate::nn::engine::{InferenceNetwork, Lowered};
@@ -24,35 +24,6 @@ const MULTIPLE: usize = 32;
 const MAX_PIXELS: usize = 4096 * 4096;
 /// Most sizes of photos that a network is kept prepared for.
 const MAX_PREPARED: usize = 4;
-
-/// A face in a photo, in its pixels.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Face {
-    /// Left, top, right and bottom edge; may lie outside the photo.
-    pub bounds: [f32; 4],
-    /// Eyes, tip of the nose and corners of the mouth, the one on the left of the picture first.
-    pub landmarks: Landmarks,
-    /// Score in `[0, 1]`.
-    pub score: f32,
-}
-
-/// Settings of a detection.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DetectConfig {
-    /// Least score of a face.
-    pub min_score: f32,
-    /// Largest overlap of two faces, as a share of both together; of two with more the better one is kept.
-    pub max_overlap: f32,
-    /// Length in pixels to which the photo's longer side is scaled before it is searched; none searches it as it is.
-    /// Larger finds smaller faces, takes longer and may miss very large ones.
-    pub longer_side: Option<usize>,
-}
-
-impl Default for DetectConfig {
-    fn default() -> Self {
-        Self { min_score: 0.6, max_overlap: 0.3, longer_side: Some(640) }
-    }
-}
 
 /// Family of a detector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,32 +92,35 @@ impl Detector {
         Ok(Self { family, graph: lifted.graph, params: lifted.params, levels, prepared: Mutex::default() })
     }
 
-    /// Returns the faces of a photo, the surest first.
+    /// Returns the detections in a photo that lies at `border` pixels from the upper and the left edge of the network's
+    /// input, which is black around it, in the photo's pixels.
     ///
     /// # Errors
-    /// When the photo is empty or too large to be searched as it is.
-    pub fn detect(&self, photo: &RgbImage, config: &DetectConfig) -> Result<Vec<Face>> {
+    /// When the input is empty or too large.
+    pub(super) fn look(&self, photo: &RgbImage, border: usize, config: &DetectConfig) -> Result<Vec<Detection>> {
         let (width, height) = (photo.width() as usize, photo.height() as usize);
-        let longer = width.max(height).max(1);
-        let scaled = |side: usize| config.longer_side.map_or(side, |to| (side * to.min(MAX_PIXELS) / longer).max(1));
-        let (w, h) = (scaled(width), scaled(height));
-        let size = self.padded([h, w]);
+        let size = self.padded([height + 2 * border, width + 2 * border]);
         if width == 0 || height == 0 || size[0].saturating_mul(size[1]) > MAX_PIXELS {
             return Err(Error::Detection(format!(
-                "expected photos that are searched at 1 to {MAX_PIXELS} pixels, found {width}x{height} to be searched \
-                 at {w}x{h}"
+                "expected photos that are searched at 1 to {MAX_PIXELS} pixels, found {width}x{height}"
             )));
         }
-        let photo = if (w, h) == (width, height) { photo.clone() } else { super::resize::resize(photo, [w, h]) };
-        let maps = Cpu::enter(|| self.run(&photo, size))?;
-        let found = self.found(&maps, config);
-        let steps = [width as f32 / w as f32, height as f32 / h as f32];
-        let back = |[x, y]: [f32; 2]| [x * steps[0], y * steps[1]];
-        let face = |Detection { bounds: [left, top, right, bottom], landmarks, score }: Detection| {
-            let ([left, top], [right, bottom]) = (back([left, top]), back([right, bottom]));
-            Face { bounds: [left, top, right, bottom], landmarks: landmarks.map(back), score }
+        let maps = Cpu::enter(|| self.run(photo, border, size))?;
+        let back = |v: f32| v - border as f32;
+        let moved = |Detection { bounds, landmarks, score }: Detection| {
+            let landmarks = landmarks.map(|point| point.map(back));
+            Detection { bounds: bounds.map(back), landmarks, score }
         };
-        Ok(found.into_iter().map(face).filter(|face| face.bounds.iter().all(|x| x.is_finite())).collect())
+        let found = self.found(&maps, config).into_iter().map(moved);
+        Ok(found.filter(|face| face.bounds.iter().all(|x| x.is_finite())).collect())
+    }
+
+    /// Keeps the best of each group of detections that overlap.
+    pub(super) fn choose(&self, found: Vec<Detection>, config: &DetectConfig) -> Vec<Detection> {
+        match self.family {
+            Family::YuNet => yunet::choose(found, config.max_overlap),
+            Family::Scrfd => scrfd::choose(found, config.max_overlap),
+        }
     }
 
     /// Size of the network's input for a photo, `[height, width]`.
@@ -159,8 +133,8 @@ impl Detector {
         }
     }
 
-    /// Returns the outputs for a photo, padded with black on the right and below.
-    fn run(&self, photo: &RgbImage, [h, w]: [usize; 2]) -> Result<Vec<Maps>> {
+    /// Returns the outputs for a photo in a black input.
+    fn run(&self, photo: &RgbImage, border: usize, [h, w]: [usize; 2]) -> Result<Vec<Maps>> {
         let (channels, mean, std) = match self.family {
             Family::YuNet => (Channels::Bgr, 0.0, 1.0),
             Family::Scrfd => (Channels::Rgb, 127.5, 128.0),
@@ -170,8 +144,8 @@ impl Detector {
         for (c, plane) in values.chunks_exact_mut(h * w).enumerate() {
             let from = if channels == Channels::Bgr { 2 - c } else { c };
             let rows = photo.as_raw().chunks_exact(3 * photo.width() as usize);
-            for (plane, row) in plane.chunks_exact_mut(w).zip(rows) {
-                for (value, pixel) in plane.iter_mut().zip(row.chunks_exact(3)) {
+            for (plane, row) in plane.chunks_exact_mut(w).skip(border).zip(rows) {
+                for (value, pixel) in plane[border..].iter_mut().zip(row.chunks_exact(3)) {
                     *value = table[usize::from(pixel[from])];
                 }
             }
@@ -207,10 +181,7 @@ impl Detector {
                 Family::Scrfd => scrfd::level(of(0), of(1), of(2), scrfd::STRIDES[i], least),
             });
         }
-        match self.family {
-            Family::YuNet => yunet::choose(found, config.max_overlap),
-            Family::Scrfd => scrfd::choose(found, config.max_overlap),
-        }
+        self.choose(found, config)
     }
 }
 
@@ -303,7 +274,7 @@ mod tests {
         RgbImage::from_fn(width, height, |x, y| if is_white(x, y) { Rgb([255; 3]) } else { Rgb([0; 3]) })
     }
 
-    const AS_IT_IS: DetectConfig = DetectConfig { min_score: 0.6, max_overlap: 0.3, longer_side: None };
+    const AS_IT_IS: DetectConfig = DetectConfig::AS_IT_IS;
 
     #[test]
     fn faces_are_found_where_they_are_in_photos_of_any_size() -> Result<()> {
@@ -355,11 +326,11 @@ mod tests {
         };
         let detector = opened(&onnx)?;
         assert!(error(&detector, 0, 0, &DetectConfig::default()).contains("found 0x0"));
-        assert!(
-            error(&detector, 100, 1, &DetectConfig { longer_side: Some(usize::MAX), ..AS_IT_IS })
-                .contains("found 100x1")
-        );
-        assert!(detector.detect(&RgbImage::new(50_000, 1), &DetectConfig::default())?.is_empty());
+        assert!(error(&detector, 50_000, 400, &AS_IT_IS).contains("found 50000x400"));
+        for config in [DetectConfig::default(), DetectConfig { min_face: Some(20.0), ..DetectConfig::default() }] {
+            assert!(detector.detect(&RgbImage::new(50_000, 1), &config)?.is_empty());
+            assert!(detector.detect(&RgbImage::new(1, 1), &config)?.is_empty());
+        }
         let nan = Tensor::full(f32::NAN, 1, &Device::Cpu)?;
         onnx.initializers.extend(BTreeMap::from([("cls_8.b".to_owned(), nan.clone()), ("cls_16.b".to_owned(), nan)]));
         assert!(opened(&onnx)?.detect(&photo(100, 60), &AS_IT_IS)?.is_empty());

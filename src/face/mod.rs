@@ -1,9 +1,15 @@
-//! Faces in photos: detection with five landmarks. What is found goes to [`align_face`](crate::data::align_face).
+//! Faces in photos: detection with five landmarks, and aligned crops of them.
 
 mod boxes;
+mod crops;
 mod detector;
+mod photos;
 mod resize;
 mod scrfd;
+mod search;
 mod yunet;
 
-pub use detector::{DetectConfig, Detector, Face};
+pub use crops::{Crop, CropConfig, CropCounts, Cropper, Found, ImageKind, Which};
+pub use detector::Detector;
+pub use photos::Photos;
+pub use search::{DetectConfig, Face};

@@ -18,6 +18,10 @@ pub fn open_model(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded> {
     let reference = ModelRef::parse(name)?;
+    if let ModelRef::Detector(_) = reference {
+        let what = "expected a network for faces, found a face detector (--detector)".to_owned();
+        return Err(Error::Hub { reference: name.to_owned(), what });
+    }
     let entry = reference.entry();
     let loaded = match hub.resolve(&reference, progress)? {
         WeightsFile::Path(path) => {

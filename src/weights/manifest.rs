@@ -58,21 +58,72 @@ pub struct Reported {
     pub source: String,
 }
 
+/// A published face detector: the location of its file and its terms.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetectorEntry {
+    /// The short name.
+    pub name: String,
+    /// `owner/name` on the Hugging Face hub.
+    pub repo: String,
+    /// Branch, tag or commit.
+    pub revision: String,
+    /// Path in the repository.
+    pub file: String,
+    /// SHA-256 of the file, 64 lower-case hexadecimal digits.
+    pub sha256: String,
+    /// Source of that SHA-256.
+    pub sha256_source: String,
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// Terms of use of the weights.
+    pub licence: String,
+    /// URL of the detector's description.
+    pub source: String,
+}
+
+impl DetectorEntry {
+    /// Returns the file on the hub.
+    ///
+    /// # Errors
+    /// As [`Entry::hub_file`].
+    pub fn hub_file(&self) -> Result<HubFile> {
+        on_hub(&self.repo, &self.revision, &self.file)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.hub_file()?;
+        if !is_short_name(&self.name) || !is_sha256(&self.sha256) {
+            let what = "expected a short name and a SHA-256 of 64 lower-case hexadecimal digits";
+            return Err(Error::Config(format!("manifest: {}: {what}", self.name)));
+        }
+        Ok(())
+    }
+}
+
+fn on_hub(repo: &str, revision: &str, file: &str) -> Result<HubFile> {
+    let (owner, repo) = repo.split_once('/').unwrap_or(("", repo));
+    HubFile::new(owner, repo, revision, file)
+}
+
+fn is_short_name(name: &str) -> bool {
+    let is_short = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    !name.is_empty() && name.chars().all(is_short)
+}
+
 impl Entry {
     /// Returns the file on the hub.
     ///
     /// # Errors
     /// When `repo`, `revision` or `file` is not allowed by the hub; never for an entry of [`entries`].
     pub fn hub_file(&self) -> Result<HubFile> {
-        let (owner, repo) = self.repo.split_once('/').unwrap_or(("", &self.repo));
-        HubFile::new(owner, repo, &self.revision, &self.file)
+        on_hub(&self.repo, &self.revision, &self.file)
     }
 
     fn validate(&self) -> Result<()> {
         let wrong = |what: &str| Err(Error::Config(format!("manifest: {}: {what}", self.name)));
         self.hub_file()?;
-        let is_short = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if self.name.is_empty() || !self.name.chars().all(is_short) {
+        if !is_short_name(&self.name) {
             return wrong("name: expected lower-case letters, digits and '-'");
         }
         if self.sha256.as_ref().is_some_and(|s| !is_sha256(s)) {
@@ -105,18 +156,22 @@ pub(super) fn is_sha256(text: &str) -> bool {
 struct Manifest {
     model: Vec<Entry>,
     #[serde(default)]
+    detector: Vec<DetectorEntry>,
+    #[serde(default)]
     bundled: Vec<Bundled>,
 }
 
 fn parse(text: &str) -> Result<Manifest> {
     let manifest: Manifest = toml::from_str(text).map_err(|e| Error::Config(format!("manifest: {e}")))?;
     manifest.model.iter().try_for_each(Entry::validate)?;
+    manifest.detector.iter().try_for_each(DetectorEntry::validate)?;
     if let Some(bundled) = manifest.bundled.iter().find(|bundled| !is_sha256(&bundled.sha256)) {
         let what = format!("manifest: {}: sha256: expected 64 lower-case hexadecimal digits", bundled.name);
         return Err(Error::Config(what));
     }
     let mut names = BTreeSet::new();
     let models = manifest.model.iter().map(|entry| &entry.name);
+    let models = models.chain(manifest.detector.iter().map(|entry| &entry.name));
     match models.chain(manifest.bundled.iter().map(|bundled| &bundled.name)).find(|name| !names.insert(*name)) {
         Some(name) => Err(Error::Config(format!("manifest: {name}: duplicate name"))),
         None => Ok(manifest),
@@ -133,6 +188,16 @@ fn manifest() -> &'static Manifest {
 /// Returns the published models in the order of the manifest.
 pub fn entries() -> &'static [Entry] {
     &manifest().model
+}
+
+/// Returns the published face detectors in the order of the manifest.
+pub fn detectors() -> &'static [DetectorEntry] {
+    &manifest().detector
+}
+
+/// Returns the published face detector with this short name.
+pub fn find_detector(name: &str) -> Option<&'static DetectorEntry> {
+    detectors().iter().find(|entry| entry.name == name)
 }
 
 /// Returns the bundled models in the order of the manifest.

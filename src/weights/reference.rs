@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Bundled;
 use super::hub_file::{HubFile, SCHEME};
-use super::manifest::{self, Entry};
+use super::manifest::{self, DetectorEntry, Entry};
 use crate::error::{Error, Result};
 
 /// Prefix of references to data sets of the Hugging Face hub.
@@ -20,6 +20,8 @@ pub enum ModelRef {
     Hub(HubFile),
     /// A published model of the [`manifest`].
     Named(&'static Entry),
+    /// A published face detector of the [`manifest`].
+    Detector(&'static DetectorEntry),
     /// A model whose weights are compiled into the program.
     Bundled(&'static Bundled),
 }
@@ -40,6 +42,9 @@ impl ModelRef {
         if let Some(entry) = manifest::find(text) {
             return Ok(Self::Named(entry));
         }
+        if let Some(entry) = manifest::find_detector(text) {
+            return Ok(Self::Detector(entry));
+        }
         if let Some(bundled) = manifest::find_bundled(text) {
             return Ok(Self::Bundled(bundled));
         }
@@ -48,7 +53,9 @@ impl ModelRef {
             return std::fs::metadata(path).map(|_| Self::Path(path.to_owned())).map_err(Error::io(path));
         }
         let bundled = manifest::bundled().iter().map(|b| b.name.as_str());
-        let names: Vec<&str> = manifest::entries().iter().map(|e| e.name.as_str()).chain(bundled).collect();
+        let detectors = manifest::detectors().iter().map(|e| e.name.as_str());
+        let models = manifest::entries().iter().map(|e| e.name.as_str());
+        let names: Vec<&str> = models.chain(bundled).chain(detectors).collect();
         let what = format!("no such file and no published model of that name; known names: {}", names.join(", "));
         Err(Error::Hub { reference: text.to_owned(), what })
     }
@@ -58,7 +65,7 @@ impl ModelRef {
     /// Returns the model's manifest entry, found by its short name or by its file on the hub.
     pub fn entry(&self) -> Option<&'static Entry> {
         match self {
-            Self::Path(_) | Self::Bundled(_) => None,
+            Self::Path(_) | Self::Bundled(_) | Self::Detector(_) => None,
             Self::Named(entry) => Some(entry),
             Self::Hub(file) => manifest::entries().iter().find(|e| e.hub_file().is_ok_and(|f| f == *file)),
         }
@@ -71,6 +78,7 @@ impl fmt::Display for ModelRef {
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::Hub(file) => write!(f, "{file}"),
             Self::Named(entry) => f.write_str(&entry.name),
+            Self::Detector(entry) => f.write_str(&entry.name),
             Self::Bundled(bundled) => f.write_str(&bundled.name),
         }
     }

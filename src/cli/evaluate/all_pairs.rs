@@ -16,7 +16,10 @@ use crate::eval::{Evaluation, MaskedFaces, compare_all_pairs, figures};
 pub(super) fn measure(run: &Job) -> Result<Output> {
     let config = &run.config.eval;
     let source = open_source(run.root()?)?;
-    let images = source.images.as_ref();
+    let mut progress = Progress::new();
+    let used: Vec<usize> = (0..source.images.len()).collect();
+    let images = run.in_photos(&source.images, &used, &mut progress)?;
+    let images = images.as_ref();
     let worn = run.args.worn.as_deref().map(|list| worn(images, list)).transpose()?;
     let description = match &worn {
         Some(worn) => {
@@ -25,7 +28,6 @@ pub(super) fn measure(run: &Job) -> Result<Output> {
         }
         None => format!("all pairs of {source}, with and without drawn masks, seed {}", config.seed),
     };
-    let mut progress = Progress::new();
     let mut output = Output { title: description, ..Output::default() };
     let masked_faces = MaskedFaces::new(images, config)?;
     for named in run.models {

@@ -16,9 +16,11 @@ use clap::{Args, ValueEnum};
 use super::bootstrap::BootstrapArgs;
 use super::device::Work;
 use super::model::HubArgs;
+use super::photos::{PhotoArgs, WhichArgs, in_photos};
 use super::progress::Progress;
 use super::settings::SettingsArgs;
 use super::{interrupt, tell};
+use crate::data::{Dataset, FACE_SIZE};
 use crate::files::{StagedFolder, has_entries};
 use crate::machine::Machine;
 use crate::models::Model;
@@ -61,6 +63,10 @@ pub struct EvaluateArgs {
     /// Number of hardest genuine and impostor pairs whose faces are shown in report.html; 0 for none
     #[arg(long, value_name = "N", default_value_t = 0, requires = "report")]
     faces: usize,
+    #[command(flatten)]
+    which: WhichArgs,
+    #[command(flatten)]
+    photos: PhotoArgs,
     #[command(flatten)]
     bootstrap: BootstrapArgs,
     /// Print all figures as JSON
@@ -191,6 +197,15 @@ impl Job<'_> {
     fn root(&self) -> Result<&Path> {
         let root = self.config.data.root.as_deref();
         root.with_context(|| format!("--protocol {}: expected --data", self.protocol()))
+    }
+
+    /// Returns a set's images as crops of the face that is meant, each searched; `used` are those that are compared.
+    fn in_photos(&self, images: &Arc<dyn Dataset>, used: &[usize], progress: &mut Progress) -> Result<Arc<dyn Dataset>> {
+        let cropper = self.args.photos.cropper(self.args.which.which(), FACE_SIZE as usize, &self.args.hub)?;
+        in_photos(images, used, &cropper, |done| {
+            self.end_if_interrupted();
+            progress.count("crop", "images read", done, used.len());
+        })
     }
 
     /// Shows the number of images embedded.

@@ -15,8 +15,13 @@ use crate::report::REAL_MASKS;
 /// Evaluates every model.
 pub(super) fn measure(run: &Job) -> Result<Output> {
     let config = &run.config.eval;
-    let test = run.config.data.open_test()?;
-    let photos = run.config.data.open_real_masks()?;
+    let mut progress = Progress::new();
+    let mut cropped = |test: TestSet| -> Result<TestSet> {
+        let images = run.in_photos(&test.images, &test.used_images(), &mut progress)?;
+        Ok(TestSet { images, ..test })
+    };
+    let test = cropped(run.config.data.open_test()?)?;
+    let photos = run.config.data.open_real_masks()?.map(&mut cropped).transpose()?;
     for set in [Some(&test), photos.as_ref()].into_iter().flatten() {
         let with_itself = set.pairs.iter().filter(|pair| pair.a == pair.b).count();
         if with_itself > 0 {
@@ -32,7 +37,6 @@ pub(super) fn measure(run: &Job) -> Result<Output> {
             tell(format_args!("{what}: {num} repeated pairs, the first of {a} and {b}; each occurrence counts"));
         }
     }
-    let mut progress = Progress::new();
     let mut output = Output { title: test.description.clone(), ..Output::default() };
     if let Some(photos) = &photos {
         output.real_masks_title.clone_from(&photos.description);

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use super::{Output, Values4};
+use crate::error::missing_feature;
 use crate::weights::OnnxFiles;
 
 /// No runtime.
@@ -11,7 +12,7 @@ pub(super) struct Runtime(Infallible);
 
 impl Runtime {
     pub fn open(_: OnnxFiles) -> Result<Self, String> {
-        Err("this build runs the known architectures only; one with the feature any-onnx runs others too".to_owned())
+        Err(missing_feature("any-onnx"))
     }
 
     pub fn input(&self) -> Vec<Option<usize>> {

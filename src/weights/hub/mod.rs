@@ -68,6 +68,9 @@ impl Hub {
             ModelRef::Path(path) => Ok(WeightsFile::Path(path.clone())),
             ModelRef::Bundled(bundled) => Ok(WeightsFile::Bundled(bundled)),
             ModelRef::Hub(file) => self.fetch(file, sha256, progress).map(WeightsFile::Path),
+            ModelRef::Detector(entry) => {
+                self.fetch(&entry.hub_file()?, Some(&entry.sha256), progress).map(WeightsFile::Path)
+            }
             ModelRef::Named(entry) => self.fetch(&entry.hub_file()?, sha256, progress).map(WeightsFile::Path),
         }
     }

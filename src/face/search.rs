@@ -1,0 +1,251 @@
+//! The search for faces of all sizes in a photo: at several sizes of it, in tiles where it is large.
+
+use std::borrow::Cow;
+
+use image::{RgbImage, imageops};
+
+use super::boxes::Detection;
+use super::detector::Detector;
+use super::resize::resize;
+use crate::data::Landmarks;
+use crate::error::{Error, Result};
+
+/// Side in pixels of the smallest face that a detector finds reliably: the finest level of both families has a place
+/// every 8 pixels.
+const SMALLEST_PX: f32 = 16.0;
+/// Side of a tile and what two neighbours share, in pixels. A face larger than what they share is found at half the size.
+const TILE: usize = 640;
+const SHARED: usize = 160;
+/// A box that comes this close to the edge of a tile inside the photo, in pixels, may be a part of a face.
+const EDGE_PX: f32 = 2.0;
+/// Border of a photo in which nothing was found, as a share of its longer side, and the size at which it is searched, as a
+/// share of the first. Detectors learn faces with what is around them.
+const BORDER: f64 = 0.3;
+const BORDERED: f64 = 0.75;
+/// Most tiles of a photo.
+const MAX_TILES: usize = 2000;
+
+/// A face in a photo, in its pixels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Face {
+    /// Left, top, right and bottom edge; may lie outside the photo.
+    pub bounds: [f32; 4],
+    /// Eyes, tip of the nose and corners of the mouth, the one on the left of the picture first.
+    pub landmarks: Landmarks,
+    /// Score in `[0, 1]`.
+    pub score: f32,
+}
+
+/// Settings of a detection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DetectConfig {
+    /// Least score of a face, 0 to 1.
+    pub min_score: f32,
+    /// Largest overlap of two faces, as a share of both together; of two with more the better one is kept.
+    pub max_overlap: f32,
+    /// Length in pixels to which the longer side of a larger photo is scaled before it is searched; none searches it as
+    /// it is, in one piece.
+    pub longer_side: Option<usize>,
+    /// Whether the photo is searched a second time with its longer side at half that length, whatever its own, and, if
+    /// nothing is found, a third time with a border, for faces that fill it. It costs a quarter more and finds many masked
+    /// faces that the first search misses (docs/photos.md).
+    pub looks_again: bool,
+    /// Side in pixels of the smallest face to be found. If it is too small to be found at `longer_side`, the photo is
+    /// searched at larger sizes too, up to its own, in tiles.
+    pub min_face: Option<f32>,
+}
+
+impl DetectConfig {
+    /// One search of the photo as it is: what published detectors do.
+    pub const AS_IT_IS: Self =
+        Self { min_score: 0.6, max_overlap: 0.3, longer_side: None, looks_again: false, min_face: None };
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::Config(format!("detection: {what}")));
+        for (name, share) in [("min_score", self.min_score), ("max_overlap", self.max_overlap)] {
+            if !(0.0..=1.0).contains(&share) {
+                return wrong(format!("{name}: expected 0 to 1, found {share}"));
+            }
+        }
+        if let Some(side) = self.longer_side.filter(|side| !(32..=4096).contains(side)) {
+            return wrong(format!("longer_side: expected 32 to 4096 pixels, found {side}"));
+        }
+        match self.min_face.filter(|side| !(4.0..=10_000.0).contains(side)) {
+            Some(side) => wrong(format!("min_face: expected 4 to 10000 pixels, found {side}")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Default for DetectConfig {
+    fn default() -> Self {
+        Self { longer_side: Some(640), looks_again: true, ..Self::AS_IT_IS }
+    }
+}
+
+impl Detector {
+    /// Returns the faces of a photo, the surest first.
+    ///
+    /// # Errors
+    /// When the photo is empty, or too large to be searched as it is or in tiles.
+    pub fn detect(&self, photo: &RgbImage, config: &DetectConfig) -> Result<Vec<Face>> {
+        config.validate()?;
+        let longer = photo.width().max(photo.height()) as f64;
+        let first = config.longer_side.map_or(1.0, |side| (side as f64 / longer).min(1.0));
+        let mut found = self.at_scale(photo, first, 0.0, config)?;
+        let mut num_looks = 1;
+        let whole = config.longer_side.map_or(1.0, |side| side as f64 / longer);
+        if config.looks_again {
+            found.extend(self.at_scale(photo, whole / 2.0, 0.0, config)?);
+            num_looks += 1;
+        }
+        for scale in finer(first, config.min_face) {
+            found.extend(self.in_tiles(photo, scale, config)?);
+            num_looks += 1;
+        }
+        if config.looks_again && found.is_empty() {
+            found = self.at_scale(photo, BORDERED * whole / (1.0 + 2.0 * BORDER), BORDER, config)?;
+        }
+        let found = if num_looks > 1 { self.choose(found, config) } else { found };
+        let face = |Detection { bounds, landmarks, score }| Face { bounds, landmarks, score };
+        Ok(found.into_iter().map(face).collect())
+    }
+
+    /// Searches the whole photo at a size, with a border that is a share of its longer side.
+    fn at_scale(&self, photo: &RgbImage, scale: f64, border: f64, config: &DetectConfig) -> Result<Vec<Detection>> {
+        let scaled = scaled(photo, scale);
+        let border = (border * f64::from(scaled.width().max(scaled.height()))).round() as usize;
+        let found = self.look(&scaled, border, config)?;
+        Ok(found.into_iter().map(|detection| at_size(detection, &scaled, photo)).collect())
+    }
+
+    /// Searches a photo at a size in overlapping tiles.
+    fn in_tiles(&self, photo: &RgbImage, scale: f64, config: &DetectConfig) -> Result<Vec<Detection>> {
+        let scaled = scaled(photo, scale);
+        let (width, height) = (scaled.width() as usize, scaled.height() as usize);
+        let (columns, rows) = (starts(width), starts(height));
+        if columns.len().saturating_mul(rows.len()) > MAX_TILES {
+            return Err(Error::Detection(format!(
+                "expected at most {MAX_TILES} tiles of {TILE} pixels, found {}x{} in a photo of {}x{}; look for larger \
+                 faces",
+                columns.len(),
+                rows.len(),
+                photo.width(),
+                photo.height()
+            )));
+        }
+        let mut all = Vec::new();
+        for &top in &rows {
+            for &left in &columns {
+                let (w, h) = (TILE.min(width - left), TILE.min(height - top));
+                let tile = imageops::crop_imm(&*scaled, left as u32, top as u32, w as u32, h as u32).to_image();
+                // A tile inside the photo has edges that are none of the photo's.
+                let is_whole = |detection: &Detection| {
+                    let [x0, y0, x1, y1] = detection.bounds;
+                    let is_inside = |edge: f32, is_photo: bool| is_photo || edge >= EDGE_PX;
+                    is_inside(x0, left == 0)
+                        && is_inside(y0, top == 0)
+                        && is_inside(w as f32 - x1, left + w == width)
+                        && is_inside(h as f32 - y1, top + h == height)
+                };
+                let found = self.look(&tile, 0, config)?.into_iter().filter(is_whole);
+                all.extend(found.map(|detection| at_size(moved(detection, [left, top]), &scaled, photo)));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Scales beyond the first that are needed to find faces of `min_face` pixels: each twice the one before, the last the
+/// photo's own at most.
+fn finer(first: f64, min_face: Option<f32>) -> Vec<f64> {
+    let wanted = min_face.map_or(0.0, |side| f64::from(SMALLEST_PX / side)).min(1.0);
+    let mut scales = Vec::new();
+    let mut scale = first;
+    while scale < wanted {
+        scale = (2.0 * scale).min(wanted);
+        scales.push(scale);
+    }
+    scales
+}
+
+/// Where tiles start along a side, so that neighbours share enough.
+fn starts(side: usize) -> Vec<usize> {
+    let num = side.saturating_sub(SHARED).div_ceil(TILE - SHARED).max(1);
+    let last = side.saturating_sub(TILE);
+    (0..num).map(|i| if num == 1 { 0 } else { i * last / (num - 1) }).collect()
+}
+
+/// Returns the photo at a scale, at least one pixel on each side.
+fn scaled(photo: &RgbImage, scale: f64) -> Cow<'_, RgbImage> {
+    let size = [photo.width(), photo.height()].map(|side| ((f64::from(side) * scale) as usize).max(1));
+    match size == [photo.width() as usize, photo.height() as usize] || photo.is_empty() {
+        true => Cow::Borrowed(photo),
+        false => Cow::Owned(resize(photo, size)),
+    }
+}
+
+/// A detection in `from` as one of `to`, the same photo at another size.
+fn at_size(detection: Detection, from: &RgbImage, to: &RgbImage) -> Detection {
+    let step = [to.width() as f32 / from.width() as f32, to.height() as f32 / from.height() as f32];
+    let Detection { bounds: [x0, y0, x1, y1], landmarks, score } = detection;
+    Detection {
+        bounds: [x0 * step[0], y0 * step[1], x1 * step[0], y1 * step[1]],
+        landmarks: landmarks.map(|[x, y]| [x * step[0], y * step[1]]),
+        score,
+    }
+}
+
+fn moved(detection: Detection, [x, y]: [usize; 2]) -> Detection {
+    let [x, y] = [x as f32, y as f32];
+    let Detection { bounds: [x0, y0, x1, y1], landmarks, score } = detection;
+    Detection {
+        bounds: [x0 + x, y0 + y, x1 + x, y1 + y],
+        landmarks: landmarks.map(|[px, py]| [px + x, py + y]),
+        score,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_a_side_and_neighbours_share_enough() {
+        for side in [1, 100, 640, 641, 1120, 1121, 5000, 50_000] {
+            let starts = starts(side);
+            assert_eq!(starts[0], 0);
+            assert_eq!(starts[starts.len() - 1] + TILE.min(side), side.max(TILE.min(side)), "{side}");
+            for pair in starts.windows(2) {
+                assert!(pair[1] > pair[0] && pair[0] + TILE >= pair[1] + SHARED, "{side}: {starts:?}");
+            }
+        }
+        assert_eq!(starts(640), [0]);
+        assert_eq!(starts(1120), [0, 480]);
+    }
+
+    #[test]
+    fn finer_scales_double_up_to_what_the_smallest_face_needs() {
+        assert!(finer(0.5, None).is_empty() && finer(0.5, Some(40.0)).is_empty());
+        assert_eq!(finer(0.1, Some(32.0)), [0.2, 0.4, 0.5]);
+        assert_eq!(finer(0.3, Some(1.0)), [0.6, 1.0]);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for (config, what) in [
+            (DetectConfig { min_score: 1.5, ..DetectConfig::default() }, "min_score: expected 0 to 1, found 1.5"),
+            (DetectConfig { max_overlap: f32::NAN, ..DetectConfig::default() }, "max_overlap: expected 0 to 1, found NaN"),
+            (DetectConfig { longer_side: Some(0), ..DetectConfig::default() }, "longer_side: expected 32 to 4096"),
+            (DetectConfig { min_face: Some(0.0), ..DetectConfig::default() }, "min_face: expected 4 to 10000"),
+        ] {
+            let error = config.validate().expect_err("out of range").to_string();
+            assert!(error.contains(what), "{error}");
+        }
+        DetectConfig::default().validate().expect("the defaults are in range");
+    }
+}
