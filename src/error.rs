@@ -119,7 +119,10 @@ impl Error {
 }
 
 /// Describes a feature that this build lacks and the command that adds it to the features it has.
-#[cfg_attr(all(feature = "hub", feature = "cudnn", feature = "any-onnx"), expect(dead_code, reason = "no feature is missing"))]
+#[cfg_attr(
+    all(feature = "hub", feature = "cudnn", feature = "any-onnx"),
+    expect(dead_code, reason = "no feature is missing")
+)]
 pub(crate) fn missing_feature(feature: &str) -> String {
     let built = [
         ("hub", cfg!(feature = "hub")),

@@ -1,5 +1,6 @@
 //! The command line: parses flags, shows progress on stderr, prints results on stdout.
 
+mod align;
 mod allocator;
 mod bootstrap;
 mod calibrate;
@@ -36,6 +37,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
+use align::AlignArgs;
 use calibrate::CalibrateArgs;
 use compare::CompareArgs;
 use convert::ConvertArgs;
@@ -84,6 +86,8 @@ enum Command {
     Calibrate(CalibrateArgs),
     /// Says whether two photos or aligned crops show one person, by a calibrated or given threshold
     Verify(VerifyArgs),
+    /// Finds the faces of photos and writes each aligned, as a data set
+    Align(AlignArgs),
     /// Draws masks onto the faces of photos or onto aligned face crops
     Mask(MaskArgs),
     /// Shows, converts and checks data sets, and draws pairs to test on
@@ -110,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => exit_code(args.run()),
         Command::Calibrate(args) => exit_code(args.run()),
         Command::Verify(args) => exit_code(args.run()),
+        Command::Align(args) => exit_code(args.run()),
         Command::Mask(args) => exit_code(args.run()),
         Command::Data(args) => exit_code(args.run()),
         Command::Embed(args) => exit_code(args.run()),

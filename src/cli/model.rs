@@ -59,7 +59,8 @@ impl HubArgs {
             self.say_cache();
         }
         let bar = bar(name);
-        let loaded = open_model(name, self.embedding_output.as_deref(), &self.hub(), &mut |done, total| show(&bar, done, total));
+        let loaded =
+            open_model(name, self.embedding_output.as_deref(), &self.hub(), &mut |done, total| show(&bar, done, total));
         bar.finish_and_clear();
         let mut loaded = loaded?;
         if self.bgr || self.mean.is_some() || self.std.is_some() {

@@ -73,6 +73,11 @@ impl WhichArgs {
 }
 
 impl PhotoArgs {
+    /// The detector as the user named it.
+    pub(super) fn detector_name(&self) -> &str {
+        self.detector.as_deref().unwrap_or(DEFAULT_DETECTOR)
+    }
+
     /// Returns what makes crops of `side` pixels.
     ///
     /// # Errors
@@ -101,7 +106,8 @@ impl PhotoArgs {
 fn opened(name: &str, hub: &HubArgs) -> crate::Result<Detector> {
     let reference = ModelRef::parse(name)?;
     let file = hub.fetch(&reference)?;
-    let path = file.path().ok_or_else(|| Error::Detection(format!("{name}: expected a face detector, found a network")))?;
+    let path =
+        file.path().ok_or_else(|| Error::Detection(format!("{name}: expected a face detector, found a network")))?;
     Detector::open(path)
 }
 

@@ -435,6 +435,10 @@ impl LfwLists {
     fn train_names(&self, config: &DataConfig) -> Result<Vec<String>> {
         let path = &self.people;
         let people = People::read(path)?;
+        if people.folds.len() == 1 {
+            let what = "expected folds to train on and others to test on, found one, whose pairs are all tested";
+            return Err(Error::Data { path: path.to_owned(), what: what.into() });
+        }
         let wanted: Vec<usize> = match config.train_folds.as_slice() {
             [] => (1..=people.folds.len()).filter(|f| !config.test_folds.contains(f)).collect(),
             folds => folds.to_vec(),
@@ -446,6 +450,10 @@ impl LfwLists {
     fn test(&self, config: &DataConfig, source: &Source) -> Result<TestSet> {
         let path = &self.pairs;
         let list = PairList::read_lfw(path)?;
+        // A list without folds is a test of its own.
+        if list.num_folds() == 1 {
+            return config.listed_test(source, path);
+        }
         check_folds(path, &config.test_folds, list.num_folds())?;
         if config.test_folds.len() < 2 {
             let what = "data.test_folds: expected two folds or more: the threshold for each comes from the others";

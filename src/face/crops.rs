@@ -172,13 +172,14 @@ impl Cropper {
     /// Returns all faces of a photo, the surest first; none is no error.
     ///
     /// # Errors
-    /// When the detector cannot be opened, or the photo is too large.
+    /// [`Error::Detection`] when the detector cannot be opened; [`Error::Image`] when the photo is too large.
     pub fn faces(&self, photo: &RgbImage, name: &Path) -> Result<Vec<Face>> {
         let in_photo = |e: Error| match e {
             Error::Detection(what) => Error::Image { path: name.to_owned(), what },
             other => other,
         };
-        self.detector(photo, name)?.detect(photo, &self.config.detect).map_err(in_photo)
+        let detector = self.detector(photo, name)?;
+        detector.detect(photo, &self.config.detect).map_err(in_photo)
     }
 
     /// Returns the crop of an image: itself, or that of the face that is meant.
@@ -250,12 +251,12 @@ impl Cropper {
         let _guard = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         if self.detector.get().is_none() {
             let (width, height, side) = (photo.width(), photo.height(), self.config.side);
-            let detector = (self.open)().map_err(|e| match e {
-                Error::Detection(what) => Error::Image {
-                    path: name.to_owned(),
-                    what: format!("{width}x{height} pixels, no aligned crop of {side}x{side}: {what}"),
-                },
-                other => other,
+            let detector = (self.open)().map_err(|e| {
+                let why = if let Error::Detection(what) = e { what } else { e.to_string() };
+                let name = name.display();
+                Error::Detection(format!(
+                    "{name} is no aligned crop of {side}x{side} but {width}x{height} pixels: {why}"
+                ))
             })?;
             let _ = self.detector.set(detector);
         }

@@ -203,11 +203,7 @@ fn at_size(detection: Detection, from: &RgbImage, to: &RgbImage) -> Detection {
 fn moved(detection: Detection, [x, y]: [usize; 2]) -> Detection {
     let [x, y] = [x as f32, y as f32];
     let Detection { bounds: [x0, y0, x1, y1], landmarks, score } = detection;
-    Detection {
-        bounds: [x0 + x, y0 + y, x1 + x, y1 + y],
-        landmarks: landmarks.map(|[px, py]| [px + x, py + y]),
-        score,
-    }
+    Detection { bounds: [x0 + x, y0 + y, x1 + x, y1 + y], landmarks: landmarks.map(|[px, py]| [px + x, py + y]), score }
 }
 
 #[cfg(test)]
@@ -239,7 +235,10 @@ mod tests {
     fn settings_out_of_range_are_named() {
         for (config, what) in [
             (DetectConfig { min_score: 1.5, ..DetectConfig::default() }, "min_score: expected 0 to 1, found 1.5"),
-            (DetectConfig { max_overlap: f32::NAN, ..DetectConfig::default() }, "max_overlap: expected 0 to 1, found NaN"),
+            (
+                DetectConfig { max_overlap: f32::NAN, ..DetectConfig::default() },
+                "max_overlap: expected 0 to 1, found NaN",
+            ),
             (DetectConfig { longer_side: Some(0), ..DetectConfig::default() }, "longer_side: expected 32 to 4096"),
             (DetectConfig { min_face: Some(0.0), ..DetectConfig::default() }, "min_face: expected 4 to 10000"),
         ] {

@@ -281,7 +281,10 @@ fn foreign(file: &WeightsFile, onnx: &OnnxModel, why: &str, config: &LoadConfig)
         Error::Checkpoint { path, what } => Error::Checkpoint { path, what: format!("{why}; {what}") },
         other => other,
     })?;
-    notes.insert(0, format!("none of the known networks ({why}): run as its graph says, embedding {}", network.output()));
+    notes.insert(
+        0,
+        format!("none of the known networks ({why}): run as its graph says, embedding {}", network.output()),
+    );
     Ok((Network::Foreign(network), notes))
 }
 

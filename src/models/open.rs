@@ -11,12 +11,7 @@ use crate::weights::{Hub, ModelRef, WeightsFile};
 /// # Errors
 /// When `name` is unknown, the file cannot be fetched ([`Hub::fetch`]) or loaded ([`load_model`]), or its network is
 /// not the one that the manifest states.
-pub fn open_model(
-    name: &str,
-    output: Option<&str>,
-    hub: &Hub,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Loaded> {
+pub fn open_model(name: &str, output: Option<&str>, hub: &Hub, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
     let reference = ModelRef::parse(name)?;
     if let ModelRef::Detector(_) = reference {
         let what = "expected a network for faces, found a face detector (--detector)".to_owned();
@@ -27,7 +22,7 @@ pub fn open_model(
         WeightsFile::Path(path) => {
             let preprocessing = entry.map(|e| e.preprocessing.clone());
             load_model_with(&path, &LoadConfig { preprocessing, output: output.map(str::to_owned) })?
-        },
+        }
         WeightsFile::Bundled(bundled) => load_bundled(bundled)?,
     };
     if let Some(entry) = entry {

@@ -200,7 +200,12 @@ impl Job<'_> {
     }
 
     /// Returns a set's images as crops of the face that is meant, each searched; `used` are those that are compared.
-    fn in_photos(&self, images: &Arc<dyn Dataset>, used: &[usize], progress: &mut Progress) -> Result<Arc<dyn Dataset>> {
+    fn in_photos(
+        &self,
+        images: &Arc<dyn Dataset>,
+        used: &[usize],
+        progress: &mut Progress,
+    ) -> Result<Arc<dyn Dataset>> {
         let cropper = self.args.photos.cropper(self.args.which.which(), FACE_SIZE as usize, &self.args.hub)?;
         in_photos(images, used, &cropper, |done| {
             self.end_if_interrupted();

@@ -187,7 +187,10 @@ impl Foreign {
             let found = outputs.iter().find(|(found, _)| found == name);
             let found = found.ok_or_else(|| format!("expected an output {name:?}, found {}", listed(&outputs)))?;
             let length = length(&found.1);
-            return Ok((name.to_owned(), length.ok_or_else(|| not_an_embedding(n, &listed(std::slice::from_ref(found))))?));
+            return Ok((
+                name.to_owned(),
+                length.ok_or_else(|| not_an_embedding(n, &listed(std::slice::from_ref(found))))?,
+            ));
         }
         let possible: Vec<Output> = outputs.iter().filter(|(_, shape)| length(shape).is_some()).cloned().collect();
         match &possible[..] {

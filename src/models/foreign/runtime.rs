@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rten::{Dimension, Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value};
-use rten_tensor::prelude::*;
 use rten_tensor::Tensor;
+use rten_tensor::prelude::*;
 
 use super::{Output, Values4};
 use crate::weights::OnnxFiles;

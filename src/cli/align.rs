@@ -1,0 +1,453 @@
+//! `maskinv align`.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::model::HubArgs;
+use super::photos::PhotoArgs;
+use super::progress::Progress;
+use super::threads::ThreadsArgs;
+use super::{interrupt, list_images, print, print_json, tell};
+use crate::data::{Export, open_source, read_image, write_image, write_records, write_shards};
+use crate::error::Error;
+use crate::face::{Cropper, Face, Which};
+use crate::files::{UnfinishedFolder, hex, is_inside, write_atomic};
+use crate::parallel;
+
+/// Photos between two entries of the journal.
+const PHOTOS_AT_ONCE: usize = 64;
+/// What is known of the photos that are done, one in a line, in the unfinished folder.
+const JOURNAL: &str = ".maskinv-journal";
+/// Crops, in the new folder.
+const IMAGES: &str = "images";
+/// Boxes, points and scores, in the new folder.
+const FACES: &str = "faces.csv";
+/// What has no crop, in the new folder.
+const LEFT_OUT: &str = "left_out.csv";
+/// Lists of LFW that are copied.
+const LISTS: [&str; 2] = ["people.txt", "pairs.txt"];
+/// Images in a shard of WebDataset.
+const SHARD_SIZE: usize = 10_000;
+
+/// Arguments of `maskinv align`.
+#[derive(Args, Debug)]
+pub struct AlignArgs {
+    /// Folder of photos (searched recursively), or a photo
+    #[arg(value_name = "PHOTOS")]
+    input: PathBuf,
+    /// New folder: images/ with the crops under the photos' names, faces.csv with boxes, points and scores, left_out.csv
+    /// with the photos that have no crop; or a new .rec file, or shards by --to, with these lists beside
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// Output format [default: from the extension of OUT]
+    #[arg(long, value_enum)]
+    to: Option<Target>,
+    /// Side of the crops in pixels, 32 to 512
+    #[arg(long, value_name = "PIXELS", default_value_t = 112, value_parser = clap::value_parser!(u16).range(32..=512))]
+    size: u16,
+    /// Format of the crops; JPEG at quality 95
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = CropFormat::Jpg)]
+    format: CropFormat,
+    /// The faces to take of a photo with several
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = Faces::Largest)]
+    face: Faces,
+    #[command(flatten)]
+    photos: PhotoArgs,
+    #[command(flatten)]
+    threads: ThreadsArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Print the counts as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Target {
+    /// A folder with images/ in the photos' folders
+    Folder,
+    /// MXNet's RecordIO in insightface's layout: .rec, .idx, .lst and property
+    Recordio,
+    /// Tar files with labels in .cls files
+    Webdataset,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CropFormat {
+    Jpg,
+    Png,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Faces {
+    /// The largest
+    Largest,
+    /// The one nearest to the middle
+    Central,
+    /// The one with the highest score
+    Surest,
+    /// The only one; photos with several are left out
+    Only,
+    /// Each in a crop of its own, NAME_1, NAME_2, ..., the surest first
+    All,
+}
+
+/// A photo that is done.
+#[derive(Debug, Serialize, Deserialize)]
+struct Done {
+    /// Its place among the inputs.
+    photo: usize,
+    num_faces: usize,
+    /// The crops' names and what was found; none for an image that was a crop already.
+    crops: Vec<(String, Option<Found>)>,
+    /// Why there is no crop.
+    left_out: Option<String>,
+}
+
+/// A face in numbers.
+#[derive(Debug, Serialize, Deserialize)]
+struct Found {
+    score: f32,
+    bounds: [f32; 4],
+    landmarks: [[f32; 2]; 5],
+}
+
+impl AlignArgs {
+    /// Aligns the faces of the photos and writes the crops.
+    ///
+    /// # Errors
+    /// When no photo is there, none has a face, two crops would have one name, or the output exists or cannot be written.
+    pub fn run(self) -> Result<()> {
+        let target = self.target()?;
+        if self.output.symlink_metadata().is_ok() {
+            bail!("{}: exists already", self.output.display());
+        }
+        let root = self.root();
+        let inputs = list_images(&root)?;
+        if root.is_dir() && is_inside(&self.output, &root) {
+            bail!("{}: expected a place outside of {}", self.output.display(), root.display());
+        }
+        let names = self.names(&root, &inputs)?;
+        self.threads.start()?;
+        let cropper = self.photos.cropper(self.which(), self.size.into(), &self.hub)?;
+        let stop = interrupt::flag()?;
+        let unfinished = UnfinishedFolder::open(&self.output, &self.key(&inputs, &cropper)?)?;
+        let work = Work { args: &self, inputs: &inputs, names: &names, folder: unfinished.path(), cropper: &cropper };
+        let done = match work.run(&stop) {
+            Ok(done) => done,
+            Err(error) if error.downcast_ref::<Error>().is_some_and(Error::is_interruption) => {
+                return Err(unfinished.interrupted().into());
+            }
+            Err(error) => {
+                unfinished.discard();
+                return Err(error);
+            }
+        };
+        let num_crops: usize = done.iter().map(|photo| photo.crops.len()).sum();
+        if num_crops == 0 {
+            let first = done.iter().find_map(|photo| photo.left_out.clone()).unwrap_or_default();
+            unfinished.discard();
+            let what = format!("none of {} photos has a crop, the first: {first}", inputs.len());
+            return Err(Error::Face { path: root, what }.into());
+        }
+        self.finish(target, unfinished, &root, &inputs, &done, &stop)?;
+        self.tell(&inputs, &done, num_crops)
+    }
+
+    fn target(&self) -> Result<Target> {
+        let is_rec = self.output.extension().is_some_and(|x| x.eq_ignore_ascii_case("rec"));
+        match (self.to, is_rec) {
+            (None | Some(Target::Recordio), true) => Ok(Target::Recordio),
+            (Some(Target::Recordio), false) => bail!("{}: expected NAME.rec", self.output.display()),
+            (Some(_), true) => bail!("{}: the extension does not match --to", self.output.display()),
+            (to, false) => Ok(to.unwrap_or(Target::Folder)),
+        }
+    }
+
+    fn which(&self) -> Which {
+        match self.face {
+            Faces::Largest | Faces::All => Which::Largest,
+            Faces::Central => Which::Central,
+            Faces::Surest => Which::Surest,
+            Faces::Only => Which::Only,
+        }
+    }
+
+    /// Returns the folder of the photos: that of a data set is its `images/`, beside lists.
+    fn root(&self) -> PathBuf {
+        let images = self.input.join(IMAGES);
+        if images.is_dir() { images } else { self.input.clone() }
+    }
+
+    /// Returns the name of each photo's crop, without its extension.
+    fn names(&self, root: &Path, inputs: &[PathBuf]) -> Result<Vec<String>> {
+        let mut names = Vec::with_capacity(inputs.len());
+        let mut inputs_of = BTreeMap::new();
+        for input in inputs {
+            let inside = if root.is_dir() {
+                input.strip_prefix(root)?
+            } else {
+                Path::new(input.file_name().unwrap_or_default())
+            };
+            let name = inside.with_extension("");
+            let name =
+                name.to_str().with_context(|| format!("{}: expected a name in UTF-8", input.display()))?.to_owned();
+            if let Some(other) = inputs_of.insert(name.clone(), input) {
+                let [a, b] = [other, input].map(|path| path.display());
+                bail!("{a} and {b} would both be written to {name}.{}", self.extension());
+            }
+            names.push(name);
+        }
+        Ok(names)
+    }
+
+    fn extension(&self) -> &'static str {
+        match self.format {
+            CropFormat::Jpg => "jpg",
+            CropFormat::Png => "png",
+        }
+    }
+
+    /// Describes what is aligned and how: an interrupted command goes on only if nothing of it has changed.
+    fn key(&self, inputs: &[PathBuf], cropper: &Cropper) -> Result<String> {
+        let mut hasher = Sha256::new();
+        for path in inputs {
+            let data = std::fs::metadata(path).with_context(|| path.display().to_string())?;
+            let modified = data.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+            hasher.update(format!("{}\0{}\0{modified:?}\0", path.display(), data.len()));
+        }
+        let photos = hex(&hasher.finalize());
+        let (version, format, face) = (env!("CARGO_PKG_VERSION"), self.format, self.face);
+        let detector = self.photos.detector_name();
+        Ok(format!("maskinv {version}: align {photos} {format:?} {face:?} {detector} {:?}", cropper.config()))
+    }
+
+    /// Gives the crops and their lists their places.
+    fn finish(
+        &self,
+        target: Target,
+        unfinished: UnfinishedFolder,
+        root: &Path,
+        inputs: &[PathBuf],
+        done: &[Done],
+        stop: &Arc<AtomicBool>,
+    ) -> Result<()> {
+        let (faces, left_out) = lists(root, inputs, done)?;
+        let beside = |name: &str| self.output.with_extension(name);
+        let places = match target {
+            Target::Folder => [unfinished.path().join(FACES), unfinished.path().join(LEFT_OUT)],
+            Target::Recordio => [beside(FACES), beside(LEFT_OUT)],
+            Target::Webdataset => [self.output.join(FACES), self.output.join(LEFT_OUT)],
+        };
+        let write = || -> Result<()> {
+            write_atomic(&places[0], &faces)?;
+            Ok(write_atomic(&places[1], &left_out)?)
+        };
+        if target == Target::Folder {
+            write()?;
+            let lists = LISTS.iter().map(|name| (self.input.join(name), unfinished.path().join(name)));
+            for (from, to) in lists.filter(|(from, _)| root != self.input && from.is_file()) {
+                write_atomic(&to, &std::fs::read(&from).with_context(|| from.display().to_string())?)?;
+            }
+            std::fs::remove_file(unfinished.path().join(JOURNAL))?;
+            return Ok(unfinished.finish()?);
+        }
+        let source = open_source(&unfinished.path().join(IMAGES))?;
+        let mut progress = Progress::new();
+        let mut on = |written| progress.count("write", "images written", written, source.images.len());
+        let mut export = Export::new(source.images.as_ref(), &mut on).stopped_by(stop);
+        let written = match target {
+            Target::Recordio => write_records(&mut export, &self.output),
+            _ => write_shards(&mut export, &self.output, SHARD_SIZE),
+        };
+        match written {
+            Err(error) if error.is_interruption() => return Err(unfinished.interrupted().into()),
+            other => other?,
+        }
+        write()?;
+        unfinished.discard();
+        Ok(())
+    }
+
+    /// Says what was done.
+    fn tell(&self, inputs: &[PathBuf], done: &[Done], num_crops: usize) -> Result<()> {
+        let left_out: Vec<&Done> = done.iter().filter(|photo| photo.left_out.is_some()).collect();
+        let num_without = left_out.iter().filter(|photo| photo.num_faces == 0).count();
+        let num_several = done.iter().filter(|photo| photo.num_faces > 1).count();
+        if self.json {
+            return print_json(&serde_json::json!({
+                "photos": inputs.len(),
+                "crops": num_crops,
+                "left_out": left_out.len(),
+                "several_faces": num_several,
+                "out": self.output,
+            }));
+        }
+        let several = if num_several > 0 { format!(", {num_several} with several faces") } else { String::new() };
+        print(&format!("{} photos{several}: {num_crops} crops in {}", inputs.len(), self.output.display()))?;
+        if !left_out.is_empty() {
+            tell(format_args!(
+                "{} photos left out, {num_without} of them without a face or unreadable: {LEFT_OUT} says why",
+                left_out.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The photos and the place for their crops.
+struct Work<'a> {
+    args: &'a AlignArgs,
+    inputs: &'a [PathBuf],
+    names: &'a [String],
+    folder: &'a Path,
+    cropper: &'a Cropper,
+}
+
+impl Work<'_> {
+    /// Crops all photos that are not done yet; returns what is known of each, in their order.
+    fn run(&self, stop: &AtomicBool) -> Result<Vec<Done>> {
+        let (path, total) = (self.folder.join(JOURNAL), self.inputs.len());
+        let mut done = read_journal(&path)?;
+        let mut progress = Progress::new();
+        if !done.is_empty() {
+            tell(format_args!("going on after {} of {total} photos", done.len()));
+        }
+        let left: Vec<usize> = (0..total).filter(|photo| !done.contains_key(photo)).collect();
+        let mut journal =
+            OpenOptions::new().append(true).create(true).open(&path).with_context(|| path.display().to_string())?;
+        let num_done = AtomicUsize::new(done.len());
+        for photos in left.chunks(PHOTOS_AT_ONCE) {
+            let shown = Mutex::new(&mut progress);
+            let results = parallel::map(photos.len(), |i| {
+                if stop.load(Ordering::Relaxed) {
+                    return None;
+                }
+                let result = self.photo(photos[i]);
+                let num = num_done.fetch_add(1, Ordering::Relaxed) + 1;
+                shown.lock().unwrap_or_else(PoisonError::into_inner).count("align", "photos read", num, total);
+                Some(result)
+            });
+            // The crops are there before the journal says so.
+            let mut lines = String::new();
+            for photo in results.into_iter().flatten() {
+                let photo = photo?;
+                lines += &(serde_json::to_string(&photo)? + "\n");
+                done.insert(photo.photo, photo);
+            }
+            append(&mut journal, &lines).with_context(|| path.display().to_string())?;
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::io(self.folder)(std::io::ErrorKind::Interrupted.into()).into());
+            }
+        }
+        Ok(done.into_values().collect())
+    }
+
+    /// Crops a photo. One that cannot be read or has no face is left out; that a crop cannot be written is an error.
+    fn photo(&self, photo: usize) -> Result<Done> {
+        let path = &self.inputs[photo];
+        let mut num_faces = 0;
+        let crops = match self.crops(path, &mut num_faces) {
+            Ok(crops) => crops,
+            Err(error @ (Error::Image { .. } | Error::Face { .. } | Error::Io { .. })) => {
+                let what = error.to_string();
+                let what = what.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&what).to_owned();
+                return Ok(Done { photo, num_faces, crops: Vec::new(), left_out: Some(what) });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let is_numbered = self.args.face == Faces::All;
+        let mut written = Vec::with_capacity(crops.len());
+        for (i, crop) in crops.into_iter().enumerate() {
+            let number = if is_numbered { format!("_{}", i + 1) } else { String::new() };
+            let name = format!("{}{number}.{}", self.names[photo], self.args.extension());
+            let place = self.folder.join(IMAGES).join(&name);
+            std::fs::create_dir_all(crate::files::folder_of(&place)).map_err(Error::io(&place))?;
+            write_image(&crop.image, &place)?;
+            let found = |Face { bounds, landmarks, score }| Found { score, bounds, landmarks };
+            written.push((name, crop.face.map(found)));
+        }
+        Ok(Done { photo, num_faces, crops: written, left_out: None })
+    }
+
+    /// Returns the crops of a photo's faces and sets their number.
+    fn crops(&self, path: &Path, num_faces: &mut usize) -> crate::Result<Vec<crate::face::Crop>> {
+        let image = read_image(path)?;
+        if self.cropper.is_crop(&image, path)? {
+            *num_faces = 1;
+            return Ok(vec![self.cropper.crop(image, path)?]);
+        }
+        let faces = self.cropper.faces(&image, path)?;
+        *num_faces = faces.len();
+        let chosen = match self.args.face {
+            Faces::All if !faces.is_empty() => faces,
+            _ => vec![self.cropper.chosen(faces, &image, path)?],
+        };
+        chosen.iter().map(|face| self.cropper.of_face(&image, face, *num_faces)).collect()
+    }
+}
+
+fn append(journal: &mut File, lines: &str) -> std::io::Result<()> {
+    journal.write_all(lines.as_bytes())?;
+    journal.sync_data()
+}
+
+/// Returns the photos that an interrupted command has done; the last line may be cut.
+fn read_journal(path: &Path) -> Result<BTreeMap<usize, Done>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    if whole < text.len() {
+        write_atomic(path, &text.as_bytes()[..whole])?;
+    }
+    let lines = text[..whole].lines();
+    lines.map(|line| serde_json::from_str::<Done>(line).map(|photo| (photo.photo, photo)).map_err(Into::into)).collect()
+}
+
+/// Returns the lists of faces and of photos that are left out, as CSV.
+fn lists(root: &Path, inputs: &[PathBuf], done: &[Done]) -> Result<(Vec<u8>, Vec<u8>)> {
+    let name = |photo: &Done| {
+        let path = &inputs[photo.photo];
+        path.strip_prefix(root)
+            .ok()
+            .filter(|inside| !inside.as_os_str().is_empty())
+            .unwrap_or(path)
+            .display()
+            .to_string()
+    };
+    let mut faces = csv::Writer::from_writer(Vec::new());
+    let points = ["lex", "ley", "rex", "rey", "nx", "ny", "lmx", "lmy", "rmx", "rmy"];
+    let head = ["file", "photo", "num_faces", "score", "left", "top", "right", "bottom"];
+    faces.write_record(head.into_iter().chain(points))?;
+    let mut left_out = csv::Writer::from_writer(Vec::new());
+    left_out.write_record(["photo", "num_faces", "reason"])?;
+    for photo in done {
+        for (file, found) in &photo.crops {
+            let mut row = vec![file.clone(), name(photo), photo.num_faces.to_string()];
+            match found {
+                Some(Found { score, bounds, landmarks }) => {
+                    row.push(format!("{score:.4}"));
+                    row.extend(bounds.iter().chain(landmarks.as_flattened()).map(|v| format!("{v:.2}")));
+                }
+                None => row.resize(head.len() + points.len(), String::new()),
+            }
+            faces.write_record(row)?;
+        }
+        if let Some(reason) = &photo.left_out {
+            left_out.write_record([name(photo), photo.num_faces.to_string(), reason.clone()])?;
+        }
+    }
+    Ok((faces.into_inner()?, left_out.into_inner()?))
+}
