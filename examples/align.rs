@@ -5,7 +5,8 @@
 //! cargo run --release --example align -- face_detection_yunet_2023mar.onnx OUT photo.jpg...
 //! ```
 //!
-//! With `--as-it-is` before the photos they are searched at their own size, not scaled to 640 pixels.
+//! With `--as-it-is` before the photos they are searched once, at their own size; with `--once`, once at no more than 640
+//! pixels.
 
 use std::path::{Path, PathBuf};
 
@@ -21,11 +22,11 @@ fn main() -> Result<()> {
     let mut config = DetectConfig::default();
     std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
     for photo in args {
-        if photo.as_os_str() == "--as-it-is" {
-            config = DetectConfig::AS_IT_IS;
-            continue;
+        match photo.to_str() {
+            Some("--as-it-is") => config = DetectConfig::AS_IT_IS,
+            Some("--once") => config = DetectConfig { longer_side: Some(640), ..DetectConfig::AS_IT_IS },
+            _ => write_faces(&detector, &config, &photo, &out).with_context(|| photo.display().to_string())?,
         }
-        write_faces(&detector, &config, &photo, &out).with_context(|| photo.display().to_string())?;
     }
     Ok(())
 }
@@ -33,9 +34,9 @@ fn main() -> Result<()> {
 fn write_faces(detector: &Detector, config: &DetectConfig, photo: &Path, out: &Path) -> Result<()> {
     let (image, name) = (read_image(photo)?, photo.file_stem().context("a photo has a name")?.to_string_lossy());
     for (i, face) in detector.detect(&image, config)?.iter().enumerate() {
-        let numbers = face.bounds.iter().chain(face.landmarks.as_flattened()).map(|x| format!("{x:.2}"));
+        let numbers = face.bounds.iter().chain(face.points()?.as_flattened()).map(|x| format!("{x:.2}"));
         println!("{}\t{:.4}\t{}", photo.display(), face.score, numbers.collect::<Vec<_>>().join("\t"));
-        align_face(&image, &face.landmarks)?.save(out.join(format!("{name}-{}.png", i + 1)))?;
+        align_face(&image, face.points()?)?.save(out.join(format!("{name}-{}.png", i + 1)))?;
     }
     Ok(())
 }

@@ -5,9 +5,13 @@
     python3 scripts/compare_detectors.py target/release/examples/align DETECTOR.onnx PHOTO...
 
 YuNet is compared at the photos' own sizes, as FaceDetectorYN searches them, with its score and overlap of 0.6 and 0.3.
-SCRFD is compared at 640 pixels with the same two, read as insightface's package reads it: two anchors at each place,
-distances from it, boxes that count their last pixel. The package scales both sides back by the rounded height alone; here
-each side has its own factor, as in maskinv.
+SCRFD is compared at 640 pixels or the photo's own size, if that is smaller, with the same two, read as insightface's package
+reads it: two anchors at each place, distances from it, boxes that count their last pixel. The package scales both sides back
+by the rounded height alone; here each side has its own factor, as in maskinv. Photos are scaled as maskinv scales them: one
+more than twice as large is first halved by means of squares, where the package passes over pixels, and weights are not
+rounded to 11 bits as OpenCV's are, which moves a point by half a pixel in one photo of 620.
+
+Decoders of JPEG differ by a grey level here and there, so both sides read the photos as PNG files that OpenCV decoded.
 
 Prints, for each photo with another number of faces, both numbers, and at the end the largest distance of corners and
 points of the others in pixels. Exit code 1 if a number differs or a distance is above half a pixel.
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -44,18 +49,22 @@ def scrfd(path):
 
     def find(photo):
         height, width = photo.shape[:2]
-        longer = max(height, width)
-        w, h = width * SIDE // longer, height * SIDE // longer
-        image = np.zeros((SIDE, SIDE, 3), np.uint8)
-        image[:h, :w] = cv2.resize(photo, (w, h))
+        scale = min(1, SIDE / max(height, width))
+        w, h = int(width * scale), int(height * scale)
+        side = (max(w, h) + 31) // 32 * 32
+        while photo.shape[1] > 2 * w and photo.shape[0] > 2 * h:
+            even = photo[: photo.shape[0] // 2 * 2, : photo.shape[1] // 2 * 2].astype(np.uint16)
+            photo = ((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) // 4).astype(np.uint8)
+        image = np.zeros((side, side, 3), np.uint8)
+        image[:h, :w] = bilinear(photo, w, h)
         blob = ((image[:, :, ::-1].astype(np.float32) - 127.5) / 128).transpose(2, 0, 1)[None]
         outputs = session.run(None, {name: np.ascontiguousarray(blob)})
         rows = []
         for level, stride in enumerate((8, 16, 32)):
             scores, boxes, points = (outputs[level + 3 * k].reshape(-1, c) for k, c in enumerate((1, 4, 10)))
-            side = SIDE // stride
-            place = np.arange(side * side).repeat(2)
-            at = np.stack([place % side, place // side], 1).astype(np.float32) * stride
+            places = side // stride
+            place = np.arange(places * places).repeat(2)
+            at = np.stack([place % places, place // places], 1).astype(np.float32) * stride
             corners = np.concatenate([at - boxes[:, :2] * stride, at + boxes[:, 2:] * stride], 1)
             moved = (points * stride).reshape(-1, 5, 2) + at[:, None]
             rows.append(np.concatenate([scores, corners, moved.reshape(-1, 10)], 1)[scores[:, 0] >= SCORE])
@@ -72,6 +81,18 @@ def scrfd(path):
     return find
 
 
+def bilinear(photo, width, height):
+    def places(size, to):
+        at = np.clip((np.arange(to, dtype=np.float32) + 0.5) * np.float32(size / to) - 0.5, 0, size - 1)
+        first = at.astype(int)
+        return first, np.minimum(first + 1, size - 1), (at - first).astype(np.float32)
+
+    (above, below, v), (left, right, u) = places(photo.shape[0], height), places(photo.shape[1], width)
+    photo, u, v = photo.astype(np.float32), u[None, :, None], v[:, None, None]
+    rows = photo[above] * (1 - v) + photo[below] * v
+    return (rows[:, left] * (1 - u) + rows[:, right] * u + 0.5).astype(np.uint8)
+
+
 def overlap(a, b):
     def area(box):
         return max(box[2] - box[0] + 1, 0) * max(box[3] - box[1] + 1, 0)
@@ -84,13 +105,16 @@ def main():
     program, model, *photos = sys.argv[1:]
     is_yunet = "yunet" in model
     find = (yunet if is_yunet else scrfd)(model)
-    with tempfile.TemporaryDirectory() as out:
-        command = [program, model, out, *(["--as-it-is"] if is_yunet else []), *photos]
-        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     ours = defaultdict(list)
-    for line in lines:
-        photo, *numbers = line.split("\t")
-        ours[photo].append([float(x) for x in numbers])
+    with tempfile.TemporaryDirectory() as out:
+        as_png = {str(Path(out) / f"{number}.png"): photo for number, photo in enumerate(photos)}
+        for path, photo in as_png.items():
+            cv2.imwrite(path, cv2.imread(photo))
+        command = [program, model, str(Path(out) / "crops"), "--as-it-is" if is_yunet else "--once", *as_png]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        for line in lines:
+            path, *numbers = line.split("\t")
+            ours[as_png[path]].append([float(x) for x in numbers])
     worst, num, differ = 0.0, 0, 0
     for photo in photos:
         expected, found = find(cv2.imread(photo)), np.array(ours[photo]).reshape(-1, 15)

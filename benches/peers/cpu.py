@@ -49,6 +49,8 @@ GROUPS = [  # title, works, peers
         ["torch", "torch-channels-last", "torch-compile"],
     ),
     ("Margin loss", ["margin 64 85742 512"], ["torch", "torch-target"]),
+    ("Detection", [], ["opencv", "onnxruntime"]),
+    ("From a photo to an embedding", [], ["opencv"]),
 ]
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 READY_S, SAMPLE_S, PAUSE_S = 600, 120, 0.05
@@ -160,7 +162,7 @@ def export(work):
 def measure(work, peers, args):
     """The workers that went through, and why the others failed, both by name."""
     workers, failed = {}, {}
-    needs_export = {"onnxruntime", "openvino"} & set(peers)
+    needs_export = {"onnxruntime", "openvino"} & set(peers) if work.startswith("infer ") else set()
     export_failure = export(work) if needs_export else None
 
     def attempt(name, action):
@@ -280,10 +282,17 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="works to run, as shell patterns")
     parser.add_argument("--peers", help="peers to run, separated by commas, or none (default: all)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder with models/ and raw_photos/ for `detect` and `photo`, as cpu_worker.py says"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument("--plain-malloc", action="store_true", help="leave the peers' glibc at its defaults")
     args = parser.parse_args()
     chosen = [] if args.peers == "none" else args.peers.split(",") if args.peers else sorted({peer for group in GROUPS for peer in group[2]})
+    if args.data:
+        path = Path(args.data).resolve()
+        GROUPS[-2][1].append(f"detect {path}")
+        GROUPS[-1][1].append(f"photo {path}")
     unknown = set(chosen) - {peer for group in GROUPS for peer in group[2]}
     groups = [
         (title, [w for w in works if any(fnmatch.fnmatchcase(w, p) for p in args.only)], [p for p in peers if p in chosen])

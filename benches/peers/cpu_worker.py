@@ -3,6 +3,7 @@
     python3 benches/peers/cpu_worker.py infer ARCH BATCH         --peer PEER [--threads 2] [--cache target/peers]
     python3 benches/peers/cpu_worker.py train ARCH BATCH CLASSES --peer PEER ...
     python3 benches/peers/cpu_worker.py margin N CLASSES D       --peer PEER ...
+    python3 benches/peers/cpu_worker.py detect DATA | photo DATA --peer PEER ...
     python3 benches/peers/cpu_worker.py export ARCH BATCH        [--cache target/peers]   (what onnxruntime and openvino read)
 
 ARCH is r18, r50, r100 (IResNet), r50-se (with squeeze-excitation) or mbf (MobileFaceNet, as insightface's w600k_mbf): 112x112
@@ -13,6 +14,11 @@ images in, 512 numbers out, f32.
           the backbone clipped at 5, SGD (lr 0.01, momentum 0.9, weight decay 5e-4) of the backbone and the class centres;
           labels are drawn anew for each step (one batch is learnt by heart in three, and then its gradients are subnormal)
 `margin`  forward and backward of the margin loss alone, to the embeddings and the class centres
+`detect`  YuNet on a photo scaled to 640x640 pixels: opencv is FaceDetectorYN with its post-processing, onnxruntime the
+          network alone. DATA has models/face_detection_yunet_2023mar.onnx and raw_photos/selfie-many-people.jpg
+`photo`   from the bytes of raw_photos/insightface_t1.jpg (1280x886) to the embedding of its largest face: decoded by OpenCV,
+          searched once by YuNet at 640 pixels, aligned by warpAffine, embedded with its mirror image by onnxruntime and
+          models/w600k_mbf.onnx
 
 PEER is torch, torch-channels-last or torch-compile; for infer also torch-compile-frozen (inductor's `freezing`: batch norms
 folded, weights packed; sometimes faster, sometimes slower), onnxruntime or openvino; for margin also torch-target, which takes
@@ -210,8 +216,77 @@ def margin_torch(n, classes, size, args):
     return step
 
 
+def onnx_session(path, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def yunet(data, threads):
+    import cv2
+
+    cv2.setNumThreads(threads)
+    path = str(data / "models" / "face_detection_yunet_2023mar.onnx")
+    return cv2.FaceDetectorYN.create(path, "", (640, 640), 0.6, 0.3, 5000)
+
+
+def detect_of(data, args):
+    import cv2
+    import numpy as np
+
+    photo = cv2.resize(cv2.imread(str(data / "raw_photos" / "selfie-many-people.jpg")), (640, 640))
+    if args.peer == "opencv":
+        detector = yunet(data, args.threads)
+        return lambda: detector.detect(photo)[1]
+    session = onnx_session(data / "models" / "face_detection_yunet_2023mar.onnx", args.threads)
+    x = np.ascontiguousarray(photo.transpose(2, 0, 1)[None]).astype(np.float32)
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: x})[0]
+
+
+def photo_of(data, args):
+    import cv2
+    import numpy as np
+
+    template = np.array(
+        [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+    )
+    detector = yunet(data, args.threads)
+    session = onnx_session(data / "models" / "w600k_mbf.onnx", args.threads)
+    name = session.get_inputs()[0].name
+    data = np.frombuffer((data / "raw_photos" / "insightface_t1.jpg").read_bytes(), np.uint8)
+
+    def similarity(points):
+        """Least squares, with points as complex numbers."""
+        p, t = (x[:, 0] + 1j * x[:, 1] for x in (points, template))
+        pm, tm = p.mean(), t.mean()
+        a = np.vdot(p - pm, t - tm) / np.vdot(p - pm, p - pm)
+        b = tm - a * pm
+        return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+
+    def step():
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        height, width = image.shape[:2]
+        scale = 640 / max(height, width)
+        small = cv2.resize(image, (int(width * scale), int(height * scale)))
+        detector.setInputSize(small.shape[1::-1])
+        faces = detector.detect(small)[1]
+        face = max(faces, key=lambda face: face[2] * face[3])
+        crop = cv2.warpAffine(image, similarity(face[4:14].reshape(5, 2) / scale), (112, 112), borderValue=0)
+        both = np.stack([crop, crop[:, ::-1]])[..., ::-1]
+        x = ((both.astype(np.float32) - 127.5) / 127.5).transpose(0, 3, 1, 2)
+        y = session.run(None, {name: np.ascontiguousarray(x)})[0].sum(0)
+        return y / np.linalg.norm(y)
+
+    return step
+
+
 def build(work, args):
     kind, *sizes = work
+    if kind in ("detect", "photo"):
+        return {"detect": detect_of, "photo": photo_of}[kind](Path(sizes[0]), args)
     sizes = [s if s in IRESNETS or s == "mbf" else int(s) for s in sizes]
     if args.peer in ("onnxruntime", "openvino"):
         return {"onnxruntime": infer_onnxruntime, "openvino": infer_openvino}[args.peer](*sizes, args)

@@ -1,16 +1,19 @@
 //! The maskinv worker of `benches/peers/cpu.py`: `worker infer ARCH BATCH | train ARCH BATCH CLASSES [--recompute] |
-//! margin N CLASSES D [--threads N]`. Prints `ready`, then the wall and CPU seconds of an iteration for each line on
+//! margin N CLASSES D | detect DATA | photo DATA [--threads N]`. Prints `ready`, then the wall and CPU seconds of an iteration for each line on
 //! stdin, and at the end its peak memory. With `--profile ROUNDS`, it times that many iterations instead and exits.
 
 use std::io::{BufRead, Write};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
-use maskinv::data::{Batch, Pixels};
+use image::imageops::{FilterType, resize};
+use maskinv::data::{Batch, Pixels, align_face, decode_image, read_image};
+use maskinv::face::{DetectConfig, Detector, Face};
 use maskinv::losses::{MarginConfig, MarginHead};
 use maskinv::machine::peak_bytes;
-use maskinv::models::{Arch, Model, ModelConfig};
+use maskinv::models::{Arch, Model, ModelConfig, load_model};
 use maskinv::ops::margin_loss::{Rows, margin_loss_with_gradients};
 use maskinv::train::{StepConfig, Trainer};
 use maskinv::workers;
@@ -32,7 +35,9 @@ fn main() -> Result<()> {
         Some("infer") => infer(network(&args[1])?, number(2)?)?,
         Some("train") => train(network(&args[1])?, number(2)?, number(3)?, recomputes)?,
         Some("margin") => margin(number(1)?, number(2)?, number(3)?)?,
-        _ => bail!("expected infer, train or margin"),
+        Some("detect") => detect(Path::new(args.get(1).context("detect DATA")?))?,
+        Some("photo") => photo(Path::new(args.get(1).context("photo DATA")?))?,
+        _ => bail!("expected infer, train, margin, detect or photo"),
     };
     for _ in 0..3 {
         step()?;
@@ -123,6 +128,43 @@ fn margin(n: usize, classes: usize, d: usize) -> Result<Box<dyn FnMut() -> Resul
         let margins = config.draw(n, &mut rng);
         let rows = Rows { labels: &labels, margins: &margins };
         margin_loss_with_gradients(&embeddings, &centres, rows, config.op(), 1.0, &mut gradient)?;
+        Ok(())
+    }))
+}
+
+/// Settings of one search of a photo at 640 pixels.
+fn once() -> DetectConfig {
+    DetectConfig { longer_side: Some(640), ..DetectConfig::AS_IT_IS }
+}
+
+fn detector(data: &Path) -> Result<Detector> {
+    Ok(Detector::open(&data.join("models/face_detection_yunet_2023mar.onnx"))?)
+}
+
+/// Faces in a photo of 640x640 pixels.
+fn detect(data: &Path) -> Result<Box<dyn FnMut() -> Result<()>>> {
+    let (detector, photo) = (detector(data)?, read_image(&data.join("raw_photos/selfie-many-people.jpg"))?);
+    let photo = resize(&photo, 640, 640, FilterType::Triangle);
+    Ok(Box::new(move || {
+        anyhow::ensure!(!detector.detect(&photo, &once())?.is_empty(), "no face");
+        Ok(())
+    }))
+}
+
+/// From the bytes of a JPEG to the embedding of its largest face.
+fn photo(data: &Path) -> Result<Box<dyn FnMut() -> Result<()>>> {
+    let (detector, bytes) = (detector(data)?, std::fs::read(data.join("raw_photos/insightface_t1.jpg"))?);
+    let network = load_model(&data.join("models/w600k_mbf.onnx"), None)?.model.into_inference(2)?;
+    let area = |face: &Face| (face.bounds[2] - face.bounds[0]) * (face.bounds[3] - face.bounds[1]);
+    Ok(Box::new(move || {
+        let photo = decode_image(&bytes, || "photo.jpg".into())?;
+        let faces = detector.detect(&photo, &once())?;
+        let face = faces.iter().max_by(|a, b| area(a).total_cmp(&area(b))).context("no face")?;
+        let crop = align_face(&photo, face.points()?)?;
+        let mut pixels = Pixels::new(112);
+        pixels.push(&crop);
+        pixels.push_flipped(&crop, true);
+        network.run_pixels(&pixels)?;
         Ok(())
     }))
 }

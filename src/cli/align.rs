@@ -373,7 +373,8 @@ impl Work<'_> {
             let place = self.folder.join(IMAGES).join(&name);
             std::fs::create_dir_all(crate::files::folder_of(&place)).map_err(Error::io(&place))?;
             write_image(&crop.image, &place)?;
-            let found = |Face { bounds, landmarks, score }| Found { score, bounds, landmarks };
+            let found =
+                |Face { bounds, landmarks, score }| Found { score, bounds, landmarks: landmarks.expect("a crop is aligned by them") };
             written.push((name, crop.face.map(found)));
         }
         Ok(Done { photo, num_faces, crops: written, left_out: None })

@@ -264,7 +264,7 @@ impl MaskArgs {
         // Says that there is none.
         cropper.chosen(faces.clone(), image, path)?;
         // Of faces that overlap, the nearer one is drawn last: the larger.
-        let mut faces: Vec<Landmarks> = faces.into_iter().map(|face| face.landmarks).collect();
+        let mut faces = faces.iter().map(|face| face.points().copied()).collect::<crate::Result<Vec<_>>>()?;
         let eyes = |[a, b, ..]: &Landmarks| (a[0] - b[0]).hypot(a[1] - b[1]);
         faces.sort_by(|a, b| eyes(a).total_cmp(&eyes(b)));
         Ok(faces)

@@ -14,7 +14,8 @@ pub(super) struct Maps {
 pub(super) struct Detection {
     /// Left, top, right, bottom.
     pub bounds: [f32; 4],
-    pub landmarks: Landmarks,
+    /// None by detectors of boxes alone.
+    pub landmarks: Option<Landmarks>,
     pub score: f32,
 }
 
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
 
     fn detection(bounds: [f32; 4], score: f32) -> Detection {
-        Detection { bounds, landmarks: [[0.0; 2]; 5], score }
+        Detection { bounds, landmarks: None, score }
     }
 
     #[test]

@@ -208,9 +208,9 @@ impl Cropper {
     /// Returns the crop of a face of a photo.
     ///
     /// # Errors
-    /// When the landmarks are all in one place.
+    /// When the landmarks are all in one place, or the detector gives none.
     pub fn of_face(&self, photo: &RgbImage, face: &Face, num_faces: usize) -> Result<Crop> {
-        let (image, landmarks) = align_face_to(photo, &face.landmarks, self.config.side)?;
+        let (image, landmarks) = align_face_to(photo, face.points()?, self.config.side)?;
         Ok(Crop { image, landmarks, face: Some(face.clone()), num_faces })
     }
 

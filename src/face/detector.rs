@@ -32,7 +32,7 @@ enum Family {
     Scrfd,
 }
 
-/// A face detector on the CPU: YuNet or SCRFD with landmarks, from its ONNX file.
+/// A face detector on the CPU: YuNet, or SCRFD with or without landmarks, from its ONNX file.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -44,7 +44,7 @@ enum Family {
 /// let detector = Detector::open(Path::new("face_detection_yunet_2023mar.onnx"))?;
 /// let photo = read_image(Path::new("photo.jpg"))?;
 /// for face in detector.detect(&photo, &DetectConfig::default())? {
-///     let crop = align_face(&photo, &face.landmarks)?;
+///     let crop = align_face(&photo, face.points()?)?;
 ///     println!("score {:.2}, {} pixels aligned", face.score, crop.len() / 3);
 /// }
 /// # Ok(())
@@ -73,7 +73,7 @@ impl Detector {
     /// Reads a detector. Which one it is, its outputs say.
     ///
     /// # Errors
-    /// When the file cannot be read, or is neither YuNet nor SCRFD with landmarks.
+    /// When the file cannot be read, or is neither YuNet nor SCRFD.
     pub fn open(path: &Path) -> Result<Self> {
         Self::of(&read_onnx(path)?, path)
     }
@@ -84,10 +84,7 @@ impl Detector {
         let lifted = lift(onnx).map_err(|what| refused(format!("not a face detector: {what}")))?;
         let names: Vec<&str> = lifted.outputs.iter().map(String::as_str).collect();
         let Some((family, levels)) = recognised(&names, &lifted.channels) else {
-            return Err(refused(format!(
-                "expected YuNet or SCRFD with landmarks, found outputs of {:?} channels",
-                lifted.channels
-            )));
+            return Err(refused(format!("expected YuNet or SCRFD, found outputs of {:?} channels", lifted.channels)));
         };
         Ok(Self { family, graph: lifted.graph, params: lifted.params, levels, prepared: Mutex::default() })
     }
@@ -108,7 +105,7 @@ impl Detector {
         let maps = Cpu::enter(|| self.run(photo, border, size))?;
         let back = |v: f32| v - border as f32;
         let moved = |Detection { bounds, landmarks, score }: Detection| {
-            let landmarks = landmarks.map(|point| point.map(back));
+            let landmarks = landmarks.map(|points| points.map(|point| point.map(back)));
             Detection { bounds: bounds.map(back), landmarks, score }
         };
         let found = self.found(&maps, config).into_iter().map(moved);
@@ -178,7 +175,10 @@ impl Detector {
             let of = |at: usize| &maps[outputs[at]];
             found.extend(match self.family {
                 Family::YuNet => yunet::level([of(0), of(1), of(2), of(3)], yunet::STRIDES[i], least),
-                Family::Scrfd => scrfd::level(of(0), of(1), of(2), scrfd::STRIDES[i], least),
+                Family::Scrfd => {
+                    let points = (outputs.len() > 2).then(|| of(2));
+                    scrfd::level(of(0), of(1), points, scrfd::STRIDES[i], least)
+                }
             });
         }
         self.choose(found, config)
@@ -195,9 +195,12 @@ fn recognised(names: &[&str], channels: &[usize]) -> Option<(Family, Vec<Vec<usi
     if let Some(levels) = yunet::STRIDES.iter().map(of_yunet).collect::<Option<Vec<_>>>() {
         return Some((Family::YuNet, levels));
     }
-    // All scores, then all boxes, then all landmarks.
+    // All scores, then all boxes, then all landmarks, if there are any.
     let expected = [1, 4, 10].map(|c| [c * scrfd::ANCHORS; 3]).concat();
-    (channels == expected).then(|| (Family::Scrfd, (0..3).map(|level| vec![level, 3 + level, 6 + level]).collect()))
+    let num_kinds = channels.len() / 3;
+    let is_scrfd = (2..=3).contains(&num_kinds) && *channels == expected[..3 * num_kinds];
+    let level = |level: usize| (0..num_kinds).map(|kind| 3 * kind + level).collect();
+    is_scrfd.then(|| (Family::Scrfd, (0..3).map(level).collect()))
 }
 
 #[cfg(test)]
@@ -255,10 +258,11 @@ mod tests {
         graph(&names.iter().map(|(name, c, stride)| (name.as_str(), *c, *stride)).collect::<Vec<_>>())
     }
 
-    fn scrfd() -> OnnxModel {
+    fn scrfd(kinds: &[&str]) -> OnnxModel {
         let outputs = [("score", 2), ("box", 8), ("points", 20)];
         let names: Vec<(String, usize, usize)> = outputs
             .iter()
+            .filter(|(name, _)| kinds.contains(name))
             .flat_map(|(name, c)| scrfd::STRIDES.map(|stride| (format!("{name}{stride}"), *c, stride)))
             .collect();
         graph(&names.iter().map(|(name, c, stride)| (name.as_str(), *c, *stride)).collect::<Vec<_>>())
@@ -285,7 +289,7 @@ mod tests {
             let largest =
                 faces.iter().find(|face| face.bounds[2] - face.bounds[0] > 15.0).expect("a face of 16 pixels");
             assert_eq!(largest.bounds, [24.0, 8.0, 40.0, 24.0], "{width}x{height}");
-            assert_eq!(largest.landmarks, [[32.0, 16.0]; 5]);
+            assert_eq!(largest.landmarks, Some([[32.0, 16.0]; 5]));
             assert_eq!(faces.len(), 5, "{width}x{height}: {faces:?}");
         }
         // Searched at half the size, it is where it was.
@@ -298,10 +302,16 @@ mod tests {
 
     #[test]
     fn scrfd_is_known_by_its_outputs() -> Result<()> {
-        let detector = opened(&scrfd())?;
+        let detector = opened(&scrfd(&["score", "box", "points"]))?;
         // (255 - 127.5) / 128 is below the mean that the filter asks for: nothing is found, and that is no error.
         assert_eq!(detector.family, Family::Scrfd);
         assert!(detector.detect(&photo(100, 60), &AS_IT_IS)?.is_empty());
+        // Without landmarks there are boxes alone.
+        let boxes = opened(&scrfd(&["score", "box"]))?;
+        assert_eq!(boxes.family, Family::Scrfd);
+        let faces = boxes.detect(&photo(100, 60), &DetectConfig { min_score: 0.0, ..AS_IT_IS })?;
+        assert!(!faces.is_empty() && faces.iter().all(|face| face.landmarks.is_none()));
+        assert!(faces[0].points().unwrap_err().to_string().contains("gives boxes alone"));
         Ok(())
     }
 
@@ -310,7 +320,7 @@ mod tests {
         let text = |onnx: &OnnxModel| opened(onnx).expect_err("no detector").to_string();
         let mut fewer = yunet();
         fewer.outputs.pop();
-        assert!(text(&fewer).contains("expected YuNet or SCRFD with landmarks, found outputs of [1, 1, 1,"));
+        assert!(text(&fewer).contains("expected YuNet or SCRFD, found outputs of [1, 1, 1,"));
         let mut other = yunet();
         other.nodes[0].op_type = "LSTM".into();
         assert!(text(&other).contains("not a face detector: cls_8.x (LSTM): the engine has no such operation"));

@@ -1,6 +1,9 @@
 //! Photos at another size.
 
-use image::{Rgb, RgbImage};
+use image::RgbImage;
+use rayon::prelude::*;
+
+use crate::parallel::Each;
 
 /// Returns the photo at another size, `[width, height]`, by bilinear sampling, whose grid has its points in the middle of
 /// the pixels as OpenCV's has. A photo more than twice as large is first made half as large by means of squares, so that
@@ -18,28 +21,43 @@ pub(super) fn resize(photo: &RgbImage, [width, height]: [usize; 2]) -> RgbImage 
 
 /// Means of squares of two by two pixels.
 fn half(photo: &RgbImage) -> RgbImage {
-    RgbImage::from_fn(photo.width() / 2, photo.height() / 2, |x, y| {
-        let sum = |c: usize| -> u16 {
-            [(0, 0), (1, 0), (0, 1), (1, 1)]
-                .iter()
-                .map(|(i, j)| u16::from(photo.get_pixel(2 * x + i, 2 * y + j)[c]))
-                .sum()
-        };
-        Rgb(std::array::from_fn(|c| ((sum(c) + 2) / 4) as u8))
-    })
+    let (width, height) = (photo.width() as usize / 2, photo.height() as usize / 2);
+    let row_len = 3 * photo.width() as usize;
+    let mut values = vec![0; 3 * width * height];
+    values.par_chunks_mut(3 * width.max(1)).enumerate().each(&|(y, out)| {
+        let rows = &photo.as_raw()[2 * y * row_len..];
+        let (above, below) = (&rows[..row_len], &rows[row_len..2 * row_len]);
+        for (x, pixel) in out.chunks_exact_mut(3).enumerate() {
+            for (c, value) in pixel.iter_mut().enumerate() {
+                let at = |row: &[u8], i: usize| u16::from(row[6 * x + 3 * i + c]);
+                *value = ((at(above, 0) + at(above, 1) + at(below, 0) + at(below, 1) + 2) / 4) as u8;
+            }
+        }
+    });
+    RgbImage::from_raw(width as u32, height as u32, values).expect("three values a pixel")
 }
 
 fn sampled(photo: &RgbImage, [width, height]: [usize; 2]) -> RgbImage {
     let columns = places(photo.width(), width);
     let rows = places(photo.height(), height);
-    RgbImage::from_fn(width as u32, height as u32, |x, y| {
-        let ((left, right, u), (above, below, v)) = (columns[x as usize], rows[y as usize]);
-        let [a, b] = [above, below].map(|row| {
-            let (a, b) = (photo.get_pixel(left, row), photo.get_pixel(right, row));
-            std::array::from_fn::<f32, 3, _>(|c| f32::from(a[c]) * (1.0 - u) + f32::from(b[c]) * u)
-        });
-        Rgb(std::array::from_fn(|c| (a[c] * (1.0 - v) + b[c] * v).round() as u8))
-    })
+    let row_len = 3 * photo.width() as usize;
+    let mut values = vec![0; 3 * width * height];
+    values.par_chunks_mut(3 * width).enumerate().each(&|(y, out)| {
+        let (above, below, v) = rows[y];
+        let row = |y: u32| &photo.as_raw()[y as usize * row_len..][..row_len];
+        // The row between two, then the pixels between two of it.
+        let (above, below) = (row(above), row(below));
+        let between: Vec<f32> =
+            above.iter().zip(below).map(|(&a, &b)| f32::from(a) * (1.0 - v) + f32::from(b) * v).collect();
+        for (pixel, &(left, right, u)) in out.chunks_exact_mut(3).zip(&columns) {
+            let at = |x: u32| &between[3 * x as usize..][..3];
+            for (value, (a, b)) in pixel.iter_mut().zip(at(left).iter().zip(at(right))) {
+                // The sum is positive: half more, cut off, rounds.
+                *value = (a * (1.0 - u) + b * u + 0.5) as u8;
+            }
+        }
+    });
+    RgbImage::from_raw(width as u32, height as u32, values).expect("three values a pixel")
 }
 
 /// For each of `to` pixels the two of `from` that it lies between, and its share of the second.
@@ -55,6 +73,8 @@ fn places(from: u32, to: usize) -> Vec<(u32, u32, f32)> {
 
 #[cfg(test)]
 mod tests {
+    use image::Rgb;
+
     use super::*;
 
     /// A slope along both sides.

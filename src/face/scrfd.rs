@@ -8,7 +8,7 @@ pub(super) const STRIDES: [usize; 3] = [8, 16, 32];
 pub(super) const ANCHORS: usize = 2;
 
 /// Returns the faces of one level with at least this score.
-pub(super) fn level(scores: &Maps, boxes: &Maps, points: &Maps, stride: usize, least: f32) -> Vec<Detection> {
+pub(super) fn level(scores: &Maps, boxes: &Maps, points: Option<&Maps>, stride: usize, least: f32) -> Vec<Detection> {
     let size = stride as f32;
     let mut found = Vec::new();
     for (i, &score) in scores.values.iter().enumerate() {
@@ -19,9 +19,11 @@ pub(super) fn level(scores: &Maps, boxes: &Maps, points: &Maps, stride: usize, l
         let place = i / ANCHORS;
         let (x, y) = ((place % scores.width) as f32 * size, (place / scores.width) as f32 * size);
         let [left, top, right, bottom] = std::array::from_fn(|k| boxes.values[4 * i + k] * size);
-        let landmarks = std::array::from_fn(|point| {
-            let at = 10 * i + 2 * point;
-            [x + points.values[at] * size, y + points.values[at + 1] * size]
+        let landmarks = points.map(|points| {
+            std::array::from_fn(|point| {
+                let at = 10 * i + 2 * point;
+                [x + points.values[at] * size, y + points.values[at + 1] * size]
+            })
         });
         found.push(Detection { bounds: [x - left, y - top, x + right, y + bottom], landmarks, score });
     }
@@ -46,10 +48,10 @@ mod tests {
         boxes[20..24].copy_from_slice(&[0.5, 1.0, 1.5, 2.0]);
         points[50..60].copy_from_slice(&[0.0, 0.0, 1.0, 0.0, 0.5, 0.5, 0.0, 1.0, 1.0, -1.0]);
         let [scores, boxes, points] = [scores, boxes, points].map(|values| Maps { values, width: 2 });
-        let found = level(&scores, &boxes, &points, 8, 0.5);
+        let found = level(&scores, &boxes, Some(&points), 8, 0.5);
         let expected = Detection {
             bounds: [-4.0, 0.0, 12.0, 24.0],
-            landmarks: [[0.0, 8.0], [8.0, 8.0], [4.0, 12.0], [0.0, 16.0], [8.0, 0.0]],
+            landmarks: Some([[0.0, 8.0], [8.0, 8.0], [4.0, 12.0], [0.0, 16.0], [8.0, 0.0]]),
             score: 0.7,
         };
         assert_eq!(found, [expected]);

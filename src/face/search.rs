@@ -30,10 +30,23 @@ const MAX_TILES: usize = 2000;
 pub struct Face {
     /// Left, top, right and bottom edge; may lie outside the photo.
     pub bounds: [f32; 4],
-    /// Eyes, tip of the nose and corners of the mouth, the one on the left of the picture first.
-    pub landmarks: Landmarks,
+    /// Eyes, tip of the nose and corners of the mouth, the one on the left of the picture first; none by detectors of boxes
+    /// alone.
+    pub landmarks: Option<Landmarks>,
     /// Score in `[0, 1]`.
     pub score: f32,
+}
+
+impl Face {
+    /// Returns the landmarks, by which a face is aligned.
+    ///
+    /// # Errors
+    /// When the detector gives boxes alone.
+    pub fn points(&self) -> Result<&Landmarks> {
+        let missing =
+            || Error::Detection("the detector gives boxes alone: expected one with five landmarks".to_owned());
+        self.landmarks.as_ref().ok_or_else(missing)
+    }
 }
 
 /// Settings of a detection.
@@ -195,7 +208,7 @@ fn at_size(detection: Detection, from: &RgbImage, to: &RgbImage) -> Detection {
     let Detection { bounds: [x0, y0, x1, y1], landmarks, score } = detection;
     Detection {
         bounds: [x0 * step[0], y0 * step[1], x1 * step[0], y1 * step[1]],
-        landmarks: landmarks.map(|[x, y]| [x * step[0], y * step[1]]),
+        landmarks: landmarks.map(|points| points.map(|[x, y]| [x * step[0], y * step[1]])),
         score,
     }
 }
@@ -203,7 +216,11 @@ fn at_size(detection: Detection, from: &RgbImage, to: &RgbImage) -> Detection {
 fn moved(detection: Detection, [x, y]: [usize; 2]) -> Detection {
     let [x, y] = [x as f32, y as f32];
     let Detection { bounds: [x0, y0, x1, y1], landmarks, score } = detection;
-    Detection { bounds: [x0 + x, y0 + y, x1 + x, y1 + y], landmarks: landmarks.map(|[px, py]| [px + x, py + y]), score }
+    Detection {
+        bounds: [x0 + x, y0 + y, x1 + x, y1 + y],
+        landmarks: landmarks.map(|points| points.map(|[px, py]| [px + x, py + y])),
+        score,
+    }
 }
 
 #[cfg(test)]

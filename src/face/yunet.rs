@@ -26,7 +26,7 @@ pub(super) fn level([classes, objects, boxes, points]: [&Maps; 4], stride: usize
             [(points.values[at] + column) * size, (points.values[at + 1] + row) * size]
         });
         let bounds = [x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0];
-        found.push(Detection { bounds, landmarks, score });
+        found.push(Detection { bounds, landmarks: Some(landmarks), score });
     }
     found
 }
@@ -65,7 +65,7 @@ mod tests {
         for (found, expected) in bounds.iter().zip([32.0, 4.0, 48.0, 36.0]) {
             assert!((found - expected).abs() < 1e-4, "{bounds:?}");
         }
-        assert_eq!(*landmarks, [[32.0, 16.0], [48.0, 16.0], [40.0, 24.0], [32.0, 32.0], [48.0, 32.0]]);
+        assert_eq!(*landmarks, Some([[32.0, 16.0], [48.0, 16.0], [40.0, 24.0], [32.0, 32.0], [48.0, 32.0]]));
         assert!(level([&classes, &objects, &boxes, &points], 16, 0.91).is_empty());
         let nan = maps(vec![f32::NAN; 6]);
         assert!(level([&nan, &objects, &boxes, &points], 16, 0.0).is_empty(), "a NaN is no face");
@@ -73,11 +73,7 @@ mod tests {
 
     #[test]
     fn overlaps_are_those_of_whole_pixels() {
-        let at = |left: f32, score: f32| Detection {
-            bounds: [left, 0.0, left + 10.0, 10.0],
-            landmarks: [[0.0; 2]; 5],
-            score,
-        };
+        let at = |left: f32, score: f32| Detection { bounds: [left, 0.0, left + 10.0, 10.0], landmarks: None, score };
         // 5 of 15 pixels are shared at most: 1/3; with 6.9 and 6 alike, 4 of 16.
         assert_eq!(choose(vec![at(0.0, 0.9), at(5.0, 0.8)], 0.3).len(), 1);
         assert_eq!(choose(vec![at(0.0, 0.9), at(6.0, 0.8)], 0.25).len(), 2);
