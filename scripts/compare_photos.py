@@ -9,19 +9,15 @@ folds, one if it has a single number, and of pairs of each kind in a fold). DETE
 (x - 127.5) / 127.5 in 112x112.
 
 Both sides read the photos as PNG files that OpenCV has decoded, as decoders of JPEG differ by a grey level. Here a face
-is found by OpenCV's FaceDetectorYN at 640 pixels at most and at 320, and with a border if that finds nothing; of those
-that overlap the better one is kept, of the rest the largest is taken, aligned as by insightface's norm_crop, and embedded
-together with its mirror image.
+is found by OpenCV's FaceDetectorYN at 640 pixels at most; a search at 320 adds those that overlap none of them, and one
+with a border is made if both find nothing. The largest is aligned as by insightface's norm_crop, and embedded together
+with its mirror image.
 
-Photos are scaled by OpenCV's INTER_LINEAR_EXACT, which is bilinear and rounds to the nearest grey level, as maskinv does.
-INTER_LINEAR (--resize linear) has weights of 11 bits and cuts sums off on the way, so that a tenth of the values differ by
-one grey level. That moves points by a tenth of a pixel, and by several where both looks find a face with nearly the same
-score and the other one wins.
-
-Prints the cosines of both embeddings of each photo, the distances of the faces' points, and the accuracies over the pairs
-at the best threshold. For each photo whose cosine is too low it prints how far the boxes' centres are apart and the
-cosine when this script aligns maskinv's points: that tells a difference in the search from one in alignment or network.
-Exit code 1 unless 99% of the photos have a cosine of 0.999 and the accuracies differ by one pair at most.
+Prints the cosines of both embeddings of each photo, the distances of the faces' points, and the accuracies over the
+pairs at the best threshold. For each photo whose cosine is too low it prints how far the boxes' centres are apart and
+the cosine when this script aligns maskinv's points, of which it knows hundredths of pixels: that tells a difference in
+the search from one in alignment or network. Exit code 1 unless 99% of the photos have a cosine of 0.999 and the
+accuracies differ by one pair at most.
 """
 
 import argparse
@@ -38,25 +34,24 @@ import onnxruntime
 SCORE, OVERLAP, SIDE, CROP = 0.6, 0.3, 640, 112
 BORDER, BORDERED = 0.3, 0.75
 LEAST_COSINE, LEAST_SHARE, MOST_PAIRS = 0.999, 0.99, 1
-RESIZES = {"exact": cv2.INTER_LINEAR_EXACT, "linear": cv2.INTER_LINEAR}
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]], np.float64
 )
 
 
-def scaled(photo, scale, resize):
+def scaled(photo, scale):
     """The photo at a scale; halved by means of squares first where it is more than twice as large."""
     height, width = photo.shape[:2]
     w, h = max(int(width * scale), 1), max(int(height * scale), 1)
     while photo.shape[1] > 2 * w and photo.shape[0] > 2 * h:
         rows, columns = photo.shape[0] // 2, photo.shape[1] // 2
         photo = cv2.resize(photo[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
-    return photo if photo.shape[:2] == (h, w) else cv2.resize(photo, (w, h), interpolation=resize)
+    return photo if photo.shape[:2] == (h, w) else cv2.resize(photo, (w, h))
 
 
-def look(detector, photo, scale, resize, border=0.0):
+def look(detector, photo, scale, border=0.0):
     """Faces in one size of a photo, in its pixels: left, top, width, height, five points, score."""
-    image = scaled(photo, scale, resize)
+    image = scaled(photo, scale)
     height, width = image.shape[:2]
     edge = int(border * max(height, width) + 0.5)
     image = cv2.copyMakeBorder(image, edge, edge, edge, edge, cv2.BORDER_CONSTANT, value=0)
@@ -78,21 +73,16 @@ def overlap(a, b):
     return shared / union if union > 0 else 0.0
 
 
-def choose(faces):
-    kept = []
-    for face in faces[np.argsort(-faces[:, 14], kind="stable")]:
-        if all(overlap(better, face) <= OVERLAP for better in kept):
-            kept.append(face)
-    return np.array(kept).reshape(-1, 15)
-
-
-def largest(detector, photo, resize):
+def largest(detector, photo):
     """The largest face of a photo, or none."""
     whole = SIDE / max(photo.shape[:2])
-    faces = np.concatenate([look(detector, photo, scale, resize) for scale in (min(whole, 1.0), whole / 2)])
-    if len(faces) == 0:
-        faces = look(detector, photo, BORDERED * whole / (1 + 2 * BORDER), resize, BORDER)
-    faces = choose(faces)
+    faces = list(look(detector, photo, min(whole, 1.0)))
+    for face in look(detector, photo, whole / 2):
+        if all(overlap(known, face) <= OVERLAP for known in faces):
+            faces.append(face)
+    if not faces:
+        faces = look(detector, photo, BORDERED * whole / (1 + 2 * BORDER), BORDER)
+    faces = np.array(faces).reshape(-1, 15)
     return faces[np.argmax(faces[:, 2] * faces[:, 3])] if len(faces) else None
 
 
@@ -173,7 +163,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "detector", "network", "maskinv"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--resize", choices=RESIZES, default="exact", help="OpenCV's interpolation [default: exact]")
     args = parser.parse_args()
     detector = cv2.FaceDetectorYN.create(str(args.detector), "", (320, 320), SCORE, OVERLAP, 1_000_000)
     embed = embedder(str(args.network))
@@ -193,7 +182,7 @@ def main():
         found, found_faces = by_maskinv(args, photos, out)
         for name in names:
             photo = cv2.imread(str(photos / name), cv2.IMREAD_COLOR)
-            face = largest(detector, photo, RESIZES[args.resize])
+            face = largest(detector, photo)
             if face is not None:
                 faces[name] = face
                 expected[name] = embed(aligned(photo, face[4:14].reshape(5, 2)))

@@ -12,6 +12,7 @@ mod decode;
 mod demonstration;
 mod engine;
 mod eval_metrics;
+mod face;
 mod fixture;
 mod folder;
 mod foreign;
@@ -36,6 +37,7 @@ mod onnx_forms;
 mod ops;
 mod pairs;
 mod photo_pairs;
+mod photos;
 mod pytorch;
 mod pytorch_forms;
 #[cfg(feature = "parquet")]

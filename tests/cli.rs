@@ -150,7 +150,7 @@ fn bad_input_is_one_line_that_says_what_and_where() -> Result<()> {
     let whole = std::fs::read(&jpeg)?;
     for (bytes, words) in [
         (&whole[..whole.len() / 2], "p2_0002.jpg: "),
-        (&b"not a picture"[..], "p2_0002.jpg: expected an image, found an unknown format"),
+        (&b"not a picture"[..], "p2_0002.jpg: expected JPEG, PNG, WebP, BMP or PNM, found an unknown format"),
     ] {
         // Whether training or testing needs it: no image is skipped silently.
         std::fs::write(&jpeg, bytes)?;

@@ -20,7 +20,7 @@ fn info_counts_people_and_broken_images() -> Result<()> {
         "          2        1  ##########\n",
         "     3 to 4        4  ########################################\n",
         "1 of 14 images are broken\n",
-        "p1_0002.jpg: expected an image, found an unknown format\n",
+        "p1_0002.jpg: expected JPEG, PNG, WebP, BMP or PNM, found an unknown format\n",
     ] {
         assert!(shown.contains(line), "{line} in: {shown}");
     }

@@ -140,7 +140,12 @@ impl AlignArgs {
         self.threads.start()?;
         let cropper = self.photos.cropper(self.which(), self.size.into(), &self.hub)?;
         let stop = interrupt::flag()?;
-        let unfinished = UnfinishedFolder::open(&self.output, &self.key(&inputs, &cropper)?)?;
+        // Records and shards are made of a folder of crops, which has a name of its own.
+        let folder = match target {
+            Target::Folder => self.output.clone(),
+            Target::Recordio | Target::Webdataset => self.output.with_added_extension("crops"),
+        };
+        let unfinished = UnfinishedFolder::open(&folder, &self.key(&inputs, &cropper)?)?;
         let work = Work { args: &self, inputs: &inputs, names: &names, folder: unfinished.path(), cropper: &cropper };
         let done = match work.run(&stop) {
             Ok(done) => done,
@@ -373,8 +378,11 @@ impl Work<'_> {
             let place = self.folder.join(IMAGES).join(&name);
             std::fs::create_dir_all(crate::files::folder_of(&place)).map_err(Error::io(&place))?;
             write_image(&crop.image, &place)?;
-            let found =
-                |Face { bounds, landmarks, score }| Found { score, bounds, landmarks: landmarks.expect("a crop is aligned by them") };
+            let found = |Face { bounds, landmarks, score }| Found {
+                score,
+                bounds,
+                landmarks: landmarks.expect("a crop is aligned by them"),
+            };
             written.push((name, crop.face.map(found)));
         }
         Ok(Done { photo, num_faces, crops: written, left_out: None })

@@ -54,7 +54,7 @@ use verify::VerifyArgs;
 
 pub use allocator::keep_freed_memory;
 
-use crate::data::{is_image, is_junk};
+use crate::data::{is_image, is_junk, is_other_image};
 
 /// Mask-invariant face recognition: train, evaluate and use MaskInv.
 #[derive(Debug, Parser)]
@@ -207,7 +207,7 @@ fn list_images(path: &Path) -> Result<Vec<PathBuf>> {
         return Ok(vec![path.to_owned()]);
     }
     let whole = |folder: &Path| folder.canonicalize().with_context(|| folder.display().to_string());
-    let (mut found, mut seen) = (Vec::new(), BTreeSet::from([whole(path)?]));
+    let (mut found, mut others, mut seen) = (Vec::new(), Vec::new(), BTreeSet::from([whole(path)?]));
     let mut folders = vec![path.to_owned()];
     while let Some(folder) = folders.pop() {
         let entries = std::fs::read_dir(&folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
@@ -223,9 +223,15 @@ fn list_images(path: &Path) -> Result<Vec<PathBuf>> {
                 }
             } else if path.is_file() && path.file_name().is_some_and(is_image) {
                 found.push(path);
+            } else if path.file_name().is_some_and(is_other_image) {
+                others.push(path);
             }
         }
         folders.extend(inside.into_iter().rev());
+    }
+    if let Some(first) = others.iter().min() {
+        let (num, folder, first) = (others.len(), path.display(), first.display());
+        tell(format_args!("{folder}: {num} images in formats that are not read, the first {first}, are passed over"));
     }
     if found.is_empty() {
         bail!("{}: expected images, found none", path.display());

@@ -34,12 +34,17 @@ pub fn is_image(name: &OsStr) -> bool {
     !is_hidden && extension.is_some_and(|x| EXTENSIONS.iter().any(|e| x.eq_ignore_ascii_case(e)))
 }
 
+/// Returns whether a file name is that of an image in a format that is not read, such as HEIC.
+pub fn is_other_image(name: &OsStr) -> bool {
+    let is_hidden = name.as_encoded_bytes().starts_with(b".");
+    let extension = Path::new(name).extension();
+    !is_hidden && extension.is_some_and(|x| OTHER_EXTENSIONS.iter().any(|e| x.eq_ignore_ascii_case(e)))
+}
+
 /// Returns whether a field of a list names an image, in a format that is read or not.
 pub(super) fn names_image(field: &str) -> bool {
     let name = field.rsplit(['/', '\\']).next().unwrap_or(field);
-    let extension = Path::new(name).extension();
-    let is_other = |x: &OsStr| OTHER_EXTENSIONS.iter().any(|e| x.eq_ignore_ascii_case(e));
-    is_image(name.as_ref()) || extension.is_some_and(is_other)
+    is_image(name.as_ref()) || is_other_image(name.as_ref())
 }
 
 /// Reads the aligned crop in an image file, [`FACE_SIZE`] square.
@@ -114,7 +119,11 @@ fn decode(bytes: &[u8], name: &dyn Fn() -> PathBuf, check_size: SizeCheck) -> Re
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|e| Error::Io { path: name(), source: e })?;
-    let format = reader.format().ok_or_else(|| error("expected an image, found an unknown format".to_owned()))?;
+    let other = other_format(bytes);
+    let format = reader.format().filter(|_| other.is_none()).ok_or_else(|| {
+        let found = other.unwrap_or("an unknown format");
+        error(format!("expected JPEG, PNG, WebP, BMP or PNM, found {found}"))
+    })?;
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODE_BYTES);
     reader.limits(limits);
@@ -133,6 +142,25 @@ fn decode(bytes: &[u8], name: &dyn Fn() -> PathBuf, check_size: SizeCheck) -> Re
     }
     image.apply_orientation(orientation);
     Ok(image.into_rgb8())
+}
+
+/// Names the format of a picture that is not read; none for one that is, or that is unknown.
+fn other_format(bytes: &[u8]) -> Option<&'static str> {
+    let brand = bytes.get(4..12).and_then(|bytes| bytes.strip_prefix(b"ftyp"));
+    let is_video = brand.is_some_and(|brand| [b"isom", b"mp42", b"qt  "].iter().any(|known| brand == *known));
+    match bytes {
+        _ if brand.is_some_and(|brand| [b"avif", b"avis"].iter().any(|known| brand == *known)) => {
+            Some("AVIF: convert it to JPEG or PNG")
+        }
+        _ if is_video => Some("a video: extract its frames as JPEG or PNG"),
+        _ if brand.is_some() => Some("HEIC, as phones write it: convert it to JPEG or PNG"),
+        [b'G', b'I', b'F', b'8', ..] => Some("GIF: convert it to PNG"),
+        [b'I', b'I', b'*', 0, ..] | [b'M', b'M', 0, b'*', ..] => Some("TIFF or a camera's raw file: convert it to PNG"),
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => Some("JPEG XL: convert it to JPEG"),
+        [0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] => Some("JPEG 2000: convert it to JPEG"),
+        [b'%', b'P', b'D', b'F', ..] => Some("PDF"),
+        _ => None,
+    }
 }
 
 /// Says what is damaged in the data of a JPEG that decodes all the same, to something else than it was; none if nothing

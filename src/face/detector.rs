@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 
-use super::boxes::{Detection, Maps};
+use super::boxes::{Detection, Maps, suppress};
 use super::search::DetectConfig;
 use super::{scrfd, yunet};
 use crate::error::{Error, Result};
@@ -114,9 +114,14 @@ impl Detector {
 
     /// Keeps the best of each group of detections that overlap.
     pub(super) fn choose(&self, found: Vec<Detection>, config: &DetectConfig) -> Vec<Detection> {
+        suppress(found, config.max_overlap, self.overlap())
+    }
+
+    /// Overlap of two detections, as the family's published reader measures it.
+    pub(super) fn overlap(&self) -> fn(&Detection, &Detection) -> f32 {
         match self.family {
-            Family::YuNet => yunet::choose(found, config.max_overlap),
-            Family::Scrfd => scrfd::choose(found, config.max_overlap),
+            Family::YuNet => yunet::overlap,
+            Family::Scrfd => scrfd::overlap,
         }
     }
 

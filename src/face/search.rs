@@ -110,22 +110,32 @@ impl Detector {
         let longer = photo.width().max(photo.height()) as f64;
         let first = config.longer_side.map_or(1.0, |side| (side as f64 / longer).min(1.0));
         let mut found = self.at_scale(photo, first, 0.0, config)?;
-        let mut num_looks = 1;
         let whole = config.longer_side.map_or(1.0, |side| side as f64 / longer);
         if config.looks_again {
-            found.extend(self.at_scale(photo, whole / 2.0, 0.0, config)?);
-            num_looks += 1;
+            let more = self.at_scale(photo, whole / 2.0, 0.0, config)?;
+            self.add(&mut found, more, config);
         }
         for scale in finer(first, config.min_face) {
-            found.extend(self.in_tiles(photo, scale, config)?);
-            num_looks += 1;
+            let more = self.in_tiles(photo, scale, config)?;
+            self.add(&mut found, more, config);
         }
         if config.looks_again && found.is_empty() {
             found = self.at_scale(photo, BORDERED * whole / (1.0 + 2.0 * BORDER), BORDER, config)?;
         }
-        let found = if num_looks > 1 { self.choose(found, config) } else { found };
+        found.sort_by(|a, b| b.score.total_cmp(&a.score));
         let face = |Detection { bounds, landmarks, score }| Face { bounds, landmarks, score };
         Ok(found.into_iter().map(face).collect())
+    }
+
+    /// Adds the detections of a further look that overlap none that is there. A face that was found before stays as it was:
+    /// which of two nearly equal scores is higher, and with it the points, would depend on roundings.
+    fn add(&self, found: &mut Vec<Detection>, more: Vec<Detection>, config: &DetectConfig) {
+        let overlap = self.overlap();
+        for detection in self.choose(more, config) {
+            if found.iter().all(|known| overlap(known, &detection) <= config.max_overlap) {
+                found.push(detection);
+            }
+        }
     }
 
     /// Searches the whole photo at a size, with a border that is a share of its longer side.

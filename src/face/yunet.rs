@@ -1,6 +1,6 @@
 //! YuNet (Wu, Peng and Yu, Machine Intelligence Research 2023), as OpenCV's `FaceDetectorYN` reads its outputs.
 
-use super::boxes::{Detection, Maps, intersection_over_union, suppress};
+use super::boxes::{Detection, Maps, intersection_over_union};
 
 /// Pixels between the places of each level.
 pub(super) const STRIDES: [usize; 3] = [8, 16, 32];
@@ -31,13 +31,13 @@ pub(super) fn level([classes, objects, boxes, points]: [&Maps; 4], stride: usize
     found
 }
 
-/// Keeps the best of those that overlap; overlaps are measured in whole pixels.
-pub(super) fn choose(found: Vec<Detection>, most: f32) -> Vec<Detection> {
+/// Overlap of two detections, measured in whole pixels.
+pub(super) fn overlap(a: &Detection, b: &Detection) -> f32 {
     let whole = |[left, top, right, bottom]: [f32; 4]| {
         let (x, y) = (left.trunc(), top.trunc());
         [x, y, x + (right - left).trunc(), y + (bottom - top).trunc()]
     };
-    suppress(found, most, |a, b| intersection_over_union(whole(a.bounds), whole(b.bounds), 0.0))
+    intersection_over_union(whole(a.bounds), whole(b.bounds), 0.0)
 }
 
 #[cfg(test)]
@@ -74,9 +74,8 @@ mod tests {
     #[test]
     fn overlaps_are_those_of_whole_pixels() {
         let at = |left: f32, score: f32| Detection { bounds: [left, 0.0, left + 10.0, 10.0], landmarks: None, score };
-        // 5 of 15 pixels are shared at most: 1/3; with 6.9 and 6 alike, 4 of 16.
-        assert_eq!(choose(vec![at(0.0, 0.9), at(5.0, 0.8)], 0.3).len(), 1);
-        assert_eq!(choose(vec![at(0.0, 0.9), at(6.0, 0.8)], 0.25).len(), 2);
-        assert_eq!(choose(vec![at(0.9, 0.9), at(6.0, 0.8)], 0.25).len(), 2, "0.9 counts as 0");
+        assert_eq!(overlap(&at(0.0, 0.9), &at(5.0, 0.8)), 5.0 / 15.0);
+        assert_eq!(overlap(&at(0.0, 0.9), &at(6.0, 0.8)), 4.0 / 16.0);
+        assert_eq!(overlap(&at(0.9, 0.9), &at(6.0, 0.8)), 4.0 / 16.0, "0.9 counts as 0");
     }
 }
