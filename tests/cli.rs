@@ -245,7 +245,7 @@ fn mask_masks_files_folders_and_sheets() -> Result<()> {
     RgbImage::new(300, 200).save(&photo)?;
     let other = root.path().join("other.png");
     let error = refused(&["mask", str(&photo), str(&other)])?;
-    assert!(error.contains("expected a crop aligned to 112x112, found 300x200"), "{error}");
+    assert!(error.contains("is no aligned crop of 112x112 but 300x200 pixels"), "{error}");
     let landmarks = "100,80,160,80,130,110,110,140,150,140";
     assert!(maskinv(&["mask", str(&photo), str(&other), "--landmarks", landmarks])?.status.success());
     let error = refused(&["mask", str(&photo), str(&sheet), "--landmarks", "1,2,3"])?;
@@ -253,7 +253,7 @@ fn mask_masks_files_folders_and_sheets() -> Result<()> {
     Ok(())
 }
 
-fn example(name: &str, args: &[&str]) -> Result<Output> {
+pub fn example(name: &str, args: &[&str]) -> Result<Output> {
     let path = Path::new(env!("CARGO_BIN_EXE_maskinv")).with_file_name("examples").join(name);
     let output = Command::new(&path).args(args).output();
     let output = output.map_err(|e| anyhow::anyhow!("{}: {e}; `cargo test` builds it", path.display()))?;
@@ -293,6 +293,8 @@ fn heavy_the_examples_run() -> Result<()> {
     }
     example("faces", &[str(&sheet)])?;
     assert_eq!(image::image_dimensions(&sheet)?, (8 * 112, 8 * 112));
+    example("faces", &[str(&sheet), "--photo"])?;
+    assert_eq!(image::image_dimensions(&sheet)?, (720, 400));
     Ok(())
 }
 

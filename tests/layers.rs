@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "report",
             "records",
             "eval",
+            "face",
             "models",
             "data",
             "weights",

@@ -143,7 +143,11 @@ impl AlignArgs {
         // Records and shards are made of a folder of crops, which has a name of its own.
         let folder = match target {
             Target::Folder => self.output.clone(),
-            Target::Recordio | Target::Webdataset => self.output.with_added_extension("crops"),
+            Target::Recordio | Target::Webdataset => {
+                let mut name = self.output.clone().into_os_string();
+                name.push(".crops");
+                name.into()
+            }
         };
         let unfinished = UnfinishedFolder::open(&folder, &self.key(&inputs, &cropper)?)?;
         let work = Work { args: &self, inputs: &inputs, names: &names, folder: unfinished.path(), cropper: &cropper };

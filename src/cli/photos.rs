@@ -96,14 +96,14 @@ impl PhotoArgs {
         // A wrong name is said before any work.
         detector.as_deref().map(ModelRef::parse).transpose()?;
         Ok(Arc::new(Cropper::new(config, move || match &detector {
-            Some(name) => opened(name, &hub),
+            Some(name) => open_detector(name, &hub),
             None => found(&hub),
         })))
     }
 }
 
 /// Opens the detector of a name.
-fn opened(name: &str, hub: &HubArgs) -> crate::Result<Detector> {
+pub(super) fn open_detector(name: &str, hub: &HubArgs) -> crate::Result<Detector> {
     let reference = ModelRef::parse(name)?;
     let file = hub.fetch(&reference)?;
     let path =

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use image::RgbImage;
 
+use super::config::DetectConfig;
 use super::detector::Detector;
-use super::search::{DetectConfig, Face};
+use super::search::Face;
 use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, align_face_to};
 use crate::error::{Error, Result};
 
@@ -119,6 +120,22 @@ impl Found {
 }
 
 /// Makes crops, with a detector that is opened for the first photo.
+///
+/// ```no_run
+/// use std::path::Path;
+///
+/// use maskinv::data::read_image;
+/// use maskinv::face::{CropConfig, Cropper, Detector};
+///
+/// # fn main() -> maskinv::Result<()> {
+/// let open = || Detector::open(Path::new("face_detection_yunet_2023mar.onnx"));
+/// let cropper = Cropper::new(CropConfig::default(), open);
+/// let path = Path::new("photo.jpg");
+/// let crop = cropper.crop(read_image(path)?, path)?;
+/// println!("{}x{} pixels of one of {} faces", crop.image.width(), crop.image.height(), crop.num_faces);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Cropper {
     config: CropConfig,
     open: Box<dyn Fn() -> Result<Detector> + Send + Sync>,

@@ -3,18 +3,19 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Device, Tensor};
 use image::RgbImage;
+use rayon::prelude::*;
 
 use super::boxes::{Detection, Maps, suppress};
-use super::search::DetectConfig;
+use super::config::DetectConfig;
 use super::{scrfd, yunet};
 use crate::error::{Error, Result};
 use crate::models::lift;
 use crate::nn::engine::{InferenceNetwork, Lowered};
 use crate::nn::{Graph, Params};
-use crate::ops::backend::{Backend, Kernels};
-use crate::ops::cpu::Cpu;
+use crate::ops::backend::Backend;
+use crate::ops::cpu::{Cpu, CpuImages};
+use crate::parallel::Each;
 use crate::preprocessing::{Channels, Preprocessing};
 use crate::weights::{OnnxModel, read_onnx};
 
@@ -142,19 +143,18 @@ impl Detector {
             Family::Scrfd => (Channels::Rgb, 127.5, 128.0),
         };
         let table = Preprocessing { channels, mean, std, ..Preprocessing::default() }.table();
+        let order = if channels == Channels::Bgr { [2, 1, 0] } else { [0, 1, 2] };
         let mut values = vec![table[0]; 3 * h * w];
-        for (c, plane) in values.chunks_exact_mut(h * w).enumerate() {
-            let from = if channels == Channels::Bgr { 2 - c } else { c };
-            let rows = photo.as_raw().chunks_exact(3 * photo.width() as usize);
-            for (plane, row) in plane.chunks_exact_mut(w).skip(border).zip(rows) {
-                for (value, pixel) in plane[border..].iter_mut().zip(row.chunks_exact(3)) {
+        let row_len = 3 * photo.width() as usize;
+        values.par_chunks_mut(3 * w).skip(border).zip(photo.as_raw().par_chunks_exact(row_len)).each(&|(to, row)| {
+            for (to, pixel) in to[3 * border..].chunks_exact_mut(3).zip(row.chunks_exact(3)) {
+                for (value, from) in to.iter_mut().zip(order) {
                     *value = table[usize::from(pixel[from])];
                 }
             }
-        }
-        let images = Tensor::from_vec(values, (1, 3, h, w), &Device::Cpu)?;
+        });
         let network = self.prepared([h, w])?;
-        let outputs = network.run_all(&Cpu.images(&images)?, 1)?;
+        let outputs = network.run_all(&CpuImages::Rows(values), 1)?;
         let maps = outputs.into_iter().zip(network.output_shapes());
         Ok(maps.map(|(values, [_, _, width, _])| Maps { values, width }).collect())
     }
@@ -212,6 +212,7 @@ fn recognised(names: &[&str], channels: &[usize]) -> Option<(Family, Vec<Vec<usi
 mod tests {
     use std::collections::BTreeMap;
 
+    use candle_core::{Device, Tensor};
     use image::Rgb;
 
     use super::*;

@@ -1,6 +1,7 @@
 //! Faces in photos: detection with five landmarks, and aligned crops of them.
 
 mod boxes;
+mod config;
 mod crops;
 mod detector;
 mod photos;
@@ -9,7 +10,8 @@ mod scrfd;
 mod search;
 mod yunet;
 
+pub use config::DetectConfig;
 pub use crops::{Crop, CropConfig, CropCounts, Cropper, Found, ImageKind, Which};
 pub use detector::Detector;
 pub use photos::Photos;
-pub use search::{DetectConfig, Face};
+pub use search::Face;

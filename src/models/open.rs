@@ -9,7 +9,7 @@ use crate::weights::{Hub, ModelRef, WeightsFile};
 /// `progress` receives bytes done and bytes in total during a download.
 ///
 /// # Errors
-/// When `name` is unknown, the file cannot be fetched ([`Hub::fetch`]) or loaded ([`load_model`]), or its network is
+/// When `name` is unknown, the file cannot be fetched ([`Hub::fetch`]) or loaded ([`load_model_with`]), or its network is
 /// not the one that the manifest states.
 pub fn open_model(name: &str, output: Option<&str>, hub: &Hub, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
     let reference = ModelRef::parse(name)?;

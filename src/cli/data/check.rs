@@ -1,15 +1,22 @@
 //! `maskinv data check`.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use super::open;
 use crate::cli::model::HubArgs;
+use crate::cli::photos::open_detector;
 use crate::cli::progress::Progress;
 use crate::cli::{print, print_json, tell};
-use crate::data::{Dataset, Findings, LandmarkAlignment, check, read_landmarks, rows_without_images};
+use crate::data::{
+    Dataset, FACE_SIZE, Findings, LandmarkAlignment, Landmarks, check, read_landmarks, rows_without_images,
+};
+use crate::face::{DetectConfig, Detector, Face};
+use crate::parallel;
 
 /// Maximum number of printed lines for each kind of finding; `--json` prints all.
 const SHOWN: usize = 20;
@@ -24,6 +31,10 @@ pub(super) struct CheckArgs {
     /// lmy, rmx and rmy; without it, alignment is judged from the mean face
     #[arg(long, value_name = "CSV")]
     landmarks: Option<PathBuf>,
+    /// Find the landmarks of each crop by this face detector, an ONNX file or a short name of `download --list`, and say
+    /// which crops are misaligned or have no face
+    #[arg(long, value_name = "FILE", conflicts_with = "landmarks")]
+    detector: Option<String>,
     /// Print all findings as JSON
     #[arg(long)]
     json: bool,
@@ -33,20 +44,29 @@ impl CheckArgs {
     pub(super) fn run(self, hub: &HubArgs) -> Result<()> {
         let source = open(&self.data, hub)?;
         let images = source.images.as_ref();
-        let landmarks = self.landmarks_of(images)?;
+        let (landmarks, without_face) = match &self.detector {
+            Some(name) => detected(images, &open_detector(name, hub)?)?,
+            None => (self.landmarks_of(images)?, Vec::new()),
+        };
         let mut progress = Progress::new();
         let findings = check(images, |done| progress.count("check", "images checked", done, images.len()));
         let mut warnings = findings.warnings();
         warnings.extend(landmarks.iter().flat_map(|found| found.warnings(findings.mean_face.as_ref())));
+        if !without_face.is_empty() {
+            let (num, share) = (without_face.len(), 100.0 * without_face.len() as f64 / images.len() as f64);
+            warnings.push(format!("{num} images ({share:.1} %) have no face that the detector finds"));
+        }
         if self.json {
             print_json(&serde_json::json!({
                 "path": source.path,
                 "findings": findings,
                 "landmarks": landmarks,
+                "without_face": without_face,
                 "warnings": warnings,
             }))?;
         } else {
             print(&describe(&findings, landmarks.as_ref()))?;
+            without_face.iter().take(SHOWN).try_for_each(|name| print(&format!("  {name}: no face")))?;
             warnings.iter().try_for_each(|warning| print(&format!("warning: {warning}")))?;
         }
         match warnings.len() {
@@ -71,6 +91,40 @@ impl CheckArgs {
             None => bail!("{}: expected rows for files PERSON/IMAGE of the data set, found none", path.display()),
         }
     }
+}
+
+/// Returns how the faces that a detector finds in crops lie to the template, and the names of crops without one. Images
+/// that cannot be read are left to the check.
+fn detected(images: &dyn Dataset, detector: &Detector) -> Result<(Option<LandmarkAlignment>, Vec<String>)> {
+    let (done, progress) = (AtomicUsize::new(0), Mutex::new(Progress::new()));
+    let config = DetectConfig::default();
+    let find = |index: usize| -> crate::Result<Option<Option<Landmarks>>> {
+        let Ok(sample) = images.get(index) else { return Ok(None) };
+        // Of several the one in the middle: crops are of it.
+        let middle = 0.5 * FACE_SIZE as f32;
+        let away = |face: &Face| {
+            let [x0, y0, x1, y1] = face.bounds;
+            (0.5 * (x0 + x1) - middle).hypot(0.5 * (y0 + y1) - middle)
+        };
+        let faces = detector.detect(&sample.image, &config)?;
+        let nearest = faces.iter().min_by(|a, b| away(a).total_cmp(&away(b)));
+        let points = nearest.map(|face| face.points().copied()).transpose()?;
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.count("detect", "images searched", done, images.len());
+        Ok(Some(points))
+    };
+    let found = parallel::try_map(images.len(), find)?;
+    let mut without_face = Vec::new();
+    let mut named = Vec::new();
+    for (index, points) in found.into_iter().enumerate() {
+        match points {
+            Some(Some(points)) => named.push((images.name(index), points)),
+            Some(None) => without_face.push(images.name(index)),
+            None => {}
+        }
+    }
+    Ok((LandmarkAlignment::measure(named.into_iter()), without_face))
 }
 
 fn describe(findings: &Findings, landmarks: Option<&LandmarkAlignment>) -> String {

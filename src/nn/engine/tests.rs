@@ -135,7 +135,7 @@ fn training_on_the_cpu_is_that_of_candles_module() -> Result<()> {
         let net = (graph, params);
         let dropout = net.1.dropout().cloned().filter(|_| drops);
         let (network, mut on_cpu) = training(&net, &Cpu, Activations::Recomputed)?;
-        let (found, recording) = network.record(&mut on_cpu, (&x, 4), dropout.as_ref())?;
+        let (found, recording) = network.record(&mut on_cpu, (&Cpu.images(&x)?, 4), dropout.as_ref())?;
         recording.backward(&mut on_cpu, &flat(&weights)?)?;
         let (graph, params) = &net;
         let mut without = graph.clone();
@@ -174,7 +174,7 @@ fn several_outputs_of_images_of_any_shape_are_those_of_candles_module() -> Resul
     let expected = graph.all_forward_t(&params, &images, false)?;
     let lowered = Lowered::of(&graph, &params, [2, 8, 16], &Cpu)?;
     let network = InferenceNetwork::new(lowered, params.parts(), &Cpu)?;
-    let found = network.run_all(&images, 2)?;
+    let found = network.run_all(&Cpu.images(&images)?, 2)?;
     assert!(found.len() == outputs.len() && found.len() > 4);
     for ((found, expected), shape) in found.iter().zip(&expected).zip(network.output_shapes()) {
         assert_eq!(shape[1..], expected.dims()[1..]);
@@ -225,7 +225,7 @@ fn inference_is_that_of_the_cpu() -> Result<()> {
         let on_gpu = inference(&net, &GpuBackend { device: device.clone(), element })?;
         for n in [1, 3] {
             let (x, on_device) = images(&device, n, element)?;
-            let error = error(&read(&on_gpu.run(&on_device, n)?)?, &on_cpu.run(&x, n)?);
+            let error = error(&read(&on_gpu.run(&on_device, n)?)?, &on_cpu.run(&Cpu.images(&x)?, n)?);
             assert!(error < tol, "{element:?}, {n} images: {error}");
         }
     }
@@ -255,7 +255,8 @@ fn training_is_that_of_the_cpu() -> Result<()> {
             let backend = GpuBackend { device: device.clone(), element };
             let (network, mut gpu_params) = training(&on_gpu, &backend, activations)?;
             let (x, on_device) = images(&device, 4, element)?;
-            let (expected, recorded) = engine.record(&mut cpu_params, (&x, 4), dropout(&on_cpu).as_ref())?;
+            let (expected, recorded) =
+                engine.record(&mut cpu_params, (&Cpu.images(&x)?, 4), dropout(&on_cpu).as_ref())?;
             let (found, recording) = network.record(&mut gpu_params, (&on_device, 4), dropout(&on_gpu).as_ref())?;
             let case = format!("{element:?}, frozen {is_frozen}, dropout {drops}, again {recomputes}");
             let off = error(&read(&found)?, &expected);

@@ -125,10 +125,19 @@ impl<'a> Part<'a, Cpu> {
     }
 }
 
+/// Images as the CPU takes them.
+#[derive(Debug)]
+pub enum CpuImages {
+    /// `(N, C, H, W)`.
+    Planes(Tensor),
+    /// `(N, H, W, C)`, as the engine computes.
+    Rows(Vec<f32>),
+}
+
 impl Kernels for Cpu {
     type Memory = PassBlock;
     type Pool = Pool;
-    type Images = Tensor;
+    type Images = CpuImages;
     type Norm = Normalised;
     type Filter = Prepared;
     /// Channels first.
@@ -144,11 +153,11 @@ impl Kernels for Cpu {
         Order::Same
     }
 
-    fn images(&self, images: &Tensor) -> Result<Tensor> {
-        images.contiguous()
+    fn images(&self, images: &Tensor) -> Result<CpuImages> {
+        images.contiguous().map(CpuImages::Planes)
     }
 
-    fn pixels(&self, _rgb: &[u8], _side: usize, _scaling: Scaling) -> Result<Option<Tensor>> {
+    fn pixels(&self, _rgb: &[u8], _side: usize, _scaling: Scaling) -> Result<Option<CpuImages>> {
         Ok(None)
     }
 
@@ -162,10 +171,15 @@ impl Kernels for Cpu {
 
     fn release(&self, _memory: &mut PassBlock, _moment: usize) {}
 
-    fn load(&self, memory: &mut PassBlock, images: &Tensor, to: BufferId) -> Result<()> {
-        let (_, c, h, w) = images.dims4()?;
-        channels::to_channels_last(&Values::of("images", images)?, c, h * w, memory.get_mut(to));
-        Ok(())
+    fn load(&self, memory: &mut PassBlock, images: &CpuImages, to: BufferId) -> Result<()> {
+        match images {
+            CpuImages::Planes(images) => {
+                let (_, c, h, w) = images.dims4()?;
+                channels::to_channels_last(&Values::of("images", images)?, c, h * w, memory.get_mut(to));
+                Ok(())
+            }
+            CpuImages::Rows(values) => self.set(memory, to, values),
+        }
     }
 
     fn set(&self, memory: &mut PassBlock, to: BufferId, values: &Vec<f32>) -> Result<()> {

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor, Var, bail};
 
+pub use kernels::CpuImages;
+
 use super::adamw::{AdamWStep, adamw_step};
 use super::backend::{Backend, GuardState, MarginLoss, Order, Update};
 use super::distance::{DistillKind, distillation_loss};
