@@ -122,3 +122,45 @@ fn pictures_are_turned_as_their_exif_data_says() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn grey_transparent_and_deep_pictures_are_read() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let grey = DynamicImage::ImageRgb8(RgbImage::from_fn(40, 30, |x, y| image::Rgb([(4 * x + y) as u8; 3])));
+    let path = folder.path().join("picture.png");
+    for picture in [
+        DynamicImage::ImageLuma8(grey.to_luma8()),
+        DynamicImage::ImageLumaA8(grey.to_luma_alpha8()),
+        DynamicImage::ImageRgba8(grey.to_rgba8()),
+        DynamicImage::ImageLuma16(grey.to_luma16()),
+        DynamicImage::ImageRgb16(grey.to_rgb16()),
+        DynamicImage::ImageRgba16(grey.to_rgba16()),
+    ] {
+        picture.save(&path)?;
+        assert_eq!(read_image(&path)?, grey.to_rgb8(), "{:?}", picture.color());
+    }
+    Ok(())
+}
+
+#[test]
+fn formats_that_are_not_read_are_named() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("picture.jpg");
+    for (bytes, name) in [
+        (&b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], "HEIC"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "AVIF"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isommp41", "a video"),
+        (b"GIF89a\x01\0\x01\0", "GIF"),
+        (b"II*\0\x08\0\0\0", "TIFF"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"%PDF-1.7", "PDF"),
+        (b"hello, this is text", "an unknown format"),
+        (b"", "an unknown format"),
+    ] {
+        std::fs::write(&path, bytes)?;
+        let error = read_image(&path).unwrap_err().to_string();
+        assert!(error.contains("expected JPEG, PNG, WebP, BMP or PNM, found ") && error.contains(name), "{error}");
+    }
+    Ok(())
+}

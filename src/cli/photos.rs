@@ -18,33 +18,31 @@ const DEFAULT_DETECTOR: &str = "yunet";
 
 /// Flags for photos.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Photos")]
 pub(super) struct PhotoArgs {
     /// Face detector for photos: YuNet's or SCRFD's ONNX file, or, with the feature hub, a short name of `download
     /// --list` or hf://owner/repo/file [default: yunet, if `maskinv download yunet` has fetched it]
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Photos", long, value_name = "FILE")]
     detector: Option<String>,
     /// Take every image as an aligned crop [default: square images of the network's input size and of 112x112]
-    #[arg(long, conflicts_with = "detect")]
+    #[arg(help_heading = "Photos", long, conflicts_with = "detect")]
     aligned: bool,
     /// Take every image as a photo, square ones too
-    #[arg(long)]
+    #[arg(help_heading = "Photos", long)]
     detect: bool,
     /// Least score of a face, 0 to 1
-    #[arg(long, value_name = "SCORE", default_value_t = DetectConfig::default().min_score)]
+    #[arg(help_heading = "Photos", long, value_name = "SCORE", default_value_t = DetectConfig::default().min_score)]
     min_score: f32,
     /// Side of the smallest face to be found, in pixels of the photo; a small one takes longer [default: about a
     /// fortieth of the photo's longer side]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(help_heading = "Photos", long, value_name = "PIXELS")]
     min_face: Option<f32>,
 }
 
 /// The flag for the face that is meant.
 #[derive(Args, Clone, Copy, Debug)]
-#[command(next_help_heading = "Photos")]
 pub(super) struct WhichArgs {
     /// The face to take of a photo with several
-    #[arg(long, value_enum, value_name = "WHICH", default_value_t = WhichFace::Largest)]
+    #[arg(help_heading = "Photos", long, value_enum, value_name = "WHICH", default_value_t = WhichFace::Largest)]
     face: WhichFace,
 }
 
