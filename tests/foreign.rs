@@ -150,7 +150,7 @@ mod with_the_runtime {
         let path = folder.path().join("copy.onnx");
         export_onnx(&path, &model)?;
         let copy = load_model(&path, None)?;
-        assert_eq!(copy.model.thresholds(), [threshold.clone()]);
+        assert_eq!(copy.model.thresholds(), std::slice::from_ref(&threshold));
         assert_eq!(copy.model.preprocessing(), &preprocessing);
         assert!(!copy.notes.iter().any(|note| note.contains("assumed")), "{:?}", copy.notes);
         // A copy of the copy replaces what was there.
@@ -181,7 +181,7 @@ mod with_the_runtime {
     fn what_is_no_network_of_ours_is_not_trained_or_converted() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let model = load("vit_opset17.onnx", None)?.model;
-        let said = "it can embed and teach, but not be trained or converted";
+        let said = "it can embed and teach, but not be trained or made another file";
         let error = save_model(&folder.path().join("a.safetensors"), &model, DType::F32).unwrap_err().to_string();
         assert!(error.contains(said), "{error}");
         assert!(to_onnx(&model).unwrap_err().to_string().contains(said));
@@ -250,7 +250,7 @@ mod with_the_runtime {
         let other = RunFolder::empty(&folder.path().join("other"))?;
         let experiment = Experiment::new(config)?.in_folder(other).with_teacher(teacher()?);
         let error = experiment.run(&mut |_| {}).unwrap_err().to_string();
-        assert!(error.contains("not be trained or converted"), "{error}");
+        assert!(error.contains("not be trained or made another file"), "{error}");
         Ok(())
     }
 

@@ -247,7 +247,7 @@ fn a_data_set_of_photos_has_the_figures_of_its_crops() -> Result<()> {
         let (code, printed, said) = kit.run(&args)?;
         anyhow::ensure!(code == Some(0), "{said}");
         let found: serde_json::Value = serde_json::from_str(&printed)?;
-        Ok(found["models"][str(&model)]["settings"]["U-U"].clone())
+        Ok(found["models"][str(&model)]["settings"].clone())
     };
     let (photos, crops) = (figures(&set)?, figures(&out.join("images"))?);
     assert!(!photos.is_null());

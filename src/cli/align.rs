@@ -137,6 +137,9 @@ impl AlignArgs {
             bail!("{}: expected a place outside of {}", self.output.display(), root.display());
         }
         let names = self.names(&root, &inputs)?;
+        if target != Target::Folder {
+            self.check_set(&names)?;
+        }
         self.threads.start()?;
         let cropper = self.photos.cropper(self.which(), self.size.into(), &self.hub)?;
         let stop = interrupt::flag()?;
@@ -179,6 +182,22 @@ impl AlignArgs {
             (Some(Target::Recordio), false) => bail!("{}: expected NAME.rec", self.output.display()),
             (Some(_), true) => bail!("{}: the extension does not match --to", self.output.display()),
             (to, false) => Ok(to.unwrap_or(Target::Folder)),
+        }
+    }
+
+    /// Checks what records and shards need, before any photo is searched.
+    fn check_set(&self, names: &[String]) -> Result<()> {
+        if self.size != 112 {
+            bail!("--size {}: records and shards are data sets, whose crops have 112x112 pixels", self.size);
+        }
+        if let Some(name) = names.iter().find(|name| name.split('/').count() != 2) {
+            bail!("{name}: expected photos as PERSON/IMAGE, from which the people of a data set follow");
+        }
+        let beside = |name: &str| self.output.with_extension(name);
+        let others = ["idx", "lst", FACES, LEFT_OUT].map(beside);
+        match others.iter().find(|path| path.exists()) {
+            Some(path) => bail!("{}: exists already", path.display()),
+            None => Ok(()),
         }
     }
 
@@ -236,7 +255,7 @@ impl AlignArgs {
         }
         let photos = hex(&hasher.finalize());
         let (version, format, face) = (env!("CARGO_PKG_VERSION"), self.format, self.face);
-        let detector = self.photos.detector_name();
+        let detector = self.photos.detector_key();
         Ok(format!("maskinv {version}: align {photos} {format:?} {face:?} {detector} {:?}", cropper.config()))
     }
 
@@ -263,7 +282,10 @@ impl AlignArgs {
         };
         if target == Target::Folder {
             write()?;
-            let lists = LISTS.iter().map(|name| (self.input.join(name), unfinished.path().join(name)));
+            // A pair that has lost an image, or has got two, would be an error of every evaluation.
+            let is_whole = self.face != Faces::All && done.iter().all(|photo| photo.left_out.is_none());
+            let lists =
+                LISTS.iter().filter(|_| is_whole).map(|name| (self.input.join(name), unfinished.path().join(name)));
             for (from, to) in lists.filter(|(from, _)| root != self.input && from.is_file()) {
                 write_atomic(&to, &std::fs::read(&from).with_context(|| from.display().to_string())?)?;
             }
@@ -298,11 +320,18 @@ impl AlignArgs {
                 "crops": num_crops,
                 "left_out": left_out.len(),
                 "several_faces": num_several,
-                "out": self.output,
+                "out": self.output.display().to_string(),
             }));
         }
         let several = if num_several > 0 { format!(", {num_several} with several faces") } else { String::new() };
         print(&format!("{} photos{several}: {num_crops} crops in {}", inputs.len(), self.output.display()))?;
+        let num_as_they_are = done.iter().flat_map(|photo| &photo.crops).filter(|(_, found)| found.is_none()).count();
+        if num_as_they_are > 0 {
+            let size = self.size;
+            tell(format_args!(
+                "{num_as_they_are} images of {size}x{size} pixels are taken as crops; --detect searches them too"
+            ));
+        }
         if !left_out.is_empty() {
             tell(format_args!(
                 "{} photos left out, {num_without} of them without a face or unreadable: {LEFT_OUT} says why",
@@ -395,7 +424,8 @@ impl Work<'_> {
     /// Returns the crops of a photo's faces and sets their number.
     fn crops(&self, path: &Path, num_faces: &mut usize) -> crate::Result<Vec<crate::face::Crop>> {
         let image = read_image(path)?;
-        if self.cropper.is_crop(&image, path)? {
+        // One of 112 pixels is no crop of another size.
+        if self.cropper.is_crop(&image, path)? && image.width() == u32::from(self.args.size) {
             *num_faces = 1;
             return Ok(vec![self.cropper.crop(image, path)?]);
         }
@@ -416,16 +446,17 @@ fn append(journal: &mut File, lines: &str) -> std::io::Result<()> {
 
 /// Returns the photos that an interrupted command has done; the last line may be cut.
 fn read_journal(path: &Path) -> Result<BTreeMap<usize, Done>> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
     };
-    let whole = text.rfind('\n').map_or(0, |end| end + 1);
-    if whole < text.len() {
-        write_atomic(path, &text.as_bytes()[..whole])?;
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    if whole < bytes.len() {
+        write_atomic(path, &bytes[..whole])?;
     }
-    let lines = text[..whole].lines();
+    let text = std::str::from_utf8(&bytes[..whole]).with_context(|| path.display().to_string())?;
+    let lines = text.lines();
     lines.map(|line| serde_json::from_str::<Done>(line).map(|photo| (photo.photo, photo)).map_err(Into::into)).collect()
 }
 

@@ -75,6 +75,7 @@ impl CalibrateArgs {
         self.settings.threads.start()?;
         let machine = self.settings.device.open(Work::Inference)?;
         let model = self.settings.device.place(self.hub.load_with_notes(&self.model)?.model, &machine);
+        file.check(&model)?;
         let mut config = self.settings.chosen_or_beside(&self.model)?;
         if let Some(pairs) = &self.pairs {
             config.data.pairs = Some(pairs.clone());

@@ -15,6 +15,7 @@ use super::progress::Progress;
 use super::threads::ThreadsArgs;
 use super::{list_images, print, tell};
 use crate::data::read_image;
+use crate::error::Error;
 use crate::eval::{EmbedConfig, Embeddings, embed};
 use crate::face::Found;
 use crate::files::{check_writable, remove_if_there, write_atomic};
@@ -112,19 +113,23 @@ impl EmbedArgs {
 /// Returns the numbers of the images that can be cropped, and says why the others cannot.
 ///
 /// # Errors
-/// When no image is left.
+/// When no image is left, or the detector cannot be opened.
 fn usable(
     num_images: usize,
     crop: impl Fn(usize) -> crate::Result<RgbImage> + Sync,
     progress: impl FnMut(usize) + Send,
 ) -> Result<Vec<usize>> {
     let (done, progress) = (AtomicUsize::new(0), Mutex::new(progress));
-    let failures: Vec<Option<crate::Error>> = parallel::map(num_images, |i| {
-        let failure = crop(i).err();
+    let failures: Vec<Option<crate::Error>> = parallel::try_map(num_images, |i| {
+        let failure = match crop(i) {
+            Ok(_) => None,
+            Err(error @ (Error::Image { .. } | Error::Face { .. } | Error::Io { .. })) => Some(error),
+            Err(error) => return Err(error),
+        };
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         progress.lock().unwrap_or_else(PoisonError::into_inner)(done);
-        failure
-    });
+        Ok(failure)
+    })?;
     failures.iter().flatten().for_each(|error| tell(format_args!("left out: {error}")));
     let used: Vec<usize> = (0..num_images).filter(|&i| failures[i].is_none()).collect();
     if used.is_empty() {

@@ -129,7 +129,7 @@ impl MaskArgs {
             self.mask_all(&self.jobs(&inputs, staged.path())?, &drawing)?;
             staged.finish()?;
         } else {
-            let key = self.key(&inputs, &config)?;
+            let key = self.key(&inputs, &config, &drawing.cropper)?;
             self.jobs(&inputs, &self.output)?;
             let unfinished = UnfinishedFolder::open(&self.output, &key)?;
             let jobs = self.jobs(&inputs, unfinished.path())?;
@@ -159,7 +159,7 @@ impl MaskArgs {
     }
 
     /// Describes what is masked and how: an interrupted command goes on only if nothing of it has changed.
-    fn key(&self, inputs: &[PathBuf], config: &MaskConfig) -> Result<String> {
+    fn key(&self, inputs: &[PathBuf], config: &MaskConfig, cropper: &Cropper) -> Result<String> {
         let mut hasher = Sha256::new();
         let digests = parallel::try_map(inputs.len(), |i| sha256(&inputs[i]))?;
         for (path, digest) in inputs.iter().zip(digests) {
@@ -168,7 +168,8 @@ impl MaskArgs {
             hasher.update(digest);
         }
         let (version, seed, images) = (env!("CARGO_PKG_VERSION"), self.seed, hex(&hasher.finalize()));
-        Ok(format!("maskinv {version}: mask images {images} with seed {seed}, {config:?}"))
+        let (detector, crops) = (self.photos.detector_key(), cropper.config());
+        Ok(format!("maskinv {version}: mask images {images} with seed {seed}, {config:?}, {detector}, {crops:?}"))
     }
 
     /// Returns what is to be written to a folder.
@@ -213,10 +214,19 @@ impl MaskArgs {
         let faces = self.landmarks_of(path, &image, drawing)?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(number as u64);
+        let (num_faces, mut failures) = (faces.len(), Vec::new());
         for landmarks in faces {
-            drawing.masker.apply(&mut image, &landmarks, &mut rng).with_context(|| path.display().to_string())?;
+            failures.extend(drawing.masker.apply(&mut image, &landmarks, &mut rng).err());
         }
-        Ok(image)
+        // A face in profile takes no mask, which is no reason to leave out the others of a photo.
+        match (failures.len(), failures.pop()) {
+            (num, Some(error)) if num == num_faces => Err(error).with_context(|| path.display().to_string()),
+            (num, Some(error)) => {
+                tell(format_args!("{}: {num} of {num_faces} faces without a mask: {error}", path.display()));
+                Ok(image)
+            }
+            _ => Ok(image),
+        }
     }
 
     /// Returns what finds the faces of photos; masks need no choice among them.
@@ -261,9 +271,11 @@ impl MaskArgs {
             return Ok(vec![mask_landmarks(*protocol, &ALIGNED_LANDMARKS)]);
         }
         let faces = cropper.faces(image, path)?;
-        // Says that there is none.
-        cropper.chosen(faces.clone(), image, path)?;
-        // Of faces that overlap, the nearer one is drawn last: the larger.
+        if faces.is_empty() {
+            let what = format!("no face found at a score of {} or more", cropper.config().detect.min_score);
+            return Err(crate::Error::Face { path: path.to_owned(), what }.into());
+        }
+        // Where faces overlap, the nearer one is drawn last: the larger.
         let mut faces = faces.iter().map(|face| face.points().copied()).collect::<crate::Result<Vec<_>>>()?;
         let eyes = |[a, b, ..]: &Landmarks| (a[0] - b[0]).hypot(a[1] - b[1]);
         faces.sort_by(|a, b| eyes(a).total_cmp(&eyes(b)));

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use candle_core::DType;
 
 use crate::files::check_writable;
-use crate::models::{Model, export_onnx, save_model};
+use crate::models::{Arch, Model, export_onnx, save_model};
 
 /// A new .safetensors or .onnx file.
 pub(super) struct ModelFile {
@@ -35,6 +35,17 @@ impl ModelFile {
     /// Whether the output is an ONNX graph, which computes in f32.
     pub fn is_onnx(&self) -> bool {
         self.is_onnx
+    }
+
+    /// Checks that the model can be written in this format, before any expensive work.
+    ///
+    /// # Errors
+    /// When a network of another architecture is to become safetensors.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        if !self.is_onnx && model.config().arch == Arch::Onnx {
+            bail!("{}: expected .onnx for a network of another architecture, which is copied", self.path.display());
+        }
+        Ok(())
     }
 
     /// Writes the model; `dtype` applies to a .safetensors file only.

@@ -71,9 +71,11 @@ impl WhichArgs {
 }
 
 impl PhotoArgs {
-    /// The detector as the user named it.
-    pub(super) fn detector_name(&self) -> &str {
-        self.detector.as_deref().unwrap_or(DEFAULT_DETECTOR)
+    /// Describes the detector, for commands that go on after an interruption: its name, and the length and time of its file.
+    pub(super) fn detector_key(&self) -> String {
+        let name = self.detector.as_deref().unwrap_or(DEFAULT_DETECTOR);
+        let data = std::fs::metadata(name).ok();
+        format!("{name} {:?} {:?}", data.as_ref().map(|data| data.len()), data.and_then(|data| data.modified().ok()))
     }
 
     /// Returns what makes crops of `side` pixels.

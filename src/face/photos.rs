@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::crops::{Crop, Cropper, Found};
-use crate::data::{Dataset, Sample, decode_image};
+use crate::data::{ALIGNED_LANDMARKS, Dataset, Sample, decode_image};
 use crate::error::{Error, Result};
 use crate::parallel;
 
@@ -96,13 +96,14 @@ impl Dataset for Photos {
         self.inner.encoded_len(index)
     }
 
-    /// Decodes image `index` and crops the face that is meant; without encoded images, those of the set are crops.
+    /// Decodes image `index` and crops the face that is meant; the landmarks are the template's, as those of any aligned
+    /// crop. Images that the set stores decoded are crops.
     fn get(&self, index: usize) -> Result<Sample> {
         let Some(bytes) = self.inner.encoded(index)? else { return self.inner.get(index) };
         let (name, label) = (self.inner.name(index), self.inner.label(index));
         let path = Path::new(&name);
         let image = decode_image(&bytes, || path.to_owned())?;
-        let Crop { image, landmarks, .. } = self.found.crop(index, image, path)?;
-        Ok(Sample { image, label, landmarks })
+        let Crop { image, .. } = self.found.crop(index, image, path)?;
+        Ok(Sample { image, label, landmarks: ALIGNED_LANDMARKS })
     }
 }

@@ -202,7 +202,7 @@ enum Contents {
 /// A network in a file, before its weights are in place.
 enum Network {
     Known(Box<Found>),
-    Foreign(Foreign),
+    Foreign(Box<Foreign>),
 }
 
 /// Recognises a network in `contents` and builds it.
@@ -211,6 +211,9 @@ fn build(contents: Contents, file: WeightsFile, format: Format, config: &LoadCon
     let ((network, mut notes), metadata) = match contents {
         Contents::Graph(onnx) => {
             let network = match from_onnx(&onnx) {
+                Ok(_) if config.output.is_some() => {
+                    return Err(wrong("a known network has one embedding: expected no name of an output".to_owned()));
+                }
                 Ok(found) => known(found),
                 Err(why) => foreign(&file, &onnx, &why, config)?,
             };
@@ -252,7 +255,7 @@ fn build(contents: Contents, file: WeightsFile, format: Format, config: &LoadCon
             let model = Found { preprocessing: Some(preprocessing), ..*found }.build(DType::F32, &Device::Cpu);
             model.map_err(|e| wrong(format!("{} by {layout}: {e}", arch.name())))?
         }
-        Network::Foreign(network) => Model::foreign(network, preprocessing),
+        Network::Foreign(network) => Model::foreign(*network, preprocessing),
     };
     if let Some((num, first)) = model.not_finite()? {
         let what = "have values that are not finite, and so will its embeddings";
@@ -285,7 +288,7 @@ fn foreign(file: &WeightsFile, onnx: &OnnxModel, why: &str, config: &LoadConfig)
         0,
         format!("none of the known networks ({why}): run as its graph says, embedding {}", network.output()),
     );
-    Ok((Network::Foreign(network), notes))
+    Ok((Network::Foreign(Box::new(network)), notes))
 }
 
 /// Recognises the network in a file of named tensors, by our metadata or else by the tensor names.

@@ -94,6 +94,7 @@ impl<B: Kernels> Embedder<B> {
             }
             Network::Foreign(network) => {
                 let images = images.to_tensor(&self.preprocessing, &Device::Cpu)?;
+                checked(&images, self.config.input_size)?;
                 Ok(self.backend.upload(network.run(&images)?.flatten_all()?.to_vec1()?)?)
             }
         }

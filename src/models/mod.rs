@@ -306,7 +306,7 @@ impl Model {
         match &self.foreign {
             None => Ok(self),
             Some(_) => candle_core::bail!(
-                "expected a network of {}, found {}: it can embed and teach, but not be trained or converted",
+                "expected a network of {}, found {}: it can embed and teach, but not be trained or made another file",
                 Arch::ALL.map(Arch::name).join(", "),
                 self.config.arch.title()
             ),

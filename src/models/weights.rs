@@ -11,8 +11,8 @@ use crate::parallel;
 
 impl Model {
     /// Returns the SHA-256 of every parameter and buffer that embeddings depend on, with its name, as f32, in name
-    /// order: 64 hexadecimal digits. Batch norm's counters of batches do not count, and not every file has them. That of a
-    /// network of [`Arch::Onnx`](super::Arch::Onnx) is of its graph and weights as they are in its file.
+    /// order: 64 hexadecimal digits. Batch norm's counters of batches do not count, and not every file has them. A
+    /// network of [`Arch::Onnx`](super::Arch::Onnx) has a digest of its graph, its weights and the output's name.
     ///
     /// # Errors
     /// When the values cannot be read.

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use super::{Output, Values4};
+use super::{Array, Output};
 use crate::error::missing_feature;
 use crate::weights::OnnxFiles;
 
@@ -23,11 +23,11 @@ impl Runtime {
         match self.0 {}
     }
 
-    pub fn shapes(&self, _: Values4) -> Result<Vec<Output>, String> {
+    pub fn shapes(&self, _: Array) -> Result<Vec<Output>, String> {
         match self.0 {}
     }
 
-    pub fn run(&self, _: Values4, _: &str) -> Result<Values4, String> {
+    pub fn run(&self, _: Array, _: &str) -> Result<Array, String> {
         match self.0 {}
     }
 }

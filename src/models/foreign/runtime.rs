@@ -7,7 +7,7 @@ use rten::{Dimension, Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value
 use rten_tensor::Tensor;
 use rten_tensor::prelude::*;
 
-use super::{Output, Values4};
+use super::{Array, Output};
 use crate::weights::OnnxFiles;
 
 /// A graph that rten runs on as many threads as the engine's loops have.
@@ -68,7 +68,7 @@ impl Runtime {
     }
 
     /// Returns the outputs for an input.
-    pub fn shapes(&self, images: Values4) -> Result<Vec<Output>, String> {
+    pub fn shapes(&self, images: Array) -> Result<Vec<Output>, String> {
         let outputs = self.model.output_ids();
         let found = self.values(images, outputs)?;
         let name = |id: &NodeId| self.model.node_info(*id).and_then(|info| info.name().map(str::to_owned));
@@ -77,15 +77,15 @@ impl Runtime {
     }
 
     /// Returns the output of a name.
-    pub fn run(&self, images: Values4, output: &str) -> Result<Values4, String> {
+    pub fn run(&self, images: Array, output: &str) -> Result<Array, String> {
         let id = self.model.find_node(output).ok_or_else(|| format!("expected an output {output}"))?;
         let value = self.values(images, &[id])?.pop().ok_or("expected one output, found none")?;
         let shape = value.shape().to_vec();
         let tensor = value.into_tensor::<f32>().ok_or_else(|| format!("{output}: expected f32 as output"))?;
-        Ok(Values4 { shape, values: tensor.to_vec() })
+        Ok(Array { shape, values: tensor.to_vec() })
     }
 
-    fn values(&self, images: Values4, outputs: &[NodeId]) -> Result<Vec<Value>, String> {
+    fn values(&self, images: Array, outputs: &[NodeId]) -> Result<Vec<Value>, String> {
         guarded(|| {
             let images = Tensor::from_data(&images.shape[..], images.values);
             let options = RunOptions::default().with_thread_pool(Some(self.threads.clone()));
