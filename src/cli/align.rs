@@ -17,7 +17,7 @@ use super::photos::PhotoArgs;
 use super::progress::Progress;
 use super::threads::ThreadsArgs;
 use super::{interrupt, list_images, print, print_json, tell};
-use crate::data::{Export, open_source, read_image, write_image, write_records, write_shards};
+use crate::data::{Export, open_source, output_format, read_image, write_image, write_records, write_shards};
 use crate::error::Error;
 use crate::face::{Cropper, Face, Which};
 use crate::files::{UnfinishedFolder, hex, is_inside, write_atomic};
@@ -64,8 +64,9 @@ pub struct AlignArgs {
     photos: PhotoArgs,
     #[command(flatten)]
     threads: ThreadsArgs,
-    #[command(flatten)]
-    hub: HubArgs,
+    /// Use only cached files of the Hugging Face hub; same as HF_HUB_OFFLINE=1
+    #[arg(long)]
+    offline: bool,
     /// Print the counts as JSON
     #[arg(long)]
     json: bool,
@@ -111,6 +112,8 @@ struct Done {
     crops: Vec<(String, Option<Found>)>,
     /// Why there is no crop.
     left_out: Option<String>,
+    /// Whether that is because it has no face, or several.
+    lacks_face: bool,
 }
 
 /// A face in numbers.
@@ -141,7 +144,7 @@ impl AlignArgs {
             self.check_set(&names)?;
         }
         self.threads.start()?;
-        let cropper = self.photos.cropper(self.which(), self.size.into(), &self.hub)?;
+        let cropper = self.photos.cropper(self.which(), self.size.into(), &HubArgs::of_data(self.offline))?;
         let stop = interrupt::flag()?;
         // Records and shards are made of a folder of crops, which has a name of its own.
         let folder = match target {
@@ -169,14 +172,24 @@ impl AlignArgs {
             let first = done.iter().find_map(|photo| photo.left_out.clone()).unwrap_or_default();
             unfinished.discard();
             let what = format!("none of {} photos has a crop, the first: {first}", inputs.len());
-            return Err(Error::Face { path: root, what }.into());
+            return Err(match done.iter().any(|photo| photo.lacks_face) {
+                true => Error::Face { path: root, what }.into(),
+                false => Error::Image { path: root, what }.into(),
+            });
         }
         self.finish(target, unfinished, &root, &inputs, &done, &stop)?;
         self.tell(&inputs, &done, num_crops)
     }
 
     fn target(&self) -> Result<Target> {
-        let is_rec = self.output.extension().is_some_and(|x| x.eq_ignore_ascii_case("rec"));
+        let has = |extension: &str| self.output.extension().is_some_and(|x| x.eq_ignore_ascii_case(extension));
+        let is_rec = has("rec");
+        if output_format(&self.output).is_ok() || has("tar") {
+            bail!(
+                "{}: expected a new folder or NAME.rec; shards are a folder too (--to webdataset)",
+                self.output.display()
+            );
+        }
         match (self.to, is_rec) {
             (None | Some(Target::Recordio), true) => Ok(Target::Recordio),
             (Some(Target::Recordio), false) => bail!("{}: expected NAME.rec", self.output.display()),
@@ -334,9 +347,15 @@ impl AlignArgs {
         }
         if !left_out.is_empty() {
             tell(format_args!(
-                "{} photos left out, {num_without} of them without a face or unreadable: {LEFT_OUT} says why",
+                "{} photos left out, {num_without} of them without a face or unreadable: a list in {LEFT_OUT} says why",
                 left_out.len()
             ));
+            if LISTS.iter().any(|name| self.input.join(name).is_file()) {
+                tell(format_args!(
+                    "{} are not copied: pairs of those photos could not be compared",
+                    LISTS.join(" and ")
+                ));
+            }
         }
         Ok(())
     }
@@ -399,7 +418,8 @@ impl Work<'_> {
             Err(error @ (Error::Image { .. } | Error::Face { .. } | Error::Io { .. })) => {
                 let what = error.to_string();
                 let what = what.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&what).to_owned();
-                return Ok(Done { photo, num_faces, crops: Vec::new(), left_out: Some(what) });
+                let lacks_face = matches!(error, Error::Face { .. });
+                return Ok(Done { photo, num_faces, crops: Vec::new(), left_out: Some(what), lacks_face });
             }
             Err(error) => return Err(error.into()),
         };
@@ -418,7 +438,7 @@ impl Work<'_> {
             };
             written.push((name, crop.face.map(found)));
         }
-        Ok(Done { photo, num_faces, crops: written, left_out: None })
+        Ok(Done { photo, num_faces, crops: written, left_out: None, lacks_face: false })
     }
 
     /// Returns the crops of a photo's faces and sets their number.

@@ -132,8 +132,8 @@ fn usable(
     })?;
     failures.iter().flatten().for_each(|error| tell(format_args!("left out: {error}")));
     let used: Vec<usize> = (0..num_images).filter(|&i| failures[i].is_none()).collect();
-    if used.is_empty() {
-        bail!("expected images that can be used, found none");
+    if let (true, Some(first)) = (used.is_empty(), failures.into_iter().flatten().next()) {
+        return Err(anyhow::Error::new(first).context("no image can be used, the first"));
     }
     match num_images - used.len() {
         0 => {}

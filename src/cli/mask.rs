@@ -64,8 +64,9 @@ pub struct MaskArgs {
     sheet: bool,
     #[command(flatten)]
     photos: PhotoArgs,
-    #[command(flatten)]
-    hub: HubArgs,
+    /// Use only cached files of the Hugging Face hub; same as HF_HUB_OFFLINE=1
+    #[arg(long)]
+    offline: bool,
 }
 
 /// How masks are drawn.
@@ -231,7 +232,7 @@ impl MaskArgs {
 
     /// Returns what finds the faces of photos; masks need no choice among them.
     fn cropper(&self) -> Result<Arc<Cropper>> {
-        self.photos.cropper(Which::Largest, FACE_SIZE as usize, &self.hub)
+        self.photos.cropper(Which::Largest, FACE_SIZE as usize, &HubArgs::of_data(self.offline))
     }
 
     fn config(&self) -> Result<MaskConfig> {

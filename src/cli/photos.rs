@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use super::model::HubArgs;
@@ -81,7 +81,7 @@ impl PhotoArgs {
     /// Returns what makes crops of `side` pixels.
     ///
     /// # Errors
-    /// When a setting is out of range, or the named detector is no file.
+    /// When a setting is out of range, or the named detector cannot be opened.
     pub(super) fn cropper(&self, which: Which, side: usize, hub: &HubArgs) -> Result<Arc<Cropper>> {
         let kind = match (self.aligned, self.detect) {
             (true, _) => ImageKind::Crops,
@@ -92,27 +92,29 @@ impl PhotoArgs {
         let detect = DetectConfig { min_score, min_face, ..DetectConfig::default() };
         detect.validate()?;
         let config = CropConfig { kind, which, detect, side: side as u32 };
-        let (detector, hub) = (self.detector.clone(), hub.clone());
-        // A wrong name is said before any work.
-        detector.as_deref().map(ModelRef::parse).transpose()?;
-        Ok(Arc::new(Cropper::new(config, move || match &detector {
-            Some(name) => open_detector(name, &hub),
-            None => found(&hub),
-        })))
+        let cached = hub.clone();
+        let cropper = Cropper::new(config, move || cached_detector(&cached));
+        // What is wrong with a detector that is named is said before any photo is read.
+        let cropper = match &self.detector {
+            Some(name) => cropper.with_detector(open_detector(name, hub)?),
+            None => cropper,
+        };
+        Ok(Arc::new(cropper))
     }
 }
 
 /// Opens the detector of a name.
-pub(super) fn open_detector(name: &str, hub: &HubArgs) -> crate::Result<Detector> {
-    let reference = ModelRef::parse(name)?;
-    let file = hub.fetch(&reference)?;
-    let path =
-        file.path().ok_or_else(|| Error::Detection(format!("{name}: expected a face detector, found a network")))?;
-    Detector::open(path)
+pub(super) fn open_detector(name: &str, hub: &HubArgs) -> Result<Detector> {
+    let open = || -> Result<Detector> {
+        let file = hub.fetch(&ModelRef::parse(name)?)?;
+        let path = file.path().context("expected a face detector, found a network for faces")?;
+        Ok(Detector::open(path)?)
+    };
+    open().with_context(|| format!("--detector {name}: expected YuNet or SCRFD as ONNX"))
 }
 
 /// Opens the detector that was downloaded earlier.
-fn found(hub: &HubArgs) -> crate::Result<Detector> {
+fn cached_detector(hub: &HubArgs) -> crate::Result<Detector> {
     let entry = manifest::find_detector(DEFAULT_DETECTOR).expect("the manifest has it: a test looks for it");
     let cached = hub.cached(&ModelRef::Detector(entry));
     let missing = || {

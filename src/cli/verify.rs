@@ -110,11 +110,9 @@ impl VerifyArgs {
         let Some(fmr) = self.fmr else { return Ok(thresholds.iter().min_by(|a, b| a.fmr.total_cmp(&b.fmr))) };
         let found = thresholds.iter().find(|t| (t.fmr - fmr).abs() <= 1e-9 * fmr);
         if found.is_none() {
-            let rates: Vec<f64> = thresholds.iter().map(|t| t.fmr).collect();
-            bail!(
-                "{}: expected a threshold for FMR {fmr}, found those for {rates:?}; see maskinv calibrate",
-                self.model
-            );
+            let rates: Vec<String> = thresholds.iter().map(|t| t.fmr.to_string()).collect();
+            let rates = if rates.is_empty() { "none".to_owned() } else { format!("those for {}", rates.join(", ")) };
+            bail!("{}: expected a threshold for FMR {fmr}, found {rates}; see maskinv calibrate", self.model);
         }
         Ok(found)
     }

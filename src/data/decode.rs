@@ -24,6 +24,9 @@ const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "web
 /// Extensions of images in formats that are not read.
 const OTHER_EXTENSIONS: [&str; 9] = ["gif", "tif", "tiff", "heic", "heif", "avif", "jp2", "jxl", "svg"];
 
+/// Most bytes of an image file.
+const MAX_FILE_BYTES: u64 = 128 << 20;
+
 /// Error of a truncated JPEG.
 const NO_END: &str = "expected a complete JPEG, found no end marker: the file is truncated";
 
@@ -75,7 +78,7 @@ pub fn decode_face(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage>
 /// detected from the content, since extensions lie.
 ///
 /// # Errors
-/// When the file cannot be read, is not an image, is truncated, or would need more than 128 MiB decoded.
+/// When the file cannot be read, is not an image, is truncated, or would need more than 256 MiB decoded.
 pub fn read_image(path: &Path) -> Result<RgbImage> {
     decode(&read_bytes(path)?, &|| path.to_owned(), &|_, _| Ok(()))
 }
@@ -88,13 +91,13 @@ pub fn decode_image(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage
     decode(bytes, &name, &|_, _| Ok(()))
 }
 
-/// Reads a file of at most [`MAX_DECODE_BYTES`]: no image is larger, and a device may have no end.
+/// Reads a file of at most [`MAX_FILE_BYTES`]: no image is larger, and a device may have no end.
 pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(Error::io(path))?;
-    file.take(MAX_DECODE_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    if bytes.len() as u64 > MAX_DECODE_BYTES {
-        let what = format!("expected an image file of at most {} MiB, found a larger one", MAX_DECODE_BYTES >> 20);
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        let what = format!("expected an image file of at most {} MiB, found a larger one", MAX_FILE_BYTES >> 20);
         return Err(Error::Image { path: path.to_owned(), what });
     }
     Ok(bytes)
@@ -132,7 +135,8 @@ fn decode(bytes: &[u8], name: &dyn Fn() -> PathBuf, check_size: SizeCheck) -> Re
     let (width, height) = decoder.dimensions();
     check_size(width, height).map_err(error)?;
     if decoder.total_bytes() > MAX_DECODE_BYTES {
-        return Err(error(format!("{width}x{height} pixels are more than {} MiB", MAX_DECODE_BYTES >> 20)));
+        let mib = MAX_DECODE_BYTES >> 20;
+        return Err(error(format!("{width}x{height} pixels take more than {mib} MiB to decode: scale the image down")));
     }
     let exif = decoder.exif_metadata().map_err(|e| error(e.to_string()))?;
     let orientation = exif.and_then(|exif| orientation(&exif)).unwrap_or(Orientation::NoTransforms);
@@ -147,13 +151,14 @@ fn decode(bytes: &[u8], name: &dyn Fn() -> PathBuf, check_size: SizeCheck) -> Re
 /// Names the format of a picture that is not read; none for one that is, or that is unknown.
 fn other_format(bytes: &[u8]) -> Option<&'static str> {
     let brand = bytes.get(4..12).and_then(|bytes| bytes.strip_prefix(b"ftyp"));
-    let is_video = brand.is_some_and(|brand| [b"isom", b"mp42", b"qt  "].iter().any(|known| brand == *known));
+    let heic = [b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"];
+    let is_heic = brand.is_some_and(|brand| heic.iter().any(|known| brand == *known));
     match bytes {
         _ if brand.is_some_and(|brand| [b"avif", b"avis"].iter().any(|known| brand == *known)) => {
             Some("AVIF: convert it to JPEG or PNG")
         }
-        _ if is_video => Some("a video: extract its frames as JPEG or PNG"),
-        _ if brand.is_some() => Some("HEIC, as phones write it: convert it to JPEG or PNG"),
+        _ if is_heic => Some("HEIC, as phones write it: convert it to JPEG or PNG"),
+        _ if brand.is_some() => Some("a video or a camera's raw file: convert it to JPEG or PNG"),
         [b'G', b'I', b'F', b'8', ..] => Some("GIF: convert it to PNG"),
         [b'I', b'I', b'*', 0, ..] | [b'M', b'M', 0, b'*', ..] => Some("TIFF or a camera's raw file: convert it to PNG"),
         [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => Some("JPEG XL: convert it to JPEG"),

@@ -9,8 +9,8 @@ use jpeg_decoder::{ColorTransform, Decoder, PixelFormat};
 
 use super::exif::orientation;
 
-/// Most bytes that a decoder may allocate: a photo of 40 megapixels.
-pub(super) const MAX_DECODE_BYTES: u64 = 128 << 20;
+/// Most bytes that a decoder may allocate: a photo of 89 megapixels.
+pub(super) const MAX_DECODE_BYTES: u64 = 256 << 20;
 
 /// Says what is wrong with a width and height, before any pixel is decoded.
 pub(super) type SizeCheck<'a> = &'a dyn Fn(u32, u32) -> Result<(), String>;

@@ -159,6 +159,11 @@ impl Cropper {
         Self { config, open: Box::new(open), detector, opening, counts: Default::default() }
     }
 
+    /// Returns the cropper with a detector that is open.
+    pub fn with_detector(self, detector: Detector) -> Self {
+        Self { detector: OnceLock::from(detector), ..self }
+    }
+
     /// Settings.
     pub fn config(&self) -> &CropConfig {
         &self.config

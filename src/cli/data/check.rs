@@ -99,8 +99,10 @@ fn detected(images: &dyn Dataset, detector: &Detector) -> Result<(Option<Landmar
     let (done, progress) = (AtomicUsize::new(0), Mutex::new(Progress::new()));
     let config = DetectConfig::default();
     let find = |index: usize| -> crate::Result<Option<Option<Landmarks>>> {
+        let num = done.fetch_add(1, Ordering::Relaxed) + 1;
+        progress.lock().unwrap_or_else(PoisonError::into_inner).count("detect", "images searched", num, images.len());
         let Ok(sample) = images.get(index) else { return Ok(None) };
-        // Of several the one in the middle: crops are of it.
+        // The face in the middle is the crop's.
         let middle = 0.5 * FACE_SIZE as f32;
         let away = |face: &Face| {
             let [x0, y0, x1, y1] = face.bounds;
@@ -109,9 +111,6 @@ fn detected(images: &dyn Dataset, detector: &Detector) -> Result<(Option<Landmar
         let faces = detector.detect(&sample.image, &config)?;
         let nearest = faces.iter().min_by(|a, b| away(a).total_cmp(&away(b)));
         let points = nearest.map(|face| face.points().copied()).transpose()?;
-        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-        progress.count("detect", "images searched", done, images.len());
         Ok(Some(points))
     };
     let found = parallel::try_map(images.len(), find)?;

@@ -25,6 +25,8 @@ const USUAL_SIDE: usize = 112;
 const MAX_BATCH: usize = 64;
 /// Lengths of an embedding.
 const LENGTHS: std::ops::RangeInclusive<usize> = 2..=4096;
+/// Operators that repeat a part of a graph.
+const LOOPS: [&str; 2] = ["Loop", "Scan"];
 /// Largest difference of two embeddings of one image in a batch, relative to the largest element.
 const SAME: f32 = 1e-3;
 
@@ -65,6 +67,10 @@ impl Foreign {
         let wrong = |what: String| Error::Checkpoint { path: path.to_owned(), what };
         let files = OnnxFiles::read(path)?;
         let digest = files.digest();
+        // No network for faces repeats a part until a condition holds, which a forged one might do for ever.
+        if let Some(operator) = LOOPS.iter().find(|operator| files.operators.contains(**operator)) {
+            return Err(wrong(format!("{operator}: graphs that repeat a part are not run")));
+        }
         let runtime = Runtime::open(files).map_err(wrong)?;
         let (has_channels_last, side, fixed_batch) = input(&runtime.input()).map_err(wrong)?;
         let mut notes = Vec::new();
@@ -179,9 +185,9 @@ impl Foreign {
         let s = self.side;
         let shape = if self.has_channels_last { vec![n, s, s, 3] } else { vec![n, 3, s, s] };
         let outputs = self.runtime.shapes(Array { values: vec![0.0; n * 3 * s * s], shape })?;
-        let length = |shape: &[usize]| {
-            let long: Vec<usize> = shape.iter().skip(1).copied().filter(|d| *d != 1).collect();
-            long.first().copied().filter(|d| long.len() == 1 && shape[0] == n && LENGTHS.contains(d))
+        let length = |shape: &[usize]| match shape {
+            &[found, d] | &[found, d, 1, 1] => Some(d).filter(|d| found == n && LENGTHS.contains(d)),
+            _ => None,
         };
         let listed = |outputs: &[Output]| {
             let text: Vec<String> = outputs.iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();

@@ -1,6 +1,6 @@
 //! An ONNX model as it is in its files, for a runtime that reads them itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -22,6 +22,8 @@ pub(crate) struct OnnxFiles {
     pub bytes: Vec<u8>,
     /// Files of weights, by the name that the model has for them.
     pub external: BTreeMap<String, Vec<u8>>,
+    /// Operators of the graph.
+    pub operators: BTreeSet<String>,
 }
 
 impl std::fmt::Debug for OnnxFiles {
@@ -38,8 +40,9 @@ impl OnnxFiles {
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let mut external = External::beside(path);
-        parse(&bytes, &mut external).map_err(not_onnx(path))?;
-        Ok(Self { path: path.to_owned(), external: external.contents(), bytes })
+        let model = parse(&bytes, &mut external).map_err(not_onnx(path))?;
+        let operators = model.nodes.into_iter().map(|node| node.op_type).collect();
+        Ok(Self { path: path.to_owned(), external: external.contents(), bytes, operators })
     }
 
     /// Returns the SHA-256 of the graph and its weights, without the metadata: 64 hexadecimal digits.
@@ -78,7 +81,7 @@ impl OnnxFiles {
             matches!(key.map(|field| field.value), Some(Value::Bytes { bytes, .. })
                 if std::str::from_utf8(bytes).is_ok_and(|key| metadata.contains_key(key)))
         };
-        // What is not kept as it is, is written again; the rest of the file is copied field by field.
+        // Entries of the same keys are left out here and written anew; all else is copied field by field.
         let mut copy = Vec::with_capacity(self.bytes.len());
         let mut reader = Reader::new(&self.bytes, 0);
         let mut start = 0;
