@@ -50,7 +50,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("eval", &["models", "data", "ops", "files", "lists", "npy"]),
-    ("face", &["models", "data", "nn", "ops", "weights", "preprocessing"]),
+    ("face", &["models", "data", "nn", "ops", "weights", "preprocessing", "files"]),
     ("losses", &["nn", "ops"]),
     ("optim", &["models", "nn", "ops", "testing"]),
     ("models", &["nn", "ops", "weights", "preprocessing", "machine", "files"]),

@@ -247,6 +247,12 @@ fn a_data_set_of_photos_has_the_figures_of_its_crops() -> Result<()> {
         let (code, printed, said) = kit.run(&args)?;
         anyhow::ensure!(code == Some(0), "{said}");
         let found: serde_json::Value = serde_json::from_str(&printed)?;
+        // What was done to photos stands beside the figures; crops have nothing to say.
+        assert_eq!(found["photos"].is_null(), data != set, "{printed}");
+        if data == set {
+            assert_eq!((&found["photos"]["face"], &found["photos"]["num_photos"]), (&"largest".into(), &8.into()));
+            assert_eq!(found["photos"]["detector_sha256"].as_str().map(str::len), Some(64));
+        }
         Ok(found["models"][str(&model)]["settings"].clone())
     };
     let (photos, crops) = (figures(&set)?, figures(&out.join("images"))?);

@@ -153,6 +153,25 @@ pub(super) fn record(crop: &Crop) -> serde_json::Value {
     crop.face.as_ref().map_or(serde_json::Value::Null, face)
 }
 
+/// Returns how faces were found in photos, for a report; null if there was no photo.
+pub(super) fn provenance(cropper: &Cropper) -> serde_json::Value {
+    let CropCounts { crops, photos, several } = cropper.counts();
+    let (Some(detector), 1..) = (cropper.opened(), photos + several) else { return serde_json::Value::Null };
+    let CropConfig { kind, which, detect, side } = cropper.config();
+    serde_json::json!({
+        "detector": detector.path().display().to_string(),
+        "detector_sha256": detector.sha256(),
+        "images": format!("{kind:?}").to_lowercase(),
+        "face": format!("{which:?}").to_lowercase(),
+        "min_score": detect.min_score,
+        "min_face": detect.min_face,
+        "side": side,
+        "num_crops": crops,
+        "num_photos": photos + several,
+        "num_photos_with_several_faces": several,
+    })
+}
+
 /// Says how many images were crops and photos, if any was a photo.
 pub(super) fn tell_counts(counts: CropCounts) {
     let CropCounts { crops, photos, several } = counts;

@@ -169,6 +169,11 @@ impl Cropper {
         &self.config
     }
 
+    /// The detector, once it is open.
+    pub fn opened(&self) -> Option<&Detector> {
+        self.detector.get()
+    }
+
     /// Returns the number of images cropped so far.
     pub fn counts(&self) -> CropCounts {
         let [crops, photos, several] = [0, 1, 2].map(|i| self.counts[i].load(Ordering::Relaxed));

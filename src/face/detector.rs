@@ -1,6 +1,6 @@
 //! A face detector from a file, and photos through it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use image::RgbImage;
@@ -10,6 +10,7 @@ use super::boxes::{Detection, Maps, suppress};
 use super::config::DetectConfig;
 use super::{scrfd, yunet};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::models::lift;
 use crate::nn::engine::{InferenceNetwork, Lowered};
 use crate::nn::{Graph, Params};
@@ -53,6 +54,9 @@ enum Family {
 /// ```
 #[derive(Debug)]
 pub struct Detector {
+    path: PathBuf,
+    /// Hash of the file; none of a detector that is not from one.
+    sha256: Option<String>,
     family: Family,
     graph: Graph,
     params: Params,
@@ -76,7 +80,18 @@ impl Detector {
     /// # Errors
     /// When the file cannot be read, or is neither YuNet nor SCRFD.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::of(&read_onnx(path)?, path)
+        let sha256 = Some(files::sha256(path)?);
+        Ok(Self { sha256, ..Self::of(&read_onnx(path)?, path)? })
+    }
+
+    /// File that it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// SHA-256 of its file, 64 hexadecimal digits; none of a detector that is not from a file.
+    pub fn sha256(&self) -> Option<&str> {
+        self.sha256.as_deref()
     }
 
     /// Returns the detector of a graph, which was read from `path`.
@@ -87,7 +102,8 @@ impl Detector {
         let Some((family, levels)) = recognised(&names, &lifted.channels) else {
             return Err(refused(format!("expected YuNet or SCRFD, found outputs of {:?} channels", lifted.channels)));
         };
-        Ok(Self { family, graph: lifted.graph, params: lifted.params, levels, prepared: Mutex::default() })
+        let (graph, params) = (lifted.graph, lifted.params);
+        Ok(Self { path: path.to_owned(), sha256: None, family, graph, params, levels, prepared: Mutex::default() })
     }
 
     /// Returns the detections in a photo that lies at `border` pixels from the upper and the left edge of the network's

@@ -36,6 +36,8 @@ pub struct EvaluationReport {
     pub test_set: String,
     /// SHA-256 of the test set's images and pairs, if it was computed.
     pub test_set_sha256: Option<String>,
+    /// How faces were found in photos, with the detector's SHA-256; null if all images were aligned crops.
+    pub photos: Value,
     /// All settings, as the program that made the report has them.
     pub config: Value,
     /// The models by name.

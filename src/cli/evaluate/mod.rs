@@ -21,6 +21,7 @@ use super::progress::Progress;
 use super::settings::SettingsArgs;
 use super::{interrupt, tell};
 use crate::data::{Dataset, FACE_SIZE};
+use crate::face::Cropper;
 use crate::files::{StagedFolder, has_entries};
 use crate::machine::Machine;
 use crate::models::Model;
@@ -99,6 +100,8 @@ struct Job<'a> {
     config: &'a Config,
     machine: &'a Machine,
     outputs: &'a Outputs,
+    /// Makes crops of photos.
+    cropper: &'a Arc<Cropper>,
     stop: Arc<AtomicBool>,
 }
 
@@ -177,7 +180,16 @@ impl EvaluateArgs {
         self.settings.apply(&mut config, &self.hub)?;
         let outputs = Outputs::new(&self)?;
         let stop = interrupt::flag()?;
-        let run = Job { args: &self, models: &models, config: &config, machine: &machine, outputs: &outputs, stop };
+        let cropper = self.photos.cropper(self.which.which(), FACE_SIZE as usize, &self.hub)?;
+        let run = Job {
+            args: &self,
+            models: &models,
+            config: &config,
+            machine: &machine,
+            outputs: &outputs,
+            cropper: &cropper,
+            stop,
+        };
         let output = match self.protocol {
             Protocol::Pairs => pairs::measure(&run)?,
             Protocol::AllPairs => all_pairs::measure(&run)?,
@@ -206,8 +218,7 @@ impl Job<'_> {
         used: &[usize],
         progress: &mut Progress,
     ) -> Result<Arc<dyn Dataset>> {
-        let cropper = self.args.photos.cropper(self.args.which.which(), FACE_SIZE as usize, &self.args.hub)?;
-        in_photos(images, used, &cropper, |done| {
+        in_photos(images, used, self.cropper, |done| {
             self.end_if_interrupted();
             progress.count("crop", "images read", done, used.len());
         })

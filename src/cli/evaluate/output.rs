@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use image::RgbImage;
 
 use super::{Job, Named, Protocol};
+use crate::cli::photos;
 use crate::cli::tell;
 use crate::cli::{print, print_json};
 use crate::data::Dataset;
@@ -144,6 +145,7 @@ impl Output {
             protocol: run.protocol(),
             test_set: self.title.clone(),
             test_set_sha256: self.data_sha256.clone(),
+            photos: photos::provenance(run.cropper),
             config: serde_json::to_value(run.config)?,
             models,
             real_masks: real_masks.map(|(model, result)| (model.name.clone(), result.clone())).collect(),
@@ -207,6 +209,13 @@ fn provenance(run: &Job, record: &EvaluationReport) -> Vec<(String, String)> {
     add("protocol", run.protocol());
     add("test set", record.test_set.clone());
     add("test set SHA-256 (pixels and pairs)", record.test_set_sha256.clone().unwrap_or_else(|| "-".to_owned()));
+    if let Some(detector) = run.cropper.opened() {
+        let config = run.cropper.config();
+        add("detector", detector.path().display().to_string());
+        add("detector SHA-256", detector.sha256().unwrap_or("-").to_owned());
+        let (score, which) = (config.detect.min_score, format!("{:?}", config.which).to_lowercase());
+        add("faces of photos", format!("the {which} one, score {score} or more"));
+    }
     let eval = &run.config.eval;
     add("masks", format!("{:?} protocol, seed {}", eval.mask.protocol, eval.seed).to_lowercase());
     let bootstrap = &eval.bootstrap;
