@@ -180,7 +180,7 @@ impl Experiment {
     /// # Errors
     /// When the settings describe no network.
     pub fn refusal(&self) -> Result<Option<String>> {
-        if self.machine.gpu_bytes().is_none() {
+        if self.machine.is_cpu() {
             return Ok(None);
         }
         let student = Model::new(&self.config.model, &Device::Cpu, 0)?;

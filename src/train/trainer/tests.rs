@@ -248,6 +248,25 @@ fn parts_averages_and_projections_are_those_of_the_cpu() -> Result<()> {
     Ok(())
 }
 
+#[cfg(feature = "any-onnx")]
+#[test]
+fn a_teacher_of_another_architecture_teaches_on_a_gpu_from_the_cpu() -> Result<()> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/foreign/hybrid_opset16.onnx");
+    let mut config = tiny()?;
+    config.set("model.dropout=0")?;
+    let run = |machine: &Machine| -> Result<StepReport> {
+        let teacher = crate::models::load_model(std::path::Path::new(path), None)?.model.on(machine);
+        let mut trainer = trainer(&config, Arm::Hg, machine, &teacher)?;
+        for (i, batch) in loader(&config)?.epoch(0).take(2).enumerate() {
+            trainer.step(batch?, i as u64, 0.002)?;
+        }
+        trainer.report()
+    };
+    let (found, expected) = (run(&Machine::of_tests(Precision::F32))?, run(&Machine::default())?);
+    assert!(expected.distill_loss > 0.0 && off(found.distill_loss, expected.distill_loss) < 5e-3, "{found:?}");
+    Ok(())
+}
+
 #[test]
 fn a_training_goes_on_on_the_other_machine() -> Result<()> {
     let (mut config, of_teacher) = with_all_means()?;
