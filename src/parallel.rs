@@ -42,6 +42,22 @@ pub(crate) fn try_map<T: Send, E: Send>(num: usize, f: impl Fn(usize) -> Result<
     results.into_iter().flatten().collect()
 }
 
+/// Returns `f` that tells `progress`, after each call, how many calls have ended so far: for [`map`] and [`try_map`].
+pub(crate) fn counted<T>(
+    f: impl Fn(usize) -> T + Sync,
+    progress: impl FnMut(usize) + Send,
+) -> impl Fn(usize) -> T + Sync {
+    let state = Mutex::new((0, progress));
+    move |i| {
+        let result = f(i);
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 += 1;
+        let num = state.0;
+        (state.1)(num);
+        result
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +67,13 @@ mod tests {
         assert_eq!(map(1000, |i| i * i), (0..1000).map(|i| i * i).collect::<Vec<_>>());
         assert!(map(0, |i| i).is_empty());
         assert_eq!(try_map(1000, Ok::<_, ()>).unwrap().len(), 1000);
+    }
+
+    #[test]
+    fn calls_are_counted_one_by_one() {
+        let mut seen = Vec::new();
+        assert_eq!(map(100, counted(|i| 2 * i, |num| seen.push(num))), (0..100).map(|i| 2 * i).collect::<Vec<_>>());
+        assert_eq!(seen, (1..=100).collect::<Vec<_>>());
     }
 
     #[test]

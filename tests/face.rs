@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use maskinv::data::{Landmarks, align_face, read_image};
 
-/// Those of align.py.
+/// Landmarks of the crops of align.py.
 const LANDMARKS: [Landmarks; 3] = [
     [[90.5, 60.25], [130.0, 58.5], [111.0, 82.0], [94.75, 103.5], [127.5, 102.0]],
     [[60.0, 50.0], [150.0, 80.0], [95.0, 115.0], [50.0, 130.0], [125.0, 158.0]],

@@ -16,7 +16,7 @@ use maskinv::train::{
 };
 
 /// Seconds of work: 8 people, an eighth of ResNet-18 at 32 pixels.
-fn tiny() -> Config {
+pub fn tiny() -> Config {
     let mut config = preset("procedural").expect("a preset of ours");
     for set in [
         "train.epochs=1",

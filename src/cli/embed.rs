@@ -1,8 +1,6 @@
 //! `maskinv embed`.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -119,17 +117,11 @@ fn usable(
     crop: impl Fn(usize) -> crate::Result<RgbImage> + Sync,
     progress: impl FnMut(usize) + Send,
 ) -> Result<Vec<usize>> {
-    let (done, progress) = (AtomicUsize::new(0), Mutex::new(progress));
-    let failures: Vec<Option<crate::Error>> = parallel::try_map(num_images, |i| {
-        let failure = match crop(i) {
-            Ok(_) => None,
-            Err(error @ (Error::Image { .. } | Error::Face { .. } | Error::Io { .. })) => Some(error),
-            Err(error) => return Err(error),
-        };
-        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-        progress.lock().unwrap_or_else(PoisonError::into_inner)(done);
-        Ok(failure)
-    })?;
+    let failure = |i: usize| match crop(i) {
+        Err(error @ (Error::Image { .. } | Error::Face { .. } | Error::Io { .. })) => Ok(Some(error)),
+        other => other.map(|_| None),
+    };
+    let failures = parallel::try_map(num_images, parallel::counted(failure, progress))?;
     failures.iter().flatten().for_each(|error| tell(format_args!("left out: {error}")));
     let used: Vec<usize> = (0..num_images).filter(|&i| failures[i].is_none()).collect();
     if let (true, Some(first)) = (used.is_empty(), failures.into_iter().flatten().next()) {

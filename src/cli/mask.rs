@@ -273,8 +273,7 @@ impl MaskArgs {
         }
         let faces = cropper.faces(image, path)?;
         if faces.is_empty() {
-            let what = format!("no face found at a score of {} or more", cropper.config().detect.min_score);
-            return Err(crate::Error::Face { path: path.to_owned(), what }.into());
+            return Err(cropper.no_face(path).into());
         }
         // Where faces overlap, the nearer one is drawn last: the larger.
         let mut faces = faces.iter().map(|face| face.points().copied()).collect::<crate::Result<Vec<_>>>()?;

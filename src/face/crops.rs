@@ -38,6 +38,28 @@ pub enum Which {
     Only,
 }
 
+impl Which {
+    /// Returns the face that is meant; none if there is none. Several where only one may be are the caller's to refuse.
+    pub fn choose(self, faces: Vec<Face>, photo: &RgbImage) -> Option<Face> {
+        let area = |face: &Face| {
+            let [x0, y0, x1, y1] = face.bounds;
+            (x1 - x0) * (y1 - y0)
+        };
+        let (w, h) = (photo.width() as f32, photo.height() as f32);
+        let distance = |face: &Face| {
+            let [x0, y0, x1, y1] = face.bounds;
+            ((x0 + x1 - w) / 2.0).hypot((y0 + y1 - h) / 2.0)
+        };
+        // Of equal ones the surest: they come in that order.
+        let better = |a: &Face, b: &Face| match self {
+            Which::Largest => area(a) > area(b),
+            Which::Central => distance(a) < distance(b),
+            Which::Surest | Which::Only => a.score > b.score,
+        };
+        faces.into_iter().reduce(|best, face| if better(&face, &best) { face } else { best })
+    }
+}
+
 /// Settings of a [`Cropper`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct CropConfig {
@@ -247,28 +269,17 @@ impl Cropper {
     /// # Errors
     /// [`Error::Face`] when there is none, or several and only one may be there.
     pub fn chosen(&self, faces: Vec<Face>, photo: &RgbImage, name: &Path) -> Result<Face> {
-        let wrong = |what: String| Error::Face { path: name.to_owned(), what };
         let num = faces.len();
         if num > 1 && self.config.which == Which::Only {
-            return Err(wrong(format!("expected one face, found {num}")));
+            return Err(Error::Face { path: name.to_owned(), what: format!("expected one face, found {num}") });
         }
-        let area = |face: &Face| {
-            let [x0, y0, x1, y1] = face.bounds;
-            (x1 - x0) * (y1 - y0)
-        };
-        let (w, h) = (photo.width() as f32, photo.height() as f32);
-        let distance = |face: &Face| {
-            let [x0, y0, x1, y1] = face.bounds;
-            ((x0 + x1 - w) / 2.0).hypot((y0 + y1 - h) / 2.0)
-        };
-        // Of equal ones the surest: they come in that order.
-        let better = |a: &Face, b: &Face| match self.config.which {
-            Which::Largest => area(a) > area(b),
-            Which::Central => distance(a) < distance(b),
-            Which::Surest | Which::Only => a.score > b.score,
-        };
-        let best = faces.into_iter().reduce(|best, face| if better(&face, &best) { face } else { best });
-        best.ok_or_else(|| wrong(format!("no face found at a score of {} or more", self.config.detect.min_score)))
+        self.config.which.choose(faces, photo).ok_or_else(|| self.no_face(name))
+    }
+
+    /// The error of a photo without a face.
+    pub fn no_face(&self, name: &Path) -> Error {
+        let what = format!("no face found at a score of {} or more", self.config.detect.min_score);
+        Error::Face { path: name.to_owned(), what }
     }
 
     /// Returns the detector, which a photo needs.

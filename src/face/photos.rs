@@ -1,8 +1,7 @@
 //! A data set of photos as one of aligned crops.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::crops::{Crop, Cropper, Found};
 use crate::data::{ALIGNED_LANDMARKS, Dataset, Sample, decode_image};
@@ -35,16 +34,11 @@ impl Photos {
         if self.inner.encoded(first)?.is_none() {
             return Ok(());
         }
-        let (done, progress) = (AtomicUsize::new(0), Mutex::new(progress));
-        let failures = parallel::try_map(used.len(), |i| {
-            let failure = match self.get(used[i]) {
-                Err(error @ Error::Face { .. }) => Some(error),
-                other => other.map(|_| None)?,
-            };
-            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            progress.lock().unwrap_or_else(PoisonError::into_inner)(done);
-            Ok::<_, Error>(failure)
-        })?;
+        let failure = |i: usize| match self.get(used[i]) {
+            Err(error @ Error::Face { .. }) => Ok(Some(error)),
+            other => other.map(|_| None),
+        };
+        let failures = parallel::try_map(used.len(), parallel::counted(failure, progress))?;
         let mut failures: Vec<Error> = failures.into_iter().flatten().collect();
         match failures.len() {
             0 => Ok(()),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use image::{RgbImage, imageops};
+use serde::{Deserialize, Serialize};
 
 use super::boxes::Detection;
 use super::config::DetectConfig;
@@ -27,7 +28,7 @@ const BORDERED: f64 = 0.75;
 const MAX_TILES: usize = 2000;
 
 /// A face in a photo, in its pixels.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Face {
     /// Left, top, right and bottom edge; may lie outside the photo.
     pub bounds: [f32; 4],

@@ -1,8 +1,6 @@
 //! `maskinv data check`.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -12,10 +10,8 @@ use crate::cli::model::HubArgs;
 use crate::cli::photos::open_detector;
 use crate::cli::progress::Progress;
 use crate::cli::{print, print_json, tell};
-use crate::data::{
-    Dataset, FACE_SIZE, Findings, LandmarkAlignment, Landmarks, check, read_landmarks, rows_without_images,
-};
-use crate::face::{DetectConfig, Detector, Face};
+use crate::data::{Dataset, Findings, LandmarkAlignment, Landmarks, check, read_landmarks, rows_without_images};
+use crate::face::{DetectConfig, Detector, Which};
 use crate::parallel;
 
 /// Maximum number of printed lines for each kind of finding; `--json` prints all.
@@ -96,24 +92,16 @@ impl CheckArgs {
 /// Returns how the faces that a detector finds in crops lie to the template, and the names of crops without one. Images
 /// that cannot be read are left to the check.
 fn detected(images: &dyn Dataset, detector: &Detector) -> Result<(Option<LandmarkAlignment>, Vec<String>)> {
-    let (done, progress) = (AtomicUsize::new(0), Mutex::new(Progress::new()));
+    let mut progress = Progress::new();
     let config = DetectConfig::default();
     let find = |index: usize| -> crate::Result<Option<Option<Landmarks>>> {
-        let num = done.fetch_add(1, Ordering::Relaxed) + 1;
-        progress.lock().unwrap_or_else(PoisonError::into_inner).count("detect", "images searched", num, images.len());
         let Ok(sample) = images.get(index) else { return Ok(None) };
         // The face in the middle is the crop's.
-        let middle = 0.5 * FACE_SIZE as f32;
-        let away = |face: &Face| {
-            let [x0, y0, x1, y1] = face.bounds;
-            (0.5 * (x0 + x1) - middle).hypot(0.5 * (y0 + y1) - middle)
-        };
-        let faces = detector.detect(&sample.image, &config)?;
-        let nearest = faces.iter().min_by(|a, b| away(a).total_cmp(&away(b)));
-        let points = nearest.map(|face| face.points().copied()).transpose()?;
-        Ok(Some(points))
+        let face = Which::Central.choose(detector.detect(&sample.image, &config)?, &sample.image);
+        Ok(Some(face.map(|face| face.points().copied()).transpose()?))
     };
-    let found = parallel::try_map(images.len(), find)?;
+    let count = |num| progress.count("detect", "images searched", num, images.len());
+    let found = parallel::try_map(images.len(), parallel::counted(find, count))?;
     let mut without_face = Vec::new();
     let mut named = Vec::new();
     for (index, points) in found.into_iter().enumerate() {

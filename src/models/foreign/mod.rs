@@ -90,7 +90,7 @@ impl Foreign {
         };
         (network.output, network.embedding_size) = network.embedding(output).map_err(wrong)?;
         // Embeddings are of this output.
-        network.digest = hex(&Sha256::digest(format!("{}:{}", network.digest, network.output)));
+        network.digest = digest_of(&network.digest, &network.output);
         if fixed_batch.is_none() && !network.takes_batches().map_err(wrong)? {
             notes.push("the graph says that it takes any number of images, but is right for one at a time".to_owned());
             network.fixed_batch = Some(1);
@@ -129,7 +129,7 @@ impl Foreign {
     /// When the file has changed since it was opened, or the copy cannot be written: [`OnnxFiles::write_copy`].
     pub fn write_copy(&self, path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
         let files = OnnxFiles::read(&self.path)?;
-        if hex(&Sha256::digest(format!("{}:{}", files.digest(), self.output))) != self.digest {
+        if digest_of(&files.digest(), &self.output) != self.digest {
             let what = "expected the network that was opened, found another one: the file has changed".to_owned();
             return Err(Error::Checkpoint { path: self.path.clone(), what });
         }
@@ -225,6 +225,11 @@ impl Foreign {
         let largest = alone.iter().fold(0f32, |a, b| a.max(b.abs()));
         Ok(both.iter().zip(&alone).all(|(a, b)| (a - b).abs() <= SAME * largest || (a.is_nan() && b.is_nan())))
     }
+}
+
+/// Returns the hash of a graph, by its own, with the output that is the embedding.
+fn digest_of(graph: &str, output: &str) -> String {
+    hex(&Sha256::digest(format!("{graph}:{output}")))
 }
 
 fn not_an_embedding(n: usize, found: &str) -> String {

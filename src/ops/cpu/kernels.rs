@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, Tensor, bail};
 
-use super::Cpu;
+use super::{Cpu, CpuImages};
 use crate::ops::backend::{
     Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, MapGrad, MemoryLayout, NormGrad, NormParams, Order,
     Part, Place, Scale, Scaling, Source, Statistics, Sums, Weight,
@@ -123,15 +123,6 @@ impl<'a> Part<'a, Cpu> {
     fn values(&self) -> &'a [f32] {
         &self.array[self.range.clone()]
     }
-}
-
-/// Images as the CPU takes them.
-#[derive(Debug)]
-pub enum CpuImages {
-    /// `(N, C, H, W)`.
-    Planes(Tensor),
-    /// `(N, H, W, C)`, as the engine computes.
-    Rows(Vec<f32>),
 }
 
 impl Kernels for Cpu {

@@ -1,5 +1,6 @@
 //! The CPU as a [`Backend`].
 
+mod images;
 mod kernels;
 
 use std::borrow::Cow;
@@ -7,7 +8,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor, Var, bail};
 
-pub use kernels::CpuImages;
+pub use images::CpuImages;
 
 use super::adamw::{AdamWStep, adamw_step};
 use super::backend::{Backend, GuardState, MarginLoss, Order, Update};

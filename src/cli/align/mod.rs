@@ -1,32 +1,29 @@
 //! `maskinv align`.
 
+mod lists;
+mod work;
+
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use self::lists::lists;
+use self::work::{Done, JOURNAL, Work};
 use super::model::HubArgs;
 use super::photos::PhotoArgs;
 use super::progress::Progress;
 use super::threads::ThreadsArgs;
 use super::{interrupt, list_images, print, print_json, tell};
-use crate::data::{Export, open_source, output_format, read_image, write_image, write_records, write_shards};
+use crate::data::{Export, open_source, output_format, write_records, write_shards};
 use crate::error::Error;
-use crate::face::{Cropper, Face, Which};
+use crate::face::{Cropper, Which};
 use crate::files::{UnfinishedFolder, hex, is_inside, write_atomic};
-use crate::parallel;
 
-/// Photos between two entries of the journal.
-const PHOTOS_AT_ONCE: usize = 64;
-/// What is known of the photos that are done, one in a line, in the unfinished folder.
-const JOURNAL: &str = ".maskinv-journal";
 /// Crops, in the new folder.
 const IMAGES: &str = "images";
 /// Boxes, points and scores, in the new folder.
@@ -100,28 +97,6 @@ enum Faces {
     Only,
     /// Each in a crop of its own, NAME_1, NAME_2, ..., the surest first
     All,
-}
-
-/// A photo that is done.
-#[derive(Debug, Serialize, Deserialize)]
-struct Done {
-    /// Its place among the inputs.
-    photo: usize,
-    num_faces: usize,
-    /// The crops' names and what was found; none for an image that was a crop already.
-    crops: Vec<(String, Option<Found>)>,
-    /// Why there is no crop.
-    left_out: Option<String>,
-    /// Whether that is because it has no face, or several.
-    lacks_face: bool,
-}
-
-/// A face in numbers.
-#[derive(Debug, Serialize, Deserialize)]
-struct Found {
-    score: f32,
-    bounds: [f32; 4],
-    landmarks: [[f32; 2]; 5],
 }
 
 impl AlignArgs {
@@ -359,159 +334,4 @@ impl AlignArgs {
         }
         Ok(())
     }
-}
-
-/// The photos and the place for their crops.
-struct Work<'a> {
-    args: &'a AlignArgs,
-    inputs: &'a [PathBuf],
-    names: &'a [String],
-    folder: &'a Path,
-    cropper: &'a Cropper,
-}
-
-impl Work<'_> {
-    /// Crops all photos that are not done yet; returns what is known of each, in their order.
-    fn run(&self, stop: &AtomicBool) -> Result<Vec<Done>> {
-        let (path, total) = (self.folder.join(JOURNAL), self.inputs.len());
-        let mut done = read_journal(&path)?;
-        let mut progress = Progress::new();
-        if !done.is_empty() {
-            tell(format_args!("going on after {} of {total} photos", done.len()));
-        }
-        let left: Vec<usize> = (0..total).filter(|photo| !done.contains_key(photo)).collect();
-        let mut journal =
-            OpenOptions::new().append(true).create(true).open(&path).with_context(|| path.display().to_string())?;
-        let num_done = AtomicUsize::new(done.len());
-        for photos in left.chunks(PHOTOS_AT_ONCE) {
-            let shown = Mutex::new(&mut progress);
-            let results = parallel::map(photos.len(), |i| {
-                if stop.load(Ordering::Relaxed) {
-                    return None;
-                }
-                let result = self.photo(photos[i]);
-                let num = num_done.fetch_add(1, Ordering::Relaxed) + 1;
-                shown.lock().unwrap_or_else(PoisonError::into_inner).count("align", "photos read", num, total);
-                Some(result)
-            });
-            // The crops are there before the journal says so.
-            let mut lines = String::new();
-            for photo in results.into_iter().flatten() {
-                let photo = photo?;
-                lines += &(serde_json::to_string(&photo)? + "\n");
-                done.insert(photo.photo, photo);
-            }
-            append(&mut journal, &lines).with_context(|| path.display().to_string())?;
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::io(self.folder)(std::io::ErrorKind::Interrupted.into()).into());
-            }
-        }
-        Ok(done.into_values().collect())
-    }
-
-    /// Crops a photo. One that cannot be read or has no face is left out; that a crop cannot be written is an error.
-    fn photo(&self, photo: usize) -> Result<Done> {
-        let path = &self.inputs[photo];
-        let mut num_faces = 0;
-        let crops = match self.crops(path, &mut num_faces) {
-            Ok(crops) => crops,
-            Err(error @ (Error::Image { .. } | Error::Face { .. } | Error::Io { .. })) => {
-                let what = error.to_string();
-                let what = what.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&what).to_owned();
-                let lacks_face = matches!(error, Error::Face { .. });
-                return Ok(Done { photo, num_faces, crops: Vec::new(), left_out: Some(what), lacks_face });
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let is_numbered = self.args.face == Faces::All;
-        let mut written = Vec::with_capacity(crops.len());
-        for (i, crop) in crops.into_iter().enumerate() {
-            let number = if is_numbered { format!("_{}", i + 1) } else { String::new() };
-            let name = format!("{}{number}.{}", self.names[photo], self.args.extension());
-            let place = self.folder.join(IMAGES).join(&name);
-            std::fs::create_dir_all(crate::files::folder_of(&place)).map_err(Error::io(&place))?;
-            write_image(&crop.image, &place)?;
-            let found = |Face { bounds, landmarks, score }| Found {
-                score,
-                bounds,
-                landmarks: landmarks.expect("a crop is aligned by them"),
-            };
-            written.push((name, crop.face.map(found)));
-        }
-        Ok(Done { photo, num_faces, crops: written, left_out: None, lacks_face: false })
-    }
-
-    /// Returns the crops of a photo's faces and sets their number.
-    fn crops(&self, path: &Path, num_faces: &mut usize) -> crate::Result<Vec<crate::face::Crop>> {
-        let image = read_image(path)?;
-        // One of 112 pixels is no crop of another size.
-        if self.cropper.is_crop(&image, path)? && image.width() == u32::from(self.args.size) {
-            *num_faces = 1;
-            return Ok(vec![self.cropper.crop(image, path)?]);
-        }
-        let faces = self.cropper.faces(&image, path)?;
-        *num_faces = faces.len();
-        let chosen = match self.args.face {
-            Faces::All if !faces.is_empty() => faces,
-            _ => vec![self.cropper.chosen(faces, &image, path)?],
-        };
-        chosen.iter().map(|face| self.cropper.of_face(&image, face, *num_faces)).collect()
-    }
-}
-
-fn append(journal: &mut File, lines: &str) -> std::io::Result<()> {
-    journal.write_all(lines.as_bytes())?;
-    journal.sync_data()
-}
-
-/// Returns the photos that an interrupted command has done; the last line may be cut.
-fn read_journal(path: &Path) -> Result<BTreeMap<usize, Done>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).with_context(|| path.display().to_string()),
-    };
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    if whole < bytes.len() {
-        write_atomic(path, &bytes[..whole])?;
-    }
-    let text = std::str::from_utf8(&bytes[..whole]).with_context(|| path.display().to_string())?;
-    let lines = text.lines();
-    lines.map(|line| serde_json::from_str::<Done>(line).map(|photo| (photo.photo, photo)).map_err(Into::into)).collect()
-}
-
-/// Returns the lists of faces and of photos that are left out, as CSV.
-fn lists(root: &Path, inputs: &[PathBuf], done: &[Done]) -> Result<(Vec<u8>, Vec<u8>)> {
-    let name = |photo: &Done| {
-        let path = &inputs[photo.photo];
-        path.strip_prefix(root)
-            .ok()
-            .filter(|inside| !inside.as_os_str().is_empty())
-            .unwrap_or(path)
-            .display()
-            .to_string()
-    };
-    let mut faces = csv::Writer::from_writer(Vec::new());
-    let points = ["lex", "ley", "rex", "rey", "nx", "ny", "lmx", "lmy", "rmx", "rmy"];
-    let head = ["file", "photo", "num_faces", "score", "left", "top", "right", "bottom"];
-    faces.write_record(head.into_iter().chain(points))?;
-    let mut left_out = csv::Writer::from_writer(Vec::new());
-    left_out.write_record(["photo", "num_faces", "reason"])?;
-    for photo in done {
-        for (file, found) in &photo.crops {
-            let mut row = vec![file.clone(), name(photo), photo.num_faces.to_string()];
-            match found {
-                Some(Found { score, bounds, landmarks }) => {
-                    row.push(format!("{score:.4}"));
-                    row.extend(bounds.iter().chain(landmarks.as_flattened()).map(|v| format!("{v:.2}")));
-                }
-                None => row.resize(head.len() + points.len(), String::new()),
-            }
-            faces.write_record(row)?;
-        }
-        if let Some(reason) = &photo.left_out {
-            left_out.write_record([name(photo), photo.num_faces.to_string(), reason.clone()])?;
-        }
-    }
-    Ok((faces.into_inner()?, left_out.into_inner()?))
 }
