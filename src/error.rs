@@ -112,6 +112,12 @@ impl Error {
         }
     }
 
+    /// Whether one image is at fault, so that work on others can go on without it: it cannot be read, or has no face or
+    /// several.
+    pub fn is_of_image(&self) -> bool {
+        matches!(self, Self::Image { .. } | Self::Face { .. } | Self::Io { .. })
+    }
+
     /// Returns a function that wraps an I/O error with the path it happened at, for `map_err`.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }

@@ -1,5 +1,6 @@
 //! The integration tests, one binary.
 
+mod align;
 mod circles;
 mod cli;
 mod cli_data;
@@ -36,6 +37,7 @@ mod onnx;
 mod onnx_forms;
 mod ops;
 mod pairs;
+mod photo_kit;
 mod photo_pairs;
 mod photos;
 mod pytorch;

@@ -80,9 +80,7 @@ fn train_evaluate_and_json_agree_on_a_folder() -> Result<()> {
     let output = maskinv(&train)?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = stdout(&output);
-    for words in
-        ["teacher (ElasticFace-Arc)", "augmentation only", "MaskInv-LG", "MaskInv-HG", "U-M", "EER: lower is better"]
-    {
+    for words in ["teacher ", "augmentation only", "MaskInv-LG", "MaskInv-HG", "U-M", "EER: lower is better"] {
         assert!(text.contains(words), "{words} is not in {text}");
     }
     assert!(refused(&train)?.contains("is not empty"), "results are not overwritten unasked");

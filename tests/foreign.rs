@@ -136,6 +136,7 @@ mod with_the_runtime {
         let folder = tempfile::tempdir()?;
         let model = load("mobile_opset13.onnx", Some("embedding"))?.model;
         let threshold = Threshold {
+            photos: None,
             fmr: 1e-3,
             threshold: 0.4,
             fnmr: 0.1,

@@ -1,151 +1,13 @@
-//! Photos through the command line, with a detector made for the test: every white square of 32 pixels on a grid of 32 is
-//! the middle of a face, whose crop is the 112 pixels around it.
+//! Photos wherever crops are taken, with the detector of `photo_kit`.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
-use image::{Rgb, RgbImage, imageops};
-use maskinv::data::{ALIGNED_LANDMARKS, Dataset, ProceduralConfig, ProceduralFaces, read_image};
-use maskinv::face::{DetectConfig, Detector, Face};
-use maskinv::models::{Arch, Model, ModelConfig, save_model};
-use maskinv::weights::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue, write_onnx};
+use maskinv::data::read_image;
+use maskinv::face::{DetectConfig, Detector};
 
-use crate::cli::{example, maskinv, refused, stdout, str};
-
-/// A photo's sides: its longer one is that of the second look, so that both looks see the same grid.
-const WIDTH: u32 = 320;
-const HEIGHT: u32 = 256;
-const CELL: u32 = 32;
-/// Offset of a crop's corner from that of its square.
-const CORNER: i64 = 40;
-
-/// A detector and a network in a folder.
-struct Kit {
-    root: tempfile::TempDir,
-}
-
-impl Kit {
-    fn new() -> Result<Self> {
-        let root = tempfile::tempdir()?;
-        write_detector(&root.path().join("detector.onnx"))?;
-        let config = ModelConfig {
-            arch: Arch::R18,
-            width: 0.125,
-            embedding_size: 32,
-            input_size: 112,
-            ..ModelConfig::default()
-        };
-        save_model(&root.path().join("model.safetensors"), &Model::new(&config, &Device::Cpu, 1)?, DType::F32)?;
-        Ok(Self { root })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
-    }
-
-    /// Runs a command with the detector.
-    fn run(&self, args: &[&str]) -> Result<(Option<i32>, String, String)> {
-        let detector = self.path("detector.onnx");
-        let output = maskinv(&[args, &["--detector", str(&detector)]].concat())?;
-        Ok((output.status.code(), stdout(&output), String::from_utf8_lossy(&output.stderr).into_owned()))
-    }
-
-    fn save(&self, name: &str, image: &RgbImage) -> Result<PathBuf> {
-        let path = self.path(name);
-        std::fs::create_dir_all(path.parent().context("a folder")?)?;
-        image.save(&path)?;
-        Ok(path)
-    }
-}
-
-/// Writes YuNet's outputs as convolutions of one layer: those of stride 32 find white squares, the others nothing.
-fn write_detector(path: &Path) -> Result<()> {
-    let mut onnx = OnnxModel { opset: 11, ..OnnxModel::default() };
-    onnx.inputs = vec![OnnxValue { name: "input".into(), dims: vec![None, Some(3), None, None] }];
-    let size = (100.0 / CELL as f32).ln();
-    let points: Vec<f32> = ALIGNED_LANDMARKS.as_flattened().iter().map(|v| (v - CORNER as f32) / CELL as f32).collect();
-    let outputs = [("cls", vec![-253.0]), ("obj", vec![-253.0]), ("bbox", vec![0.5, 0.5, size, size]), ("kps", points)];
-    for (name, bias) in outputs {
-        for stride in [8usize, 16, 32] {
-            let (name, c, num) = (format!("{name}_{stride}"), bias.len(), bias.len() * 3 * stride * stride);
-            // Mean of a square: only a white one is above 253.
-            let is_score = c == 1;
-            let (factor, lower) = match (is_score, stride) {
-                (true, 32) => (1.0 / (3 * stride * stride) as f32, 0.0),
-                (true, _) => (0.0, -100.0),
-                _ => (0.0, 0.0),
-            };
-            onnx.initializers.insert(format!("{name}.w"), Tensor::full(factor, (c, 3, stride, stride), &Device::Cpu)?);
-            let bias: Vec<f32> = bias.iter().map(|b| b + lower).collect();
-            onnx.initializers.insert(format!("{name}.b"), Tensor::new(bias, &Device::Cpu)?);
-            debug_assert_eq!(num, c * 3 * stride * stride);
-            let node = |op_type: &str, inputs: Vec<String>, output: &str, attributes| OnnxNode {
-                op_type: op_type.into(),
-                inputs,
-                outputs: vec![output.into()],
-                attributes,
-            };
-            let strides = OnnxAttribute::Ints(vec![stride as i64; 2]);
-            let inputs = vec!["input".into(), format!("{name}.w"), format!("{name}.b")];
-            let end = if is_score { format!("{name}.x") } else { name.clone() };
-            onnx.nodes.push(node("Conv", inputs, &end, BTreeMap::from([("strides".into(), strides)])));
-            if is_score {
-                onnx.nodes.push(node("Sigmoid", vec![end], &name, BTreeMap::new()));
-            }
-            onnx.outputs.push(OnnxValue { name, dims: vec![] });
-        }
-    }
-    Ok(write_onnx(path, &onnx)?)
-}
-
-/// A drawn face with a white square where the detector looks for one.
-fn face(person: usize, number: usize) -> Result<RgbImage> {
-    let faces = ProceduralFaces::new(ProceduralConfig { images_per_identity: 4, ..ProceduralConfig::default() })?;
-    let mut face = faces.get(4 * person + number)?.image;
-    // No white but the square's.
-    face.iter_mut().for_each(|v| *v = (*v).min(200));
-    let square = RgbImage::from_pixel(CELL, CELL, Rgb([255; 3]));
-    imageops::replace(&mut face, &square, CORNER, CORNER);
-    Ok(face)
-}
-
-/// A grey photo with faces at cells `(column, row)` of the grid.
-fn photo(faces: &[(&RgbImage, [u32; 2])]) -> RgbImage {
-    let mut photo = RgbImage::from_pixel(WIDTH, HEIGHT, Rgb([90; 3]));
-    for (face, [column, row]) in faces {
-        let [x, y] = [column, row].map(|v| i64::from(v * CELL) - CORNER);
-        imageops::replace(&mut photo, *face, x, y);
-    }
-    photo
-}
-
-const LEFT: [u32; 2] = [2, 3];
-const RIGHT: [u32; 2] = [7, 3];
-
-#[test]
-fn the_detector_of_the_test_finds_the_squares_and_their_crops() -> Result<()> {
-    let kit = Kit::new()?;
-    let (a, b) = (face(0, 0)?, face(1, 0)?);
-    let path = kit.save("two.png", &photo(&[(&a, LEFT), (&b, RIGHT)]))?;
-    let photo = read_image(&path)?;
-    let faces = Detector::open(&kit.path("detector.onnx"))?.detect(&photo, &DetectConfig::default())?;
-    let lefts: Vec<f32> = faces.iter().map(|face: &Face| face.bounds[0].round()).collect();
-    assert_eq!(lefts, [30.0, 190.0], "{faces:?}");
-    // Smaller faces are looked for in tiles: the same are found.
-    let config = DetectConfig { min_face: Some(10.0), ..DetectConfig::default() };
-    assert_eq!(Detector::open(&kit.path("detector.onnx"))?.detect(&photo, &config)?, faces);
-    let out = kit.path("out");
-    let (code, printed, said) = kit.run(&["align", str(&path), str(&out), "--face", "all", "--format", "png"])?;
-    assert_eq!((code, printed.contains("2 crops")), (Some(0), true), "{printed}{said}");
-    let crops = [1, 2].map(|i| read_image(&out.join(format!("images/two_{i}.png"))));
-    let [first, second] = crops;
-    assert!(first? == a && second? == b, "the crops are the faces as they were pasted");
-    Ok(())
-}
+use crate::cli::{maskinv, refused, stdout, str};
+use crate::photo_kit::{HEIGHT, Kit, LEFT, RIGHT, face, photo, photo_set};
 
 #[test]
 fn two_photos_are_verified_and_exit_codes_tell_why_not() -> Result<()> {
@@ -209,7 +71,7 @@ fn embeddings_of_photos_are_those_of_their_crops_and_what_is_unusable_is_listed(
     assert_eq!(code, Some(0), "{said}");
     let rows: Vec<Vec<&str>> = printed.lines().skip(1).map(|row| row.split(',').collect()).collect();
     assert_eq!((rows.len(), &rows[0][1..]), (2, &rows[1][1..]));
-    assert!(said.contains("1 photos; 1 aligned crops"), "{said}");
+    assert!(said.contains("1 photo; 1 aligned crop"), "{said}");
     std::fs::write(kit.path("in/c.png"), b"not a picture")?;
     kit.save("in/d.png", &photo(&[]))?;
     std::fs::copy(&in_photo, kit.path("in/e.jpg"))?;
@@ -221,17 +83,6 @@ fn embeddings_of_photos_are_those_of_their_crops_and_what_is_unusable_is_listed(
         assert!(said.contains(text), "expected {text}: {said}");
     }
     Ok(())
-}
-
-/// A data set of photos, `people` identities with two photos each.
-fn photo_set(kit: &Kit, people: usize) -> Result<PathBuf> {
-    for person in 0..people {
-        for number in 0..2 {
-            let place = if number == 0 { LEFT } else { RIGHT };
-            kit.save(&format!("set/p{person}/p{person}_{number}.png"), &photo(&[(&face(person, number)?, place)]))?;
-        }
-    }
-    Ok(kit.path("set"))
 }
 
 #[test]
@@ -267,128 +118,59 @@ fn a_data_set_of_photos_has_the_figures_of_its_crops() -> Result<()> {
         kit.save(name, &photo(&[]))?;
     }
     let (code, _, said) = kit.run(&["evaluate", str(&model), "--data", str(&set), "--set", "data.test_share=0.7"])?;
-    assert!(code == Some(3) && said.contains("images cannot be used: ") && said.contains("no face found"), "{said}");
+    assert!(code == Some(3) && said.contains("cannot be used: ") && said.contains("no face found"), "{said}");
     Ok(())
 }
 
 #[test]
-fn hostile_photos_are_left_out_and_the_rest_is_aligned() -> Result<()> {
+fn unusable_images_are_left_out_and_counted_where_that_is_asked_for() -> Result<()> {
     let kit = Kit::new()?;
-    let face = face(0, 0)?;
-    let good = kit.save("in/good.png", &photo(&[(&face, LEFT)]))?;
-    let bytes = std::fs::read(&good)?;
-    std::fs::write(kit.path("in/empty.jpg"), b"")?;
-    std::fs::write(kit.path("in/cut.png"), &bytes[..bytes.len() / 2])?;
-    std::fs::copy(&good, kit.path("in/named_wrong.jpg"))?;
-    std::fs::write(kit.path("in/phone.jpg"), b"\0\0\0\x18ftypheic\0\0\0\0heicmif1")?;
-    std::fs::write(kit.path("in/other.heic"), b"\0\0\0\x18ftypheic\0\0\0\0heicmif1")?;
-    kit.save("in/dot.png", &RgbImage::new(1, 1))?;
-    kit.save("in/line.png", &RgbImage::new(50_000, 1))?;
-    // Twenty by fifteen squares, 300 faces.
-    let mut many = RgbImage::from_pixel(2 * 20 * CELL, 2 * 15 * CELL, Rgb([90; 3]));
-    let square = RgbImage::from_pixel(CELL, CELL, Rgb([255; 3]));
-    for (x, y) in (0..20).flat_map(|x| (0..15).map(move |y| (x, y))) {
-        imageops::replace(&mut many, &square, i64::from(2 * x * CELL), i64::from(2 * y * CELL));
-    }
-    kit.save("in/many.png", &many)?;
-    #[cfg(unix)]
-    std::os::unix::fs::symlink(kit.path("in"), kit.path("in/loop"))?;
-    let out = kit.path("out");
-    // Faces of 16 pixels are looked for at the photo's own size, in tiles.
-    let input = kit.path("in");
-    let args = ["align", str(&input), str(&out), "--face", "all", "--min-face", "16", "--json"];
-    let (code, printed, said) = kit.run(&args)?;
-    assert_eq!(code, Some(0), "{said}");
-    let found: serde_json::Value = serde_json::from_str(&printed)?;
-    assert_eq!((&found["photos"], &found["left_out"]), (&8.into(), &5.into()), "{found}");
-    assert!(said.contains("1 images in formats that are not read") && said.contains("other.heic"), "{said}");
-    let left_out = std::fs::read_to_string(out.join("left_out.csv"))?;
-    for text in [
-        "empty.jpg,0,",
-        "cut.png,0,",
-        "phone.jpg,0,\"expected JPEG, PNG, WebP, BMP or PNM, found HEIC",
-        "dot.png,0,no face",
-        "line.png,0,no face",
-    ] {
-        assert!(left_out.contains(text), "expected {text}: {left_out}");
-    }
-    let faces = std::fs::read_to_string(out.join("faces.csv"))?;
-    let of = |name: &str| faces.lines().filter(|line| line.starts_with(name)).count();
-    assert_eq!((of("good_"), of("named_wrong_")), (1, 1), "{faces}");
-    // Boxes of 100 pixels, 64 apart: neighbours overlap by less than 0.3.
-    assert_eq!(of("many_"), 300, "{said}");
-    Ok(())
-}
-
-#[test]
-fn crops_have_the_size_and_the_format_that_is_asked_for() -> Result<()> {
-    let kit = Kit::new()?;
-    let set = photo_set(&kit, 3)?;
-    let out = kit.path("large");
-    let (code, _, said) = kit.run(&["align", str(&set), str(&out), "--size", "160"])?;
-    assert_eq!(code, Some(0), "{said}");
-    assert_eq!(read_image(&out.join("images/p1/p1_0.jpg"))?.dimensions(), (160, 160));
-    let rec = kit.path("set.rec");
-    let (code, printed, said) = kit.run(&["align", str(&set), str(&rec)])?;
-    assert_eq!(code, Some(0), "{printed}{said}");
-    let info = stdout(&maskinv(&["data", "info", str(&rec)])?);
-    assert!(info.contains("6") && info.contains("RecordIO"), "{info}");
-    assert!(kit.path("set.faces.csv").is_file() && kit.path("set.left_out.csv").is_file());
-    let shards = kit.path("shards");
-    let (code, _, said) = kit.run(&["align", str(&set), str(&shards), "--to", "webdataset"])?;
-    assert!(code == Some(0) && shards.join("faces-000000.tar").is_file(), "{said}");
-    for (args, text) in [
-        (&[str(&set), str(&out)][..], "exists already"),
-        (&[str(&set), str(&set.join("inside"))], "expected a place outside of"),
-        (&[str(&set), str(&kit.path("x.rec")), "--to", "folder"], "does not match --to"),
-        (&[str(&kit.path("nothing")), str(&kit.path("x"))], "nothing"),
-    ] {
-        let (code, _, said) = kit.run(&[&["align"][..], args].concat())?;
-        assert!(code == Some(1) && said.contains(text), "{text}: {said}");
-    }
-    // Nothing is left of a set without faces.
-    kit.save("none/a.png", &photo(&[]))?;
-    let (code, _, said) = kit.run(&["align", str(&kit.path("none")), str(&kit.path("x"))])?;
-    assert!(code == Some(3) && said.contains("none of 1 photos has a crop"), "{said}");
-    assert!(!kit.path("x").exists());
-    kit.save("twice/a.png", &photo(&[]))?;
-    kit.save("twice/a.jpg", &photo(&[]))?;
-    let (code, _, said) = kit.run(&["align", str(&kit.path("twice")), str(&kit.path("x"))])?;
-    assert!(code == Some(1) && said.contains("would both be written to a.jpg"), "{said}");
-    Ok(())
-}
-
-#[test]
-fn an_interrupted_alignment_goes_on_where_it_stopped() -> Result<()> {
-    let kit = Kit::new()?;
-    let one = photo(&[(&face(0, 0)?, LEFT)]);
-    for number in 0..400 {
-        kit.save(&format!("in/{number:03}.png"), &one)?;
-    }
-    let (input, out, detector) = (kit.path("in"), kit.path("out"), kit.path("detector.onnx"));
-    let args = ["align", str(&input), str(&out), "--detector", str(&detector), "--threads", "1"];
-    let mut child =
-        Command::new(env!("CARGO_BIN_EXE_maskinv")).args(args).stderr(std::process::Stdio::piped()).spawn()?;
-    let journal = kit.path(".maskinv-unfinished-out").join(".maskinv-journal");
-    let began = Instant::now();
-    while !std::fs::metadata(&journal).is_ok_and(|data| data.len() > 0) {
-        anyhow::ensure!(child.try_wait()?.is_none(), "it ended before it could be interrupted");
-        anyhow::ensure!(began.elapsed() < Duration::from_secs(60), "no journal");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
-    let stopped = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&stopped.stderr);
-    assert!(stopped.status.code() == Some(1) && said.contains("the same command goes on"), "{said}");
-    // A line that a crash cut is done again.
-    let text = std::fs::read_to_string(&journal)?;
-    std::fs::write(&journal, &text[..text.len() - 5])?;
-    let output = maskinv(&args)?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("going on after") && said.contains("of 400 photos"), "{said}");
-    assert_eq!(std::fs::read_to_string(out.join("faces.csv"))?.lines().count(), 401);
-    assert_eq!(std::fs::read_dir(out.join("images"))?.count(), 400);
-    assert!(!out.join(".maskinv-journal").exists());
+    let set = photo_set(&kit, 6)?;
+    kit.save("set/p0/p0_0.png", &photo(&[]))?;
+    std::fs::write(kit.path("set/p1/p1_0.png"), b"broken")?;
+    let rows = (2..6).map(|p| format!("p{p}/p{p}_0.png,p{p}/p{p}_1.png,1\np{p}/p{p}_0.png,p0/p0_1.png,0\n"));
+    let lost = "p0/p0_0.png,p0/p0_1.png,1\np1/p1_0.png,p2/p2_0.png,0\np1/p1_0.png,p3/p3_0.png,0\n";
+    let list = kit.path("pairs.csv");
+    std::fs::write(&list, format!("a,b,same\n{lost}{}", rows.collect::<String>()))?;
+    let (model, calibrated) = (kit.path("model.safetensors"), kit.path("calibrated.safetensors"));
+    let pairs = ["--data", str(&set), "--pairs", str(&list)];
+    let evaluate = [&["evaluate", str(&model), "--json"][..], &pairs].concat();
+    let (code, _, said) = kit.run(&evaluate)?;
+    // What is broken is no matter of faces.
+    assert!(
+        code == Some(1) && said.contains("images: 2 of 11 cannot be used: ") && said.contains("p1_0.png"),
+        "{said}"
+    );
+    let report = |args: &[&str]| -> Result<serde_json::Value> {
+        let (code, printed, said) = kit.run(&[args, &["--skip-unusable"]].concat())?;
+        anyhow::ensure!(code == Some(0) && said.contains("p0_0.png: no face found"), "{said}");
+        Ok(serde_json::from_str(&printed)?)
+    };
+    let found = report(&evaluate)?;
+    assert_eq!(found["left_out"], serde_json::json!({ "images": 2, "pairs": 3 }));
+    let title = found["test_set"].as_str().context("a title")?;
+    assert!(title.ends_with(", less 3 pairs with 2 images that cannot be used"), "{title}");
+    let numbers = &found["models"][str(&model)]["settings"]["U-U"];
+    assert_eq!((&numbers["num_genuine"], &numbers["num_impostor"]), (&4.into(), &4.into()), "{numbers}");
+    let found = report(&["evaluate", str(&model), "--json", "--protocol", "all-pairs", "--data", str(&set)])?;
+    assert_eq!(found["left_out"], serde_json::json!({ "images": 2, "pairs": 0 }));
+    let numbers = &found["models"][str(&model)]["settings"]["U-U"];
+    assert_eq!((&numbers["num_genuine"], &numbers["num_impostor"]), (&4.into(), &41.into()), "{numbers}");
+    let calibrate = [&["calibrate", str(&model), str(&calibrated), "--fmr", "0.4"][..], &pairs].concat();
+    let (code, printed, said) = kit.run(&[&calibrate[..], &["--skip-unusable"]].concat())?;
+    assert!(code == Some(0) && printed.contains("less 3 pairs with 2 images"), "{printed}{said}");
+    let thresholds = maskinv::models::load_model(&calibrated, None)?.model.thresholds().to_vec();
+    let photos = thresholds[0].photos.clone().context("how faces were found")?;
+    assert!(photos.starts_with("the largest face by detector ") && photos.ends_with(", score 0.6 or more"), "{photos}");
+    let masked = kit.path("masked");
+    let mask = ["mask", str(&set), str(&masked)];
+    assert_eq!(kit.run(&mask)?.0, Some(3));
+    assert!(!masked.exists());
+    let (code, _, said) = kit.run(&[&mask[..], &["--skip-unusable"]].concat())?;
+    assert!(code == Some(0) && said.contains("2 of 12 images left out") && said.contains("10 images masked"), "{said}");
+    assert!(masked.join("p1/p1_1.png").is_file() && !masked.join("p1/p1_0.png").exists());
+    let error = refused(&["evaluate", str(&model), "--data", str(&set), "--protocol", "ijb", "--skip-unusable"])?;
+    assert!(error.contains("--skip-unusable: not for --protocol ijb"), "{error}");
     Ok(())
 }
 
@@ -415,42 +197,6 @@ fn masks_are_drawn_on_all_faces_of_a_photo() -> Result<()> {
     let sheet = kit.path("sheet.png");
     let (code, _, said) = kit.run(&["mask", str(&input), str(&sheet), "--sheet"])?;
     assert!(code == Some(0) && read_image(&sheet)?.height() == 112, "{said}");
-    Ok(())
-}
-
-#[test]
-fn misaligned_crops_of_a_data_set_are_found_by_a_detector() -> Result<()> {
-    let kit = Kit::new()?;
-    // A crop is searched at 112 pixels, where the grid has the square in the third row and column, and at 320.
-    let in_place = |x: i64, y: i64, name: &str| -> Result<()> {
-        let mut crop = RgbImage::from_pixel(112, 112, Rgb([90; 3]));
-        imageops::replace(&mut crop, &RgbImage::from_pixel(CELL, CELL, Rgb([255; 3])), x, y);
-        kit.save(&format!("set/p/{name}.png"), &crop).map(drop)
-    };
-    in_place(64, 64, "a")?;
-    in_place(32, 32, "b")?;
-    kit.save("set/q/c.png", &RgbImage::from_pixel(112, 112, Rgb([90; 3])))?;
-    let (code, printed, said) = kit.run(&["data", "check", str(&kit.path("set"))])?;
-    assert_eq!(code, Some(1), "{said}");
-    // The square's corner is at 40 in an aligned crop: 32 is 8 away in both directions. Of the other crop's faces at both
-    // sizes, the one at 320 is nearer to the middle.
-    for text in ["landmarks of 2 images: ", "p/a.png: 22.0 px away", "p/b.png: 11.3 px away", "q/c.png: no face"] {
-        assert!(printed.contains(text), "expected {text}: {printed}");
-    }
-    assert!(printed.contains("warning: 1 images (33.3 %) have no face that the detector finds"), "{printed}");
-    Ok(())
-}
-
-#[test]
-fn the_example_prints_and_aligns_the_faces_of_photos() -> Result<()> {
-    let kit = Kit::new()?;
-    let face = face(0, 0)?;
-    let input = kit.save("two.png", &photo(&[(&face, LEFT), (&face, RIGHT)]))?;
-    let out = kit.path("out");
-    let printed = stdout(&example("align", &[str(&kit.path("detector.onnx")), str(&out), "--once", str(&input)])?);
-    let numbers: Vec<usize> = printed.lines().map(|line| line.split('\t').count()).collect();
-    assert_eq!(numbers, [16, 16], "a photo, a score, four edges and five points: {printed}");
-    assert!(read_image(&out.join("two-1.png"))? == face);
     Ok(())
 }
 

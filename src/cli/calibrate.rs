@@ -9,7 +9,7 @@ use clap::Args;
 use super::device::Work;
 use super::model::HubArgs;
 use super::model_file::ModelFile;
-use super::photos::{PhotoArgs, WhichArgs, in_photos};
+use super::photos::{Cropped, PhotoArgs, UnusableArgs, WhichArgs, in_photos, summary};
 use super::print;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
@@ -39,6 +39,8 @@ pub struct CalibrateArgs {
     which: WhichArgs,
     #[command(flatten)]
     photos: PhotoArgs,
+    #[command(flatten)]
+    unusable: UnusableArgs,
     #[command(flatten)]
     settings: SettingsArgs,
     #[command(flatten)]
@@ -92,10 +94,11 @@ impl CalibrateArgs {
             );
         }
         let mut progress = Progress::new();
-        let cropper = self.photos.cropper(self.which.which(), FACE_SIZE as usize, &self.hub)?;
+        let cropper = self.photos.cropper(self.which.which, FACE_SIZE as usize, &self.hub)?;
         let used = test.used_images();
         let count = |done| progress.count("crop", "images read", done, used.len());
-        let test = TestSet { images: in_photos(&test.images, &used, &cropper, count)?, ..test };
+        let Cropped { images, unusable, .. } = in_photos(&test.images, &used, &cropper, self.unusable, count)?;
+        let test = TestSet { images, ..test }.without(&unusable)?;
         let on = |done, total| progress.show(Event::Embedded { done, total });
         let scores = compare(&model, &test, &config.eval, on)?;
         let setting = match self.setting {
@@ -125,6 +128,7 @@ impl CalibrateArgs {
                 num_impostor: scores.impostor().len(),
                 num_genuine: scores.genuine().len(),
                 measured_on: measured_on.clone(),
+                photos: summary(&cropper),
                 computed_with: Some(computed_with.clone()),
             })
         };

@@ -1,24 +1,22 @@
 //! `maskinv embed`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use image::RgbImage;
 
 use super::device::{DeviceArgs, Work};
 use super::model::HubArgs;
-use super::photos::{PhotoArgs, WhichArgs, tell_counts};
+use super::photos::{Cropped, PhotoArgs, UnusableArgs, WhichArgs, in_photos, tell_counts};
 use super::progress::Progress;
 use super::threads::ThreadsArgs;
-use super::{list_images, print, tell};
-use crate::data::read_image;
-use crate::error::Error;
+use super::{list_images, print};
+use crate::data::{Dataset, ImageFiles};
 use crate::eval::{EmbedConfig, Embeddings, embed};
-use crate::face::Found;
+use crate::face::Photos;
 use crate::files::{check_writable, remove_if_there, write_atomic};
 use crate::npy;
-use crate::parallel;
 use crate::train::Event;
 
 /// Arguments of `maskinv embed`.
@@ -41,13 +39,12 @@ pub struct EmbedArgs {
     /// Images per batch, 1 to 4096
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch_size: u16,
-    /// Leave out images that cannot be read or have no face, and list them, instead of stopping at the first
-    #[arg(long)]
-    skip_unusable: bool,
     #[command(flatten)]
     which: WhichArgs,
     #[command(flatten)]
     photos: PhotoArgs,
+    #[command(flatten)]
+    unusable: UnusableArgs,
     #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
@@ -74,19 +71,26 @@ impl EmbedArgs {
         if let (Destination::Npy { list, .. }, Some(path)) = (&destination, paths.iter().find(has_breaks)) {
             bail!("{}: expected names without line breaks, found {path:?}; write a .csv", list.display());
         }
-        let cropper = self.photos.cropper(self.which.which(), model.config().input_size, &self.hub)?;
-        let found = Found::new(cropper.clone(), paths.len());
-        let crop = |i: usize| Ok(found.crop(i, read_image(&paths[i])?, &paths[i])?.image);
+        let cropper = self.photos.cropper(self.which.which, model.config().input_size, &self.hub)?;
+        let images: Arc<dyn Dataset> = Arc::new(ImageFiles::new(Path::new(""), paths));
+        let all: Vec<usize> = (0..images.len()).collect();
         let mut progress = Progress::new();
-        let used: Vec<usize> = match self.skip_unusable {
-            true => usable(paths.len(), crop, |done| progress.count("crop", "images cropped", done, paths.len()))?,
-            false => (0..paths.len()).collect(),
+        let (images, usable) = match self.unusable.are_left_out() {
+            true => {
+                let count = |done| progress.count("crop", "images cropped", done, all.len());
+                let Cropped { images, usable, .. } = in_photos(&images, &all, &cropper, self.unusable, count)?;
+                (images, usable)
+            }
+            // Each image is read once, just before it is embedded.
+            false => (Arc::new(Photos::new(images, cropper.clone())) as Arc<dyn Dataset>, all),
         };
         let config = EmbedConfig { batch_size: self.batch_size.into(), flip: !self.no_flip, ..EmbedConfig::default() };
-        let on = |done| progress.show(Event::Embedded { done, total: used.len() });
-        let embeddings = embed(&model, used.len(), |i| crop(used[i]), config, on)?;
-        tell_counts(cropper.counts());
-        let names: Vec<String> = used.iter().map(|&i| paths[i].display().to_string()).collect();
+        let on = |done| progress.show(Event::Embedded { done, total: usable.len() });
+        let embeddings = embed(&model, usable.len(), |i| Ok(images.get(usable[i])?.image), config, on)?;
+        if !self.unusable.are_left_out() {
+            tell_counts(cropper.counts());
+        }
+        let names: Vec<String> = usable.iter().map(|&i| images.name(i)).collect();
         destination.write(&names, &embeddings)
     }
 
@@ -106,32 +110,6 @@ impl EmbedArgs {
             _ => bail!("{}: expected .npy or .csv", out.display()),
         }
     }
-}
-
-/// Returns the numbers of the images that can be cropped, and says why the others cannot.
-///
-/// # Errors
-/// When no image is left, or the detector cannot be opened.
-fn usable(
-    num_images: usize,
-    crop: impl Fn(usize) -> crate::Result<RgbImage> + Sync,
-    progress: impl FnMut(usize) + Send,
-) -> Result<Vec<usize>> {
-    let failure = |i: usize| match crop(i) {
-        Err(error @ (Error::Image { .. } | Error::Face { .. } | Error::Io { .. })) => Ok(Some(error)),
-        other => other.map(|_| None),
-    };
-    let failures = parallel::try_map(num_images, parallel::counted(failure, progress))?;
-    failures.iter().flatten().for_each(|error| tell(format_args!("left out: {error}")));
-    let used: Vec<usize> = (0..num_images).filter(|&i| failures[i].is_none()).collect();
-    if let (true, Some(first)) = (used.is_empty(), failures.into_iter().flatten().next()) {
-        return Err(anyhow::Error::new(first).context("no image can be used, the first"));
-    }
-    match num_images - used.len() {
-        0 => {}
-        num => tell(format_args!("{num} of {num_images} images left out")),
-    }
-    Ok(used)
 }
 
 enum Destination {

@@ -13,11 +13,12 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
 use super::model::HubArgs;
-use super::photos::PhotoArgs;
+use super::photos::{PhotoArgs, UnusableArgs};
 use super::progress::Progress;
-use super::{interrupt, list_images, tell};
+use super::{count_of, interrupt, list_images, tell, tell_if_anew};
 use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
 use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, output_format, read_image, write_image};
+use crate::error::Error;
 use crate::face::{Crop, Cropper, Which};
 use crate::files::{NewFolders, StagedFolder, UnfinishedFolder, folder_of, hex, is_inside, sha256};
 use crate::parallel;
@@ -64,6 +65,8 @@ pub struct MaskArgs {
     sheet: bool,
     #[command(flatten)]
     photos: PhotoArgs,
+    #[command(flatten)]
+    unusable: UnusableArgs,
     /// Use only cached files of the Hugging Face hub; same as HF_HUB_OFFLINE=1
     #[arg(long)]
     offline: bool,
@@ -118,6 +121,7 @@ impl MaskArgs {
         }
         let masker = Masker::new(&config)?;
         let drawing = Drawing { masker, protocol: config.protocol, cropper: self.cropper()? };
+        let mut num_left_out = 0;
         if !is_folder {
             let image = self.masked(&inputs[0], 0, &drawing)?;
             save(&image, &self.output)?;
@@ -127,23 +131,27 @@ impl MaskArgs {
                 bail!("{}: exists already", there.output.display());
             }
             let staged = StagedFolder::new(&self.output)?;
-            self.mask_all(&self.jobs(&inputs, staged.path())?, &drawing)?;
+            num_left_out = self.mask_all(&self.jobs(&inputs, staged.path())?, &drawing)?;
             staged.finish()?;
         } else {
             let key = self.key(&inputs, &config, &drawing.cropper)?;
             self.jobs(&inputs, &self.output)?;
             let unfinished = UnfinishedFolder::open(&self.output, &key)?;
+            tell_if_anew(&unfinished);
             let jobs = self.jobs(&inputs, unfinished.path())?;
-            if let Err(error) = self.mask_all(&jobs, &drawing) {
-                if error.downcast_ref::<crate::Error>().is_some_and(crate::Error::is_interruption) {
+            match self.mask_all(&jobs, &drawing) {
+                Ok(num) => num_left_out = num,
+                Err(error) if error.downcast_ref::<Error>().is_some_and(Error::is_interruption) => {
                     return Err(unfinished.interrupted().into());
                 }
-                unfinished.discard();
-                return Err(error);
+                Err(error) => {
+                    unfinished.discard();
+                    return Err(error);
+                }
             }
             unfinished.finish()?;
         }
-        tell(format_args!("{} images masked", inputs.len()));
+        tell(format_args!("{} masked", count_of(inputs.len() - num_left_out, "image")));
         Ok(())
     }
 
@@ -193,20 +201,31 @@ impl MaskArgs {
         Ok(jobs)
     }
 
-    /// Masks images whose outputs are not there yet.
-    fn mask_all(&self, jobs: &[Job], drawing: &Drawing) -> Result<()> {
+    /// Masks images whose outputs are not there yet; returns the number of those that are left out.
+    fn mask_all(&self, jobs: &[Job], drawing: &Drawing) -> Result<usize> {
         let stop = interrupt::flag()?;
         let mut progress = Progress::new();
+        let mut unusable = Vec::new();
         for job in jobs {
             if stop.load(Ordering::Relaxed) {
                 return Err(crate::Error::io(&self.output)(std::io::ErrorKind::Interrupted.into()).into());
             }
             if !job.output.exists() {
-                save(&self.masked(job.input, job.number, drawing)?, &job.output)?;
+                match self.masked(job.input, job.number, drawing) {
+                    Ok(image) => save(&image, &job.output)?,
+                    Err(error) => match error.downcast::<Error>()? {
+                        error if error.is_of_image() && self.unusable.are_left_out() => {
+                            unusable.push((job.number, error));
+                        }
+                        error => return Err(error.into()),
+                    },
+                }
             }
             progress.count("mask", "images masked", job.number + 1, jobs.len());
         }
-        Ok(())
+        let num = unusable.len();
+        self.unusable.tell(unusable, jobs.len())?;
+        Ok(num)
     }
 
     /// Reads image `number` of the inputs and draws a mask onto each face.
@@ -221,7 +240,9 @@ impl MaskArgs {
         }
         // A face in profile takes no mask, which is no reason to leave out the others of a photo.
         match (failures.len(), failures.pop()) {
-            (num, Some(error)) if num == num_faces => Err(error).with_context(|| path.display().to_string()),
+            (num, Some(error)) if num == num_faces => {
+                Err(Error::Image { path: path.to_owned(), what: error.to_string() }.into())
+            }
             (num, Some(error)) => {
                 tell(format_args!("{}: {num} of {num_faces} faces without a mask: {error}", path.display()));
                 Ok(image)

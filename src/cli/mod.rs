@@ -55,6 +55,7 @@ use verify::VerifyArgs;
 pub use allocator::keep_freed_memory;
 
 use crate::data::{is_image, is_junk, is_other_image};
+use crate::files::UnfinishedFolder;
 
 /// Mask-invariant face recognition: train, evaluate and use MaskInv.
 #[derive(Debug, Parser)]
@@ -184,6 +185,18 @@ fn print(text: &str) -> Result<()> {
 /// Writes a line to stderr; that it cannot be written is no reason to stop.
 fn tell(text: std::fmt::Arguments) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// A number with what is counted, such as `1 photo` and `2 photos`.
+fn count_of(num: usize, what: &str) -> String {
+    if num == 1 { format!("1 {what}") } else { format!("{num} {what}s") }
+}
+
+/// Says so if the folder's work starts again from the beginning.
+fn tell_if_anew(folder: &UnfinishedFolder) {
+    if folder.is_begun_anew() {
+        tell(format_args!("begins anew: an earlier command was interrupted, but its images or settings were others"));
+    }
 }
 
 /// Reads a rate given as a flag.

@@ -1,13 +1,13 @@
 //! Flags for photos: the face detector, and which images are photos.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::model::HubArgs;
-use super::tell;
+use super::{count_of, tell};
 use crate::data::{Dataset, read_image};
 use crate::error::Error;
 use crate::face::{Crop, CropConfig, CropCounts, Cropper, DetectConfig, Detector, Face, ImageKind, Photos, Which};
@@ -15,6 +15,9 @@ use crate::weights::{ModelRef, manifest};
 
 /// The detector where none is named.
 const DEFAULT_DETECTOR: &str = "yunet";
+
+/// Most images that an error names.
+const NAMED: usize = 5;
 
 /// Flags for photos.
 #[derive(Args, Clone, Debug)]
@@ -42,35 +45,72 @@ pub(super) struct PhotoArgs {
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct WhichArgs {
     /// The face to take of a photo with several
-    #[arg(help_heading = "Photos", long, value_enum, value_name = "WHICH", default_value_t = WhichFace::Largest)]
-    face: WhichFace,
+    #[arg(help_heading = "Photos", long = "face", value_enum, value_name = "WHICH", default_value_t = Which::Largest)]
+    pub which: Which,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum WhichFace {
-    /// The largest
-    Largest,
-    /// The one nearest to the middle
-    Central,
-    /// The one with the highest score
-    Surest,
-    /// The only one; several are an error
-    Only,
+/// What becomes of images that cannot be used.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct UnusableArgs {
+    /// Leave out images that cannot be read or have no face, and list them, instead of stopping
+    #[arg(help_heading = "Photos", long)]
+    skip_unusable: bool,
 }
 
-impl WhichArgs {
-    /// The face that is meant.
-    pub(super) fn which(self) -> Which {
-        match self.face {
-            WhichFace::Largest => Which::Largest,
-            WhichFace::Central => Which::Central,
-            WhichFace::Surest => Which::Surest,
-            WhichFace::Only => Which::Only,
+impl UnusableArgs {
+    /// Whether such images are left out.
+    pub(super) fn are_left_out(self) -> bool {
+        self.skip_unusable
+    }
+
+    /// Lists the unusable ones of `num_images` images.
+    ///
+    /// # Errors
+    /// When they may not be left out, or no other image is left.
+    pub(super) fn tell(self, unusable: Vec<(usize, Error)>, num_images: usize) -> Result<()> {
+        if unusable.is_empty() {
+            return Ok(());
         }
+        if !self.skip_unusable || unusable.len() == num_images {
+            return Err(refusal(unusable, num_images).into());
+        }
+        unusable.iter().for_each(|(_, error)| tell(format_args!("left out: {error}")));
+        tell(format_args!("{} of {num_images} images left out", unusable.len()));
+        Ok(())
+    }
+}
+
+/// Returns one error for all unusable images.
+fn refusal(mut unusable: Vec<(usize, Error)>, num_images: usize) -> Error {
+    // Whether a face is lacking, and the exit code with it, is what the first says.
+    unusable.sort_by_key(|(image, error)| (matches!(error, Error::Face { .. }), *image));
+    if unusable.len() == 1 {
+        return unusable.remove(0).1;
+    }
+    let more = if unusable.len() > NAMED { ", ..." } else { "" };
+    let named: Vec<String> = unusable.iter().take(NAMED).map(|(_, error)| error.to_string()).collect();
+    let path = PathBuf::from("images");
+    let what = format!("{} of {num_images} cannot be used: {}{more}", unusable.len(), named.join(", "));
+    match unusable[0].1 {
+        Error::Face { .. } => Error::Face { path, what },
+        _ => Error::Image { path, what },
     }
 }
 
 impl PhotoArgs {
+    /// Returns a flag that was given, for commands whose images are cropped otherwise.
+    pub(super) fn first_given(&self) -> Option<&'static str> {
+        let default = DetectConfig::default();
+        let flags = [
+            ("--detector", self.detector.is_some()),
+            ("--aligned", self.aligned),
+            ("--detect", self.detect),
+            ("--min-score", self.min_score != default.min_score),
+            ("--min-face", self.min_face.is_some()),
+        ];
+        flags.into_iter().find_map(|(flag, is_given)| is_given.then_some(flag))
+    }
+
     /// Describes the detector, for commands that go on after an interruption: its name, and the length and time of its file.
     pub(super) fn detector_key(&self) -> String {
         let name = self.detector.as_deref().unwrap_or(DEFAULT_DETECTOR);
@@ -172,29 +212,51 @@ pub(super) fn provenance(cropper: &Cropper) -> serde_json::Value {
     })
 }
 
+/// Says how faces were found in photos, for a threshold; none if there was no photo.
+pub(super) fn summary(cropper: &Cropper) -> Option<String> {
+    let CropCounts { photos, several, .. } = cropper.counts();
+    let detector = cropper.opened().filter(|_| photos + several > 0)?;
+    let CropConfig { which, detect, .. } = cropper.config();
+    let (which, name) = (format!("{which:?}").to_lowercase(), detector.sha256().unwrap_or("of unknown SHA-256"));
+    Some(format!("the {which} face by detector {name}, score {} or more", detect.min_score))
+}
+
 /// Says how many images were crops and photos, if any was a photo.
 pub(super) fn tell_counts(counts: CropCounts) {
     let CropCounts { crops, photos, several } = counts;
     if photos + several > 0 {
         let taken = if several > 0 { format!(", {several} of them with several faces") } else { String::new() };
-        let beside = if crops > 0 { format!("; {crops} aligned crops") } else { String::new() };
-        tell(format_args!("{} photos{taken}{beside}", photos + several));
+        let beside = if crops > 0 { format!("; {}", count_of(crops, "aligned crop")) } else { String::new() };
+        tell(format_args!("{}{taken}{beside}", count_of(photos + several, "photo")));
     }
 }
 
-/// Returns the images of a set as crops of the face that is meant. Those that are `used` are searched, and counted on
-/// stderr.
+/// A set's images as crops of the face that is meant.
+pub(super) struct Cropped {
+    pub images: Arc<dyn Dataset>,
+    /// The images that are used and can be, ascending.
+    pub usable: Vec<usize>,
+    /// Those that cannot be, ascending.
+    pub unusable: Vec<usize>,
+}
+
+/// Returns the images of a set as crops of the face that is meant. Those that are `used`, in ascending order, are
+/// searched; `progress` receives the number of images done.
 ///
 /// # Errors
-/// When an image that is used has no face or cannot be read.
+/// When an image has no face or cannot be read, and may not be left out, or none is left.
 pub(super) fn in_photos(
     images: &Arc<dyn Dataset>,
     used: &[usize],
     cropper: &Arc<Cropper>,
+    args: UnusableArgs,
     progress: impl FnMut(usize) + Send,
-) -> Result<Arc<dyn Dataset>> {
+) -> Result<Cropped> {
     let photos = Photos::new(images.clone(), cropper.clone());
-    photos.search(used, progress)?;
+    let failures = photos.search(used, progress)?;
+    let unusable: Vec<usize> = failures.iter().map(|(image, _)| *image).collect();
+    args.tell(failures, used.len())?;
     tell_counts(cropper.counts());
-    Ok(Arc::new(photos))
+    let usable = used.iter().copied().filter(|image| unusable.binary_search(image).is_err()).collect();
+    Ok(Cropped { images: Arc::new(photos), usable, unusable })
 }

@@ -68,7 +68,7 @@ impl VerifyArgs {
         }
         let measured = self.measured(model.thresholds())?;
         let images = [&self.a, &self.b];
-        let cropper = self.photos.cropper(self.which.which(), model.config().input_size, &self.hub)?;
+        let cropper = self.photos.cropper(self.which.which, model.config().input_size, &self.hub)?;
         let crops = images.map(|path| read_crop(&cropper, path));
         let [a, b] = crops;
         let crops = [a?, b?];

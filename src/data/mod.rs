@@ -13,6 +13,7 @@ mod encode;
 mod exif;
 mod fingerprint;
 mod formats;
+mod image_files;
 mod jpeg;
 mod landmark_list;
 mod loader;
@@ -44,6 +45,7 @@ pub use formats::{
 };
 #[cfg(feature = "parquet")]
 pub use formats::{ParquetFaces, write_parquet};
+pub use image_files::ImageFiles;
 pub use landmark_list::{read_conditions, read_landmarks, rows_without_images};
 pub use loader::{Batch, Batches, Loader, LoaderConfig};
 pub use pairs::{ImageId, Pair, PairEntry, PairList, People, Person, sample_pairs};

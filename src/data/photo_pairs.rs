@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::decode::read_bytes;
+use super::image_files::ImageFiles;
 use super::test_set::DRAWN_PAIRS_FOLDS;
 use super::{Dataset, ImageId, Pair, PairList, TestSet};
 use crate::error::Result;
@@ -70,7 +70,7 @@ pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
         }
         pairs.push(Pair { a, b, is_same, fold: 0 });
     }
-    let photos = Photos::new(&root, files);
+    let photos = ImageFiles::new(&root, files);
     let contradicts = |pair: &&Pair| (photos.label(pair.a) == photos.label(pair.b)) != pair.is_same;
     let unlike_folders = match pairs.iter().filter(contradicts).count() {
         0 => String::new(),
@@ -79,56 +79,4 @@ pub fn read_photo_pairs(path: &Path, seed: u64) -> Result<TestSet> {
     pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
     let description = format!("{} pairs of {}, as they are{unlike_folders}", pairs.len(), path.display());
     TestSet::new(Arc::new(photos), pairs, DRAWN_PAIRS_FOLDS, description)
-}
-
-/// Image files. Each folder counts as one person; [`TestSet::people`] drops the labels if the pairs contradict them.
-struct Photos {
-    files: Vec<PathBuf>,
-    labels: Vec<u32>,
-    people: Vec<String>,
-}
-
-impl Photos {
-    /// Returns the files; people are named by their folders in `root`.
-    fn new(root: &Path, files: Vec<PathBuf>) -> Self {
-        let folder = |file: &PathBuf| {
-            let folder = folder_of(file);
-            folder.strip_prefix(root).unwrap_or(folder).display().to_string()
-        };
-        let mut people: Vec<String> = files.iter().map(folder).collect();
-        people.sort();
-        people.dedup();
-        let label = |file| people.binary_search(&folder(file)).expect("the folder of every file was taken") as u32;
-        Self { labels: files.iter().map(label).collect(), files, people }
-    }
-}
-
-impl Dataset for Photos {
-    fn len(&self) -> usize {
-        self.files.len()
-    }
-
-    fn num_identities(&self) -> usize {
-        self.people.len()
-    }
-
-    fn label(&self, index: usize) -> u32 {
-        self.labels[index]
-    }
-
-    fn identity_name(&self, label: u32) -> String {
-        self.people[label as usize].clone()
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.files[index].display().to_string()
-    }
-
-    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        read_bytes(&self.files[index]).map(Some)
-    }
-
-    fn encoded_len(&self, index: usize) -> Option<u64> {
-        self.files[index].metadata().ok().map(|data| data.len())
-    }
 }

@@ -1,4 +1,4 @@
-//! A data set restricted to some of its identities.
+//! A data set restricted to some of its identities or images.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub struct IdentityFilter {
     pub names: Option<Vec<String>>,
 }
 
-/// The identities of a data set that pass a filter, with labels numbered anew from 0.
+/// Some identities or images of a data set, with labels numbered anew from 0.
 pub struct Subset {
     inner: Arc<dyn Dataset>,
     /// Indices in `inner` of the kept images, ascending.
@@ -77,6 +77,17 @@ impl Subset {
         let is_in = |&i: &u32| label_of[inner.label(i as usize) as usize].is_some();
         let images = (0..num_images).filter(is_in).collect();
         Some(Self { inner, images, identities, num_skipped })
+    }
+
+    /// Returns the images of `inner` whose indices are `kept`, in ascending order, and their identities; `None` if there
+    /// are none, or if there are over four billion.
+    pub fn of_images(inner: Arc<dyn Dataset>, kept: &[usize]) -> Option<Self> {
+        let images = kept.iter().map(|&i| u32::try_from(i).ok()).collect::<Option<Vec<_>>>()?;
+        let mut identities: Vec<u32> = kept.iter().map(|&i| inner.label(i)).collect();
+        identities.sort_unstable();
+        identities.dedup();
+        let num_skipped = inner.num_identities() - identities.len();
+        (!images.is_empty()).then_some(Self { inner, images, identities, num_skipped })
     }
 
     fn at(&self, index: usize) -> usize {

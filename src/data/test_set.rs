@@ -39,6 +39,24 @@ impl TestSet {
         Ok(Self { images, pairs, num_folds, description })
     }
 
+    /// Returns the pairs of other images than those that are `unusable` (in ascending order), which the description
+    /// counts. The folds are of equal size again, so that a pair may fall into the fold beside its own.
+    ///
+    /// # Errors
+    /// When there is no genuine or no impostor pair left.
+    pub fn without(self, unusable: &[usize]) -> Result<Self> {
+        if unusable.is_empty() {
+            return Ok(self);
+        }
+        let Self { images, pairs, num_folds, description } = self;
+        let num_pairs = pairs.len();
+        let is_usable = |image: usize| unusable.binary_search(&image).is_err();
+        let pairs: Vec<Pair> = pairs.into_iter().filter(|pair| is_usable(pair.a) && is_usable(pair.b)).collect();
+        let (num, num_left_out) = (unusable.len(), num_pairs - pairs.len());
+        let description = format!("{description}, less {num_left_out} pairs with {num} images that cannot be used");
+        Self::new(images, pairs, num_folds, description)
+    }
+
     /// Returns the indices of the images that occur in pairs, each once, ascending.
     pub fn used_images(&self) -> Vec<usize> {
         let mut used: Vec<usize> = self.pairs.iter().flat_map(|p| [p.a, p.b]).collect();

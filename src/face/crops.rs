@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use image::RgbImage;
 
@@ -26,15 +26,16 @@ pub enum ImageKind {
 
 /// The face of a photo that is meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Which {
-    /// The one with the largest box.
+    /// The one with the largest box
     #[default]
     Largest,
-    /// The one whose centre is nearest to the photo's.
+    /// The one whose centre is nearest to the photo's
     Central,
-    /// The one with the highest score.
+    /// The one with the highest score
     Surest,
-    /// The only one: several are an error.
+    /// The only one; several are an error
     Only,
 }
 
@@ -105,40 +106,10 @@ pub struct CropCounts {
 }
 
 /// Returns an image that is a crop.
-fn as_it_is(image: RgbImage) -> Crop {
+pub(super) fn as_it_is(image: RgbImage) -> Crop {
     let scale = image.width() as f32 / FACE_SIZE as f32;
     let landmarks = ALIGNED_LANDMARKS.map(|point| point.map(|v| scale * v));
     Crop { image, landmarks, face: None, num_faces: 1 }
-}
-
-/// What was found in images that are asked for by number, so that each is searched once.
-pub struct Found {
-    cropper: Arc<Cropper>,
-    /// Nothing for a crop, or the face with the number of faces.
-    faces: Vec<OnceLock<Option<(Face, usize)>>>,
-}
-
-impl Found {
-    /// Returns room for `num_images` images.
-    pub fn new(cropper: Arc<Cropper>, num_images: usize) -> Self {
-        Self { cropper, faces: (0..num_images).map(|_| OnceLock::new()).collect() }
-    }
-
-    /// Returns the crop of image `index`, as [`Cropper::crop`] does.
-    ///
-    /// # Errors
-    /// As [`Cropper::crop`].
-    pub fn crop(&self, index: usize, image: RgbImage, name: &Path) -> Result<Crop> {
-        match self.faces[index].get() {
-            Some(None) => Ok(as_it_is(image)),
-            Some(Some((face, num_faces))) => self.cropper.of_face(&image, face, *num_faces),
-            None => {
-                let crop = self.cropper.crop(image, name)?;
-                self.faces[index].get_or_init(|| crop.face.clone().map(|face| (face, crop.num_faces)));
-                Ok(crop)
-            }
-        }
-    }
 }
 
 /// Makes crops, with a detector that is opened for the first photo.

@@ -11,7 +11,7 @@ mod search;
 mod yunet;
 
 pub use config::DetectConfig;
-pub use crops::{Crop, CropConfig, CropCounts, Cropper, Found, ImageKind, Which};
+pub use crops::{Crop, CropConfig, CropCounts, Cropper, ImageKind, Which};
 pub use detector::Detector;
 pub use photos::Photos;
 pub use search::Face;

@@ -1,55 +1,46 @@
 //! A data set of photos as one of aligned crops.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
-use super::crops::{Crop, Cropper, Found};
+use super::crops::{Crop, Cropper, as_it_is};
+use super::search::Face;
 use crate::data::{ALIGNED_LANDMARKS, Dataset, Sample, decode_image};
 use crate::error::{Error, Result};
 use crate::parallel;
 
-/// Most photos that an error names.
-const NAMED: usize = 5;
-
 /// A data set whose images are crops or photos, as crops. Each photo is searched once.
 pub struct Photos {
     inner: Arc<dyn Dataset>,
-    found: Found,
+    cropper: Arc<Cropper>,
+    /// Of each image that was asked for nothing if it is a crop, or the face with the number of faces.
+    found: Vec<OnceLock<Option<(Face, usize)>>>,
 }
 
 impl Photos {
     /// Returns the images of `inner` through `cropper`.
     pub fn new(inner: Arc<dyn Dataset>, cropper: Arc<Cropper>) -> Self {
-        Self { found: Found::new(cropper, inner.len()), inner }
+        let found = (0..inner.len()).map(|_| OnceLock::new()).collect();
+        Self { inner, cropper, found }
     }
 
-    /// Searches the images `used`, in parallel, so that it is known that each has a face; `progress` receives the number
-    /// of images done.
+    /// Searches the images `used`, in parallel, and returns the numbers of those that cannot be used, with the reason: they
+    /// cannot be read, or lack the face that is meant. `progress` receives the number of images done.
     ///
     /// # Errors
-    /// [`Error::Face`] that counts and names those without a face; the error of the first image that cannot be read.
-    pub fn search(&self, used: &[usize], progress: impl FnMut(usize) + Send) -> Result<()> {
+    /// When the detector cannot be opened.
+    pub fn search(&self, used: &[usize], progress: impl FnMut(usize) + Send) -> Result<Vec<(usize, Error)>> {
         // Images that are stored decoded are crops.
-        let Some(&first) = used.first() else { return Ok(()) };
-        if self.inner.encoded(first)?.is_none() {
-            return Ok(());
+        let Some(&first) = used.first() else { return Ok(Vec::new()) };
+        if matches!(self.inner.encoded(first), Ok(None)) {
+            return Ok(Vec::new());
         }
         let failure = |i: usize| match self.get(used[i]) {
-            Err(error @ Error::Face { .. }) => Ok(Some(error)),
+            Err(error) if error.is_of_image() => Ok(Some((used[i], error))),
             other => other.map(|_| None),
         };
         let failures = parallel::try_map(used.len(), parallel::counted(failure, progress))?;
-        let mut failures: Vec<Error> = failures.into_iter().flatten().collect();
-        match failures.len() {
-            0 => Ok(()),
-            1 => Err(failures.remove(0)),
-            num => {
-                let named: Vec<String> = failures.iter().take(NAMED).map(Error::to_string).collect();
-                let more = if num > NAMED { ", ..." } else { "" };
-                let what = format!("{num} of {} images cannot be used: {}{more}", used.len(), named.join(", "));
-                Err(Error::Face { path: PathBuf::from("photos"), what })
-            }
-        }
+        Ok(failures.into_iter().flatten().collect())
     }
 }
 
@@ -97,7 +88,15 @@ impl Dataset for Photos {
         let (name, label) = (self.inner.name(index), self.inner.label(index));
         let path = Path::new(&name);
         let image = decode_image(&bytes, || path.to_owned())?;
-        let Crop { image, .. } = self.found.crop(index, image, path)?;
+        let Crop { image, .. } = match self.found[index].get() {
+            Some(None) => as_it_is(image),
+            Some(Some((face, num_faces))) => self.cropper.of_face(&image, face, *num_faces)?,
+            None => {
+                let crop = self.cropper.crop(image, path)?;
+                self.found[index].get_or_init(|| crop.face.clone().map(|face| (face, crop.num_faces)));
+                crop
+            }
+        };
         Ok(Sample { image, label, landmarks: ALIGNED_LANDMARKS })
     }
 }

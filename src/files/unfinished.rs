@@ -19,6 +19,7 @@ const KEY_FILE: &str = ".maskinv-key";
 pub struct UnfinishedFolder {
     path: PathBuf,
     target: PathBuf,
+    is_begun_anew: bool,
     _lock: FileLock,
     /// Folders above it that were made for it; removed if they are empty, so after the lock's file.
     _created: NewFolders,
@@ -44,8 +45,10 @@ impl UnfinishedFolder {
             }
         };
         let path = parent.join(format!("{UNFINISHED}unfinished-{name}"));
-        let folder = Self { path, target: target.to_owned(), _lock: lock, _created: created };
-        if std::fs::read_to_string(folder.path.join(KEY_FILE)).is_ok_and(|found| found == key) {
+        let before = std::fs::read_to_string(path.join(KEY_FILE)).ok();
+        let is_begun_anew = before.as_ref().is_some_and(|before| before != key);
+        let folder = Self { path, target: target.to_owned(), is_begun_anew, _lock: lock, _created: created };
+        if before.is_some() && !is_begun_anew {
             return Ok(folder);
         }
         remove_if_there(&folder.path)?;
@@ -54,6 +57,11 @@ impl UnfinishedFolder {
             Ok(()) => Ok(folder),
             Err(error) => Err(folder.discard_for(error)),
         }
+    }
+
+    /// Whether something was there that had begun with another key and is gone, so that its work is done again.
+    pub fn is_begun_anew(&self) -> bool {
+        self.is_begun_anew
     }
 
     /// Where to write until it is complete.
@@ -130,6 +138,7 @@ mod tests {
         assert!(first.interrupted().is_interruption());
         assert_eq!(UnfinishedFolder::open(&target, "a")?.entries()?, ["one"]);
         let other = UnfinishedFolder::open(&target, "b")?;
+        assert!(other.is_begun_anew());
         assert!(other.entries()?.is_empty(), "another command begins anew");
         std::fs::write(other.path().join("two"), "2").unwrap();
         other.finish()?;

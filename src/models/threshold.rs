@@ -23,6 +23,9 @@ pub struct Threshold {
     pub num_genuine: usize,
     /// Description of the pairs, for people.
     pub measured_on: String,
+    /// How faces were found, for people; none if the images were aligned crops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub photos: Option<String>,
     /// What the scores were computed with: for anything else the threshold means nothing. None in files of versions
     /// that did not record it.
     #[serde(default)]

@@ -38,12 +38,24 @@ pub struct EvaluationReport {
     pub test_set_sha256: Option<String>,
     /// How faces were found in photos, with the detector's SHA-256; null if all images were aligned crops.
     pub photos: Value,
+    /// What was not compared.
+    pub left_out: LeftOut,
     /// All settings, as the program that made the report has them.
     pub config: Value,
     /// The models by name.
     pub models: BTreeMap<String, ModelReport>,
     /// Figures of each model on photos of people with real masks.
     pub real_masks: BTreeMap<String, SettingResult>,
+}
+
+/// Images that could not be read or have no face, and were left out at the user's wish: failures to acquire, which error
+/// rates do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// Number of images.
+    pub images: usize,
+    /// Number of listed pairs with such an image.
+    pub pairs: usize,
 }
 
 /// A model and its figures.

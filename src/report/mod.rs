@@ -16,7 +16,7 @@ mod training;
 use std::path::Path;
 
 pub use faces::{FacePair, Hardest};
-pub use json::{EvaluationReport, ModelReport, REAL_MASKS, REPORT_FILE, ReportFile};
+pub use json::{EvaluationReport, LeftOut, ModelReport, REAL_MASKS, REPORT_FILE, ReportFile};
 pub use training::{ArmCurves, SampleRow, TrainingReport};
 
 use crate::error::{Error, Result};

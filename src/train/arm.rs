@@ -38,7 +38,7 @@ impl Arm {
     /// Returns the arm's name in tables and messages.
     pub fn title(self) -> &'static str {
         match self {
-            Self::Teacher => "teacher (ElasticFace-Arc)",
+            Self::Teacher => "teacher",
             Self::Aug => "augmentation only",
             Self::Lg => "MaskInv-LG",
             Self::Hg => "MaskInv-HG",

@@ -18,7 +18,7 @@ use super::model::HubArgs;
 use super::photos::PhotoArgs;
 use super::progress::Progress;
 use super::threads::ThreadsArgs;
-use super::{interrupt, list_images, print, print_json, tell};
+use super::{count_of, interrupt, list_images, print, print_json, tell, tell_if_anew};
 use crate::data::{Export, open_source, output_format, write_records, write_shards};
 use crate::error::Error;
 use crate::face::{Cropper, Which};
@@ -131,6 +131,7 @@ impl AlignArgs {
             }
         };
         let unfinished = UnfinishedFolder::open(&folder, &self.key(&inputs, &cropper)?)?;
+        tell_if_anew(&unfinished);
         let work = Work { args: &self, inputs: &inputs, names: &names, folder: unfinished.path(), cropper: &cropper };
         let done = match work.run(&stop) {
             Ok(done) => done,
@@ -312,7 +313,8 @@ impl AlignArgs {
             }));
         }
         let several = if num_several > 0 { format!(", {num_several} with several faces") } else { String::new() };
-        print(&format!("{} photos{several}: {num_crops} crops in {}", inputs.len(), self.output.display()))?;
+        let (photos, crops) = (count_of(inputs.len(), "photo"), count_of(num_crops, "crop"));
+        print(&format!("{photos}{several}: {crops} in {}", self.output.display()))?;
         let num_as_they_are = done.iter().flat_map(|photo| &photo.crops).filter(|(_, found)| found.is_none()).count();
         if num_as_they_are > 0 {
             let size = self.size;

@@ -85,7 +85,7 @@ impl Work<'_> {
         let mut num_faces = 0;
         let crops = match self.crops(path, &mut num_faces) {
             Ok(crops) => crops,
-            Err(error @ (Error::Image { .. } | Error::Face { .. } | Error::Io { .. })) => {
+            Err(error) if error.is_of_image() => {
                 let what = error.to_string();
                 let what = what.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&what).to_owned();
                 let lacks_face = matches!(error, Error::Face { .. });

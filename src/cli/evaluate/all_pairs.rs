@@ -1,16 +1,20 @@
 //! `--protocol all-pairs`.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
 
 use super::Job;
 use super::output::{Output, Pairs, title};
 use super::provenance::sha256_of_images;
+use crate::cli::photos::Cropped;
 use crate::cli::progress::Progress;
 use crate::cli::tell;
 use crate::data::mask::MaskProtocol;
-use crate::data::{Dataset, open_source, read_conditions, rows_without_images};
+use crate::data::{Dataset, Subset, open_source, read_conditions, rows_without_images};
 use crate::eval::{Evaluation, MaskedFaces, compare_all_pairs, figures};
+use crate::report::LeftOut;
 
 /// Evaluates every model.
 pub(super) fn measure(run: &Job) -> Result<Output> {
@@ -18,7 +22,11 @@ pub(super) fn measure(run: &Job) -> Result<Output> {
     let source = open_source(run.root()?)?;
     let mut progress = Progress::new();
     let used: Vec<usize> = (0..source.images.len()).collect();
-    let images = run.in_photos(&source.images, &used, &mut progress)?;
+    let Cropped { images, usable, unusable } = run.in_photos(&source.images, &used, &mut progress)?;
+    let images = match unusable.len() {
+        0 => images,
+        _ => Arc::new(Subset::of_images(images, &usable).context("no image is left")?),
+    };
     let images = images.as_ref();
     let worn = run.args.worn.as_deref().map(|list| worn(images, list)).transpose()?;
     let description = match &worn {
@@ -28,7 +36,12 @@ pub(super) fn measure(run: &Job) -> Result<Output> {
         }
         None => format!("all pairs of {source}, with and without drawn masks, seed {}", config.seed),
     };
-    let mut output = Output { title: description, ..Output::default() };
+    let left_out = LeftOut { images: unusable.len(), pairs: 0 };
+    let description = match left_out.images {
+        0 => description,
+        num => format!("{description}, less {num} images that cannot be used"),
+    };
+    let mut output = Output { title: description, left_out, ..Output::default() };
     let masked_faces = MaskedFaces::new(images, config)?;
     for named in run.models {
         let context = || named.name.clone();

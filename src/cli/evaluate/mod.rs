@@ -16,12 +16,12 @@ use clap::{Args, ValueEnum};
 use super::bootstrap::BootstrapArgs;
 use super::device::Work;
 use super::model::HubArgs;
-use super::photos::{PhotoArgs, WhichArgs, in_photos};
+use super::photos::{Cropped, PhotoArgs, UnusableArgs, WhichArgs, in_photos};
 use super::progress::Progress;
 use super::settings::SettingsArgs;
 use super::{interrupt, tell};
 use crate::data::{Dataset, FACE_SIZE};
-use crate::face::Cropper;
+use crate::face::{Cropper, Which};
 use crate::files::{StagedFolder, has_entries};
 use crate::machine::Machine;
 use crate::models::Model;
@@ -68,6 +68,8 @@ pub struct EvaluateArgs {
     which: WhichArgs,
     #[command(flatten)]
     photos: PhotoArgs,
+    #[command(flatten)]
+    unusable: UnusableArgs,
     #[command(flatten)]
     bootstrap: BootstrapArgs,
     /// Print all figures as JSON
@@ -159,6 +161,14 @@ impl EvaluateArgs {
         if self.worn.is_some() && self.protocol != Protocol::AllPairs {
             bail!("--worn is for --protocol all-pairs only");
         }
+        let of_photos = || {
+            let unusable = self.unusable.are_left_out().then_some("--skip-unusable");
+            let which = (self.which.which != Which::default()).then_some("--face");
+            self.photos.first_given().or(unusable).or(which)
+        };
+        if let (Protocol::Ijb, Some(flag)) = (self.protocol, of_photos()) {
+            bail!("{flag}: not for --protocol ijb, whose faces are cropped by the landmarks of its list");
+        }
         let load = |name: &String| {
             let loaded = self.hub.load_with_notes(name)?;
             Ok(Named {
@@ -180,7 +190,7 @@ impl EvaluateArgs {
         self.settings.apply(&mut config, &self.hub)?;
         let outputs = Outputs::new(&self)?;
         let stop = interrupt::flag()?;
-        let cropper = self.photos.cropper(self.which.which(), FACE_SIZE as usize, &self.hub)?;
+        let cropper = self.photos.cropper(self.which.which, FACE_SIZE as usize, &self.hub)?;
         let run = Job {
             args: &self,
             models: &models,
@@ -212,13 +222,8 @@ impl Job<'_> {
     }
 
     /// Returns a set's images as crops of the face that is meant, each searched; `used` are those that are compared.
-    fn in_photos(
-        &self,
-        images: &Arc<dyn Dataset>,
-        used: &[usize],
-        progress: &mut Progress,
-    ) -> Result<Arc<dyn Dataset>> {
-        in_photos(images, used, self.cropper, |done| {
+    fn in_photos(&self, images: &Arc<dyn Dataset>, used: &[usize], progress: &mut Progress) -> Result<Cropped> {
+        in_photos(images, used, self.cropper, self.args.unusable, |done| {
             self.end_if_interrupted();
             progress.count("crop", "images read", done, used.len());
         })

@@ -12,7 +12,7 @@ use crate::cli::{print, print_json};
 use crate::data::Dataset;
 use crate::eval::{Evaluation, Figures, Setting, SettingResult, write_scores};
 use crate::eval::{details, identification_table, operating_points, table, table_as_is};
-use crate::report::{EvaluationReport, Hardest, Measured, ModelReport, Report, Searched};
+use crate::report::{EvaluationReport, Hardest, LeftOut, Measured, ModelReport, Report, Searched};
 
 /// Results of a protocol.
 #[derive(Default)]
@@ -21,6 +21,8 @@ pub(super) struct Output {
     pub title: String,
     /// SHA-256 of the images and of the lists that say how they are compared; computed for reports only.
     pub data_sha256: Option<String>,
+    /// What is not compared.
+    pub left_out: LeftOut,
     /// Figures by setting, one entry per model in order; empty for IJB.
     pub evaluations: Vec<Evaluation>,
     /// Human-readable description of the photos behind `real_masks`.
@@ -146,6 +148,7 @@ impl Output {
             test_set: self.title.clone(),
             test_set_sha256: self.data_sha256.clone(),
             photos: photos::provenance(run.cropper),
+            left_out: self.left_out,
             config: serde_json::to_value(run.config)?,
             models,
             real_masks: real_masks.map(|(model, result)| (model.name.clone(), result.clone())).collect(),
@@ -215,6 +218,11 @@ fn provenance(run: &Job, record: &EvaluationReport) -> Vec<(String, String)> {
         add("detector SHA-256", detector.sha256().unwrap_or("-").to_owned());
         let (score, which) = (config.detect.min_score, format!("{:?}", config.which).to_lowercase());
         add("faces of photos", format!("the {which} one, score {score} or more"));
+    }
+    if record.left_out.images > 0 {
+        let LeftOut { images, pairs } = record.left_out;
+        let of_pairs = if pairs > 0 { format!(", with {pairs} pairs") } else { String::new() };
+        add("left out", format!("{images} images that cannot be used{of_pairs}"));
     }
     let eval = &run.config.eval;
     add("masks", format!("{:?} protocol, seed {}", eval.mask.protocol, eval.seed).to_lowercase());

@@ -1,24 +1,30 @@
 //! `--protocol pairs`: all settings on the same pairs, and pairs of photos with real masks.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use image::RgbImage;
 
 use super::Job;
 use super::output::{Output, Pairs, title};
 use super::provenance::sha256_of_images;
+use crate::cli::photos::Cropped;
 use crate::cli::progress::Progress;
 use crate::cli::tell;
 use crate::data::TestSet;
 use crate::eval::{Evaluation, Figures, MaskedFaces, compare, compare_as_is, figures};
-use crate::report::REAL_MASKS;
+use crate::report::{LeftOut, REAL_MASKS};
 
 /// Evaluates every model.
 pub(super) fn measure(run: &Job) -> Result<Output> {
     let config = &run.config.eval;
     let mut progress = Progress::new();
+    let mut left_out = LeftOut::default();
     let mut cropped = |test: TestSet| -> Result<TestSet> {
-        let images = run.in_photos(&test.images, &test.used_images(), &mut progress)?;
-        Ok(TestSet { images, ..test })
+        let Cropped { images, unusable, .. } = run.in_photos(&test.images, &test.used_images(), &mut progress)?;
+        let num_pairs = test.pairs.len();
+        let test = TestSet { images, ..test }.without(&unusable)?;
+        left_out.images += unusable.len();
+        left_out.pairs += num_pairs - test.pairs.len();
+        Ok(test)
     };
     let test = cropped(run.config.data.open_test()?)?;
     let photos = run.config.data.open_real_masks()?.map(&mut cropped).transpose()?;
@@ -37,7 +43,11 @@ pub(super) fn measure(run: &Job) -> Result<Output> {
             tell(format_args!("{what}: {num} repeated pairs, the first of {a} and {b}; each occurrence counts"));
         }
     }
-    let mut output = Output { title: test.description.clone(), ..Output::default() };
+    let lists = [&config.reference_colours_um, &config.reference_colours_mm];
+    if let Some(list) = lists.into_iter().flatten().next().filter(|_| left_out.pairs > 0) {
+        bail!("{}: lists colours by the places of pairs, of which none may be left out", list.display());
+    }
+    let mut output = Output { title: test.description.clone(), left_out, ..Output::default() };
     if let Some(photos) = &photos {
         output.real_masks_title.clone_from(&photos.description);
     }
