@@ -19,7 +19,7 @@ use maskinv::face::{DetectConfig, Detector, Face};
 fn main() -> Result<()> {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
     let usage = "usage: align DETECTOR.onnx OUT PHOTO...";
-    let detector = Detector::open(&args.next().context(usage)?)?;
+    let detector = Detector::open(&args.next().filter(|arg| arg.as_os_str() != "--help").context(usage)?)?;
     let out = args.next().context(usage)?;
     let mut config = DetectConfig::default();
     std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;

@@ -30,7 +30,7 @@ const PLACES: [([f32; 2], f32, f32); 6] = [
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let output = args.next().context("usage: faces OUT.png [--photo]")?;
+    let output = args.next().filter(|arg| arg != "--help").context("usage: faces OUT.png [--photo]")?;
     if args.next().as_deref() == Some("--photo") {
         return photo()?.save(&output).context(output);
     }

@@ -23,7 +23,7 @@ const TENSORBOARD_FOLDER: &str = "tensorboard";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StepReport {
-    /// The total loss: `margin_loss + lambda * distill_loss`.
+    /// The total loss: `margin_loss + lambda * distill_loss + agreement_loss`.
     #[serde(with = "finite")]
     pub loss: f64,
     /// The margin loss (cross-entropy with margin), multiplied by its weight; 0 if the weight is 0.
@@ -32,6 +32,9 @@ pub struct StepReport {
     /// The distillation loss before multiplication by `lambda`; 0 without a teacher.
     #[serde(with = "finite")]
     pub distill_loss: f64,
+    /// The distance between the two views of a pair, multiplied by its weight; 0 if the weight is 0.
+    #[serde(with = "finite", default)]
+    pub agreement_loss: f64,
     /// Norm of the backbone's gradient before clipping.
     #[serde(with = "finite")]
     pub grad_norm: f64,
@@ -42,7 +45,8 @@ pub struct StepReport {
     pub mean_cosine: Option<f64>,
     /// Mean cosine between embeddings and their class centres; none without the margin loss.
     pub target_cosine: Option<f64>,
-    /// Cosine between each image's embedding and its class centre; NaN without a label. Not recorded.
+    /// Cosine between the embedding of each of the student's views and its class centre; NaN without a label. Not
+    /// recorded.
     #[serde(skip)]
     pub target_cosines: Vec<f64>,
     /// Whether the step was skipped because its loss or gradient was not finite: no parameter, moment or running
@@ -56,7 +60,7 @@ impl StepReport {
     /// Computes what follows from the losses and target cosines of a batch of `n` images, and from the sum of the
     /// directions of their embeddings; `lambda` is the weight of the distillation loss.
     pub(crate) fn conclude(&mut self, directions: &[f64], n: usize, lambda: f64) {
-        self.loss = self.margin_loss + lambda * self.distill_loss;
+        self.loss = self.margin_loss + lambda * self.distill_loss + self.agreement_loss;
         let (n, squares) = (n as f64, directions.iter().map(|v| v * v).sum::<f64>());
         self.mean_cosine = (n > 1.0).then(|| (squares - n) / (n * (n - 1.0)));
         let known: Vec<f64> = self.target_cosines.iter().copied().filter(|cosine| !cosine.is_nan()).collect();

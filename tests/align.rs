@@ -102,11 +102,18 @@ fn crops_have_the_size_and_the_format_that_is_asked_for() -> Result<()> {
         (&[str(&set), str(&out)][..], "exists already"),
         (&[str(&set), str(&set.join("inside"))], "expected a place outside of"),
         (&[str(&set), str(&kit.path("x.rec")), "--to", "folder"], "does not match --to"),
+        (&[str(&set), str(&kit.path("x.parquet"))], "expected a new folder or NAME.rec"),
         (&[str(&kit.path("nothing")), str(&kit.path("x"))], "nothing"),
     ] {
         let (code, _, said) = kit.run(&[&["align"][..], args].concat())?;
         assert!(code == Some(1) && said.contains(text), "{text}: {said}");
     }
+    // A folder has one set of records, which is said before any photo is searched.
+    std::fs::create_dir(kit.path("other"))?;
+    std::fs::write(kit.path("other/property"), "1,112,112")?;
+    let (code, _, said) = kit.run(&["align", str(&set), str(&kit.path("other/x.rec"))])?;
+    assert!(code == Some(1) && said.contains("property: exists already, of another set"), "{said}");
+    assert_eq!(std::fs::read_dir(kit.path("other"))?.count(), 1);
     // Nothing is left of a set without faces.
     kit.save("none/a.png", &photo(&[]))?;
     let (code, _, said) = kit.run(&["align", str(&kit.path("none")), str(&kit.path("x"))])?;
@@ -140,7 +147,7 @@ fn an_interrupted_alignment_goes_on_where_it_stopped() -> Result<()> {
     Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
     let stopped = child.wait_with_output()?;
     let said = String::from_utf8_lossy(&stopped.stderr);
-    assert!(stopped.status.code() == Some(1) && said.contains("the same command goes on"), "{said}");
+    assert!(stopped.status.code() == Some(75) && said.contains("the same command goes on"), "{said}");
     // A line that a crash cut is done again.
     let text = std::fs::read_to_string(&journal)?;
     std::fs::write(&journal, &text[..text.len() - 5])?;

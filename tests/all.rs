@@ -49,6 +49,7 @@ mod resume;
 mod source;
 #[cfg(all(feature = "cudnn", unix))]
 mod stand_in;
+mod students;
 mod templates;
 mod train;
 mod verification;

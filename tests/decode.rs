@@ -156,7 +156,7 @@ fn formats_that_are_not_read_are_named() -> Result<()> {
         (b"\xff\x0a\xfa\x1f", "JPEG XL"),
         (b"%PDF-1.7", "PDF"),
         (b"hello, this is text", "an unknown format"),
-        (b"", "an unknown format"),
+        (b"", "an empty file"),
     ] {
         std::fs::write(&path, bytes)?;
         let error = read_image(&path).unwrap_err().to_string();

@@ -1,11 +1,12 @@
-//! The losses and the optimiser against PyTorch. Fixtures: tests/fixtures/losses.py (torch 2.8.0, f64).
+//! The losses and the optimiser against PyTorch. Fixtures: tests/fixtures/losses.py (torch 2.15.0, f64).
 
 use anyhow::Result;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use maskinv::losses::{
     DistillKind, MarginConfig, MarginGradient, MarginHead, MarginKind, PlusMatching, cosines, distillation_loss,
-    match_margins,
+    match_margins, pull_centres,
 };
+use maskinv::ops::distance::distance_with_gradient;
 use maskinv::testing::{Tol, assert_close, fill};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -74,15 +75,77 @@ fn margin_losses_match_pytorch() -> Result<()> {
 fn distillation_losses_match_pytorch() -> Result<()> {
     let f = Fixture::load("losses")?;
     let teacher = fill("ft", &[8, 16], -1.0, 1.0)?;
-    for (name, kind) in
-        [("mse", DistillKind::Mse), ("cosine", DistillKind::Cosine), ("relational", DistillKind::Relational)]
-    {
+    for (name, kind) in [
+        ("mse", DistillKind::Mse),
+        ("cosine", DistillKind::Cosine),
+        ("angular", DistillKind::Angular),
+        ("relational", DistillKind::Relational),
+    ] {
         let student = Var::from_tensor(&fill("fs", &[8, 16], -1.0, 1.0)?)?;
         let loss = distillation_loss(&student, &teacher, kind)?;
         assert_close(name, &loss, f.tensor(&format!("distill_{name}.loss"))?, Tol::F64)?;
         let grads = loss.backward()?;
         assert_close(name, grads.get(&student).unwrap(), f.tensor(&format!("distill_{name}.grad"))?, Tol::F64)?;
     }
+    Ok(())
+}
+
+#[test]
+fn distances_weighted_by_rows_match_pytorch() -> Result<()> {
+    let f = Fixture::load("losses")?;
+    let values = |name: &str| -> Result<Vec<f64>> { Ok(fill(name, &[8, 16], -1.0, 1.0)?.flatten_all()?.to_vec1()?) };
+    let (student, teacher) = (values("fs")?, values("ft")?);
+    let weights: Vec<f64> = fill("dw", &[8], 0.5, 1.5)?.to_vec1()?;
+    let weights: Vec<f32> = weights.into_iter().map(|weight| weight as f32).collect();
+    for (name, kind) in [("weighted_mse", DistillKind::Mse), ("weighted_angular", DistillKind::Angular)] {
+        let (loss, gradient) = distance_with_gradient(&student, &teacher, 8, kind, 3.0, Some(&weights))?;
+        let gradient = (Tensor::from_vec(gradient, (8, 16), &Device::Cpu)? / 3.0)?;
+        let loss = Tensor::new(loss, &Device::Cpu)?;
+        // The weights are f32.
+        assert_close(name, &loss, f.tensor(&format!("distill_{name}.loss"))?, Tol::F32)?;
+        assert_close(name, &gradient, f.tensor(&format!("distill_{name}.grad"))?, Tol::F32)?;
+    }
+    assert!(distance_with_gradient(&student, &teacher, 8, DistillKind::Relational, 1.0, Some(&weights)).is_err());
+    assert!(distance_with_gradient(&student, &teacher, 8, DistillKind::Mse, 1.0, Some(&weights[..7])).is_err());
+    Ok(())
+}
+
+/// At equal and at opposite directions, and without a direction at all.
+#[test]
+fn distances_and_gradients_are_finite_everywhere() -> Result<()> {
+    let teacher = [0.6f32, -0.8, 0.6, -0.8, 0.6, -0.8, 0.6, -0.8];
+    let student = [0.6f32, -0.8, -1.2, 1.6, 0.0, 0.0, 0.600_001, -0.8];
+    for kind in [DistillKind::Mse, DistillKind::Cosine, DistillKind::Angular, DistillKind::Relational] {
+        let (loss, gradient) = distance_with_gradient(&student, &teacher, 4, kind, 1.0, None)?;
+        assert!(loss.is_finite() && gradient.iter().all(|g| g.is_finite()), "{kind:?}: {loss} {gradient:?}");
+        if kind != DistillKind::Relational {
+            assert!(gradient[..2].iter().all(|g| g.abs() < 1e-6), "{kind:?}: {gradient:?}");
+        }
+    }
+    let (opposite, _) = distance_with_gradient(&[-1.0f64, 0.0], &[2.0, 0.0], 1, DistillKind::Angular, 1.0, None)?;
+    assert!((opposite - std::f64::consts::PI.powi(2)).abs() < 1e-9, "{opposite}");
+    Ok(())
+}
+
+#[test]
+fn pulled_centres_match_pytorch() -> Result<()> {
+    let f = Fixture::load("losses")?;
+    let labels: Vec<i64> = f.json("labels_open")?;
+    let values = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
+        Ok(fill(name, shape, -1.0, 1.0)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    };
+    let (mut centres, teacher) = (values("w", &[16, 10])?, values("ft", &[8, 16])?);
+    let mut student = values("fs", &[8, 16])?;
+    student[32..48].copy_from_slice(&teacher[32..48]);
+    pull_centres(&mut centres, &student, &teacher, &labels)?;
+    let found = Tensor::from_vec(centres.clone(), (16, 10), &Device::Cpu)?.to_dtype(DType::F64)?;
+    assert_close("pulled", &found, f.tensor("pulled")?, Tol::F32)?;
+    // A student that diverged leaves the centres as they are.
+    let before = centres.clone();
+    pull_centres(&mut centres, &vec![f32::NAN; 128], &teacher, &labels)?;
+    assert_eq!(centres, before);
+    assert!(pull_centres(&mut centres, &student, &teacher, &[10, 0, 0, 0, 0, 0, 0, 0]).is_err());
+    assert!(pull_centres(&mut centres[1..], &student, &teacher, &labels).is_err());
     Ok(())
 }
 

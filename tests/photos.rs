@@ -35,7 +35,8 @@ fn two_photos_are_verified_and_exit_codes_tell_why_not() -> Result<()> {
         (&one, &none, &[][..], 3, "none.png: no face found at a score of 0.6 or more"),
         (&one, &two, &["--face", "only"], 3, "two.jpg: expected one face, found 2"),
         (&one, &crop, &["--aligned"], 1, "one.png: expected 112x112 pixels, an aligned crop, found 320x256"),
-        (&one, &crop, &["--min-score", "1.5"], 1, "min_score: expected 0 to 1, found 1.5"),
+        (&one, &crop, &["--min-score", "1.5"], 2, "'--min-score <SCORE>': expected a number from 0 to 1"),
+        (&one, &crop, &["--min-face", "0"], 2, "'--min-face <PIXELS>': expected a number above 0"),
     ] {
         let (found, _, said) = verify(a, b, more)?;
         assert_eq!(found, Some(code), "{said}");
@@ -51,7 +52,8 @@ fn two_photos_are_verified_and_exit_codes_tell_why_not() -> Result<()> {
         error.contains("one.png is no aligned crop of 112x112 but 320x256 pixels: photos need a face detector"),
         "{error}"
     );
-    assert!(error.contains("`maskinv download yunet` fetches one") && error.contains("(--detector)"), "{error}");
+    let place = if cfg!(feature = "hub") { "`maskinv download yunet`" } else { "https://huggingface.co/opencv/" };
+    assert!(error.contains(place) && error.contains("name a file (--detector)"), "{error}");
     assert_eq!(maskinv(&["verify", str(&model), str(&crop), str(&crop)])?.status.code(), Some(0));
     let error = refused(&["verify", str(&model), str(&one), str(&crop), "--detector", "no/such.onnx"])?;
     assert!(error.contains("no/such.onnx"), "{error}");
@@ -169,6 +171,19 @@ fn unusable_images_are_left_out_and_counted_where_that_is_asked_for() -> Result<
     let (code, _, said) = kit.run(&[&mask[..], &["--skip-unusable"]].concat())?;
     assert!(code == Some(0) && said.contains("2 of 12 images left out") && said.contains("10 images masked"), "{said}");
     assert!(masked.join("p1/p1_1.png").is_file() && !masked.join("p1/p1_0.png").exists());
+    let sheet = kit.path("sheet.png");
+    assert_eq!(kit.run(&["mask", str(&set), str(&sheet), "--sheet"])?.0, Some(1));
+    let (code, _, said) = kit.run(&["mask", str(&set), str(&sheet), "--sheet", "--skip-unusable"])?;
+    assert!(code == Some(0) && said.contains("10 faces of 12 images in "), "{said}");
+    assert_eq!(read_image(&sheet)?.height(), 10 * 112);
+    // A threshold says how its faces were found, and is used with a note for others.
+    let (photo, crop) = (set.join("p2/p2_0.png"), kit.save("crop.png", &face(2, 0)?)?);
+    let (code, printed, said) = kit.run(&["verify", str(&calibrated), str(&photo), str(&set.join("p3/p3_0.png"))])?;
+    assert!(code == Some(0) && printed.contains("; photos with the largest face by detector "), "{printed}");
+    assert!(!said.contains("the threshold was measured on"), "{said}");
+    let (_, _, said) = kit.run(&["verify", str(&calibrated), str(&crop), str(&crop)])?;
+    assert!(said.contains("the threshold was measured on photos with the largest face by detector "), "{said}");
+    assert!(said.contains(", and these are aligned crops: its rates may be others"), "{said}");
     let error = refused(&["evaluate", str(&model), "--data", str(&set), "--protocol", "ijb", "--skip-unusable"])?;
     assert!(error.contains("--skip-unusable: not for --protocol ijb"), "{error}");
     Ok(())

@@ -233,8 +233,14 @@ fn train<'a>(
     Ok(Box::new(move || {
         let first = step;
         loop {
-            let labels = (0..batch).map(|_| rng.random_range(0..classes as i64)).collect();
-            let batch = Batch { teacher: images.clone(), student: images.clone(), labels, images: Vec::new() };
+            let labels: Vec<i64> = (0..batch).map(|_| rng.random_range(0..classes as i64)).collect();
+            let batch = Batch {
+                teacher: images.clone(),
+                student: images.clone(),
+                covered: vec![0.0; labels.len()],
+                labels,
+                images: Vec::new(),
+            };
             let report = trainer.step(batch, step, 0.01)?;
             step += 1;
             if let Some(report) = report {

@@ -107,7 +107,13 @@ fn train(config: ModelConfig, batch: usize, classes: usize, recompute: bool) -> 
     Ok(Box::new(move || {
         // Drawn anew for each step, as in the peers: a memorised batch has gradients so small that they are denormal.
         let labels: Vec<i64> = (0..batch).map(|_| rng.random_range(0..classes as i64)).collect();
-        let batch = Batch { teacher: Pixels::default(), student: pixels.clone(), labels, images: Vec::new() };
+        let batch = Batch {
+            teacher: Pixels::default(),
+            student: pixels.clone(),
+            covered: vec![0.0; labels.len()],
+            labels,
+            images: Vec::new(),
+        };
         let report = trainer.step(batch, step, 0.01)?.context("the CPU knows the figures of each step")?;
         step += 1;
         anyhow::ensure!(report.loss.is_finite(), "the loss is not finite");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -60,7 +60,7 @@ pub struct MaskArgs {
     /// Random seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Write a single picture instead: up to 12 faces, each without a mask and with every kind
+    /// Write a single picture instead: the largest faces of up to 12 images, each without a mask and with every kind
     #[arg(long, conflicts_with = "landmarks")]
     sheet: bool,
     #[command(flatten)]
@@ -77,6 +77,8 @@ struct Drawing {
     masker: Masker,
     protocol: MaskProtocol,
     cropper: Arc<Cropper>,
+    /// Faces with a mask so far.
+    num_faces: AtomicUsize,
 }
 
 /// An image to mask.
@@ -120,7 +122,8 @@ impl MaskArgs {
             return self.write_sheet(&inputs, config);
         }
         let masker = Masker::new(&config)?;
-        let drawing = Drawing { masker, protocol: config.protocol, cropper: self.cropper()? };
+        let num_faces = AtomicUsize::new(0);
+        let drawing = Drawing { masker, protocol: config.protocol, cropper: self.cropper()?, num_faces };
         let mut num_left_out = 0;
         if !is_folder {
             let image = self.masked(&inputs[0], 0, &drawing)?;
@@ -151,7 +154,9 @@ impl MaskArgs {
             }
             unfinished.finish()?;
         }
-        tell(format_args!("{} masked", count_of(inputs.len() - num_left_out, "image")));
+        let num_faces = drawing.num_faces.load(Ordering::Relaxed);
+        let masked = count_of(inputs.len() - num_left_out, "image");
+        tell(format_args!("{masked} masked, {}", count_of(num_faces, "face")));
         Ok(())
     }
 
@@ -238,6 +243,7 @@ impl MaskArgs {
         for landmarks in faces {
             failures.extend(drawing.masker.apply(&mut image, &landmarks, &mut rng).err());
         }
+        drawing.num_faces.fetch_add(num_faces - failures.len(), Ordering::Relaxed);
         // A face in profile takes no mask, which is no reason to leave out the others of a photo.
         match (failures.len(), failures.pop()) {
             (num, Some(error)) if num == num_faces => {
@@ -315,12 +321,19 @@ impl MaskArgs {
         let maskers = columns.iter().map(Masker::new).collect::<crate::Result<Vec<_>>>()?;
         // Rows are spread over the folder, so that they are not all of the first identity.
         let step = inputs.len().div_ceil(SHEET_ROWS).max(1);
-        let rows: Vec<&PathBuf> = inputs.iter().step_by(step).collect();
+        let (cropper, mut rows, mut unusable) = (self.cropper()?, Vec::new(), Vec::new());
+        for (number, path) in inputs.iter().enumerate().step_by(step) {
+            match read_image(path).and_then(|image| cropper.crop(image, path)) {
+                Ok(crop) => rows.push((path, crop)),
+                Err(error) if error.is_of_image() => unusable.push((number, error)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.unusable.tell(unusable, inputs.len().div_ceil(step))?;
         let mut sheet = RgbImage::new(FACE_SIZE * (1 + maskers.len() as u32), FACE_SIZE * rows.len() as u32);
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        let cropper = self.cropper()?;
-        for (row, path) in rows.iter().enumerate() {
-            let Crop { image, landmarks, .. } = cropper.crop(read_image(path)?, path)?;
+        let num_rows = rows.len();
+        for (row, (path, Crop { image, landmarks, .. })) in rows.into_iter().enumerate() {
             let landmarks = mask_landmarks(protocol, &landmarks);
             let y = i64::from(FACE_SIZE) * row as i64;
             imageops::replace(&mut sheet, &image, 0, y);
@@ -330,7 +343,14 @@ impl MaskArgs {
                 imageops::replace(&mut sheet, &image, i64::from(FACE_SIZE) * (1 + column as i64), y);
             }
         }
-        save(&sheet, &self.output)
+        save(&sheet, &self.output)?;
+        tell(format_args!(
+            "{} of {} in {}",
+            count_of(num_rows, "face"),
+            count_of(inputs.len(), "image"),
+            self.output.display()
+        ));
+        Ok(())
     }
 }
 

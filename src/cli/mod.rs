@@ -29,7 +29,6 @@ mod threads;
 mod train;
 mod verify;
 
-use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -54,7 +53,7 @@ use verify::VerifyArgs;
 
 pub use allocator::keep_freed_memory;
 
-use crate::data::{is_image, is_junk, is_other_image};
+use crate::data::ImageFiles;
 use crate::files::UnfinishedFolder;
 
 /// Mask-invariant face recognition: train, evaluate and use MaskInv.
@@ -138,7 +137,7 @@ pub fn train_main() -> ExitCode {
     exit_code(TrainCli::parse().args.run())
 }
 
-/// Exit code of a training that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h.
+/// Exit code of a command that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h.
 const STOPPED: u8 = 75;
 
 /// Exit code for a photo without a face, or with several where one is asked for.
@@ -155,7 +154,12 @@ fn exit_code(result: Result<()>) -> ExitCode {
             }
             found => {
                 tell(format_args!("error: {}", one_line(&e)));
-                if matches!(found, Some(crate::Error::Face { .. })) { NO_FACE.into() } else { ExitCode::FAILURE }
+                match found {
+                    Some(crate::Error::Face { .. }) => NO_FACE.into(),
+                    // The same command goes on.
+                    Some(error) if error.is_interruption() => STOPPED.into(),
+                    _ => ExitCode::FAILURE,
+                }
             }
         },
     }
@@ -219,36 +223,13 @@ fn list_images(path: &Path) -> Result<Vec<PathBuf>> {
         anyhow::ensure!(data.is_file(), "{}: expected an image or a folder, found neither", path.display());
         return Ok(vec![path.to_owned()]);
     }
-    let whole = |folder: &Path| folder.canonicalize().with_context(|| folder.display().to_string());
-    let (mut found, mut others, mut seen) = (Vec::new(), Vec::new(), BTreeSet::from([whole(path)?]));
-    let mut folders = vec![path.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = std::fs::read_dir(&folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-        let mut entries = entries.with_context(|| folder.display().to_string())?;
-        entries.retain(|entry| !is_junk(&entry.file_name()));
-        // Real folders before links to them, and in name order: which of two ways is taken does not depend on the disk.
-        entries.sort_by_key(|entry| (entry.path().is_symlink(), entry.file_name()));
-        let mut inside = Vec::new();
-        for path in entries.into_iter().map(|entry| entry.path()) {
-            if path.is_dir() {
-                if seen.insert(whole(&path)?) {
-                    inside.push(path);
-                }
-            } else if path.is_file() && path.file_name().is_some_and(is_image) {
-                found.push(path);
-            } else if path.file_name().is_some_and(is_other_image) {
-                others.push(path);
-            }
-        }
-        folders.extend(inside.into_iter().rev());
-    }
-    if let Some(first) = others.iter().min() {
+    let (found, others) = ImageFiles::find(path)?;
+    if let Some(first) = others.first() {
         let (num, folder, first) = (others.len(), path.display(), first.display());
         tell(format_args!("{folder}: {num} images in formats that are not read, the first {first}, are passed over"));
     }
     if found.is_empty() {
         bail!("{}: expected images, found none", path.display());
     }
-    found.sort();
     Ok(found)
 }

@@ -26,19 +26,33 @@ pub(super) struct PhotoArgs {
     /// --list` or hf://owner/repo/file [default: yunet, if `maskinv download yunet` has fetched it]
     #[arg(help_heading = "Photos", long, value_name = "FILE")]
     detector: Option<String>,
-    /// Take every image as an aligned crop [default: square images of the network's input size and of 112x112]
+    /// Take every image as an aligned crop [default: square images of 112x112 pixels, and of the side of the crops that
+    /// are made]
     #[arg(help_heading = "Photos", long, conflicts_with = "detect")]
     aligned: bool,
     /// Take every image as a photo, square ones too
     #[arg(help_heading = "Photos", long)]
     detect: bool,
     /// Least score of a face, 0 to 1
-    #[arg(help_heading = "Photos", long, value_name = "SCORE", default_value_t = DetectConfig::default().min_score)]
+    #[arg(help_heading = "Photos", long, value_name = "SCORE", default_value_t = DetectConfig::default().min_score,
+        value_parser = score)]
     min_score: f32,
-    /// Side of the smallest face to be found, in pixels of the photo; a small one takes longer [default: about a
-    /// fortieth of the photo's longer side]
-    #[arg(help_heading = "Photos", long, value_name = "PIXELS")]
+    /// Look for faces down to this side, in pixels of the photo, in tiles, which takes longer; larger ones are found in
+    /// any case [default: down to about a fortieth of the photo's longer side]
+    #[arg(help_heading = "Photos", long, value_name = "PIXELS", value_parser = pixels)]
     min_face: Option<f32>,
+}
+
+/// Reads a score given as a flag.
+fn score(text: &str) -> std::result::Result<f32, String> {
+    let value = text.parse().ok().filter(|v| (0.0..=1.0).contains(v));
+    value.ok_or_else(|| "expected a number from 0 to 1".to_owned())
+}
+
+/// Reads a side in pixels given as a flag.
+fn pixels(text: &str) -> std::result::Result<f32, String> {
+    let value = text.parse().ok().filter(|v: &f32| v.is_finite() && *v > 0.0);
+    value.ok_or_else(|| "expected a number above 0".to_owned())
 }
 
 /// The flag for the face that is meant.
@@ -159,10 +173,12 @@ fn cached_detector(hub: &HubArgs) -> crate::Result<Detector> {
     let cached = hub.cached(&ModelRef::Detector(entry));
     let missing = || {
         let fetch = match cfg!(feature = "hub") {
-            true => format!("`maskinv download {DEFAULT_DETECTOR}` fetches one"),
-            false => format!("`maskinv download {DEFAULT_DETECTOR}` fetches one in a build with the feature hub"),
+            true => format!("`maskinv download {DEFAULT_DETECTOR}` fetches one, or name a file (--detector)"),
+            false => {
+                format!("name a file (--detector), such as {} of https://huggingface.co/{}", entry.file, entry.repo)
+            }
         };
-        Error::Detection(format!("photos need a face detector: {fetch}, or name a file (--detector)"))
+        Error::Detection(format!("photos need a face detector: {fetch}"))
     };
     Detector::open(cached.as_ref().and_then(|file| file.path()).ok_or_else(missing)?)
 }
@@ -201,9 +217,14 @@ pub(super) fn provenance(cropper: &Cropper) -> serde_json::Value {
     serde_json::json!({
         "detector": detector.path().display().to_string(),
         "detector_sha256": detector.sha256(),
-        "images": format!("{kind:?}").to_lowercase(),
+        "images": match kind {
+            ImageKind::BySize => "by-size",
+            ImageKind::Crops => "crops",
+            ImageKind::Photos => "photos",
+        },
         "face": format!("{which:?}").to_lowercase(),
-        "min_score": detect.min_score,
+        // As it was written: the nearest f32 has more digits.
+        "min_score": detect.min_score.to_string().parse::<f64>().unwrap_or_default(),
         "min_face": detect.min_face,
         "side": side,
         "num_crops": crops,

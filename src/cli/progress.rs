@@ -67,6 +67,10 @@ impl Progress {
                     0.0 => String::new(),
                     d => format!(" = margin {:.3} + distill {d:.5} x lambda", report.margin_loss),
                 };
+                let parts = match report.agreement_loss {
+                    0.0 => parts,
+                    a => format!("{parts} + agreement {a:.3}"),
+                };
                 let text = format!(
                     "epoch {epoch} loss {:.3}{parts} lr {:.4} grad_norm {:.2} images/s {:.0} wait_data {:.0}%",
                     report.loss,

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::device::{DeviceArgs, Work};
 use super::model::HubArgs;
-use super::photos::{PhotoArgs, WhichArgs, describe, read_crop, record};
+use super::photos::{PhotoArgs, WhichArgs, describe, read_crop, record, summary};
 use super::threads::ThreadsArgs;
 use super::{print, print_json, tell};
 use crate::eval::{EmbedConfig, dot, embed};
@@ -79,6 +79,14 @@ impl VerifyArgs {
         let embeddings = embed(&model, images.len(), image, EmbedConfig::default(), |_| {})?;
         let score = dot(&embeddings[0], &embeddings[1]);
         let threshold = self.threshold.or(measured.map(|t| t.threshold));
+        let (now, described) = (summary(&cropper), |photos: &Option<String>| match photos {
+            Some(how) => format!("photos with {how}"),
+            None => "aligned crops".to_owned(),
+        });
+        if let Some(measured) = measured.filter(|measured| measured.photos != now) {
+            let [before, now] = [&measured.photos, &now].map(described);
+            tell(format_args!("the threshold was measured on {before}, and these are {now}: its rates may be others"));
+        }
         let is_match = threshold.map(|threshold| score >= threshold);
         if self.json {
             return print_json(&serde_json::json!({

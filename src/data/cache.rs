@@ -1,22 +1,24 @@
 //! A data set kept decoded in memory.
 
-use super::{Dataset, OnBroken, Sample};
+use std::sync::Arc;
+
+use super::{Dataset, OnBroken, Sample, of_inner};
 use crate::error::Result;
 use crate::parallel;
 
 /// All samples of a data set, decoded: 37 kB per face.
-pub struct Cached<D> {
-    inner: D,
+pub struct Cached {
+    inner: Arc<dyn Dataset>,
     /// `None` where an image is broken.
     samples: Vec<Option<Sample>>,
 }
 
-impl<D: Dataset> Cached<D> {
+impl Cached {
     /// Decodes every image of `inner`, in parallel.
     ///
     /// # Errors
     /// When an image cannot be decoded and broken ones are not skipped.
-    pub fn new(inner: D, on_broken: OnBroken) -> Result<Self> {
+    pub fn new(inner: Arc<dyn Dataset>, on_broken: OnBroken) -> Result<Self> {
         let sample = |i| match (inner.get(i), on_broken) {
             (Err(error), OnBroken::Fail) => Err(error),
             (result, _) => Ok(result.ok()),
@@ -26,42 +28,8 @@ impl<D: Dataset> Cached<D> {
     }
 }
 
-impl<D: Dataset> Dataset for Cached<D> {
-    fn len(&self) -> usize {
-        self.samples.len()
-    }
-
-    fn num_identities(&self) -> usize {
-        self.inner.num_identities()
-    }
-
-    fn num_skipped_identities(&self) -> usize {
-        self.inner.num_skipped_identities()
-    }
-
-    fn label(&self, index: usize) -> u32 {
-        self.inner.label(index)
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.inner.name(index)
-    }
-
-    fn identity_name(&self, label: u32) -> String {
-        self.inner.identity_name(label)
-    }
-
-    fn file_name(&self, index: usize) -> Option<String> {
-        self.inner.file_name(index)
-    }
-
-    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        self.inner.encoded(index)
-    }
-
-    fn encoded_len(&self, index: usize) -> Option<u64> {
-        self.inner.encoded_len(index)
-    }
+impl Dataset for Cached {
+    of_inner!();
 
     fn get(&self, index: usize) -> Result<Sample> {
         match self.samples.get(index) {

@@ -17,6 +17,16 @@ pub trait Dataset: Send + Sync {
     /// Label of image `index`, without decoding it.
     fn label(&self, index: usize) -> u32;
 
+    /// Number of classes of the margin loss: the identities, without those whom nobody has named.
+    fn num_classes(&self) -> usize {
+        self.num_identities()
+    }
+
+    /// Class of image `index` in the margin loss, its label; none for an image without a label.
+    fn class(&self, index: usize) -> Option<u32> {
+        Some(self.label(index))
+    }
+
     /// Name by which a user finds image `index`, such as its path.
     fn name(&self, index: usize) -> String;
 
@@ -67,6 +77,11 @@ pub trait Dataset: Send + Sync {
         (0..self.num_identities() as u32).map(|label| self.identity_name(label)).collect()
     }
 
+    /// Names of the identities that are classes, by label.
+    fn class_names(&self) -> Vec<String> {
+        (0..self.num_classes() as u32).map(|label| self.identity_name(label)).collect()
+    }
+
     /// Number of images of each identity, by label.
     fn images_per_identity(&self) -> Vec<usize> {
         let mut counts = vec![0; self.num_identities()];
@@ -84,3 +99,53 @@ pub trait Dataset: Send + Sync {
         self.len() == 0
     }
 }
+
+/// The methods of a [`Dataset`] that has the images of another one, its field `inner`, and changes only [`Dataset::get`].
+macro_rules! of_inner {
+    () => {
+        fn len(&self) -> usize {
+            self.inner.len()
+        }
+
+        fn num_identities(&self) -> usize {
+            self.inner.num_identities()
+        }
+
+        fn num_classes(&self) -> usize {
+            self.inner.num_classes()
+        }
+
+        fn num_skipped_identities(&self) -> usize {
+            self.inner.num_skipped_identities()
+        }
+
+        fn label(&self, index: usize) -> u32 {
+            self.inner.label(index)
+        }
+
+        fn class(&self, index: usize) -> Option<u32> {
+            self.inner.class(index)
+        }
+
+        fn name(&self, index: usize) -> String {
+            self.inner.name(index)
+        }
+
+        fn identity_name(&self, label: u32) -> String {
+            self.inner.identity_name(label)
+        }
+
+        fn file_name(&self, index: usize) -> Option<String> {
+            self.inner.file_name(index)
+        }
+
+        fn encoded(&self, index: usize) -> $crate::error::Result<Option<Vec<u8>>> {
+            self.inner.encoded(index)
+        }
+
+        fn encoded_len(&self, index: usize) -> Option<u64> {
+            self.inner.encoded_len(index)
+        }
+    };
+}
+pub(crate) use of_inner;

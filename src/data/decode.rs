@@ -93,6 +93,10 @@ pub fn decode_image(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage
 
 /// Reads a file of at most [`MAX_FILE_BYTES`]: no image is larger, and a device may have no end.
 pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    // Opening a pipe would wait for somebody to write to it.
+    if !path.metadata().map_err(Error::io(path))?.is_file() {
+        return Err(Error::Image { path: path.to_owned(), what: "expected an image file, found no file".to_owned() });
+    }
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(Error::io(path))?;
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
@@ -124,7 +128,7 @@ fn decode(bytes: &[u8], name: &dyn Fn() -> PathBuf, check_size: SizeCheck) -> Re
         .map_err(|e| Error::Io { path: name(), source: e })?;
     let other = other_format(bytes);
     let format = reader.format().filter(|_| other.is_none()).ok_or_else(|| {
-        let found = other.unwrap_or("an unknown format");
+        let found = other.unwrap_or(if bytes.is_empty() { "an empty file" } else { "an unknown format" });
         error(format!("expected JPEG, PNG, WebP, BMP or PNM, found {found}"))
     })?;
     let mut limits = Limits::default();

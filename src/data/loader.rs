@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::sampling::order;
+use super::transform::MaskedViews;
 use super::{Dataset, OnBroken, Pixels, Sample, Transform};
 use crate::error::{Error, Result};
 
@@ -65,15 +66,22 @@ impl LoaderConfig {
 pub struct Batch {
     /// The teacher's views.
     pub teacher: Pixels,
-    /// The student's views.
+    /// The student's views: one of each image; or, if they are paired, those without a mask and then those with one.
     pub student: Pixels,
-    /// Label of each image.
+    /// Share of the crop that the mask covers, of each of the student's views.
+    pub covered: Vec<f32>,
+    /// Label of each image; -1 for none.
     pub labels: Vec<i64>,
     /// Index of each image in the data set.
     pub images: Vec<u32>,
 }
 
 impl Batch {
+    /// Number of the student's views of each image.
+    pub fn num_views(&self) -> usize {
+        self.student.num_images / self.labels.len().max(1)
+    }
+
     /// Splits the batch into `num` parts of equal size.
     ///
     /// # Errors
@@ -88,9 +96,16 @@ impl Batch {
         }
         let part = |i: usize| {
             let images = i * (len / num)..(i + 1) * (len / num);
+            let (mut student, mut covered) = (Pixels::new(self.student.size), Vec::new());
+            for view in 0..self.num_views() {
+                let of_view = view * len + images.start..view * len + images.end;
+                student.append(self.student.part(of_view.clone()));
+                covered.extend_from_slice(&self.covered[of_view]);
+            }
             Self {
                 teacher: self.teacher.part(images.clone()),
-                student: self.student.part(images.clone()),
+                student,
+                covered,
                 labels: self.labels[images.clone()].to_vec(),
                 images: self.images[images].to_vec(),
             }
@@ -287,18 +302,22 @@ impl Worker {
     fn make(&self, slots: &[Slot]) -> Result<Batch> {
         let pixels = Pixels::with_capacity(self.input_size, slots.len());
         let (labels, images) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
-        let mut batch = Batch { teacher: pixels.clone(), student: pixels, labels, images };
+        let mut masked = MaskedViews { pixels: Pixels::new(self.input_size), covered: Vec::new() };
+        let covered = Vec::with_capacity(slots.len());
+        let mut batch = Batch { teacher: pixels.clone(), student: pixels, covered, labels, images };
         for &slot in slots {
             let (index, sample) = self.sample(slot)?;
             let mut rng = rng_of(self.seed, self.epoch, Stream::Views(slot));
-            let label = i64::from(sample.label);
-            self.transform.push_views(sample, &mut rng, &mut batch).map_err(|e| Error::Data {
+            let label = self.dataset.class(index).map_or(-1, i64::from);
+            self.transform.push_views(sample, &mut rng, &mut batch, &mut masked).map_err(|e| Error::Data {
                 path: self.dataset.name(index).into(),
                 what: format!("cannot be masked: {e}"),
             })?;
             batch.labels.push(label);
             batch.images.push(index as u32);
         }
+        batch.student.append(masked.pixels);
+        batch.covered.append(&mut masked.covered);
         Ok(batch)
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::photo_pairs::read_photo_pairs;
 use super::test_set::{DRAWN_PAIRS_FOLDS, TestSet};
 use super::{
-    Cached, Dataset, IdentityFilter, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset,
+    Cached, Dataset, IdentityFilter, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset, Unlabelled,
     VerificationFaces, open_source_with, sample_pairs,
 };
 use crate::error::{Error, Result};
@@ -42,6 +42,12 @@ pub struct DataConfig {
     /// Seed that decides who is kept for testing and which pairs are drawn, where no list does. It is independent of
     /// the training seed, so that all trainings are tested on the same unseen people.
     pub split_seed: u64,
+    /// Whether the training images have labels: with `none`, those of `root` are ignored, and only distillation can use
+    /// the images.
+    pub labels: Labels,
+    /// Further training images whose labels are not used or not known: a data set in any format, or a folder of aligned
+    /// crops. Distillation learns from them, the margin loss does not.
+    pub unlabelled: Option<PathBuf>,
     /// Identities with fewer images are left out of training.
     pub min_images: usize,
     /// Folds of `people.txt` to train on, from 1; all that are not in `test_folds` if empty.
@@ -67,6 +73,17 @@ pub struct DataConfig {
     pub procedural_teacher: Option<ProceduralConfig>,
     /// Size of the procedural test set, whose identities follow the training set's.
     pub procedural_test: ProceduralTest,
+}
+
+/// What is known of the training images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Labels {
+    /// Who they show.
+    #[default]
+    Identities,
+    /// Nothing, or nothing that is used.
+    None,
 }
 
 /// Policy for training images that cannot be decoded.
@@ -104,6 +121,8 @@ impl Default for DataConfig {
             real_masks: None,
             requires_root: false,
             split_seed: 0,
+            labels: Labels::Identities,
+            unlabelled: None,
             min_images: 2,
             train_folds: Vec::new(),
             test_folds: vec![6, 7],
@@ -196,7 +215,7 @@ impl DataConfig {
         let source = self.open_root()?;
         let (train, watch) = self.train_of(source.as_ref())?;
         Ok(Splits {
-            train,
+            train: self.with_unlabelled(train)?,
             watch,
             test: self.test_of(source.as_ref())?,
             real_masks: self.open_real_masks()?,
@@ -209,7 +228,7 @@ impl DataConfig {
     /// # Errors
     /// Same as [`Self::open`].
     pub fn open_train(&self) -> Result<Arc<dyn Dataset>> {
-        Ok(self.train_of(self.open_root()?.as_ref())?.0)
+        self.with_unlabelled(self.train_of(self.open_root()?.as_ref())?.0)
     }
 
     /// Opens the test set only.
@@ -231,7 +250,18 @@ impl DataConfig {
     pub fn open_teacher_train(&self) -> Result<Option<Arc<dyn Dataset>>> {
         self.validate()?;
         let faces = self.procedural_teacher.as_ref().filter(|_| self.root.is_none());
-        faces.map(|faces| self.cached(ProceduralFaces::new(faces.clone())?)).transpose()
+        faces.map(|faces| self.cached(Arc::new(ProceduralFaces::new(faces.clone())?))).transpose()
+    }
+
+    /// Returns a training set with the images that have no label.
+    fn with_unlabelled(&self, train: Arc<dyn Dataset>) -> Result<Arc<dyn Dataset>> {
+        let train: Arc<dyn Dataset> = match self.labels {
+            Labels::Identities => train,
+            Labels::None => Arc::new(Unlabelled::new(train)),
+        };
+        let Some(path) = &self.unlabelled else { return Ok(train) };
+        let others = self.cached(Unlabelled::open(path, self.on_broken)?)?;
+        Ok(Arc::new(Unlabelled::beside(train, others)))
     }
 
     fn open_root(&self) -> Result<Option<Source>> {
@@ -267,7 +297,7 @@ impl DataConfig {
     /// Returns the images to train on or to watch.
     fn all_but_test(&self, source: Option<&Source>) -> Result<Arc<dyn Dataset>> {
         let Some(source) = source else {
-            return self.cached(ProceduralFaces::new(self.procedural.clone())?);
+            return self.cached(Arc::new(ProceduralFaces::new(self.procedural.clone())?));
         };
         let names = match (&self.pairs, Beside::find(source)) {
             (Some(pairs), _) if is_verification(pairs) => None,
@@ -277,7 +307,7 @@ impl DataConfig {
             (None, Beside::Nothing) => Some(self.split_identities(source)?.0),
         };
         let filter = IdentityFilter { min_images: self.min_images, names };
-        self.cached(Subset::new(source.images.clone(), &filter, &source.path)?)
+        self.cached(Arc::new(Subset::new(source.images.clone(), &filter, &source.path)?))
     }
 
     fn test_of(&self, source: Option<&Source>) -> Result<TestSet> {
@@ -331,7 +361,7 @@ impl DataConfig {
         let description = format!("{} unseen procedural identities", config.num_identities);
         let faces = ProceduralFaces::new(config)?;
         // Every arm is evaluated on them: drawing them once saves most of the time of an evaluation.
-        let images = if faces.len() <= MAX_CACHED_IMAGES { self.cached(faces)? } else { Arc::new(faces) };
+        let images = if faces.len() <= MAX_CACHED_IMAGES { self.cached(Arc::new(faces))? } else { Arc::new(faces) };
         self.with_drawn_pairs(images, description)
     }
 
@@ -358,9 +388,9 @@ impl DataConfig {
         TestSet::new(source.images.clone(), pairs, num_folds, description)
     }
 
-    fn cached(&self, dataset: impl Dataset + 'static) -> Result<Arc<dyn Dataset>> {
+    fn cached(&self, dataset: Arc<dyn Dataset>) -> Result<Arc<dyn Dataset>> {
         if !self.cache {
-            return Ok(Arc::new(dataset));
+            return Ok(dataset);
         }
         if dataset.len() > MAX_CACHED_IMAGES {
             let what = format!("data.cache: {} images are too many to keep in memory; set it to false", dataset.len());

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mask::reference::REFERENCE_LANDMARKS;
 use super::mask::{MaskConfig, MaskProtocol, Masker};
-use super::{Batch, Landmarks, Sample, conditions};
+use super::{Batch, Landmarks, Pixels, Sample, conditions};
 use crate::error::{Error, Result};
 
 /// Augmentation probabilities; the defaults are the paper's.
@@ -22,6 +22,8 @@ pub struct AugmentConfig {
     pub flip: f64,
     /// Probability of a mask on the student's view.
     pub mask: f64,
+    /// Whether the student sees each image twice in a batch, without a mask and with one; `mask` is then of no effect.
+    pub paired: bool,
     /// Probability of a small rotation, scaling and shift.
     pub misalign: f64,
     /// Probability of a tight frame, black outside, as in crops that were cut before they were aligned.
@@ -39,7 +41,17 @@ pub struct AugmentConfig {
 
 impl Default for AugmentConfig {
     fn default() -> Self {
-        Self { flip: 0.5, mask: 0.5, misalign: 0.0, frame: 0.0, low_resolution: 0.0, light: 0.0, crop: 0.0, erase: 0.0 }
+        Self {
+            flip: 0.5,
+            mask: 0.5,
+            paired: false,
+            misalign: 0.0,
+            frame: 0.0,
+            low_resolution: 0.0,
+            light: 0.0,
+            crop: 0.0,
+            erase: 0.0,
+        }
     }
 }
 
@@ -94,6 +106,10 @@ impl Transform {
     /// When a setting is out of range or the template of the reference protocol cannot be read.
     pub fn new(augment: &AugmentConfig, mask: &MaskConfig) -> Result<Self> {
         augment.validate()?;
+        if augment.paired && mask.protocol == MaskProtocol::Reference {
+            let what = "augment.paired: not with the reference protocol, whose teacher sees masks too".to_owned();
+            return Err(Error::Config(what));
+        }
         Ok(Self { augment: augment.clone(), masker: Masker::new(mask)?, protocol: mask.protocol })
     }
 
@@ -108,47 +124,104 @@ impl Transform {
     pub fn views(&self, sample: &Sample, rng: &mut ChaCha8Rng) -> Result<Views> {
         let flipped = |image: &RgbImage, flip| if flip { flip_horizontal(image) } else { image.clone() };
         let (mut image, mut teacher) = (sample.image.clone(), None);
-        let mut seen = |image: &RgbImage, flip: bool| teacher = Some(flipped(image, flip));
-        let (is_masked, flip) = self.change(&mut image, &sample.landmarks, rng, &mut seen)?;
+        let mut seen = |view: View| match view {
+            View::Teacher(image, flip) => teacher = Some(flipped(image, flip)),
+            View::Clean(..) => {}
+        };
+        let change = self.change(&mut image, &sample.landmarks, rng, &mut seen)?;
         let teacher = teacher.expect("every protocol shows the teacher a view");
-        Ok(Views { teacher, student: flipped(&image, flip), is_masked })
+        Ok(Views { teacher, student: flipped(&image, change.flip), is_masked: change.is_masked })
     }
 
-    /// Appends the views of `sample` to a batch, as [`Self::views`] makes them.
+    /// Appends the views of `sample` to a batch, as [`Self::views`] makes them; with paired views, the student's with a
+    /// mask to `masked`.
     ///
     /// # Errors
     /// Same as [`Self::views`].
-    pub(super) fn push_views(&self, sample: Sample, rng: &mut ChaCha8Rng, batch: &mut Batch) -> Result<()> {
+    pub(super) fn push_views(
+        &self,
+        sample: Sample,
+        rng: &mut ChaCha8Rng,
+        batch: &mut Batch,
+        masked: &mut MaskedViews,
+    ) -> Result<()> {
         let Sample { mut image, landmarks, .. } = sample;
-        let mut teacher = |image: &RgbImage, flip: bool| batch.teacher.push_flipped(image, flip);
-        let (_, flip) = self.change(&mut image, &landmarks, rng, &mut teacher)?;
-        batch.student.push_flipped(&image, flip);
+        let mut seen = |view: View| match view {
+            View::Teacher(image, flip) => batch.teacher.push_flipped(image, flip),
+            View::Clean(image, flip) => {
+                batch.student.push_flipped(image, flip);
+                batch.covered.push(0.0);
+            }
+        };
+        let Change { flip, covered, .. } = self.change(&mut image, &landmarks, rng, &mut seen)?;
+        let (pixels, shares) = match self.augment.paired {
+            true => (&mut masked.pixels, &mut masked.covered),
+            false => (&mut batch.student, &mut batch.covered),
+        };
+        pixels.push_flipped(&image, flip);
+        shares.push(covered);
         Ok(())
     }
 
-    /// Turns `image` into the student's view except for its flip. Calls `teacher` with the crop and the flip of the
-    /// teacher's view. Returns whether a mask was applied, and the student's flip.
+    /// Turns `image` into the student's view except for its flip, the one with a mask if views are paired. Calls `see`
+    /// with the teacher's view and the other one of a pair.
     fn change(
         &self,
         image: &mut RgbImage,
         landmarks: &Landmarks,
         rng: &mut ChaCha8Rng,
-        teacher: &mut dyn FnMut(&RgbImage, bool),
-    ) -> Result<(bool, bool)> {
-        let is_masked = rng.random_bool(self.augment.mask);
+        see: &mut dyn FnMut(View),
+    ) -> Result<Change> {
+        let is_masked = rng.random_bool(self.augment.mask) || self.augment.paired;
         let flips: [bool; 2] = std::array::from_fn(|_| rng.random_bool(self.augment.flip));
         if self.protocol == MaskProtocol::Corrected {
-            teacher(image, flips[0]);
+            see(View::Teacher(image, flips[0]));
         }
+        if self.augment.paired {
+            let mut clean = image.clone();
+            conditions::apply(&mut clean, &self.augment, rng);
+            see(View::Clean(&clean, flips[0]));
+        }
+        let mut covered = 0.0;
         if is_masked {
+            let before = image.clone();
             self.masker.apply(image, &mask_landmarks(self.protocol, landmarks), rng)?;
+            covered = share_changed(&before, image);
         }
         if self.protocol == MaskProtocol::Reference {
-            teacher(image, flips[1]);
+            see(View::Teacher(image, flips[1]));
         }
         conditions::apply(image, &self.augment, rng);
-        Ok((is_masked, flips[0]))
+        Ok(Change { is_masked, flip: flips[0], covered })
     }
+}
+
+/// A view that is seen as it is, with its flip.
+enum View<'a> {
+    /// The teacher's.
+    Teacher(&'a RgbImage, bool),
+    /// The student's without a mask, of a pair.
+    Clean(&'a RgbImage, bool),
+}
+
+/// How the student's view was made.
+struct Change {
+    is_masked: bool,
+    flip: bool,
+    /// Share of the crop that the mask covers.
+    covered: f32,
+}
+
+/// The student's views with masks, of pairs.
+pub(super) struct MaskedViews {
+    pub pixels: Pixels,
+    pub covered: Vec<f32>,
+}
+
+/// Share of the pixels that differ.
+fn share_changed(before: &RgbImage, after: &RgbImage) -> f32 {
+    let changed = before.pixels().zip(after.pixels()).filter(|(before, after)| before != after).count();
+    changed as f32 / before.as_raw().len().max(1) as f32 * 3.0
 }
 
 /// Returns the landmarks to place a mask by: the image's own, or those of the published code, 8 px to the left.

@@ -264,9 +264,10 @@ impl Cropper {
             let detector = (self.open)().map_err(|e| {
                 let why = if let Error::Detection(what) = e { what } else { e.to_string() };
                 let name = name.display();
-                Error::Detection(format!(
-                    "{name} is no aligned crop of {side}x{side} but {width}x{height} pixels: {why}"
-                ))
+                Error::Detection(match self.config.kind {
+                    ImageKind::Photos => format!("{name} is to be searched for faces: {why}"),
+                    _ => format!("{name} is no aligned crop of {side}x{side} but {width}x{height} pixels: {why}"),
+                })
             })?;
             let _ = self.detector.set(detector);
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::crops::{Crop, Cropper, as_it_is};
 use super::search::Face;
-use crate::data::{ALIGNED_LANDMARKS, Dataset, Sample, decode_image};
+use crate::data::{ALIGNED_LANDMARKS, Dataset, Sample, decode_image, of_inner};
 use crate::error::{Error, Result};
 use crate::parallel;
 
@@ -45,41 +45,7 @@ impl Photos {
 }
 
 impl Dataset for Photos {
-    fn len(&self) -> usize {
-        self.inner.len()
-    }
-
-    fn num_identities(&self) -> usize {
-        self.inner.num_identities()
-    }
-
-    fn num_skipped_identities(&self) -> usize {
-        self.inner.num_skipped_identities()
-    }
-
-    fn label(&self, index: usize) -> u32 {
-        self.inner.label(index)
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.inner.name(index)
-    }
-
-    fn identity_name(&self, label: u32) -> String {
-        self.inner.identity_name(label)
-    }
-
-    fn file_name(&self, index: usize) -> Option<String> {
-        self.inner.file_name(index)
-    }
-
-    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        self.inner.encoded(index)
-    }
-
-    fn encoded_len(&self, index: usize) -> Option<u64> {
-        self.inner.encoded_len(index)
-    }
+    of_inner!();
 
     /// Decodes image `index` and crops the face that is meant; the landmarks are the template's, as those of any aligned
     /// crop. Images that the set stores decoded are crops.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{Result, bail};
 
-use super::distill::distance;
+use super::distill::{distance, pull_centres};
 use super::margin::{Centres, DeviceMarginLoss, DeviceRows, MAX_COSINES};
 use super::update::{self, Guard, adamw, sgd};
 use super::{Array, Element, GpuBackend, Product, rows};
@@ -124,8 +124,30 @@ impl Backend for GpuBackend {
         n: usize,
         kind: DistillKind,
         weight: f64,
+        row_weights: Option<&[f32]>,
     ) -> Result<(Array, Array)> {
-        distance(student, teacher, n, kind, weight as f32)
+        distance(student, teacher, n, kind, weight as f32, row_weights)
+    }
+
+    fn pull_centres(&self, centres: &mut Array, student: &Array, teacher: &Array, labels: &[i64]) -> Result<()> {
+        pull_centres(centres, student, teacher, labels)
+    }
+
+    fn part(&self, x: &Array, elements: Range<usize>) -> Result<Array> {
+        if elements.start > elements.end || elements.end > x.len() {
+            bail!("{elements:?} of {} elements", x.len());
+        }
+        Ok(x.part(elements.start, elements.len()))
+    }
+
+    fn join(&self, parts: &[&Array]) -> Result<Array> {
+        let whole = self.device.array(Element::F32, parts.iter().map(|part| part.len()).sum())?;
+        let mut start = 0;
+        for part in parts {
+            update::blend(&whole.part(start, part.len()), part, [0.0, 1.0], None)?;
+            start += part.len();
+        }
+        Ok(whole)
     }
 
     fn linear(&self, x: &Array, w: &Array, [n, k, m]: [usize; 3]) -> Result<Array> {

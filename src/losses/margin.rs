@@ -192,6 +192,11 @@ impl MarginHead {
         self.config.loss(embedding, &self.kernel, labels, &margins)
     }
 
+    /// Length of the class centres.
+    pub(crate) fn embedding_size(&self) -> Result<usize> {
+        Ok(self.kernel.dims2()?.0)
+    }
+
     /// Moves the class centres to a device.
     pub(crate) fn on<B: Backend>(self, backend: &B) -> Result<DeviceParams<B>> {
         let (size, classes) = self.kernel.dims2()?;

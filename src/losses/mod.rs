@@ -4,8 +4,9 @@ mod distill;
 mod margin;
 mod projection;
 
+pub use crate::ops::centres::pull_centres;
 pub use crate::ops::distance::{DistillKind, distillation_loss};
 pub use crate::ops::margin_loss::{MarginForm, MarginGradient, PlusMatching, match_margins};
-pub use distill::DistillConfig;
+pub use distill::{CentreKind, DistillConfig};
 pub use margin::{MarginConfig, MarginHead, MarginKind, cosines};
 pub(crate) use projection::Projection;

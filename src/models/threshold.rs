@@ -90,12 +90,13 @@ impl Threshold {
 
 impl std::fmt::Display for Threshold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { fmr, threshold, fnmr, setting, num_impostor, measured_on, .. } = self;
+        let Self { fmr, threshold, fnmr, setting, num_impostor, measured_on, photos, .. } = self;
+        let photos = photos.as_ref().map(|photos| format!("; photos with {photos}")).unwrap_or_default();
         let fnmr = 100.0 * fnmr;
         write!(
             f,
             "{threshold:.4}, FMR {fmr} and FNMR {fnmr:.2} % on {setting} pairs of {measured_on}, {num_impostor} of them \
-             impostor"
+             impostor{photos}"
         )
     }
 }

@@ -142,6 +142,12 @@ impl<B: Backend> DeviceParams<B> {
         (&self.trained.wide, &mut self.grads)
     }
 
+    /// The trained parameters, to change otherwise than by an update. Their copy in the type of the products is not
+    /// renewed.
+    pub fn values_mut(&mut self) -> &mut B::Array {
+        &mut self.trained.wide
+    }
+
     /// What an update by `guard` changes.
     pub fn update<'a>(&'a mut self, guard: &'a B::Guard, is_clipped: bool) -> Update<'a, B> {
         let GroupValues { wide, short } = &mut self.trained;

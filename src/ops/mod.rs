@@ -6,6 +6,7 @@
 
 pub mod adamw;
 pub mod batch_norm;
+pub mod centres;
 pub mod conv;
 pub mod distance;
 pub mod margin_loss;

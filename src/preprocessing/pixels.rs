@@ -59,6 +59,21 @@ impl Pixels {
         self.num_images += 1;
     }
 
+    /// Appends the images of a batch of the same side.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        debug_assert_eq!(self.size, other.size);
+        self.values.append(&mut other.values);
+        self.num_images += other.num_images;
+    }
+
+    /// Returns the images mirrored horizontally.
+    pub(crate) fn mirrored(mut self) -> Self {
+        for row in self.values.chunks_exact_mut((3 * self.size).max(1)) {
+            row.as_chunks_mut::<3>().0.reverse();
+        }
+        self
+    }
+
     /// Returns the images of a range within the batch.
     pub(crate) fn part(&self, images: Range<usize>) -> Self {
         let of_image = 3 * self.size * self.size;

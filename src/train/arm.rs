@@ -1,4 +1,4 @@
-//! The arms of the paper's ablation (Huber et al., FG 2021, section IV), and distillation without labels.
+//! The arms of the paper's ablation (Huber et al., FG 2021, section IV), distillation without labels, and AdaDistill.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,11 +16,14 @@ pub enum Arm {
     Hg,
     /// Distillation on faces, some of them masked, without a margin loss: no label is used. Not an arm of the paper.
     Distill,
+    /// Margin loss on faces, some of them masked, with class centres that are moving averages of the teacher's embeddings:
+    /// AdaDistill (Boutros et al., ECCV 2024). Not an arm of the paper.
+    Ada,
 }
 
 impl Arm {
     /// All arms, in training order.
-    pub const ALL: [Self; 5] = [Self::Teacher, Self::Aug, Self::Lg, Self::Hg, Self::Distill];
+    pub const ALL: [Self; 6] = [Self::Teacher, Self::Aug, Self::Lg, Self::Hg, Self::Distill, Self::Ada];
     /// The arms of the paper's ablation.
     pub const PAPER: [Self; 4] = [Self::Teacher, Self::Aug, Self::Lg, Self::Hg];
 
@@ -32,6 +35,7 @@ impl Arm {
             Self::Lg => "lg",
             Self::Hg => "hg",
             Self::Distill => "distill",
+            Self::Ada => "ada",
         }
     }
 
@@ -43,11 +47,12 @@ impl Arm {
             Self::Lg => "MaskInv-LG",
             Self::Hg => "MaskInv-HG",
             Self::Distill => "distillation only",
+            Self::Ada => "AdaDistill",
         }
     }
 
     /// Whether the arm distils from a teacher.
     pub fn distills(self) -> bool {
-        matches!(self, Self::Lg | Self::Hg | Self::Distill)
+        matches!(self, Self::Lg | Self::Hg | Self::Distill | Self::Ada)
     }
 }

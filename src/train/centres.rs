@@ -18,14 +18,15 @@ pub(super) fn mean_embeddings(
     dataset: &dyn Dataset,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Tensor> {
-    let (dim, classes) = (model.config().embedding_size, dataset.num_identities());
+    let (dim, classes) = (model.config().embedding_size, dataset.num_classes());
     let too_large = || Error::Training(format!("{classes} class centres of {dim} elements are too many"));
     let mut sums = vec![0f32; dim.checked_mul(classes).ok_or_else(too_large)?];
     let config = EmbedConfig { flip: false, ..EmbedConfig::default() };
     let image = |i| Ok(dataset.get(i)?.image);
     let embeddings = embed(model, dataset.len(), image, config, |done| progress(done, dataset.len()))?;
     for i in 0..dataset.len() {
-        let sum = &mut sums[dim * dataset.label(i) as usize..][..dim];
+        let Some(class) = dataset.class(i) else { continue };
+        let sum = &mut sums[dim * class as usize..][..dim];
         sum.iter_mut().zip(&embeddings[i]).for_each(|(sum, v)| *sum += v);
     }
     let centres = Tensor::from_vec(sums, (classes, dim), &Device::Cpu)?;

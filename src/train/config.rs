@@ -13,7 +13,7 @@ use crate::data::mask::{MaskConfig, MaskProtocol};
 use crate::data::{AugmentConfig, DataConfig, LoaderConfig};
 use crate::error::{Error, Result};
 use crate::eval::EvalConfig;
-use crate::losses::{DistillConfig, DistillKind, MarginConfig, PlusMatching};
+use crate::losses::{CentreKind, DistillConfig, DistillKind, MarginConfig, PlusMatching};
 use crate::models::ModelConfig;
 use crate::optim::{OptimConfig, ScheduleConfig};
 
@@ -199,24 +199,44 @@ pub struct DistillArms {
     pub lambda_hg: f64,
     /// Weight of the margin loss in MaskInv-LG and -HG; 0 trains by distillation alone.
     pub margin_weight: f64,
+    /// Class centres of the margin loss in MaskInv-LG and -HG.
+    pub centres: CentreKind,
+    /// How much more the distance counts for covered faces; see [`DistillConfig::covered_weight`].
+    pub covered_weight: f64,
+    /// Weight of the agreement of paired views; see [`DistillConfig::agreement`].
+    pub agreement: f64,
+    /// Whether the teacher's mirror images belong to the target; see [`DistillConfig::mirror`].
+    pub mirror: bool,
 }
 
 impl Default for DistillArms {
     fn default() -> Self {
-        Self { kind: DistillKind::Mse, lambda_lg: 100.0, lambda_hg: 3000.0, margin_weight: 1.0 }
+        Self {
+            kind: DistillKind::Mse,
+            lambda_lg: 100.0,
+            lambda_hg: 3000.0,
+            margin_weight: 1.0,
+            centres: CentreKind::Learned,
+            covered_weight: 0.0,
+            agreement: 0.0,
+            mirror: false,
+        }
     }
 }
 
 impl DistillArms {
     /// Returns the distillation settings of `arm`; `lambda` is 0 for arms that do not distil.
     pub fn of(&self, arm: Arm) -> DistillConfig {
-        let (lambda, margin_weight) = match arm {
-            Arm::Teacher | Arm::Aug => (0.0, 1.0),
-            Arm::Lg => (self.lambda_lg, self.margin_weight),
-            Arm::Hg => (self.lambda_hg, self.margin_weight),
-            Arm::Distill => (self.lambda_hg, 0.0),
+        let (lambda, margin_weight, centres) = match arm {
+            Arm::Teacher | Arm::Aug => (0.0, 1.0, CentreKind::Learned),
+            Arm::Lg => (self.lambda_lg, self.margin_weight, self.centres),
+            Arm::Hg => (self.lambda_hg, self.margin_weight, self.centres),
+            Arm::Distill => (self.lambda_hg, 0.0, self.centres),
+            Arm::Ada => (0.0, 1.0, CentreKind::Adaptive),
         };
-        DistillConfig { kind: self.kind, lambda, margin_weight }
+        let Self { kind, covered_weight, mirror, .. } = *self;
+        let agreement = if arm == Arm::Teacher { 0.0 } else { self.agreement };
+        DistillConfig { kind, lambda, margin_weight, centres, covered_weight, agreement, mirror }
     }
 }
 
@@ -285,8 +305,11 @@ impl Config {
             return Err(Error::Config("train.start: lg cannot start from itself; only hg_start may be lg".into()));
         }
         self.watch.validate()?;
-        self.distill.of(Arm::Lg).validate()?;
-        self.distill.of(Arm::Hg).validate()?;
+        let students = [Arm::Lg, Arm::Hg].iter().chain(&self.train.arms);
+        students.into_iter().try_for_each(|arm| self.distill.of(*arm).validate())?;
+        if self.distill.agreement > 0.0 && !self.augment.paired {
+            return Err(Error::Config("distill.agreement: is of paired views; set augment.paired = true".into()));
+        }
         self.loss.validate()?;
         self.model.validate()?;
         self.optim.validate()?;
@@ -319,7 +342,8 @@ impl Config {
     /// When the current folder is not known.
     pub fn make_paths_absolute(&mut self) -> Result<()> {
         let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io(path));
-        let data = [&mut self.data.root, &mut self.data.pairs, &mut self.data.real_masks];
+        let DataConfig { root, pairs, real_masks, unlabelled, .. } = &mut self.data;
+        let data = [root, pairs, real_masks, unlabelled];
         let masks = [&mut self.mask.template, &mut self.eval.mask.template];
         let colours = [&mut self.eval.reference_colours_um, &mut self.eval.reference_colours_mm];
         for path in data.into_iter().chain(masks).chain(colours).flatten() {
@@ -349,7 +373,7 @@ impl Config {
     pub fn epochs(&self, arm: Arm) -> std::ops::Range<usize> {
         match arm {
             Arm::Teacher => 0..self.train.teacher_epochs.unwrap_or(self.train.epochs),
-            Arm::Aug | Arm::Lg | Arm::Distill => 0..self.train.epochs,
+            Arm::Aug | Arm::Lg | Arm::Distill | Arm::Ada => 0..self.train.epochs,
             Arm::Hg => self.train.hg_first_epoch..self.train.epochs,
         }
     }

@@ -13,7 +13,7 @@ use crate::eval::{
 use crate::models::Model;
 
 /// Name of photos with real masks among the settings.
-const REAL_MASKS: &str = "real-masks";
+pub(super) const REAL_MASKS: &str = "real-masks";
 
 /// Test sets of an experiment, and how they are evaluated.
 pub(super) struct TestSets<'a> {
@@ -64,7 +64,7 @@ impl TestSets<'_> {
         let (baseline, bootstrap) = (Arm::Aug, &self.config.bootstrap);
         let settings = Setting::ALL.iter().map(|setting| setting.name());
         let settings: Vec<&str> = settings.chain(self.real_masks.map(|_| REAL_MASKS)).collect();
-        let scores = |arm: Arm, setting: &str| file(&scores_folder(&out.join(arm.name())), setting);
+        let scores = |arm: Arm, setting: &str| score_file(out, arm, setting);
         let mut measured = Vec::new();
         for &arm in finished.iter().filter(|arm| **arm == baseline || arm.distills()) {
             match settings.iter().map(|setting| scores(arm, setting)).find(|file| !file.exists()) {
@@ -99,6 +99,11 @@ impl TestSets<'_> {
 /// Returns the folder of an arm's scores in the arm's folder.
 pub(super) fn scores_folder(arm_folder: &Path) -> PathBuf {
     arm_folder.join("scores")
+}
+
+/// Returns the file of an arm's scores in the folder of its training.
+pub(super) fn score_file(out: &Path, arm: Arm, setting: &str) -> PathBuf {
+    file(&scores_folder(&out.join(arm.name())), setting)
 }
 
 fn file(folder: &Path, setting: &str) -> PathBuf {

@@ -237,7 +237,7 @@ impl Experiment {
     }
 
     fn run_arms(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
-        self.given.check(&self.config, &self.config.train.arms)?;
+        self.given.check(&self.config, &self.config.train.arms, self.splits.train.num_classes())?;
         let Some(folder) = &self.folder else {
             return Err(Error::Training("expected a folder for the results, found none".to_owned()));
         };
@@ -322,7 +322,7 @@ impl Experiment {
             Arm::Lg if self.config.train.arms.contains(&Arm::Hg) && self.config.train.hg_start == Start::Lg => {
                 earlier.lg = Some(Checkpoint::saved(&lg_folder(&folder, &self.config), machine)?);
             }
-            Arm::Lg | Arm::Aug | Arm::Hg | Arm::Distill => {}
+            Arm::Lg | Arm::Aug | Arm::Hg | Arm::Distill | Arm::Ada => {}
         }
         Ok(())
     }
@@ -367,7 +367,7 @@ impl Experiment {
         match arm {
             Arm::Teacher => earlier.teacher = Some(checkpoint),
             Arm::Lg => earlier.lg = lg,
-            Arm::Aug | Arm::Hg | Arm::Distill => {}
+            Arm::Aug | Arm::Hg | Arm::Distill | Arm::Ada => {}
         }
         Ok(ArmOutcome { num_steps, num_skipped, seconds, last_loss, best, evaluation, real_masks })
     }

@@ -38,7 +38,7 @@ impl GivenWeights {
         }
         let start = match arm {
             Arm::Teacher => Start::Scratch,
-            Arm::Aug | Arm::Lg | Arm::Distill => config.train.start,
+            Arm::Aug | Arm::Lg | Arm::Distill | Arm::Ada => config.train.start,
             Arm::Hg => config.train.hg_start,
         };
         match start {
@@ -48,11 +48,11 @@ impl GivenWeights {
         }
     }
 
-    /// Checks that each of `arms` has the teacher and the weights it needs.
+    /// Checks that each of `arms` has the teacher and the weights it needs, and labels of `num_classes` classes.
     ///
     /// # Errors
     /// Names the first arm that lacks something.
-    pub fn check(&self, config: &Config, arms: &[Arm]) -> Result<()> {
+    pub fn check(&self, config: &Config, arms: &[Arm], num_classes: usize) -> Result<()> {
         let side = config.model.input_size;
         if let Some(teacher) = self.teacher.as_ref().filter(|_| arms.iter().any(|arm| arm.distills()))
             && teacher.backbone.config().input_size != side
@@ -65,8 +65,13 @@ impl GivenWeights {
         for (i, &arm) in arms.iter().enumerate() {
             let (name, has) = (arm.name(), |wanted| arms[..i].contains(&wanted));
             let has_teacher = self.teacher.is_some() || has(Arm::Teacher);
-            if arm.distills() && config.distill.of(arm).lambda > 0.0 && !has_teacher {
+            if config.distill.of(arm).needs_teacher() && !has_teacher {
                 return wrong(format!("{name} learns from a teacher: give one, or train the teacher arm first"));
+            }
+            if config.distill.of(arm).has_margin() && num_classes == 0 {
+                return wrong(format!(
+                    "{name} has a margin loss, which needs labels, but no image has one (data.labels)"
+                ));
             }
             let origin = self.origin(config, arm);
             match origin {

@@ -71,7 +71,7 @@ impl Experiment {
             return Err(Error::Config(format!("{what} and {num_steps} steps")));
         }
         let given = self.given();
-        given.check(self.config(), &[arm])?;
+        given.check(self.config(), &[arm], self.train_set(arm).num_classes())?;
         let start = match given.origin(self.config(), arm) {
             None => None,
             Some(Origin::Given) => given.start.as_ref().map(|start| (Origin::Given, start)),

@@ -123,12 +123,14 @@ impl Experiment {
             };
             (origin, weights)
         });
-        let size = (self.config().model.embedding_size, self.train_set(arm).num_identities());
         let mut centres = Centres::new();
+        // Random centres, because embedding the training set is not part of the dry run.
+        let size = (self.config().model.embedding_size, self.train_set(arm).num_classes());
+        let of_teacher = (teacher.backbone.config().embedding_size, size.1);
         if let Some((origin, _)) = start {
-            // Random centres, because embedding the training set is not part of the dry run.
             centres.insert(origin, Tensor::randn(0f32, 0.01, size, &Device::Cpu)?);
         }
+        centres.insert(Origin::Teacher, Tensor::randn(0f32, 0.01, of_teacher, &Device::Cpu)?);
         self.steps(&self.arm_start(arm, Some(teacher), start), None, &mut centres, on)
     }
 
@@ -140,7 +142,8 @@ impl Experiment {
             OptimKind::AdamW => 2,
         };
         let parts = config.train.accumulate;
-        let num_images = config.loader.batch_size / parts;
+        let views = if config.augment.paired && arm != Arm::Teacher { 2 } else { 1 };
+        let num_images = views * config.loader.batch_size / parts;
         let waiting = config.loader.threads * (config.loader.prefetch + 1) + 1;
         let image = 3 * config.model.input_size * config.model.input_size;
         let sums = if parts > 1 { 2 } else { 1 };
@@ -149,13 +152,13 @@ impl Experiment {
             gradients: 4 * trained * sums,
             optimizer: 4 * trained * moments,
             head: if config.distill.of(arm).trains_head() { 4 * centres * (1 + sums + moments) } else { 4 * centres },
-            teacher: if config.distill.of(arm).lambda > 0.0 {
+            teacher: if config.distill.of(arm).embeds_teacher() {
                 4 * teacher.backbone.params().num_parameters()
             } else {
                 0
             },
             activations: trainer.activation_bytes(num_images),
-            images: 2 * image * config.loader.batch_size * waiting,
+            images: (1 + views) * image * config.loader.batch_size * waiting,
         }
     }
 }

@@ -50,17 +50,25 @@ impl ArmStart<'_> {
         if self.start.is_some() {
             student.freeze(&config.train.freeze)?;
         }
-        let (classes, size) = (self.train.num_identities(), config.model.embedding_size);
+        // A head that no loss uses has a class too.
+        let classes = self.train.num_classes().max(1);
+        let of_teacher = self.teacher.filter(|_| config.distill.of(self.arm).has_teacher_centres());
+        let size = of_teacher.map_or(config.model.embedding_size, |teacher| teacher.config().embedding_size);
         let head = MarginHead::new(&config.loss, size, classes, &Device::Cpu, seed.wrapping_add(1))?;
         if let Some((origin, start)) = self.start {
             student = student.with_preprocessing(start.backbone.preprocessing().clone());
             student.params().load(&start.backbone.known()?.params().state()?)?;
             // The resumed arm's own class centres are loaded below.
             if state.is_none()
+                && of_teacher.is_none()
                 && let Some(tensors) = self.centres(origin, start, centres, on)?
             {
                 head.params().load(&tensors)?;
             }
+        }
+        if let (None, Some(teacher)) = (state, of_teacher) {
+            let kernel = self.mean_embeddings(Origin::Teacher, teacher, centres, on)?;
+            head.params().load(&BTreeMap::from([(KERNEL.to_owned(), kernel)]))?;
         }
         if let (Some(state), Some(dropout)) = (state, student.params().dropout()) {
             dropout.skip_to(state.position.dropout_words);
@@ -72,6 +80,23 @@ impl ArmStart<'_> {
         Ok(trainer)
     }
 
+    /// Returns each person's mean embedding by the weights of `origin`, computed once.
+    fn mean_embeddings(
+        &self,
+        origin: Origin,
+        model: &Model,
+        centres: &mut Centres,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<Tensor> {
+        match centres.entry(origin) {
+            Entry::Occupied(known) => Ok(known.get().clone()),
+            Entry::Vacant(unknown) => {
+                let progress = |done, total| on(Event::Embedded { done, total });
+                Ok(unknown.insert(mean_embeddings(model, self.train, progress)?).clone())
+            }
+        }
+    }
+
     /// Returns the class centres to start from; none for random ones.
     fn centres(
         &self,
@@ -81,20 +106,14 @@ impl ArmStart<'_> {
         on: &mut dyn FnMut(Event),
     ) -> Result<Option<BTreeMap<String, Tensor>>> {
         let (arm, train) = (self.arm, &self.config.train);
-        let (classes, size) = (self.train.num_identities(), self.config.model.embedding_size);
+        let (classes, size) = (self.train.num_classes(), self.config.model.embedding_size);
         match start.header.as_ref().filter(|header| train.keep_head && fits(header, size, classes)) {
             Some(header) => self.arranged(header, start, on).map(Some),
             // Class centres are used by the margin loss alone.
             None if self.config.distill.of(arm).margin_weight == 0.0 => Ok(None),
             None if train.head_start == HeadStart::MeanEmbedding => {
-                let kernel = match centres.entry(origin) {
-                    Entry::Occupied(known) => known.into_mut(),
-                    Entry::Vacant(unknown) => {
-                        let progress = |done, total| on(Event::Embedded { done, total });
-                        unknown.insert(mean_embeddings(&start.backbone, self.train, progress)?)
-                    }
-                };
-                Ok(Some(BTreeMap::from([("kernel".to_owned(), kernel.clone())])))
+                let kernel = self.mean_embeddings(origin, &start.backbone, centres, on)?;
+                Ok(Some(BTreeMap::from([(KERNEL.to_owned(), kernel)])))
             }
             None => {
                 let what = format!("no class centres for {classes} identities to start from: using random ones");
@@ -118,7 +137,7 @@ impl ArmStart<'_> {
                 start.name
             )));
         }
-        match (header.arranged(&self.train.identity_names()), self.changed_data) {
+        match (header.arranged(&self.train.class_names()), self.changed_data) {
             (Ok(arranged), _) => Ok(arranged),
             (Err(_), ChangedData::Accept) => Ok(header.tensors.clone()),
             (Err(what), ChangedData::Refuse) => {

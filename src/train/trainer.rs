@@ -10,12 +10,12 @@ use super::checkpoint::Header;
 use super::step_config::StepConfig;
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::losses::{MarginConfig, MarginHead, Projection};
+use crate::losses::{CentreKind, MarginConfig, MarginHead, Projection};
 use crate::machine::Work;
 use crate::models::{Arch, Embedder, Model, Outline, Trainable};
 use crate::nn::Group;
 use crate::nn::engine::Activations;
-use crate::ops::backend::Kernels;
+use crate::ops::backend::{Backend, Kernels};
 use crate::optim::{Average, Component};
 use crate::records::StepReport;
 
@@ -63,7 +63,7 @@ const PROJECTION: &str = "projection";
 pub struct Trainer {
     engine: Box<dyn DeviceTrainer>,
     outline: Outline,
-    trains_head: bool,
+    has_margin: bool,
 }
 
 /// A trainer on a device.
@@ -94,7 +94,7 @@ impl Trainer {
     pub fn new(student: Model, head: MarginHead, teacher: Option<&Model>, config: &StepConfig) -> Result<Self> {
         let wrong = |what: String| Err(Error::Training(what));
         let distill = &config.distill;
-        let teacher = match (teacher, distill.lambda > 0.0) {
+        let teacher = match (teacher, distill.embeds_teacher()) {
             (_, false) => None,
             (None, true) => return wrong("distillation needs a teacher".into()),
             (Some(teacher), true) => Some(teacher),
@@ -115,7 +115,7 @@ impl Trainer {
         }
         let (outline, machine) = (Outline::of(&student), student.machine().clone());
         let engine = machine.run(New { student, head, teacher, config: config.clone() })?;
-        Ok(Self { engine, outline, trains_head: config.distill.trains_head() })
+        Ok(Self { engine, outline, has_margin: config.distill.has_margin() })
     }
 
     /// Trains on one batch with learning rate `lr`; `step` counts from 0 and seeds the margins. Returns the step's
@@ -180,7 +180,7 @@ impl Trainer {
     /// As [`Self::student`].
     pub fn header(&self, identities: Vec<String>) -> Result<Option<Header>> {
         let header = |tensors| Header { tensors, identities: Some(identities) };
-        self.trains_head.then(|| self.engine.header()).transpose().map(|tensors| tensors.map(header))
+        self.has_margin.then(|| self.engine.header()).transpose().map(|tensors| tensors.map(header))
     }
 
     /// Words drawn so far from dropout's random number generator.
@@ -230,6 +230,8 @@ struct TrainerOn<B: Kernels> {
     teacher: Option<Embedder<B>>,
     student: Component<B>,
     head: Component<B>,
+    /// Length of the student's embeddings.
+    embedding_size: usize,
     /// Map to the length of the teacher's embeddings, if it differs from the student's.
     projection: Option<(Projection, Component<B>)>,
     average: Option<Average<B>>,
@@ -254,13 +256,38 @@ struct Part<B: Kernels> {
     /// Margin loss and target cosines.
     margin: Option<(B::Scalar, B::Array)>,
     distance: Option<B::Scalar>,
+    /// Distance between the views of pairs.
+    agreement: Option<B::Scalar>,
+}
+
+/// A sum of gradients, of which there may be none.
+struct Sum<'a, B: Backend> {
+    backend: &'a B,
+    sum: Option<B::Array>,
+}
+
+impl<'a, B: Backend> Sum<'a, B> {
+    fn new(backend: &'a B) -> Self {
+        Self { backend, sum: None }
+    }
+
+    fn add(&mut self, gradient: B::Array) -> Result<()> {
+        match &mut self.sum {
+            Some(sum) => self.backend.add(sum, &gradient)?,
+            None => self.sum = Some(gradient),
+        }
+        Ok(())
+    }
 }
 
 impl<B: Kernels> TrainerOn<B> {
     fn new(backend: &B, New { student, head, teacher, config }: New) -> Result<Self> {
         let component = |name, params| Component::new(name, params, &config.optim, config.accumulate);
         let from = student.config().embedding_size;
-        let to = teacher.map(|teacher| teacher.config().embedding_size).filter(|to| *to != from);
+        // Centres that are the teacher's have the length of its embeddings.
+        let of_centres = config.distill.has_teacher_centres().then(|| head.embedding_size()).transpose()?;
+        let of_teacher = teacher.map(|teacher| teacher.config().embedding_size);
+        let to = of_teacher.or(of_centres).filter(|to| *to != from);
         let projection = to.map(|to| {
             let projection = Projection { from, to };
             let params = projection.params(backend, config.projection_seed())?;
@@ -272,6 +299,7 @@ impl<B: Kernels> TrainerOn<B> {
         let average = (config.ema > 0.0).then(|| Average::new(&params, config.ema)).transpose()?;
         Ok(Self {
             margin: head.config().clone(),
+            embedding_size: from,
             network,
             teacher: teacher.map(|teacher| Embedder::new(backend, teacher, TEACHER_BATCH)).transpose()?,
             student: component("student", params)?,
@@ -329,35 +357,65 @@ impl<B: Kernels> TrainerOn<B> {
 
     /// Computes the gradients of a mini-batch, weighted by its share of the batch.
     fn part(&mut self, batch: Batch, rng: &mut ChaCha8Rng) -> Result<Part<B>> {
-        let Self { backend, config, margin, network, teacher, student, head, projection, .. } = self;
-        let (distill, share, n) = (&config.distill, 1.0 / config.accumulate as f64, batch.labels.len());
+        let Self { backend, config, margin, network, teacher, student, head, projection, embedding_size, .. } = self;
+        let (distill, share) = (&config.distill, 1.0 / config.accumulate as f64);
+        let (n, num_views) = (batch.student.num_images, batch.num_views());
+        let labels = batch.labels.repeat(num_views);
         let (embeddings, recording) = network.record(&mut student.params, &batch.student)?;
-        let (mut gradient, mut margin_loss, mut distance) = (None, None, None);
-        if distill.trains_head() {
+        let target = match teacher {
+            Some(teacher) => {
+                let mut target = teacher.embed(&batch.teacher)?;
+                if distill.mirror {
+                    backend.add(&mut target, &teacher.embed(&batch.teacher.mirrored())?)?;
+                }
+                Some(if num_views > 1 { backend.join(&vec![&target; num_views])? } else { target })
+            }
+            None => None,
+        };
+        let forward =
+            |(map, component): &mut (Projection, Component<B>)| map.forward(&component.params, &embeddings, n);
+        let projected = projection.as_mut().map(forward).transpose()?;
+        // In the space of the teacher.
+        let compared = projected.as_ref().unwrap_or(&embeddings);
+        let (mut of_embeddings, mut of_compared) = (Sum::new(backend), Sum::new(backend));
+        let (mut margin_loss, mut distance, mut agreement) = (None, None, None);
+        if distill.has_margin() {
+            if let (CentreKind::Adaptive, Some(target)) = (distill.centres, &target) {
+                backend.pull_centres(head.params.values_mut(), compared, target, &labels)?;
+            }
+            let of_teacher = distill.has_teacher_centres();
+            let rows = if of_teacher { compared } else { &embeddings };
             let weight = distill.margin_weight * share;
-            let found = margin.loss_and_gradients(&embeddings, &mut head.params, &batch.labels, weight, rng)?;
-            (gradient, margin_loss) = (Some(found.of_embeddings), Some((found.loss, found.target_cosines)));
+            let found = margin.loss_and_gradients(rows, &mut head.params, &labels, weight, rng)?;
+            if of_teacher { &mut of_compared } else { &mut of_embeddings }.add(found.of_embeddings)?;
+            margin_loss = Some((found.loss, found.target_cosines));
         }
-        if let Some(teacher) = teacher {
-            let target = teacher.embed(&batch.teacher)?;
-            let forward =
-                |(map, component): &mut (Projection, Component<B>)| map.forward(&component.params, &embeddings, n);
-            let projected = projection.as_mut().map(forward).transpose()?;
-            let compared = projected.as_ref().unwrap_or(&embeddings);
-            let (found, mut of_distance) =
-                backend.distance(compared, &target, n, distill.kind, distill.lambda * share)?;
-            if let Some((map, component)) = projection {
-                of_distance = map.backward(&mut component.params, &embeddings, &of_distance, n)?;
-            }
-            match &mut gradient {
-                Some(gradient) => backend.add(gradient, &of_distance)?,
-                None => gradient = Some(of_distance),
-            }
+        if let Some(target) = target.filter(|_| distill.lambda > 0.0) {
+            let weights = row_weights(&batch.covered, distill.covered_weight);
+            let weight = distill.lambda * share;
+            let (found, gradient) = backend.distance(compared, &target, n, distill.kind, weight, weights.as_deref())?;
+            of_compared.add(gradient)?;
             distance = Some(found);
         }
-        let gradient = gradient.ok_or_else(|| Error::Training("all loss weights are 0".into()))?;
+        if distill.agreement > 0.0 && num_views == 2 {
+            let (half, elements) = (n / 2, distill.agreement * share);
+            let len = half * *embedding_size;
+            let [a, b] = [0..len, len..2 * len].map(|part| backend.part(&embeddings, part));
+            let (a, b) = (a?, b?);
+            let (found, of_a) = backend.distance(&a, &b, half, distill.kind, elements, None)?;
+            let (_, of_b) = backend.distance(&b, &a, half, distill.kind, elements, None)?;
+            of_embeddings.add(backend.join(&[&of_a, &of_b])?)?;
+            agreement = Some(found);
+        }
+        if let Some(gradient) = of_compared.sum {
+            of_embeddings.add(match projection {
+                Some((map, component)) => map.backward(&mut component.params, &embeddings, &gradient, n)?,
+                None => gradient,
+            })?;
+        }
+        let gradient = of_embeddings.sum.ok_or_else(|| Error::Training("all loss weights are 0".into()))?;
         recording.backward(&mut student.params, &gradient)?;
-        Ok(Part { embeddings, labels: batch.labels, margin: margin_loss, distance })
+        Ok(Part { embeddings, labels, margin: margin_loss, distance, agreement })
     }
 
     /// Updates all components with the gradients of a batch. Only the student's are clipped.
@@ -393,7 +451,8 @@ impl<B: Kernels> Part<B> {
         let (distill, share) = (&config.distill, 1.0 / config.accumulate as f64);
         let margin = self.margin.as_ref().map(|(loss, _)| (distill.margin_weight * share, loss));
         let distance = self.distance.as_ref().map(|distance| (distill.lambda * share, distance));
-        margin.into_iter().chain(distance)
+        let agreement = self.agreement.as_ref().map(|distance| (distill.agreement * share, distance));
+        margin.into_iter().chain(distance).chain(agreement)
     }
 }
 
@@ -407,7 +466,7 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
         let (distill, share) = (&self.config.distill, 1.0 / self.config.accumulate as f64);
         let mut report = StepReport { lr: last.lr, ..StepReport::default() };
         let (mut directions, mut num_images) = (Vec::new(), 0);
-        for Part { embeddings, labels, margin, distance } in &last.parts {
+        for Part { embeddings, labels, margin, distance, agreement } in &last.parts {
             num_images += labels.len();
             add_directions(&mut directions, &self.backend.read(embeddings)?, labels.len());
             if let Some((loss, cosines)) = margin {
@@ -419,6 +478,9 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
             }
             if let Some(distance) = distance {
                 report.distill_loss += share * self.backend.read_scalar(distance)?;
+            }
+            if let Some(agreement) = agreement {
+                report.agreement_loss += distill.agreement * share * self.backend.read_scalar(agreement)?;
             }
         }
         report.conclude(&directions, num_images, distill.lambda);
@@ -503,6 +565,13 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
         }
         Ok(())
     }
+}
+
+/// Returns the weights of rows that are covered to these shares, 1 on average; none if all are 1.
+fn row_weights(covered: &[f32], covered_weight: f64) -> Option<Vec<f32>> {
+    let weights: Vec<f64> = covered.iter().map(|share| 1.0 + covered_weight * f64::from(*share)).collect();
+    let mean = weights.iter().sum::<f64>() / weights.len().max(1) as f64;
+    (covered_weight > 0.0).then(|| weights.into_iter().map(|weight| (weight / mean) as f32).collect())
 }
 
 /// Adds the directions of `n` embeddings, given row by row, to their sum.

@@ -60,7 +60,7 @@ impl<'a> Training<'a> {
     /// Opens the records of an arm that stands at the position of its steps.
     pub fn new(context: Context<'a>, steps: Steps) -> Result<Self> {
         let records = Records::open(&context.folder, steps.at.step)?;
-        let guards = Guards::new(context.train.num_identities());
+        let guards = Guards::new(context.train.num_classes());
         Ok(Self { context, steps, records, guards, skipped_in_a_row: 0 })
     }
 
@@ -113,7 +113,7 @@ impl<'a> Training<'a> {
     }
 
     fn header(&self) -> Result<Option<Header>> {
-        self.steps.trainer.header(self.context.train.identity_names())
+        self.steps.trainer.header(self.context.train.class_names())
     }
 
     /// Runs the remaining steps of an epoch, and saves a training checkpoint and, unless it was the last epoch, the

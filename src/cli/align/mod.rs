@@ -19,7 +19,7 @@ use super::photos::PhotoArgs;
 use super::progress::Progress;
 use super::threads::ThreadsArgs;
 use super::{count_of, interrupt, list_images, print, print_json, tell, tell_if_anew};
-use crate::data::{Export, open_source, output_format, write_records, write_shards};
+use crate::data::{Export, check_records, open_source, output_format, write_records, write_shards};
 use crate::error::Error;
 use crate::face::{Cropper, Which};
 use crate::files::{UnfinishedFolder, hex, is_inside, write_atomic};
@@ -32,6 +32,8 @@ const FACES: &str = "faces.csv";
 const LEFT_OUT: &str = "left_out.csv";
 /// Lists of LFW that are copied.
 const LISTS: [&str; 2] = ["people.txt", "pairs.txt"];
+/// Extensions of files that are not written.
+const OTHER_TARGETS: [&str; 9] = ["tar", "parquet", "zip", "tgz", "gz", "npy", "csv", "bin", "onnx"];
 /// Images in a shard of WebDataset.
 const SHARD_SIZE: usize = 10_000;
 
@@ -116,7 +118,7 @@ impl AlignArgs {
         }
         let names = self.names(&root, &inputs)?;
         if target != Target::Folder {
-            self.check_set(&names)?;
+            self.check_set(target, &names)?;
         }
         self.threads.start()?;
         let cropper = self.photos.cropper(self.which(), self.size.into(), &HubArgs::of_data(self.offline))?;
@@ -160,7 +162,7 @@ impl AlignArgs {
     fn target(&self) -> Result<Target> {
         let has = |extension: &str| self.output.extension().is_some_and(|x| x.eq_ignore_ascii_case(extension));
         let is_rec = has("rec");
-        if output_format(&self.output).is_ok() || has("tar") {
+        if output_format(&self.output).is_ok() || OTHER_TARGETS.into_iter().any(has) {
             bail!(
                 "{}: expected a new folder or NAME.rec; shards are a folder too (--to webdataset)",
                 self.output.display()
@@ -175,12 +177,19 @@ impl AlignArgs {
     }
 
     /// Checks what records and shards need, before any photo is searched.
-    fn check_set(&self, names: &[String]) -> Result<()> {
+    fn check_set(&self, target: Target, names: &[String]) -> Result<()> {
         if self.size != 112 {
             bail!("--size {}: records and shards are data sets, whose crops have 112x112 pixels", self.size);
         }
         if let Some(name) = names.iter().find(|name| name.split('/').count() != 2) {
-            bail!("{name}: expected photos as PERSON/IMAGE, from which the people of a data set follow");
+            bail!(
+                "{}: expected photos as PERSON/IMAGE, from which the people of {} follow, found {name}",
+                self.input.display(),
+                self.output.display()
+            );
+        }
+        if target == Target::Recordio {
+            check_records(&self.output)?;
         }
         let beside = |name: &str| self.output.with_extension(name);
         let others = ["idx", "lst", FACES, LEFT_OUT].map(beside);
@@ -324,8 +333,8 @@ impl AlignArgs {
         }
         if !left_out.is_empty() {
             tell(format_args!(
-                "{} photos left out, {num_without} of them without a face or unreadable: a list in {LEFT_OUT} says why",
-                left_out.len()
+                "{} left out, {num_without} without a face or unreadable: {LEFT_OUT} says why",
+                count_of(left_out.len(), "photo")
             ));
             if LISTS.iter().any(|name| self.input.join(name).is_file()) {
                 tell(format_args!(

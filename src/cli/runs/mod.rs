@@ -1,6 +1,6 @@
 //! `maskinv runs`.
 
-mod seeds;
+pub(super) mod seeds;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -164,7 +164,7 @@ fn other_test_data(runs: &[Run]) -> Option<(&Run, String)> {
 }
 
 /// Formats a table with one column per name.
-fn grid(title: &str, names: &[String], rows: &[(String, Vec<String>)]) -> String {
+pub(super) fn grid(title: &str, names: &[String], rows: &[(String, Vec<String>)]) -> String {
     let header = (title.to_owned(), names.to_vec());
     let all: Vec<&(String, Vec<String>)> = std::iter::once(&header).chain(rows).collect();
     let width = |column: usize| {

@@ -84,7 +84,7 @@ fn p_values(runs: &[Run], arm: Arm) -> Option<(String, Vec<String>)> {
 }
 
 /// Formats a mean with its 95 % interval by Student's t; one value for all seeds stands alone.
-fn mean(values: &[f64], digits: usize) -> String {
+pub(in crate::cli) fn mean(values: &[f64], digits: usize) -> String {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     if values.iter().all(|value| value == &values[0]) {

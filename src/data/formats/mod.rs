@@ -19,6 +19,6 @@ pub use list::ListedFaces;
 pub use open::{Format, Source, open_source, open_source_with};
 #[cfg(feature = "parquet")]
 pub use parquet::{ParquetFaces, write_parquet};
-pub use recordio::{RecordFaces, write_index, write_records};
+pub use recordio::{RecordFaces, check_records, write_index, write_records};
 pub use verification::{VerificationFaces, write_verification};
 pub use webdataset::{ShardFaces, write_shards};

@@ -116,9 +116,7 @@ impl Form {
                     return Err(format!("expected {num_fields} fields, found {}", fields.len()));
                 }
                 let field = |at: usize| fields.get(at).copied().ok_or(format!("expected field {}", at + 1));
-                let is_same = truth(field(same)?).ok_or_else(|| {
-                    format!("expected 1 or 0 for whether both show one person, found {:?}", fields[same])
-                })?;
+                let is_same = truth(field(same)?).ok_or("expected 1 or 0 for whether both show one person")?;
                 let fold = match fold {
                     Some(at) => field(at)?.parse().map_err(|_| "expected the number of a fold".to_owned())?,
                     None => 0,

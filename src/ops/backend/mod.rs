@@ -95,7 +95,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
         weight: f64,
         of_centres: &mut Self::Array,
     ) -> Result<MarginLoss<Self>>;
-    /// Returns the distance of two batches `(n, d)`, and `weight` times its gradient with respect to the student's.
+    /// Returns the distance of two batches `(n, d)`, and `weight` times its gradient with respect to the student's;
+    /// `row_weights` are as in [`distance_with_gradient`](super::distance::distance_with_gradient).
     fn distance(
         &self,
         student: &Self::Array,
@@ -103,7 +104,21 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
         n: usize,
         kind: DistillKind,
         weight: f64,
+        row_weights: Option<&[f32]>,
     ) -> Result<(Self::Scalar, Self::Array)>;
+    /// Pulls class centres towards the teacher's embeddings `(n, d)`, as [`pull_centres`](super::centres::pull_centres)
+    /// does.
+    fn pull_centres(
+        &self,
+        centres: &mut Self::Array,
+        student: &Self::Array,
+        teacher: &Self::Array,
+        labels: &[i64],
+    ) -> Result<()>;
+    /// Returns a range of the elements of an array, which must not be written while that of the whole is used.
+    fn part(&self, x: &Self::Array, elements: Range<usize>) -> Result<Self::Array>;
+    /// Returns the arrays one after the other, none of which is padded.
+    fn join(&self, parts: &[&Self::Array]) -> Result<Self::Array>;
     /// Returns `x w^T`: `x: (n, k)`, `w: (m, k)`; sizes are `[n, k, m]`.
     fn linear(&self, x: &Self::Array, w: &Self::Array, sizes: [usize; 3]) -> Result<Self::Array>;
     /// Returns the gradient of `x` in [`Self::linear`] and writes that of `w`.

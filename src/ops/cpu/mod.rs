@@ -6,17 +6,17 @@ mod kernels;
 use std::borrow::Cow;
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor, Var, bail};
+use candle_core::{Result, bail};
 
 pub use images::CpuImages;
 
 use super::adamw::{AdamWStep, adamw_step};
 use super::backend::{Backend, GuardState, MarginLoss, Order, Update};
-use super::distance::{DistillKind, distillation_loss};
+use super::centres::pull_centres;
+use super::distance::{DistillKind, distance_with_gradient};
 use super::linear;
 use super::margin_loss::{MarginLossConfig, Rows, margin_loss_with_gradients};
 use super::sgd::{SgdStep, sgd_step};
-use super::slice::Values;
 use super::update::{each_pair, sum_of_squares};
 
 /// The CPU.
@@ -161,7 +161,6 @@ impl Backend for Cpu {
         Ok(MarginLoss { loss: found.loss, of_embeddings: found.of_embeddings, target_cosines })
     }
 
-    /// candle differentiates the distance.
     fn distance(
         &self,
         student: &Vec<f32>,
@@ -169,15 +168,28 @@ impl Backend for Cpu {
         n: usize,
         kind: DistillKind,
         weight: f64,
+        row_weights: Option<&[f32]>,
     ) -> Result<(f64, Vec<f32>)> {
-        let tensor = |x: &Vec<f32>| Tensor::from_slice(x, (n, x.len() / n.max(1)), &Device::Cpu);
-        let student = Var::from_tensor(&tensor(student)?)?;
-        let distance = distillation_loss(&student, &tensor(teacher)?, kind)?;
-        let value = f64::from(distance.to_scalar::<f32>()?);
-        let grads = (distance * weight)?.backward()?;
-        let Some(gradient) = grads.get(&student) else { bail!("distillation: the embeddings received no gradient") };
-        let gradient = gradient.contiguous()?;
-        Ok((value, Values::of("distillation", &gradient)?.to_vec()))
+        distance_with_gradient(student, teacher, n, kind, weight, row_weights)
+    }
+
+    fn pull_centres(
+        &self,
+        centres: &mut Vec<f32>,
+        student: &Vec<f32>,
+        teacher: &Vec<f32>,
+        labels: &[i64],
+    ) -> Result<()> {
+        pull_centres(centres, student, teacher, labels)
+    }
+
+    fn part(&self, x: &Vec<f32>, elements: Range<usize>) -> Result<Vec<f32>> {
+        let Some(part) = x.get(elements.clone()) else { bail!("{elements:?} of {} elements", x.len()) };
+        Ok(part.to_vec())
+    }
+
+    fn join(&self, parts: &[&Vec<f32>]) -> Result<Vec<f32>> {
+        Ok(parts.iter().flat_map(|part| part.iter().copied()).collect())
     }
 
     fn linear(&self, x: &Vec<f32>, w: &Vec<f32>, sizes @ [n, _, m]: [usize; 3]) -> Result<Vec<f32>> {

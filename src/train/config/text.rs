@@ -7,7 +7,11 @@ use super::Config;
 use crate::error::{Error, Result};
 
 /// Settings that say where data and given weights lie.
-const PLACES: [&str; 5] = ["data.root", "data.pairs", "data.real_masks", "train.teacher", "train.start_weights"];
+const PLACES: [&str; 6] =
+    ["data.root", "data.pairs", "data.real_masks", "data.unlabelled", "train.teacher", "train.start_weights"];
+
+/// Settings of which `none` is a value rather than their absence.
+const NONE_IS_A_VALUE: [&str; 1] = ["data.labels"];
 
 impl Config {
     /// Reads settings from a TOML file. Ranges are checked by [`Self::validate`].
@@ -93,7 +97,7 @@ impl Config {
         }
         let table = place.as_table_mut().ok_or_else(|| wrong("not a section".into()))?;
         match value {
-            "none" => table.remove(keys[keys.len() - 1]),
+            "none" if !NONE_IS_A_VALUE.contains(&path) => table.remove(keys[keys.len() - 1]),
             _ => table.insert(keys[keys.len() - 1].to_owned(), parsed),
         };
         let all = toml::to_string(&all).map_err(|e| wrong(e.to_string()))?;

@@ -41,7 +41,9 @@ fn model(config: &Config, machine: &Machine, seed: u64) -> Result<Model> {
 
 fn trainer(config: &Config, arm: Arm, machine: &Machine, teacher: &Model) -> Result<Trainer> {
     let student = model(config, machine, 0)?;
-    let head = MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 1)?;
+    let of_teacher = config.distill.of(arm).has_teacher_centres();
+    let size = if of_teacher { teacher.config().embedding_size } else { config.model.embedding_size };
+    let head = MarginHead::new(&config.loss, size, 8, &Device::Cpu, 1)?;
     Trainer::new(student, head, Some(teacher), &config.step(arm))
 }
 
@@ -238,12 +240,82 @@ fn parts_averages_and_projections_are_those_of_the_cpu() -> Result<()> {
         let (found, of_gpu) = run(arm, &Machine::of_tests(Precision::F32))?;
         assert!(found.contains_key("ema"));
         assert_eq!(found.contains_key("projection"), arm == Arm::Hg);
-        assert_near(&found, &expected, 5e-3, &format!("{arm:?} after three steps"))?;
+        assert_near(&found, &expected, 1e-2, &format!("{arm:?} after three steps"))?;
         let figures = |r: &StepReport| [r.loss, r.margin_loss, r.distill_loss, r.grad_norm];
         for (found, expected) in figures(&of_gpu).into_iter().zip(figures(&of_cpu)) {
             assert!(off(found, expected) < 5e-3, "{of_gpu:?}, expected {of_cpu:?}");
         }
         assert_eq!(of_gpu.target_cosines.len(), 6);
+    }
+    Ok(())
+}
+
+/// Settings with all terms of the objective: paired views that agree, the teacher's mirror images, weights of rows.
+fn with_all_terms(centres: &str) -> Result<Config> {
+    let mut config = tiny()?;
+    let sets = ["model.dropout=0", "augment.paired=true", "distill.mirror=true", "distill.covered_weight=2"];
+    for set in sets.into_iter().chain(["distill.agreement=40", "distill.lambda_hg=60"]) {
+        config.set(set)?;
+    }
+    config.set(&format!("distill.centres={centres}"))?;
+    Ok(config)
+}
+
+#[test]
+fn all_terms_of_the_objective_are_those_of_the_cpu() -> Result<()> {
+    for (centres, arm) in
+        [("learned", Arm::Hg), ("teacher-mean", Arm::Hg), ("adaptive", Arm::Hg), ("learned", Arm::Ada)]
+    {
+        let mut config = with_all_terms(centres)?;
+        config.set("train.accumulate=2")?;
+        let of_teacher = crate::models::ModelConfig { embedding_size: 24, ..config.model.clone() };
+        let run = |machine: &Machine| -> Result<_> {
+            let teacher = Model::new(&of_teacher, &Device::Cpu, 5)?.on(machine);
+            let mut trainer = trainer(&config, arm, machine, &teacher)?;
+            let before = trainer.engine.header()?["kernel"].clone();
+            // Rounding differences grow with every step.
+            let batch = loader(&config)?.epoch(0).next().ok_or_else(|| Error::Training("no batch".into()))??;
+            trainer.step(batch, 0, 0.002)?;
+            Ok((all(&trainer)?, trainer.report()?, before))
+        };
+        let (expected, of_cpu, before) = run(&Machine::default())?;
+        let (found, of_gpu, _) = run(&Machine::of_tests(Precision::F32))?;
+        assert_near(&found, &expected, 2e-3, &format!("{arm:?} with {centres} centres"))?;
+        let figures =
+            |r: &StepReport| [r.loss, r.margin_loss, r.distill_loss, r.agreement_loss, r.grad_norm].map(|v| v + 1e-3);
+        for (found, expected) in figures(&of_gpu).into_iter().zip(figures(&of_cpu)) {
+            assert!(off(found, expected) < 5e-3, "{of_gpu:?}, expected {of_cpu:?}");
+        }
+        assert!(of_cpu.agreement_loss > 0.0 && of_cpu.target_cosines.len() == 12, "{of_cpu:?}");
+        assert_eq!(of_cpu.distill_loss > 0.0, arm == Arm::Hg, "{of_cpu:?}");
+        let kernel = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        let is_moved = kernel(&expected[HEADER]["kernel"])? != kernel(&before)?;
+        assert_eq!(is_moved, centres != "teacher-mean", "{arm:?} with {centres} centres");
+    }
+    Ok(())
+}
+
+/// A small step down the gradient lowers the loss by the rate times the squared norm of the gradient, if the gradient is
+/// the loss's: of all terms, with class centres that stay where they are.
+#[test]
+fn the_loss_falls_as_its_gradient_says() -> Result<()> {
+    for kind in ["mse", "cosine", "angular"] {
+        let mut config = with_all_terms("teacher-mean")?;
+        config.set(&format!("distill.kind={kind}"))?;
+        for set in ["optim.momentum=0", "optim.weight_decay=0", "optim.clip_norm=0"] {
+            config.set(set)?;
+        }
+        let machine = Machine::default();
+        let teacher = model(&config, &machine, 5)?;
+        let mut trainer = trainer(&config, Arm::Hg, &machine, &teacher)?;
+        let batch = loader(&config)?.epoch(0).next().ok_or_else(|| Error::Training("no batch".into()))??;
+        let mut loss_at =
+            |lr: f64| -> Result<StepReport> { Ok(trainer.step(batch.clone(), 0, lr)?.expect("on the CPU")) };
+        let rate = 2e-6;
+        let before = loss_at(rate)?;
+        let after = loss_at(0.0)?;
+        let (found, expected) = (before.loss - after.loss, rate * before.grad_norm.powi(2));
+        assert!(off(found, expected) < 0.05, "{kind}: fell by {found}, expected {expected}: {before:?}");
     }
     Ok(())
 }
@@ -304,11 +376,11 @@ fn a_training_goes_on_on_the_other_machine() -> Result<()> {
 #[test]
 fn a_trainer_goes_on_with_what_another_saved() -> Result<()> {
     let (mut config, machine) = (tiny()?, Machine::of_tests(Precision::Bf16));
-    for kind in [OptimKind::Sgd, OptimKind::AdamW] {
+    for (kind, arm) in [(OptimKind::Sgd, Arm::Hg), (OptimKind::AdamW, Arm::Hg), (OptimKind::AdamW, Arm::Ada)] {
         config.optim.kind = kind;
         let teacher = model(&config, &machine, 5)?;
         let batches = loader(&config)?.epoch(0).take(3).collect::<Result<Vec<_>>>()?;
-        let mut whole = trainer(&config, Arm::Hg, &machine, &teacher)?;
+        let mut whole = trainer(&config, arm, &machine, &teacher)?;
         for (i, batch) in batches.iter().take(2).enumerate() {
             whole.step(batch.clone(), i as u64, 0.002)?;
         }
@@ -317,7 +389,7 @@ fn a_trainer_goes_on_with_what_another_saved() -> Result<()> {
 
         let (student, head) = (model(&config, &machine, 0)?, MarginHead::new(&config.loss, 16, 8, &Device::Cpu, 9)?);
         student.params().dropout().into_iter().for_each(|dropout| dropout.skip_to(words));
-        let mut resumed = Trainer::new(student, head, Some(&teacher), &config.step(Arm::Hg))?;
+        let mut resumed = Trainer::new(student, head, Some(&teacher), &config.step(arm))?;
         resumed.load_state(&saved)?;
         resumed.step(batches[2].clone(), 2, 0.002)?;
         let read = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>();

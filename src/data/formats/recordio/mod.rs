@@ -12,4 +12,4 @@ mod write;
 
 pub use index::write_index;
 pub use read::RecordFaces;
-pub use write::write_records;
+pub use write::{check_records, write_records};

@@ -12,6 +12,19 @@ use crate::files::{NewFolders, folder_of};
 /// Labels and keys are f32 in the format, which is exact for whole numbers up to here.
 const MAX_EXACT: usize = 1 << 24;
 
+/// Checks that the folder of a new `NAME.rec` holds no other set.
+///
+/// # Errors
+/// When it does: the format has one file `property` in a folder.
+pub fn check_records(path: &Path) -> Result<()> {
+    let property = path.with_file_name("property");
+    if property.exists() && !path.exists() {
+        let what = "exists already, of another set: the format has one set in a folder".to_owned();
+        return Err(Error::Data { path: property, what });
+    }
+    Ok(())
+}
+
 /// Writes `NAME.rec`, `NAME.idx`, `NAME.lst` and `property` as insightface does: a first record with the keys of the
 /// people's records, the images, and the people's records. If images are not grouped by person in the order of the
 /// labels, only images are written.
@@ -29,10 +42,7 @@ pub fn write_records(export: &mut Export, path: &Path) -> Result<()> {
     }
     let [rec, idx, lst, property] =
         [path.to_owned(), path.with_extension("idx"), path.with_extension("lst"), path.with_file_name("property")];
-    if property.exists() && !rec.exists() {
-        let what = "exists already, of another set: the format has one set in a folder".to_owned();
-        return Err(Error::Data { path: property, what });
-    }
+    check_records(path)?;
     // Declared first, so that it is empty when it is dropped.
     let _created = NewFolders::create(folder_of(path))?;
     let files = [Output::new(&rec)?, Output::new(&idx)?, Output::new(&lst)?, Output::new(&property)?];

@@ -1,5 +1,7 @@
 //! `maskinv train`.
 
+mod sweep;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -7,14 +9,13 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::device::{Work, tell_of_runtime};
-use super::find_lr::LrRangeArgs;
-use super::model::HubArgs;
-use super::progress::Progress;
-use super::results::{conclusion, tables};
-use super::settings::SettingsArgs;
-use super::{STOPPED, dry_run, interrupt, print, print_json, run_report};
-use crate::cli::tell;
+use crate::cli::device::{Work, tell_of_runtime};
+use crate::cli::find_lr::LrRangeArgs;
+use crate::cli::model::HubArgs;
+use crate::cli::progress::Progress;
+use crate::cli::results::{conclusion, tables};
+use crate::cli::settings::SettingsArgs;
+use crate::cli::{STOPPED, dry_run, interrupt, print, print_json, run_report, tell};
 use crate::files::{check_folder_writable, has_entries, is_inside};
 use crate::machine::Machine;
 use crate::train::{
@@ -83,6 +84,11 @@ pub struct TrainArgs {
     find_lr: bool,
     #[command(flatten)]
     lr_range: LrRangeArgs,
+    /// Train every row of an ablation with every seed into --out, and compare them: a TOML file with `seeds`, the name of
+    /// the `baseline`, and [[rows]] of `name`, `arm` and `set`. The same command goes on after an interruption
+    #[arg(long, value_name = "FILE", requires = "out",
+        conflicts_with_all = ["resume", "overwrite", "arm", "seed", "dry_run", "find_lr", "json"])]
+    sweep: Option<PathBuf>,
     /// Print the resolved settings and exit
     #[arg(long)]
     show_config: bool,
@@ -105,6 +111,8 @@ enum ArmChoice {
     Hg,
     /// Distillation from the teacher alone, without labels
     Distill,
+    /// Margin loss with class centres that follow the teacher's embeddings: AdaDistill
+    Ada,
 }
 
 impl ArmChoice {
@@ -116,6 +124,7 @@ impl ArmChoice {
             Self::Lg => vec![Arm::Lg],
             Self::Hg => vec![Arm::Hg],
             Self::Distill => vec![Arm::Distill],
+            Self::Ada => vec![Arm::Ada],
         }
     }
 }
@@ -128,6 +137,9 @@ impl TrainArgs {
     pub fn run(self) -> Result<()> {
         if self.list_presets {
             return preset_names().try_for_each(|(name, purpose)| print(&format!("{name:16} {purpose}")));
+        }
+        if let Some(file) = &self.sweep {
+            return sweep::run(&self, file);
         }
         let resumed = self.resumed()?;
         let config = self.resolve(resumed.as_deref())?;
