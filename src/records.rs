@@ -23,7 +23,7 @@ const TENSORBOARD_FOLDER: &str = "tensorboard";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StepReport {
-    /// The total loss: `margin_loss + lambda * distill_loss + agreement_loss`.
+    /// The total loss: `margin_loss + lambda * distill_loss + rank_loss + agreement_loss`.
     #[serde(with = "finite")]
     pub loss: f64,
     /// The margin loss (cross-entropy with margin), multiplied by its weight; 0 if the weight is 0.
@@ -32,6 +32,9 @@ pub struct StepReport {
     /// The distillation loss before multiplication by `lambda`; 0 without a teacher.
     #[serde(with = "finite")]
     pub distill_loss: f64,
+    /// The rank loss, multiplied by its weight; 0 if the weight is 0.
+    #[serde(with = "finite", default)]
+    pub rank_loss: f64,
     /// The distance between the two views of a pair, multiplied by its weight; 0 if the weight is 0.
     #[serde(with = "finite", default)]
     pub agreement_loss: f64,
@@ -60,7 +63,7 @@ impl StepReport {
     /// Computes what follows from the losses and target cosines of a batch of `n` images, and from the sum of the
     /// directions of their embeddings; `lambda` is the weight of the distillation loss.
     pub(crate) fn conclude(&mut self, directions: &[f64], n: usize, lambda: f64) {
-        self.loss = self.margin_loss + lambda * self.distill_loss + self.agreement_loss;
+        self.loss = self.margin_loss + lambda * self.distill_loss + self.rank_loss + self.agreement_loss;
         let (n, squares) = (n as f64, directions.iter().map(|v| v * v).sum::<f64>());
         self.mean_cosine = (n > 1.0).then(|| (squares - n) / (n * (n - 1.0)));
         let known: Vec<f64> = self.target_cosines.iter().copied().filter(|cosine| !cosine.is_nan()).collect();

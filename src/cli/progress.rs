@@ -67,6 +67,10 @@ impl Progress {
                     0.0 => String::new(),
                     d => format!(" = margin {:.3} + distill {d:.5} x lambda", report.margin_loss),
                 };
+                let parts = match report.rank_loss {
+                    0.0 => parts,
+                    r => format!("{parts} + rank {r:.3}"),
+                };
                 let parts = match report.agreement_loss {
                     0.0 => parts,
                     a => format!("{parts} + agreement {a:.3}"),

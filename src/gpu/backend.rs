@@ -40,6 +40,10 @@ impl Backend for GpuBackend {
         y.write(values)
     }
 
+    fn scalar(&self, value: f64) -> Result<Array> {
+        self.device.upload(&[value as f32])
+    }
+
     fn read<'a>(&self, x: &'a Array) -> Result<Cow<'a, [f32]>> {
         Ok(Cow::Owned(x.read()?))
     }

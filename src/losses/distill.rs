@@ -36,6 +36,10 @@ pub struct DistillConfig {
     /// How much more the distance counts for covered faces: a row's weight is in proportion to 1 plus this number times
     /// the share of the crop that the mask covers, and 1 on average. Not for [`DistillKind::Relational`].
     pub covered_weight: f64,
+    /// Weight of the rank loss (EKD, Huang et al., CVPR 2022;
+    /// [`rank_loss_with_gradient`](crate::ops::rank::rank_loss_with_gradient)), which is computed on the CPU: a GPU waits
+    /// for it in every step.
+    pub rank_weight: f64,
     /// Weight of the distance between a face without a mask and the same face with one, of paired views.
     pub agreement: f64,
     /// Whether the target is the sum of the teacher's embeddings of the face and of its mirror image, which is what
@@ -51,6 +55,7 @@ impl Default for DistillConfig {
             margin_weight: 1.0,
             centres: CentreKind::Learned,
             covered_weight: 0.0,
+            rank_weight: 0.0,
             agreement: 0.0,
             mirror: false,
         }
@@ -75,12 +80,12 @@ impl DistillConfig {
 
     /// Whether the teacher's embeddings are used in each step.
     pub(crate) fn embeds_teacher(&self) -> bool {
-        self.lambda > 0.0 || (self.has_margin() && self.centres == CentreKind::Adaptive)
+        self.lambda > 0.0 || self.rank_weight > 0.0 || (self.has_margin() && self.centres == CentreKind::Adaptive)
     }
 
     /// Whether the student learns from a teacher.
     pub(crate) fn needs_teacher(&self) -> bool {
-        self.lambda > 0.0 || self.has_teacher_centres()
+        self.embeds_teacher() || self.has_teacher_centres()
     }
 
     /// Checks the ranges.
@@ -94,6 +99,7 @@ impl DistillConfig {
             ("margin_weight", self.margin_weight),
             ("covered_weight", self.covered_weight),
             ("agreement", self.agreement),
+            ("rank_weight", self.rank_weight),
         ];
         if let Some((name, weight)) = weights.into_iter().find(|(_, weight)| !(weight.is_finite() && *weight >= 0.0)) {
             return wrong(format!("{name}: expected 0 or more, found {weight}"));
@@ -101,8 +107,9 @@ impl DistillConfig {
         if self.covered_weight > 0.0 && self.kind == DistillKind::Relational {
             return wrong("covered_weight: relations have no weights of rows; expected 0 with kind relational".into());
         }
-        if self.lambda == 0.0 && self.margin_weight == 0.0 {
-            return Err(crate::Error::Config("distill: lambda and margin_weight are both 0: nothing to learn".into()));
+        if [self.lambda, self.margin_weight, self.rank_weight] == [0.0; 3] {
+            let what = "distill: lambda, margin_weight and rank_weight are all 0: nothing to learn";
+            return Err(crate::Error::Config(what.into()));
         }
         Ok(())
     }

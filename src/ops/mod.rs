@@ -13,6 +13,7 @@ pub mod margin_loss;
 pub mod normalize;
 pub mod pool;
 pub mod prelu;
+pub mod rank;
 pub mod sgd;
 
 pub(crate) mod backend;

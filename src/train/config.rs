@@ -203,6 +203,8 @@ pub struct DistillArms {
     pub centres: CentreKind,
     /// How much more the distance counts for covered faces; see [`DistillConfig::covered_weight`].
     pub covered_weight: f64,
+    /// Weight of the rank loss of students with a teacher; see [`DistillConfig::rank_weight`].
+    pub rank_weight: f64,
     /// Weight of the agreement of paired views; see [`DistillConfig::agreement`].
     pub agreement: f64,
     /// Whether the teacher's mirror images belong to the target; see [`DistillConfig::mirror`].
@@ -218,6 +220,7 @@ impl Default for DistillArms {
             margin_weight: 1.0,
             centres: CentreKind::Learned,
             covered_weight: 0.0,
+            rank_weight: 0.0,
             agreement: 0.0,
             mirror: false,
         }
@@ -236,7 +239,8 @@ impl DistillArms {
         };
         let Self { kind, covered_weight, mirror, .. } = *self;
         let agreement = if arm == Arm::Teacher { 0.0 } else { self.agreement };
-        DistillConfig { kind, lambda, margin_weight, centres, covered_weight, agreement, mirror }
+        let rank_weight = if arm.distills() { self.rank_weight } else { 0.0 };
+        DistillConfig { kind, lambda, margin_weight, centres, covered_weight, rank_weight, agreement, mirror }
     }
 }
 

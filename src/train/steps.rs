@@ -33,7 +33,7 @@ struct Clock {
 /// What [`Steps::next_step`] did.
 pub(super) enum Next {
     /// Trained on a batch.
-    Step(StepResult),
+    Step(Box<StepResult>),
     /// Came to the end of an epoch; these images were broken, and others took their places.
     EndOfEpoch { broken: Vec<String> },
 }
@@ -104,7 +104,7 @@ impl Steps {
             let skipped_images = if report.is_skipped { images.clone() } else { Vec::new() };
             StepRecord { skipped_images, ..self.record(report) }
         });
-        Ok(Next::Step(StepResult { images, labels, record }))
+        Ok(Next::Step(Box::new(StepResult { images, labels, record })))
     }
 
     /// Like [`Self::next_step`], across the ends of epochs.
@@ -114,7 +114,7 @@ impl Steps {
     pub fn step_of_any_epoch(&mut self, lr: Option<f64>) -> Result<StepResult> {
         loop {
             if let Next::Step(taken) = self.next_step(lr)? {
-                return Ok(taken);
+                return Ok(*taken);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -10,7 +10,9 @@ use super::checkpoint::Header;
 use super::step_config::StepConfig;
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::losses::{CentreKind, MarginConfig, MarginHead, Projection};
+use crate::losses::{
+    CentreKind, MarginConfig, MarginHead, Projection, RankRows, RankThresholds, rank_loss_with_gradient,
+};
 use crate::machine::Work;
 use crate::models::{Arch, Embedder, Model, Outline, Trainable};
 use crate::nn::Group;
@@ -31,6 +33,8 @@ pub(super) const HEADER: &str = "header";
 const OPTIMIZER: &str = "optimizer";
 const EMA: &str = "ema";
 const PROJECTION: &str = "projection";
+const RANK: &str = "rank";
+const THRESHOLDS: &str = "thresholds";
 
 /// Trains a student and its head, optionally with a teacher to distil from.
 ///
@@ -235,6 +239,8 @@ struct TrainerOn<B: Kernels> {
     /// Map to the length of the teacher's embeddings, if it differs from the student's.
     projection: Option<(Projection, Component<B>)>,
     average: Option<Average<B>>,
+    /// The teacher's thresholds of the rank loss.
+    thresholds: RankThresholds,
     guard: B::Guard,
     /// Number of steps so far.
     num_steps: u64,
@@ -256,6 +262,7 @@ struct Part<B: Kernels> {
     /// Margin loss and target cosines.
     margin: Option<(B::Scalar, B::Array)>,
     distance: Option<B::Scalar>,
+    rank: Option<B::Scalar>,
     /// Distance between the views of pairs.
     agreement: Option<B::Scalar>,
 }
@@ -311,6 +318,7 @@ impl<B: Kernels> TrainerOn<B> {
             )?,
             projection: projection.transpose()?,
             average,
+            thresholds: RankThresholds::default(),
             guard: backend.guard()?,
             num_steps: 0,
             last: None,
@@ -357,7 +365,19 @@ impl<B: Kernels> TrainerOn<B> {
 
     /// Computes the gradients of a mini-batch, weighted by its share of the batch.
     fn part(&mut self, batch: Batch, rng: &mut ChaCha8Rng) -> Result<Part<B>> {
-        let Self { backend, config, margin, network, teacher, student, head, projection, embedding_size, .. } = self;
+        let Self {
+            backend,
+            config,
+            margin,
+            network,
+            teacher,
+            student,
+            head,
+            projection,
+            embedding_size,
+            thresholds,
+            ..
+        } = self;
         let (distill, share) = (&config.distill, 1.0 / config.accumulate as f64);
         let (n, num_views) = (batch.student.num_images, batch.num_views());
         let labels = batch.labels.repeat(num_views);
@@ -378,7 +398,7 @@ impl<B: Kernels> TrainerOn<B> {
         // In the space of the teacher.
         let compared = projected.as_ref().unwrap_or(&embeddings);
         let (mut of_embeddings, mut of_compared) = (Sum::new(backend), Sum::new(backend));
-        let (mut margin_loss, mut distance, mut agreement) = (None, None, None);
+        let (mut margin_loss, mut distance, mut rank, mut agreement) = (None, None, None, None);
         if distill.has_margin() {
             if let (CentreKind::Adaptive, Some(target)) = (distill.centres, &target) {
                 backend.pull_centres(head.params.values_mut(), compared, target, &labels)?;
@@ -390,12 +410,20 @@ impl<B: Kernels> TrainerOn<B> {
             if of_teacher { &mut of_compared } else { &mut of_embeddings }.add(found.of_embeddings)?;
             margin_loss = Some((found.loss, found.target_cosines));
         }
-        if let Some(target) = target.filter(|_| distill.lambda > 0.0) {
+        if let Some(target) = target.as_ref().filter(|_| distill.lambda > 0.0) {
             let weights = row_weights(&batch.covered, distill.covered_weight);
             let weight = distill.lambda * share;
-            let (found, gradient) = backend.distance(compared, &target, n, distill.kind, weight, weights.as_deref())?;
+            let (found, gradient) = backend.distance(compared, target, n, distill.kind, weight, weights.as_deref())?;
             of_compared.add(gradient)?;
             distance = Some(found);
+        }
+        if let Some(target) = target.as_ref().filter(|_| distill.rank_weight > 0.0) {
+            let rows = RankRows { labels: &labels, num_images: n / num_views };
+            let (student, teacher) = (backend.read(compared)?, backend.read(target)?);
+            let weight = distill.rank_weight * share;
+            let (found, gradient) = rank_loss_with_gradient(&student, &teacher, rows, thresholds, weight)?;
+            of_compared.add(backend.upload(gradient)?)?;
+            rank = Some(backend.scalar(found)?);
         }
         if distill.agreement > 0.0 && num_views == 2 {
             let (half, elements) = (n / 2, distill.agreement * share);
@@ -415,7 +443,7 @@ impl<B: Kernels> TrainerOn<B> {
         }
         let gradient = of_embeddings.sum.ok_or_else(|| Error::Training("all loss weights are 0".into()))?;
         recording.backward(&mut student.params, &gradient)?;
-        Ok(Part { embeddings, labels, margin: margin_loss, distance, agreement })
+        Ok(Part { embeddings, labels, margin: margin_loss, distance, rank, agreement })
     }
 
     /// Updates all components with the gradients of a batch. Only the student's are clipped.
@@ -451,8 +479,9 @@ impl<B: Kernels> Part<B> {
         let (distill, share) = (&config.distill, 1.0 / config.accumulate as f64);
         let margin = self.margin.as_ref().map(|(loss, _)| (distill.margin_weight * share, loss));
         let distance = self.distance.as_ref().map(|distance| (distill.lambda * share, distance));
+        let rank = self.rank.as_ref().map(|loss| (distill.rank_weight * share, loss));
         let agreement = self.agreement.as_ref().map(|distance| (distill.agreement * share, distance));
-        margin.into_iter().chain(distance).chain(agreement)
+        margin.into_iter().chain(distance).chain(rank).chain(agreement)
     }
 }
 
@@ -466,7 +495,7 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
         let (distill, share) = (&self.config.distill, 1.0 / self.config.accumulate as f64);
         let mut report = StepReport { lr: last.lr, ..StepReport::default() };
         let (mut directions, mut num_images) = (Vec::new(), 0);
-        for Part { embeddings, labels, margin, distance, agreement } in &last.parts {
+        for Part { embeddings, labels, margin, distance, rank, agreement } in &last.parts {
             num_images += labels.len();
             add_directions(&mut directions, &self.backend.read(embeddings)?, labels.len());
             if let Some((loss, cosines)) = margin {
@@ -478,6 +507,9 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
             }
             if let Some(distance) = distance {
                 report.distill_loss += share * self.backend.read_scalar(distance)?;
+            }
+            if let Some(rank) = rank {
+                report.rank_loss += distill.rank_weight * share * self.backend.read_scalar(rank)?;
             }
             if let Some(agreement) = agreement {
                 report.agreement_loss += distill.agreement * share * self.backend.read_scalar(agreement)?;
@@ -541,6 +573,10 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
         if let Some((_, component)) = &self.projection {
             state.insert(PROJECTION.to_owned(), component.params.state()?);
         }
+        if let Some(values) = self.thresholds.values {
+            let values = Tensor::new(&values, &Device::Cpu)?;
+            state.insert(RANK.to_owned(), BTreeMap::from([(THRESHOLDS.to_owned(), values)]));
+        }
         if let Some(average) = &self.average {
             state.insert(EMA.to_owned(), average.state(&self.student.params)?);
         }
@@ -559,6 +595,11 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
         }
         for component in [&mut self.student, &mut self.head] {
             component.load_optimizer(file(OPTIMIZER)?)?;
+        }
+        if let Some(values) = state.get(RANK).and_then(|file| file.get(THRESHOLDS)) {
+            let values = values.to_vec1::<f64>()?;
+            let what = || Error::Training(format!("the training checkpoint has {} thresholds of ranks", values.len()));
+            self.thresholds.values = Some(values.as_slice().try_into().map_err(|_| what())?);
         }
         if let Some(average) = &mut self.average {
             average.load(file(EMA)?, &self.student.params)?;

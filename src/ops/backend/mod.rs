@@ -47,6 +47,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn upload(&self, values: Vec<f32>) -> Result<Self::Array>;
     /// Replaces all values of an array.
     fn write(&self, y: &mut Self::Array, values: &[f32]) -> Result<()>;
+    /// Returns a number that is known already.
+    fn scalar(&self, value: f64) -> Result<Self::Scalar>;
     /// Waits for the values of an array.
     fn read<'a>(&self, x: &'a Self::Array) -> Result<Cow<'a, [f32]>>;
     /// Waits for a number.

@@ -74,6 +74,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn scalar(&self, value: f64) -> Result<f64> {
+        Ok(value)
+    }
+
     fn read<'a>(&self, x: &'a Vec<f32>) -> Result<Cow<'a, [f32]>> {
         Ok(Cow::Borrowed(x))
     }

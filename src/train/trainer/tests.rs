@@ -254,7 +254,7 @@ fn parts_averages_and_projections_are_those_of_the_cpu() -> Result<()> {
 fn with_all_terms(centres: &str) -> Result<Config> {
     let mut config = tiny()?;
     let sets = ["model.dropout=0", "augment.paired=true", "distill.mirror=true", "distill.covered_weight=2"];
-    for set in sets.into_iter().chain(["distill.agreement=40", "distill.lambda_hg=60"]) {
+    for set in sets.into_iter().chain(["distill.agreement=40", "distill.lambda_hg=60", "distill.rank_weight=0.5"]) {
         config.set(set)?;
     }
     config.set(&format!("distill.centres={centres}"))?;
@@ -281,8 +281,9 @@ fn all_terms_of_the_objective_are_those_of_the_cpu() -> Result<()> {
         let (expected, of_cpu, before) = run(&Machine::default())?;
         let (found, of_gpu, _) = run(&Machine::of_tests(Precision::F32))?;
         assert_near(&found, &expected, 2e-3, &format!("{arm:?} with {centres} centres"))?;
-        let figures =
-            |r: &StepReport| [r.loss, r.margin_loss, r.distill_loss, r.agreement_loss, r.grad_norm].map(|v| v + 1e-3);
+        let figures = |r: &StepReport| {
+            [r.margin_loss, r.distill_loss, r.rank_loss, r.agreement_loss, r.grad_norm].map(|v| v + 1e-3)
+        };
         for (found, expected) in figures(&of_gpu).into_iter().zip(figures(&of_cpu)) {
             assert!(off(found, expected) < 5e-3, "{of_gpu:?}, expected {of_cpu:?}");
         }
