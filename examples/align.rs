@@ -1,13 +1,13 @@
 //! Finds the faces of photos and writes each one aligned, as face recognition takes them: PHOTO-1.png, PHOTO-2.png, ...
-//! with the surest face first, and the photo with boxes and landmarks, PHOTO-faces.png. Prints the photo, score, box and
-//! landmarks of each, separated by tabs.
+//! with the surest face first, and the photo with boxes and landmarks, PHOTO-faces.png. Prints the photo, score, box
+//! and landmarks of each, separated by tabs.
 //!
 //! ```text
 //! cargo run --release --example align -- face_detection_yunet_2023mar.onnx OUT photo.jpg...
 //! ```
 //!
-//! With `--as-it-is` before the photos they are searched once, at their own size; with `--once`, once at no more than 640
-//! pixels.
+//! With `--as-it-is` before the photos they are searched once, at their own size; with `--once`, once at no more than
+//! 640 pixels.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! Draws a contact sheet of procedural faces: one row per person, with four photos and the first photo in four masks; or,
-//! with `--photo`, one photo of six people of different sizes, some with a mask.
+//! Draws a contact sheet of procedural faces: one row per person, with four photos and the first photo in four masks;
+//! or, with `--photo`, one photo of six people of different sizes, some with a mask.
 //!
 //! ```text
 //! cargo run --release --example faces -- faces.png

@@ -1,6 +1,6 @@
-// Distances between two batches of unit embeddings (rows, d), f32 (Huber et al., FG 2021, eq. 4): a number per row, then
-// `distill_finish` adds the rows in a fixed order. And class centres that a teacher's embeddings pull (AdaDistill,
-// Boutros et al., ECCV 2024).
+// Distances between two batches of unit embeddings (rows, d), f32 (Huber et al., FG 2021, eq. 4): a number per row,
+// then `distill_finish` adds the rows in a fixed order. And class centres that a teacher's embeddings pull
+// (AdaDistill, Boutros et al., ECCV 2024).
 #include "common.cuh"
 
 // Distance of a row and its derivative, of the squared length q of the difference of two unit vectors of length d.

@@ -174,8 +174,8 @@ fn misaligned_crops_of_a_data_set_are_found_by_a_detector() -> Result<()> {
     kit.save("set/q/c.png", &RgbImage::from_pixel(112, 112, Rgb([90; 3])))?;
     let (code, printed, said) = kit.run(&["data", "check", str(&kit.path("set"))])?;
     assert_eq!(code, Some(1), "{said}");
-    // The square's corner is at 40 in an aligned crop: 32 is 8 away in both directions. Of the other crop's faces at both
-    // sizes, the one at 320 is nearer to the middle.
+    // The square's corner is at 40 in an aligned crop: 32 is 8 away in both directions. Of the other crop's faces at
+    // both sizes, the one at 320 is nearer to the middle.
     for text in ["landmarks of 2 images: ", "p/a.png: 22.0 px away", "p/b.png: 11.3 px away", "q/c.png: no face"] {
         assert!(printed.contains(text), "expected {text}: {printed}");
     }

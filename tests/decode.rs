@@ -63,8 +63,8 @@ fn cut_jpegs_of_odd_layouts_are_errors() -> Result<()> {
     Ok(())
 }
 
-/// EXIF data that says nothing but the orientation: in numbers of two bytes, or for the odd ones of four or one, as some
-/// cameras write it; the least significant byte first, or last for every third.
+/// EXIF data that says nothing but the orientation: in numbers of two bytes, or for the odd ones of four or one, as
+/// some cameras write it; the least significant byte first, or last for every third.
 fn exif(orientation: u8) -> Vec<u8> {
     let kind = [8, 4, 3, 9, 3, 1, 3, 4, 8][usize::from(orientation)];
     if orientation.is_multiple_of(3) {

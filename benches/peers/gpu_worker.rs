@@ -1,9 +1,9 @@
 //! The maskinv worker of `benches/peers/gpu_torch.py`: `gpu_worker infer ARCH BATCH | train ARCH BATCH CLASSES | kd
 //! ARCH BATCH CLASSES | margin N CLASSES D [--precision bf16] [--gpu 0] [--steps 20]`. It speaks the protocol of
-//! `cpu_worker.py`; its peak is the GPU's memory, and figures are read every so many steps. These print a table and exit:
-//! `kernels [MB]`, on arrays of that size; `plans ARCH BATCH`, how each convolution runs; `profile WORKLOAD`, its time by
-//! kernel; `suite ARCH BATCH CLASSES [--json FILE]`, the median times of all workloads. `dry WORKLOAD` needs no GPU and
-//! computes nothing: it prints the workload's memory, kernel launches and library calls, and FLOP.
+//! `cpu_worker.py`; its peak is the GPU's memory, and figures are read every so many steps. These print a table and
+//! exit: `kernels [MB]`, on arrays of that size; `plans ARCH BATCH`, how each convolution runs; `profile WORKLOAD`,
+//! its time by kernel; `suite ARCH BATCH CLASSES [--json FILE]`, the median times of all workloads. `dry WORKLOAD`
+//! needs no GPU and computes nothing: it prints the workload's memory, kernel launches and library calls, and FLOP.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;

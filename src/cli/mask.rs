@@ -53,8 +53,8 @@ pub struct MaskArgs {
     /// Landmarks of the template, ten numbers as in --landmarks; needed unless it is the published one
     #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, requires = "reference")]
     template_points: Vec<f32>,
-    /// Landmarks of the face instead of a detector's, ten numbers x1,y1,..,x5,y5 in pixels: left eye, right eye, nose, left and right corner of
-    /// the mouth, with left and right as seen in the image
+    /// Landmarks of the face instead of a detector's, ten numbers x1,y1,..,x5,y5 in pixels: left eye, right eye, nose,
+    /// left and right corner of the mouth, with left and right as seen in the image
     #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, allow_hyphen_values = true)]
     landmarks: Vec<f32>,
     /// Random seed

@@ -102,8 +102,8 @@ enum Command {
     Download(DownloadArgs),
 }
 
-/// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage, 3 for a photo without the face
-/// that is asked for, 75 for a training that was asked to stop.
+/// Runs the command line of this process; exits with 0, 1 for an error, 2 for wrong usage, 3 for a photo without the
+/// face that is asked for, 75 for a command that was asked to stop and can go on.
 pub fn main() -> ExitCode {
     allocator::keep_freed_memory();
     match Cli::parse().command {

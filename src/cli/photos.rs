@@ -125,7 +125,8 @@ impl PhotoArgs {
         flags.into_iter().find_map(|(flag, is_given)| is_given.then_some(flag))
     }
 
-    /// Describes the detector, for commands that go on after an interruption: its name, and the length and time of its file.
+    /// Describes the detector, for commands that go on after an interruption: its name, and the length and time of its
+    /// file.
     pub(super) fn detector_key(&self) -> String {
         let name = self.detector.as_deref().unwrap_or(DEFAULT_DETECTOR);
         let data = std::fs::metadata(name).ok();
@@ -257,7 +258,7 @@ pub(super) struct Cropped {
     pub images: Arc<dyn Dataset>,
     /// The images that are used and can be, ascending.
     pub usable: Vec<usize>,
-    /// Those that cannot be, ascending.
+    /// The images that are used and cannot be, ascending.
     pub unusable: Vec<usize>,
 }
 

@@ -100,7 +100,8 @@ pub trait Dataset: Send + Sync {
     }
 }
 
-/// The methods of a [`Dataset`] that has the images of another one, its field `inner`, and changes only [`Dataset::get`].
+/// The methods of a [`Dataset`] that has the images of another one, its field `inner`, and changes only
+/// [`Dataset::get`].
 macro_rules! of_inner {
     () => {
         fn len(&self) -> usize {

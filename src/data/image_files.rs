@@ -17,8 +17,8 @@ pub struct ImageFiles {
 }
 
 impl ImageFiles {
-    /// Returns the images in `folder` and its sub-folders, in name order, and those in formats that are not read. Hidden
-    /// folders and those of the system are passed over, and so are folders that were seen by another way.
+    /// Returns the images in `folder` and its sub-folders, in name order, and those in formats that are not read.
+    /// Hidden folders and those of the system are passed over, and so are folders that were seen by another way.
     ///
     /// # Errors
     /// When a folder cannot be read.

@@ -79,8 +79,8 @@ impl Subset {
         Some(Self { inner, images, identities, num_skipped })
     }
 
-    /// Returns the images of `inner` whose indices are `kept`, in ascending order, and their identities; `None` if there
-    /// are none, or if there are over four billion.
+    /// Returns the images of `inner` whose indices are `kept`, in ascending order, and their identities; `None` if
+    /// there are none, or if there are over four billion.
     pub fn of_images(inner: Arc<dyn Dataset>, kept: &[usize]) -> Option<Self> {
         let images = kept.iter().map(|&i| u32::try_from(i).ok()).collect::<Option<Vec<_>>>()?;
         let mut identities: Vec<u32> = kept.iter().map(|&i| inner.label(i)).collect();

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{Dataset, ImageFiles, OnBroken, Sample, open_source_with};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Name of those whom nobody has named.
 const NOBODY: &str = "(no label)";
 
-/// A data set in which some images have no label, after those that have one. They count as one more identity, which is no
-/// class of the margin loss.
+/// A data set in which some images have no label, after those that have one. They count as one more identity, which is
+/// no class of the margin loss.
 pub struct Unlabelled {
     labelled: Option<Arc<dyn Dataset>>,
     others: Arc<dyn Dataset>,
@@ -33,17 +33,14 @@ impl Unlabelled {
     /// # Errors
     /// When it cannot be read, or there is no image.
     pub fn open(path: &Path, on_broken: OnBroken) -> Result<Arc<dyn Dataset>> {
-        let source = open_source_with(path, on_broken);
-        match source {
-            Ok(source) => Ok(source.images),
-            Err(_) if path.is_dir() => {
-                let (files, _) = ImageFiles::find(path)?;
-                if files.is_empty() {
-                    return Err(Error::Data { path: path.to_owned(), what: "expected images, found none".to_owned() });
-                }
-                Ok(Arc::new(ImageFiles::new(path, files)))
-            }
-            Err(error) => Err(error),
+        let error = match open_source_with(path, on_broken) {
+            Ok(source) => return Ok(source.images),
+            Err(error) if path.is_dir() => error,
+            Err(error) => return Err(error),
+        };
+        match ImageFiles::find(path)? {
+            (files, _) if files.is_empty() => Err(error),
+            (files, _) => Ok(Arc::new(ImageFiles::new(path, files))),
         }
     }
 

@@ -145,8 +145,8 @@ impl std::fmt::Debug for Cropper {
 }
 
 impl Cropper {
-    /// Returns a cropper; `open` opens the detector once a photo needs it. It is called while other threads wait for it, so
-    /// it must not start parallel work that waits for a crop.
+    /// Returns a cropper; `open` opens the detector once a photo needs it. It is called while other threads wait for
+    /// it, so it must not start parallel work that waits for a crop.
     pub fn new(config: CropConfig, open: impl Fn() -> Result<Detector> + Send + Sync + 'static) -> Self {
         let (detector, opening) = (OnceLock::new(), Mutex::new(()));
         Self { config, open: Box::new(open), detector, opening, counts: Default::default() }

@@ -234,8 +234,8 @@ mod tests {
     use super::*;
     use crate::weights::{OnnxAttribute, OnnxNode, OnnxValue};
 
-    /// The graph of a detector that takes every white square of a level's places for a face as large as the square: each
-    /// output is a convolution whose filter is as large as its stride, moved to the last axis and reshaped.
+    /// The graph of a detector that takes every white square of a level's places for a face as large as the square:
+    /// each output is a convolution whose filter is as large as its stride, moved to the last axis and reshaped.
     fn graph(outputs: &[(&str, usize, usize)]) -> OnnxModel {
         let mut onnx = OnnxModel { opset: 11, ..OnnxModel::default() };
         onnx.inputs = vec![OnnxValue { name: "input".into(), dims: vec![None, Some(3), None, None] }];

@@ -13,7 +13,7 @@ use crate::parallel;
 pub struct Photos {
     inner: Arc<dyn Dataset>,
     cropper: Arc<Cropper>,
-    /// Of each image that was asked for nothing if it is a crop, or the face with the number of faces.
+    /// The face of each image that was asked for, with the number of faces; nothing for a crop.
     found: Vec<OnceLock<Option<(Face, usize)>>>,
 }
 
@@ -24,8 +24,8 @@ impl Photos {
         Self { inner, cropper, found }
     }
 
-    /// Searches the images `used`, in parallel, and returns the numbers of those that cannot be used, with the reason: they
-    /// cannot be read, or lack the face that is meant. `progress` receives the number of images done.
+    /// Searches the images `used`, in parallel, and returns the numbers of those that cannot be used, with the reason:
+    /// they cannot be read, or lack the face that is meant. `progress` receives the number of images done.
     ///
     /// # Errors
     /// When the detector cannot be opened.
@@ -47,8 +47,8 @@ impl Photos {
 impl Dataset for Photos {
     of_inner!();
 
-    /// Decodes image `index` and crops the face that is meant; the landmarks are the template's, as those of any aligned
-    /// crop. Images that the set stores decoded are crops.
+    /// Decodes image `index` and crops the face that is meant; the landmarks are the template's, as those of any
+    /// aligned crop. Images that the set stores decoded are crops.
     fn get(&self, index: usize) -> Result<Sample> {
         let Some(bytes) = self.inner.encoded(index)? else { return self.inner.get(index) };
         let (name, label) = (self.inner.name(index), self.inner.label(index));

@@ -15,13 +15,14 @@ use crate::error::{Error, Result};
 /// Side in pixels of the smallest face that a detector finds reliably: the finest level of both families has a place
 /// every 8 pixels.
 const SMALLEST_PX: f32 = 16.0;
-/// Side of a tile and what two neighbours share, in pixels. A face larger than what they share is found at half the size.
+/// Side of a tile and what two neighbours share, in pixels. A face larger than what they share is found at half the
+/// size.
 const TILE: usize = 640;
 const SHARED: usize = 160;
 /// A box that comes this close to the edge of a tile inside the photo, in pixels, may be a part of a face.
 const EDGE_PX: f32 = 2.0;
-/// Border of a photo in which nothing was found, as a share of its longer side, and the size at which it is searched, as a
-/// share of the first. Detectors learn faces with what is around them.
+/// Border of a photo in which nothing was found, as a share of its longer side, and the size at which it is searched,
+/// as a share of the first. Detectors learn faces with what is around them.
 const BORDER: f64 = 0.3;
 const BORDERED: f64 = 0.75;
 /// Most tiles of a photo.
@@ -32,8 +33,8 @@ const MAX_TILES: usize = 2000;
 pub struct Face {
     /// Left, top, right and bottom edge; may lie outside the photo.
     pub bounds: [f32; 4],
-    /// Eyes, tip of the nose and corners of the mouth, the one on the left of the picture first; none by detectors of boxes
-    /// alone.
+    /// Eyes, tip of the nose and corners of the mouth, the one on the left of the picture first; none by detectors of
+    /// boxes alone.
     pub landmarks: Option<Landmarks>,
     /// Score in `[0, 1]`.
     pub score: f32,
@@ -78,8 +79,8 @@ impl Detector {
         Ok(found.into_iter().map(face).collect())
     }
 
-    /// Adds the detections of a further look that overlap none that is there. A face that was found before stays as it was:
-    /// which of two nearly equal scores is higher, and with it the points, would depend on roundings.
+    /// Adds the detections of a further look that overlap none that is there. A face that was found before stays as it
+    /// was: which of two nearly equal scores is higher, and with it the points, would depend on roundings.
     fn add(&self, found: &mut Vec<Detection>, more: Vec<Detection>, config: &DetectConfig) {
         let overlap = self.overlap();
         for detection in self.choose(more, config) {

@@ -5,18 +5,13 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result, bail};
 
-use super::margin::{through_unit_rows, unit_rows_of};
+use super::margin::{through_unit_rows, unit_rows_of, warps};
 use super::{Arg, Array, Element, Launch, Product, fits};
 use crate::ops::centres;
 use crate::ops::distance::{DistillKind, check_row_weights};
 
 /// Threads per block.
 const BLOCK: usize = 256;
-
-/// Launch with one warp for each of `num` rows or classes.
-fn warps(num: usize) -> Launch {
-    Launch { grid: [(num * 32).div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
-}
 
 /// Returns the distance between two batches `(n, d)`, f32, which are normalised here, and `weight` times its gradient
 /// with respect to the student's embeddings.

@@ -69,7 +69,8 @@ pub(crate) struct Centres<'a> {
 }
 
 impl Centres<'_> {
-    /// Returns an array that contains the block's centres, and the index of their rows, none if they are its first ones.
+    /// Returns an array that contains the block's centres, and the index of their rows, none if they are its first
+    /// ones.
     fn of_block(&self, d: usize, (first, num): (usize, usize)) -> (Array, Option<Array>) {
         match self.sample {
             Some(sample) => (self.all.clone(), Some(sample.part(first, num))),
@@ -347,8 +348,8 @@ pub(super) fn unit_rows_of(x: &Array, n: usize) -> Result<(Array, Array)> {
     Ok((unit, inv_norms))
 }
 
-/// Writes `rows` rows of `x` scaled to unit length, and their inverse norms. `index` selects the rows, which are in `x`,
-/// if it is given.
+/// Writes `rows` rows of `x` scaled to unit length, and their inverse norms. `index` selects the rows, which are in
+/// `x`, if it is given.
 fn unit_rows(x: &Array, index: Option<&Array>, rows: usize, unit: &Array, inv_norms: &Array) -> Result<()> {
     let d = unit.len() / inv_norms.len().max(1);
     check_rows(x, index, rows, d)?;
@@ -415,7 +416,7 @@ pub(super) fn through_unit_rows(
 }
 
 /// Launch with one warp per row.
-fn warps(rows: usize) -> Launch {
+pub(super) fn warps(rows: usize) -> Launch {
     Launch { grid: [(rows * 32).div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 }
 }
 

@@ -12,8 +12,8 @@ pub enum CentreKind {
     /// Trained with the student, as in MaskInv.
     #[default]
     Learned,
-    /// The teacher's mean embedding of each person's images, which stay fixed: the student cannot leave what the teacher
-    /// knows.
+    /// The teacher's mean embedding of each person's images, which stay fixed: the student cannot leave what the
+    /// teacher knows.
     TeacherMean,
     /// Moving averages of the teacher's embeddings of each person, whose speed follows how near the student is to its
     /// teacher (AdaDistill, Boutros et al., ECCV 2024; [`pull_centres`](crate::ops::centres::pull_centres)).
@@ -30,15 +30,15 @@ pub struct DistillConfig {
     pub lambda: f64,
     /// Weight of the margin loss: 1 in the paper; with 0 the class centres are not used.
     pub margin_weight: f64,
-    /// Class centres of the margin loss. If they are the teacher's and its embeddings have another length, the student's
-    /// are projected to that length for the margin loss too.
+    /// Class centres of the margin loss. If they are the teacher's and its embeddings have another length, the
+    /// student's are projected to that length for the margin loss too.
     pub centres: CentreKind,
     /// How much more the distance counts for covered faces: a row's weight is in proportion to 1 plus this number times
     /// the share of the crop that the mask covers, and 1 on average. Not for [`DistillKind::Relational`].
     pub covered_weight: f64,
     /// Weight of the rank loss (EKD, Huang et al., CVPR 2022;
-    /// [`rank_loss_with_gradient`](crate::ops::rank::rank_loss_with_gradient)), which is computed on the CPU: a GPU waits
-    /// for it in every step.
+    /// [`rank_loss_with_gradient`](crate::ops::rank::rank_loss_with_gradient)), which is computed on the CPU: a GPU
+    /// waits for it in every step.
     pub rank_weight: f64,
     /// Weight of the distance between a face without a mask and the same face with one, of paired views.
     pub agreement: f64,

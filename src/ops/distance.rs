@@ -116,13 +116,7 @@ pub fn distance_with_gradient<T: WithDType>(
             gradient.par_chunks_mut(d).enumerate().map(row).collect()
         }
     };
-    let through = |(i, gradient): (usize, &mut [f64])| {
-        let unit = &s[i * d..][..d];
-        let along = dot(gradient, unit);
-        add(gradient, unit, -along);
-        gradient.iter_mut().for_each(|g| *g *= weight / norms[i]);
-    };
-    gradient.par_chunks_mut(d).enumerate().for_each(through);
+    through_unit_rows(&mut gradient, &s, &norms, weight);
     Ok((distances.iter().sum(), gradient.into_iter().map(T::from_f64).collect()))
 }
 
@@ -145,6 +139,18 @@ pub(crate) fn unit_rows<T: WithDType>(x: &[T], d: usize) -> (Vec<f64>, Vec<f64>)
     };
     let norms = unit.chunks_exact_mut(d).map(norm).collect();
     (unit, norms)
+}
+
+/// Turns the gradient of [`unit_rows`] into `weight` times that of the rows, in place.
+pub(crate) fn through_unit_rows(gradient: &mut [f64], unit: &[f64], norms: &[f64], weight: f64) {
+    let d = unit.len() / norms.len().max(1);
+    let through = |(i, gradient): (usize, &mut [f64])| {
+        let unit = &unit[i * d..][..d];
+        let along = dot(gradient, unit);
+        add(gradient, unit, -along);
+        gradient.iter_mut().for_each(|g| *g *= weight / norms[i]);
+    };
+    gradient.par_chunks_mut(d).enumerate().for_each(through);
 }
 
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -3,7 +3,7 @@
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-use super::distance::{add, dot, unit_rows};
+use super::distance::{add, dot, through_unit_rows, unit_rows};
 
 const NAME: &str = "rank loss";
 
@@ -71,8 +71,8 @@ struct Pair {
 ///
 /// The smooth rank of a pair with cosine `c` is the number of thresholds that it exceeds, each with a sigmoid of width
 /// 0.01. The loss is the mean squared difference of the student's and the teacher's ranks over the genuine pairs, plus
-/// the same over the impostor pairs, of which the 2,000 with the student's highest cosines count: pairs that no threshold
-/// tells apart are free. 0 where there are no pairs.
+/// the same over the impostor pairs, of which the 2,000 with the student's highest cosines count: pairs that no
+/// threshold tells apart are free. 0 where there are no pairs.
 ///
 /// The paper's formulas are followed as far as they are known to us: the squared difference, the decay of 0.99 and the
 /// equal weights of both kinds of pairs are this crate's.
@@ -124,12 +124,7 @@ pub fn rank_loss_with_gradient(
             add(&mut gradient[j * d..][..d], &s[i * d..][..d], factor);
         }
     }
-    for (i, gradient) in gradient.chunks_exact_mut(d).enumerate() {
-        let unit = &s[i * d..][..d];
-        let along = dot(gradient, unit);
-        add(gradient, unit, -along);
-        gradient.iter_mut().for_each(|g| *g *= weight / norms[i]);
-    }
+    through_unit_rows(&mut gradient, &s, &norms, weight);
     Ok((loss, gradient.into_iter().map(|g| g as f32).collect()))
 }
 

@@ -48,8 +48,8 @@ pub struct EvaluationReport {
     pub real_masks: BTreeMap<String, SettingResult>,
 }
 
-/// Images that could not be read or have no face, and were left out at the user's wish: failures to acquire, which error
-/// rates do not count.
+/// Images that could not be read or have no face, and were left out at the user's wish: failures to acquire, which
+/// error rates do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LeftOut {
     /// Number of images.

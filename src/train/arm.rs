@@ -16,8 +16,8 @@ pub enum Arm {
     Hg,
     /// Distillation on faces, some of them masked, without a margin loss: no label is used. Not an arm of the paper.
     Distill,
-    /// Margin loss on faces, some of them masked, with class centres that are moving averages of the teacher's embeddings:
-    /// AdaDistill (Boutros et al., ECCV 2024). Not an arm of the paper.
+    /// Margin loss on faces, some of them masked, with class centres that are moving averages of the teacher's
+    /// embeddings: AdaDistill (Boutros et al., ECCV 2024). Not an arm of the paper.
     Ada,
 }
 

@@ -213,17 +213,10 @@ pub struct DistillArms {
 
 impl Default for DistillArms {
     fn default() -> Self {
-        Self {
-            kind: DistillKind::Mse,
-            lambda_lg: 100.0,
-            lambda_hg: 3000.0,
-            margin_weight: 1.0,
-            centres: CentreKind::Learned,
-            covered_weight: 0.0,
-            rank_weight: 0.0,
-            agreement: 0.0,
-            mirror: false,
-        }
+        let DistillConfig { kind, margin_weight, centres, covered_weight, rank_weight, agreement, mirror, .. } =
+            DistillConfig::default();
+        let (lambda_lg, lambda_hg) = (100.0, 3000.0);
+        Self { kind, lambda_lg, lambda_hg, margin_weight, centres, covered_weight, rank_weight, agreement, mirror }
     }
 }
 

@@ -43,8 +43,8 @@ pub struct AlignArgs {
     /// Folder of photos (searched recursively), or a photo
     #[arg(value_name = "PHOTOS")]
     input: PathBuf,
-    /// New folder: images/ with the crops under the photos' names, faces.csv with boxes, points and scores, left_out.csv
-    /// with the photos that have no crop; or a new .rec file, or shards by --to, with these lists beside
+    /// New folder: images/ with the crops under the photos' names, faces.csv with boxes, points and scores,
+    /// left_out.csv with the photos that have no crop; or a new .rec file, or shards by --to, with these lists beside
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// Output format [default: from the extension of OUT]
@@ -105,7 +105,8 @@ impl AlignArgs {
     /// Aligns the faces of the photos and writes the crops.
     ///
     /// # Errors
-    /// When no photo is there, none has a face, two crops would have one name, or the output exists or cannot be written.
+    /// When no photo is there, none has a face, two crops would have one name, or the output exists or cannot be
+    /// written.
     pub fn run(self) -> Result<()> {
         let target = self.target()?;
         if self.output.symlink_metadata().is_ok() {

@@ -27,8 +27,8 @@ pub(super) struct CheckArgs {
     /// lmy, rmx and rmy; without it, alignment is judged from the mean face
     #[arg(long, value_name = "CSV")]
     landmarks: Option<PathBuf>,
-    /// Find the landmarks of each crop by this face detector, an ONNX file or a short name of `download --list`, and say
-    /// which crops are misaligned or have no face
+    /// Find the landmarks of each crop by this face detector, an ONNX file or a short name of `download --list`, and
+    /// say which crops are misaligned or have no face
     #[arg(long, value_name = "FILE", conflicts_with = "landmarks")]
     detector: Option<String>,
     /// Print all findings as JSON

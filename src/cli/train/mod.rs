@@ -4,7 +4,8 @@ mod sweep;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -19,7 +20,7 @@ use crate::cli::{STOPPED, dry_run, interrupt, print, print_json, run_report, tel
 use crate::files::{check_folder_writable, has_entries, is_inside};
 use crate::machine::Machine;
 use crate::train::{
-    Arm, CONFIG_FILE, ChangedData, Checkpoint, Config, Event, Experiment, REPORT_PAGE, Run, RunFolder, preset,
+    Arm, CONFIG_FILE, ChangedData, Checkpoint, Config, Event, Experiment, Outcome, REPORT_PAGE, Run, RunFolder, preset,
     preset_names,
 };
 use crate::weights::Bundled;
@@ -84,8 +85,8 @@ pub struct TrainArgs {
     find_lr: bool,
     #[command(flatten)]
     lr_range: LrRangeArgs,
-    /// Train every row of an ablation with every seed into --out, and compare them: a TOML file with `seeds`, the name of
-    /// the `baseline`, and [[rows]] of `name`, `arm` and `set`. The same command goes on after an interruption
+    /// Train every row of an ablation with every seed into --out, and compare them: a TOML file with `seeds`, the name
+    /// of the `baseline`, and [[rows]] of `name`, `arm` and `set`. The same command goes on after an interruption
     #[arg(long, value_name = "FILE", requires = "out",
         conflicts_with_all = ["resume", "overwrite", "arm", "seed", "dry_run", "find_lr", "json"])]
     sweep: Option<PathBuf>,
@@ -169,32 +170,7 @@ impl TrainArgs {
             Destination::Resumed(_) => experiment.resumed(folder)?,
             _ => experiment.in_folder(folder),
         };
-        let stop = interrupt::flag()?;
-        let mut progress = Progress::of(self.quiet);
-        let mut notices = Vec::new();
-        let on = &mut |event: Event| {
-            if matches!(event, Event::Embedded { .. }) && stop.load(Ordering::Relaxed) {
-                // What was trained is saved; an evaluation has nothing to save.
-                tell(format_args!("stopped in an evaluation, as requested; {}", go_on(&out)));
-                std::process::exit(STOPPED.into());
-            }
-            if let Event::Notice(text) = &event {
-                notices.push(text.clone());
-            }
-            progress.show(event);
-        };
-        let experiment = experiment.stopped_by(stop.clone());
-        let outcome = experiment.run(on);
-        // Of what is there, however it ended; nothing is there if it could not begin.
-        if Run::is_in(&out)
-            && let Err(error) = run_report::write(&out, Some(&experiment), notices)
-        {
-            tell(format_args!("{}: {error:#}", out.join(REPORT_PAGE).display()));
-        }
-        let outcome = outcome.map_err(|error| match error {
-            crate::Error::Stopped { .. } => anyhow::Error::new(error).context(go_on(&out)),
-            other => other.into(),
-        })?;
+        let outcome = carry_out(experiment, &out, self.quiet, &interrupt::flag()?, &go_on(&out))?;
         if self.json {
             return print_json(&outcome);
         }
@@ -358,6 +334,36 @@ impl Destination {
             Self::Resumed(path) => RunFolder::of_run(path),
         }
     }
+}
+
+/// Runs a training whose results go to `out`, shows its progress, and writes its page; `go_on` says how it goes on
+/// after an interruption.
+fn carry_out(experiment: Experiment, out: &Path, quiet: bool, stop: &Arc<AtomicBool>, go_on: &str) -> Result<Outcome> {
+    let mut progress = Progress::of(quiet);
+    let mut notices = Vec::new();
+    let on = &mut |event: Event| {
+        if matches!(event, Event::Embedded { .. }) && stop.load(Ordering::Relaxed) {
+            // What was trained is saved; an evaluation has nothing to save.
+            tell(format_args!("stopped in an evaluation, as requested; {go_on}"));
+            std::process::exit(STOPPED.into());
+        }
+        if let Event::Notice(text) = &event {
+            notices.push(text.clone());
+        }
+        progress.show(event);
+    };
+    let experiment = experiment.stopped_by(stop.clone());
+    let outcome = experiment.run(on);
+    // Of what is there, however it ended; nothing is there if it could not begin.
+    if Run::is_in(out)
+        && let Err(error) = run_report::write(out, Some(&experiment), notices)
+    {
+        tell(format_args!("{}: {error:#}", out.join(REPORT_PAGE).display()));
+    }
+    outcome.map_err(|error| match error {
+        crate::Error::Stopped { .. } => anyhow::Error::new(error).context(go_on.to_owned()),
+        other => other.into(),
+    })
 }
 
 /// Returns the command that resumes a training.

@@ -2,24 +2,22 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 
-use super::TrainArgs;
+use super::{TrainArgs, carry_out};
 use crate::cli::device::Work;
-use crate::cli::progress::Progress;
 use crate::cli::runs::{grid, seeds::mean};
-use crate::cli::{STOPPED, interrupt, print, run_report, tell};
+use crate::cli::{interrupt, print, tell};
 use crate::eval::{Setting, SettingResult};
 use crate::files::write_atomic;
 use crate::machine::Machine;
-use crate::train::{CONFIG_FILE, Config, Event, Run, RunFolder, Sweep, SweepResults, SweepRow, SweptRow};
+use crate::report::REAL_MASKS;
+use crate::train::{CONFIG_FILE, Config, Run, RunFolder, Sweep, SweepResults, SweepRow, SweptRow};
 
 /// File of the results in the folder of an ablation.
 const RESULTS_FILE: &str = "sweep.json";
-/// Name of the setting of photos with real masks.
-const REAL_MASKS: &str = "real-masks";
 
 /// A metric in the tables: its title, factor and value.
 type Metric = (&'static str, f64, fn(&SettingResult) -> Option<f64>);
@@ -55,10 +53,10 @@ pub(super) fn run(args: &TrainArgs, file: &Path) -> Result<()> {
         }
         tell(format_args!("{name}"));
         train(args, &sweep.folder(out, row, seed), settings(&sweep, &base, row, seed)?, &machine, &stop)?;
-        let results = serde_json::to_vec_pretty(&sweep.results(out)?)?;
-        write_atomic(&out.join(RESULTS_FILE), &results)?;
     }
-    print_tables(&sweep.results(out)?)?;
+    let results = sweep.results(out)?;
+    write_atomic(&out.join(RESULTS_FILE), &serde_json::to_vec_pretty(&results)?)?;
+    print_tables(&results)?;
     print(&format!("All figures and tests are in {}.", out.join(RESULTS_FILE).display()))
 }
 
@@ -94,27 +92,7 @@ fn train(args: &TrainArgs, folder: &Path, config: Config, machine: &Machine, sto
         true => experiment.resumed(RunFolder::of_run(folder)?)?,
         false => experiment.in_folder(RunFolder::empty(folder)?),
     };
-    let mut progress = Progress::of(args.quiet);
-    let mut notices = Vec::new();
-    let experiment = experiment.stopped_by(stop.clone());
-    let outcome = experiment.run(&mut |event| {
-        if matches!(event, Event::Embedded { .. }) && stop.load(Ordering::Relaxed) {
-            tell(format_args!("stopped in an evaluation, as requested; the same command goes on"));
-            std::process::exit(STOPPED.into());
-        }
-        if let Event::Notice(text) = &event {
-            notices.push(text.clone());
-        }
-        progress.show(event);
-    });
-    // Nothing is there if it could not begin.
-    if Run::is_in(folder) {
-        run_report::write(folder, Some(&experiment), notices)?;
-    }
-    outcome.map(drop).map_err(|error| match error {
-        crate::Error::Stopped { .. } => anyhow::Error::new(error).context("the same command goes on"),
-        other => other.into(),
-    })
+    carry_out(experiment, folder, args.quiet, stop, "the same command goes on").map(drop)
 }
 
 /// Prints the means over the seeds, and the p values of the tests against the baseline.

@@ -214,8 +214,8 @@ impl Foreign {
         }
     }
 
-    /// Whether each of two images at once has the embedding that it has alone; some graphs have the size of a batch built
-    /// in, or mix its images.
+    /// Whether each of two images at once has the embedding that it has alone; some graphs have the size of a batch
+    /// built in, or mix its images.
     fn takes_batches(&self) -> std::result::Result<bool, String> {
         let image = |step: usize| -> Vec<f32> {
             (0..3 * self.side * self.side).map(|i| (i * step % 101) as f32 / 50.0 - 1.0).collect()

@@ -296,8 +296,8 @@ fn all_terms_of_the_objective_are_those_of_the_cpu() -> Result<()> {
     Ok(())
 }
 
-/// A small step down the gradient lowers the loss by the rate times the squared norm of the gradient, if the gradient is
-/// the loss's: of all terms, with class centres that stay where they are.
+/// A small step down the gradient lowers the loss by the rate times the squared norm of the gradient, if the gradient
+/// is the loss's: of all terms, with class centres that stay where they are.
 #[test]
 fn the_loss_falls_as_its_gradient_says() -> Result<()> {
     for kind in ["mse", "cosine", "angular"] {
