@@ -126,6 +126,17 @@ fn all_pairs_are_compared_once_with_real_and_with_drawn_masks() -> Result<()> {
     assert!(error.contains("expected a row for p0/p0_0002.jpg"), "{error}");
     let error = refused(&["evaluate", str(&model), "--data", str(&faces), "--worn", str(&worn)])?;
     assert!(error.contains("--worn is for --protocol all-pairs only"), "{error}");
+
+    // LFW's lists say who is tested: two of the five.
+    std::fs::write(faces.join("people.txt"), "2\n3\np0\t3\np1\t3\np2\t3\n2\np3\t3\np4\t3\n")?;
+    std::fs::write(faces.join("pairs.txt"), "2\t1\np0\t1\t2\np0\t1\tp1\t1\np3\t1\t2\np3\t1\tp4\t1\n")?;
+    let of_fold = |fold: &str| [&base[..], &["--set", &format!("data.test_folds=[{fold}]")]].concat().join(" ");
+    let tested = json(&of_fold("2").split(' ').collect::<Vec<_>>())?;
+    assert_eq!(num(&tested, "U-U"), [Some(6), Some(9)]);
+    let description = tested["test_set"].as_str().context("a description")?;
+    assert!(description.contains("6 images of the 2 people of folds [2]"), "{description}");
+    let error = refused(&of_fold("3").split(' ').collect::<Vec<_>>())?;
+    assert!(error.contains("people.txt: expected fold 3, found 2 folds"), "{error}");
     Ok(())
 }
 

@@ -38,12 +38,12 @@ pub struct MaskArgs {
     /// Output image, or output folder in which images keep their names
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Kinds of mask, separated by commas, of which each face gets one at random: surgical, cloth, ffp2, low_worn,
-    /// high_worn, patterned, respirator, gaiter [default: all]
+    /// Kinds of mask, separated by commas, of which each face gets one at random, by how often they are worn: surgical,
+    /// cloth, ffp2, low_worn, high_worn, patterned, respirator, gaiter [default: all]
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = parse_name::<MaskKind>)]
     kind: Vec<MaskKind>,
-    /// Colours, separated by commas, of which each face gets one at random: white, light_blue, blue, navy, green,
-    /// black, grey, pink, red, yellow, purple, brown [default: all]
+    /// Colours, separated by commas, of which each face gets one at random, by how often they are worn: white,
+    /// light_blue, blue, navy, green, black, grey, pink, red, yellow, purple, brown [default: all]
     #[arg(long, value_name = "COLOUR", value_delimiter = ',', value_parser = parse_name::<MaskColour>)]
     colour: Vec<MaskColour>,
     /// Draw masks as the published code does, from this RGBA image of a mask, with its errors: on aligned crops the

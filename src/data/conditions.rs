@@ -1,15 +1,17 @@
-//! Augmentations that imitate capture conditions: misalignment, a tight frame, low resolution, lighting; and random
-//! cropping and erasing.
+//! Augmentations that imitate capture conditions: misalignment, a tight frame, low resolution, lighting, blur, noise and
+//! compression; and random cropping and erasing.
 
 use std::ops::Range;
 
+use image::codecs::jpeg::JpegEncoder;
 use image::imageops::{self, FilterType};
-use image::{Rgb, RgbImage};
-use rand::Rng;
+use image::{ImageFormat, Rgb, RgbImage};
+use rand::{Rng, RngCore};
 use rand_chacha::ChaCha8Rng;
 
 use super::AugmentConfig;
 use super::bilinear::bilinear;
+use crate::error::{Error, Result};
 
 /// Largest rotation of a misaligned face, in radians.
 const MAX_TURN_RAD: f32 = 0.12;
@@ -27,11 +29,21 @@ const CROP_RATIO: Range<f32> = 0.75..1.333;
 /// Share of the area that is erased, and its ratio of height to width.
 const ERASED_AREA: Range<f32> = 0.02..0.2;
 const ERASED_RATIO: Range<f32> = 0.333..3.0;
+/// Standard deviation of a blur out of focus, and length of one by motion, as shares of the side.
+const FOCUS_BLUR: Range<f32> = 0.004..0.014;
+const MOTION_BLUR: Range<f32> = 0.02..0.07;
+/// Standard deviation of noise, in grey levels.
+const NOISE: Range<f32> = 2.0..12.0;
+/// Quality of JPEG compression.
+const JPEG_QUALITY: Range<u8> = 30..80;
 /// Smallest side that a face is scaled down to, as a share of the original.
 const MIN_RESOLUTION: f32 = 0.2;
 
 /// Applies each augmentation to `image` with its probability in `config`.
-pub(super) fn apply(image: &mut RgbImage, config: &AugmentConfig, rng: &mut ChaCha8Rng) {
+///
+/// # Errors
+/// When the image cannot be compressed.
+pub(super) fn apply(image: &mut RgbImage, config: &AugmentConfig, rng: &mut ChaCha8Rng) -> Result<()> {
     if rng.random_bool(config.misalign) {
         *image = misaligned(image, rng);
     }
@@ -63,6 +75,17 @@ pub(super) fn apply(image: &mut RgbImage, config: &AugmentConfig, rng: &mut ChaC
             }
         }
     }
+    // What a camera does, in its order.
+    if rng.random_bool(config.blur) {
+        *image = blurred(image, rng);
+    }
+    if rng.random_bool(config.noise) {
+        add_noise(image, rng);
+    }
+    if rng.random_bool(config.jpeg) {
+        *image = compressed(image, rng.random_range(JPEG_QUALITY))?;
+    }
+    Ok(())
 }
 
 /// Random width and height of a rectangle: its share of the area is uniform in `area`, its ratio of height to width
@@ -124,6 +147,50 @@ fn light(image: &mut RgbImage, rng: &mut ChaCha8Rng) {
     }
 }
 
+/// The image out of focus, or blurred by motion along a line.
+fn blurred(image: &RgbImage, rng: &mut ChaCha8Rng) -> RgbImage {
+    let side = image.width().max(image.height()) as f32;
+    if rng.random_bool(0.5) {
+        return imageops::blur(image, side * rng.random_range(FOCUS_BLUR));
+    }
+    let length = side * rng.random_range(MOTION_BLUR);
+    let (sin, cos) = rng.random_range(0.0..std::f32::consts::PI).sin_cos();
+    let num = length.ceil().max(2.0) as usize;
+    let (right, bottom) = (image.width() as f32 - 1.0, image.height() as f32 - 1.0);
+    RgbImage::from_fn(image.width(), image.height(), |x, y| {
+        let mut sum = [0.0; 3];
+        for i in 0..num {
+            let along = length * (i as f32 / (num - 1) as f32 - 0.5);
+            let (x, y) = (x as f32 + along * cos, y as f32 + along * sin);
+            let Rgb(pixel) = bilinear(image, x.clamp(0.0, right), y.clamp(0.0, bottom));
+            sum.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += f32::from(value));
+        }
+        Rgb(sum.map(|sum| (sum / num as f32).round() as u8))
+    })
+}
+
+/// Adds noise that is nearly normal: a sum of three uniform values.
+fn add_noise(image: &mut RgbImage, rng: &mut ChaCha8Rng) {
+    let strength = rng.random_range(NOISE);
+    let mut bytes = vec![0; 3 * image.as_raw().len()];
+    rng.fill_bytes(&mut bytes);
+    let (triples, _) = bytes.as_chunks::<3>();
+    for (value, triple) in image.iter_mut().zip(triples) {
+        // A sum of three bytes has a mean of 382.5 and a standard deviation of 128.
+        let unit = (triple.iter().map(|byte| f32::from(*byte)).sum::<f32>() - 382.5) / 128.0;
+        // The cast saturates.
+        *value = (f32::from(*value) + strength * unit).round() as u8;
+    }
+}
+
+/// The image after JPEG compression.
+fn compressed(image: &RgbImage, quality: u8) -> Result<RgbImage> {
+    let wrong = |error: image::ImageError| Error::Training(format!("augment.jpeg: {error}"));
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, quality).encode_image(image).map_err(wrong)?;
+    Ok(image::load_from_memory_with_format(&bytes, ImageFormat::Jpeg).map_err(wrong)?.into_rgb8())
+}
+
 #[cfg(test)]
 mod tests {
     use rand::SeedableRng;
@@ -141,7 +208,7 @@ mod tests {
         let original = RgbImage::from_fn(112, 112, |x, y| Rgb([60 + x as u8, 60 + y as u8, 120]));
         let applied = |config: &AugmentConfig, seed: u64| {
             let mut image = original.clone();
-            apply(&mut image, config, &mut ChaCha8Rng::seed_from_u64(seed));
+            apply(&mut image, config, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap();
             image
         };
         assert_eq!(applied(&AugmentConfig::default(), 0), original, "none by default");
@@ -160,6 +227,27 @@ mod tests {
         let coarse = applied(&only(|c| c.low_resolution = 1.0), 3);
         assert!(coarse != original && coarse.get_pixel(56, 56).0[0].abs_diff(116) < 8);
         assert_ne!(applied(&only(|c| c.light = 1.0), 3), original);
+        // Blur flattens a fine texture, noise and compression roughen a gradient; none changes the mean.
+        let texture = RgbImage::from_fn(112, 112, |x, y| Rgb([if (x ^ y) & 1 == 0 { 90 } else { 150 }; 3]));
+        let spread = |image: &RgbImage| {
+            let values: Vec<f64> = image.iter().map(|v| f64::from(*v)).collect();
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt())
+        };
+        let flat = RgbImage::from_pixel(112, 112, Rgb([120; 3]));
+        for seed in 0..20 {
+            let with = |image: &RgbImage, config: &AugmentConfig| {
+                let mut image = image.clone();
+                apply(&mut image, config, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap();
+                spread(&image)
+            };
+            let (mean, deviation) = with(&texture, &only(|c| c.blur = 1.0));
+            assert!((mean - 120.0).abs() < 2.0 && deviation < 28.0, "seed {seed}: {mean}, {deviation}");
+            let (mean, deviation) = with(&flat, &only(|c| c.noise = 1.0));
+            assert!((mean - 120.0).abs() < 0.3 && (1.9..12.5).contains(&deviation), "seed {seed}: {deviation}");
+            let (mean, deviation) = with(&texture, &only(|c| c.jpeg = 1.0));
+            assert!((mean - 120.0).abs() < 3.0 && deviation != 30.0, "seed {seed}: {mean}, {deviation}");
+        }
         let (erased, cropped) = (only(|c| c.erase = 1.0), only(|c| c.crop = 1.0));
         for seed in 0..50 {
             let image = applied(&erased, seed);

@@ -243,6 +243,31 @@ impl DataConfig {
         }
     }
 
+    /// Opens all images of the people to test on, with a description for the user: those of `test_folds` if
+    /// `people.txt` with folds belongs to the data set, else everybody in it.
+    ///
+    /// # Errors
+    /// Same as [`Self::open`]; also when there is no [`Self::root`].
+    pub fn open_test_images(&self) -> Result<(Arc<dyn Dataset>, String)> {
+        self.validate()?;
+        let Some(source) = self.open_root()? else {
+            return Err(Error::Config("data.root: expected a data set, found none".into()));
+        };
+        let Beside::Lists(lists) = Beside::find(&source) else {
+            return Ok((source.images.clone(), source.to_string()));
+        };
+        let people = People::read(&lists.people)?;
+        if people.folds.len() == 1 {
+            return Ok((source.images.clone(), source.to_string()));
+        }
+        check_folds(&lists.people, &self.test_folds, people.folds.len())?;
+        let names = people.names(self.test_folds.iter().map(|fold| fold - 1));
+        let images = Subset::new(source.images, &IdentityFilter { min_images: 1, names: Some(names) }, &source.path)?;
+        let (num, people, folds) = (images.len(), images.num_identities(), &self.test_folds);
+        let path = source.path.display();
+        Ok((Arc::new(images), format!("{num} images of the {people} people of folds {folds:?} of {path}")))
+    }
+
     /// Opens the teacher's training set, if it is not the students'.
     ///
     /// # Errors

@@ -32,6 +32,12 @@ pub struct AugmentConfig {
     pub low_resolution: f64,
     /// Probability of a random change of brightness, contrast and tint.
     pub light: f64,
+    /// Probability of a blur, out of focus or by motion.
+    pub blur: f64,
+    /// Probability of sensor noise with a standard deviation of 2 to 12 grey levels.
+    pub noise: f64,
+    /// Probability of JPEG compression with a quality of 30 to 80.
+    pub jpeg: f64,
     /// Probability of a random crop of 60 to 100 % of the area, with sides from 3:4 to 4:3, scaled up to the full size.
     pub crop: f64,
     /// Probability of replacing a rectangle of 2 to 20 % of the area, with sides from 1:3 to 3:1, by noise (Zhong et
@@ -49,6 +55,9 @@ impl Default for AugmentConfig {
             frame: 0.0,
             low_resolution: 0.0,
             light: 0.0,
+            blur: 0.0,
+            noise: 0.0,
+            jpeg: 0.0,
             crop: 0.0,
             erase: 0.0,
         }
@@ -68,6 +77,9 @@ impl AugmentConfig {
             ("frame", self.frame),
             ("low_resolution", self.low_resolution),
             ("light", self.light),
+            ("blur", self.blur),
+            ("noise", self.noise),
+            ("jpeg", self.jpeg),
             ("crop", self.crop),
             ("erase", self.erase),
         ];
@@ -179,7 +191,7 @@ impl Transform {
         }
         if self.augment.paired {
             let mut clean = image.clone();
-            conditions::apply(&mut clean, &self.augment, rng);
+            conditions::apply(&mut clean, &self.augment, rng)?;
             see(View::Clean(&clean, flips[0]));
         }
         let mut covered = 0.0;
@@ -191,7 +203,7 @@ impl Transform {
         if self.protocol == MaskProtocol::Reference {
             see(View::Teacher(image, flips[1]));
         }
-        conditions::apply(image, &self.augment, rng);
+        conditions::apply(image, &self.augment, rng)?;
         Ok(Change { is_masked, flip: flips[0], covered })
     }
 }

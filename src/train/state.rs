@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::trainer::State;
+use super::objective::State;
 use super::watch::{Best, WatchConfig};
 use crate::error::{Error, Result};
 use crate::eval::Evaluation;

@@ -1,40 +1,29 @@
-//! The trainer: forward passes of teacher and student, losses, gradients, updates, on any device.
+//! The trainer: the student's forward and backward pass, updates, on any device.
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::checkpoint::Header;
+use super::objective::{Losses, Objective, State, file};
 use super::step_config::StepConfig;
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::losses::{
-    CentreKind, MarginConfig, MarginHead, Projection, RankRows, RankThresholds, rank_loss_with_gradient,
-};
+use crate::losses::MarginHead;
 use crate::machine::Work;
-use crate::models::{Arch, Embedder, Model, Outline, Trainable};
+use crate::models::{Arch, Model, Outline, Trainable};
 use crate::nn::Group;
 use crate::nn::engine::Activations;
-use crate::ops::backend::{Backend, Kernels};
+use crate::ops::backend::Kernels;
 use crate::optim::{Average, Component};
 use crate::records::StepReport;
 
-/// Batch size that the teacher's inference is prepared for.
-const TEACHER_BATCH: usize = 16;
-
-/// Tensors of a trainer's state by file, then by name.
-pub type State = BTreeMap<String, BTreeMap<String, Tensor>>;
-
-/// Files of a trainer's state.
-pub(super) const BACKBONE: &str = "backbone";
-pub(super) const HEADER: &str = "header";
+/// Files of a trainer's state, beside those of its objective.
+const BACKBONE: &str = "backbone";
 const OPTIMIZER: &str = "optimizer";
 const EMA: &str = "ema";
-const PROJECTION: &str = "projection";
-const RANK: &str = "rank";
-const THRESHOLDS: &str = "thresholds";
 
 /// Trains a student and its head, optionally with a teacher to distil from.
 ///
@@ -229,18 +218,10 @@ impl Work for New<'_> {
 struct TrainerOn<B: Kernels> {
     backend: B,
     config: StepConfig,
-    margin: MarginConfig,
     network: Trainable<B>,
-    teacher: Option<Embedder<B>>,
     student: Component<B>,
-    head: Component<B>,
-    /// Length of the student's embeddings.
-    embedding_size: usize,
-    /// Map to the length of the teacher's embeddings, if it differs from the student's.
-    projection: Option<(Projection, Component<B>)>,
+    objective: Objective<B>,
     average: Option<Average<B>>,
-    /// The teacher's thresholds of the rank loss.
-    thresholds: RankThresholds,
     guard: B::Guard,
     /// Number of steps so far.
     num_steps: u64,
@@ -250,75 +231,22 @@ struct TrainerOn<B: Kernels> {
 
 /// Results of the last step, on the device.
 struct Last<B: Kernels> {
-    parts: Vec<Part<B>>,
+    parts: Vec<Losses<B>>,
     step: u64,
     lr: f64,
 }
 
-/// Results of one mini-batch, on the device.
-struct Part<B: Kernels> {
-    embeddings: B::Array,
-    labels: Vec<i64>,
-    /// Margin loss and target cosines.
-    margin: Option<(B::Scalar, B::Array)>,
-    distance: Option<B::Scalar>,
-    rank: Option<B::Scalar>,
-    /// Distance between the views of pairs.
-    agreement: Option<B::Scalar>,
-}
-
-/// A sum of gradients, of which there may be none.
-struct Sum<'a, B: Backend> {
-    backend: &'a B,
-    sum: Option<B::Array>,
-}
-
-impl<'a, B: Backend> Sum<'a, B> {
-    fn new(backend: &'a B) -> Self {
-        Self { backend, sum: None }
-    }
-
-    fn add(&mut self, gradient: B::Array) -> Result<()> {
-        match &mut self.sum {
-            Some(sum) => self.backend.add(sum, &gradient)?,
-            None => self.sum = Some(gradient),
-        }
-        Ok(())
-    }
-}
-
 impl<B: Kernels> TrainerOn<B> {
     fn new(backend: &B, New { student, head, teacher, config }: New) -> Result<Self> {
-        let component = |name, params| Component::new(name, params, &config.optim, config.accumulate);
-        let from = student.config().embedding_size;
-        // Centres that are the teacher's have the length of its embeddings.
-        let of_centres = config.distill.has_teacher_centres().then(|| head.embedding_size()).transpose()?;
-        let of_teacher = teacher.map(|teacher| teacher.config().embedding_size);
-        let to = of_teacher.or(of_centres).filter(|to| *to != from);
-        let projection = to.map(|to| {
-            let projection = Projection { from, to };
-            let params = projection.params(backend, config.projection_seed())?;
-            Ok::<_, Error>((projection, component(PROJECTION, params)?))
-        });
+        let objective = Objective::new(backend, student.config().embedding_size, head, teacher, &config)?;
         let activations = if config.recompute { Activations::Recomputed } else { Activations::Kept };
         let (network, params) = Trainable::new(backend, student, activations)?;
-        let trains_head = config.distill.trains_head();
         let average = (config.ema > 0.0).then(|| Average::new(&params, config.ema)).transpose()?;
         Ok(Self {
-            margin: head.config().clone(),
-            embedding_size: from,
             network,
-            teacher: teacher.map(|teacher| Embedder::new(backend, teacher, TEACHER_BATCH)).transpose()?,
-            student: component("student", params)?,
-            head: Component::new(
-                "head",
-                head.on(backend)?,
-                &config.optim,
-                if trains_head { config.accumulate } else { 1 },
-            )?,
-            projection: projection.transpose()?,
+            student: Component::new("student", params, &config.optim, config.accumulate)?,
+            objective,
             average,
-            thresholds: RankThresholds::default(),
             guard: backend.guard()?,
             num_steps: 0,
             last: None,
@@ -330,9 +258,7 @@ impl<B: Kernels> TrainerOn<B> {
 
     /// Components that the losses train.
     fn trained(&mut self) -> impl Iterator<Item = &mut Component<B>> {
-        let head = self.config.distill.trains_head();
-        let projection = self.projection.as_mut().map(|(_, component)| component);
-        [&mut self.student].into_iter().chain(head.then_some(&mut self.head)).chain(projection)
+        [&mut self.student].into_iter().chain(self.objective.trained())
     }
 
     fn step_inside(&mut self, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
@@ -342,10 +268,13 @@ impl<B: Kernels> TrainerOn<B> {
         let (batches, mut parts) = (batch.parts(self.config.accumulate)?, Vec::new());
         let num = batches.len();
         for (i, batch) in batches.into_iter().enumerate() {
-            parts.push(self.part(batch, &mut rng)?);
+            let (embeddings, recording) = self.network.record(&mut self.student.params, &batch.student)?;
+            let (losses, gradient) = self.objective.gradient(embeddings, batch, &mut rng)?;
+            recording.backward(&mut self.student.params, &gradient)?;
+            parts.push(losses);
             self.trained().try_for_each(|component| component.accumulate(i, num))?;
         }
-        let losses: Vec<_> = parts.iter().flat_map(|part| part.losses(&self.config)).collect();
+        let losses: Vec<_> = parts.iter().flat_map(|part| self.objective.weighted(part)).collect();
         self.student.params.measure(&mut self.guard, self.config.optim.clip_norm, &losses)?;
         self.last = Some(Last { parts, step, lr });
         if let Some(buffers) = buffers
@@ -363,101 +292,12 @@ impl<B: Kernels> TrainerOn<B> {
         if self.num_steps % every == 1 % every { self.report().map(Some) } else { Ok(None) }
     }
 
-    /// Computes the gradients of a mini-batch, weighted by its share of the batch.
-    fn part(&mut self, batch: Batch, rng: &mut ChaCha8Rng) -> Result<Part<B>> {
-        let Self {
-            backend,
-            config,
-            margin,
-            network,
-            teacher,
-            student,
-            head,
-            projection,
-            embedding_size,
-            thresholds,
-            ..
-        } = self;
-        let (distill, share) = (&config.distill, 1.0 / config.accumulate as f64);
-        let (n, num_views) = (batch.student.num_images, batch.num_views());
-        let labels = batch.labels.repeat(num_views);
-        let (embeddings, recording) = network.record(&mut student.params, &batch.student)?;
-        let target = match teacher {
-            Some(teacher) => {
-                let mut target = teacher.embed(&batch.teacher)?;
-                if distill.mirror {
-                    backend.add(&mut target, &teacher.embed(&batch.teacher.mirrored())?)?;
-                }
-                Some(if num_views > 1 { backend.join(&vec![&target; num_views])? } else { target })
-            }
-            None => None,
-        };
-        let forward =
-            |(map, component): &mut (Projection, Component<B>)| map.forward(&component.params, &embeddings, n);
-        let projected = projection.as_mut().map(forward).transpose()?;
-        // In the space of the teacher.
-        let compared = projected.as_ref().unwrap_or(&embeddings);
-        let (mut of_embeddings, mut of_compared) = (Sum::new(backend), Sum::new(backend));
-        let (mut margin_loss, mut distance, mut rank, mut agreement) = (None, None, None, None);
-        if distill.has_margin() {
-            if let (CentreKind::Adaptive, Some(target)) = (distill.centres, &target) {
-                backend.pull_centres(head.params.values_mut(), compared, target, &labels)?;
-            }
-            let of_teacher = distill.has_teacher_centres();
-            let rows = if of_teacher { compared } else { &embeddings };
-            let weight = distill.margin_weight * share;
-            let found = margin.loss_and_gradients(rows, &mut head.params, &labels, weight, rng)?;
-            if of_teacher { &mut of_compared } else { &mut of_embeddings }.add(found.of_embeddings)?;
-            margin_loss = Some((found.loss, found.target_cosines));
-        }
-        if let Some(target) = target.as_ref().filter(|_| distill.lambda > 0.0) {
-            let weights = row_weights(&batch.covered, distill.covered_weight);
-            let weight = distill.lambda * share;
-            let (found, gradient) = backend.distance(compared, target, n, distill.kind, weight, weights.as_deref())?;
-            of_compared.add(gradient)?;
-            distance = Some(found);
-        }
-        if let Some(target) = target.as_ref().filter(|_| distill.rank_weight > 0.0) {
-            let rows = RankRows { labels: &labels, num_images: n / num_views };
-            let (student, teacher) = (backend.read(compared)?, backend.read(target)?);
-            let weight = distill.rank_weight * share;
-            let (found, gradient) = rank_loss_with_gradient(&student, &teacher, rows, thresholds, weight)?;
-            of_compared.add(backend.upload(gradient)?)?;
-            rank = Some(backend.scalar(found)?);
-        }
-        if distill.agreement > 0.0 && num_views == 2 {
-            let (half, elements) = (n / 2, distill.agreement * share);
-            let len = half * *embedding_size;
-            let [a, b] = [0..len, len..2 * len].map(|part| backend.part(&embeddings, part));
-            let (a, b) = (a?, b?);
-            let (found, of_a) = backend.distance(&a, &b, half, distill.kind, elements, None)?;
-            let (_, of_b) = backend.distance(&b, &a, half, distill.kind, elements, None)?;
-            of_embeddings.add(backend.join(&[&of_a, &of_b])?)?;
-            agreement = Some(found);
-        }
-        if let Some(gradient) = of_compared.sum {
-            of_embeddings.add(match projection {
-                Some((map, component)) => map.backward(&mut component.params, &embeddings, &gradient, n)?,
-                None => gradient,
-            })?;
-        }
-        let gradient = of_embeddings.sum.ok_or_else(|| Error::Training("all loss weights are 0".into()))?;
-        recording.backward(&mut student.params, &gradient)?;
-        Ok(Part { embeddings, labels, margin: margin_loss, distance, rank, agreement })
-    }
-
     /// Updates all components with the gradients of a batch. Only the student's are clipped.
     fn update(&mut self, lr: f64) -> Result<()> {
-        let (head, guard) = (self.config.distill.trains_head(), &self.guard);
-        self.student.update(lr, guard, true)?;
-        if head {
-            self.head.update(lr, guard, false)?;
-        }
-        if let Some((_, component)) = &mut self.projection {
-            component.update(lr, guard, false)?;
-        }
+        self.student.update(lr, &self.guard, true)?;
+        self.objective.update(lr, &self.guard)?;
         if let Some(average) = &mut self.average {
-            average.update(&self.student.params, guard)?;
+            average.update(&self.student.params, &self.guard)?;
         }
         Ok(())
     }
@@ -473,18 +313,6 @@ impl<B: Kernels> TrainerOn<B> {
     }
 }
 
-impl<B: Kernels> Part<B> {
-    /// Losses with their weights in the objective.
-    fn losses(&self, config: &StepConfig) -> impl Iterator<Item = (f64, &B::Scalar)> {
-        let (distill, share) = (&config.distill, 1.0 / config.accumulate as f64);
-        let margin = self.margin.as_ref().map(|(loss, _)| (distill.margin_weight * share, loss));
-        let distance = self.distance.as_ref().map(|distance| (distill.lambda * share, distance));
-        let rank = self.rank.as_ref().map(|loss| (distill.rank_weight * share, loss));
-        let agreement = self.agreement.as_ref().map(|distance| (distill.agreement * share, distance));
-        margin.into_iter().chain(distance).chain(rank).chain(agreement)
-    }
-}
-
 impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
     fn step(&mut self, batch: Batch, step: u64, lr: f64) -> Result<Option<StepReport>> {
         B::enter(|| self.step_inside(batch, step, lr))
@@ -492,30 +320,7 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
 
     fn report(&self) -> Result<StepReport> {
         let Some(last) = &self.last else { return Ok(StepReport::default()) };
-        let (distill, share) = (&self.config.distill, 1.0 / self.config.accumulate as f64);
-        let mut report = StepReport { lr: last.lr, ..StepReport::default() };
-        let (mut directions, mut num_images) = (Vec::new(), 0);
-        for Part { embeddings, labels, margin, distance, rank, agreement } in &last.parts {
-            num_images += labels.len();
-            add_directions(&mut directions, &self.backend.read(embeddings)?, labels.len());
-            if let Some((loss, cosines)) = margin {
-                report.margin_loss += distill.margin_weight * share * self.backend.read_scalar(loss)?;
-                let cosines = self.backend.read(cosines)?;
-                let known = cosines.iter().zip(labels);
-                let known = known.map(|(cosine, label)| if *label < 0 { f64::NAN } else { f64::from(*cosine) });
-                report.target_cosines.extend(known);
-            }
-            if let Some(distance) = distance {
-                report.distill_loss += share * self.backend.read_scalar(distance)?;
-            }
-            if let Some(rank) = rank {
-                report.rank_loss += distill.rank_weight * share * self.backend.read_scalar(rank)?;
-            }
-            if let Some(agreement) = agreement {
-                report.agreement_loss += distill.agreement * share * self.backend.read_scalar(agreement)?;
-            }
-        }
-        report.conclude(&directions, num_images, distill.lambda);
+        let report = self.objective.report(&last.parts, last.lr)?;
         let state = self.backend.read_guard(&self.guard)?;
         if state.num_skipped > 0 && !B::IS_SYNCHRONOUS {
             return Err(Error::Training(format!(
@@ -537,7 +342,7 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
 
     fn num_elements(&self) -> [usize; 3] {
         let trained = self.student.params.len(Group::Trained);
-        [trained + self.student.params.len(Group::Fixed), trained, self.head.params.len(Group::Trained)]
+        [trained + self.student.params.len(Group::Fixed), trained, self.objective.num_in_head()]
     }
 
     fn backbone(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -546,7 +351,7 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
     }
 
     fn header(&self) -> Result<BTreeMap<String, Tensor>> {
-        Ok(self.head.params.state()?)
+        self.objective.header()
     }
 
     #[cfg(test)]
@@ -560,23 +365,10 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
     }
 
     fn state(&self) -> Result<State> {
-        let components = [&self.student, &self.head].into_iter().chain(self.projection.as_ref().map(|(_, c)| c));
-        let mut optimizers = BTreeMap::new();
-        for component in components {
-            optimizers.extend(component.optimizer_state()?);
-        }
-        let mut state = State::from([
-            (BACKBONE.to_owned(), self.backbone()?),
-            (HEADER.to_owned(), self.header()?),
-            (OPTIMIZER.to_owned(), optimizers),
-        ]);
-        if let Some((_, component)) = &self.projection {
-            state.insert(PROJECTION.to_owned(), component.params.state()?);
-        }
-        if let Some(values) = self.thresholds.values {
-            let values = Tensor::new(&values, &Device::Cpu)?;
-            state.insert(RANK.to_owned(), BTreeMap::from([(THRESHOLDS.to_owned(), values)]));
-        }
+        let mut optimizers = self.student.optimizer_state()?.collect();
+        let mut state = State::from([(BACKBONE.to_owned(), self.backbone()?)]);
+        self.objective.add_state(&mut state, &mut optimizers)?;
+        state.insert(OPTIMIZER.to_owned(), optimizers);
         if let Some(average) = &self.average {
             state.insert(EMA.to_owned(), average.state(&self.student.params)?);
         }
@@ -584,44 +376,14 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
     }
 
     fn load_state(&mut self, state: &State) -> Result<()> {
-        let file = |name: &str| {
-            state.get(name).ok_or_else(|| Error::Training(format!("the training checkpoint has no {name}")))
-        };
-        self.student.params.load(file(BACKBONE)?)?;
-        self.head.params.load(file(HEADER)?)?;
-        if let Some((_, component)) = &mut self.projection {
-            component.params.load(file(PROJECTION)?)?;
-            component.load_optimizer(file(OPTIMIZER)?)?;
-        }
-        for component in [&mut self.student, &mut self.head] {
-            component.load_optimizer(file(OPTIMIZER)?)?;
-        }
-        if let Some(values) = state.get(RANK).and_then(|file| file.get(THRESHOLDS)) {
-            let values = values.to_vec1::<f64>()?;
-            let what = || Error::Training(format!("the training checkpoint has {} thresholds of ranks", values.len()));
-            self.thresholds.values = Some(values.as_slice().try_into().map_err(|_| what())?);
-        }
+        let optimizers = file(state, OPTIMIZER)?;
+        self.student.params.load(file(state, BACKBONE)?)?;
+        self.student.load_optimizer(optimizers)?;
+        self.objective.load_state(state, optimizers)?;
         if let Some(average) = &mut self.average {
-            average.load(file(EMA)?, &self.student.params)?;
+            average.load(file(state, EMA)?, &self.student.params)?;
         }
         Ok(())
-    }
-}
-
-/// Returns the weights of rows that are covered to these shares, 1 on average; none if all are 1.
-fn row_weights(covered: &[f32], covered_weight: f64) -> Option<Vec<f32>> {
-    let weights: Vec<f64> = covered.iter().map(|share| 1.0 + covered_weight * f64::from(*share)).collect();
-    let mean = weights.iter().sum::<f64>() / weights.len().max(1) as f64;
-    (covered_weight > 0.0).then(|| weights.into_iter().map(|weight| (weight / mean) as f32).collect())
-}
-
-/// Adds the directions of `n` embeddings, given row by row, to their sum.
-fn add_directions(sum: &mut Vec<f64>, embeddings: &[f32], n: usize) {
-    let d = embeddings.len() / n.max(1);
-    sum.resize(d, 0.0);
-    for row in embeddings.chunks_exact(d.max(1)) {
-        let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-        sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) / norm);
     }
 }
 

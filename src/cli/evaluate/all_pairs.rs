@@ -12,17 +12,18 @@ use crate::cli::photos::Cropped;
 use crate::cli::progress::Progress;
 use crate::cli::tell;
 use crate::data::mask::MaskProtocol;
-use crate::data::{Dataset, Subset, open_source, read_conditions, rows_without_images};
+use crate::data::{Dataset, Subset, read_conditions, rows_without_images};
 use crate::eval::{Evaluation, MaskedFaces, compare_all_pairs, figures};
 use crate::report::LeftOut;
 
 /// Evaluates every model.
 pub(super) fn measure(run: &Job) -> Result<Output> {
     let config = &run.config.eval;
-    let source = open_source(run.root()?)?;
+    run.root()?;
+    let (images, source) = run.config.data.open_test_images()?;
     let mut progress = Progress::new();
-    let used: Vec<usize> = (0..source.images.len()).collect();
-    let Cropped { images, usable, unusable } = run.in_photos(&source.images, &used, &mut progress)?;
+    let used: Vec<usize> = (0..images.len()).collect();
+    let Cropped { images, usable, unusable } = run.in_photos(&images, &used, &mut progress)?;
     let images = match unusable.len() {
         0 => images,
         _ => Arc::new(Subset::of_images(images, &usable).context("no image is left")?),
@@ -32,7 +33,7 @@ pub(super) fn measure(run: &Job) -> Result<Output> {
     let description = match &worn {
         Some(worn) => {
             let num = worn.iter().filter(|is_worn| **is_worn).count();
-            format!("all pairs of {}, {num} images with masks", source)
+            format!("all pairs of {source}, {num} images with masks")
         }
         None => format!("all pairs of {source}, with and without drawn masks, seed {}", config.seed),
     };

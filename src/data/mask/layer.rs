@@ -9,6 +9,8 @@ use super::warp::low_byte;
 const PLANES: usize = 5;
 const COVER: usize = 3;
 const SHADOW: usize = 4;
+/// Largest distance of a blur's taps, in pixels; with smaller ones before, it reaches a variance of 10.5.
+const MAX_APART: usize = 4;
 
 /// A mask's layer over the rectangle of an image that the mask can reach.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -16,8 +18,8 @@ pub(super) struct Layer {
     origin: [u32; 2],
     size: [u32; 2],
     planes: [Vec<f32>; PLANES],
-    /// Rows before the blur, kept while it runs.
-    before: [Vec<f32>; 2],
+    /// A plane before a pass of the blur.
+    before: Vec<f32>,
 }
 
 impl Layer {
@@ -26,9 +28,6 @@ impl Layer {
         (self.origin, self.size) = (origin, size);
         for plane in &mut self.planes {
             plane.resize(size[0] as usize * size[1] as usize, 0.0);
-        }
-        for row in &mut self.before {
-            row.resize(size[0] as usize + 2, 0.0);
         }
     }
 
@@ -41,35 +40,57 @@ impl Layer {
         }
     }
 
-    /// Blurs colour and coverage with `[weight, 1 - 2 weight, weight]` across, then down; border pixels are repeated.
+    /// Blurs colour and coverage until an edge has this variance, in square pixels; border pixels are repeated. Each
+    /// pass is `[weight, 1 - 2 weight, weight]`, across and then down, with taps twice as far apart as in the last.
     #[inline(always)]
-    pub fn blur(&mut self, weight: f32) {
+    pub fn blur(&mut self, variance: f32) {
         let (width, height) = (self.size[0] as usize, self.size[1] as usize);
         if width == 0 || height == 0 {
             return;
         }
-        let middle = 1.0 - 2.0 * weight;
-        let [above, here] = &mut self.before;
-        for plane in &mut self.planes[..SHADOW] {
-            for row in plane.chunks_exact_mut(width) {
-                here[1..=width].copy_from_slice(row);
-                (here[0], here[width + 1]) = (row[0], row[width - 1]);
-                let (left, right) = (&here[..width], &here[2..width + 2]);
-                for x in 0..width {
-                    row[x] = middle * row[x] + weight * (left[x] + right[x]);
+        let Self { planes, before, .. } = self;
+        let (mut left, mut apart) = (variance, 1);
+        while left > 0.0 && apart <= MAX_APART {
+            let of_unit = 2.0 * (apart * apart) as f32;
+            let weight = (left / of_unit).min(0.25);
+            left -= of_unit * weight;
+            for plane in &mut planes[..SHADOW] {
+                before.clear();
+                before.extend_from_slice(plane);
+                for (row, before) in plane.chunks_exact_mut(width).zip(before.chunks_exact(width)) {
+                    for x in (0..apart.min(width)).chain(width.saturating_sub(apart).max(apart)..width) {
+                        let (a, b) = (before[x.saturating_sub(apart)], before[(x + apart).min(width - 1)]);
+                        row[x] = weighted(before[x], a, b, weight);
+                    }
+                    for x in apart..width.saturating_sub(apart) {
+                        row[x] = weighted(before[x], before[x - apart], before[x + apart], weight);
+                    }
+                }
+                before.copy_from_slice(plane);
+                for (y, row) in plane.chunks_exact_mut(width).enumerate() {
+                    let line = |y: usize| &before[y * width..][..width];
+                    let (here, above, below) =
+                        (line(y), line(y.saturating_sub(apart)), line((y + apart).min(height - 1)));
+                    for x in 0..width {
+                        row[x] = weighted(here[x], above[x], below[x], weight);
+                    }
                 }
             }
-            above[..width].copy_from_slice(&plane[..width]);
-            for y in 0..height {
-                let (done, below) = plane.split_at_mut((y + 1) * width);
-                let row = &mut done[y * width..];
-                here[..width].copy_from_slice(row);
-                let below = if y + 1 < height { &below[..width] } else { &here[..width] };
-                let above_row = &above[..width];
-                for x in 0..width {
-                    row[x] = middle * row[x] + weight * (above_row[x] + below[x]);
+            apart *= 2;
+        }
+    }
+
+    /// Leaves the pixels that are `outside` as they are.
+    pub fn clear(&mut self, outside: impl Fn([u32; 2]) -> bool) {
+        let [width, height] = self.size;
+        if width == 0 {
+            return;
+        }
+        for (y, row) in (0..height).zip((0..).step_by(width as usize)) {
+            for x in (0..width).filter(|x| outside([self.origin[0] + x, self.origin[1] + y])) {
+                for (plane, value) in self.planes.iter_mut().zip([0.0, 0.0, 0.0, 0.0, 1.0]) {
+                    plane[row + x as usize] = value;
                 }
-                std::mem::swap(above, here);
             }
         }
     }
@@ -98,6 +119,11 @@ impl Layer {
     }
 }
 
+#[inline(always)]
+fn weighted(here: f32, a: f32, b: f32, weight: f32) -> f32 {
+    (1.0 - 2.0 * weight) * here + weight * (a + b)
+}
+
 struct Blend<'a> {
     layer: &'a Layer,
     image: &'a mut RgbImage,
@@ -124,5 +150,39 @@ impl pulp::NullaryFnOnce for Blend<'_> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blur_spreads_a_point_by_its_variance() {
+        let (width, at) = (61, 30);
+        for variance in [0.0, 0.3, 0.5, 1.7, 2.5, 6.0, 10.5] {
+            let mut layer = Layer::default();
+            layer.reset([0, 0], [width, width]);
+            layer.planes[COVER][(at * width + at) as usize] = 1.0;
+            layer.blur(variance);
+            let (mut sum, mut moments) = (0.0, [0.0; 2]);
+            for y in 0..width {
+                for x in 0..width {
+                    let value = layer.cover(x, y);
+                    sum += value;
+                    for (moment, place) in moments.iter_mut().zip([x, y]) {
+                        *moment += value * (place as f32 - at as f32).powi(2);
+                    }
+                }
+            }
+            assert!((sum - 1.0).abs() < 1e-4, "{variance}: {sum}");
+            assert!(moments.iter().all(|moment| (moment - variance).abs() < 1e-3), "{variance}: {moments:?}");
+        }
+        // Narrower than the taps are apart.
+        let mut layer = Layer::default();
+        layer.reset([0, 0], [2, 3]);
+        layer.planes[COVER].fill(1.0);
+        layer.blur(10.5);
+        assert!(layer.planes[COVER].iter().all(|value| (value - 1.0).abs() < 1e-5));
     }
 }

@@ -9,6 +9,17 @@ const GRID: i32 = 16;
 /// Colour of skin in even light: red, green and blue over luminance.
 const SKIN: [f32; 3] = [1.22, 0.95, 0.80];
 
+/// Luminance of paper over that of pale skin.
+const SKIN_TO_WHITE: f32 = 1.45;
+/// Luminance of white fabric, as the palette has it, and of the brightest that a photo of it shows.
+const WHITE: f32 = 235.0;
+const MAX_WHITE: f32 = 245.0;
+/// Standard deviation of a blur that leaves faces with details of one grey level, in pixels: measured on sharp faces
+/// that were blurred by 0.3 to 4 pixels, on which it is inversely proportional to the details.
+const SHARPNESS: f32 = 12.5;
+/// Largest such deviation, in distances from eyes to mouth.
+const MAX_BLUR: f32 = 0.06;
+
 /// Light, sharpness and noise of a photo.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Light {
@@ -18,7 +29,7 @@ pub(super) struct Light {
     pub slope: f32,
     /// 1 for a colour photo, 0 for a grey one.
     pub saturation: f32,
-    /// Weight of each neighbour in a 3-tap blur that softens a drawing to the photo's sharpness, in `[0, 0.25]`.
+    /// Variance of a blur that softens a drawing to the photo's sharpness, in square pixels.
     pub blur: f32,
     /// Strength of the photo's noise, in grey levels.
     pub grain: f32,
@@ -44,7 +55,7 @@ impl Light {
             }
         }
         if colours.len() < (GRID * GRID / 4) as usize || details.len() < 8 {
-            return Self { gain: [0.95; 3], slope: 0.0, saturation: 1.0, blur: 0.08, grain: 1.5 };
+            return Self { gain: [0.95; 3], slope: 0.0, saturation: 1.0, blur: 0.16, grain: 1.5 };
         }
         let n = colours.len() as f32;
         let mean: [f32; 3] = std::array::from_fn(|i| colours.iter().map(|c| c[i]).sum::<f32>() / n);
@@ -53,9 +64,10 @@ impl Light {
         let skin = quantile(&mut skin, 0.8);
         let mut scene = scene_luminances(image);
         let scene = quantile(&mut scene, 0.95);
-        // Dark skin under bright light and pale skin in the shade look alike; the brightest parts of the photo tell
-        // them apart, so both get half the weight.
-        let brightness = (0.5 * (skin / 165.0).sqrt() + 0.5 * scene / 220.0).clamp(0.55, 1.1);
+        // Paper is half as bright again as pale skin beside it. Dark skin under bright light and pale skin in the shade
+        // look alike; the brightest parts of the photo tell them apart, so both count.
+        let white = (SKIN_TO_WHITE * skin * scene.min(MAX_WHITE)).sqrt();
+        let brightness = (white / WHITE).clamp(0.2, 1.08);
         let chroma = colours.iter().map(|c| range(*c)).sum::<f32>() / n / level;
         let saturation = ((chroma - 0.04) / 0.14).clamp(0.0, 1.0);
         // A third of the measured cast: the rest is the skin's own colour.
@@ -64,7 +76,7 @@ impl Light {
             gain: std::array::from_fn(|i| brightness * cast(i)),
             slope: (tilt / spread / level).clamp(-0.35, 0.35),
             saturation,
-            blur: 0.04 + 0.16 * (1.0 - (quantile(&mut details, 0.9) - 8.0) / 45.0).clamp(0.0, 1.0),
+            blur: (SHARPNESS / quantile(&mut details, 0.9).max(1.0)).min(MAX_BLUR * frame.unit_px).powi(2),
             grain: (0.4 * quantile(&mut details, 0.2)).clamp(0.4, 5.0),
         }
     }
@@ -97,7 +109,9 @@ fn detail_at(image: &RgbImage, x: f32, y: f32) -> Option<f32> {
 fn scene_luminances(image: &RgbImage) -> Vec<f32> {
     let count = image.pixels().len();
     // An odd step, so that the columns of an image with an even width are all visited.
-    image.pixels().step_by((count / 200).max(1) | 1).map(|p| luminance(p.0.map(f32::from))).collect()
+    let luminances = image.pixels().step_by((count / 200).max(1) | 1).map(|p| luminance(p.0.map(f32::from)));
+    // The border of a crop is not part of the scene.
+    luminances.filter(|luminance| *luminance > 6.0).collect()
 }
 
 /// Returns the value below which a share `q` of the values lies; 0 if there are none.

@@ -10,6 +10,7 @@
 #![allow(clippy::needless_range_loop)]
 
 mod block;
+mod border;
 mod colour_list;
 mod fabric;
 mod frame;
@@ -65,6 +66,17 @@ pub enum TemplateShift {
     None,
 }
 
+/// How often each of the kinds and colours is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskMix {
+    /// As often as people wear it: most masks are medical or plain fabric, and white, black or light blue.
+    #[default]
+    Worn,
+    /// All equally often.
+    Equal,
+}
+
 /// Mask settings; the default is the corrected protocol with every kind and colour. With a single kind and colour,
 /// every mask has that kind and colour.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,10 +84,12 @@ pub enum TemplateShift {
 pub struct MaskConfig {
     /// Protocol by which masks are made.
     pub protocol: MaskProtocol,
-    /// Kinds to draw from with equal probability; `corrected` only.
+    /// Kinds to draw from; `corrected` only.
     pub kinds: Vec<MaskKind>,
-    /// Colours to draw from with equal probability, also for the second colour of prints; `corrected` only.
+    /// Colours to draw from, also for the second colour of prints; `corrected` only.
     pub colours: Vec<MaskColour>,
+    /// How often each of them is drawn; `corrected` only.
+    pub mix: MaskMix,
     /// RGBA image of a mask; required by `reference`, not allowed with `corrected`.
     pub template: Option<PathBuf>,
     /// The five landmarks on the template, in its pixels, in the order of [`Landmarks`].
@@ -90,6 +104,7 @@ impl Default for MaskConfig {
             protocol: MaskProtocol::Corrected,
             kinds: MaskKind::ALL.to_vec(),
             colours: MaskColour::ALL.to_vec(),
+            mix: MaskMix::default(),
             template: None,
             template_points: TEMPLATE_LANDMARKS,
             template_shift: TemplateShift::Training,
@@ -131,7 +146,7 @@ pub struct Masker {
 
 #[derive(Clone, Debug)]
 enum Source {
-    Drawn { kinds: Vec<MaskKind>, colours: Vec<MaskColour>, noise: Noise },
+    Drawn { kinds: Weighted<MaskKind>, colours: Weighted<MaskColour>, noise: Noise },
     Template { masker: ReferenceMasker, shift: TemplateShift },
 }
 
@@ -147,7 +162,11 @@ impl Masker {
                 masker: ReferenceMasker::open(path, &config.template_points)?,
                 shift: config.template_shift,
             },
-            None => Source::Drawn { kinds: config.kinds.clone(), colours: config.colours.clone(), noise: Noise::new() },
+            None => Source::Drawn {
+                kinds: Weighted::new(&config.kinds, config.mix, MaskKind::share),
+                colours: Weighted::new(&config.colours, config.mix, MaskColour::share),
+                noise: Noise::new(),
+            },
         };
         Ok(Self { source })
     }
@@ -163,7 +182,7 @@ impl Masker {
     pub fn apply(&self, image: &mut RgbImage, landmarks: &Landmarks, rng: &mut ChaCha8Rng) -> Result<()> {
         match &self.source {
             Source::Drawn { kinds, colours, noise } => {
-                let kind = pick(kinds, rng);
+                let kind = kinds.draw(rng);
                 LAYER.with_borrow_mut(|layer| {
                     draw(image, landmarks, kind, colours, noise, rng, layer)?;
                     layer.blend(image);
@@ -198,14 +217,14 @@ fn draw(
     image: &RgbImage,
     landmarks: &Landmarks,
     kind: MaskKind,
-    colours: &[MaskColour],
+    colours: &Weighted<MaskColour>,
     noise: &Noise,
     rng: &mut ChaCha8Rng,
     layer: &mut Layer,
 ) -> Result<()> {
     let frame = FaceFrame::new(landmarks, kind.taper())?;
-    let base = pick(colours, rng).sample(rng);
-    let mut second = pick(colours, rng).sample(rng);
+    let base = colours.draw(rng).sample(rng);
+    let mut second = colours.draw(rng).sample(rng);
     // A print needs two colours that can be told apart.
     if base.iter().zip(second).all(|(a, b)| (a - b).abs() < 40.0) {
         let is_light = base.iter().sum::<f32>() > 380.0;
@@ -216,8 +235,32 @@ fn draw(
     Ok(())
 }
 
-fn pick<T: Copy>(from: &[T], rng: &mut ChaCha8Rng) -> T {
-    from[rng.random_range(0..from.len())]
+/// Values to draw from, each with its weight.
+#[derive(Clone, Debug)]
+struct Weighted<T> {
+    values: Vec<(T, f32)>,
+    total: f32,
+}
+
+impl<T: Copy> Weighted<T> {
+    fn new(values: &[T], mix: MaskMix, share: impl Fn(T) -> f32) -> Self {
+        let weight = |value| if mix == MaskMix::Equal { 1.0 } else { share(value) };
+        let values: Vec<(T, f32)> = values.iter().map(|&value| (value, weight(value))).collect();
+        let total = values.iter().map(|(_, weight)| weight).sum();
+        Self { values, total }
+    }
+
+    /// Draws a value; there must be one.
+    fn draw(&self, rng: &mut ChaCha8Rng) -> T {
+        let mut left = self.total * rng.random::<f32>();
+        for &(value, weight) in &self.values[1..] {
+            if left < weight {
+                return value;
+            }
+            left -= weight;
+        }
+        self.values[0].0
+    }
 }
 
 #[cfg(test)]
@@ -246,11 +289,14 @@ mod tests {
     #[test]
     fn masks_cover_nose_and_mouth_and_never_the_eyes() {
         let (noise, mut rng) = (Noise::new(), ChaCha8Rng::seed_from_u64(11));
-        let image = RgbImage::from_pixel(300, 300, image::Rgb([190, 150, 130]));
+        let colours = Weighted::new(&MaskColour::ALL, MaskMix::Equal, MaskColour::share);
+        // Sharp: a mask is as blurred as its photo.
+        let image =
+            RgbImage::from_fn(300, 300, |x, y| image::Rgb([190, 150, 130].map(|v| v + 40 * ((x ^ y) & 1) as u8)));
         for i in 0..800 {
             let (kind, landmarks) = (MaskKind::ALL[i % 8], face(&mut rng));
             let mut layer = Layer::default();
-            draw(&image, &landmarks, kind, &MaskColour::ALL, &noise, &mut rng, &mut layer).unwrap();
+            draw(&image, &landmarks, kind, &colours, &noise, &mut rng, &mut layer).unwrap();
             let at = landmarks.map(|p| cover(&layer, p));
             assert!(at[0] == 0.0 && at[1] == 0.0, "{kind:?} over the eyes of {landmarks:?}: {at:?}");
             assert!(at[3] > 0.9 && at[4] > 0.9, "{kind:?} not over the mouth of {landmarks:?}: {at:?}");
@@ -262,10 +308,11 @@ mod tests {
     #[test]
     fn pixels_that_mask_and_shadow_do_not_touch_are_unchanged() {
         let (noise, mut rng) = (Noise::new(), ChaCha8Rng::seed_from_u64(12));
+        let colours = Weighted::new(&MaskColour::ALL, MaskMix::Equal, MaskColour::share);
         for i in 0..40 {
             let image = RgbImage::from_fn(300, 280, |x, y| image::Rgb([(x * 7 + y) as u8, (x ^ y) as u8, y as u8]));
             let (kind, mut layer) = (MaskKind::ALL[i % 8], Layer::default());
-            draw(&image, &face(&mut rng), kind, &MaskColour::ALL, &noise, &mut rng, &mut layer).unwrap();
+            draw(&image, &face(&mut rng), kind, &colours, &noise, &mut rng, &mut layer).unwrap();
             let mut masked = image.clone();
             layer.blend(&mut masked);
             let mut untouched = 0;
@@ -276,6 +323,37 @@ mod tests {
                 }
             }
             assert!(untouched > 20_000, "{untouched}");
+        }
+    }
+
+    #[test]
+    fn the_border_of_a_crop_stays_black() {
+        let masker = Masker::new(&MaskConfig::default()).unwrap();
+        let is_inside = |x: u32, y: u32| (40..80).contains(&x) && y < 95;
+        let image =
+            RgbImage::from_fn(112, 112, |x, y| image::Rgb(if is_inside(x, y) { [150, 120, 100] } else { [0; 3] }));
+        for seed in 0..20 {
+            let mut masked = image.clone();
+            masker.apply(&mut masked, &ALIGNED_LANDMARKS, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap();
+            let changed: Vec<_> = masked.enumerate_pixels().filter(|(x, y, p)| *p != image.get_pixel(*x, *y)).collect();
+            assert!(changed.len() > 500 && changed.iter().all(|(x, y, _)| is_inside(*x, *y)), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn kinds_and_colours_come_as_often_as_they_are_worn_or_equally_often() {
+        for mix in [MaskMix::Worn, MaskMix::Equal] {
+            let colours = Weighted::new(&MaskColour::ALL, mix, MaskColour::share);
+            let (mut rng, num) = (ChaCha8Rng::seed_from_u64(13), 20_000);
+            let mut counts = [0; MaskColour::ALL.len()];
+            for _ in 0..num {
+                counts[colours.draw(&mut rng) as usize] += 1;
+            }
+            let total: f32 = MaskColour::ALL.iter().map(|c| c.share()).sum();
+            for (count, colour) in counts.into_iter().zip(MaskColour::ALL) {
+                let expected = if mix == MaskMix::Equal { 1.0 / counts.len() as f32 } else { colour.share() / total };
+                assert!((count as f32 / num as f32 - expected).abs() < 0.015, "{mix:?}, {colour:?}: {count}");
+            }
         }
     }
 }

@@ -51,6 +51,20 @@ impl MaskColour {
         Self::Brown,
     ];
 
+    /// Share of masks of this colour, in percent, in 143 photos from the web of people who wear one.
+    pub(super) fn share(self) -> f32 {
+        match self {
+            Self::White => 33.0,
+            Self::Black => 23.0,
+            Self::LightBlue => 11.0,
+            Self::Grey => 11.0,
+            Self::Green => 5.0,
+            Self::Yellow | Self::Pink => 4.0,
+            Self::Navy | Self::Brown => 3.0,
+            Self::Blue | Self::Red | Self::Purple => 1.0,
+        }
+    }
+
     /// Returns a random colour of this family: red, green, blue in `[0, 255]`.
     ///
     /// It lies between the family's two end colours, which are those of real masks in even light.

@@ -5,6 +5,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::block::{Block, LANES, Lanes};
+use super::border::Border;
 use super::frame::{FaceFrame, UNITS, falloff};
 use super::kinds::Design;
 use super::layer::Layer;
@@ -46,6 +47,9 @@ pub(super) fn draw(
     layer.reset(origin, size);
     let finish = Finish::new(image, frame, design, rng);
     pulp::Arch::new().dispatch(Draw { frame, design, noise, finish: &finish, layer, origin, size });
+    if let Some(border) = Border::find(image) {
+        layer.clear(|at| border.has(at));
+    }
 }
 
 /// Per-pixel work of [`draw`].

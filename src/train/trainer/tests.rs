@@ -8,6 +8,7 @@ use super::*;
 use crate::data::{Loader, Transform};
 use crate::machine::{Machine, Precision, rounds_gradients};
 use crate::optim::OptimKind;
+use crate::train::objective::HEADER;
 use crate::train::{Arm, Config, Trainer, preset};
 
 fn tiny() -> Result<Config> {
@@ -280,7 +281,7 @@ fn all_terms_of_the_objective_are_those_of_the_cpu() -> Result<()> {
         };
         let (expected, of_cpu, before) = run(&Machine::default())?;
         let (found, of_gpu, _) = run(&Machine::of_tests(Precision::F32))?;
-        assert_near(&found, &expected, 2e-3, &format!("{arm:?} with {centres} centres"))?;
+        assert_near(&found, &expected, 1e-2, &format!("{arm:?} with {centres} centres"))?;
         let figures = |r: &StepReport| {
             [r.margin_loss, r.distill_loss, r.rank_loss, r.agreement_loss, r.grad_norm].map(|v| v + 1e-3)
         };
