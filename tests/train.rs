@@ -76,6 +76,22 @@ fn twenty_steps_give_the_golden_losses() -> Result<()> {
 }
 
 #[test]
+fn kept_embeddings_of_the_teacher_change_no_bit() -> Result<()> {
+    let of_memory = |mib: usize| -> Result<_> {
+        let mut config = tiny();
+        for set in ["train.epochs=3", "augment.paired=true", &format!("train.teacher_memory_mib={mib}")] {
+            config.set(set)?;
+        }
+        config.train.arms = vec![Arm::Teacher, Arm::Hg];
+        let folder = tempfile::tempdir()?;
+        Experiment::new(config)?.in_folder(RunFolder::empty(folder.path())?).run(&mut |_| {})?;
+        Ok(std::fs::read(folder.path().join("hg/backbone.safetensors"))?)
+    };
+    assert!(of_memory(0)? == of_memory(64)?);
+    Ok(())
+}
+
+#[test]
 fn the_same_seed_gives_the_same_losses_bit_for_bit() -> Result<()> {
     assert_eq!(losses(6)?, losses(6)?);
     Ok(())

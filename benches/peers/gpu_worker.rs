@@ -238,6 +238,7 @@ fn train<'a>(
                 teacher: images.clone(),
                 student: images.clone(),
                 covered: vec![0.0; labels.len()],
+                mirrored: Vec::new(),
                 labels,
                 images: Vec::new(),
             };

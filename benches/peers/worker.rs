@@ -112,6 +112,7 @@ fn train(config: ModelConfig, batch: usize, classes: usize, recompute: bool) -> 
             teacher: Pixels::default(),
             student: pixels.clone(),
             covered: vec![0.0; labels.len()],
+            mirrored: Vec::new(),
             labels,
             images: Vec::new(),
         };

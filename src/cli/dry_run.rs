@@ -68,13 +68,14 @@ pub(super) fn run(experiment: &Experiment, quiet: bool, json: bool) -> Result<()
 }
 
 fn memory(memory: &MemoryEstimate) -> String {
-    let MemoryEstimate { weights, gradients, optimizer, head, teacher, activations, images } = memory;
+    let MemoryEstimate { weights, gradients, optimizer, head, teacher, targets, activations, images } = memory;
     let rows = [
         ("weights and statistics", Some(*weights)),
         ("gradients", Some(*gradients)),
         ("optimiser", Some(*optimizer)),
         ("class centres + grad + opt", Some(*head)),
         ("teacher", Some(*teacher)),
+        ("kept embeddings of it", Some(*targets)),
         ("activations", *activations),
         ("prefetched batches", Some(*images)),
         ("total", Some(memory.total())),

@@ -70,6 +70,8 @@ pub struct Batch {
     pub student: Pixels,
     /// Share of the crop that the mask covers, of each of the student's views.
     pub covered: Vec<f32>,
+    /// Whether the teacher's view of each image is mirrored; none if the view is made anew every time it comes.
+    pub mirrored: Vec<Option<bool>>,
     /// Label of each image; -1 for none.
     pub labels: Vec<i64>,
     /// Index of each image in the data set.
@@ -106,6 +108,7 @@ impl Batch {
                 teacher: self.teacher.part(images.clone()),
                 student,
                 covered,
+                mirrored: self.mirrored[images.clone()].to_vec(),
                 labels: self.labels[images.clone()].to_vec(),
                 images: self.images[images].to_vec(),
             }
@@ -303,8 +306,8 @@ impl Worker {
         let pixels = Pixels::with_capacity(self.input_size, slots.len());
         let (labels, images) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
         let mut masked = MaskedViews { pixels: Pixels::new(self.input_size), covered: Vec::new() };
-        let covered = Vec::with_capacity(slots.len());
-        let mut batch = Batch { teacher: pixels.clone(), student: pixels, covered, labels, images };
+        let (covered, mirrored) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
+        let mut batch = Batch { teacher: pixels.clone(), student: pixels, covered, mirrored, labels, images };
         for &slot in slots {
             let (index, sample) = self.sample(slot)?;
             let mut rng = rng_of(self.seed, self.epoch, Stream::Views(slot));

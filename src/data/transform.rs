@@ -159,7 +159,11 @@ impl Transform {
     ) -> Result<()> {
         let Sample { mut image, landmarks, .. } = sample;
         let mut seen = |view: View| match view {
-            View::Teacher(image, flip) => batch.teacher.push_flipped(image, flip),
+            View::Teacher(image, flip) => {
+                batch.teacher.push_flipped(image, flip);
+                // The masks that the reference protocol shows the teacher are drawn anew.
+                batch.mirrored.push((self.protocol == MaskProtocol::Corrected).then_some(flip));
+            }
             View::Clean(image, flip) => {
                 batch.student.push_flipped(image, flip);
                 batch.covered.push(0.0);

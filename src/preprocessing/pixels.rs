@@ -74,6 +74,13 @@ impl Pixels {
         self
     }
 
+    /// Returns some images of the batch, by their indices.
+    pub(crate) fn select(&self, images: &[usize]) -> Self {
+        let of_image = 3 * self.size * self.size;
+        let values = images.iter().flat_map(|i| &self.values[i * of_image..][..of_image]).copied().collect();
+        Self { values, num_images: images.len(), size: self.size }
+    }
+
     /// Returns the images of a range within the batch.
     pub(crate) fn part(&self, images: Range<usize>) -> Self {
         let of_image = 3 * self.size * self.size;

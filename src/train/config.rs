@@ -108,6 +108,9 @@ pub struct TrainConfig {
     pub accumulate: usize,
     /// Whether to use activation checkpointing: less memory, more time, the same bits.
     pub recompute: bool,
+    /// Most memory for the teacher's embeddings of training images, in MiB. On the CPU they are kept, so that the
+    /// teacher sees each view once and not in every epoch; 0 keeps none. The result is the same.
+    pub teacher_memory_mib: usize,
     /// Decay of the exponential moving average of the weights, such as 0.999; 0 turns it off. An arm is evaluated with
     /// the average and ends with it.
     pub ema: f64,
@@ -142,6 +145,7 @@ impl Default for TrainConfig {
             freeze: Vec::new(),
             accumulate: 1,
             recompute: false,
+            teacher_memory_mib: 1024,
             ema: 0.0,
             save_every: 0,
             keep_states: 2,
@@ -356,9 +360,10 @@ impl Config {
 
     /// Returns the settings of the training steps of `arm`.
     pub fn step(&self, arm: Arm) -> StepConfig {
-        let TrainConfig { accumulate, recompute, ema, seed, log_every, .. } = self.train;
+        let TrainConfig { accumulate, recompute, teacher_memory_mib, ema, seed, log_every, .. } = self.train;
+        let max_kept_bytes = teacher_memory_mib.saturating_mul(1 << 20);
         let (distill, optim) = (self.distill.of(arm), self.optim.clone());
-        StepConfig { distill, optim, accumulate, recompute, ema, seed, log_every }
+        StepConfig { distill, optim, accumulate, recompute, max_kept_bytes, ema, seed, log_every }
     }
 
     /// Returns the learning rate before the schedule: `optim.lr` scaled by `loader.batch_size / optim.lr_batch`.

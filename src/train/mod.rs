@@ -21,6 +21,7 @@ mod state;
 mod step_config;
 mod steps;
 mod sweep;
+mod targets;
 mod trainer;
 mod training;
 mod watch;

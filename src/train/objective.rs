@@ -7,12 +7,13 @@ use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 
 use super::step_config::StepConfig;
-use crate::data::{Batch, Pixels};
+use super::targets::Targets;
+use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::losses::{
     CentreKind, DistillConfig, MarginConfig, MarginHead, Projection, RankRows, RankThresholds, rank_loss_with_gradient,
 };
-use crate::models::{Embedder, Model};
+use crate::models::Model;
 use crate::nn::Group;
 use crate::ops::backend::{Backend, Kernels};
 use crate::optim::Component;
@@ -20,9 +21,6 @@ use crate::records::StepReport;
 
 /// Tensors of a trainer's state by file, then by name.
 pub type State = BTreeMap<String, BTreeMap<String, Tensor>>;
-
-/// Batch size that the teacher's inference is prepared for.
-const TEACHER_BATCH: usize = 16;
 
 /// Files of the objective's state.
 pub(super) const HEADER: &str = "header";
@@ -37,7 +35,7 @@ pub(super) struct Objective<B: Kernels> {
     /// Share of a mini-batch in its batch.
     share: f64,
     margin: MarginConfig,
-    teacher: Option<Embedder<B>>,
+    targets: Option<Targets<B>>,
     head: Component<B>,
     /// Length of the student's embeddings.
     embedding_size: usize,
@@ -103,7 +101,7 @@ impl<B: Kernels> Objective<B> {
         let parts = if distill.trains_head() { config.accumulate } else { 1 };
         Ok(Self {
             margin: head.config().clone(),
-            teacher: teacher.map(|teacher| Embedder::new(backend, teacher, TEACHER_BATCH)).transpose()?,
+            targets: teacher.map(|teacher| Targets::new(backend, teacher, config)).transpose()?,
             head: component("head", head.on(backend)?, parts)?,
             embedding_size,
             projection: projection.transpose()?,
@@ -126,12 +124,12 @@ impl<B: Kernels> Objective<B> {
     pub fn gradient(
         &mut self,
         embeddings: B::Array,
-        batch: Batch,
+        batch: &Batch,
         rng: &mut ChaCha8Rng,
     ) -> Result<(Losses<B>, B::Array)> {
         let (n, num_views) = (batch.student.num_images, batch.num_views());
         let labels = batch.labels.repeat(num_views);
-        let target = self.target(batch.teacher, num_views)?;
+        let target = self.target(batch)?;
         let Self { backend, distill, share, margin, head, projection, embedding_size, thresholds, .. } = self;
         let share = *share;
         let forward =
@@ -188,13 +186,11 @@ impl<B: Kernels> Objective<B> {
     }
 
     /// Returns the teacher's embedding of each of the student's views, if there is a teacher.
-    fn target(&mut self, views: Pixels, num_views: usize) -> Result<Option<B::Array>> {
-        let (backend, Some(teacher)) = (&self.backend, &mut self.teacher) else { return Ok(None) };
-        let mut target = teacher.embed(&views)?;
-        if self.distill.mirror {
-            backend.add(&mut target, &teacher.embed(&views.mirrored())?)?;
-        }
-        Ok(Some(if num_views > 1 { backend.join(&vec![&target; num_views])? } else { target }))
+    fn target(&mut self, batch: &Batch) -> Result<Option<B::Array>> {
+        let Some(targets) = &mut self.targets else { return Ok(None) };
+        let target = targets.of(batch)?;
+        let num_views = batch.num_views();
+        Ok(Some(if num_views > 1 { self.backend.join(&vec![&target; num_views])? } else { target }))
     }
 
     /// Updates the [`Self::trained`] components with the gradients of a batch, which are not clipped.

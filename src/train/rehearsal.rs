@@ -54,6 +54,8 @@ pub struct MemoryEstimate {
     pub head: usize,
     /// The teacher's weights.
     pub teacher: usize,
+    /// The teacher's embeddings of the training images, as many as are kept.
+    pub targets: usize,
     /// Peak size of the activations of a mini-batch and their gradients. None on a GPU.
     pub activations: Option<usize>,
     /// Prefetched batches, with the teacher's and the student's crops.
@@ -147,16 +149,16 @@ impl Experiment {
         let waiting = config.loader.threads * (config.loader.prefetch + 1) + 1;
         let image = 3 * config.model.input_size * config.model.input_size;
         let sums = if parts > 1 { 2 } else { 1 };
+        let (has_teacher, of_teacher) = (config.distill.of(arm).embeds_teacher(), &teacher.backbone);
+        let num_views = if self.machine().is_cpu() { 2 * self.train_set(arm).len() } else { 0 };
+        let targets = 4 * of_teacher.config().embedding_size * num_views;
         MemoryEstimate {
             weights: 4 * all * if config.train.ema > 0.0 { 2 } else { 1 },
             gradients: 4 * trained * sums,
             optimizer: 4 * trained * moments,
             head: if config.distill.of(arm).trains_head() { 4 * centres * (1 + sums + moments) } else { 4 * centres },
-            teacher: if config.distill.of(arm).embeds_teacher() {
-                4 * teacher.backbone.params().num_parameters()
-            } else {
-                0
-            },
+            teacher: if has_teacher { 4 * of_teacher.params().num_parameters() } else { 0 },
+            targets: if has_teacher { targets.min(config.step(arm).max_kept_bytes) } else { 0 },
             activations: trainer.activation_bytes(num_images),
             images: (1 + views) * image * config.loader.batch_size * waiting,
         }
@@ -166,7 +168,7 @@ impl Experiment {
 impl MemoryEstimate {
     /// Returns the total in bytes.
     pub fn total(&self) -> usize {
-        let Self { weights, gradients, optimizer, head, teacher, activations, images } = self;
-        weights + gradients + optimizer + head + teacher + activations.unwrap_or_default() + images
+        let Self { weights, gradients, optimizer, head, teacher, targets, activations, images } = self;
+        weights + gradients + optimizer + head + teacher + targets + activations.unwrap_or_default() + images
     }
 }

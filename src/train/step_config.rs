@@ -15,6 +15,9 @@ pub struct StepConfig {
     pub accumulate: usize,
     /// Whether to use activation checkpointing.
     pub recompute: bool,
+    /// Most bytes for the teacher's embeddings of training images, which are kept on the CPU so that each view is embedded
+    /// once and not in every epoch; 0 keeps none. The result is the same.
+    pub max_kept_bytes: usize,
     /// Decay of the exponential moving average of the weights, below 1; 0 turns it off.
     pub ema: f64,
     /// Seed of the margins and of the initial projection.
@@ -30,6 +33,7 @@ impl Default for StepConfig {
             optim: OptimConfig::default(),
             accumulate: 1,
             recompute: false,
+            max_kept_bytes: 1 << 30,
             ema: 0.0,
             seed: 0,
             log_every: 20,

@@ -269,7 +269,7 @@ impl<B: Kernels> TrainerOn<B> {
         let num = batches.len();
         for (i, batch) in batches.into_iter().enumerate() {
             let (embeddings, recording) = self.network.record(&mut self.student.params, &batch.student)?;
-            let (losses, gradient) = self.objective.gradient(embeddings, batch, &mut rng)?;
+            let (losses, gradient) = self.objective.gradient(embeddings, &batch, &mut rng)?;
             recording.backward(&mut self.student.params, &gradient)?;
             parts.push(losses);
             self.trained().try_for_each(|component| component.accumulate(i, num))?;
