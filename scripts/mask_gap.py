@@ -86,12 +86,13 @@ def main():
         folder = args.keep or Path(folder)
 
         def run(*words):
-            subprocess.run([args.maskinv, *map(str, words), "--detector", args.detector], check=True, stderr=subprocess.DEVNULL)
+            words = [args.maskinv, *map(str, words), "--detector", args.detector]
+            subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
 
-        run("mask", args.photos / "without_mask", folder / "drawn_photos", "--skip-unusable")
-        sources = {"real": args.photos / "with_mask", "clean": args.photos / "without_mask", "drawn": folder / "drawn_photos"}
+        real, clean = args.photos / "with_mask", args.photos / "without_mask"
+        run("mask", clean, folder / "drawn_photos", "--skip-unusable")
         sets = {}
-        for name, source in sources.items():
+        for name, source in {"real": real, "clean": clean, "drawn": folder / "drawn_photos"}.items():
             run("align", source, folder / name)
             sets[name] = crops(folder / name)
     print("crops:", ", ".join(f"{len(images)} {name}" for name, (images, _) in sets.items()))

@@ -1,5 +1,5 @@
-//! Augmentations that imitate capture conditions: misalignment, a tight frame, low resolution, lighting, blur, noise and
-//! compression; and random cropping and erasing.
+//! Augmentations that imitate capture conditions: misalignment, a tight frame, low resolution, lighting, blur, noise
+//! and compression; and random cropping and erasing.
 
 use std::ops::Range;
 

@@ -101,11 +101,11 @@ impl Batch {
             let (mut student, mut covered) = (Pixels::new(self.student.size), Vec::new());
             for view in 0..self.num_views() {
                 let of_view = view * len + images.start..view * len + images.end;
-                student.append(self.student.part(of_view.clone()));
+                student.append(self.student.select(of_view.clone()));
                 covered.extend_from_slice(&self.covered[of_view]);
             }
             Self {
-                teacher: self.teacher.part(images.clone()),
+                teacher: self.teacher.select(images.clone()),
                 student,
                 covered,
                 mirrored: self.mirrored[images.clone()].to_vec(),

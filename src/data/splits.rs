@@ -253,16 +253,13 @@ impl DataConfig {
         let Some(source) = self.open_root()? else {
             return Err(Error::Config("data.root: expected a data set, found none".into()));
         };
-        let Beside::Lists(lists) = Beside::find(&source) else {
-            return Ok((source.images.clone(), source.to_string()));
+        let names = match Beside::find(&source) {
+            Beside::Lists(lists) => lists.test_names(self)?,
+            _ => None,
         };
-        let people = People::read(&lists.people)?;
-        if people.folds.len() == 1 {
-            return Ok((source.images.clone(), source.to_string()));
-        }
-        check_folds(&lists.people, &self.test_folds, people.folds.len())?;
-        let names = people.names(self.test_folds.iter().map(|fold| fold - 1));
-        let images = Subset::new(source.images, &IdentityFilter { min_images: 1, names: Some(names) }, &source.path)?;
+        let Some(names) = names else { return Ok((source.images.clone(), source.to_string())) };
+        let filter = IdentityFilter { min_images: 1, names: Some(names) };
+        let images = Subset::new(source.images, &filter, &source.path)?;
         let (num, people, folds) = (images.len(), images.num_identities(), &self.test_folds);
         let path = source.path.display();
         Ok((Arc::new(images), format!("{num} images of the {people} people of folds {folds:?} of {path}")))
@@ -500,6 +497,16 @@ impl LfwLists {
         };
         check_folds(path, &wanted, people.folds.len())?;
         Ok(people.names(wanted.iter().map(|f| f - 1)))
+    }
+
+    /// Returns the people of the folds to test on; none if there is one fold only.
+    fn test_names(&self, config: &DataConfig) -> Result<Option<Vec<String>>> {
+        let people = People::read(&self.people)?;
+        if people.folds.len() == 1 {
+            return Ok(None);
+        }
+        check_folds(&self.people, &config.test_folds, people.folds.len())?;
+        Ok(Some(people.names(config.test_folds.iter().map(|fold| fold - 1))))
     }
 
     fn test(&self, config: &DataConfig, source: &Source) -> Result<TestSet> {

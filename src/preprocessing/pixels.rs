@@ -1,7 +1,5 @@
 //! Batches of 8-bit images and their conversion to network input.
 
-use std::ops::Range;
-
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use image::imageops;
@@ -75,17 +73,15 @@ impl Pixels {
     }
 
     /// Returns some images of the batch, by their indices.
-    pub(crate) fn select(&self, images: &[usize]) -> Self {
+    pub(crate) fn select(&self, images: impl IntoIterator<Item = usize>) -> Self {
+        let images = images.into_iter();
+        let mut selected = Self::with_capacity(self.size, images.size_hint().0);
         let of_image = 3 * self.size * self.size;
-        let values = images.iter().flat_map(|i| &self.values[i * of_image..][..of_image]).copied().collect();
-        Self { values, num_images: images.len(), size: self.size }
-    }
-
-    /// Returns the images of a range within the batch.
-    pub(crate) fn part(&self, images: Range<usize>) -> Self {
-        let of_image = 3 * self.size * self.size;
-        let values = self.values[images.start * of_image..images.end * of_image].to_vec();
-        Self { values, num_images: images.len(), size: self.size }
+        for i in images {
+            selected.values.extend_from_slice(&self.values[i * of_image..][..of_image]);
+            selected.num_images += 1;
+        }
+        selected
     }
 
     /// Returns the images as network input with `preprocessing`: `(N, 3, size, size)`, f32.

@@ -15,8 +15,8 @@ pub struct StepConfig {
     pub accumulate: usize,
     /// Whether to use activation checkpointing.
     pub recompute: bool,
-    /// Most bytes for the teacher's embeddings of training images, which are kept on the CPU so that each view is embedded
-    /// once and not in every epoch; 0 keeps none. The result is the same.
+    /// Most bytes for the teacher's embeddings of training images, which are kept on the CPU so that each view is
+    /// embedded once and not in every epoch; 0 keeps none. The result is the same.
     pub max_kept_bytes: usize,
     /// Decay of the exponential moving average of the weights, below 1; 0 turns it off.
     pub ema: f64,

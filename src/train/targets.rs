@@ -44,11 +44,12 @@ impl<B: Kernels> Targets<B> {
         let views: Vec<Option<(u32, bool)>> =
             batch.images.iter().zip(&batch.mirrored).map(|(image, mirrored)| Some((*image, (*mirrored)?))).collect();
         if self.max_kept == 0 || views.iter().all(Option::is_none) {
-            return self.embed(batch.teacher.clone());
+            return self.embed(&batch.teacher);
         }
         let is_new = |view: &Option<(u32, bool)>| view.is_none_or(|view| !self.kept.contains_key(&view));
         let new: Vec<usize> = (0..views.len()).filter(|i| is_new(&views[*i])).collect();
-        let embedded = if new.is_empty() { None } else { Some(self.embed(batch.teacher.select(&new))?) };
+        let embedded =
+            if new.is_empty() { None } else { Some(self.embed(&batch.teacher.select(new.iter().copied()))?) };
         let embedded = embedded.as_ref().map(|embedded| self.backend.read(embedded)).transpose()?.unwrap_or_default();
         let mut target = vec![0.0; views.len() * self.size];
         for (row, view) in target.chunks_exact_mut(self.size).zip(&views) {
@@ -65,10 +66,10 @@ impl<B: Kernels> Targets<B> {
         Ok(self.backend.upload(target)?)
     }
 
-    fn embed(&mut self, views: Pixels) -> Result<B::Array> {
-        let mut target = self.teacher.embed(&views)?;
+    fn embed(&mut self, views: &Pixels) -> Result<B::Array> {
+        let mut target = self.teacher.embed(views)?;
         if self.mirror {
-            self.backend.add(&mut target, &self.teacher.embed(&views.mirrored())?)?;
+            self.backend.add(&mut target, &self.teacher.embed(&views.clone().mirrored())?)?;
         }
         Ok(target)
     }

@@ -27,11 +27,6 @@ impl Border {
         if width == 0 || height == 0 {
             return None;
         }
-        let at_edges = (0..height).any(|y| is_black(0, y) || is_black(width - 1, y))
-            || (0..width).any(|x| is_black(x, 0) || is_black(x, height - 1));
-        if !at_edges {
-            return None;
-        }
         let min = MIN_SHARE * width as f32 * height as f32;
         let of_row: Vec<_> = (0..height).map(|y| inside(width, |x| is_black(x, y))).collect();
         // Fewer are both in a row's and in a column's run.

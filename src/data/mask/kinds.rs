@@ -65,8 +65,8 @@ impl MaskKind {
         Self::Gaiter,
     ];
 
-    /// Share of masks of this kind, in percent, in 143 photos from the web of people who wear one. Masks worn below
-    /// the nose are rare in these, and commoner where nobody poses.
+    /// Rough share of masks of this kind, in percent, judged by eye in 143 photos from the web of people who wear one.
+    /// Masks worn below the nose are rare in these, and commoner where nobody poses.
     pub(super) fn share(self) -> f32 {
         match self {
             Self::Surgical => 44.0,

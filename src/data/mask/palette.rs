@@ -51,7 +51,7 @@ impl MaskColour {
         Self::Brown,
     ];
 
-    /// Share of masks of this colour, in percent, in 143 photos from the web of people who wear one.
+    /// Rough share of masks of this colour, in percent, judged by eye in 143 photos from the web of people who wear one.
     pub(super) fn share(self) -> f32 {
         match self {
             Self::White => 33.0,
