@@ -41,7 +41,10 @@ fn model(config: &Config, machine: &Machine, seed: u64) -> Result<Model> {
 }
 
 fn trainer(config: &Config, arm: Arm, machine: &Machine, teacher: &Model) -> Result<Trainer> {
-    let student = model(config, machine, 0)?;
+    trainer_of(model(config, machine, 0)?, config, arm, teacher)
+}
+
+fn trainer_of(student: Model, config: &Config, arm: Arm, teacher: &Model) -> Result<Trainer> {
     let of_teacher = config.distill.of(arm).has_teacher_centres();
     let size = if of_teacher { teacher.config().embedding_size } else { config.model.embedding_size };
     let head = MarginHead::new(&config.loss, size, 8, &Device::Cpu, 1)?;
@@ -187,10 +190,11 @@ fn a_loss_that_is_not_finite_updates_nothing_and_is_found() -> Result<()> {
     Ok(())
 }
 
-/// Asserts that each tensor of `found` is close to the expected one, relative to the larger of its norm and that of a
-/// tensor of 0.01s.
-fn assert_near(found: &State, expected: &State, tol: f64, what: &str) -> Result<()> {
+/// Returns the largest distance of a tensor of `found` from the expected one, relative to the larger of its norm and that
+/// of a tensor of 0.01s, and the tensor's name.
+fn farthest(found: &State, expected: &State, what: &str) -> Result<(f64, String)> {
     assert!(found.keys().eq(expected.keys()), "{what}: {:?} and {:?}", found.keys(), expected.keys());
+    let mut farthest = (0.0, String::new());
     for (file, tensors) in found {
         assert!(tensors.keys().eq(expected[file].keys()), "{what}: {file}");
         for (name, tensor) in tensors {
@@ -200,9 +204,20 @@ fn assert_near(found: &State, expected: &State, tol: f64, what: &str) -> Result<
             let squares = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>();
             let off = squares(&mut found.iter().zip(&expected).map(|(a, b)| a - b));
             let size = squares(&mut expected.iter().copied()).max(1e-4 * expected.len() as f64);
-            assert!((off / size).sqrt() < tol, "{what}: {file} {name} {}", (off / size).sqrt());
+            let distance = (off / size).sqrt();
+            // Nothing is farther than a distance that is no number.
+            if distance.is_nan() || distance > farthest.0 {
+                farthest = (distance, format!("{file} {name}"));
+            }
         }
     }
+    Ok(farthest)
+}
+
+/// Asserts that each tensor of `found` is within `tol` of the expected one, as [`farthest`] measures it.
+fn assert_near(found: &State, expected: &State, tol: f64, what: &str) -> Result<()> {
+    let (distance, name) = farthest(found, expected, what)?;
+    assert!(distance < tol, "{what}: {name} {distance}");
     Ok(())
 }
 
@@ -262,26 +277,48 @@ fn with_all_terms(centres: &str) -> Result<Config> {
     Ok(config)
 }
 
+/// An activation near a PReLU's kink may lie on either side after rounding, which changes the gradients of some tensors
+/// by some thousandths. So a GPU's step is compared with CPU steps from weights that differ by about a rounding, too: it
+/// has to be one of them.
+const ROUNDINGS: [f64; 7] = [0.0, -1e-8, 1e-8, -3e-8, 3e-8, -1e-7, 1e-7];
+
 #[test]
 fn all_terms_of_the_objective_are_those_of_the_cpu() -> Result<()> {
     for (centres, arm) in
         [("learned", Arm::Hg), ("teacher-mean", Arm::Hg), ("adaptive", Arm::Hg), ("learned", Arm::Ada)]
     {
+        let what = format!("{arm:?} with {centres} centres");
         let mut config = with_all_terms(centres)?;
         config.set("train.accumulate=2")?;
         let of_teacher = crate::models::ModelConfig { embedding_size: 24, ..config.model.clone() };
-        let run = |machine: &Machine| -> Result<_> {
+        let run = |machine: &Machine, rounding: f64| -> Result<_> {
             let teacher = Model::new(&of_teacher, &Device::Cpu, 5)?.on(machine);
-            let mut trainer = trainer(&config, arm, machine, &teacher)?;
+            let student = model(&config, machine, 0)?;
+            let mut state = student.params().state()?;
+            let trained = state.iter_mut().filter(|(name, _)| name.ends_with(".weight") && *name != "features.weight");
+            for (i, (_, weight)) in trained.enumerate() {
+                *weight = (&*weight * (1.0 + rounding * [5.0, -3.0, 1.0, -4.0][i % 4]))?;
+            }
+            student.params().load(&state)?;
+            let mut trainer = trainer_of(student, &config, arm, &teacher)?;
             let before = trainer.engine.header()?["kernel"].clone();
             // Rounding differences grow with every step.
             let batch = loader(&config)?.epoch(0).next().ok_or_else(|| Error::Training("no batch".into()))??;
             trainer.step(batch, 0, 0.002)?;
             Ok((all(&trainer)?, trainer.report()?, before))
         };
-        let (expected, of_cpu, before) = run(&Machine::default())?;
-        let (found, of_gpu, _) = run(&Machine::of_tests(Precision::F32))?;
-        assert_near(&found, &expected, 1e-2, &format!("{arm:?} with {centres} centres"))?;
+        let (found, of_gpu, _) = run(&Machine::of_tests(Precision::F32), 0.0)?;
+        let (expected, of_cpu, before) = run(&Machine::default(), 0.0)?;
+        let mut distances = vec![farthest(&found, &expected, &what)?];
+        for rounding in &ROUNDINGS[1..] {
+            if distances.iter().any(|(distance, _)| *distance < 2e-4) {
+                break;
+            }
+            distances.push(farthest(&found, &run(&Machine::default(), *rounding)?.0, &what)?);
+        }
+        println!("{what}: {distances:?}");
+        let (of_unrounded, _) = distances[0];
+        assert!(of_unrounded < 2e-2 && distances.iter().any(|(distance, _)| *distance < 2e-4), "{what}: {distances:?}");
         let figures = |r: &StepReport| {
             [r.margin_loss, r.distill_loss, r.rank_loss, r.agreement_loss, r.grad_norm].map(|v| v + 1e-3)
         };
@@ -292,7 +329,7 @@ fn all_terms_of_the_objective_are_those_of_the_cpu() -> Result<()> {
         assert_eq!(of_cpu.distill_loss > 0.0, arm == Arm::Hg, "{of_cpu:?}");
         let kernel = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
         let is_moved = kernel(&expected[HEADER]["kernel"])? != kernel(&before)?;
-        assert_eq!(is_moved, centres != "teacher-mean", "{arm:?} with {centres} centres");
+        assert_eq!(is_moved, centres != "teacher-mean", "{what}");
     }
     Ok(())
 }
