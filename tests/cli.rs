@@ -217,6 +217,9 @@ fn wrong_usage_exits_with_2_and_help_with_0() -> Result<()> {
     assert!(presets.contains("procedural") && presets.contains("ms1mv2-r100-hg"), "{presets}");
     let shown = stdout(&maskinv(&["train", "--preset", "casia-r50", "--data", "x", "--lr", "0.05", "--show-config"])?);
     assert!(shown.contains("lr = 0.05") && shown.contains("arch = \"r50\""), "{shown}");
+    let args = ["train", "--preset", "ms1mv3-r100-auraface", "--data", "x", "--unlabelled", "/more", "--show-config"];
+    let shown = stdout(&maskinv(&args)?);
+    assert!(shown.contains("unlabelled = \"/more\"") && shown.contains("teacher = \"auraface-v1\""), "{shown}");
     Ok(())
 }
 
@@ -238,6 +241,11 @@ fn mask_masks_files_folders_and_sheets() -> Result<()> {
     let sheet = root.path().join("sheet.png");
     assert!(maskinv(&["mask", str(&faces), str(&sheet), "--sheet"])?.status.success());
     assert_eq!(image::image_dimensions(&sheet)?, (9 * 112, 4 * 112));
+    let equal = root.path().join("equal");
+    assert!(maskinv(&["mask", str(&faces), str(&equal), "--mix", "equal", "--threads", "1"])?.status.success());
+    assert_ne!(std::fs::read(equal.join("p1/p1_0002.jpg"))?, std::fs::read(folder.join("p1/p1_0002.jpg"))?);
+    let often = maskinv(&["mask", str(&faces), str(&equal), "--mix", "often"])?;
+    assert!(String::from_utf8_lossy(&often.stderr).contains("expected `worn` or `equal`"), "{often:?}");
 
     let photo = root.path().join("photo.png");
     RgbImage::new(300, 200).save(&photo)?;

@@ -15,8 +15,9 @@ use sha2::{Digest, Sha256};
 use super::model::HubArgs;
 use super::photos::{PhotoArgs, UnusableArgs};
 use super::progress::Progress;
+use super::threads::ThreadsArgs;
 use super::{count_of, interrupt, list_images, tell, tell_if_anew};
-use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskProtocol, Masker, TemplateShift};
+use crate::data::mask::{MaskColour, MaskConfig, MaskKind, MaskMix, MaskProtocol, Masker, TemplateShift};
 use crate::data::{ALIGNED_LANDMARKS, FACE_SIZE, Landmarks, mask_landmarks, output_format, read_image, write_image};
 use crate::error::Error;
 use crate::face::{Crop, Cropper, Which};
@@ -38,17 +39,20 @@ pub struct MaskArgs {
     /// Output image, or output folder in which images keep their names
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Kinds of mask, separated by commas, of which each face gets one at random, by how often they are worn: surgical,
-    /// cloth, ffp2, low_worn, high_worn, patterned, respirator, gaiter [default: all]
+    /// Kinds of mask, separated by commas, of which each face gets one at random: surgical, cloth, ffp2, low_worn,
+    /// high_worn, patterned, respirator, gaiter [default: all]
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = parse_name::<MaskKind>)]
     kind: Vec<MaskKind>,
-    /// Colours, separated by commas, of which each face gets one at random, by how often they are worn: white,
-    /// light_blue, blue, navy, green, black, grey, pink, red, yellow, purple, brown [default: all]
+    /// Colours, separated by commas, of which each face gets one at random: white, light_blue, blue, navy, green, black,
+    /// grey, pink, red, yellow, purple, brown [default: all]
     #[arg(long, value_name = "COLOUR", value_delimiter = ',', value_parser = parse_name::<MaskColour>)]
     colour: Vec<MaskColour>,
+    /// How often kinds and colours are drawn: worn, as often as people wear them; or equal
+    #[arg(long, value_name = "MIX", default_value = "worn", value_parser = parse_name::<MaskMix>)]
+    mix: MaskMix,
     /// Draw masks as the published code does, from this RGBA image of a mask, with its errors: on aligned crops the
-    /// mask sits 8 px too far left, and colours overflow modulo 256; not with --kind or --colour
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "colour"])]
+    /// mask sits 8 px too far left, and colours overflow modulo 256; not with --kind, --colour or --mix
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "colour", "mix"])]
     reference: Option<PathBuf>,
     /// Landmarks of the template, ten numbers as in --landmarks; needed unless it is the published one
     #[arg(long, value_name = "POINTS", value_delimiter = ',', num_args = 1, requires = "reference")]
@@ -67,6 +71,8 @@ pub struct MaskArgs {
     photos: PhotoArgs,
     #[command(flatten)]
     unusable: UnusableArgs,
+    #[command(flatten)]
+    threads: ThreadsArgs,
     /// Use only cached files of the Hugging Face hub; same as HF_HUB_OFFLINE=1
     #[arg(long)]
     offline: bool,
@@ -99,6 +105,7 @@ impl MaskArgs {
     /// # Errors
     /// When an image or the template is missing or broken, or the output exists or cannot be written.
     pub fn run(self) -> Result<()> {
+        self.threads.start()?;
         if self.input.is_dir() && !self.landmarks.is_empty() {
             bail!("--landmarks applies to one image, but {} is a folder", self.input.display());
         }
@@ -263,7 +270,7 @@ impl MaskArgs {
     }
 
     fn config(&self) -> Result<MaskConfig> {
-        let mut config = MaskConfig::default();
+        let mut config = MaskConfig { mix: self.mix, ..MaskConfig::default() };
         if !self.kind.is_empty() {
             config.kinds.clone_from(&self.kind);
         }

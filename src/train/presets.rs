@@ -4,10 +4,13 @@ use super::config::Config;
 use crate::error::{Error, Result};
 
 /// Presets by name. The first line of each file says what the preset is for.
-const PRESETS: [(&str, &str); 6] = [
+const PRESETS: [(&str, &str); 9] = [
     ("procedural", include_str!("presets/procedural.toml")),
     ("lfw-small", include_str!("presets/lfw-small.toml")),
     ("lfw-w600k", include_str!("presets/lfw-w600k.toml")),
+    ("casia-r50-w600k", include_str!("presets/casia-r50-w600k.toml")),
+    ("ms1mv3-r100-auraface", include_str!("presets/ms1mv3-r100-auraface.toml")),
+    ("webface4m-mbf-adaface", include_str!("presets/webface4m-mbf-adaface.toml")),
     ("casia-r50", include_str!("presets/casia-r50.toml")),
     ("ms1mv2-r100-lg", include_str!("presets/ms1mv2-r100-lg.toml")),
     ("ms1mv2-r100-hg", include_str!("presets/ms1mv2-r100-hg.toml")),

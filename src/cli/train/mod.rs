@@ -43,6 +43,10 @@ pub struct TrainArgs {
     /// Initial weights of every arm, in any form that --teacher accepts
     #[arg(long, value_name = "MODEL")]
     start: Option<String>,
+    /// Further images without labels, from which the arms with a teacher learn: a data set in any format, or a folder of
+    /// aligned crops
+    #[arg(long, value_name = "PATH")]
+    unlabelled: Option<PathBuf>,
     /// Folder for the results [default: a new folder in runs/]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -137,7 +141,7 @@ impl TrainArgs {
     /// When a setting, path or file is wrong, or training fails.
     pub fn run(self) -> Result<()> {
         if self.list_presets {
-            return preset_names().try_for_each(|(name, purpose)| print(&format!("{name:16} {purpose}")));
+            return preset_names().try_for_each(|(name, purpose)| print(&format!("{name:21} {purpose}")));
         }
         if let Some(file) = &self.sweep {
             return sweep::run(&self, file);
@@ -268,6 +272,9 @@ impl TrainArgs {
         }
         if let Some(start) = &self.start {
             config.train.start_weights = Some(start.clone());
+        }
+        if let Some(unlabelled) = &self.unlabelled {
+            config.data.unlabelled = Some(unlabelled.clone());
         }
         self.settings.apply(&mut config, &self.hub)?;
         config.make_paths_absolute()?;
