@@ -3,7 +3,8 @@
 //! `cpu_worker.py`; its peak is the GPU's memory, and figures are read every so many steps. These print a table and
 //! exit: `kernels [MB]`, on arrays of that size; `plans ARCH BATCH`, how each convolution runs; `profile WORKLOAD`,
 //! its time by kernel; `suite ARCH BATCH CLASSES [--json FILE]`, the median times of all workloads. `dry WORKLOAD`
-//! needs no GPU and computes nothing: it prints the workload's memory, kernel launches and library calls, and FLOP.
+//! needs no GPU and computes nothing: it prints the workload's memory, kernel launches and library calls, and FLOP; its
+//! workload may also be `preset NAME ARM TEACHER CLASSES`, the steps of a preset with a teacher of that architecture.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -16,7 +17,7 @@ use maskinv::machine::bench::{Margin, kernels, profile};
 use maskinv::machine::dry::dry;
 use maskinv::machine::{Choice, Machine, Precision};
 use maskinv::models::{Arch, ConvolutionPass, Model, ModelConfig};
-use maskinv::train::{StepConfig, Trainer};
+use maskinv::train::{BatchNormMode, StepConfig, Trainer, preset};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -158,7 +159,23 @@ fn with_work<T>(
         Some("infer") => run(&mut infer(machine, network()?, size(args, 2)?)?),
         Some(kind @ ("train" | "kd")) => {
             let teacher = (kind == "kd").then(|| frozen(machine, network()?, 5)).transpose()?;
-            run(&mut train(machine, network()?, (size(args, 2)?, size(args, 3)?), teacher.as_ref(), steps)?)
+            let lambda = if teacher.is_some() { 3000.0 } else { 0.0 };
+            let distill = DistillConfig { lambda, ..DistillConfig::default() };
+            let config = StepConfig { distill, log_every: steps, ..StepConfig::default() };
+            let student = model(machine, network()?, 0)?;
+            run(&mut train(student, (size(args, 2)?, size(args, 3)?), teacher.as_ref(), &config)?)
+        }
+        Some("preset") => {
+            let [_, name, arm, teacher, classes] = args else { bail!("preset: expected NAME ARM TEACHER CLASSES") };
+            let config = preset(name)?;
+            let arm = config.train.arms.iter().find(|of| of.name() == *arm).context("the preset has no such arm")?;
+            let teacher = frozen(machine, arch(teacher)?, 5)?;
+            let mut student = Model::new(&config.model, &Device::Cpu, 0)?;
+            student.freeze(&config.train.freeze)?;
+            student.params().freeze_statistics(config.train.batch_norm == BatchNormMode::Frozen);
+            let step = StepConfig { log_every: steps, ..config.step(*arm) };
+            let sizes = (config.loader.batch_size, classes.parse()?);
+            run(&mut train(student.on(machine), sizes, Some(&teacher), &step)?)
         }
         Some("margin") => {
             let margin = Margin::new(machine, size(args, 1)?, size(args, 2)?, size(args, 3)?)?;
@@ -168,7 +185,7 @@ fn with_work<T>(
             });
             run(&mut work)
         }
-        _ => bail!("expected infer, train, kd, margin, kernels, plans, profile, suite or dry"),
+        _ => bail!("expected infer, train, kd, preset, margin, kernels, plans, profile, suite or dry"),
     }
 }
 
@@ -216,18 +233,13 @@ fn infer(machine: &Machine, arch: Arch, batch: usize) -> Result<Work<'static>> {
 
 /// Returns a workload of training steps; each call ends with a step whose report is read back from the GPU.
 fn train<'a>(
-    machine: &Machine,
-    arch: Arch,
+    student: Model,
     (batch, classes): (usize, usize),
     teacher: Option<&'a Model>,
-    steps: usize,
+    config: &StepConfig,
 ) -> Result<Work<'a>> {
     let head = MarginHead::new(&MarginConfig::default(), 512, classes, &Device::Cpu, 1)?;
-    let lambda = if teacher.is_some() { 3000.0 } else { 0.0 };
-    let distill = DistillConfig { lambda, ..DistillConfig::default() };
-    let student = model(machine, arch, 0)?;
-    let config = StepConfig { distill, log_every: steps, ..StepConfig::default() };
-    let mut trainer = Trainer::new(student, head, teacher, &config)?;
+    let mut trainer = Trainer::new(student, head, teacher, config)?;
     let (mut rng, mut step) = (ChaCha8Rng::seed_from_u64(0), 0);
     let images = pixels(batch, &mut rng);
     Ok(Box::new(move || {
