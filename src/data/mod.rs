@@ -2,6 +2,7 @@
 
 mod align;
 mod alignment_check;
+mod beside;
 mod bilinear;
 mod cache;
 mod check;

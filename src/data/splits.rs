@@ -9,14 +9,14 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::beside::{Beside, listed_test};
 use super::photo_pairs::read_photo_pairs;
 use super::test_set::{DRAWN_PAIRS_FOLDS, TestSet};
 use super::{
-    Cached, Dataset, IdentityFilter, PairList, People, ProceduralConfig, ProceduralFaces, Source, Subset, Unlabelled,
+    Cached, Dataset, IdentityFilter, PairList, ProceduralConfig, ProceduralFaces, Source, Subset, Unlabelled,
     VerificationFaces, open_source_with, sample_pairs,
 };
 use crate::error::{Error, Result};
-use crate::files::folder_of;
 
 /// Most procedural images; they are indexed in memory, and a larger number is a mistake.
 const MAX_PROCEDURAL_IMAGES: usize = 10_000_000;
@@ -254,7 +254,7 @@ impl DataConfig {
             return Err(Error::Config("data.root: expected a data set, found none".into()));
         };
         let names = match Beside::find(&source) {
-            Beside::Lists(lists) => lists.test_names(self)?,
+            Beside::Lists(lists) => lists.test_names(&self.test_folds)?,
             _ => None,
         };
         let Some(names) = names else { return Ok((source.images.clone(), source.to_string())) };
@@ -324,7 +324,7 @@ impl DataConfig {
         let names = match (&self.pairs, Beside::find(source)) {
             (Some(pairs), _) if is_verification(pairs) => None,
             (Some(list), _) => Some(names_outside(source, list)?),
-            (None, Beside::Lists(lists)) => Some(lists.train_names(self)?),
+            (None, Beside::Lists(lists)) => Some(lists.train_names(&self.train_folds, &self.test_folds)?),
             (None, Beside::Verification(_)) => None,
             (None, Beside::Nothing) => Some(self.split_identities(source)?.0),
         };
@@ -338,10 +338,10 @@ impl DataConfig {
         }
         let Some(source) = source else { return self.procedural_test() };
         if let Some(path) = &self.pairs {
-            return self.listed_test(source, path);
+            return listed_test(source, path, self.split_seed);
         }
         match Beside::find(source) {
-            Beside::Lists(lists) => lists.test(self, source),
+            Beside::Lists(lists) => lists.test(source, &self.test_folds, self.split_seed),
             Beside::Verification(path) => VerificationFaces::open(&path)?.into_test(DRAWN_PAIRS_FOLDS),
             Beside::Nothing => {
                 let filter = IdentityFilter { min_images: 2, names: Some(self.split_identities(source)?.1) };
@@ -393,23 +393,6 @@ impl DataConfig {
         TestSet::new(images, pairs, DRAWN_PAIRS_FOLDS, description)
     }
 
-    /// Returns the pairs of a list, in all its folds.
-    fn listed_test(&self, source: &Source, path: &Path) -> Result<TestSet> {
-        let list = PairList::read(path)?;
-        let mut pairs = list.resolve(source.images.as_ref())?;
-        let num_folds = match list.num_folds() {
-            // MFR2's list names all genuine pairs first: shuffle, so that each fold has both kinds.
-            0 | 1 => {
-                pairs.shuffle(&mut ChaCha8Rng::seed_from_u64(self.split_seed));
-                DRAWN_PAIRS_FOLDS
-            }
-            folds => folds,
-        };
-        let counted = if list.counts_from_zero(source.images.as_ref()) { ", which counts images from 0" } else { "" };
-        let description = format!("{} pairs of {}{counted}", pairs.len(), path.display());
-        TestSet::new(source.images.clone(), pairs, num_folds, description)
-    }
-
     fn cached(&self, dataset: Arc<dyn Dataset>) -> Result<Arc<dyn Dataset>> {
         if !self.cache {
             return Ok(dataset);
@@ -458,86 +441,4 @@ fn names_outside(source: &Source, list: &Path) -> Result<Vec<String>> {
 /// Whether a file of pairs is one of insightface's verification files.
 fn is_verification(path: &Path) -> bool {
     path.extension().is_some_and(|x| x.eq_ignore_ascii_case("bin"))
-}
-
-/// The test protocol found beside a data set.
-enum Beside {
-    Lists(LfwLists),
-    /// A verification file. It does not name its people, so the whole data set is for training.
-    Verification(PathBuf),
-    Nothing,
-}
-
-impl Beside {
-    fn find(source: &Source) -> Self {
-        if let (Some(people), Some(pairs)) = (source.beside("people.txt"), source.beside("pairs.txt")) {
-            return Self::Lists(LfwLists { people, pairs });
-        }
-        source.verification_beside().map_or(Self::Nothing, Self::Verification)
-    }
-}
-
-/// LFW's lists of people and pairs.
-struct LfwLists {
-    people: PathBuf,
-    pairs: PathBuf,
-}
-
-impl LfwLists {
-    fn train_names(&self, config: &DataConfig) -> Result<Vec<String>> {
-        let path = &self.people;
-        let people = People::read(path)?;
-        if people.folds.len() == 1 {
-            let what = "expected folds to train on and others to test on, found one, whose pairs are all tested";
-            return Err(Error::Data { path: path.to_owned(), what: what.into() });
-        }
-        let wanted: Vec<usize> = match config.train_folds.as_slice() {
-            [] => (1..=people.folds.len()).filter(|f| !config.test_folds.contains(f)).collect(),
-            folds => folds.to_vec(),
-        };
-        check_folds(path, &wanted, people.folds.len())?;
-        Ok(people.names(wanted.iter().map(|f| f - 1)))
-    }
-
-    /// Returns the people of the folds to test on; none if there is one fold only.
-    fn test_names(&self, config: &DataConfig) -> Result<Option<Vec<String>>> {
-        let people = People::read(&self.people)?;
-        if people.folds.len() == 1 {
-            return Ok(None);
-        }
-        check_folds(&self.people, &config.test_folds, people.folds.len())?;
-        Ok(Some(people.names(config.test_folds.iter().map(|fold| fold - 1))))
-    }
-
-    fn test(&self, config: &DataConfig, source: &Source) -> Result<TestSet> {
-        let path = &self.pairs;
-        let list = PairList::read_lfw(path)?;
-        // A list without folds is a test of its own.
-        if list.num_folds() == 1 {
-            return config.listed_test(source, path);
-        }
-        check_folds(path, &config.test_folds, list.num_folds())?;
-        if config.test_folds.len() < 2 {
-            let what = "data.test_folds: expected two folds or more: the threshold for each comes from the others";
-            return Err(Error::Config(what.into()));
-        }
-        let mut pairs = list.resolve(source.images.as_ref())?;
-        pairs.retain(|p| config.test_folds.contains(&(p.fold + 1)));
-        let description =
-            format!("{} pairs of folds {:?} of {}", pairs.len(), config.test_folds, folder_of(path).display());
-        TestSet::new(source.images.clone(), pairs, config.test_folds.len(), description)
-    }
-}
-
-fn check_folds(path: &Path, wanted: &[usize], num_folds: usize) -> Result<()> {
-    match wanted.iter().find(|&&f| f > num_folds) {
-        Some(fold) => {
-            let what = format!("expected fold {fold}, found {num_folds} folds");
-            Err(Error::Data { path: path.to_owned(), what })
-        }
-        None if wanted.is_empty() => {
-            Err(Error::Data { path: path.to_owned(), what: "expected at least one fold to be chosen".into() })
-        }
-        None => Ok(()),
-    }
 }

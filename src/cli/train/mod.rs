@@ -141,7 +141,8 @@ impl TrainArgs {
     /// When a setting, path or file is wrong, or training fails.
     pub fn run(self) -> Result<()> {
         if self.list_presets {
-            return preset_names().try_for_each(|(name, purpose)| print(&format!("{name:21} {purpose}")));
+            let width = preset_names().map(|(name, _)| name.len()).max().unwrap_or_default();
+            return preset_names().try_for_each(|(name, purpose)| print(&format!("{name:width$} {purpose}")));
         }
         if let Some(file) = &self.sweep {
             return sweep::run(&self, file);

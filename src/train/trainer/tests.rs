@@ -280,7 +280,9 @@ fn with_all_terms(centres: &str) -> Result<Config> {
 /// An activation near a PReLU's kink may lie on either side after rounding, which changes the gradients of some tensors
 /// by some thousandths. So a GPU's step is compared with CPU steps from weights that differ by about a rounding, too: it
 /// has to be one of them.
-const ROUNDINGS: [f64; 7] = [0.0, -1e-8, 1e-8, -3e-8, 3e-8, -1e-7, 1e-7];
+const ROUNDINGS: [f64; 6] = [-1e-8, 1e-8, -3e-8, 3e-8, -1e-7, 1e-7];
+/// Largest distance of a GPU's state from the CPU's that is the same step.
+const SAME_STEP: f64 = 2e-4;
 
 #[test]
 fn all_terms_of_the_objective_are_those_of_the_cpu() -> Result<()> {
@@ -309,16 +311,15 @@ fn all_terms_of_the_objective_are_those_of_the_cpu() -> Result<()> {
         };
         let (found, of_gpu, _) = run(&Machine::of_tests(Precision::F32), 0.0)?;
         let (expected, of_cpu, before) = run(&Machine::default(), 0.0)?;
-        let mut distances = vec![farthest(&found, &expected, &what)?];
-        for rounding in &ROUNDINGS[1..] {
-            if distances.iter().any(|(distance, _)| *distance < 2e-4) {
-                break;
+        let unrounded = farthest(&found, &expected, &what)?;
+        assert!(unrounded.0 < 1e-2, "{what}: {unrounded:?}");
+        let mut nearest = unrounded;
+        for rounding in ROUNDINGS {
+            if nearest.0 >= SAME_STEP {
+                nearest = farthest(&found, &run(&Machine::default(), rounding)?.0, &what)?;
             }
-            distances.push(farthest(&found, &run(&Machine::default(), *rounding)?.0, &what)?);
         }
-        println!("{what}: {distances:?}");
-        let (of_unrounded, _) = distances[0];
-        assert!(of_unrounded < 2e-2 && distances.iter().any(|(distance, _)| *distance < 2e-4), "{what}: {distances:?}");
+        assert!(nearest.0 < SAME_STEP, "{what}: {nearest:?}");
         let figures = |r: &StepReport| {
             [r.margin_loss, r.distill_loss, r.rank_loss, r.agreement_loss, r.grad_norm].map(|v| v + 1e-3)
         };
