@@ -86,6 +86,14 @@ pub enum Error {
         /// The expected and the actual number of faces.
         what: String,
     },
+    /// A gallery cannot be read or written, or does not have what is asked for.
+    #[error("{}: {what}", path.display())]
+    Gallery {
+        /// The gallery.
+        path: PathBuf,
+        /// The cause, and the remedy if there is one.
+        what: String,
+    },
     /// Training cannot continue.
     #[error("training: {0}")]
     Training(String),
@@ -126,7 +134,7 @@ impl Error {
 
 /// Describes a feature that this build lacks and the command that adds it to the features it has.
 #[cfg_attr(
-    all(feature = "hub", feature = "cudnn", feature = "any-onnx"),
+    all(feature = "hub", feature = "cudnn", feature = "any-onnx", feature = "gallery"),
     expect(dead_code, reason = "no feature is missing")
 )]
 pub(crate) fn missing_feature(feature: &str) -> String {
@@ -134,6 +142,7 @@ pub(crate) fn missing_feature(feature: &str) -> String {
         ("hub", cfg!(feature = "hub")),
         ("parquet", cfg!(feature = "parquet") && !cfg!(feature = "hub")),
         ("any-onnx", cfg!(feature = "any-onnx")),
+        ("gallery", cfg!(feature = "gallery")),
         ("cudnn", cfg!(feature = "cudnn")),
         ("cuda", cfg!(feature = "cuda") && !cfg!(feature = "cudnn")),
     ];

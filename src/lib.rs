@@ -38,6 +38,8 @@ pub mod eval;
 pub mod face;
 #[cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports, reason = "some of it serves the program alone"))]
 mod files;
+#[cfg(feature = "gallery")]
+pub mod gallery;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod gpu;
 mod lists;

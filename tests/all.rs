@@ -18,6 +18,8 @@ mod fixture;
 mod folder;
 mod foreign;
 mod formats;
+#[cfg(feature = "gallery")]
+mod gallery;
 mod hostility;
 #[cfg(feature = "hub")]
 mod hub;

@@ -201,9 +201,13 @@ fn thresholds_do_not_outlive_what_they_were_measured_with() -> Result<()> {
     }
     write_safetensors(&model, &file.tensors, &file.metadata)?;
     let ready = root.path().join("ready.safetensors");
-    let data = ["--data", str(&faces), "--set", "data.test_share=0.5", "--fmr", "0.2"];
+    let data = ["--data", str(&faces), "--set", "data.test_share=0.5", "--fmr", "0.2", "--setting", "U-M"];
     run(&[&["calibrate", str(&model), str(&ready)][..], &data].concat())?;
-    let thresholds = |path: &Path| Ok::<_, anyhow::Error>(load_model(path, None)?.model.thresholds().len());
+    let thresholds = |path: &Path| {
+        let model = load_model(path, None)?.model;
+        assert_eq!(model.mask_head().is_some(), !model.thresholds().is_empty(), "the head stays and goes with them");
+        Ok::<_, anyhow::Error>(model.thresholds().len())
+    };
     assert_eq!(thresholds(&ready)?, 1);
     let dropped = "thresholds are dropped, they were measured with";
     for (name, flag, words) in [
@@ -222,6 +226,7 @@ fn thresholds_do_not_outlive_what_they_were_measured_with() -> Result<()> {
     let face = faces.join("p0/p0_0001.jpg");
     let (text, said) = run(&["verify", str(&ready), str(&face), str(&face), "--bgr"])?;
     assert!(text.contains("no threshold") && said.contains(dropped), "{text}{said}");
+    assert!(said.contains("the mask head is dropped, it was fitted to other weights or preprocessing"), "{said}");
     // Other weights under the old metadata.
     let mut file = read_safetensors(&ready)?;
     let weight = file.tensors.get_mut("fc.weight").context("a weight")?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use maskinv::data::ALIGNED_LANDMARKS;
+use maskinv::data::{ALIGNED_LANDMARKS, Dataset, ProceduralConfig, ProceduralFaces};
 use maskinv::models::{Arch, Model, ModelConfig, save_model};
 use serde_json::Value;
 
@@ -239,10 +239,95 @@ fn thresholds_are_chosen_kept_with_the_model_and_used() -> Result<()> {
     assert_eq!(json(&[&verify[..], &["--fmr", "0.1"]].concat())?["measured"], thresholds[0]);
     let error = refused(&[&verify[..], &["--fmr", "0.5"]].concat())?;
     assert!(error.contains("expected a threshold for FMR 0.5, found those for 0.1, 0.01"), "{error}");
+    // Without a mask head nobody knows who wears a mask; `--setting` says so, and without it the strictest is taken.
+    let by_setting = root.path().join("by_setting.safetensors");
+    let rates = ["--fmr", "0.1", "--mask-head", "0"];
+    let calibrate = ["calibrate", str(&plain), str(&by_setting), "--data", str(&faces), "--all-pairs"];
+    let text = run(&[&calibrate[..], &["--set", "data.test_share=0.9"], &rates].concat())?;
+    for part in ["on U-U pairs of all pairs of faces", "on U-M pairs", "on M-M pairs"] {
+        assert!(text.contains(part), "{part} in: {text}");
+    }
+    let thresholds = json(&["info", str(&by_setting), "--json"])?[0]["thresholds"].clone();
+    let of = |setting: &str| {
+        let found = thresholds.as_array().into_iter().flatten().find(|found| found["setting"] == setting);
+        found.map(|found| found["threshold"].clone()).unwrap_or_default()
+    };
+    for setting in ["U-U", "U-M", "M-M"] {
+        let found = json(&["verify", str(&by_setting), str(&one), str(&other), "--json", "--setting", setting])?;
+        assert_eq!((&found["threshold"], &found["masks"]), (&of(setting), &serde_json::Value::Null));
+    }
+    let output = maskinv(&["verify", str(&by_setting), str(&one), str(&other), "--json"])?;
+    let strictest = ["U-U", "U-M", "M-M"].iter().filter_map(|s| of(s).as_f64()).fold(f64::MIN, f64::max);
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout)?["threshold"].as_f64(), Some(strictest));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("no mask head says who wears a mask, so the strictest threshold is taken"), "{said}");
     // They stay with it, in every format.
     let onnx = root.path().join("with.onnx");
     run(&["convert", str(&with), str(&onnx)])?;
-    assert_eq!(json(&["info", str(&onnx), "--json"])?[0]["thresholds"], info[0]["thresholds"]);
+    let converted = json(&["info", str(&onnx), "--json"])?;
+    assert_eq!(converted[0]["thresholds"], info[0]["thresholds"]);
+    assert!(converted[0]["mask_head"].is_string() && converted[0]["mask_head"] == info[0]["mask_head"], "{converted}");
+    Ok(())
+}
+
+/// Drawn faces, without a mask and with one, and a network that was only initialised: its features suffice.
+#[test]
+fn a_mask_head_is_fitted_to_any_network_and_used() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (people, images) = (30, 4);
+    let drawn = ProceduralFaces::new(ProceduralConfig {
+        num_identities: people,
+        images_per_identity: images,
+        ..ProceduralConfig::default()
+    })?;
+    let set = root.path().join("set");
+    for i in 0..drawn.len() {
+        let person = set.join(format!("p{:02}", i / images));
+        std::fs::create_dir_all(&person)?;
+        drawn.get(i)?.image.save(person.join(format!("{i:03}.png")))?;
+    }
+    let masked = root.path().join("masked");
+    run(&["mask", str(&set), str(&masked), "--aligned", "--seed", "9"])?;
+    let config =
+        ModelConfig { arch: Arch::R18, width: 0.25, embedding_size: 16, input_size: 112, ..Default::default() };
+    let plain = root.path().join("plain.safetensors");
+    save_model(&plain, &Model::new(&config, &Device::Cpu, 3)?, DType::F32)?;
+    let with = root.path().join("with.safetensors");
+    let said = maskinv(&["calibrate", str(&plain), str(&with), "--data", str(&set), "--set", "data.test_share=0.8"])?;
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    assert!(run(&["info", str(&with)])?.contains("  mask head      fitted on 96 faces of "));
+    let share = |folder: &Path| -> Result<f64> {
+        let table = run(&["embed", str(&with), str(folder)])?;
+        let mut rows = csv::Reader::from_reader(table.as_bytes());
+        assert_eq!(rows.headers()?.iter().take(3).collect::<Vec<_>>(), ["image", "mask", "e0"]);
+        let scores = rows.records().map(|row| Ok(row?[1].parse::<f64>()?)).collect::<Result<Vec<_>>>()?;
+        assert!(scores.len() == people * images && scores.iter().all(|score| (0.0..=1.0).contains(score)));
+        Ok(scores.iter().filter(|score| **score >= 0.5).count() as f64 / scores.len() as f64)
+    };
+    let (without, with_mask) = (share(&set)?, share(&masked)?);
+    assert!(without < 0.1 && with_mask > 0.9, "{without} of faces without a mask, {with_mask} of those with one");
+    // The setting follows from it, and so does the threshold.
+    let [face, other] = [&set, &masked].map(|folder| folder.join("p00/000.png"));
+    let verify = |a: &Path, b: &Path| json(&["verify", str(&with), str(a), str(b), "--json", "--fmr", "0.1"]);
+    for (a, b, setting) in
+        [(&face, &face, "U-U"), (&face, &other, "U-M"), (&other, &face, "U-M"), (&other, &other, "M-M")]
+    {
+        assert_eq!(verify(a, b)?["measured"]["setting"], setting);
+    }
+    let text = run(&["verify", str(&with), str(&face), str(&other)])?;
+    assert!(
+        text.contains("000.png: without a mask (score 0.") && text.contains("000.png: with a mask (score "),
+        "{text}"
+    );
+    // Without pixels of its own a model of another size of the same kind refuses the head.
+    let mut file = maskinv::weights::read_safetensors(&with)?;
+    let head = file.metadata.get_mut("maskinv.mask_head").context("a mask head")?;
+    *head = head.replace("\"rows\":7", "\"rows\":6");
+    maskinv::weights::write_safetensors(&with, &file.tensors, &file.metadata)?;
+    let error = refused(&["info", str(&with)])?;
+    assert!(
+        error.contains("mask head: expected finite weights of 7 rows and 128 channels, found 896 weights of 6 rows")
+    );
     Ok(())
 }
 

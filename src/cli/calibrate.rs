@@ -1,6 +1,7 @@
 //! `maskinv calibrate`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
@@ -14,10 +15,13 @@ use super::print;
 use super::progress::Progress;
 use super::settings::SettingsArgs;
 use crate::cli::tell;
-use crate::data::{FACE_SIZE, TestSet};
-use crate::eval::{Scores, Setting, compare};
-use crate::models::Threshold;
-use crate::train::Event;
+use crate::data::{Dataset, FACE_SIZE, Subset, TestSet};
+use crate::eval::{Comparisons, Scores, Setting, compare, compare_all_pairs};
+use crate::models::{Arch, ComputedWith, Threshold};
+use crate::train::{Config, Event, MaskHeadConfig, fit_mask_head};
+
+/// False matches that a rate without a flag of its own should rest on.
+const EXPECTED: f64 = 10.0;
 
 /// Arguments of `maskinv calibrate`.
 #[derive(Args, Debug)]
@@ -29,12 +33,20 @@ pub struct CalibrateArgs {
     /// New .safetensors or .onnx file: the model with the new thresholds, which replace any it had
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// False match rate to choose a threshold for, a fraction such as 0.001; may be repeated
-    #[arg(long, value_name = "RATE", default_values_t = [1e-3], value_parser = super::rate)]
+    /// False match rate to choose thresholds for, a fraction such as 0.001; may be repeated [default: 0.1, 0.01 and so
+    /// on, down to the lowest of which ten false matches are expected]
+    #[arg(long, value_name = "RATE", value_parser = super::rate)]
     fmr: Vec<f64>,
-    /// Who wears a mask in the calibration pairs
-    #[arg(long, value_enum, default_value_t = Worn::UM)]
-    setting: Worn,
+    /// Who wears a mask in the calibration pairs, separated by commas: each gets thresholds of its own
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Worn::UU, Worn::UM, Worn::MM])]
+    setting: Vec<Worn>,
+    /// Compare all images with each other instead of the pairs of a list: many more impostor pairs, for low rates
+    #[arg(long, conflicts_with = "pairs")]
+    all_pairs: bool,
+    /// Fit a new mask head, which says who wears a mask, on this many of the images; 0 fits none [default: 2000, if the
+    /// model has none]
+    #[arg(long, value_name = "N")]
+    mask_head: Option<usize>,
     #[command(flatten)]
     which: WhichArgs,
     #[command(flatten)]
@@ -67,6 +79,17 @@ enum Worn {
     MM,
 }
 
+impl Worn {
+    fn setting(self) -> Setting {
+        match self {
+            Self::UU => Setting::UU,
+            Self::UM => Setting::UM,
+            Self::MU => Setting::MU,
+            Self::MM => Setting::MM,
+        }
+    }
+}
+
 impl CalibrateArgs {
     /// Scores the pairs, chooses the thresholds, writes the model with them and prints them.
     ///
@@ -83,64 +106,147 @@ impl CalibrateArgs {
             config.data.pairs = Some(pairs.clone());
         }
         self.settings.apply(&mut config, &self.hub)?;
-        let test = config.data.open_test()?;
-        // Said now rather than after every image went through the network.
-        let num_impostor = test.pairs.iter().filter(|pair| !pair.is_same).count();
-        if let Some(fmr) = self.fmr.iter().find(|&&fmr| 1.0 / num_impostor as f64 > fmr) {
-            bail!(
-                "--fmr {fmr}: expected at least {:.0} impostor pairs to measure it, found {num_impostor} in {}",
-                (1.0 / fmr).ceil(),
-                test.description
-            );
-        }
+        let (images, test, description) = self.open(&config)?;
+        let used = test.as_ref().map_or_else(|| (0..images.len()).collect(), TestSet::used_images);
         let mut progress = Progress::new();
         let cropper = self.photos.cropper(self.which.which, FACE_SIZE as usize, &self.hub)?;
-        let used = test.used_images();
         let count = |done| progress.count("crop", "images read", done, used.len());
-        let Cropped { images, unusable, .. } = in_photos(&test.images, &used, &cropper, self.unusable, count)?;
-        let test = TestSet { images, ..test }.without(&unusable)?;
-        let on = |done, total| progress.show(Event::Embedded { done, total });
-        let scores = compare(&model, &test, &config.eval, on)?;
-        let setting = match self.setting {
-            Worn::UU => Setting::UU,
-            Worn::UM => Setting::UM,
-            Worn::MU => Setting::MU,
-            Worn::MM => Setting::MM,
-        };
-        let comparisons = &scores[&setting];
-        if comparisons.is_constant() {
-            bail!("{}: all pairs have one score: the network gives every image the same embedding", self.model);
-        }
-        let scores = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?;
+        let Cropped { images, usable, unusable } = in_photos(&images, &used, &cropper, self.unusable, count)?;
+        let faces: Arc<dyn Dataset> = Arc::new(Subset::of_images(images.clone(), &usable).context("no image is left")?);
+        let test = test.map(|test| TestSet { images, ..test }.without(&unusable)).transpose()?;
+        let description = test.as_ref().map_or(description, |test| test.description.clone());
         // Keep the data's local path out of the model: only its last component stays.
         let measured_on = match config.data.root.as_deref().and_then(|root| Some((root, root.file_name()?))) {
-            Some((root, name)) => test.description.replace(&root.display().to_string(), &name.to_string_lossy()),
-            None => test.description.clone(),
+            Some((root, name)) => description.replace(&root.display().to_string(), &name.to_string_lossy()),
+            None => description,
         };
-        let computed_with = model.computed_with()?;
-        let choose = |&fmr: &f64| {
-            let threshold = scores.threshold_at_fmr(fmr).context("--fmr")?;
-            Ok(Threshold {
-                fmr,
-                threshold,
-                fnmr: scores.fnmr_at_threshold(threshold),
-                setting: setting.name().to_owned(),
-                num_impostor: scores.impostor().len(),
-                num_genuine: scores.genuine().len(),
-                measured_on: measured_on.clone(),
-                photos: summary(&cropper),
-                computed_with: Some(computed_with.clone()),
-            })
+        let of_head = match self.mask_head {
+            None if model.mask_head().is_none() && model.config().arch != Arch::Onnx => {
+                MaskHeadConfig::default().num_faces
+            }
+            num_faces => num_faces.unwrap_or(0),
         };
-        let mut thresholds = self.fmr.iter().map(choose).collect::<Result<Vec<_>>>()?;
-        thresholds.sort_by(|a, b| b.fmr.total_cmp(&a.fmr));
-        thresholds.dedup_by(|a, b| a.fmr == b.fmr);
-        let model = model.with_thresholds(thresholds);
+        let head = match of_head {
+            0 => model.mask_head().cloned(),
+            num_faces => {
+                let of_head = MaskHeadConfig { num_faces, seed: config.eval.seed };
+                let count = |done, total| progress.count("mask head", "faces", done, total);
+                match fit_mask_head(&model, faces.as_ref(), &config.mask, &of_head, &measured_on, count) {
+                    Ok(head) => Some(head),
+                    Err(error) if self.mask_head.is_some() => return Err(error.into()),
+                    Err(error) => {
+                        tell(format_args!("{}: without a mask head: {error}", self.model));
+                        None
+                    }
+                }
+            }
+        };
+        let on = |done, total| progress.show(Event::Embedded { done, total });
+        let (scores, measured_on) = match &test {
+            None => {
+                let found = compare_all_pairs(&model, faces.as_ref(), None, &config.eval, on)?;
+                let scores = found.into_iter().map(|(setting, (_, comparisons))| (setting, comparisons)).collect();
+                (scores, format!("all pairs of {measured_on}"))
+            }
+            Some(test) => (compare(&model, test, &config.eval, on)?, measured_on),
+        };
+        let measured = Measured {
+            measured_on,
+            photos: summary(&cropper),
+            computed_with: model.computed_with()?,
+            model: &self.model,
+        };
+        let mut thresholds: Vec<Threshold> = Vec::new();
+        for setting in &self.setting {
+            let setting = setting.setting();
+            // All pairs of M-U are those of U-M.
+            let comparisons = scores.get(&setting).or(scores.get(&Setting::UM).filter(|_| setting == Setting::MU));
+            let comparisons = comparisons.with_context(|| format!("no pairs for --setting {}", setting.name()))?;
+            thresholds.extend(measured.thresholds(setting, comparisons, &self.fmr)?);
+        }
+        let model = model.with_thresholds(thresholds).with_mask_head(head);
         file.write(&model, DType::F32)?;
         for threshold in model.thresholds() {
             print(&threshold.to_string())?;
         }
         tell(format_args!("{}", self.output.display()));
         Ok(())
+    }
+}
+
+impl CalibrateArgs {
+    /// Opens the images, the pairs unless all images are compared, and their description.
+    fn open(&self, config: &Config) -> Result<(Arc<dyn Dataset>, Option<TestSet>, String)> {
+        if self.all_pairs {
+            let (images, source) = config.data.open_test_images()?;
+            return Ok((images, None, source));
+        }
+        let test = config.data.open_test()?;
+        // Said now rather than after every image went through the network.
+        if let Some(&lowest) = self.fmr.iter().min_by(|a, b| a.total_cmp(b)) {
+            check_rate(lowest, test.pairs.iter().filter(|pair| !pair.is_same).count(), &test.description)?;
+        }
+        let (images, description) = (test.images.clone(), test.description.clone());
+        Ok((images, Some(test), description))
+    }
+}
+
+/// Checks that a rate can be measured on a number of impostor pairs.
+fn check_rate(fmr: f64, num_impostor: usize, description: &str) -> Result<()> {
+    if 1.0 / num_impostor as f64 > fmr {
+        bail!(
+            "--fmr {fmr}: expected at least {:.0} impostor pairs to measure it, found {num_impostor} in {description}; \
+             --all-pairs compares all images",
+            (1.0 / fmr).ceil()
+        );
+    }
+    Ok(())
+}
+
+/// How thresholds were measured.
+struct Measured<'a> {
+    measured_on: String,
+    photos: Option<String>,
+    computed_with: ComputedWith,
+    model: &'a str,
+}
+
+impl Measured<'_> {
+    /// Returns the thresholds of a setting, the highest rate first: for the given rates, or for the powers of ten of
+    /// which ten false matches are expected.
+    fn thresholds(&self, setting: Setting, comparisons: &Comparisons, rates: &[f64]) -> Result<Vec<Threshold>> {
+        if comparisons.is_constant() {
+            bail!("{}: all pairs have one score: the network gives every image the same embedding", self.model);
+        }
+        let scores = Scores::from_labelled(comparisons.scores(), comparisons.is_same())?;
+        let (num_impostor, num_genuine) = (scores.impostor().len(), scores.genuine().len());
+        let mut rates = rates.to_vec();
+        rates.iter().try_for_each(|fmr| check_rate(*fmr, num_impostor, &self.measured_on))?;
+        if rates.is_empty() {
+            rates =
+                (1..10).map(|k| 0.1f64.powi(k)).filter(|fmr| fmr * num_impostor as f64 >= EXPECTED - 1e-6).collect();
+            // Rounded as they are written: 0.001 rather than 0.0010000000000000002.
+            rates.iter_mut().for_each(|fmr| *fmr = format!("{fmr:.0e}").parse().unwrap_or(*fmr));
+            if rates.is_empty() {
+                bail!("{}: expected 100 impostor pairs or more, found {num_impostor}", self.measured_on);
+            }
+        }
+        rates.sort_by(|a, b| b.total_cmp(a));
+        rates.dedup();
+        let of_rate = |fmr: f64| {
+            let threshold = scores.threshold_at_fmr(fmr).context("--fmr")?;
+            Ok(Threshold {
+                fmr,
+                threshold,
+                fnmr: scores.fnmr_at_threshold(threshold),
+                setting: setting.name().to_owned(),
+                num_impostor,
+                num_genuine,
+                measured_on: self.measured_on.clone(),
+                photos: self.photos.clone(),
+                computed_with: Some(self.computed_with.clone()),
+            })
+        };
+        rates.into_iter().map(of_rate).collect()
     }
 }

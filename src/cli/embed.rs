@@ -13,7 +13,7 @@ use super::progress::Progress;
 use super::threads::ThreadsArgs;
 use super::{list_images, print};
 use crate::data::{Dataset, ImageFiles};
-use crate::eval::{EmbedConfig, Embeddings, embed};
+use crate::eval::{EmbedConfig, Embeddings, embed, embed_with_masks};
 use crate::face::Photos;
 use crate::files::{check_writable, remove_if_there, write_atomic};
 use crate::npy;
@@ -86,12 +86,16 @@ impl EmbedArgs {
         };
         let config = EmbedConfig { batch_size: self.batch_size.into(), flip: !self.no_flip, ..EmbedConfig::default() };
         let on = |done| progress.show(Event::Embedded { done, total: usable.len() });
-        let embeddings = embed(&model, usable.len(), |i| Ok(images.get(usable[i])?.image), config, on)?;
+        let image = |i: usize| Ok(images.get(usable[i])?.image);
+        let (embeddings, masks) = match destination.shows_masks() {
+            true => embed_with_masks(&model, usable.len(), image, config, on)?,
+            false => (embed(&model, usable.len(), image, config, on)?, None),
+        };
         if !self.unusable.are_left_out() {
             tell_counts(cropper.counts());
         }
         let names: Vec<String> = usable.iter().map(|&i| images.name(i)).collect();
-        destination.write(&names, &embeddings)
+        destination.write(&names, &embeddings, masks.as_deref())
     }
 
     /// Returns the output's destination, checked before any image is embedded.
@@ -119,10 +123,15 @@ enum Destination {
 }
 
 impl Destination {
-    fn write(&self, names: &[String], embeddings: &Embeddings) -> Result<()> {
+    /// Whether there is a column for the scores of the model's mask head.
+    fn shows_masks(&self) -> bool {
+        !matches!(self, Self::Npy { .. })
+    }
+
+    fn write(&self, names: &[String], embeddings: &Embeddings, masks: Option<&[f32]>) -> Result<()> {
         match self {
-            Self::Stdout => print(csv(names, embeddings)?.trim_end()),
-            Self::Csv(out) => Ok(write_atomic(out, csv(names, embeddings)?.as_bytes())?),
+            Self::Stdout => print(csv(names, embeddings, masks)?.trim_end()),
+            Self::Csv(out) => Ok(write_atomic(out, csv(names, embeddings, masks)?.as_bytes())?),
             Self::Npy { out, list } => {
                 let shape = [names.len(), embeddings.dim()];
                 let values = embeddings.values().iter().flat_map(|v| v.to_le_bytes());
@@ -137,14 +146,17 @@ impl Destination {
     }
 }
 
-/// Formats one CSV row per image: its name and its elements, which parse back to the same f32.
-fn csv(names: &[String], embeddings: &Embeddings) -> Result<String> {
+/// Formats one CSV row per image: its name, the score of the model's mask head if it has one, and its elements, which
+/// parse back to the same f32.
+fn csv(names: &[String], embeddings: &Embeddings, masks: Option<&[f32]>) -> Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    let head = (0..embeddings.dim()).map(|i| format!("e{i}"));
-    writer.write_record(std::iter::once("image".to_owned()).chain(head))?;
+    let elements = (0..embeddings.dim()).map(|i| format!("e{i}"));
+    let mask = masks.map(|_| "mask".to_owned());
+    writer.write_record(std::iter::once("image".to_owned()).chain(mask).chain(elements))?;
     for (i, name) in names.iter().enumerate() {
+        let mask = masks.map(|masks| masks[i].to_string());
         let elements = embeddings[i].iter().map(f32::to_string);
-        writer.write_record(std::iter::once(name.clone()).chain(elements))?;
+        writer.write_record(std::iter::once(name.clone()).chain(mask).chain(elements))?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
 }

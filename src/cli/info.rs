@@ -91,6 +91,7 @@ fn record(loaded: &Loaded) -> Result<serde_json::Value> {
         "num_parameters": model.num_parameters(),
         "preprocessing": model.preprocessing(),
         "thresholds": model.thresholds(),
+        "mask_head": model.mask_head().map(|head| &head.fitted_on),
         "notes": loaded.notes,
     }))
 }
@@ -115,6 +116,7 @@ fn describe(name: &str, loaded: &Loaded) -> Result<String> {
         format!("  embedding      {} elements", config.embedding_size),
     ];
     lines.extend(loaded.model.thresholds().iter().map(|threshold| format!("  threshold      {threshold}")));
+    lines.extend(loaded.model.mask_head().map(|head| format!("  mask head      fitted on {}", head.fitted_on)));
     lines.extend(loaded.notes.iter().map(|note| format!("  note           {note}")));
     Ok(lines.join("\n"))
 }

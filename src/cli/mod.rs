@@ -7,12 +7,14 @@ mod calibrate;
 mod compare;
 mod convert;
 mod data;
+mod decision;
 mod device;
 mod download;
 mod dry_run;
 mod embed;
 mod evaluate;
 mod find_lr;
+mod gallery;
 mod info;
 mod interrupt;
 mod mask;
@@ -44,6 +46,7 @@ use data::DataArgs;
 use download::DownloadArgs;
 use embed::EmbedArgs;
 use evaluate::EvaluateArgs;
+use gallery::{EnrolArgs, GalleryArgs, SearchArgs};
 use info::InfoArgs;
 use mask::MaskArgs;
 use metrics::MetricsArgs;
@@ -86,6 +89,12 @@ enum Command {
     Calibrate(CalibrateArgs),
     /// Says whether two photos or aligned crops show one person, by a calibrated or given threshold
     Verify(VerifyArgs),
+    /// Adds the faces of photos to a gallery of known people (feature gallery)
+    Enrol(EnrolArgs),
+    /// Searches a gallery for the people of faces (feature gallery)
+    Search(SearchArgs),
+    /// Shows, checks and exports a gallery, and removes people from it (feature gallery)
+    Gallery(GalleryArgs),
     /// Finds the faces of photos and writes each aligned, as a data set
     Align(AlignArgs),
     /// Draws masks onto the faces of photos or onto aligned face crops
@@ -114,6 +123,9 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => exit_code(args.run()),
         Command::Calibrate(args) => exit_code(args.run()),
         Command::Verify(args) => exit_code(args.run()),
+        Command::Enrol(args) => exit_code(args.run()),
+        Command::Search(args) => exit_code(args.run()),
+        Command::Gallery(args) => exit_code(args.run()),
         Command::Align(args) => exit_code(args.run()),
         Command::Mask(args) => exit_code(args.run()),
         Command::Data(args) => exit_code(args.run()),

@@ -73,7 +73,7 @@ impl HubArgs {
             preprocessing.validate()?;
             loaded.notes.push(format!("preprocessing overridden by flags: {preprocessing}"));
             loaded.model = loaded.model.with_preprocessing(preprocessing);
-            loaded.notes.extend(loaded.model.drop_stale_thresholds()?);
+            loaded.notes.extend(loaded.model.drop_stale()?);
         }
         Ok(loaded)
     }

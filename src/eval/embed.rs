@@ -2,6 +2,7 @@
 
 use std::ops::Index;
 
+use candle_core::Tensor;
 use image::RgbImage;
 use image::imageops::flip_horizontal;
 
@@ -118,7 +119,43 @@ pub fn embed(
     config: EmbedConfig,
     mut progress: impl FnMut(usize),
 ) -> Result<Embeddings> {
-    embed_each(model, num_images, &image, config, &mut progress)
+    let network = model.inference(batch_size(num_images, config))?;
+    embed_each(model, num_images, &image, config, &mut |pixels| network.run_pixels(pixels), &mut progress)
+}
+
+/// Returns the embeddings of [`embed`] and, of each image, the score of the model's mask head, 0 to 1; none if the model
+/// has no head. With the mirror image, the score is the mean of both.
+///
+/// # Errors
+/// Same as [`embed`].
+pub fn embed_with_masks(
+    model: &Model,
+    num_images: usize,
+    image: impl Fn(usize) -> Result<RgbImage> + Sync,
+    config: EmbedConfig,
+    mut progress: impl FnMut(usize),
+) -> Result<(Embeddings, Option<Vec<f32>>)> {
+    let Some(network) = model.mask_inference(batch_size(num_images, config))? else {
+        return Ok((embed(model, num_images, image, config, progress)?, None));
+    };
+    let mut scores = Vec::with_capacity(num_images);
+    let mut run = |pixels: &Pixels| {
+        let (embeddings, of_images) = network.run_pixels(pixels)?;
+        if config.flip {
+            let (as_is, mirrored) = of_images.split_at(of_images.len() / 2);
+            scores.extend(as_is.iter().zip(mirrored).map(|(a, b)| 0.5 * (a + b)));
+        } else {
+            scores.extend(of_images);
+        }
+        Ok(embeddings)
+    };
+    let embeddings = embed_each(model, num_images, &image, config, &mut run, &mut progress)?;
+    Ok((embeddings, Some(scores)))
+}
+
+/// Images that the network gets at a time.
+fn batch_size(num_images: usize, config: EmbedConfig) -> usize {
+    (if config.flip { 2 } else { 1 }) * config.batch_size.min(num_images)
 }
 
 fn embed_each(
@@ -126,11 +163,11 @@ fn embed_each(
     num_images: usize,
     image: &(dyn Fn(usize) -> Result<RgbImage> + Sync),
     config: EmbedConfig,
+    run: &mut dyn FnMut(&Pixels) -> Result<Tensor>,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Embeddings> {
     let (size, dim) = (model.config().input_size, model.config().embedding_size);
     let mut values = Vec::with_capacity(num_images * dim);
-    let network = model.inference(if config.flip { 2 } else { 1 } * config.batch_size.min(num_images))?;
     let mut first = 0;
     while first < num_images {
         let last = (first + config.batch_size.max(1)).min(num_images);
@@ -141,7 +178,7 @@ fn embed_each(
             images.iter().for_each(|image| pixels.push(&flip_horizontal(image)));
         }
         let n = last - first;
-        let mut y = network.run_pixels(&pixels)?;
+        let mut y = run(&pixels)?;
         if config.flip {
             y = (y.narrow(0, 0, n)? + y.narrow(0, n, n)?)?;
         }

@@ -27,7 +27,7 @@ pub use bootstrap::{Bootstrap, BootstrapConfig, Difference, Interval, MetricInte
 pub use comparisons::Comparisons;
 pub use config::{EvalConfig, Setting};
 pub use curve::{Histogram, OperatingPoint};
-pub use embed::{EmbedConfig, Embeddings, dot, embed};
+pub use embed::{EmbedConfig, Embeddings, dot, embed, embed_with_masks};
 pub use figures::{AtFmr, FMR_TARGETS, Figures, SettingResult};
 pub use groups::{GroupRates, Groups, group_rates};
 pub use identification::{AtFpir, AtRank, FPIR_TARGETS, Identification, Mate, Search, Searches};

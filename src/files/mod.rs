@@ -72,6 +72,15 @@ pub fn temporary(path: &Path) -> Result<NamedTempFile> {
     builder.tempfile_in(folder_of(path)).map_err(Error::io(path))
 }
 
+/// Like [`temporary`], but only its owner may read the file.
+///
+/// # Errors
+/// When the folder is missing or cannot be written to.
+#[cfg(feature = "gallery")]
+pub fn private_temporary(path: &Path) -> Result<NamedTempFile> {
+    tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder_of(path)).map_err(Error::io(path))
+}
+
 /// Writes a file atomically: to a temporary file, which is renamed to `path`. Even after an interruption, `path` holds
 /// the old file or the new one, never a partial one.
 ///

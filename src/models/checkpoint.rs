@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::layout::{Layout, recognise};
 use super::onnx::{from_onnx, to_onnx};
-use super::{Foreign, Found, Model, ModelConfig, Threshold};
+use super::{Foreign, Found, MaskHead, Model, ModelConfig, Threshold};
 use crate::error::{Error, Result};
 use crate::preprocessing::Preprocessing;
 use crate::weights::{
@@ -27,6 +27,8 @@ const PREPROCESSING_KEY: &str = "maskinv.preprocessing";
 const OUTPUT_KEY: &str = "maskinv.output";
 /// Metadata key of the thresholds, JSON of a list of [`Threshold`].
 const THRESHOLDS_KEY: &str = "maskinv.thresholds";
+/// Metadata key of the mask head, JSON of [`MaskHead`].
+const MASK_HEAD_KEY: &str = "maskinv.mask_head";
 
 /// What the file of a model may leave open.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -261,8 +263,11 @@ fn build(contents: Contents, file: WeightsFile, format: Format, config: &LoadCon
         let what = "have values that are not finite, and so will its embeddings";
         notes.push(format!("{num} of its tensors, {first} the first, {what}"));
     }
-    let mut model = model.with_thresholds(thresholds);
-    notes.extend(model.drop_stale_thresholds()?);
+    let head = metadata.get(MASK_HEAD_KEY).map(|text| from_json::<MaskHead>(MASK_HEAD_KEY, text).map_err(wrong));
+    let head = head.transpose()?;
+    head.iter().try_for_each(|head| head.check(&model)).map_err(|e| wrong(e.to_string()))?;
+    let mut model = model.with_thresholds(thresholds).with_mask_head(head);
+    notes.extend(model.drop_stale()?);
     Ok(Loaded { model, file, format, layout, notes })
 }
 
@@ -309,7 +314,7 @@ fn recognise_named(
 }
 
 /// Writes a backbone as safetensors under PyTorch's names, with floats as `dtype` (f32, f16 or bf16) and with its
-/// architecture, preprocessing and thresholds in the metadata.
+/// architecture, preprocessing, thresholds and mask head in the metadata.
 ///
 /// # Errors
 /// When the network is of another architecture, a value is too large for `dtype`, or the folder is not writable; an
@@ -361,6 +366,9 @@ fn metadata(model: &Model) -> Result<BTreeMap<String, String>> {
     };
     if !model.thresholds().is_empty() {
         metadata.insert(THRESHOLDS_KEY.to_owned(), serde_json::to_string(model.thresholds()).map_err(json)?);
+    }
+    if let Some(head) = model.mask_head() {
+        metadata.insert(MASK_HEAD_KEY.to_owned(), serde_json::to_string(head).map_err(json)?);
     }
     Ok(metadata)
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::{Foreign, Model, ModelConfig};
+use super::mask_head::{Profile, features_of, num_rows, profile};
+use super::{Foreign, MaskHead, Model, ModelConfig};
 use crate::machine::{Machine, Work};
-use crate::nn::engine;
+use crate::nn::{Graph, engine};
 use crate::ops::backend::{Kernels, Scaling};
 use crate::ops::conv::ConvolutionPass;
 use crate::preprocessing::{Channels, Pixels, Preprocessing};
@@ -21,6 +22,7 @@ pub struct Inference(Box<dyn Embeds>);
 trait Embeds: Debug + Send + Sync {
     fn run(&self, images: &Tensor) -> Result<Tensor>;
     fn run_pixels(&self, images: &Pixels) -> crate::Result<Tensor>;
+    fn run_profiles(&self, images: &Pixels) -> crate::Result<(Tensor, Vec<Profile>)>;
     fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>>;
 }
 
@@ -63,10 +65,10 @@ impl<B: Kernels> Embedder<B> {
     /// # Errors
     /// When the device has no kernels for the network, or runs out of memory.
     pub fn new(backend: &B, model: &Model, batch_size: usize) -> Result<Self> {
-        Self::of(backend, Weights::Shared(model), batch_size)
+        Self::of(backend, Weights::Shared(model), batch_size, false)
     }
 
-    fn of(backend: &B, weights: Weights, batch_size: usize) -> Result<Self> {
+    fn of(backend: &B, weights: Weights, batch_size: usize, with_profiles: bool) -> Result<Self> {
         let model = weights.model();
         let (config, preprocessing) = (model.config().clone(), model.preprocessing().clone());
         if let Some(network) = &model.foreign {
@@ -74,7 +76,10 @@ impl<B: Kernels> Embedder<B> {
             return Ok(Self { backend: backend.clone(), network, config, preprocessing });
         }
         let images = [batch_size, config.input_size, config.input_size];
-        let lowered = engine::Lowered::of(model.graph(), model.params(), images, backend)?;
+        let lowered = match with_profiles {
+            true => engine::Lowered::of(&with_features(model.graph())?, model.params(), images, backend)?,
+            false => engine::Lowered::of(model.graph(), model.params(), images, backend)?,
+        };
         let parts = model.params().parts();
         // The weights are freed one by one, unless others share them.
         drop(weights);
@@ -104,6 +109,17 @@ impl<B: Kernels> Embedder<B> {
         let values: Cow<[f32]> = self.backend.read(embeddings)?;
         Tensor::from_vec(values.into_owned(), ((), self.config.embedding_size), &Device::Cpu)
     }
+}
+
+/// Returns a network's graph with the features of mask heads as a second output.
+fn with_features(graph: &Graph) -> Result<Graph> {
+    let Some(features) = features_of(graph) else {
+        bail!("the network has no last stage whose features could be read")
+    };
+    let mut graph = graph.clone();
+    let embedding = graph.outputs()[0];
+    graph.set_outputs([embedding, features]);
+    Ok(graph)
 }
 
 /// Returns the number of preprocessed images, after a check of their shape.
@@ -152,6 +168,24 @@ impl<B: Kernels> Embeds for Embedder<B> {
         B::enter(|| Ok(self.read(&self.embed(images)?)?))
     }
 
+    fn run_profiles(&self, images: &Pixels) -> crate::Result<(Tensor, Vec<Profile>)> {
+        let Network::Engine(network) = &self.network else {
+            return Err(candle_core::Error::msg("a network of another architecture shows no features").into());
+        };
+        B::enter(|| {
+            let (images, n) = device_pixels(&self.backend, images, &self.config, &self.preprocessing)?;
+            let outputs = network.run_all(&images, n)?;
+            let [embeddings, features] = &outputs[..] else {
+                return Err(candle_core::Error::msg("the network was prepared without features").into());
+            };
+            let ([_, h, w, c], channels) = (network.output_shapes()[1], network.output_channels()[1]);
+            let values: Cow<[f32]> = self.backend.read(features)?;
+            let of_image = |features| profile(features, [h, w, c], channels);
+            let profiles = values.chunks_exact(h * w * c).map(of_image).collect();
+            Ok((self.read(embeddings)?, profiles))
+        })
+    }
+
     fn convolutions(&self, n: usize) -> Result<Vec<ConvolutionPass>> {
         match &self.network {
             Network::Engine(network) => self.backend.convolutions(&network.convs(n)),
@@ -180,14 +214,33 @@ impl Inference {
     }
 }
 
-/// Prepares a network for inference.
-struct Prepare<'a>(Weights<'a>, usize);
+/// A network prepared for inference that also says whether masks are worn.
+#[derive(Debug)]
+pub struct MaskInference {
+    network: Inference,
+    head: MaskHead,
+}
+
+impl MaskInference {
+    /// Returns the embeddings `(N, embedding_size)`, not normalised, of 8-bit images of the network's input size, and
+    /// the score of each image: 0 to 1, from 0.5 on a mask is worn.
+    ///
+    /// # Errors
+    /// When the images have another size.
+    pub fn run_pixels(&self, images: &Pixels) -> crate::Result<(Tensor, Vec<f32>)> {
+        let (embeddings, profiles) = self.network.0.run_profiles(images)?;
+        Ok((embeddings, profiles.iter().map(|profile| self.head.score(profile)).collect()))
+    }
+}
+
+/// Prepares a network for inference: for batches of a size, with or without profiles.
+struct Prepare<'a>(Weights<'a>, usize, bool);
 
 impl Work for Prepare<'_> {
     type Output = Result<Inference>;
 
     fn on<B: Kernels>(self, backend: &B) -> Self::Output {
-        Ok(Inference(Box::new(Embedder::of(backend, self.0, self.1)?)))
+        Ok(Inference(Box::new(Embedder::of(backend, self.0, self.1, self.2)?)))
     }
 }
 
@@ -218,7 +271,7 @@ impl Model {
     /// [`forward_t`](candle_core::ModuleT::forward_t)), or the model's GPU runs out of memory or does not support the
     /// network.
     pub fn inference(&self, batch_size: usize) -> Result<Inference> {
-        self.machine().run(Prepare(Weights::Shared(self), batch_size))
+        self.machine().run(Prepare(Weights::Shared(self), batch_size, false))
     }
 
     /// Like [`Self::inference`], but drops the weights as they are packed: less memory at the peak and afterwards.
@@ -227,7 +280,48 @@ impl Model {
     /// Same as [`Self::inference`].
     pub fn into_inference(self, batch_size: usize) -> Result<Inference> {
         let machine = self.machine().clone();
-        machine.run(Prepare(Weights::Owned(Box::new(self)), batch_size))
+        machine.run(Prepare(Weights::Owned(Box::new(self)), batch_size, false))
+    }
+
+    /// Returns the network with its mask head for inference, as [`Self::inference`] does; none if it has no head.
+    ///
+    /// # Errors
+    /// Same as [`Self::inference`].
+    pub fn mask_inference(&self, batch_size: usize) -> Result<Option<MaskInference>> {
+        let Some(head) = self.mask_head().cloned() else { return Ok(None) };
+        let network = self.machine().run(Prepare(Weights::Shared(self), batch_size, true))?;
+        Ok(Some(MaskInference { network, head }))
+    }
+
+    /// Fits a mask head to the network, on images without a mask and with one, which `batch` returns: of `num` batches
+    /// each, `batch(i, is_masked)`.
+    ///
+    /// # Errors
+    /// When the network shows no features, an image cannot be read, or all have the same features.
+    pub fn fit_mask_head(
+        &self,
+        num: usize,
+        fitted_on: String,
+        mut batch: impl FnMut(usize, bool) -> crate::Result<Pixels>,
+    ) -> crate::Result<MaskHead> {
+        self.known()?;
+        let mut profiles = [Vec::new(), Vec::new()];
+        let mut network = None;
+        for i in 0..num {
+            for (is_masked, profiles) in [false, true].into_iter().zip(&mut profiles) {
+                let images = batch(i, is_masked)?;
+                if network.is_none() {
+                    network = Some(self.machine().run(Prepare(Weights::Shared(self), images.num_images, true))?);
+                }
+                let network = network.as_ref().expect("it was prepared for the first batch");
+                profiles.extend(network.0.run_profiles(&images)?.1);
+            }
+        }
+        let [without, with] = profiles;
+        let fitted_with = self.computed_with()?;
+        let head = MaskHead::fit(&without, &with, num_rows(self.config()), fitted_on, fitted_with)?;
+        head.check(self)?;
+        Ok(head)
     }
 
     /// Returns how each pass of each different convolution of `n` images runs on the model's GPU, after running it

@@ -5,6 +5,7 @@ mod foreign;
 mod inference;
 mod iresnet;
 mod layout;
+mod mask_head;
 mod mobilefacenet;
 mod onnx;
 mod open;
@@ -24,9 +25,10 @@ pub use checkpoint::{
 };
 use foreign::Foreign;
 pub(crate) use inference::Embedder;
-pub use inference::Inference;
+pub use inference::{Inference, MaskInference};
 pub use iresnet::IResNetConfig;
 pub use layout::{Layout, recognise};
+pub use mask_head::MaskHead;
 pub use mobilefacenet::{MobileFaceNetConfig, MobileFaceNetHead};
 pub(crate) use onnx::lift;
 pub use onnx::{from_onnx, to_onnx};
@@ -232,6 +234,7 @@ pub struct Model {
     config: ModelConfig,
     preprocessing: Preprocessing,
     thresholds: Vec<Threshold>,
+    mask_head: Option<MaskHead>,
     machine: Machine,
     /// A network of another architecture, which has no graph and no parameters here.
     foreign: Option<Arc<Foreign>>,
@@ -280,6 +283,7 @@ impl Model {
             config: config.clone(),
             preprocessing: Preprocessing::default(),
             thresholds: Vec::new(),
+            mask_head: None,
             machine: Machine::default(),
             foreign: None,
         })
@@ -293,6 +297,7 @@ impl Model {
             config: network.config(),
             preprocessing,
             thresholds: Vec::new(),
+            mask_head: None,
             machine: Machine::default(),
             foreign: Some(Arc::new(network)),
         }
@@ -323,6 +328,11 @@ impl Model {
         Self { thresholds, ..self }
     }
 
+    /// Returns the network with a mask head, or without one.
+    pub fn with_mask_head(self, mask_head: Option<MaskHead>) -> Self {
+        Self { mask_head, ..self }
+    }
+
     /// Returns what its scores depend on, to be recorded with a threshold.
     ///
     /// # Errors
@@ -332,19 +342,24 @@ impl Model {
         Ok(ComputedWith { preprocessing, weights, precision: self.machine.precision() })
     }
 
-    /// Drops the thresholds that were measured with other weights, preprocessing or precision than the network has now;
-    /// returns a note about them, if there are any.
+    /// Drops the thresholds that were measured with other weights, preprocessing or precision than the network has now,
+    /// and a mask head that was fitted to other weights or preprocessing; returns a note about them, if there are any.
     ///
     /// # Errors
     /// When the weights cannot be read.
-    pub fn drop_stale_thresholds(&mut self) -> Result<Option<String>> {
+    pub fn drop_stale(&mut self) -> Result<Option<String>> {
         // The digest of the weights takes a moment.
-        if self.thresholds.is_empty() {
+        if self.thresholds.is_empty() && self.mask_head.is_none() {
             return Ok(None);
         }
-        let (kept, note) = threshold::still_valid(std::mem::take(&mut self.thresholds), &self.computed_with()?);
+        let now = self.computed_with()?;
+        let (kept, note) = threshold::still_valid(std::mem::take(&mut self.thresholds), &now);
         self.thresholds = kept;
-        Ok(note)
+        let stale = self.mask_head.take_if(|head| !head.is_for(&now));
+        let of_head =
+            stale.map(|_| "the mask head is dropped, it was fitted to other weights or preprocessing".to_owned());
+        let notes: Vec<String> = note.into_iter().chain(of_head).collect();
+        Ok((!notes.is_empty()).then(|| notes.join("; ")))
     }
 
     /// Returns the network, to run on `machine`. Its parameters stay where they are: [`Self::inference`] and training
@@ -374,6 +389,11 @@ impl Model {
     /// Calibrated match thresholds; empty without calibration.
     pub fn thresholds(&self) -> &[Threshold] {
         &self.thresholds
+    }
+
+    /// What says whether a face wears a mask, if it was fitted.
+    pub fn mask_head(&self) -> Option<&MaskHead> {
+        self.mask_head.as_ref()
     }
 
     /// The network's operations; none of a network of [`Arch::Onnx`].

@@ -14,6 +14,7 @@ pub mod normalize;
 pub mod pool;
 pub mod prelu;
 pub mod rank;
+pub mod search;
 pub mod sgd;
 
 pub(crate) mod backend;

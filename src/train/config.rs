@@ -114,6 +114,9 @@ pub struct TrainConfig {
     /// Decay of the exponential moving average of the weights, such as 0.999; 0 turns it off. An arm is evaluated with
     /// the average and ends with it.
     pub ema: f64,
+    /// Number of training images that a head is fitted on once an arm is trained, which says whether a face wears a mask
+    /// ([`fit_mask_head`](super::fit_mask_head)); 0 fits none.
+    pub mask_head: usize,
     /// Steps between training checkpoints, in addition to the one at the end of every epoch; 0 for those alone.
     pub save_every: usize,
     /// Number of training checkpoints to keep, the newest ones.
@@ -147,6 +150,7 @@ impl Default for TrainConfig {
             recompute: false,
             teacher_memory_mib: 1024,
             ema: 0.0,
+            mask_head: 1000,
             save_every: 0,
             keep_states: 2,
             max_skipped: 10,

@@ -11,6 +11,7 @@ use super::arm::Arm;
 use super::checkpoint::{Checkpoint, Header, KERNEL, save_checkpoint};
 use super::config::{Config, Start};
 use super::guards::Guards;
+use super::mask_head::{MaskHeadConfig, fit_mask_head};
 use super::outcome::Event;
 use super::state::{Position, TrainState, states_folder};
 use super::steps::{Next, StepResult, Steps};
@@ -19,7 +20,7 @@ use crate::data::{Dataset, TestSet};
 use crate::error::{Error, Result};
 use crate::eval::evaluate;
 use crate::machine::Machine;
-use crate::models::Model;
+use crate::models::{MaskHead, Model};
 use crate::records::{EvaluationRecord, Records, StepRecord, StepReport};
 
 /// What the training of an arm needs besides its steps.
@@ -109,7 +110,24 @@ impl<'a> Training<'a> {
         }
         save_checkpoint(&self.context.folder, &checkpoint.backbone, checkpoint.header.as_ref())?;
         self.records.flush()?;
+        if let Some(head) = self.mask_head(&checkpoint.backbone, on) {
+            checkpoint.backbone = checkpoint.backbone.with_mask_head(Some(head));
+            save_checkpoint(&self.context.folder, &checkpoint.backbone, checkpoint.header.as_ref())?;
+        }
         Ok(Trained { position: self.steps.at, checkpoint, lg })
+    }
+
+    /// Fits a mask head to a trained network. That there is none is no reason to lose what was trained.
+    fn mask_head(&self, backbone: &Model, on: &mut dyn FnMut(Event)) -> Option<MaskHead> {
+        let Context { config, train, .. } = self.context;
+        let of_faces = MaskHeadConfig { num_faces: config.train.mask_head, seed: config.train.seed };
+        if of_faces.num_faces == 0 {
+            return None;
+        }
+        let progress = |done, total| on(Event::Embedded { done, total });
+        let fitted = fit_mask_head(backbone, train, &config.mask, &of_faces, "the training set", progress);
+        let failed = |error| on(Event::Notice(format!("{}: without a mask head: {error}", self.steps.at.arm.title())));
+        fitted.map_err(failed).ok()
     }
 
     fn header(&self) -> Result<Option<Header>> {

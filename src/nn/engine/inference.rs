@@ -95,6 +95,12 @@ impl<B: Kernels> InferenceNetwork<B> {
         self.network.program.outputs.iter().map(|output| self.network.shape(*output, 1)).collect()
     }
 
+    /// Channels of the outputs without those that the device adds.
+    pub fn output_channels(&self) -> Vec<usize> {
+        let Network { program, channels, .. } = &self.network;
+        program.outputs.iter().map(|output| channels[program.views[*output].value]).collect()
+    }
+
     /// The convolutions of `n` images.
     pub fn convs(&self, n: usize) -> Vec<ConvShape> {
         self.network.convs.keys().map(|i| self.network.conv(*i, n)).collect()

@@ -1,0 +1,111 @@
+//! `maskinv enrol`.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+
+use super::EnrolArgs;
+use super::faces::{BATCH, Embedded, Tools, digest};
+use crate::cli::progress::Progress;
+use crate::cli::{count_of, list_images, print, tell};
+use crate::error::Error;
+use crate::gallery::{Added, Gallery, NewFace, person_of};
+
+/// A photo to enrol.
+struct Photo {
+    path: PathBuf,
+    person: String,
+}
+
+/// Adds the faces of photos to a gallery, a few at a time: what was added stays if it is interrupted, and the same
+/// command goes on.
+pub(super) fn run(args: &EnrolArgs) -> Result<()> {
+    let photos = photos(args)?;
+    let is_there = args.gallery.exists();
+    let there = is_there.then(|| Gallery::open(&args.gallery)).transpose()?;
+    let tools = Tools::open(&args.common, there.as_ref())?;
+    let mut gallery = Gallery::open_or_create(&args.gallery, &tools.gallery_model()?)?;
+    let (mut progress, total) = (Progress::new(), photos.len());
+    let (mut num_new, mut num_known, mut unusable) = (0, 0, Vec::new());
+    for (first, photos) in (0..).step_by(BATCH).zip(photos.chunks(BATCH)) {
+        let mut new = Vec::new();
+        for (i, photo) in photos.iter().enumerate() {
+            match digest(&photo.path) {
+                Ok(image) if gallery.has(&photo.person, &image)? => num_known += 1,
+                Ok(image) => new.push((i, (photo.path.clone(), image))),
+                Err(error) => unusable.push((first + i, error)),
+            }
+        }
+        let (indices, paths): (Vec<usize>, Vec<_>) = new.into_iter().unzip();
+        let (embedded, failed) = tools.embed(&paths)?;
+        let is_failed = |k: &usize| failed.iter().any(|(failed, _)| failed == k);
+        let kept: Vec<usize> = (0..indices.len()).filter(|k| !is_failed(k)).map(|k| indices[k]).collect();
+        unusable.extend(failed.into_iter().map(|(k, error)| (first + indices[k], error)));
+        let faces: Vec<NewFace> =
+            kept.into_iter().zip(embedded).map(|(i, face)| new_face(&photos[i].person, face)).collect();
+        for added in gallery.enrol(&faces)? {
+            match added {
+                Added::New(_) => num_new += 1,
+                Added::Known(_) => num_known += 1,
+            }
+        }
+        if !unusable.is_empty() && !args.unusable.are_left_out() {
+            break;
+        }
+        progress.count("enrol", "photos", (first + BATCH).min(total), total);
+    }
+    let known = if num_known > 0 { format!(", {num_known} were there before") } else { String::new() };
+    let info = gallery.info()?;
+    let (people, faces) = (info.num_people, count_of(info.num_faces, "face"));
+    let summary = format!(
+        "{}: {} enrolled{known}; {faces} of {people} people in all",
+        args.gallery.display(),
+        count_of(num_new, "face")
+    );
+    let failed = args.unusable.tell(unusable, total);
+    match failed {
+        Ok(()) => print(&summary),
+        Err(error) => {
+            tell(format_args!("{summary}"));
+            Err(error)
+        }
+    }
+}
+
+fn new_face(person: &str, Embedded { path, image, face, sharpness, mask, embedding }: Embedded) -> NewFace {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let side = face.as_ref().map(|face| {
+        let [x0, y0, x1, y1] = face.bounds;
+        (x1 - x0).max(y1 - y0)
+    });
+    NewFace {
+        person: person.to_owned(),
+        embedding,
+        image,
+        source: path.to_string_lossy().into_owned(),
+        enrolled: now,
+        score: face.as_ref().map(|face| face.score),
+        side,
+        sharpness,
+        mask,
+    }
+}
+
+/// Returns the photos and whom they show.
+fn photos(args: &EnrolArgs) -> Result<Vec<Photo>> {
+    let mut photos = Vec::new();
+    for root in &args.images {
+        for path in list_images(root)? {
+            let person = match &args.person {
+                Some(person) => person.clone(),
+                None => person_of(&path, root)?,
+            };
+            photos.push(Photo { path, person });
+        }
+    }
+    if photos.is_empty() {
+        return Err(Error::Data { path: args.images[0].clone(), what: "expected images, found none".to_owned() }.into());
+    }
+    Ok(photos)
+}
