@@ -147,6 +147,10 @@ fn what_cannot_be_done_is_said() -> Result<()> {
         (&["gallery", "export", g, "x.txt"], "x.txt: expected .npy or .parquet"),
         (&["gallery", "export", g, o], "exists already"),
         (&["enrol", g, "missing"], "missing: No such file"),
+        (
+            &["enrol", g, &format!("{p}/p00"), &format!("{p}/p01")],
+            "person 0: expected one, found files of this name in",
+        ),
     ] {
         let error = refused(args)?;
         assert!(error.contains(expected), "{args:?}: {error}");
@@ -177,10 +181,7 @@ fn num_faces(path: &Path) -> Result<usize> {
     if !path.exists() {
         return Ok(0);
     }
-    let Ok(gallery) = Gallery::open(path) else {
-        // The process was killed before the gallery was made.
-        return Ok(0);
-    };
+    let gallery = Gallery::open(path)?;
     anyhow::ensure!(gallery.check()?.is_empty(), "{:?}", gallery.check()?);
     Ok(gallery.info()?.num_faces)
 }

@@ -4,12 +4,10 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::tell;
-use crate::models::Threshold;
+use crate::models::{MaskHead, Threshold};
 
 /// The rate where none is given, if the model has thresholds for it.
 const USUAL_FMR: f64 = 1e-3;
-/// Score from which a mask is worn.
-const WORN: f32 = 0.5;
 
 /// Flags that choose a threshold.
 #[derive(Args, Clone, Debug)]
@@ -78,7 +76,7 @@ impl Setting {
 
 /// Whether a mask is worn, by the score of a mask head.
 pub(super) fn is_worn(score: f32) -> bool {
-    score >= WORN
+    score >= MaskHead::WORN
 }
 
 /// Describes a face by the score of a mask head.

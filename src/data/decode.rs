@@ -55,7 +55,7 @@ pub(super) fn names_image(field: &str) -> bool {
 /// # Errors
 /// Same as [`read_image`], and when the image has another size.
 pub fn read_face(path: &Path) -> Result<RgbImage> {
-    decode_face(&read_bytes(path)?, || path.to_owned())
+    decode_face(&read_image_file(path)?, || path.to_owned())
 }
 
 /// Decodes the aligned crop in the bytes of an image file; `name` returns its origin for error messages.
@@ -80,7 +80,7 @@ pub fn decode_face(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage>
 /// # Errors
 /// When the file cannot be read, is not an image, is truncated, or would need more than 256 MiB decoded.
 pub fn read_image(path: &Path) -> Result<RgbImage> {
-    decode(&read_bytes(path)?, &|| path.to_owned(), &|_, _| Ok(()))
+    decode(&read_image_file(path)?, &|| path.to_owned(), &|_, _| Ok(()))
 }
 
 /// Decodes the bytes of an image file as [`read_image`] does; `name` returns its origin for error messages.
@@ -91,8 +91,11 @@ pub fn decode_image(bytes: &[u8], name: impl Fn() -> PathBuf) -> Result<RgbImage
     decode(bytes, &name, &|_, _| Ok(()))
 }
 
-/// Reads a file of at most [`MAX_FILE_BYTES`]: no image is larger, and a device may have no end.
-pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+/// Reads an image's file, of at most 128 MiB: no image is larger, and a device may have no end.
+///
+/// # Errors
+/// When it is no file, is larger, or cannot be read.
+pub fn read_image_file(path: &Path) -> Result<Vec<u8>> {
     // Opening a pipe would wait for somebody to write to it.
     if !path.metadata().map_err(Error::io(path))?.is_file() {
         return Err(Error::Image { path: path.to_owned(), what: "expected an image file, found no file".to_owned() });

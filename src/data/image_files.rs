@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::decode::read_bytes;
+use super::decode::read_image_file;
 use super::{Dataset, is_image, is_junk, is_other_image};
 use crate::error::{Error, Result};
 use crate::files::folder_of;
@@ -88,7 +88,7 @@ impl Dataset for ImageFiles {
     }
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        read_bytes(&self.files[index]).map(Some)
+        read_image_file(&self.files[index]).map(Some)
     }
 
     fn encoded_len(&self, index: usize) -> Option<u64> {

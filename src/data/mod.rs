@@ -39,7 +39,7 @@ pub use check::{Duplicates, Findings, check};
 pub use cross_pairs::{csv_list, lfw_list, sample_cross_pairs};
 pub use dataset::Dataset;
 pub(crate) use dataset::of_inner;
-pub use decode::{decode_face, decode_image, is_image, is_other_image, read_face, read_image};
+pub use decode::{decode_face, decode_image, is_image, is_other_image, read_face, read_image, read_image_file};
 pub use encode::{encode_image, output_format, write_image};
 pub use fingerprint::{Fingerprint, PersonFingerprint, SplitsFingerprint, TestFingerprint};
 pub use formats::{

@@ -2,21 +2,26 @@
 //!
 //! A header of 4096 bytes; the embeddings, row by row or in the blocks of
 //! [`Int8Rows`]; from the next multiple of 64 on, the faces' numbers and the people's, `i64` each; of 8-bit columns, the
-//! rows' scales. All numbers are little-endian.
+//! rows' scales. All numbers are little-endian. The header has checksums of itself and of all that follows.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crc::{CRC_32_ISCSI, Crc};
+use crc::{CRC_32_ISCSI, Crc, Digest};
 use half::f16;
 use memmap2::Mmap;
+use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
+use crate::files::{UNFINISHED, folder_of};
 use crate::ops::search::ROWS as ROWS_OF_BLOCK;
 use crate::ops::search::{Hit, Int8Rows, Quantised, Rows, block_len, search};
 
 const MAGIC: &[u8; 8] = b"msklcol1";
+/// End of the name of a column that is being written.
+const WRITING: &str = ".column";
 /// Bytes of the header: a page, so that the embeddings are aligned.
 const HEADER: usize = 4096;
 /// Alignment of what follows the embeddings.
@@ -25,7 +30,7 @@ const ALIGNED: usize = 64;
 const ROWS_AT_A_TIME: usize = 4096;
 
 /// Bytes of the header that its checksum is of.
-const CHECKED: usize = 52;
+const CHECKED: usize = 48;
 
 static CHECKSUM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
@@ -59,10 +64,8 @@ impl ColumnKind {
 /// What a column was made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Origin {
-    /// The gallery's identifier.
-    pub gallery: [u8; 16],
-    /// Its number of changes.
-    pub changes: u64,
+    /// The gallery's state, which every change makes another.
+    pub state: [u8; 16],
     /// Whether a row is the mean of a person's embeddings instead of one of them.
     pub is_pooled: bool,
 }
@@ -75,6 +78,7 @@ pub(super) struct Column {
     dim: usize,
     num_rows: usize,
     origin: Origin,
+    body: u32,
 }
 
 /// Where the parts of a column's file begin.
@@ -118,14 +122,35 @@ impl Column {
         let wrong = |what: &str| Error::Format { path: path.to_owned(), offset: 0, what: what.to_owned() };
         let mut header = [0; HEADER];
         file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut header)).map_err(Error::io(path))?;
-        let (kind, dim, num_rows, origin) = parse(&header).ok_or_else(|| wrong("expected a column of a gallery"))?;
+        let Header { kind, dim, num_rows, origin, body } =
+            parse(&header).ok_or_else(|| wrong("expected a column of a gallery"))?;
         let parts = Parts::of(kind, dim, num_rows).ok_or_else(|| wrong("the number of rows is too large"))?;
         // SAFETY: the file was made under another name and renamed when it was whole; nobody writes to it afterwards.
         let map = unsafe { Mmap::map(file) }.map_err(Error::io(path))?;
         if map.len() != parts.end {
             return Err(wrong(&format!("expected {} bytes, found {}", parts.end, map.len())));
         }
-        Ok(Self { map, kind, dim, num_rows, origin })
+        Ok(Self { map, kind, dim, num_rows, origin, body })
+    }
+
+    /// Checks all bytes.
+    ///
+    /// # Errors
+    /// When they are not as they were written.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        match CHECKSUM.checksum(&self.map[HEADER..]) == self.body {
+            true => Ok(()),
+            false => Err(Error::Format {
+                path: path.to_owned(),
+                offset: HEADER as u64,
+                what: "the column is not as it was written".to_owned(),
+            }),
+        }
+    }
+
+    /// Precision, and elements of an embedding.
+    pub fn layout(&self) -> (ColumnKind, usize) {
+        (self.kind, self.dim)
     }
 
     /// What it was made of.
@@ -173,23 +198,74 @@ impl Column {
     }
 }
 
+/// The header's fields.
+struct Header {
+    kind: ColumnKind,
+    dim: usize,
+    num_rows: usize,
+    origin: Origin,
+    /// Checksum of all that follows the header.
+    body: u32,
+}
+
 /// Reads the header; none if it is none, or not as it was written.
-fn parse(header: &[u8; HEADER]) -> Option<(ColumnKind, usize, usize, Origin)> {
+fn parse(header: &[u8; HEADER]) -> Option<Header> {
     let (fields, checksum) = (header.get(..CHECKED)?, header.get(CHECKED..CHECKED + 4)?);
     if !fields.starts_with(MAGIC) || checksum != CHECKSUM.checksum(fields).to_le_bytes() {
         return None;
     }
     let short = |at: usize| u32::from_le_bytes(fields[at..at + 4].try_into().expect("four bytes"));
-    let long = |at: usize| u64::from_le_bytes(fields[at..at + 8].try_into().expect("eight bytes"));
-    let kind = *ColumnKind::ALL.get(short(8) as usize)?;
-    let gallery = fields[32..48].try_into().expect("16 bytes");
-    let origin = Origin { gallery, changes: long(24), is_pooled: short(48) != 0 };
-    Some((kind, short(12) as usize, usize::try_from(long(16)).ok()?, origin)).filter(|(_, dim, ..)| *dim > 0)
+    let num_rows = u64::from_le_bytes(fields[16..24].try_into().expect("eight bytes"));
+    let state = fields[24..40].try_into().expect("16 bytes");
+    let header = Header {
+        kind: *ColumnKind::ALL.get(short(8) as usize)?,
+        dim: short(12) as usize,
+        num_rows: usize::try_from(num_rows).ok()?,
+        origin: Origin { state, is_pooled: short(40) != 0 },
+        body: short(44),
+    };
+    (header.dim > 0).then_some(header)
+}
+
+/// Start of the names of a gallery's columns that are being written.
+fn unfinished(gallery: &Path) -> OsString {
+    let mut name = OsString::from(UNFINISHED);
+    name.push(gallery.file_name().unwrap_or_default());
+    name
+}
+
+/// Returns a new file for a column of a gallery, which only its owner may read.
+///
+/// # Errors
+/// When the folder cannot be written to.
+pub(super) fn temporary(gallery: &Path) -> Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    let file = builder.prefix(&unfinished(gallery)).suffix(WRITING).tempfile_in(folder_of(gallery));
+    file.map_err(Error::io(gallery))
+}
+
+/// Removes columns of a gallery that were being written when their process ended. One that still is becomes a file
+/// without a name.
+///
+/// # Errors
+/// When one cannot be removed.
+pub(super) fn remove_unfinished(gallery: &Path) -> Result<()> {
+    let start = unfinished(gallery);
+    for entry in std::fs::read_dir(folder_of(gallery)).map_err(Error::io(gallery))?.flatten() {
+        let name = entry.file_name();
+        let bytes = name.as_encoded_bytes();
+        if bytes.starts_with(start.as_encoded_bytes()) && bytes.ends_with(WRITING.as_bytes()) {
+            crate::files::remove_if_there(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// A column's file while it is written.
 pub(super) struct ColumnWriter<'a> {
     file: BufWriter<&'a File>,
+    /// Checksum of what follows the header.
+    body: Digest<'static, u32>,
     path: &'a Path,
     kind: ColumnKind,
     dim: usize,
@@ -209,7 +285,8 @@ impl<'a> ColumnWriter<'a> {
         let mut file = BufWriter::with_capacity(1 << 20, file);
         file.write_all(&[0; HEADER]).map_err(Error::io(path))?;
         let (ids, people, scales) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { file, path, kind, dim, waiting: Vec::with_capacity(ROWS_AT_A_TIME * dim), ids, people, scales })
+        let (body, waiting) = (CHECKSUM.digest(), Vec::new());
+        Ok(Self { file, body, path, kind, dim, waiting, ids, people, scales })
     }
 
     /// Adds the embedding of a face.
@@ -225,21 +302,25 @@ impl<'a> ColumnWriter<'a> {
     }
 
     fn write_waiting(&mut self) -> Result<()> {
-        let written = match self.kind {
-            ColumnKind::F32 => self.file.write_all(bytemuck::cast_slice(&self.waiting)),
+        let waiting = std::mem::take(&mut self.waiting);
+        match self.kind {
+            ColumnKind::F32 => self.write(bytemuck::cast_slice(&waiting)),
             ColumnKind::F16 => {
-                let short: Vec<f16> = self.waiting.iter().map(|value| f16::from_f32(*value)).collect();
-                self.file.write_all(bytemuck::cast_slice(&short))
+                let short: Vec<f16> = waiting.iter().map(|value| f16::from_f32(*value)).collect();
+                self.write(bytemuck::cast_slice(&short))
             }
             ColumnKind::Int8 => {
-                let quantised = Quantised::of_rows(&self.waiting, self.dim);
+                let quantised = Quantised::of_rows(&waiting, self.dim);
                 let Int8Rows { blocks, scales, .. } = quantised.rows();
                 self.scales.extend(scales);
-                self.file.write_all(bytemuck::cast_slice(blocks))
+                self.write(bytemuck::cast_slice(blocks))
             }
-        };
-        self.waiting.clear();
-        written.map_err(Error::io(self.path))
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.body.update(bytes);
+        self.file.write_all(bytes).map_err(Error::io(self.path))
     }
 
     /// Writes the rest and the header.
@@ -248,21 +329,24 @@ impl<'a> ColumnWriter<'a> {
     /// When they cannot be written.
     pub fn finish(mut self, origin: Origin) -> Result<()> {
         self.write_waiting()?;
+        let at = self.file.stream_position().map_err(Error::io(self.path))? as usize;
         let Parts { ids, .. } = Parts::of(self.kind, self.dim, self.ids.len()).expect("the rows were written");
+        self.write(&vec![0; ids - at])?;
+        let (ids, people) = (std::mem::take(&mut self.ids), std::mem::take(&mut self.people));
+        let scales = std::mem::take(&mut self.scales);
+        for part in [bytemuck::cast_slice(&ids), bytemuck::cast_slice(&people), bytemuck::cast_slice(&scales)] {
+            self.write(part)?;
+        }
         let mut header = MAGIC.to_vec();
         let kind = ColumnKind::ALL.iter().position(|kind| *kind == self.kind).expect("all are listed");
         header.extend((kind as u32).to_le_bytes());
         header.extend((self.dim as u32).to_le_bytes());
-        header.extend((self.ids.len() as u64).to_le_bytes());
-        header.extend(origin.changes.to_le_bytes());
-        header.extend(origin.gallery);
+        header.extend((ids.len() as u64).to_le_bytes());
+        header.extend(origin.state);
         header.extend(u32::from(origin.is_pooled).to_le_bytes());
+        header.extend(self.body.clone().finalize().to_le_bytes());
         header.extend(CHECKSUM.checksum(&header).to_le_bytes());
         let mut write = || {
-            self.file.seek(SeekFrom::Start(ids as u64))?;
-            self.file.write_all(bytemuck::cast_slice(&self.ids))?;
-            self.file.write_all(bytemuck::cast_slice(&self.people))?;
-            self.file.write_all(bytemuck::cast_slice(&self.scales))?;
             self.file.seek(SeekFrom::Start(0))?;
             self.file.write_all(&header)?;
             self.file.flush()
@@ -287,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_column_has_what_was_written() {
-        let origin = Origin { gallery: *b"0123456789abcdef", changes: 7, is_pooled: false };
+        let origin = Origin { state: *b"0123456789abcdef", is_pooled: false };
         for kind in ColumnKind::ALL {
             for (n, dim) in [(0, 8), (1, 6), (ROWS_AT_A_TIME + 21, 10)] {
                 let (file, path) = (tempfile::tempfile().unwrap(), Path::new("column"));
@@ -298,7 +382,8 @@ mod tests {
                 }
                 writer.finish(origin).unwrap();
                 let column = Column::open(&file, path).unwrap();
-                assert_eq!((column.num_rows(), column.origin()), (n, origin));
+                assert_eq!((column.num_rows(), column.origin(), column.layout()), (n, origin, (kind, dim)));
+                column.check(path).unwrap();
                 for row in [0, n / 2, n.saturating_sub(1)].into_iter().filter(|_| n > 0) {
                     assert_eq!(column.row(row), (100 + row as i64, row as i64 / 3));
                     let hits = column.search(&values[row * dim..][..dim], 1).unwrap();
@@ -313,8 +398,14 @@ mod tests {
         let (file, path) = (tempfile::tempfile().unwrap(), Path::new("column"));
         let mut writer = ColumnWriter::new(&file, path, ColumnKind::F32, 4).unwrap();
         writer.push(1, 1, &[0.5; 4]).unwrap();
-        writer.finish(Origin { gallery: [0; 16], changes: 0, is_pooled: false }).unwrap();
+        writer.finish(Origin { state: [0; 16], is_pooled: false }).unwrap();
         let length = file.metadata().unwrap().len();
+        let mut changed = &file;
+        changed.seek(SeekFrom::Start(HEADER as u64 + 2)).unwrap();
+        changed.write_all(&[0xff]).unwrap();
+        let column = Column::open(&file, path).unwrap();
+        assert!(column.check(path).unwrap_err().to_string().contains("not as it was written"));
+        drop(column);
         file.set_len(length - 1).unwrap();
         assert!(Column::open(&file, path).unwrap_err().to_string().contains("bytes, found"));
         file.set_len(length).unwrap();

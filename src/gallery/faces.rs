@@ -6,7 +6,7 @@ use crc::{CRC_32_ISCSI, Crc};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::Serialize;
 
-use super::store::Gallery;
+use super::store::{Gallery, failure, remove_columns};
 use crate::error::{Error, Result};
 
 static CHECKSUM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
@@ -80,14 +80,41 @@ pub enum Added {
     Known(i64),
 }
 
-/// Checksum of what a face is enrolled with.
-fn checksum(person: i64, embedding: &[u8], image: &[u8], source: &str) -> u32 {
-    let mut digest = CHECKSUM.digest();
-    digest.update(&person.to_le_bytes());
-    digest.update(embedding);
-    digest.update(image);
-    digest.update(source.as_bytes());
-    digest.finalize()
+/// What a removal did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Number of faces.
+    pub num_faces: usize,
+    /// Whether the log of changes is empty. If another process was reading, the log keeps what was removed until
+    /// [`Gallery::compact`] runs alone, or the last process that has the gallery open ends.
+    pub is_log_empty: bool,
+}
+
+/// What the checksum of a face is of.
+struct Checked<'a> {
+    person: i64,
+    embedding: &'a [u8],
+    image: &'a [u8],
+    source: &'a str,
+    enrolled: i64,
+    /// Score, side, sharpness, mask.
+    numbers: [Option<f64>; 4],
+}
+
+impl Checked<'_> {
+    fn checksum(&self) -> u32 {
+        let mut digest = CHECKSUM.digest();
+        digest.update(&self.person.to_le_bytes());
+        digest.update(&self.enrolled.to_le_bytes());
+        for number in self.numbers {
+            digest.update(&[u8::from(number.is_some())]);
+            digest.update(&number.unwrap_or_default().to_le_bytes());
+        }
+        digest.update(self.embedding);
+        digest.update(self.image);
+        digest.update(self.source.as_bytes());
+        digest.finalize()
+    }
 }
 
 /// A face with its embedding, as it is in the file.
@@ -95,11 +122,12 @@ pub(super) struct Record {
     pub id: i64,
     pub person: i64,
     pub embedding: Vec<f32>,
+    pub mask: Option<f32>,
 }
 
 impl Record {
     /// Columns that [`Self::read`] reads.
-    pub const COLUMNS: &str = "id, person, embedding, image, source, checksum";
+    pub const COLUMNS: &str = "id, person, embedding, image, source, checksum, enrolled, score, side, sharpness, mask";
 
     /// Reads a row, and checks it.
     ///
@@ -112,7 +140,9 @@ impl Record {
             return damaged("its values are of other types");
         };
         let Ok(source) = row.get_ref(4)?.as_str() else { return damaged("its source is no text") };
-        if checksum(person, embedding, image, source) != row.get::<_, u32>(5)? {
+        let numbers = [row.get(7)?, row.get(8)?, row.get(9)?, row.get(10)?];
+        let checked = Checked { person, embedding, image, source, enrolled: row.get(6)?, numbers };
+        if i64::from(checked.checksum()) != row.get::<_, i64>(5)? {
             return damaged(&format!(
                 "it is not as it was enrolled from {source}: remove it and enrol the photo again"
             ));
@@ -121,7 +151,7 @@ impl Record {
         if embedding.len() != dim {
             return damaged(&format!("expected an embedding of {dim} elements, found {}", embedding.len()));
         }
-        Ok(Ok(Self { id, person, embedding }))
+        Ok(Ok(Self { id, person, embedding, mask: numbers[3].map(|mask| mask as f32) }))
     }
 }
 
@@ -132,7 +162,16 @@ impl Gallery {
     /// When a name or an embedding is unusable, or the gallery cannot be written to.
     pub fn enrol(&mut self, faces: &[NewFace]) -> Result<Vec<Added>> {
         faces.iter().try_for_each(|face| self.check_new(face))?;
-        self.change(|transaction| faces.iter().map(|face| add(transaction, face)).collect())
+        if faces.is_empty() {
+            return Ok(Vec::new());
+        }
+        let path = self.path().to_owned();
+        self.change(|transaction| {
+            let added: rusqlite::Result<Vec<Added>> = faces.iter().map(|face| add(transaction, face)).collect();
+            let added = added.map_err(|error| failure(&path, &error))?;
+            let has_changed = added.iter().any(|added| matches!(added, Added::New(_)));
+            Ok((added, has_changed))
+        })
     }
 
     /// Checks a face before it is written.
@@ -208,15 +247,15 @@ impl Gallery {
     }
 
     /// Removes people with all their faces. What is removed is overwritten with zeros in the file at once; the columns
-    /// of searches go too. Returns the number of faces.
+    /// of searches go too.
     ///
     /// # Errors
     /// When one of them is not in the gallery: then nobody is removed; or it cannot be written to.
-    pub fn remove_people(&mut self, people: &[String]) -> Result<usize> {
+    pub fn remove_people(&mut self, people: &[String]) -> Result<Removed> {
         for person in people {
             self.faces(Some(person))?;
         }
-        let num = self.change(|transaction| {
+        self.remove(|transaction| {
             let mut num = 0;
             for person in people {
                 num += transaction
@@ -224,45 +263,67 @@ impl Gallery {
                 transaction.execute("DELETE FROM people WHERE name = ?1", [person])?;
             }
             Ok(num)
-        })?;
-        self.forget_removed()?;
-        Ok(num)
+        })
     }
 
     /// Removes single faces, and people of whom none is left.
     ///
     /// # Errors
     /// As [`Self::remove_people`].
-    pub fn remove_faces(&mut self, faces: &[i64]) -> Result<usize> {
+    pub fn remove_faces(&mut self, faces: &[i64]) -> Result<Removed> {
         for face in faces {
             self.face(*face)?;
         }
-        let num = self.change(|transaction| {
+        self.remove(|transaction| {
             let mut num = 0;
             for face in faces {
                 num += transaction.execute("DELETE FROM faces WHERE id = ?1", [face])?;
             }
             transaction.execute("DELETE FROM people WHERE id NOT IN (SELECT person FROM faces)", [])?;
             Ok(num)
+        })
+    }
+
+    fn remove(&mut self, f: impl FnOnce(&Transaction) -> rusqlite::Result<usize>) -> Result<Removed> {
+        let path = self.path().to_owned();
+        let num_faces = self.change(|transaction| {
+            let num = f(transaction).map_err(|error| failure(&path, &error))?;
+            // Nobody puts a column in place meanwhile, nor one made before afterwards: the state is another then.
+            remove_columns(&path)?;
+            Ok((num, num > 0))
         })?;
-        self.forget_removed()?;
-        Ok(num)
+        Ok(Removed { num_faces, is_log_empty: self.empty_log()? })
     }
 
     /// Calls `each` with the faces in the order of their numbers, after a check of each, as they are at one moment;
-    /// returns the number of changes at that moment.
-    pub(super) fn for_each_record(&self, mut each: impl FnMut(Record) -> Result<()>) -> Result<u64> {
-        // Reads within a transaction see one state, whatever others write meanwhile.
-        let transaction = self.db.unchecked_transaction().map_err(self.failed())?;
-        let changes = self.changes()?;
-        let mut query = transaction.prepare(&format!("SELECT {} FROM faces ORDER BY id", Record::COLUMNS));
-        let query = query.as_mut().map_err(|e| self.wrong(e.to_string()))?;
+    /// returns the state at that moment. `by_person` orders them by person first.
+    pub(super) fn for_each_record(
+        &self,
+        by_person: bool,
+        mut each: impl FnMut(Record) -> Result<()>,
+    ) -> Result<[u8; 16]> {
+        let _snapshot = self.snapshot()?;
+        let state = self.state()?;
+        let order = if by_person { "person, id" } else { "id" };
+        let sql = format!("SELECT {} FROM faces ORDER BY {order}", Record::COLUMNS);
+        let mut query = self.db.prepare(&sql).map_err(self.failed())?;
         let mut rows = query.query([]).map_err(self.failed())?;
         while let Some(row) = rows.next().map_err(self.failed())? {
             let record = Record::read(row, self.model().embedding_size).map_err(self.failed())?;
             each(record.map_err(|what| self.wrong(what))?)?;
         }
-        Ok(changes)
+        Ok(state)
+    }
+
+    /// Begins to see the gallery as it is now, whatever others write meanwhile, until the value is dropped.
+    pub(super) fn snapshot(&self) -> Result<Transaction<'_>> {
+        self.db.unchecked_transaction().map_err(self.failed())
+    }
+
+    /// Number of people.
+    pub(super) fn num_people(&self) -> Result<usize> {
+        let num = self.db.query_row("SELECT count(*) FROM people", [], |row| row.get::<_, i64>(0));
+        num.map(|num| num as usize).map_err(self.failed())
     }
 
     /// Returns one face with its embedding, after a check; none if it was removed.
@@ -308,7 +369,7 @@ impl Gallery {
     /// # Errors
     /// When the gallery cannot be read, a face is damaged, or `each` fails.
     pub fn for_each_face(&self, mut each: impl FnMut(StoredFace, &[f32]) -> Result<()>) -> Result<()> {
-        self.for_each_record(|record| each(self.face(record.id)?, &record.embedding)).map(drop)
+        self.for_each_record(false, |record| each(self.face(record.id)?, &record.embedding)).map(drop)
     }
 }
 
@@ -335,7 +396,10 @@ fn add(transaction: &Transaction, face: &NewFace) -> rusqlite::Result<Added> {
         return Ok(Added::Known(id));
     }
     let embedding: Vec<u8> = face.embedding.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let checksum = checksum(person, &embedding, &face.image, &face.source);
+    let numbers = [face.score, face.side, Some(face.sharpness), face.mask].map(|number| number.map(f64::from));
+    let NewFace { image, source, enrolled, .. } = face;
+    let checked = Checked { person, embedding: &embedding, image, source, enrolled: *enrolled, numbers };
+    let checksum = checked.checksum();
     let sql = "INSERT INTO faces (person, embedding, image, source, enrolled, score, side, sharpness, mask, checksum)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
     transaction.prepare_cached(sql)?.execute(params![

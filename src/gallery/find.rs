@@ -1,16 +1,16 @@
 //! Searches for a face's person in a gallery.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::column::{Column, ColumnKind, ColumnWriter, Origin};
+use super::column::{Column, ColumnKind, ColumnWriter, Origin, temporary};
 use super::faces::{Record, StoredFace};
 use super::store::Gallery;
 use crate::error::{Error, Result};
-use crate::files::{persist, private_temporary};
+use crate::files::persist;
 
 /// How the faces of a person become one score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,10 +45,13 @@ pub struct Finder<'a> {
 /// Rows whose scores are computed again, for `top` people: quantised scores are out of order by a few places.
 fn num_rows(top: usize, kind: ColumnKind) -> usize {
     match kind {
-        ColumnKind::F32 | ColumnKind::F16 => top + 8,
-        ColumnKind::Int8 => 8 * top + 32,
+        ColumnKind::F32 | ColumnKind::F16 => top.saturating_add(8),
+        ColumnKind::Int8 => top.saturating_mul(8).saturating_add(32),
     }
 }
+
+/// Most faces of a person whose scores are computed again: the best is among the first.
+const FACES_OF_ONE: usize = 8;
 
 impl<'a> Finder<'a> {
     /// Maps the gallery's column, or writes it if the gallery was changed. Where it cannot be written beside the
@@ -59,17 +62,17 @@ impl<'a> Finder<'a> {
     pub fn new(gallery: &'a Gallery, kind: ColumnKind, pool: Pool) -> Result<Self> {
         let is_pooled = pool == Pool::Mean;
         let path = Column::path_beside(gallery.path(), kind, is_pooled);
-        let id = gallery.id().as_bytes()[..16].try_into().expect("identifiers have 32 digits");
-        let origin = Origin { gallery: id, changes: gallery.changes()?, is_pooled };
+        let origin = Origin { state: gallery.state()?, is_pooled };
         let there = File::open(&path).ok().and_then(|file| Column::open(&file, &path).ok());
-        let column = match there.filter(|column| column.origin() == origin) {
+        let layout = (kind, gallery.model().embedding_size);
+        let column = match there.filter(|column| (column.origin(), column.layout()) == (origin, layout)) {
             Some(column) => column,
-            None => write(gallery, &path, kind, origin)?,
+            None => write(gallery, &path, kind, is_pooled)?,
         };
         Ok(Self { gallery, column, pool, kind })
     }
 
-    /// Number of faces, or of people whose faces are pooled.
+    /// Number of faces, or of people whose faces are pooled: a query is compared with each.
     pub fn num_rows(&self) -> usize {
         self.column.num_rows()
     }
@@ -79,65 +82,105 @@ impl<'a> Finder<'a> {
     /// - `queries`: `(m, embedding_size)`, row-major, of length 1
     ///
     /// # Errors
-    /// When the queries have another length, or a face is damaged.
+    /// When the queries have another length or are not finite, or a face is damaged.
     pub fn search(&self, queries: &[f32], top: usize) -> Result<Vec<Vec<Candidate>>> {
+        self.search_above(queries, top, &|_, _| 0.0)
+    }
+
+    /// Like [`Self::search`], but ranks by how far a score is above the threshold for it: `threshold(query, mask)` of the
+    /// query's number and the score of the mask head of the gallery's face, none if it is not known, as of a mean.
+    ///
+    /// # Errors
+    /// As [`Self::search`].
+    pub fn search_above(
+        &self,
+        queries: &[f32],
+        top: usize,
+        threshold: &dyn Fn(usize, Option<f32>) -> f64,
+    ) -> Result<Vec<Vec<Candidate>>> {
         let dim = self.gallery.model().embedding_size;
-        let mut wanted = num_rows(top, self.kind);
-        let mut found = self.column.search(queries, wanted)?;
-        let queries = queries.chunks_exact(dim);
+        if queries.iter().any(|value| !value.is_finite()) {
+            return Err(self.gallery.wrong("expected finite queries".to_owned()));
+        }
+        let _snapshot = self.gallery.snapshot()?;
+        // More people than there are would be looked for in vain, among all rows.
+        let top = top.min(self.gallery.num_people()?);
+        let first = num_rows(top, self.kind);
+        let mut found = self.column.search(queries, first)?;
         let mut results = Vec::with_capacity(found.len());
-        for (query, hits) in queries.zip(&mut found) {
+        for (k, (query, hits)) in queries.chunks_exact(dim).zip(&mut found).enumerate() {
+            let mut wanted = first;
             // Many rows may be one person's.
-            while self.num_people(hits.iter().map(|hit| hit.row)) < top && hits.len() < self.column.num_rows() {
-                wanted = (4 * wanted).min(self.column.num_rows());
+            while wanted < self.column.num_rows() && self.num_people(hits.iter().map(|hit| hit.row)) < top {
+                wanted = wanted.saturating_mul(4);
                 *hits = self.column.search(query, wanted)?.swap_remove(0);
             }
             let rows = hits.iter().map(|hit| self.column.row(hit.row));
-            results.push(self.ranked(query, rows, top)?);
+            results.push(self.ranked(query, rows, top, &|mask| threshold(k, mask))?);
         }
         Ok(results)
     }
 
     fn num_people(&self, rows: impl Iterator<Item = usize>) -> usize {
-        let mut people: Vec<i64> = rows.map(|row| self.column.row(row).1).collect();
-        people.sort_unstable();
-        people.dedup();
-        people.len()
+        rows.map(|row| self.column.row(row).1).collect::<BTreeSet<i64>>().len()
     }
 
     /// Computes the scores of rows again and ranks their people.
-    fn ranked(&self, query: &[f32], rows: impl Iterator<Item = (i64, i64)>, top: usize) -> Result<Vec<Candidate>> {
-        let mut best: BTreeMap<i64, (f64, i64)> = BTreeMap::new();
-        let mut offer = |person, score: f64, face| {
-            let entry = best.entry(person).or_insert((score, face));
-            if (score, -face) > (entry.0, -entry.1) {
-                *entry = (score, face);
-            }
-        };
+    fn ranked(
+        &self,
+        query: &[f32],
+        rows: impl Iterator<Item = (i64, i64)>,
+        top: usize,
+        threshold: &dyn Fn(Option<f32>) -> f64,
+    ) -> Result<Vec<Candidate>> {
+        let mut best: BTreeMap<i64, Ranked> = BTreeMap::new();
+        let mut num_faces: BTreeMap<i64, usize> = BTreeMap::new();
         for (face, person) in rows {
-            match self.pool {
-                // A face that was removed meanwhile is no candidate.
-                Pool::Best => {
-                    if let Some(record) = self.gallery.record(face)? {
-                        offer(person, dot(query, &record.embedding), face);
-                    }
-                }
+            let num = num_faces.entry(person).or_default();
+            *num += 1;
+            if *num > FACES_OF_ONE {
+                continue;
+            }
+            // A face that was removed after the column was made is no candidate.
+            let ranked = match self.pool {
+                Pool::Best => self.gallery.record(face)?.map(|record| {
+                    let score = dot(query, &record.embedding);
+                    Ranked { above: score - threshold(record.mask), score, face }
+                }),
                 Pool::Mean => {
                     let records = self.gallery.records_of(person)?;
-                    if let Some(nearest) = nearest(query, &records) {
-                        offer(person, dot(query, &mean(&records)), nearest);
-                    }
+                    nearest(query, &records).map(|face| {
+                        let score = dot(query, &mean(&records));
+                        Ranked { above: score - threshold(None), score, face }
+                    })
                 }
+            };
+            if let Some(ranked) = ranked.filter(|ranked| best.get(&person).is_none_or(|b| ranked.is_before(b))) {
+                best.insert(person, ranked);
             }
         }
-        let mut ranked: Vec<(f64, i64)> = best.into_values().collect();
-        ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let mut ranked: Vec<Ranked> = best.into_values().collect();
+        ranked.sort_by(|a, b| b.above.total_cmp(&a.above).then(a.face.cmp(&b.face)));
         ranked.truncate(top);
-        let candidate = |(score, face)| {
-            let face = self.gallery.face(face)?;
-            Ok(Candidate { person: face.person.clone(), score, face })
+        let candidate = |ranked: Ranked| {
+            let face = self.gallery.face(ranked.face)?;
+            Ok(Candidate { person: face.person.clone(), score: ranked.score, face })
         };
         ranked.into_iter().map(candidate).collect()
+    }
+}
+
+/// A person's best face so far.
+struct Ranked {
+    /// How far the score is above the threshold for it.
+    above: f64,
+    score: f64,
+    face: i64,
+}
+
+impl Ranked {
+    fn is_before(&self, other: &Self) -> bool {
+        (self.above, -self.face) > (other.above, -other.face)
     }
 }
 
@@ -160,35 +203,50 @@ fn mean(records: &[Record]) -> Vec<f32> {
     sums.into_iter().map(|sum| (sum / length) as f32).collect()
 }
 
-/// Writes a column and maps it.
-fn write(gallery: &Gallery, path: &Path, kind: ColumnKind, origin: Origin) -> Result<Column> {
-    match private_temporary(path) {
-        Ok(file) => {
-            fill(gallery, file.as_file(), path, kind, origin)?;
-            let column = Column::open(file.as_file(), path)?;
-            persist(file, path)?;
-            Ok(column)
+/// Writes a column and maps it: beside the gallery, or else, in a folder that is full or not ours, as a temporary file
+/// without a name.
+fn write(gallery: &Gallery, path: &Path, kind: ColumnKind, is_pooled: bool) -> Result<Column> {
+    let beside = || {
+        let file = temporary(gallery.path())?;
+        let state = fill(gallery, file.as_file(), path, kind, is_pooled)?;
+        let column = Column::open(file.as_file(), path)?;
+        // What is no longer there must not come back: a removal deletes the columns that it finds.
+        let placed = gallery.if_still(state, || persist(file, path));
+        match placed {
+            Err(error @ Error::Io { .. }) => Err(error),
+            // Others write all the time, or nobody may: this search has its column.
+            _ => Ok(column),
         }
-        Err(_) => {
+    };
+    match beside() {
+        Err(Error::Io { .. }) => {
             let file = tempfile::tempfile().map_err(Error::io(path))?;
-            fill(gallery, &file, path, kind, origin)?;
+            fill(gallery, &file, path, kind, is_pooled)?;
             Column::open(&file, path)
         }
+        done => done,
     }
 }
 
-fn fill(gallery: &Gallery, file: &File, path: &Path, kind: ColumnKind, origin: Origin) -> Result<()> {
+/// Writes all embeddings; returns the state of the gallery that they are of.
+fn fill(gallery: &Gallery, file: &File, path: &Path, kind: ColumnKind, is_pooled: bool) -> Result<[u8; 16]> {
     let mut writer = ColumnWriter::new(file, path, kind, gallery.model().embedding_size)?;
-    let mut by_person: BTreeMap<i64, Vec<Record>> = BTreeMap::new();
-    let changes = gallery.for_each_record(|record| {
-        if origin.is_pooled {
-            by_person.entry(record.person).or_default().push(record);
-            return Ok(());
+    let mut of_person: Vec<Record> = Vec::new();
+    let mut add = |record: Record| {
+        if !is_pooled {
+            return writer.push(record.id, record.person, &record.embedding);
         }
-        writer.push(record.id, record.person, &record.embedding)
-    })?;
-    for (person, records) in by_person {
-        writer.push(0, person, &mean(&records))?;
+        if let Some(person) = of_person.first().map(|first| first.person).filter(|person| *person != record.person) {
+            writer.push(0, person, &mean(&of_person))?;
+            of_person.clear();
+        }
+        of_person.push(record);
+        Ok(())
+    };
+    let state = gallery.for_each_record(is_pooled, &mut add)?;
+    if let Some(person) = of_person.first().map(|first| first.person) {
+        writer.push(0, person, &mean(&of_person))?;
     }
-    writer.finish(Origin { changes, ..origin })
+    writer.finish(Origin { state, is_pooled })?;
+    Ok(state)
 }

@@ -11,7 +11,7 @@ mod store;
 mod tests;
 
 pub use column::ColumnKind;
-pub use faces::{Added, NewFace, Person, StoredFace, person_of};
+pub use faces::{Added, NewFace, Person, Removed, StoredFace, person_of};
 pub use find::{Candidate, Finder, Pool};
 #[cfg(feature = "parquet")]
 pub use parquet::export_parquet;

@@ -1,22 +1,22 @@
 //! The gallery's file: its creation, version and model, and what keeps it whole.
 
-use std::fs::OpenOptions;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 
-use super::column::{Column, ColumnKind};
+use super::column::{self, Column, ColumnKind};
 use crate::error::{Error, Result};
-use crate::files::{folder_of, remove_if_there};
-use crate::models::ComputedWith;
+use crate::files::{folder_of, private_temporary, remove_if_there, sync_folder};
+use crate::models::{ComputedWith, MaskHead};
 
 /// SQLite's field for what a file is: `msgl`.
 const APPLICATION: i32 = 0x6d73_676c;
 /// Version of the tables.
 const VERSION: i32 = 1;
+/// Longest embeddings.
+const MAX_DIM: usize = 1 << 16;
 /// How long a writer waits for another process's.
 const WAIT: Duration = Duration::from_secs(60);
 /// The tables of version 1.
@@ -98,8 +98,6 @@ pub struct Gallery {
     path: PathBuf,
     pub(super) db: Connection,
     model: GalleryModel,
-    /// Distinguishes this gallery from others that were at the same path.
-    id: String,
 }
 
 impl Gallery {
@@ -108,10 +106,19 @@ impl Gallery {
     /// # Errors
     /// When there is none, the file is none, or was written by a newer version.
     pub fn open(path: &Path) -> Result<Self> {
-        check_is_gallery(path)?;
-        let db = connect(path)?;
-        let (model, id) = read(path, &db)?;
-        Ok(Self { path: path.to_owned(), db, model, id })
+        let wrong = |found: &str| Error::Gallery { path: path.to_owned(), what: not_a_gallery(found) };
+        let data = match std::fs::metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(wrong("no such file")),
+            data => data.map_err(Error::io(path))?,
+        };
+        if data.is_dir() || data.len() == 0 {
+            return Err(wrong(if data.is_dir() { "a folder" } else { "an empty file" }));
+        }
+        // As SQLite does with its log, so that the columns lie beside the file and not beside a link to it.
+        let path = path.canonicalize().map_err(Error::io(path))?;
+        let db = connect(&path)?;
+        let model = read(&path, &db)?;
+        Ok(Self { path, db, model })
     }
 
     /// Opens a gallery of the network `model`, or makes it if there is no file. Only its owner may read it.
@@ -119,7 +126,7 @@ impl Gallery {
     /// # Errors
     /// As [`Self::open`], when it cannot be made, or when its embeddings are those of another network.
     pub fn open_or_create(path: &Path, model: &GalleryModel) -> Result<Self> {
-        if !std::fs::metadata(path).is_ok_and(|data| data.len() > 0) {
+        if !path.exists() {
             create(path, model)?;
         }
         let gallery = Self::open(path)?;
@@ -148,10 +155,6 @@ impl Gallery {
         &self.model
     }
 
-    pub(super) fn id(&self) -> &str {
-        &self.id
-    }
-
     /// Returns what the gallery holds.
     ///
     /// # Errors
@@ -160,7 +163,7 @@ impl Gallery {
         let number = |sql: &str| self.db.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(self.failed());
         let num_masked = match number("SELECT count(mask) FROM faces")? {
             0 => None,
-            _ => Some(number("SELECT count(*) FROM faces WHERE mask > 0.5")? as usize),
+            _ => Some(number(&format!("SELECT count(*) FROM faces WHERE mask >= {}", MaskHead::WORN))? as usize),
         };
         let page = number("PRAGMA page_size")? as u64;
         Ok(GalleryInfo {
@@ -175,51 +178,54 @@ impl Gallery {
     }
 
     /// Runs changes as one transaction: after a failure, a full disk or the process's end, all of them are there or none.
-    pub(super) fn change<T>(&mut self, f: impl FnOnce(&Transaction) -> rusqlite::Result<T>) -> Result<T> {
+    /// `f` also says whether it changed anything.
+    pub(super) fn change<T>(&mut self, f: impl FnOnce(&Transaction) -> Result<(T, bool)>) -> Result<T> {
         let path = self.path.clone();
-        let run = || {
-            let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let result = f(&transaction)?;
-            transaction.execute("UPDATE gallery SET value = value + 1 WHERE name = 'changes'", [])?;
-            transaction.commit()?;
-            Ok(result)
-        };
-        run().map_err(|error| failure(&path, &error))
+        let failed = |error| failure(&path, &error);
+        let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let (result, has_changed) = f(&transaction)?;
+        if has_changed {
+            // Columns of searches know by it what they were made of; a number would come again after a restored backup.
+            let sql = "UPDATE gallery SET value = lower(hex(randomblob(16))) WHERE name = 'state'";
+            transaction.execute(sql, []).map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)?;
+        Ok(result)
     }
 
-    /// Number of changes since the gallery was made.
-    pub(super) fn changes(&self) -> Result<u64> {
-        let sql = "SELECT CAST(value AS INTEGER) FROM gallery WHERE name = 'changes'";
-        self.db.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|n| n as u64).map_err(self.failed())
+    /// Distinguishes what the gallery holds now from what it held before any change.
+    pub(super) fn state(&self) -> Result<[u8; 16]> {
+        let sql = "SELECT unhex(value) FROM gallery WHERE name = 'state'";
+        self.db.query_row(sql, [], |row| row.get(0)).map_err(self.failed())
     }
 
-    /// Writes what removals left free as a smaller file, and removes the columns of searches. After this no removed
-    /// embedding is left in the gallery's files. Returns the bytes that it was smaller by.
+    /// Runs `f` while nobody can change the gallery, if it still is in this state; says whether it was.
+    pub(super) fn if_still(&self, state: [u8; 16], f: impl FnOnce() -> Result<()>) -> Result<bool> {
+        self.db.execute_batch("BEGIN IMMEDIATE").map_err(self.failed())?;
+        let done = self.state().and_then(|now| if now == state { f().map(|()| true) } else { Ok(false) });
+        self.db.execute_batch("ROLLBACK").map_err(self.failed())?;
+        done
+    }
+
+    /// Writes what removals left free as a smaller file, and removes the columns of searches. Returns the bytes that it
+    /// was smaller by, and whether the log of changes is empty: see [`Removed`].
     ///
     /// # Errors
-    /// When the disk has no room for a second copy, or another process uses the gallery.
-    pub fn compact(&mut self) -> Result<u64> {
+    /// When there is no memory for a second copy, or another process uses the gallery for more than a minute.
+    pub fn compact(&mut self) -> Result<(u64, bool)> {
         let before = self.info()?.bytes;
+        remove_columns(&self.path)?;
         self.db.execute_batch("VACUUM").map_err(self.failed())?;
-        self.forget_removed()?;
-        Ok(before.saturating_sub(self.info()?.bytes))
+        let is_log_empty = self.empty_log()?;
+        Ok((before.saturating_sub(self.info()?.bytes), is_log_empty))
     }
 
-    /// Empties the log of changes and removes the columns, which may hold removed embeddings.
-    pub(super) fn forget_removed(&self) -> Result<()> {
-        for kind in ColumnKind::ALL {
-            for is_pooled in [false, true] {
-                remove_if_there(&Column::path_beside(&self.path, kind, is_pooled))?;
-            }
-        }
+    /// Writes the log of changes into the file and empties it; returns whether it could, or a reader was in the way.
+    pub(super) fn empty_log(&self) -> Result<bool> {
         let busy = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
-        match busy.map_err(self.failed())? {
-            0 => Ok(()),
-            _ => Err(self.wrong(
-                "another process reads the gallery: its log keeps the removed faces until `maskinv \
-                                 gallery compact` runs alone"
-                    .to_owned(),
-            )),
+        match busy {
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(false),
+            busy => Ok(busy.map_err(self.failed())? == 0),
         }
     }
 
@@ -245,6 +251,15 @@ impl Gallery {
             wrong.push(format!("{num_missing} faces are of no person"));
         }
         wrong.extend(self.damaged_faces()?);
+        for kind in ColumnKind::ALL {
+            for is_pooled in [false, true] {
+                let path = Column::path_beside(&self.path, kind, is_pooled);
+                let Ok(file) = std::fs::File::open(&path) else { continue };
+                if let Err(error) = Column::open(&file, &path).and_then(|column| column.check(&path)) {
+                    wrong.push(format!("{error}: the next search makes it anew if it is removed"));
+                }
+            }
+        }
         Ok(wrong)
     }
 
@@ -259,11 +274,22 @@ impl Gallery {
     }
 }
 
+/// Removes the columns of searches, and unfinished ones that a killed process left.
+pub(super) fn remove_columns(gallery: &Path) -> Result<()> {
+    for kind in ColumnKind::ALL {
+        for is_pooled in [false, true] {
+            remove_if_there(&Column::path_beside(gallery, kind, is_pooled))?;
+        }
+    }
+    column::remove_unfinished(gallery)
+}
+
 /// Makes an error of SQLite's, with what to do about it.
-fn failure(path: &Path, error: &rusqlite::Error) -> Error {
+pub(super) fn failure(path: &Path, error: &rusqlite::Error) -> Error {
     use rusqlite::ErrorCode::*;
     let advice = match error.sqlite_error_code() {
-        Some(DatabaseBusy | DatabaseLocked) => ": another process has been writing to it for a minute",
+        Some(DatabaseBusy | DatabaseLocked) => ": another process has been using it for a minute",
+        Some(CannotOpen | ReadOnly) => ": its folder has to be writable, for the log",
         Some(DatabaseCorrupt) => ": `maskinv gallery check` says more; put back a copy of the file",
         Some(DiskFull) => ": what was enrolled before stays",
         _ => "",
@@ -271,28 +297,8 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
     Error::Gallery { path: path.to_owned(), what: format!("{error}{advice}") }
 }
 
-/// Checks the first bytes, so that SQLite never writes to a file that is something else.
-fn check_is_gallery(path: &Path) -> Result<()> {
-    let wrong = |found: &str| {
-        let what = format!("expected a gallery, found {found}; `maskinv enrol` makes one");
-        Err(Error::Gallery { path: path.to_owned(), what })
-    };
-    let mut head = [0; 72];
-    match std::fs::File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return wrong("no such file"),
-        Err(error) => return Err(Error::io(path)(error)),
-        Ok(_) if path.is_dir() => return wrong("a folder"),
-        Ok(mut file) => match file.read_exact(&mut head) {
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return wrong("a shorter file"),
-            read => read.map_err(Error::io(path))?,
-        },
-    }
-    let application = i32::from_be_bytes([head[68], head[69], head[70], head[71]]);
-    match (head.starts_with(b"SQLite format 3\0"), application) {
-        (true, APPLICATION) => Ok(()),
-        (true, _) => wrong("another SQLite database"),
-        _ => wrong("another file"),
-    }
+fn not_a_gallery(found: &str) -> String {
+    format!("expected a gallery, found {found}; `maskinv enrol` makes one")
 }
 
 /// Opens a connection to a file that exists.
@@ -301,60 +307,71 @@ fn connect(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags).map_err(failed)?;
     db.busy_timeout(WAIT).map_err(failed)?;
-    // What is deleted is overwritten with zeros; a commit is on the disk when it returns.
-    let pragmas = "PRAGMA secure_delete = ON; PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL;";
-    db.execute_batch(pragmas).map_err(failed)?;
-    Ok(db)
+    // What is deleted is overwritten with zeros, nothing is copied to a folder for temporary files, and a commit is on the
+    // disk when it returns.
+    let pragmas = "PRAGMA temp_store = MEMORY; PRAGMA secure_delete = ON; PRAGMA foreign_keys = ON;
+                   PRAGMA synchronous = FULL;";
+    match db.execute_batch(pragmas) {
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
+            Err(Error::Gallery { path: path.to_owned(), what: not_a_gallery("another file") })
+        }
+        done => done.map(|()| db).map_err(failed),
+    }
 }
 
-/// Reads the version, the model and the identifier.
-fn read(path: &Path, db: &Connection) -> Result<(GalleryModel, String)> {
-    let failed = |error| failure(path, &error);
-    let version: i32 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+/// Reads the version and the model.
+fn read(path: &Path, db: &Connection) -> Result<GalleryModel> {
+    let failed = |error: rusqlite::Error| match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::NotADatabase) => {
+            Error::Gallery { path: path.to_owned(), what: not_a_gallery("another file") }
+        }
+        _ => failure(path, &error),
+    };
     let wrong = |what: String| Error::Gallery { path: path.to_owned(), what };
+    let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i32>(0)).map_err(failed);
+    if number("PRAGMA application_id")? != APPLICATION {
+        return Err(wrong(not_a_gallery("another SQLite database")));
+    }
+    let version = number("PRAGMA user_version")?;
     if version != VERSION {
         let newer = if version > VERSION { ": a newer maskinv made it" } else { "" };
         return Err(wrong(format!("expected a gallery of version {VERSION}, found version {version}{newer}")));
     }
-    let value = |name: &str| {
-        let sql = "SELECT value FROM gallery WHERE name = ?1";
-        let value: Option<String> = db.query_row(sql, [name], |row| row.get(0)).optional().map_err(failed)?;
-        value.ok_or_else(|| wrong(format!("expected the gallery's {name}, found none")))
-    };
-    let model = serde_json::from_str(&value("model")?).map_err(|e| wrong(format!("the gallery's model: {e}")))?;
-    Ok((model, value("id")?))
+    let sql = "SELECT value FROM gallery WHERE name = 'model'";
+    let model: Option<String> = db.query_row(sql, [], |row| row.get(0)).optional().map_err(failed)?;
+    let model = model.ok_or_else(|| wrong("expected the gallery's model, found none".to_owned()))?;
+    let model: GalleryModel = serde_json::from_str(&model).map_err(|e| wrong(format!("the gallery's model: {e}")))?;
+    match model.embedding_size {
+        1..=MAX_DIM => Ok(model),
+        size => Err(wrong(format!("expected embeddings of 1 to {MAX_DIM} elements, found {size}"))),
+    }
 }
 
-/// Makes an empty gallery. Another process may be making it at the same time.
+/// Makes an empty gallery under another name and renames it, so that it is whole from the first moment. That another
+/// process was faster is no error.
 fn create(path: &Path, model: &GalleryModel) -> Result<()> {
-    if path.is_dir() || !folder_of(path).is_dir() {
-        let what = "expected a path for a new gallery, found a folder or none to write it to".to_owned();
+    if !folder_of(path).is_dir() {
+        let what = "expected a folder to make the gallery in, found none".to_owned();
         return Err(Error::Gallery { path: path.to_owned(), what });
     }
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    drop(options.open(path).map_err(Error::io(path))?);
+    // Its file is closed: closing it later would end the locks that SQLite holds on it.
+    let temporary = private_temporary(path)?.into_temp_path();
     let failed = |error| failure(path, &error);
-    let mut db = connect(path)?;
-    // Readers go on while somebody writes.
-    db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0)).map_err(failed)?;
-    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-    let version: i32 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
-    if version != 0 {
-        return Ok(());
-    }
     let fill = || {
-        transaction.execute_batch(TABLES)?;
-        transaction
-            .execute_batch(&format!("PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"))?;
+        let db = Connection::open(&temporary)?;
+        // Readers go on while somebody writes.
+        db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0))?;
+        db.execute_batch(TABLES)?;
+        db.execute_batch(&format!("PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"))?;
         let model = serde_json::to_string(model).expect("its parts are written without failing");
-        let insert = "INSERT INTO gallery VALUES ('model', ?1), ('id', lower(hex(randomblob(16)))), ('changes', '0')";
-        transaction.execute(insert, params![model])?;
-        transaction.commit()
+        let insert = "INSERT INTO gallery VALUES ('model', ?1), ('state', lower(hex(randomblob(16))))";
+        db.execute(insert, params![model])?;
+        // The last connection writes the log into the file.
+        db.close().map_err(|(_, error)| error)
     };
     fill().map_err(failed)?;
-    // The first bytes have to be in the file itself, where the next process looks for them.
-    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(failed)
+    match temporary.persist_noclobber(path) {
+        Err(error) if error.error.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::io(path)(error.error)),
+        _ => sync_folder(folder_of(path)),
+    }
 }

@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::column::Column;
 use super::*;
 use crate::models::ComputedWith;
 use crate::preprocessing::Preprocessing;
@@ -87,18 +88,25 @@ fn what_is_enrolled_is_there_and_what_is_removed_is_gone() {
         ["photos/9.jpg", "photos/10.jpg", "photos/11.jpg"]
     );
     assert!(gallery.check().unwrap().is_empty());
-    // The columns of searches have the embeddings too.
-    Finder::new(&gallery, ColumnKind::F32, Pool::Best).unwrap();
+    // The columns of searches have the embeddings too, and so has one that a killed process was writing.
+    for kind in ColumnKind::ALL {
+        for pool in [Pool::Best, Pool::Mean] {
+            Finder::new(&gallery, kind, pool).unwrap();
+        }
+    }
+    let killed = super::column::temporary(gallery.path()).unwrap().into_temp_path().keep().unwrap();
+    fs::write(&killed, bytes(&embedding(10))).unwrap();
     let (gone, stays) = (bytes(&embedding(10)), bytes(&embedding(12)));
     assert!(has_bytes(folder.path(), &gone) && has_bytes(folder.path(), &stays));
     let unknown = gallery.remove_people(&["person 3".to_owned(), "nobody".to_owned()]).unwrap_err();
     assert!(unknown.to_string().ends_with("expected a person nobody, found none"), "{unknown}");
     assert_eq!(gallery.faces(Some("person 3")).unwrap().len(), 3);
-    assert_eq!(gallery.remove_people(&["person 3".to_owned()]).unwrap(), 3);
+    let removed = gallery.remove_people(&["person 3".to_owned()]).unwrap();
+    assert_eq!(removed, Removed { num_faces: 3, is_log_empty: true });
     assert!(!has_bytes(folder.path(), &gone) && has_bytes(folder.path(), &stays));
     assert!(gallery.faces(Some("person 3")).is_err());
     // The last face of a person takes the person with it, and numbers are not used again.
-    assert_eq!(gallery.remove_faces(&[31]).unwrap(), 1);
+    assert_eq!(gallery.remove_faces(&[31]).unwrap().num_faces, 1);
     assert_eq!(gallery.info().unwrap().num_people, 9);
     assert_eq!(gallery.enrol(&[face(90)]).unwrap(), [Added::New(32)]);
     gallery.remove_people(&(0..8).filter(|k| *k != 3).map(|k| format!("person {k}")).collect::<Vec<_>>()).unwrap();
@@ -201,8 +209,8 @@ fn files_that_are_no_gallery_or_another_one_are_refused() {
     assert!(error(&path).contains("expected a gallery, found no such file"));
     assert!(error(folder.path()).contains("found a folder"));
     fs::write(&path, b"short").unwrap();
-    assert!(error(&path).contains("found a shorter file"));
-    assert!(Gallery::open_or_create(&path, &model("a")).unwrap_err().to_string().contains("a shorter file"));
+    assert!(error(&path).contains("found another file"));
+    assert!(Gallery::open_or_create(&path, &model("a")).unwrap_err().to_string().contains("another file"));
     assert_eq!(fs::read(&path).unwrap(), b"short");
     fs::write(&path, [7; 9000]).unwrap();
     assert!(error(&path).contains("found another file"));
@@ -236,7 +244,7 @@ fn a_flipped_byte_is_found() {
     let path = folder.path().join("g");
     let mut gallery = Gallery::open_or_create(&path, &model("a")).unwrap();
     gallery.enrol(&faces(0..60)).unwrap();
-    gallery.forget_removed().unwrap();
+    assert!(gallery.empty_log().unwrap());
     drop(gallery);
     let whole = fs::read(&path).unwrap();
     let wanted = bytes(&embedding(40));
@@ -280,6 +288,60 @@ fn a_full_disk_loses_nothing() {
     gallery.db.query_row("PRAGMA max_page_count = 1000000", [], |_| Ok(())).unwrap();
     gallery.enrol(&faces(30..300)).unwrap();
     assert_eq!(gallery.info().unwrap().num_faces, 300);
+}
+
+/// A copy of an older file is put back: what was made of the newer one is not used.
+#[test]
+fn a_column_is_not_used_for_another_state() {
+    let folder = folder();
+    let path = folder.path().join("g");
+    let mut gallery = Gallery::open_or_create(&path, &model("a")).unwrap();
+    gallery.enrol(&faces(0..3)).unwrap();
+    assert!(gallery.empty_log().unwrap());
+    let backup = fs::read(&path).unwrap();
+    gallery.enrol(&faces(30..33)).unwrap();
+    let find = |gallery: &Gallery, k: usize| {
+        let found = Finder::new(gallery, ColumnKind::Int8, Pool::Best).unwrap().search(&embedding(k), 1).unwrap();
+        found[0][0].person.clone()
+    };
+    assert_eq!(find(&gallery, 31), "person 10");
+    drop(gallery);
+    fs::write(&path, backup).unwrap();
+    let mut gallery = Gallery::open(&path).unwrap();
+    gallery.enrol(&faces(60..63)).unwrap();
+    assert_eq!(find(&gallery, 61), "person 20");
+    // A column that was made before a removal is not put in place after it.
+    let state = gallery.state().unwrap();
+    assert!(gallery.if_still(state, || Ok(())).unwrap());
+    gallery.remove_faces(&[1]).unwrap();
+    assert!(!gallery.if_still(state, || panic!("it is not")).unwrap());
+    // Enrolling what is there changes nothing.
+    let state = gallery.state().unwrap();
+    gallery.enrol(&faces(60..63)).unwrap();
+    assert_eq!(gallery.state().unwrap(), state);
+    // A damaged column is found.
+    find(&gallery, 61);
+    let column = Column::path_beside(gallery.path(), ColumnKind::Int8, false);
+    let mut bytes = fs::read(&column).unwrap();
+    let at = bytes.len() - 1;
+    bytes[at] ^= 1;
+    fs::write(&column, bytes).unwrap();
+    assert!(gallery.check().unwrap()[0].contains("not as it was written"));
+}
+
+/// A face that passes its own threshold comes before one with a higher score that does not.
+#[test]
+fn people_are_ranked_by_the_thresholds_for_their_faces() {
+    let folder = folder();
+    let mut gallery = Gallery::open_or_create(&folder.path().join("g"), &model("a")).unwrap();
+    gallery.enrol(&faces(0..60)).unwrap();
+    let finder = Finder::new(&gallery, ColumnKind::Int8, Pool::Best).unwrap();
+    let threshold = |_: usize, mask: Option<f32>| if mask.unwrap() >= 0.5 { 2.0 } else { 0.0 };
+    let found = finder.search_above(&embedding(1000), 20, &threshold).unwrap();
+    assert_eq!(found[0].len(), 20);
+    assert!(found[0].iter().all(|candidate| candidate.face.mask.unwrap() < 0.5), "each has a face without a mask");
+    assert!(finder.search(&[f32::NAN; DIM], 1).is_err());
+    assert_eq!(finder.search(&embedding(1000), usize::MAX).unwrap()[0].len(), 20);
 }
 
 #[test]

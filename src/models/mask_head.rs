@@ -80,6 +80,9 @@ fn num_channels(model: &Model) -> Option<usize> {
 }
 
 impl MaskHead {
+    /// Score from which a mask is worn.
+    pub const WORN: f32 = 0.5;
+
     /// Fits a head to the features of faces without a mask and with one: ridge regression on 0 and 1, by conjugate
     /// gradients.
     ///

@@ -1,14 +1,17 @@
 //! `maskinv enrol`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use sha2::{Digest, Sha256};
 
 use super::EnrolArgs;
-use super::faces::{BATCH, Embedded, Tools, digest};
+use super::faces::{BATCH, Embedded, Tools};
 use crate::cli::progress::Progress;
 use crate::cli::{count_of, list_images, print, tell};
+use crate::data::{decode_image, read_image_file};
 use crate::error::Error;
 use crate::gallery::{Added, Gallery, NewFace, person_of};
 
@@ -31,19 +34,26 @@ pub(super) fn run(args: &EnrolArgs) -> Result<()> {
     for (first, photos) in (0..).step_by(BATCH).zip(photos.chunks(BATCH)) {
         let mut new = Vec::new();
         for (i, photo) in photos.iter().enumerate() {
-            match digest(&photo.path) {
-                Ok(image) if gallery.has(&photo.person, &image)? => num_known += 1,
-                Ok(image) => new.push((i, (photo.path.clone(), image))),
+            match read_image_file(&photo.path) {
                 Err(error) => unusable.push((first + i, error)),
+                Ok(bytes) => {
+                    let digest: [u8; 32] = Sha256::digest(&bytes).into();
+                    if gallery.has(&photo.person, &digest)? { num_known += 1 } else { new.push((i, digest, bytes)) }
+                }
             }
         }
-        let (indices, paths): (Vec<usize>, Vec<_>) = new.into_iter().unzip();
-        let (embedded, failed) = tools.embed(&paths)?;
-        let is_failed = |k: &usize| failed.iter().any(|(failed, _)| failed == k);
-        let kept: Vec<usize> = (0..indices.len()).filter(|k| !is_failed(k)).map(|k| indices[k]).collect();
-        unusable.extend(failed.into_iter().map(|(k, error)| (first + indices[k], error)));
-        let faces: Vec<NewFace> =
-            kept.into_iter().zip(embedded).map(|(i, face)| new_face(&photos[i].person, face)).collect();
+        let crop = |k: usize| {
+            let (i, _, bytes) = &new[k];
+            let path = &photos[*i].path;
+            tools.cropper.crop(decode_image(bytes, || path.clone())?, path)
+        };
+        let (embedded, failed) = tools.embed(new.len(), crop)?;
+        unusable.extend(failed.into_iter().map(|(k, error)| (first + new[k].0, error)));
+        let of = |face: Embedded| {
+            let (i, digest, _) = new[face.image];
+            new_face(&photos[i], digest, face)
+        };
+        let faces: Vec<NewFace> = embedded.into_iter().map(of).collect();
         for added in gallery.enrol(&faces)? {
             match added {
                 Added::New(_) => num_new += 1,
@@ -73,17 +83,18 @@ pub(super) fn run(args: &EnrolArgs) -> Result<()> {
     }
 }
 
-fn new_face(person: &str, Embedded { path, image, face, sharpness, mask, embedding }: Embedded) -> NewFace {
+fn new_face(photo: &Photo, image: [u8; 32], face: Embedded) -> NewFace {
+    let Embedded { face, sharpness, mask, embedding, .. } = face;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
     let side = face.as_ref().map(|face| {
         let [x0, y0, x1, y1] = face.bounds;
         (x1 - x0).max(y1 - y0)
     });
     NewFace {
-        person: person.to_owned(),
+        person: photo.person.clone(),
         embedding,
         image,
-        source: path.to_string_lossy().into_owned(),
+        source: photo.path.to_string_lossy().into_owned(),
         enrolled: now,
         score: face.as_ref().map(|face| face.score),
         side,
@@ -95,12 +106,26 @@ fn new_face(person: &str, Embedded { path, image, face, sharpness, mask, embeddi
 /// Returns the photos and whom they show.
 fn photos(args: &EnrolArgs) -> Result<Vec<Photo>> {
     let mut photos = Vec::new();
+    // People who are named by a file, and its folder.
+    let mut by_file: BTreeMap<String, PathBuf> = BTreeMap::new();
     for root in &args.images {
         for path in list_images(root)? {
             let person = match &args.person {
                 Some(person) => person.clone(),
                 None => person_of(&path, root)?,
             };
+            let is_by_file = args.person.is_none() && path.file_stem().is_some_and(|stem| stem == person.as_str());
+            if let Some(folder) = path.parent().filter(|_| is_by_file) {
+                let first = by_file.entry(person.clone()).or_insert_with(|| folder.to_owned());
+                if first != folder {
+                    bail!(
+                        "person {person}: expected one, found files of this name in {} and {}; name the folder above \
+                         them, or the person (--person)",
+                        first.display(),
+                        folder.display()
+                    );
+                }
+            }
             photos.push(Photo { path, person });
         }
     }

@@ -1,15 +1,12 @@
 //! Faces to enrol or to search for.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
 
 use super::CommonArgs;
 use crate::cli::device::Work;
-use crate::cli::photos::read_crop;
 use crate::error::Error;
 use crate::eval::{EmbedConfig, Embeddings, embed_with_masks};
 use crate::face::{Crop, Cropper, Face, sharpness};
@@ -32,8 +29,8 @@ pub(super) type Unusable = Vec<(usize, Error)>;
 
 /// A face with its embedding.
 pub(super) struct Embedded {
-    pub path: PathBuf,
-    pub image: [u8; 32],
+    /// Index of its image.
+    pub image: usize,
     pub face: Option<Face>,
     pub sharpness: f32,
     pub mask: Option<f32>,
@@ -66,27 +63,30 @@ impl Tools {
         Ok(GalleryModel { name, embedding_size, computed_with: self.model.computed_with()? })
     }
 
-    /// Embeds the faces of a few images. Returns those, and the images that cannot be used.
-    pub fn embed(&self, paths: &[(PathBuf, [u8; 32])]) -> Result<(Vec<Embedded>, Unusable)> {
-        let crops = parallel::map(paths.len(), |i| read_crop(&self.cropper, &paths[i].0));
-        let (mut usable, mut unusable): (Vec<(usize, Crop)>, _) = (Vec::new(), Vec::new());
-        for (i, crop) in crops.into_iter().enumerate() {
+    /// Embeds the faces of a few images, of which `read` returns the crops. Returns those, in order, and the images that
+    /// cannot be used.
+    pub fn embed(
+        &self,
+        num: usize,
+        read: impl Fn(usize) -> crate::Result<Crop> + Sync,
+    ) -> Result<(Vec<Embedded>, Unusable)> {
+        let (mut usable, mut unusable): (Vec<(usize, Crop)>, Unusable) = (Vec::new(), Vec::new());
+        for (image, crop) in parallel::map(num, read).into_iter().enumerate() {
             match crop {
-                Ok(crop) => usable.push((i, crop)),
-                Err(error) if error.is_of_image() => unusable.push((i, error)),
+                Ok(crop) => usable.push((image, crop)),
+                Err(error) if error.is_of_image() => unusable.push((image, error)),
                 Err(error) => return Err(error.into()),
             }
         }
         if usable.is_empty() {
             return Ok((Vec::new(), unusable));
         }
-        let image = |k: usize| Ok(usable[k].1.image.clone());
+        let crop = |k: usize| Ok(usable[k].1.image.clone());
         let config = EmbedConfig::default();
-        let (embeddings, masks): (Embeddings, _) = embed_with_masks(&self.model, usable.len(), image, config, |_| ())?;
-        let embedded = usable.into_iter().enumerate().map(|(k, (i, crop))| {
-            let (path, image) = paths[i].clone();
+        let (embeddings, masks): (Embeddings, _) = embed_with_masks(&self.model, usable.len(), crop, config, |_| ())?;
+        let embedded = usable.into_iter().enumerate().map(|(k, (image, crop))| {
             let (mask, embedding) = (masks.as_ref().map(|masks| masks[k]), embeddings[k].to_vec());
-            Embedded { path, image, sharpness: sharpness(&crop.image), face: crop.face, mask, embedding }
+            Embedded { image, sharpness: sharpness(&crop.image), face: crop.face, mask, embedding }
         });
         Ok((embedded.collect(), unusable))
     }
@@ -97,10 +97,4 @@ fn whole(name: &str) -> String {
     let path = Path::new(name);
     let whole = path.exists().then(|| path.canonicalize().ok()).flatten();
     whole.and_then(|path| path.to_str().map(str::to_owned)).unwrap_or_else(|| name.to_owned())
-}
-
-/// Returns the SHA-256 of an image's file.
-pub(super) fn digest(path: &Path) -> crate::Result<[u8; 32]> {
-    let bytes = fs::read(path).map_err(Error::io(path))?;
-    Ok(Sha256::digest(bytes).into())
 }

@@ -1,11 +1,13 @@
 //! `maskinv gallery info`, `list`, `remove`, `compact` and `check`.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 
 use super::{FileArgs, ListArgs, RemoveArgs};
 use crate::cli::decision::describe_mask;
 use crate::cli::{count_of, print, print_json, tell};
-use crate::gallery::{Gallery, GalleryInfo, StoredFace};
+use crate::gallery::{Gallery, GalleryInfo, Removed, StoredFace};
 
 pub(super) fn info(args: &FileArgs) -> Result<()> {
     let info = Gallery::open(&args.gallery)?.info()?;
@@ -55,15 +57,25 @@ fn describe(face: &StoredFace) -> String {
 
 pub(super) fn remove(args: &RemoveArgs) -> Result<()> {
     let mut gallery = Gallery::open(&args.gallery)?;
-    let num = match args.people.is_empty() {
+    let Removed { num_faces, is_log_empty } = match args.people.is_empty() {
         true => gallery.remove_faces(&args.face)?,
         false => gallery.remove_people(&args.people)?,
     };
-    print(&format!("{} removed", count_of(num, "face")))
+    tell_of_log(&args.gallery, is_log_empty);
+    print(&format!("{} removed", count_of(num_faces, "face")))
 }
 
-pub(super) fn compact(args: &FileArgs) -> Result<()> {
-    let freed = Gallery::open(&args.gallery)?.compact()?;
+/// Says so if the log of changes still holds what was removed.
+fn tell_of_log(gallery: &Path, is_log_empty: bool) {
+    if !is_log_empty {
+        let what = "another process is reading it: its log holds what was removed until `gallery compact` runs alone";
+        tell(format_args!("{}: {what}", gallery.display()));
+    }
+}
+
+pub(super) fn compact(gallery: &Path) -> Result<()> {
+    let (freed, is_log_empty) = Gallery::open(gallery)?.compact()?;
+    tell_of_log(gallery, is_log_empty);
     print(&format!("smaller by {:.1} MB", freed as f64 / 1e6))
 }
 

@@ -135,7 +135,11 @@ enum GalleryCommand {
     /// Writes the embeddings for vector databases: .npy with a .csv beside it, or .parquet (feature parquet)
     Export(ExportArgs),
     /// Gives back the space of what was removed
-    Compact(FileArgs),
+    Compact {
+        /// Gallery
+        #[arg(value_name = "GALLERY")]
+        gallery: PathBuf,
+    },
     /// Checks every page and every face of the file
     Check(FileArgs),
 }
@@ -224,7 +228,7 @@ impl GalleryArgs {
             GalleryCommand::List(args) => manage::list(&args),
             GalleryCommand::Remove(args) => manage::remove(&args),
             GalleryCommand::Export(args) => export::run(&args),
-            GalleryCommand::Compact(args) => manage::compact(&args),
+            GalleryCommand::Compact { gallery } => manage::compact(&gallery),
             GalleryCommand::Check(args) => manage::check(&args),
         })
     }

@@ -1,11 +1,14 @@
 //! `maskinv search`.
 
+use std::path::Path;
+
 use anyhow::Result;
 use serde_json::json;
 
-use super::faces::{BATCH, Embedded, Tools, digest};
+use super::faces::{BATCH, Embedded, Tools};
 use super::{ColumnArg, PoolArg, SearchArgs};
 use crate::cli::decision::{Setting, describe_mask};
+use crate::cli::photos::read_crop;
 use crate::cli::progress::Progress;
 use crate::cli::{list_images, print, print_json, tell};
 use crate::gallery::{Candidate, ColumnKind, Finder, Gallery, Pool};
@@ -33,26 +36,25 @@ pub(super) fn run(args: &SearchArgs) -> Result<()> {
         PoolArg::Mean => Pool::Mean,
     };
     let finder = Finder::new(&gallery, kind, pool)?;
-    let decision = OpenSet::new(args, tools.model.thresholds(), gallery.info()?.num_people, &tools.name);
+    let decision = OpenSet::new(args, tools.model.thresholds(), finder.num_rows(), &tools.name);
     let (mut progress, total, mut unusable, mut records) = (Progress::new(), paths.len(), Vec::new(), Vec::new());
     for (first, batch) in (0..).step_by(BATCH).zip(paths.chunks(BATCH)) {
-        let mut read = Vec::new();
-        for (i, path) in batch.iter().enumerate() {
-            match digest(path) {
-                Ok(image) => read.push((first + i, (path.clone(), image))),
-                Err(error) => unusable.push((first + i, error)),
-            }
-        }
-        let (indices, images): (Vec<usize>, Vec<_>) = read.into_iter().unzip();
-        let (embedded, failed) = tools.embed(&images)?;
-        unusable.extend(failed.into_iter().map(|(k, error)| (indices[k], error)));
+        let (embedded, failed) = tools.embed(batch.len(), |i| read_crop(&tools.cropper, &batch[i]))?;
+        unusable.extend(failed.into_iter().map(|(i, error)| (first + i, error)));
         let queries: Vec<f32> = embedded.iter().flat_map(|face| &face.embedding).copied().collect();
-        let found = finder.search(&queries, args.top.into())?;
+        let above = |k: usize, enrolled: Option<f32>| {
+            decision.choose(embedded[k].mask, enrolled).map_or(0.0, |chosen| chosen.threshold)
+        };
+        let found = finder.search_above(&queries, args.top.into(), &above)?;
         for (face, candidates) in embedded.iter().zip(found) {
-            let judged: Vec<Judged> = candidates.into_iter().map(|c| decision.judge(face.mask, c)).collect();
+            let judge = |candidate: Candidate| {
+                let enrolled = candidate.face.mask.filter(|_| pool == Pool::Best);
+                Judged { chosen: decision.choose(face.mask, enrolled), candidate }
+            };
+            let judged: Vec<Judged> = candidates.into_iter().map(judge).collect();
             match args.json {
-                true => records.push(record(face, &judged)),
-                false => show(face, &judged)?,
+                true => records.push(record(&batch[face.image], face, &judged)),
+                false => show(&batch[face.image], face, &judged)?,
             }
         }
         if !unusable.is_empty() && !args.unusable.are_left_out() {
@@ -68,21 +70,41 @@ pub(super) fn run(args: &SearchArgs) -> Result<()> {
     args.unusable.tell(unusable, total)
 }
 
-/// A candidate with the decision about it.
+/// A candidate with the threshold for it.
 struct Judged {
     candidate: Candidate,
-    /// Who wears a mask; none if that is not known.
-    setting: Option<Setting>,
-    threshold: Option<f64>,
+    chosen: Option<Chosen>,
 }
 
 impl Judged {
     fn is_match(&self) -> Option<bool> {
-        self.threshold.map(|threshold| self.candidate.score >= threshold)
+        self.chosen.map(|chosen| self.candidate.score >= chosen.threshold)
     }
 }
 
-/// Thresholds for a search among many people.
+/// A threshold, and what it is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Chosen {
+    threshold: f64,
+    /// Setting that it was calibrated for; none if it was given.
+    calibrated: Option<Setting>,
+    /// Who wears a mask; none if that is not known.
+    seen: Option<Setting>,
+}
+
+impl Chosen {
+    /// Describes the threshold's setting, and the one seen if it is another.
+    fn describe(&self) -> String {
+        match (self.calibrated, self.seen) {
+            (None, _) => String::new(),
+            (Some(calibrated), Some(seen)) if calibrated == seen => format!(" for {}", seen.name()),
+            (Some(calibrated), Some(seen)) => format!(" for {}, {} has none", calibrated.name(), seen.name()),
+            (Some(calibrated), None) => format!(" for {}, the strictest", calibrated.name()),
+        }
+    }
+}
+
+/// Thresholds for a search among many faces.
 struct OpenSet<'a> {
     args: &'a SearchArgs,
     /// Thresholds by setting.
@@ -90,19 +112,19 @@ struct OpenSet<'a> {
 }
 
 impl<'a> OpenSet<'a> {
-    /// Chooses the thresholds for the rate at which strangers may be taken for one of `num_people`: each of them is one
-    /// more chance of a false match.
-    fn new(args: &'a SearchArgs, thresholds: &[Threshold], num_people: usize, model: &str) -> Self {
-        let fmr = fmr_for(args.fpir, num_people);
+    /// Chooses the thresholds for the rate at which strangers may be taken for somebody: each of the `num` faces that
+    /// they are compared with is one more chance of a false match.
+    fn new(args: &'a SearchArgs, thresholds: &[Threshold], num: usize, model: &str) -> Self {
+        let fmr = fmr_for(args.fpir, num);
         let mut at = Vec::new();
         for setting in Setting::ALL {
             let of_setting: Vec<&Threshold> = thresholds.iter().filter(|t| setting.is_of(t)).collect();
             let Some((threshold, reached)) = at_fmr(&of_setting, fmr) else { continue };
             if reached > fmr * 1.000_001 && args.threshold.is_none() {
-                let fpir = fpir_for(reached, num_people);
+                let fpir = fpir_for(reached, num);
                 tell(format_args!(
-                    "{model}: FPIR {} among {num_people} people needs a false match rate of {fmr:.1e} in {}, and the \
-                     lowest calibrated is {reached:.1e}: up to {:.1} % of strangers may match",
+                    "{model}: FPIR {} among {num} faces needs a false match rate of {fmr:.1e} in {}, and the lowest \
+                     calibrated is {reached:.1e}: up to {:.1} % of strangers may match",
                     args.fpir,
                     setting.name(),
                     100.0 * fpir
@@ -110,41 +132,53 @@ impl<'a> OpenSet<'a> {
             }
             at.push((setting, threshold));
         }
-        if at.is_empty() && args.threshold.is_none() {
-            tell(format_args!("{model}: no thresholds, so only scores are shown; see maskinv calibrate --all-pairs"));
+        if args.threshold.is_none() {
+            if at.is_empty() {
+                tell(format_args!(
+                    "{model}: no thresholds, so only scores are shown; see maskinv calibrate --all-pairs"
+                ));
+            } else if args.pool == PoolArg::Mean {
+                tell(format_args!("{model}: the thresholds are for single faces; for means the rates may be others"));
+            }
         }
         Self { args, at }
     }
 
-    fn judge(&self, mask: Option<f32>, candidate: Candidate) -> Judged {
-        let masks = mask.zip(candidate.face.mask).map(|(probe, enrolled)| [probe, enrolled]);
-        let setting = self.args.setting.or(masks.map(Setting::of));
-        // Without knowing who wears a mask, or for a setting that was not calibrated, the strictest.
-        let fits = |known: &Setting| setting.is_none_or(|setting| setting == *known);
-        let of = |fits: &dyn Fn(&Setting) -> bool| {
-            self.at.iter().filter(|(known, _)| fits(known)).map(|(_, threshold)| *threshold).max_by(f64::total_cmp)
+    /// Returns the threshold for a face and one of the gallery by the scores of the mask head; none without thresholds.
+    fn choose(&self, probe: Option<f32>, enrolled: Option<f32>) -> Option<Chosen> {
+        let masks = probe.zip(enrolled).map(|(probe, enrolled)| [probe, enrolled]);
+        let seen = self.args.setting.or(masks.map(Setting::of));
+        if let Some(threshold) = self.args.threshold {
+            return Some(Chosen { threshold, calibrated: None, seen });
+        }
+        let strictest = |fits: &dyn Fn(Setting) -> bool| {
+            let fitting = self.at.iter().filter(|(setting, _)| fits(*setting)).copied();
+            fitting.max_by(|a, b| a.1.total_cmp(&b.1))
         };
-        let threshold = self.args.threshold.or(of(&fits)).or(of(&|_| true));
-        Judged { candidate, setting, threshold }
+        // Without knowing who wears a mask, or for a setting that was not calibrated, the strictest.
+        let found = seen.and_then(|seen| strictest(&|setting| setting == seen)).or_else(|| strictest(&|_| true))?;
+        Some(Chosen { threshold: found.1, calibrated: Some(found.0), seen })
     }
 }
 
-/// Returns the false match rate at which a stranger matches one of `num_people` with probability `fpir`, if matches with
+/// Returns the false match rate at which a stranger matches one of `num` faces with probability `fpir`, if matches with
 /// each are independent.
-fn fmr_for(fpir: f64, num_people: usize) -> f64 {
-    -f64::exp_m1(f64::ln_1p(-fpir) / num_people.max(1) as f64)
+fn fmr_for(fpir: f64, num: usize) -> f64 {
+    -f64::exp_m1(f64::ln_1p(-fpir) / num.max(1) as f64)
 }
 
 /// Inverse of [`fmr_for`].
-fn fpir_for(fmr: f64, num_people: usize) -> f64 {
-    -f64::exp_m1(f64::ln_1p(-fmr) * num_people as f64)
+fn fpir_for(fmr: f64, num: usize) -> f64 {
+    -f64::exp_m1(f64::ln_1p(-fmr) * num as f64)
 }
 
 /// Returns the threshold for a false match rate, between those that were measured linear in the rate's logarithm, and
 /// the rate that it is for: the nearest measured one where the wanted one is beyond them.
 fn at_fmr(thresholds: &[&Threshold], fmr: f64) -> Option<(f64, f64)> {
     let mut known: Vec<(f64, f64)> = thresholds.iter().map(|t| (t.fmr, t.threshold)).collect();
-    known.sort_by(|a, b| b.0.total_cmp(&a.0));
+    // Of two for one rate, as of U-M and M-U, the stricter.
+    known.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.total_cmp(&a.1)));
+    known.dedup_by(|a, b| a.0 == b.0);
     let (&highest, &lowest) = (known.first()?, known.last()?);
     if fmr >= highest.0 || fmr <= lowest.0 {
         let (fmr, threshold) = if fmr >= highest.0 { highest } else { lowest };
@@ -156,15 +190,16 @@ fn at_fmr(thresholds: &[&Threshold], fmr: f64) -> Option<(f64, f64)> {
     Some((a + share * (b - a), fmr))
 }
 
-fn show(face: &Embedded, judged: &[Judged]) -> Result<()> {
+fn show(image: &Path, face: &Embedded, judged: &[Judged]) -> Result<()> {
     let mask = face.mask.map(|mask| format!(": {}", describe_mask(mask))).unwrap_or_default();
-    print(&format!("{}{mask}", face.path.display()))?;
+    print(&format!("{}{mask}", image.display()))?;
     for (rank, judged) in judged.iter().enumerate() {
         let Candidate { person, score, face } = &judged.candidate;
-        let by = judged.setting.map(|setting| format!(" for {}", setting.name())).unwrap_or_default();
-        let said = match (judged.is_match(), judged.threshold) {
-            (Some(true), Some(threshold)) => format!("match, at {threshold:.4}{by}"),
-            (Some(false), Some(threshold)) => format!("no match, at {threshold:.4}{by}"),
+        let said = match (judged.is_match(), judged.chosen) {
+            (Some(is_match), Some(chosen)) => {
+                let what = if is_match { "match" } else { "no match" };
+                format!("{what}, at {:.4}{}", chosen.threshold, chosen.describe())
+            }
             _ => "no threshold".to_owned(),
         };
         print(&format!("{:4}  {score:.4}  {person}  {said}; {}", rank + 1, face.source))?;
@@ -175,19 +210,20 @@ fn show(face: &Embedded, judged: &[Judged]) -> Result<()> {
     Ok(())
 }
 
-fn record(face: &Embedded, judged: &[Judged]) -> serde_json::Value {
+fn record(image: &Path, face: &Embedded, judged: &[Judged]) -> serde_json::Value {
     let candidates = judged.iter().map(|judged| {
         json!({
             "person": judged.candidate.person,
             "score": judged.candidate.score,
-            "setting": judged.setting.map(Setting::name),
-            "threshold": judged.threshold,
+            "setting": judged.chosen.and_then(|chosen| chosen.seen).map(Setting::name),
+            "threshold": judged.chosen.map(|chosen| chosen.threshold),
+            "threshold_setting": judged.chosen.and_then(|chosen| chosen.calibrated).map(Setting::name),
             "is_match": judged.is_match(),
             "face": judged.candidate.face,
         })
     });
     json!({
-        "image": face.path.display().to_string(),
+        "image": image.display().to_string(),
         "mask": face.mask,
         "sharpness": face.sharpness,
         "score": face.face.as_ref().map(|face| face.score),

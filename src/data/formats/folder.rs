@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::export::Export;
 use crate::data::dataset::Dataset;
-use crate::data::decode::{is_image, read_bytes};
+use crate::data::decode::{is_image, read_image_file};
 use crate::error::{Error, Result};
 use crate::files::{UnfinishedFolder, remove_if_there};
 
@@ -144,7 +144,7 @@ impl Dataset for FaceFolder {
     }
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        read_bytes(&self.path_of(&self.images[index])).map(Some)
+        read_image_file(&self.path_of(&self.images[index])).map(Some)
     }
 
     fn encoded_len(&self, index: usize) -> Option<u64> {

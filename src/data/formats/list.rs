@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::classes::{Classes, Paths};
 use super::list_form::Form;
 use crate::data::dataset::Dataset;
-use crate::data::decode::read_bytes;
+use crate::data::decode::read_image_file;
 use crate::error::Result;
 use crate::files::folder_of;
 use crate::lists::{Text, plain_path};
@@ -130,7 +130,7 @@ impl Dataset for ListedFaces {
     }
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        read_bytes(&self.path(index)).map(Some)
+        read_image_file(&self.path(index)).map(Some)
     }
 
     fn encoded_len(&self, index: usize) -> Option<u64> {

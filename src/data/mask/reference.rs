@@ -21,7 +21,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::homography::Homography;
 use super::warp::{Warped, fit, low_byte, warp_perspective};
-use crate::data::decode::read_bytes;
+use crate::data::decode::read_image_file;
 use crate::data::{ALIGNED_LANDMARKS, Landmarks};
 use crate::error::{Error, Result};
 
@@ -74,7 +74,7 @@ impl ReferenceMasker {
     /// # Errors
     /// When the file cannot be read or decoded or has no alpha channel, and as [`ReferenceMasker::new`].
     pub fn open(path: &Path, points: &Landmarks) -> Result<Self> {
-        let bytes = read_bytes(path)?;
+        let bytes = read_image_file(path)?;
         let image_error = |what: String| Error::Image { path: path.to_owned(), what };
         let decoded = image::load_from_memory(&bytes).map_err(|e| image_error(e.to_string()))?;
         if !decoded.color().has_alpha() {

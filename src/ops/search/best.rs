@@ -1,5 +1,7 @@
 //! The best rows so far of a search.
 
+use std::cmp::Ordering;
+
 /// A row that a search found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hit {
@@ -12,23 +14,19 @@ pub struct Hit {
 /// Scores that are looked at together.
 pub(super) const GROUP: usize = 16;
 
-/// The best rows so far, sorted.
+/// The best rows so far: up to twice as many as are wanted, of which the worse half is dropped from time to time.
 #[derive(Clone, Debug)]
 pub(super) struct Best {
     num: usize,
     hits: Vec<Hit>,
+    /// The score that a later row has to exceed.
+    least: f32,
 }
 
 impl Best {
     /// Keeps the `num` best rows, at least 1.
     pub fn new(num: usize) -> Self {
-        Self { num, hits: Vec::with_capacity(num) }
-    }
-
-    /// The score that a later row has to exceed.
-    #[inline(always)]
-    fn least(&self) -> f32 {
-        if self.hits.len() < self.num { f32::NEG_INFINITY } else { self.hits[self.num - 1].score }
+        Self { num, hits: Vec::new(), least: f32::NEG_INFINITY }
     }
 
     /// Takes the scores of rows into account, of which `first` is the index of the first.
@@ -36,7 +34,7 @@ impl Best {
     pub fn offer(&mut self, scores: &[f32], first: usize) {
         let mut groups = scores.chunks_exact(GROUP);
         for (i, group) in groups.by_ref().enumerate() {
-            let least = self.least();
+            let least = self.least;
             // Hardly ever true; without a branch for each score the compiler makes it one comparison of vectors.
             if group.iter().fold(false, |any, score| any | (*score > least)) {
                 self.offer_each(group, first + i * GROUP);
@@ -50,28 +48,39 @@ impl Best {
     #[inline(never)]
     fn offer_each(&mut self, scores: &[f32], first: usize) {
         for (row, score) in (first..).zip(scores) {
-            if *score > self.least() {
-                self.insert(Hit { row, score: *score });
+            if *score > self.least {
+                self.hits.push(Hit { row, score: *score });
+                if self.hits.len() >= 2 * self.num {
+                    self.drop_worse();
+                }
             }
         }
     }
 
-    fn insert(&mut self, hit: Hit) {
-        let is_before = |other: &Hit| other.score > hit.score || (other.score == hit.score && other.row < hit.row);
-        let at = self.hits.partition_point(is_before);
-        if at < self.num {
-            self.hits.truncate(self.num - 1);
-            self.hits.insert(at, hit);
+    /// Keeps the best `num`.
+    fn drop_worse(&mut self) {
+        if self.hits.len() > self.num {
+            let (_, last, _) = self.hits.select_nth_unstable_by(self.num - 1, order);
+            self.least = last.score;
+            self.hits.truncate(self.num);
         }
     }
 
     /// Takes the best of other rows into account.
     pub fn merge(&mut self, other: Self) {
-        other.hits.into_iter().for_each(|hit| self.insert(hit));
+        self.hits.extend(other.hits);
+        self.drop_worse();
     }
 
     /// Returns the best, the highest score first.
-    pub fn into_hits(self) -> Vec<Hit> {
+    pub fn into_hits(mut self) -> Vec<Hit> {
+        self.drop_worse();
+        self.hits.sort_unstable_by(order);
         self.hits
     }
+}
+
+/// The higher score first, and of equal ones the row that comes first.
+fn order(a: &Hit, b: &Hit) -> Ordering {
+    b.score.total_cmp(&a.score).then(a.row.cmp(&b.row))
 }
