@@ -208,7 +208,7 @@ impl Gallery {
     }
 
     /// Writes what removals left free as a smaller file, and removes the columns of searches. Returns the bytes that it
-    /// was smaller by, and whether the log of changes is empty: see [`Removed`].
+    /// was smaller by, and whether the log of changes is empty: see [`Removed`](super::Removed).
     ///
     /// # Errors
     /// When there is no memory for a second copy, or another process uses the gallery for more than a minute.
