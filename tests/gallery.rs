@@ -11,7 +11,7 @@ use maskinv::gallery::Gallery;
 use maskinv::models::{Arch, Model, ModelConfig, save_model};
 use serde_json::Value;
 
-use crate::cli::{maskinv, refused, stdout, str};
+use crate::cli::{example, maskinv, refused, stdout, str};
 
 const PEOPLE: usize = 12;
 const IMAGES: usize = 3;
@@ -240,5 +240,22 @@ fn two_enrolments_at_once_both_succeed() -> Result<()> {
         assert!(child.wait()?.success());
     }
     assert_eq!(num_faces(&kit.path("people.gallery"))?, PEOPLE * IMAGES);
+    Ok(())
+}
+
+#[test]
+fn the_example_finds_drawn_people_and_masked_ones_by_the_threshold_that_fits() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let path = root.path().join("people.gallery");
+    let text = stdout(&example("identify", &[str(&path)])?);
+    let rates = |what: &str| -> Result<Vec<f64>> {
+        let line = text.lines().find(|line| line.starts_with(what)).with_context(|| format!("{what}: {text}"))?;
+        line.split([':', ',']).filter_map(|part| part.trim().split(" %").next()?.parse().ok()).map(Ok).collect()
+    };
+    let (clean, one) = (rates("probes without masks, the threshold")?, rates("probes with masks, one threshold")?);
+    let fits = rates("probes with masks, the threshold")?;
+    let [[clean, _], [one, _], [fits, mistaken]] = [clean, one, fits].map(|rates| [rates[0], rates[1]]);
+    assert!(clean > 80.0 && fits > one && mistaken < 15.0, "{text}");
+    assert_eq!(num_faces(&path)?, 100);
     Ok(())
 }

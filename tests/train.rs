@@ -1,5 +1,6 @@
 //! Training end to end on a tiny procedural set.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -251,6 +252,76 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
     assert!(error.contains("need weights to start from: hg has none"), "{error}");
     let error = refused("train.batch_norm=batch")?;
     assert!(error.contains("train.start_share: hg starts from random weights"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_soup_averages_the_arms_that_it_trains_before_it() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut config = tiny();
+    config.train.arms = vec![Arm::Teacher];
+    let teacher_folder = folder.path().join("a");
+    Experiment::new(config.clone())?.in_folder(RunFolder::empty(&teacher_folder)?).run(&mut |_| {})?;
+    let teacher = || Checkpoint::of(load_model(&teacher_folder.join("teacher"), None)?);
+
+    config.train.arms = vec![Arm::Aug, Arm::Soup];
+    for set in ["train.start=teacher", "train.hg_start=teacher", "train.batch_norm=frozen", "train.mask_head=60"] {
+        config.set(set)?;
+    }
+    let out = folder.path().join("b");
+    let notices = RefCell::new(Vec::new());
+    let run = |experiment: Experiment| -> Result<Outcome> {
+        let outcome = experiment.with_teacher(teacher()?).run(&mut |event| {
+            if let Event::Notice(text) = event {
+                notices.borrow_mut().push(text);
+            }
+        });
+        Ok(outcome?)
+    };
+    let outcome = run(Experiment::new(config.clone())?.in_folder(RunFolder::empty(&out)?))?;
+    let trained = Config::read(&out.join("config.toml"))?;
+    assert_eq!(trained.train.arms, [Arm::Aug, Arm::Hg, Arm::Distill, Arm::Soup]);
+    let [hg, distill, soup] = ["hg", "distill", "soup"].map(|arm| saved(&out, arm, "layer1.0.conv1.weight"));
+    let (hg, distill, soup) = (hg?, distill?, soup?);
+    assert_ne!(hg, distill);
+    for ((hg, distill), mean) in hg.iter().zip(&distill).zip(&soup) {
+        assert!((0.5 * (hg + distill) - mean).abs() <= 1e-6, "{hg} {distill} {mean}");
+    }
+    let model = load_model(&out.join("soup"), None)?.model;
+    // A network of this size sees no masks, which is no reason to end.
+    let of_soup =
+        |text: &String| text.starts_with("model soup: without a mask head: training: mask head: is right for");
+    assert!(notices.borrow().iter().any(of_soup), "{notices:?}");
+    let evaluation = maskinv::eval::evaluate(&model, &config.data.open_test()?, &config.eval, |_, _| {})?;
+    assert_eq!(evaluation, outcome.arms[&Arm::Soup].evaluation);
+    let tested = outcome.paired_tests.iter().filter(|test| test.arm == Arm::Soup && test.metric == "EER").count();
+    assert!(tested >= 3, "{:?}", outcome.paired_tests);
+
+    // Whose weights are gone is averaged again, from the arms that are there.
+    std::fs::remove_file(out.join("soup/backbone.safetensors"))?;
+    let again = run(Experiment::new(trained)?.resumed(RunFolder::of_run(&out)?)?)?;
+    assert_eq!(saved(&out, "soup", "layer1.0.conv1.weight")?, soup);
+    assert_eq!(again.arms[&Arm::Soup].evaluation, evaluation);
+
+    let refused = |sets: &[&str]| -> Result<String> {
+        let mut config = config.clone();
+        sets.iter().try_for_each(|set| config.set(set))?;
+        let in_folder = |experiment: Experiment| Ok(experiment.in_folder(RunFolder::empty(&folder.path().join("c"))?));
+        let experiment = Experiment::new(config).and_then(in_folder).map_err(anyhow::Error::from);
+        Ok(experiment.and_then(run).unwrap_err().to_string())
+    };
+    for (sets, said) in [
+        (&["train.soup=[\"hg\"]"][..], "train.soup: expected two arms or more that differ, found [\"hg\"]"),
+        (&["train.soup=[\"hg\", \"soup\"]"], "train.soup: expected arms that are trained before it, found soup"),
+        (&["train.batch_norm=batch"], "train.soup: averaged weights have no statistics of their own"),
+        (
+            &["train.soup=[\"lg\", \"hg\"]", "train.hg_start=lg"],
+            "soup: expected arms that start from the same weights (train.soup)",
+        ),
+    ] {
+        let error = refused(sets)?;
+        assert!(error.contains(said), "{sets:?}: {error}");
+    }
     Ok(())
 }
 

@@ -132,7 +132,10 @@ impl CalibrateArgs {
                 let of_head = MaskHeadConfig { num_faces, seed: config.eval.seed };
                 let count = |done, total| progress.count("mask head", "faces", done, total);
                 match fit_mask_head(&model, faces.as_ref(), &config.mask, &of_head, &measured_on, count) {
-                    Ok(head) => Some(head),
+                    Ok(head) => {
+                        print(&format!("mask head: {head}"))?;
+                        Some(head)
+                    }
                     Err(error) if self.mask_head.is_some() => return Err(error.into()),
                     Err(error) => {
                         tell(format_args!("{}: without a mask head: {error}", self.model));

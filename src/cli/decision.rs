@@ -85,6 +85,20 @@ pub(super) fn describe_mask(score: f32) -> String {
     format!("{what} (score {score:.2})")
 }
 
+/// Returns the strictest threshold of those for a setting; if there are none, or it is not known who wears a mask, the
+/// strictest of all.
+pub(super) fn strictest<T>(
+    all: &[T],
+    seen: Option<Setting>,
+    is_for: impl Fn(Setting, &T) -> bool,
+    threshold: impl Fn(&T) -> f64,
+) -> Option<&T> {
+    let strictest = |fits: &dyn Fn(&T) -> bool| {
+        all.iter().filter(|one| fits(one)).max_by(|a, b| threshold(a).total_cmp(&threshold(b)))
+    };
+    seen.and_then(|seen| strictest(&|one| is_for(seen, one))).or_else(|| strictest(&|_| true))
+}
+
 /// A threshold, and where it comes from.
 #[derive(Clone, Debug)]
 pub(super) enum Decision {
@@ -118,31 +132,23 @@ impl DecisionArgs {
         }
         let at_rate = self.at_rate(model, thresholds)?;
         let setting = self.setting.or(masks.map(Setting::of));
-        // Of several that may fit, the strictest.
-        let strictest = |fits: &dyn Fn(&Threshold) -> bool| {
-            at_rate.iter().filter(|t| fits(t)).max_by(|a, b| a.threshold.total_cmp(&b.threshold))
+        let Some(found) = strictest(&at_rate, setting, |setting, t| setting.is_of(t), |t| t.threshold) else {
+            return Ok(Decision::None);
         };
-        let found = match setting {
-            None => strictest(&|_| true),
-            Some(setting) => strictest(&|t| setting.is_of(t)),
-        };
-        let other = strictest(&|_| true);
-        match (found, other, setting) {
-            (Some(found), _, None) if at_rate.len() > 1 => {
+        match setting {
+            None if at_rate.len() > 1 => {
                 let what = "no mask head says who wears a mask, so the strictest threshold is taken; see --setting";
                 tell(format_args!("{model}: {what}"));
-                Ok(Decision::Measured((*found).clone()))
             }
-            (Some(found), ..) => Ok(Decision::Measured((*found).clone())),
-            (None, Some(other), Some(setting)) => {
-                let (setting, measured) = (setting.name(), &other.setting);
+            Some(setting) if !setting.is_of(found) => {
+                let (setting, measured) = (setting.name(), &found.setting);
                 tell(format_args!(
                     "{model}: no threshold for {setting}, so that of {measured} is taken: its rates may be others"
                 ));
-                Ok(Decision::Measured((*other).clone()))
             }
-            _ => Ok(Decision::None),
+            _ => {}
         }
+        Ok(Decision::Measured((*found).clone()))
     }
 
     /// Returns the model's thresholds for the rate.

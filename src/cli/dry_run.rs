@@ -17,7 +17,7 @@ const NUM_STEPS: usize = 10;
 pub(super) fn run(experiment: &Experiment, quiet: bool, json: bool) -> Result<()> {
     let mut progress = Progress::of(quiet);
     let mut rehearsals = Vec::new();
-    for &arm in &experiment.config().train.arms {
+    for &arm in experiment.config().train.arms.iter().filter(|arm| arm.is_trained()) {
         let on = &mut |event: Event| {
             if let Event::Notice(_) | Event::Embedded { .. } = event {
                 progress.show(event);

@@ -82,6 +82,8 @@ impl InfoArgs {
 
 fn record(loaded: &Loaded) -> Result<serde_json::Value> {
     let model = &loaded.model;
+    let head = model.mask_head();
+    let head = head.map(|head| serde_json::json!({ "fitted_on": head.fitted_on, "accuracy": head.accuracy }));
     Ok(serde_json::json!({
         "file": loaded.file.to_string(),
         "bytes": loaded.file.num_bytes()?,
@@ -91,7 +93,7 @@ fn record(loaded: &Loaded) -> Result<serde_json::Value> {
         "num_parameters": model.num_parameters(),
         "preprocessing": model.preprocessing(),
         "thresholds": model.thresholds(),
-        "mask_head": model.mask_head().map(|head| &head.fitted_on),
+        "mask_head": head,
         "notes": loaded.notes,
     }))
 }
@@ -116,7 +118,7 @@ fn describe(name: &str, loaded: &Loaded) -> Result<String> {
         format!("  embedding      {} elements", config.embedding_size),
     ];
     lines.extend(loaded.model.thresholds().iter().map(|threshold| format!("  threshold      {threshold}")));
-    lines.extend(loaded.model.mask_head().map(|head| format!("  mask head      fitted on {}", head.fitted_on)));
+    lines.extend(loaded.model.mask_head().map(|head| format!("  mask head      {head}")));
     lines.extend(loaded.notes.iter().map(|note| format!("  note           {note}")));
     Ok(lines.join("\n"))
 }

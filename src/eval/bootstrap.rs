@@ -11,10 +11,9 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::class::Weighted;
+use super::class::{Ordered, Weighted};
 use super::comparisons::Comparisons;
 use super::metrics::{Metrics, lowest_threshold, metrics, share_below, share_from};
 use super::units::{Units, weight};
@@ -102,21 +101,15 @@ pub struct Bootstrap {
     genuine: Ordered,
     impostor: Ordered,
     units: Units,
+    num_pairs: usize,
     config: BootstrapConfig,
-}
-
-/// Scores of one class, ascending, each with the two units that determine its weight.
-#[derive(Debug)]
-struct Ordered {
-    scores: Vec<f64>,
-    units: Vec<[u32; 2]>,
 }
 
 /// Weighted scores of one replicate.
 #[derive(Debug)]
-pub struct Replicate {
-    genuine: Weighted,
-    impostor: Weighted,
+pub struct Replicate<'a> {
+    genuine: Weighted<'a>,
+    impostor: Weighted<'a>,
 }
 
 impl Bootstrap {
@@ -128,22 +121,18 @@ impl Bootstrap {
         config.validate()?;
         let units = Units::of(comparisons)?;
         let class = |is_same: bool, name: &str| {
-            let mut order: Vec<usize> =
-                (0..comparisons.len()).filter(|&i| comparisons.is_same()[i] == is_same).collect();
-            if order.is_empty() {
-                return Err(Error::Evaluation(format!("expected at least one {name} pair, found none")));
+            let of_class = (0..comparisons.len()).filter(|&i| comparisons.is_same()[i] == is_same);
+            let scored: Vec<_> = of_class.map(|i| (comparisons.scores()[i], units.of_pair(i))).collect();
+            match scored.is_empty() {
+                true => Err(Error::Evaluation(format!("expected at least one {name} pair, found none"))),
+                false => Ok(Ordered::new(scored)),
             }
-            let scores = comparisons.scores();
-            order.par_sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
-            Ok(Ordered {
-                scores: order.iter().map(|&i| scores[i]).collect(),
-                units: order.iter().map(|&i| units.of_pair(i)).collect(),
-            })
         };
         Ok(Self {
             genuine: class(true, "genuine")?,
             impostor: class(false, "impostor")?,
             units,
+            num_pairs: comparisons.len(),
             config: config.clone(),
         })
     }
@@ -162,18 +151,13 @@ impl Bootstrap {
     /// Returns the weight of every pair in replicate `k`.
     pub(super) fn weights(&self, k: usize) -> Vec<u64> {
         let drawn = self.config.draw(k, self.units.num());
-        (0..self.genuine.scores.len() + self.impostor.scores.len())
-            .map(|pair| weight(self.units.of_pair(pair), &drawn))
-            .collect()
+        (0..self.num_pairs).map(|pair| u64::from(weight(self.units.of_pair(pair), &drawn))).collect()
     }
 
-    fn replicate(&self, k: usize) -> Option<Replicate> {
-        let drawn = self.config.draw(k, self.units.num());
-        let weighted = |class: &Ordered| {
-            let weights = class.units.iter().map(|&units| weight(units, &drawn));
-            Weighted::new(class.scores.iter().copied().zip(weights))
-        };
-        Some(Replicate { genuine: weighted(&self.genuine)?, impostor: weighted(&self.impostor)? })
+    fn replicate(&self, k: usize) -> Option<Replicate<'_>> {
+        let drawn = self.config.draw(k, self.units.num()).into();
+        let (genuine, impostor) = (Weighted::new(&self.genuine, &drawn)?, Weighted::new(&self.impostor, &drawn)?);
+        Some(Replicate { genuine, impostor })
     }
 
     /// Returns the intervals of all metrics from the metrics of every replicate.
@@ -209,7 +193,7 @@ impl Bootstrap {
     }
 }
 
-impl Replicate {
+impl Replicate<'_> {
     /// All metrics, as those of [`Scores`](super::Scores).
     pub fn metrics(&self) -> Metrics {
         metrics(&self.genuine, &self.impostor)
@@ -307,7 +291,9 @@ mod tests {
             let replicate = bootstrap.replicate(k).unwrap();
             let repeated = |class: &Weighted| {
                 use super::super::class::Class;
-                class.ascending().flat_map(|(score, num)| std::iter::repeat_n(score, num as usize)).collect::<Vec<_>>()
+                let num = |place| (class.num_before(place + 1) - class.num_before(place)) as usize;
+                let scores = class.scores().iter().enumerate();
+                scores.flat_map(|(place, score)| std::iter::repeat_n(*score, num(place))).collect::<Vec<_>>()
             };
             let scores = Scores::new(repeated(&replicate.genuine), repeated(&replicate.impostor)).unwrap();
             let (found, expected) = (replicate.metrics(), scores.metrics());

@@ -1,25 +1,60 @@
 //! Scores of one class, genuine or impostor, with or without integer weights.
 
-use std::cmp::Ordering;
-use std::iter::Peekable;
+use std::sync::Arc;
 
 use rayon::slice::ParallelSliceMut;
 
+use super::units::weight;
 use crate::error::{Error, Result};
 
-/// Weighted scores of one class, in order; a weight counts as that many equal scores.
+/// Number of scores whose weights are added up once for every replicate.
+const BLOCK: usize = 64;
+
+/// Scores of one class in order, with weights; a weight counts as that many equal scores.
 pub(super) trait Class {
-    /// Number of scores.
-    fn num(&self) -> u64;
+    /// The scores, ascending, among them those of weight 0.
+    fn scores(&self) -> &[f64];
 
-    /// Scores with their weights, ascending; equal scores may come separately.
-    fn ascending(&self) -> impl Iterator<Item = (f64, u64)>;
+    /// Total weight of the `place` lowest scores.
+    fn num_before(&self, place: usize) -> u64;
 
-    /// The same, descending.
-    fn descending(&self) -> impl Iterator<Item = (f64, u64)>;
+    /// Mean and population variance, which is exactly zero when all scores are equal.
+    fn moments(&self) -> (f64, f64);
 
-    /// Number of scores below `threshold`.
-    fn num_below(&self, threshold: f64) -> u64;
+    /// Total weight.
+    fn num(&self) -> u64 {
+        self.num_before(self.scores().len())
+    }
+
+    /// Total weight of the scores below `threshold`.
+    fn num_below(&self, threshold: f64) -> u64 {
+        self.num_before(self.scores().partition_point(|&s| s < threshold))
+    }
+
+    /// Total weight of the scores up to `score`.
+    fn num_up_to(&self, score: f64) -> u64 {
+        self.num_before(self.scores().partition_point(|&s| s <= score))
+    }
+
+    /// Lowest score above `score` whose weight is not 0; infinity if there is none.
+    fn next_above(&self, score: f64) -> f64 {
+        let from = self.scores().partition_point(|&s| s <= score);
+        let (before, above) = (self.num_before(from), &self.scores()[from..]);
+        let place = (0..above.len()).find(|place| self.num_before(from + place + 1) > before);
+        place.map_or(f64::INFINITY, |place| above[place])
+    }
+}
+
+/// Returns the first place at or after `from` at which `is_before` fails, for scores of which it holds up to some place.
+/// Takes logarithmic time in the distance.
+pub(super) fn advance(scores: &[f64], from: usize, is_before: impl Fn(f64) -> bool) -> usize {
+    let (mut low, mut step) = (from, 1);
+    while low + step <= scores.len() && is_before(scores[low + step - 1]) {
+        low += step;
+        step *= 2;
+    }
+    let high = (low + step).min(scores.len());
+    low + scores[low..high].partition_point(|&score| is_before(score))
 }
 
 /// Ascending scores of weight one.
@@ -38,102 +73,134 @@ impl Sorted {
         scores.par_sort_unstable_by(f64::total_cmp);
         Ok(Self(scores))
     }
-
-    /// The scores, ascending.
-    pub fn scores(&self) -> &[f64] {
-        &self.0
-    }
 }
 
 impl Class for Sorted {
-    fn num(&self) -> u64 {
-        self.0.len() as u64
+    fn scores(&self) -> &[f64] {
+        &self.0
     }
 
-    fn ascending(&self) -> impl Iterator<Item = (f64, u64)> {
-        self.0.iter().map(|&score| (score, 1))
+    fn num_before(&self, place: usize) -> u64 {
+        place as u64
     }
 
-    fn descending(&self) -> impl Iterator<Item = (f64, u64)> {
-        self.0.iter().rev().map(|&score| (score, 1))
-    }
-
-    fn num_below(&self, threshold: f64) -> u64 {
-        self.0.partition_point(|&s| s < threshold) as u64
+    fn moments(&self) -> (f64, f64) {
+        let num = self.0.len() as f64;
+        let mean = self.0.iter().sum::<f64>() / num;
+        if self.0.first() == self.0.last() {
+            return (mean, 0.0);
+        }
+        (mean, self.0.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / num)
     }
 }
 
-/// Ascending scores with integer weights.
-#[derive(Clone, Debug)]
-pub(super) struct Weighted {
-    /// Scores with their weights; those of weight 0 are left out.
-    pairs: Vec<(f64, u64)>,
-    num: u64,
+/// Ascending scores, each with the two units that determine its weight in a replicate.
+#[derive(Debug)]
+pub(super) struct Ordered {
+    scores: Vec<f64>,
+    units: Vec<[u32; 2]>,
+    mean: f64,
 }
 
-impl Weighted {
-    /// Keeps the ascending scores whose weight is not 0; `None` if there are none.
-    pub fn new(pairs: impl Iterator<Item = (f64, u64)>) -> Option<Self> {
-        let mut kept = Vec::with_capacity(pairs.size_hint().0);
-        let mut num = 0;
-        for (score, weight) in pairs {
-            if weight > 0 {
-                kept.push((score, weight));
-                num += weight;
+impl Ordered {
+    /// Sorts scores with their units.
+    pub fn new(mut scored: Vec<(f64, [u32; 2])>) -> Self {
+        scored.par_sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (scores, units): (Vec<f64>, Vec<[u32; 2]>) = scored.into_iter().unzip();
+        let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+        Self { scores, units, mean }
+    }
+}
+
+/// Ascending scores with the weights of one replicate.
+#[derive(Debug)]
+pub(super) struct Weighted<'a> {
+    ordered: &'a Ordered,
+    /// How often each unit was drawn.
+    drawn: Arc<[u32]>,
+    /// Total weight before each block of scores, and of all.
+    before: Vec<u64>,
+    moments: (f64, f64),
+}
+
+impl<'a> Weighted<'a> {
+    /// Weighs the scores by how often each unit was drawn; `None` if no score has a weight.
+    pub fn new(ordered: &'a Ordered, drawn: &Arc<[u32]>) -> Option<Self> {
+        // One pass over the scores: moments about the mean of all of them lose no digits. Counts are sums of whole
+        // numbers below 2^53, which f64 adds exactly, and without a conversion for each score.
+        let times: Vec<f64> = drawn.iter().map(|times| f64::from(*times)).collect();
+        let (mut num, mut first, mut second) = (0, 0.0, 0.0);
+        let mut before = Vec::with_capacity(ordered.scores.len() / BLOCK + 2);
+        before.push(0);
+        for (scores, units) in ordered.scores.chunks(BLOCK).zip(ordered.units.chunks(BLOCK)) {
+            let mut sums = (0.0, 0.0, 0.0);
+            for (score, units) in scores.iter().zip(units) {
+                let (weight, from_mean) = (weight(*units, &times), score - ordered.mean);
+                sums = (sums.0 + weight, sums.1 + weight * from_mean, sums.2 + weight * from_mean * from_mean);
+            }
+            (num, first, second) = (num + sums.0 as u64, first + sums.1, second + sums.2);
+            before.push(num);
+        }
+        if num == 0 {
+            return None;
+        }
+        let mut weighted = Self { ordered, drawn: drawn.clone(), before, moments: (0.0, 0.0) };
+        let (first, second) = (first / num as f64, second / num as f64);
+        let is_constant = weighted.next_above(weighted.next_above(f64::NEG_INFINITY)).is_infinite();
+        let variance = if is_constant { 0.0 } else { (second - first * first).max(0.0) };
+        weighted.moments = (ordered.mean + first, variance);
+        Some(weighted)
+    }
+
+    fn weight(&self, place: usize) -> u64 {
+        u64::from(weight(self.ordered.units[place], &self.drawn))
+    }
+}
+
+impl Class for Weighted<'_> {
+    fn scores(&self) -> &[f64] {
+        &self.ordered.scores
+    }
+
+    fn num_before(&self, place: usize) -> u64 {
+        let block = place / BLOCK;
+        self.before[block] + (block * BLOCK..place).map(|place| self.weight(place)).sum::<u64>()
+    }
+
+    fn moments(&self) -> (f64, f64) {
+        self.moments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_found_from_any_place_before_them() {
+        let scores: Vec<f64> = (0..200).map(|i| f64::from(i / 3)).collect();
+        for threshold in [-1.0, 0.0, 0.5, 33.0, 66.0, 67.0] {
+            let expected = scores.partition_point(|&s| s < threshold);
+            for from in 0..=expected {
+                assert_eq!(advance(&scores, from, |s| s < threshold), expected, "{threshold} from {from}");
             }
         }
-        (num > 0).then_some(Self { pairs: kept, num })
-    }
-}
-
-impl Class for Weighted {
-    fn num(&self) -> u64 {
-        self.num
     }
 
-    fn ascending(&self) -> impl Iterator<Item = (f64, u64)> {
-        self.pairs.iter().copied()
-    }
-
-    fn descending(&self) -> impl Iterator<Item = (f64, u64)> {
-        self.pairs.iter().rev().copied()
-    }
-
-    fn num_below(&self, threshold: f64) -> u64 {
-        let below = self.pairs.partition_point(|(score, _)| *score < threshold);
-        self.pairs[..below].iter().map(|(_, weight)| weight).sum()
-    }
-}
-
-/// Iterator over distinct scores with their total weights.
-pub(super) struct Distinct<I: Iterator<Item = (f64, u64)>>(Peekable<I>);
-
-impl<I: Iterator<Item = (f64, u64)>> Distinct<I> {
-    /// Merges equal scores of an ordered iterator.
-    pub fn new(scores: I) -> Self {
-        Self(scores.peekable())
-    }
-
-    /// Next score, without consuming it.
-    pub fn peek(&mut self) -> Option<f64> {
-        self.0.peek().map(|(score, _)| *score)
-    }
-
-    /// Consumes the next score if it equals `score`, and returns its total weight; otherwise returns 0.
-    pub fn take_score(&mut self, score: f64) -> u64 {
+    #[test]
+    fn weights_are_counted_up_to_any_place() {
+        let scored = (0..1000u32).map(|i| (f64::from(i / 2), [i % 7, i % 5])).collect();
+        let ordered = Ordered::new(scored);
+        let drawn: Arc<[u32]> = vec![0, 2, 1, 0, 3, 0, 1].into();
+        let weighted = Weighted::new(&ordered, &drawn).unwrap();
         let mut num = 0;
-        while let Some((_, weight)) = self.0.next_if(|(next, _)| next.partial_cmp(&score) == Some(Ordering::Equal)) {
-            num += weight;
+        for (place, units) in ordered.units.iter().enumerate() {
+            assert_eq!(weighted.num_before(place), num);
+            num += u64::from(weight(*units, &drawn));
         }
-        num
-    }
-}
-
-impl<I: Iterator<Item = (f64, u64)>> Iterator for Distinct<I> {
-    type Item = (f64, u64);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let score = self.peek()?;
-        Some((score, self.take_score(score)))
+        assert_eq!(weighted.num(), num);
+        // The scores of weight 0 between two others are passed over.
+        assert_eq!((weighted.next_above(f64::NEG_INFINITY), weighted.next_above(499.0)), (0.0, f64::INFINITY));
+        assert!(Weighted::new(&ordered, &vec![0; 7].into()).is_none());
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::class::{Class, Distinct};
+use super::class::Class;
 use super::metrics::{Scores, ratio};
 
 /// Relative change of an error rate below which two operating points look the same.
@@ -38,13 +38,15 @@ impl Scores {
     /// Calls `each(score, [impostor, genuine])` for every distinct score, highest first, with the numbers of scores at
     /// or above it.
     fn for_each_point(&self, mut each: impl FnMut(f64, [u64; 2])) {
-        let mut impostor = Distinct::new(self.impostor.descending());
-        let mut genuine = Distinct::new(self.genuine.descending());
-        let mut accepted = [0, 0];
-        while let Some(score) = impostor.peek().into_iter().chain(genuine.peek()).reduce(f64::max) {
-            accepted[0] += impostor.take_score(score);
-            accepted[1] += genuine.take_score(score);
-            each(score, accepted);
+        let mut left = [self.impostor(), self.genuine()];
+        let num = left.map(<[f64]>::len);
+        while let Some(score) = left.into_iter().filter_map(|scores| scores.last().copied()).reduce(f64::max) {
+            for scores in &mut left {
+                while let Some((_, lower)) = scores.split_last().filter(|(last, _)| **last == score) {
+                    *scores = lower;
+                }
+            }
+            each(score, [0, 1].map(|class| (num[class] - left[class].len()) as u64));
         }
     }
 

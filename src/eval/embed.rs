@@ -79,15 +79,6 @@ impl Index<usize> for Embeddings {
     }
 }
 
-/// Returns the dot product of two embeddings, accumulated in f64: their cosine if both have length 1.
-///
-/// # Panics
-/// When the numbers of elements differ: embeddings of different networks cannot be compared.
-pub fn dot(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len(), "embeddings of different networks");
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-}
-
 /// Settings of [`embed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmbedConfig {

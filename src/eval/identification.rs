@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::bootstrap::{BootstrapConfig, Interval};
-use super::class::Weighted;
+use super::class::{Ordered, Weighted};
 use super::embed::Embeddings;
 use super::metrics::lowest_threshold;
 use super::similarity::for_each_row;
@@ -138,33 +138,33 @@ impl Searches {
     /// When no probe is in the gallery, or a setting of the bootstrap is out of range.
     pub fn figures(&self, config: &BootstrapConfig) -> Result<Identification> {
         config.validate()?;
-        let mut sorted: Vec<&Search> = self.searches.iter().filter(|search| search.mate.is_none()).collect();
-        sorted.sort_by(|a, b| a.top_other.total_cmp(&b.top_other));
-        let (num_nonmated, num_mated) = (sorted.len(), self.searches.len() - sorted.len());
+        let nonmated: Vec<&Search> = self.searches.iter().filter(|search| search.mate.is_none()).collect();
+        let (num_nonmated, num_mated) = (nonmated.len(), self.searches.len() - nonmated.len());
         if num_mated == 0 {
             return Err(Error::Evaluation("expected probes of people in the gallery, found none".to_owned()));
         }
         let is_measurable = |target: f64| num_nonmated as f64 * target >= 1.0;
-        let rates = |weight: &dyn Fn(u32) -> u64| {
-            let nonmated = Weighted::new(sorted.iter().map(|search| (search.top_other, weight(search.person))));
-            let thresholds = FPIR_TARGETS.map(|target| {
-                let nonmated = nonmated.as_ref().filter(|_| is_measurable(target))?;
-                Some(lowest_threshold(nonmated, target))
-            });
-            let share = |is_hit: &dyn Fn(Mate) -> bool| self.share(weight, is_hit);
-            let at_rank = RANKS.map(|rank| share(&|mate| mate.rank <= rank));
-            let tpir = thresholds.map(|t| t.map(|t| share(&|mate| mate.rank == 1 && mate.score >= t)));
-            (thresholds, at_rank, tpir)
-        };
         let mut people: Vec<u32> = self.searches.iter().map(|search| search.person).collect();
         people.sort_unstable();
         people.dedup();
         let number = |person: u32| people.binary_search(&person).expect("the person of every search is listed");
-        let drawn = config.replicates_of(|k| {
-            let drawn = config.draw(k, people.len());
-            Some(rates(&|person| u64::from(drawn[number(person)])))
-        });
-        let (thresholds, at_rank, tpir) = rates(&|_| 1);
+        let scored = nonmated.iter().map(|search| (search.top_other, [number(search.person) as u32; 2]));
+        let scored = Ordered::new(scored.collect());
+        let rates = |drawn: Vec<u32>| {
+            let drawn = drawn.into();
+            let weighted = Weighted::new(&scored, &drawn);
+            let thresholds = FPIR_TARGETS.map(|target| {
+                let weighted = weighted.as_ref().filter(|_| is_measurable(target))?;
+                Some(lowest_threshold(weighted, target))
+            });
+            let weight = |person| u64::from(drawn[number(person)]);
+            let share = |is_hit: &dyn Fn(Mate) -> bool| self.share(&weight, is_hit);
+            let at_rank = RANKS.map(|rank| share(&|mate| mate.rank <= rank));
+            let tpir = thresholds.map(|t| t.map(|t| share(&|mate| mate.rank == 1 && mate.score >= t)));
+            (thresholds, at_rank, tpir)
+        };
+        let drawn = config.replicates_of(|k| Some(rates(config.draw(k, people.len()))));
+        let (thresholds, at_rank, tpir) = rates(vec![1; people.len()]);
         let at_rank = RANKS.into_iter().enumerate().map(|(i, rank)| AtRank {
             rank,
             rate: at_rank[i],
@@ -174,7 +174,7 @@ impl Searches {
             fpir_target,
             threshold: thresholds[i],
             fpir: thresholds[i]
-                .map(|t| sorted.iter().filter(|search| search.top_other >= t).count() as f64 / num_nonmated as f64),
+                .map(|t| nonmated.iter().filter(|search| search.top_other >= t).count() as f64 / num_nonmated as f64),
             tpir: tpir[i],
             tpir_interval: config.interval(drawn.iter().map(|d| d.and_then(|(_, _, tpir)| tpir[i]))),
         });

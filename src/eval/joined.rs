@@ -1,9 +1,9 @@
 //! Joins score files of several systems by the names of the images.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use super::comparisons::Comparisons;
-use super::score_file::ScoreFile;
+use super::score_file::{ImagePairs, ScoreFile};
 use crate::error::{Error, Result};
 
 /// Returns the comparisons of several systems with the pairs in the order of the first. Pairs are matched by the names
@@ -45,28 +45,43 @@ fn end_of(name: &str) -> String {
 
 /// Returns the places in `found` of the pairs `expected`, by the `key` of each name.
 fn order(
-    expected: &[[String; 2]],
-    found: &[[String; 2]],
+    expected: &ImagePairs,
+    found: &ImagePairs,
     key: fn(&str) -> String,
 ) -> std::result::Result<Vec<usize>, String> {
-    if expected.len() != found.len() {
-        return Err(format!("expected {} pairs, as in the first file, found {}", expected.len(), found.len()));
+    if expected.pairs.len() != found.pairs.len() {
+        let (expected, found) = (expected.pairs.len(), found.pairs.len());
+        return Err(format!("expected {expected} pairs, as in the first file, found {found}"));
     }
-    let key = |pair: &[String; 2]| {
-        let mut names = [key(&pair[0]), key(&pair[1])];
-        names.sort();
-        names
+    let mut numbers: HashMap<String, u32> = HashMap::new();
+    let [expected_numbers, found_numbers] = [expected, found].map(|images| -> Vec<u32> {
+        let mut number = |name: &String| {
+            let next = numbers.len() as u32;
+            *numbers.entry(key(name)).or_insert(next)
+        };
+        images.names.iter().map(&mut number).collect()
+    });
+    let pair_of = |pair: &[u32; 2], numbers: &[u32]| {
+        let mut pair = pair.map(|image| numbers[image as usize]);
+        pair.sort_unstable();
+        pair
     };
+    let pairs = || expected.pairs.iter().map(|pair| pair_of(pair, &expected_numbers));
+    if pairs().eq(found.pairs.iter().map(|pair| pair_of(pair, &found_numbers))) {
+        return Ok((0..found.pairs.len()).collect());
+    }
     // The last place first, so that `pop` returns the first.
-    let mut places: BTreeMap<[String; 2], Vec<usize>> = BTreeMap::new();
-    found.iter().enumerate().rev().for_each(|(place, pair)| places.entry(key(pair)).or_default().push(place));
-    let place = |(number, pair): (usize, &[String; 2])| {
-        let place = places.get_mut(&key(pair)).and_then(Vec::pop);
+    let mut places: HashMap<[u32; 2], Vec<usize>> = HashMap::new();
+    let found = found.pairs.iter().enumerate().rev();
+    found.for_each(|(place, pair)| places.entry(pair_of(pair, &found_numbers)).or_default().push(place));
+    let place = |(number, pair): (usize, [u32; 2])| {
+        let place = places.get_mut(&pair).and_then(Vec::pop);
         place.ok_or_else(|| {
-            format!("expected pair {} of the first file, {} and {}, found none", number + 1, pair[0], pair[1])
+            let [a, b] = expected.pairs[number].map(|image| &expected.names[image as usize]);
+            format!("expected pair {} of the first file, {a} and {b}, found none", number + 1)
         })
     };
-    expected.iter().enumerate().map(place).collect()
+    pairs().enumerate().map(place).collect()
 }
 
 fn reordered(comparisons: &Comparisons, order: &[usize]) -> Result<Comparisons> {
@@ -90,7 +105,11 @@ mod tests {
             order.iter().map(|&i| pairs[i].2).collect(),
             None,
         );
-        let images = order.iter().map(|&i| [name(pairs[i].0), name(pairs[i].1)]).collect();
+        // Each pair with names of its own, some of which are there several times.
+        let images = ImagePairs {
+            names: order.iter().flat_map(|&i| [name(pairs[i].0), name(pairs[i].1)]).collect(),
+            pairs: (0..order.len() as u32).map(|pair| [2 * pair, 2 * pair + 1]).collect(),
+        };
         let images = has_names.then_some(images);
         let (repeated, with_itself) = (Vec::new(), Vec::new());
         let comparisons = comparisons.expect("as many labels as scores");

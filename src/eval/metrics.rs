@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::class::{Class, Distinct, Sorted};
+use super::class::{Class, Sorted, advance};
 use crate::error::{Error, Result};
 
 /// Genuine and impostor scores, at least one of each, all finite.
@@ -142,8 +142,8 @@ impl Scores {
 /// All metrics of the scores of two classes.
 pub(super) fn metrics(genuine: &impl Class, impostor: &impl Class) -> Metrics {
     let (eer, eer_threshold) = equal_error(genuine, impostor);
-    let (g_mean, i_mean) = (mean(genuine), mean(impostor));
-    let variance = variance(genuine, g_mean) + variance(impostor, i_mean);
+    let ((g_mean, g_variance), (i_mean, i_variance)) = (genuine.moments(), impostor.moments());
+    let variance = g_variance + i_variance;
     Metrics {
         eer,
         eer_threshold,
@@ -160,16 +160,13 @@ pub(super) fn metrics(genuine: &impl Class, impostor: &impl Class) -> Metrics {
 
 /// Lowest threshold with an FMR of at most `fmr`, in (0, 1), however few impostor scores there are.
 pub(super) fn lowest_threshold(impostor: &impl Class, fmr: f64) -> f64 {
-    let (total, mut accepted) = (impostor.num(), 0);
-    let mut rejected = Distinct::new(impostor.descending()).filter(|(_, num)| {
-        accepted += num;
-        ratio(accepted, total) > fmr
-    });
-    rejected.next().expect("all scores are a share of 1, which is above fmr").0.next_up()
+    let (total, scores) = (impostor.num(), impostor.scores());
+    // All scores are a share of 1, which is above `fmr`, so that the lowest one is rejected.
+    let rejected = scores.partition_point(|&score| ratio(total - impostor.num_below(score), total) > fmr);
+    scores[rejected - 1].next_up()
 }
 
-/// EER and its threshold. Walks up the distinct scores and compares counts as integers, so that a point on the diagonal
-/// is recognised exactly.
+/// EER and its threshold. Compares counts as integers, so that a point on the diagonal is recognised exactly.
 fn equal_error(genuine: &impl Class, impostor: &impl Class) -> (f64, f64) {
     let (num_genuine, num_impostor) = (genuine.num(), impostor.num());
     // FNMR - FMR in units of 1 / (num_genuine * num_impostor), with `below_*` scores under the threshold.
@@ -177,51 +174,39 @@ fn equal_error(genuine: &impl Class, impostor: &impl Class) -> (f64, f64) {
         i128::from(below_genuine) * i128::from(num_impostor)
             - i128::from(num_impostor - below_impostor) * i128::from(num_genuine)
     };
-    let (mut genuine, mut impostor) = (Distinct::new(genuine.ascending()), Distinct::new(impostor.ascending()));
-    let (mut below_genuine, mut below_impostor) = (0, 0);
-    loop {
-        // Thresholds up to `low` have the counts so far; those above it, up to the next score, have the new counts.
-        let low = next_score(&mut genuine, &mut impostor);
-        let before = difference(below_genuine, below_impostor);
-        let fmr_before = ratio(num_impostor - below_impostor, num_impostor);
-        below_genuine += genuine.take_score(low);
-        below_impostor += impostor.take_score(low);
-        let after = difference(below_genuine, below_impostor);
-        if after < 0 {
-            continue; // Terminates: with every score below the threshold FNMR is 1 and FMR 0.
-        }
-        let fmr = ratio(num_impostor - below_impostor, num_impostor);
-        let high = next_score(&mut genuine, &mut impostor);
-        if after == 0 {
-            let middle = f64::midpoint(low, high);
-            return (fmr, if middle > low { middle } else { high });
-        }
-        let weight = before.unsigned_abs() as f64 / (after - before) as f64;
-        let threshold = if high.is_finite() { low * (1.0 - weight) + high * weight } else { low };
-        return (fmr_before + weight * (fmr - fmr_before), threshold);
+    let after = |score: f64| difference(genuine.num_up_to(score), impostor.num_up_to(score));
+    // It grows with the score, from below 0 to above: with every score below the threshold FNMR is 1 and FMR 0.
+    let first = |scores: &[f64]| scores.get(scores.partition_point(|&score| after(score) < 0)).copied();
+    let firsts = [first(genuine.scores()), first(impostor.scores())];
+    let low = firsts.into_iter().flatten().fold(f64::INFINITY, f64::min);
+    // Thresholds up to `low` have the counts of the scores below it; those above, up to the next score, have new counts.
+    let fmr_at = |below: u64| ratio(num_impostor - below, num_impostor);
+    let (before, fmr_before) =
+        (difference(genuine.num_below(low), impostor.num_below(low)), fmr_at(impostor.num_below(low)));
+    let (after, fmr) = (after(low), fmr_at(impostor.num_up_to(low)));
+    let high = genuine.next_above(low).min(impostor.next_above(low));
+    if after == 0 {
+        let middle = f64::midpoint(low, high);
+        return (fmr, if middle > low { middle } else { high });
     }
-}
-
-/// Lowest remaining score of the two classes; infinity if none is left.
-fn next_score<A, B>(a: &mut Distinct<A>, b: &mut Distinct<B>) -> f64
-where
-    A: Iterator<Item = (f64, u64)>,
-    B: Iterator<Item = (f64, u64)>,
-{
-    a.peek().unwrap_or(f64::INFINITY).min(b.peek().unwrap_or(f64::INFINITY))
+    let weight = before.unsigned_abs() as f64 / (after - before) as f64;
+    let threshold = if high.is_finite() { low * (1.0 - weight) + high * weight } else { low };
+    (fmr_before + weight * (fmr - fmr_before), threshold)
 }
 
 /// The Mann-Whitney statistic as a share, counted in integers.
 fn auc(genuine: &impl Class, impostor: &impl Class) -> f64 {
-    let mut others = Distinct::new(impostor.ascending());
-    let (mut below, mut twice_wins) = (0, 0u128);
-    for (score, num) in Distinct::new(genuine.ascending()) {
-        while let Some(lower) = others.peek().filter(|&other| other < score) {
-            below += others.take_score(lower);
-        }
-        let equal = others.take_score(score);
-        twice_wins += u128::from(num) * (2 * u128::from(below) + u128::from(equal));
-        below += equal;
+    let (scores, others) = (genuine.scores(), impostor.scores());
+    let (mut place, mut other, mut twice_wins) = (0, 0, 0u128);
+    while let Some(&score) = scores.get(place) {
+        let next = advance(scores, place, |s| s <= score);
+        let num = genuine.num_before(next) - genuine.num_before(place);
+        place = next;
+        let below = advance(others, other, |s| s < score);
+        other = advance(others, below, |s| s <= score);
+        // Impostor scores below count twice, equal ones once.
+        twice_wins +=
+            u128::from(num) * (u128::from(impostor.num_before(below)) + u128::from(impostor.num_before(other)));
     }
     twice_wins as f64 / (2 * u128::from(genuine.num()) * u128::from(impostor.num())) as f64
 }
@@ -238,17 +223,4 @@ pub(super) fn share_from(class: &impl Class, threshold: f64) -> f64 {
 
 pub(super) fn ratio(part: u64, total: u64) -> f64 {
     part as f64 / total as f64
-}
-
-fn mean(class: &impl Class) -> f64 {
-    class.ascending().map(|(score, num)| num as f64 * score).sum::<f64>() / class.num() as f64
-}
-
-/// Population variance; exactly zero when all scores are equal, whatever the rounding of `mean`.
-fn variance(class: &impl Class, mean: f64) -> f64 {
-    let end = |score: Option<(f64, u64)>| score.map(|(score, _)| score);
-    if end(class.ascending().next()) == end(class.descending().next()) {
-        return 0.0;
-    }
-    class.ascending().map(|(score, num)| num as f64 * (score - mean).powi(2)).sum::<f64>() / class.num() as f64
 }

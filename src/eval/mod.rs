@@ -22,12 +22,13 @@ mod tables;
 mod templates;
 mod units;
 
+pub use crate::ops::search::dot;
 pub use all_pairs::{AllPairs, compare_all_pairs};
 pub use bootstrap::{Bootstrap, BootstrapConfig, Difference, Interval, MetricIntervals, Replicate};
 pub use comparisons::Comparisons;
 pub use config::{EvalConfig, Setting};
 pub use curve::{Histogram, OperatingPoint};
-pub use embed::{EmbedConfig, Embeddings, dot, embed, embed_with_masks};
+pub use embed::{EmbedConfig, Embeddings, embed, embed_with_masks};
 pub use figures::{AtFmr, FMR_TARGETS, Figures, SettingResult};
 pub use groups::{GroupRates, Groups, group_rates};
 pub use identification::{AtFpir, AtRank, FPIR_TARGETS, Identification, Mate, Search, Searches};
@@ -37,7 +38,7 @@ pub use masked_faces::MaskedFaces;
 pub use metrics::{Metrics, Scores};
 pub use paired::{PairedFigure, compare_systems};
 pub use protocol::{Evaluation, SettingScores, compare, compare_as_is, evaluate, evaluate_as_is, figures};
-pub use score_file::{ScoreFile, read_scores, write_scores};
+pub use score_file::{ImagePairs, ScoreFile, read_scores, write_scores};
 pub use tables::{
     TOO_FEW, comparison_table, details, details_of, figure_rows, group_table, identification_table, operating_points,
     table, table_as_is,

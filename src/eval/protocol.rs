@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::comparisons::Comparisons;
 use super::config::{EvalConfig, Setting};
-use super::embed::{Embeddings, dot, embed};
+use super::embed::{Embeddings, embed};
 use super::figures::{Figures, SettingResult};
 use super::masked_faces::{MaskedFaces, colours_of};
 use crate::data::TestSet;
 use crate::error::Result;
 use crate::models::Model;
+use crate::ops::search::dot;
 
 /// Metrics of a model in all settings.
 ///

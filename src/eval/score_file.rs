@@ -1,6 +1,6 @@
 //! Score files: written for our own comparisons, and read from any system to measure it the same way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::comparisons::Comparisons;
@@ -19,12 +19,45 @@ pub struct ScoreFile {
     pub comparisons: Comparisons,
     /// Groups of the two people of each pair, if the file names them.
     pub groups: Option<Vec<[String; 2]>>,
-    /// Names of the two images of each pair, if the file names them.
-    pub images: Option<Vec<[String; 2]>>,
+    /// Images of each pair, if the file names them.
+    pub images: Option<ImagePairs>,
     /// Line numbers of pairs of an image with itself, if the file names images.
     pub with_itself: Vec<usize>,
     /// Line numbers of pairs that an earlier line has already, in either order; empty if the file does not name images.
     pub repeated: Vec<usize>,
+}
+
+/// Images of a list of pairs. Each name is kept once, since all pairs of some images are many more than the images.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ImagePairs {
+    /// Names of the images.
+    pub names: Vec<String>,
+    /// The two images of each pair, as places in `names`.
+    pub pairs: Vec<[u32; 2]>,
+}
+
+/// Numbers names in the order in which they are first met.
+#[derive(Default)]
+struct Numbers(HashMap<String, u32>);
+
+impl Numbers {
+    fn of(&mut self, name: &str) -> u32 {
+        match self.0.get(name) {
+            Some(number) => *number,
+            None => {
+                let next = self.0.len() as u32;
+                self.0.insert(name.to_owned(), next);
+                next
+            }
+        }
+    }
+
+    /// The names by their numbers.
+    fn into_names(self) -> Vec<String> {
+        let mut names = vec![String::new(); self.0.len()];
+        self.0.into_iter().for_each(|(name, number)| names[number as usize] = name);
+        names
+    }
 }
 
 /// Reads scores from a CSV or a `.npy` file.
@@ -85,10 +118,11 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
         }
     };
     let (people, groups, images) = (both("person")?, both("group")?, both("image")?);
-    let mut seen: BTreeMap<[String; 2], (usize, bool)> = BTreeMap::new();
+    let mut seen: HashMap<[u32; 2], (usize, bool)> = HashMap::new();
     let mut group_of: BTreeMap<String, (String, usize)> = BTreeMap::new();
     let (mut scores, mut labels, mut who, mut which) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut names, mut repeated, mut with_itself, mut pairs) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut names, mut image_names) = (Numbers::default(), Numbers::default());
+    let (mut repeated, mut with_itself, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
     for row in table.rows() {
         let row = row?;
         let field = |column: usize| row.fields[column].as_str();
@@ -100,31 +134,27 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
         })?;
         labels.push(label);
         if let Some(columns) = people {
-            who.push(columns.map(|column| {
-                let next = names.len() as u32;
-                *names.entry(field(column).to_owned()).or_insert(next)
-            }));
+            who.push(columns.map(|column| names.of(field(column))));
         }
         if let Some(columns) = images {
-            let named = columns.map(|column| field(column).to_owned());
-            if named[0] == named[1] {
+            let images = columns.map(|column| image_names.of(field(column)));
+            if images[0] == images[1] {
                 if !label {
-                    return Err(wrong(format!("expected {0} to be the same person as {0}", named[0])));
+                    return Err(wrong(format!("expected {0} to be the same person as {0}", field(columns[0]))));
                 }
                 with_itself.push(row.line);
             }
-            let mut pair = named.clone();
-            pair.sort();
+            let mut pair = images;
+            pair.sort_unstable();
             match seen.get(&pair) {
                 Some(&(line, before)) if before != label => {
-                    let what =
-                        format!("{} and {}: expected is_same as in line {line}, found another", pair[0], pair[1]);
-                    return Err(wrong(what));
+                    let [a, b] = columns.map(field);
+                    return Err(wrong(format!("{a} and {b}: expected is_same as in line {line}, found another")));
                 }
                 Some(_) => repeated.push(row.line),
                 None => drop(seen.insert(pair, (row.line, label))),
             }
-            pairs.push(named);
+            pairs.push(images);
         }
         if let Some(columns) = groups {
             let pair = columns.map(|column| field(column).to_owned());
@@ -140,11 +170,14 @@ fn read_csv(path: &Path) -> Result<ScoreFile> {
         }
     }
     // People are numbered by name, so that the order of the lines does not change the bootstrap.
-    let mut number = vec![0; names.len()];
-    names.into_values().enumerate().for_each(|(sorted, found)| number[found as usize] = sorted as u32);
+    let mut sorted: Vec<(String, u32)> = names.0.into_iter().collect();
+    sorted.sort_unstable();
+    let mut number = vec![0; sorted.len()];
+    sorted.iter().zip(0..).for_each(|((_, found), sorted)| number[*found as usize] = sorted);
     let who = who.into_iter().map(|pair: [u32; 2]| pair.map(|found| number[found as usize])).collect();
     let comparisons = named(path, Comparisons::new(scores, labels, people.map(|_| who)))?;
-    Ok(ScoreFile { comparisons, groups: groups.map(|_| which), images: images.map(|_| pairs), repeated, with_itself })
+    let images = images.map(|_| ImagePairs { names: image_names.into_names(), pairs });
+    Ok(ScoreFile { comparisons, groups: groups.map(|_| which), images, repeated, with_itself })
 }
 
 /// Adds the path to an evaluation error.
@@ -237,7 +270,7 @@ mod tests {
         assert!(error("score,is_same,group_a\n1,1,x\n").contains("expected a column group_b beside group_a"));
         assert!(error("score,Score,same\n1,1,1\n").contains("found score and Score"));
         let pair = "image_a,image_b,is_same,score\n";
-        assert!(error(&format!("{pair}a,b,1,0.5\nb,a,0,0.5\n")).contains(":3: a and b: expected is_same as in line 2"));
+        assert!(error(&format!("{pair}a,b,1,0.5\nb,a,0,0.5\n")).contains(":3: b and a: expected is_same as in line 2"));
         let groups = "score,is_same,person_a,person_b,group_a,group_b\n0.5,1,a,a,x,x\n0.1,0,a,b,y,y\n";
         assert!(error(groups).contains(":3: expected a in group x as in line 2, found y"), "{}", error(groups));
         assert!(error(&format!("{pair}a,a,0,0.5\n")).contains("expected a to be the same person as a"));

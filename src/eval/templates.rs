@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::comparisons::Comparisons;
-use super::embed::{Embeddings, dot};
+use super::embed::Embeddings;
 use crate::data::{TemplateImage, TemplatePair};
 use crate::error::{Error, Result};
+use crate::ops::search::dot;
 use crate::parallel;
 
 /// Template embeddings of length 1.

@@ -1,5 +1,7 @@
 //! Units that the bootstrap resamples: people, or pairs where the people are unknown.
 
+use std::ops::Mul;
+
 use super::comparisons::Comparisons;
 use crate::error::{Error, Result};
 
@@ -51,7 +53,7 @@ impl std::fmt::Display for Units {
 
 /// Weight of a pair of units when unit `u` was drawn `drawn[u]` times.
 #[inline]
-pub(super) fn weight([a, b]: [u32; 2], drawn: &[u32]) -> u64 {
-    let times = u64::from(drawn[a as usize]);
-    if a == b { times } else { times * u64::from(drawn[b as usize]) }
+pub(super) fn weight<T: Copy + Mul<Output = T>>([a, b]: [u32; 2], drawn: &[T]) -> T {
+    let times = drawn[a as usize];
+    if a == b { times } else { times * drawn[b as usize] }
 }

@@ -87,7 +87,19 @@ pub fn private_temporary(path: &Path) -> Result<NamedTempFile> {
 /// # Errors
 /// When it cannot be written.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = temporary(path)?;
+    fill(temporary(path)?, path, bytes)
+}
+
+/// Like [`write_atomic`], but only its owner may read the file.
+///
+/// # Errors
+/// When it cannot be written.
+#[cfg(feature = "gallery")]
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    fill(private_temporary(path)?, path, bytes)
+}
+
+fn fill(mut file: NamedTempFile, path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).map_err(Error::io(path))?;
     persist(file, path)
 }

@@ -9,11 +9,12 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crc::{CRC_32_ISCSI, Crc, Digest};
+use crc::Digest;
 use half::f16;
 use memmap2::Mmap;
 use tempfile::NamedTempFile;
 
+use super::CHECKSUM;
 use crate::error::{Error, Result};
 use crate::files::{UNFINISHED, folder_of};
 use crate::ops::search::ROWS as ROWS_OF_BLOCK;
@@ -31,8 +32,6 @@ const ROWS_AT_A_TIME: usize = 4096;
 
 /// Bytes of the header that its checksum is of.
 const CHECKED: usize = 48;
-
-static CHECKSUM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
 /// Precision of a column.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +111,12 @@ impl Column {
         path.push(if is_pooled { "-mean-" } else { "-" });
         path.push(kind.name());
         path.into()
+    }
+
+    /// Returns the paths of all columns that a gallery may have.
+    pub fn paths_beside(gallery: &Path) -> impl Iterator<Item = PathBuf> {
+        let kinds = ColumnKind::ALL.into_iter().flat_map(|kind| [(kind, false), (kind, true)]);
+        kinds.map(move |(kind, is_pooled)| Self::path_beside(gallery, kind, is_pooled))
     }
 
     /// Maps a column's file.

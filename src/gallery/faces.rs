@@ -1,15 +1,14 @@
 //! The people and faces of a gallery.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use crc::{CRC_32_ISCSI, Crc};
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{OptionalExtension, Row, ToSql, Transaction, params};
 use serde::Serialize;
 
-use super::store::{Gallery, failure, remove_columns};
+use super::CHECKSUM;
+use super::store::{Gallery, failure, gallery_error, remove_columns};
 use crate::error::{Error, Result};
-
-static CHECKSUM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
 /// Longest name of a person, in bytes.
 const LONGEST_NAME: usize = 1000;
@@ -223,13 +222,12 @@ impl Gallery {
     /// # Errors
     /// When the gallery cannot be read, or the person is not in it.
     pub fn faces(&self, person: Option<&str>) -> Result<Vec<StoredFace>> {
-        let sql = "SELECT faces.id, name, source, enrolled, score, side, sharpness, mask
-                   FROM faces JOIN people ON people.id = person WHERE ?1 IS NULL OR name = ?1 ORDER BY faces.id";
-        let mut query = self.db.prepare(sql).map_err(self.failed())?;
+        let sql = format!("{STORED_FACES} WHERE ?1 IS NULL OR name = ?1 ORDER BY faces.id");
+        let mut query = self.db.prepare(&sql).map_err(self.failed())?;
         let faces: Vec<StoredFace> =
             query.query_map([person], stored_face).and_then(Iterator::collect).map_err(self.failed())?;
         match person {
-            Some(person) if faces.is_empty() => Err(self.wrong(format!("expected a person {person}, found none"))),
+            Some(person) if faces.is_empty() => Err(self.wrong(no_person(person))),
             _ => Ok(faces),
         }
     }
@@ -239,11 +237,10 @@ impl Gallery {
     /// # Errors
     /// When the gallery cannot be read, or has no such face.
     pub fn face(&self, id: i64) -> Result<StoredFace> {
-        let sql = "SELECT faces.id, name, source, enrolled, score, side, sharpness, mask
-                   FROM faces JOIN people ON people.id = person WHERE faces.id = ?1";
-        let mut query = self.db.prepare_cached(sql).map_err(self.failed())?;
+        let sql = format!("{STORED_FACES} WHERE faces.id = ?1");
+        let mut query = self.db.prepare_cached(&sql).map_err(self.failed())?;
         let face = query.query_row([id], stored_face).optional().map_err(self.failed())?;
-        face.ok_or_else(|| self.wrong(format!("expected a face {id}, found none")))
+        face.ok_or_else(|| self.wrong(no_face(id)))
     }
 
     /// Removes people with all their faces. What is removed is overwritten with zeros in the file at once; the columns
@@ -252,18 +249,8 @@ impl Gallery {
     /// # Errors
     /// When one of them is not in the gallery: then nobody is removed; or it cannot be written to.
     pub fn remove_people(&mut self, people: &[String]) -> Result<Removed> {
-        for person in people {
-            self.faces(Some(person))?;
-        }
-        self.remove(|transaction| {
-            let mut num = 0;
-            for person in people {
-                num += transaction
-                    .execute("DELETE FROM faces WHERE person = (SELECT id FROM people WHERE name = ?1)", [person])?;
-                transaction.execute("DELETE FROM people WHERE name = ?1", [person])?;
-            }
-            Ok(num)
-        })
+        let of_person = "DELETE FROM faces WHERE person = (SELECT id FROM people WHERE name = ?1)";
+        self.remove(people, of_person, |person| no_person(person))
     }
 
     /// Removes single faces, and people of whom none is left.
@@ -271,23 +258,24 @@ impl Gallery {
     /// # Errors
     /// As [`Self::remove_people`].
     pub fn remove_faces(&mut self, faces: &[i64]) -> Result<Removed> {
-        for face in faces {
-            self.face(*face)?;
-        }
-        self.remove(|transaction| {
-            let mut num = 0;
-            for face in faces {
-                num += transaction.execute("DELETE FROM faces WHERE id = ?1", [face])?;
-            }
-            transaction.execute("DELETE FROM people WHERE id NOT IN (SELECT person FROM faces)", [])?;
-            Ok(num)
-        })
+        self.remove(faces, "DELETE FROM faces WHERE id = ?1", |face| no_face(*face))
     }
 
-    fn remove(&mut self, f: impl FnOnce(&Transaction) -> rusqlite::Result<usize>) -> Result<Removed> {
+    /// Removes what `sql` removes for each of `all`, and people without faces. Where it removes nothing, `missing` says
+    /// what is not there, and all stays.
+    fn remove<T: ToSql + Ord>(&mut self, all: &[T], sql: &str, missing: impl Fn(&T) -> String) -> Result<Removed> {
         let path = self.path().to_owned();
+        let failed = |error| failure(&path, &error);
         let num_faces = self.change(|transaction| {
-            let num = f(transaction).map_err(|error| failure(&path, &error))?;
+            let mut num = 0;
+            for one in all.iter().collect::<BTreeSet<_>>() {
+                match transaction.execute(sql, [one]).map_err(failed)? {
+                    0 => return Err(gallery_error(&path, missing(one))),
+                    faces => num += faces,
+                }
+            }
+            let people = "DELETE FROM people WHERE id NOT IN (SELECT person FROM faces)";
+            transaction.execute(people, []).map_err(failed)?;
             // Nobody puts a column in place meanwhile, nor one made before afterwards: the state is another then.
             remove_columns(&path)?;
             Ok((num, num > 0))
@@ -318,12 +306,6 @@ impl Gallery {
     /// Begins to see the gallery as it is now, whatever others write meanwhile, until the value is dropped.
     pub(super) fn snapshot(&self) -> Result<Transaction<'_>> {
         self.db.unchecked_transaction().map_err(self.failed())
-    }
-
-    /// Number of people.
-    pub(super) fn num_people(&self) -> Result<usize> {
-        let num = self.db.query_row("SELECT count(*) FROM people", [], |row| row.get::<_, i64>(0));
-        num.map(|num| num as usize).map_err(self.failed())
     }
 
     /// Returns one face with its embedding, after a check; none if it was removed.
@@ -371,6 +353,18 @@ impl Gallery {
     pub fn for_each_face(&self, mut each: impl FnMut(StoredFace, &[f32]) -> Result<()>) -> Result<()> {
         self.for_each_record(false, |record| each(self.face(record.id)?, &record.embedding)).map(drop)
     }
+}
+
+/// Reads what [`stored_face`] takes.
+const STORED_FACES: &str = "SELECT faces.id, name, source, enrolled, score, side, sharpness, mask
+                            FROM faces JOIN people ON people.id = person";
+
+fn no_person(name: &str) -> String {
+    format!("expected a person {name}, found none")
+}
+
+fn no_face(id: i64) -> String {
+    format!("expected a face {id}, found none")
 }
 
 fn stored_face(row: &Row) -> rusqlite::Result<StoredFace> {

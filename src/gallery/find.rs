@@ -11,6 +11,7 @@ use super::faces::{Record, StoredFace};
 use super::store::Gallery;
 use crate::error::{Error, Result};
 use crate::files::persist;
+use crate::ops::search::dot;
 
 /// How the faces of a person become one score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -188,10 +189,6 @@ impl Ranked {
 fn nearest(query: &[f32], records: &[Record]) -> Option<i64> {
     let score = |record: &Record| dot(query, &record.embedding);
     records.iter().max_by(|a, b| score(a).total_cmp(&score(b))).map(|record| record.id)
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 /// Returns the mean of embeddings, scaled to length 1.

@@ -10,9 +10,14 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+use crc::{CRC_32_ISCSI, Crc};
+
 pub use column::ColumnKind;
 pub use faces::{Added, NewFace, Person, Removed, StoredFace, person_of};
 pub use find::{Candidate, Finder, Pool};
 #[cfg(feature = "parquet")]
 pub use parquet::export_parquet;
 pub use store::{Gallery, GalleryInfo, GalleryModel};
+
+/// What tells whether bytes are as they were written.
+static CHECKSUM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);

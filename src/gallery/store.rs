@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 
-use super::column::{self, Column, ColumnKind};
+use super::column::{self, Column};
 use crate::error::{Error, Result};
 use crate::files::{folder_of, private_temporary, remove_if_there, sync_folder};
 use crate::models::{ComputedWith, MaskHead};
@@ -106,7 +106,7 @@ impl Gallery {
     /// # Errors
     /// When there is none, the file is none, or was written by a newer version.
     pub fn open(path: &Path) -> Result<Self> {
-        let wrong = |found: &str| Error::Gallery { path: path.to_owned(), what: not_a_gallery(found) };
+        let wrong = |found: &str| gallery_error(path, not_a_gallery(found));
         let data = match std::fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(wrong("no such file")),
             data => data.map_err(Error::io(path))?,
@@ -160,21 +160,30 @@ impl Gallery {
     /// # Errors
     /// When the file cannot be read.
     pub fn info(&self) -> Result<GalleryInfo> {
-        let number = |sql: &str| self.db.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(self.failed());
-        let num_masked = match number("SELECT count(mask) FROM faces")? {
+        let num_masked = match self.number("SELECT count(mask) FROM faces")? {
             0 => None,
-            _ => Some(number(&format!("SELECT count(*) FROM faces WHERE mask >= {}", MaskHead::WORN))? as usize),
+            _ => Some(self.number(&format!("SELECT count(*) FROM faces WHERE mask >= {}", MaskHead::WORN))? as usize),
         };
-        let page = number("PRAGMA page_size")? as u64;
+        let page = self.number("PRAGMA page_size")?;
         Ok(GalleryInfo {
             model: self.model.clone(),
-            num_people: number("SELECT count(*) FROM people")? as usize,
-            num_faces: number("SELECT count(*) FROM faces")? as usize,
+            num_people: self.num_people()?,
+            num_faces: self.number("SELECT count(*) FROM faces")? as usize,
             num_masked,
-            bytes: number("PRAGMA page_count")? as u64 * page,
-            free_bytes: number("PRAGMA freelist_count")? as u64 * page,
+            bytes: self.number("PRAGMA page_count")? * page,
+            free_bytes: self.number("PRAGMA freelist_count")? * page,
             version: VERSION,
         })
+    }
+
+    /// Number of people.
+    pub(super) fn num_people(&self) -> Result<usize> {
+        Ok(self.number("SELECT count(*) FROM people")? as usize)
+    }
+
+    /// Returns a number of things.
+    fn number(&self, sql: &str) -> Result<u64> {
+        self.db.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|num| num as u64).map_err(self.failed())
     }
 
     /// Runs changes as one transaction: after a failure, a full disk or the process's end, all of them are there or none.
@@ -251,13 +260,10 @@ impl Gallery {
             wrong.push(format!("{num_missing} faces are of no person"));
         }
         wrong.extend(self.damaged_faces()?);
-        for kind in ColumnKind::ALL {
-            for is_pooled in [false, true] {
-                let path = Column::path_beside(&self.path, kind, is_pooled);
-                let Ok(file) = std::fs::File::open(&path) else { continue };
-                if let Err(error) = Column::open(&file, &path).and_then(|column| column.check(&path)) {
-                    wrong.push(format!("{error}: the next search makes it anew if it is removed"));
-                }
+        for path in Column::paths_beside(&self.path) {
+            let Ok(file) = std::fs::File::open(&path) else { continue };
+            if let Err(error) = Column::open(&file, &path).and_then(|column| column.check(&path)) {
+                wrong.push(format!("{error}: the next search makes it anew if it is removed"));
             }
         }
         Ok(wrong)
@@ -265,7 +271,7 @@ impl Gallery {
 
     /// An error about this gallery.
     pub(super) fn wrong(&self, what: String) -> Error {
-        Error::Gallery { path: self.path.clone(), what }
+        gallery_error(&self.path, what)
     }
 
     /// Wraps SQLite's errors, for `map_err`.
@@ -276,17 +282,16 @@ impl Gallery {
 
 /// Removes the columns of searches, and unfinished ones that a killed process left.
 pub(super) fn remove_columns(gallery: &Path) -> Result<()> {
-    for kind in ColumnKind::ALL {
-        for is_pooled in [false, true] {
-            remove_if_there(&Column::path_beside(gallery, kind, is_pooled))?;
-        }
-    }
+    Column::paths_beside(gallery).try_for_each(|path| remove_if_there(&path))?;
     column::remove_unfinished(gallery)
 }
 
 /// Makes an error of SQLite's, with what to do about it.
 pub(super) fn failure(path: &Path, error: &rusqlite::Error) -> Error {
     use rusqlite::ErrorCode::*;
+    if error.sqlite_error_code() == Some(NotADatabase) {
+        return gallery_error(path, not_a_gallery("another file"));
+    }
     let advice = match error.sqlite_error_code() {
         Some(DatabaseBusy | DatabaseLocked) => ": another process has been using it for a minute",
         Some(CannotOpen | ReadOnly) => ": its folder has to be writable, for the log",
@@ -294,7 +299,12 @@ pub(super) fn failure(path: &Path, error: &rusqlite::Error) -> Error {
         Some(DiskFull) => ": what was enrolled before stays",
         _ => "",
     };
-    Error::Gallery { path: path.to_owned(), what: format!("{error}{advice}") }
+    gallery_error(path, format!("{error}{advice}"))
+}
+
+/// An error about a gallery.
+pub(super) fn gallery_error(path: &Path, what: String) -> Error {
+    Error::Gallery { path: path.to_owned(), what }
 }
 
 fn not_a_gallery(found: &str) -> String {
@@ -311,23 +321,13 @@ fn connect(path: &Path) -> Result<Connection> {
     // disk when it returns.
     let pragmas = "PRAGMA temp_store = MEMORY; PRAGMA secure_delete = ON; PRAGMA foreign_keys = ON;
                    PRAGMA synchronous = FULL;";
-    match db.execute_batch(pragmas) {
-        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
-            Err(Error::Gallery { path: path.to_owned(), what: not_a_gallery("another file") })
-        }
-        done => done.map(|()| db).map_err(failed),
-    }
+    db.execute_batch(pragmas).map(|()| db).map_err(failed)
 }
 
 /// Reads the version and the model.
 fn read(path: &Path, db: &Connection) -> Result<GalleryModel> {
-    let failed = |error: rusqlite::Error| match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::NotADatabase) => {
-            Error::Gallery { path: path.to_owned(), what: not_a_gallery("another file") }
-        }
-        _ => failure(path, &error),
-    };
-    let wrong = |what: String| Error::Gallery { path: path.to_owned(), what };
+    let failed = |error| failure(path, &error);
+    let wrong = |what| gallery_error(path, what);
     let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i32>(0)).map_err(failed);
     if number("PRAGMA application_id")? != APPLICATION {
         return Err(wrong(not_a_gallery("another SQLite database")));
@@ -352,7 +352,7 @@ fn read(path: &Path, db: &Connection) -> Result<GalleryModel> {
 fn create(path: &Path, model: &GalleryModel) -> Result<()> {
     if !folder_of(path).is_dir() {
         let what = "expected a folder to make the gallery in, found none".to_owned();
-        return Err(Error::Gallery { path: path.to_owned(), what });
+        return Err(gallery_error(path, what));
     }
     // Its file is closed: closing it later would end the locks that SQLite holds on it.
     let temporary = private_temporary(path)?.into_temp_path();

@@ -4,6 +4,7 @@ use std::path::Path;
 use super::column::Column;
 use super::*;
 use crate::models::ComputedWith;
+use crate::ops::search::dot;
 use crate::preprocessing::Preprocessing;
 
 const DIM: usize = 24;
@@ -141,7 +142,6 @@ fn searches_find_the_people_of_the_highest_scores() {
         Finder::new(&gallery, ColumnKind::Int8, Pool::Best).unwrap().search(&embedding(1), 3).unwrap()[0].is_empty()
     );
     gallery.enrol(&faces(0..150)).unwrap();
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     let query: Vec<f32> = embedding(1000);
     let best = |person: usize| (0..3).map(|k| dot(&query, &embedding(3 * person + k))).fold(f64::MIN, f64::max);
     let mean = |person: usize| {

@@ -297,11 +297,11 @@ impl Model {
     /// each, `batch(i, is_masked)`.
     ///
     /// # Errors
-    /// When the network shows no features, an image cannot be read, or all have the same features.
+    /// When the network shows no features, an image cannot be read, or the features do not tell the two kinds apart.
     pub fn fit_mask_head(
         &self,
         num: usize,
-        fitted_on: String,
+        fitted_on: &str,
         mut batch: impl FnMut(usize, bool) -> crate::Result<Pixels>,
     ) -> crate::Result<MaskHead> {
         self.known()?;
@@ -319,7 +319,7 @@ impl Model {
         }
         let [without, with] = profiles;
         let fitted_with = self.computed_with()?;
-        let head = MaskHead::fit(&without, &with, num_rows(self.config()), fitted_on, fitted_with)?;
+        let head = MaskHead::validated([&without, &with], num_rows(self.config()), fitted_on, &fitted_with)?;
         head.check(self)?;
         Ok(head)
     }

@@ -1,4 +1,5 @@
-//! The arms of the paper's ablation (Huber et al., FG 2021, section IV), distillation without labels, and AdaDistill.
+//! The arms of the paper's ablation (Huber et al., FG 2021, section IV), distillation without labels, AdaDistill, and
+//! averages of other arms.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,11 +20,14 @@ pub enum Arm {
     /// Margin loss on faces, some of them masked, with class centres that are moving averages of the teacher's
     /// embeddings: AdaDistill (Boutros et al., ECCV 2024). Not an arm of the paper.
     Ada,
+    /// The average of the weights of the arms in `train.soup`, trained before it from the same weights: a model soup
+    /// (Wortsman et al., ICML 2022). Not an arm of the paper.
+    Soup,
 }
 
 impl Arm {
     /// All arms, in training order.
-    pub const ALL: [Self; 6] = [Self::Teacher, Self::Aug, Self::Lg, Self::Hg, Self::Distill, Self::Ada];
+    pub const ALL: [Self; 7] = [Self::Teacher, Self::Aug, Self::Lg, Self::Hg, Self::Distill, Self::Ada, Self::Soup];
     /// The arms of the paper's ablation.
     pub const PAPER: [Self; 4] = [Self::Teacher, Self::Aug, Self::Lg, Self::Hg];
 
@@ -36,6 +40,7 @@ impl Arm {
             Self::Hg => "hg",
             Self::Distill => "distill",
             Self::Ada => "ada",
+            Self::Soup => "soup",
         }
     }
 
@@ -48,11 +53,17 @@ impl Arm {
             Self::Hg => "MaskInv-HG",
             Self::Distill => "distillation only",
             Self::Ada => "AdaDistill",
+            Self::Soup => "model soup",
         }
     }
 
-    /// Whether the arm distils from a teacher.
+    /// Whether the arm is trained by steps of its own, not averaged from others.
+    pub fn is_trained(self) -> bool {
+        self != Self::Soup
+    }
+
+    /// Whether the arm distils from a teacher, or may average arms that do.
     pub fn distills(self) -> bool {
-        matches!(self, Self::Lg | Self::Hg | Self::Distill | Self::Ada)
+        matches!(self, Self::Lg | Self::Hg | Self::Distill | Self::Ada | Self::Soup)
     }
 }

@@ -82,6 +82,8 @@ pub struct TrainConfig {
     pub teacher_epochs: Option<usize>,
     /// Seed of the initial weights, batches, masks and margins.
     pub seed: u64,
+    /// The arms whose weights `soup` averages.
+    pub soup: Vec<Arm>,
     /// Initial weights of `aug` and `lg`.
     pub start: Start,
     /// Initial weights of `hg`.
@@ -138,6 +140,7 @@ impl Default for TrainConfig {
             epochs: 26,
             teacher_epochs: None,
             seed: 0,
+            soup: vec![Arm::Hg, Arm::Distill],
             start: Start::Scratch,
             hg_start: Start::Lg,
             hg_first_epoch: 20,
@@ -156,6 +159,15 @@ impl Default for TrainConfig {
             max_skipped: 10,
             log_every: 20,
         }
+    }
+}
+
+impl TrainConfig {
+    /// Adds the arms that a soup averages, before it, where they are not in the list.
+    pub(super) fn complete_arms(&mut self) {
+        let Some(at) = self.arms.iter().position(|arm| *arm == Arm::Soup) else { return };
+        let missing: Vec<Arm> = self.soup.iter().filter(|arm| !self.arms.contains(arm)).copied().collect();
+        self.arms.splice(at..at, missing);
     }
 }
 
@@ -232,7 +244,8 @@ impl DistillArms {
     /// Returns the distillation settings of `arm`; `lambda` is 0 for arms that do not distil.
     pub fn of(&self, arm: Arm) -> DistillConfig {
         let (lambda, margin_weight, centres) = match arm {
-            Arm::Teacher | Arm::Aug => (0.0, 1.0, CentreKind::Learned),
+            // A soup is not trained itself.
+            Arm::Teacher | Arm::Aug | Arm::Soup => (0.0, 1.0, CentreKind::Learned),
             Arm::Lg => (self.lambda_lg, self.margin_weight, self.centres),
             Arm::Hg => (self.lambda_hg, self.margin_weight, self.centres),
             Arm::Distill => (self.lambda_hg, 0.0, self.centres),
@@ -240,7 +253,7 @@ impl DistillArms {
         };
         let Self { kind, covered_weight, mirror, .. } = *self;
         let agreement = if arm == Arm::Teacher { 0.0 } else { self.agreement };
-        let rank_weight = if arm.distills() { self.rank_weight } else { 0.0 };
+        let rank_weight = if arm.distills() && arm != Arm::Soup { self.rank_weight } else { 0.0 };
         DistillConfig { kind, lambda, margin_weight, centres, covered_weight, rank_weight, agreement, mirror }
     }
 }
@@ -275,6 +288,7 @@ impl Config {
             let what = format!("train.arms: expected each arm once, found {} again in place {}", arm.name(), i + 1);
             return Err(Error::Config(what));
         }
+        self.check_soup()?;
         self.check_seeds()?;
         // First, since other settings are compared with it.
         self.loader.validate()?;
@@ -323,6 +337,26 @@ impl Config {
         self.data.validate()?;
         self.mask.validate()?;
         self.eval.validate()
+    }
+
+    /// Checks that the arms of a soup can be averaged: they come before it, and share their batch norms' statistics.
+    fn check_soup(&self) -> Result<()> {
+        let TrainConfig { arms, soup, batch_norm, .. } = &self.train;
+        let Some(at) = arms.iter().position(|arm| *arm == Arm::Soup) else { return Ok(()) };
+        let wrong = |what: String| Err(Error::Config(what));
+        let are_distinct = soup.iter().enumerate().all(|(i, arm)| !soup[..i].contains(arm));
+        if soup.len() < 2 || !are_distinct {
+            let names: Vec<&str> = soup.iter().map(|arm| arm.name()).collect();
+            return wrong(format!("train.soup: expected two arms or more that differ, found {names:?}"));
+        }
+        if let Some(arm) = soup.iter().find(|arm| arms[at..].contains(arm)) {
+            return wrong(format!("train.soup: expected arms that are trained before it, found {}", arm.name()));
+        }
+        if *batch_norm == BatchNormMode::Batch {
+            let what = "train.soup: averaged weights have no statistics of their own; set train.batch_norm = frozen";
+            return wrong(what.into());
+        }
+        Ok(())
     }
 
     /// Checks that every seed can be written to a settings file, whose whole numbers are signed.
@@ -381,6 +415,7 @@ impl Config {
             Arm::Teacher => 0..self.train.teacher_epochs.unwrap_or(self.train.epochs),
             Arm::Aug | Arm::Lg | Arm::Distill | Arm::Ada => 0..self.train.epochs,
             Arm::Hg => self.train.hg_first_epoch..self.train.epochs,
+            Arm::Soup => 0..0,
         }
     }
 }

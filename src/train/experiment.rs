@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use candle_core::Device;
 
 use super::arm::Arm;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, save_checkpoint};
 use super::config::{CONFIG_FILE, Config, Start};
 use super::evaluation::{TestSets, scores_folder};
 use super::folder::RunFolder;
 use super::given_weights::{GivenWeights, Origin};
 use super::inputs::{ChangedData, Inputs, other_data};
+use super::mask_head::head_of_arm;
 use super::outcome::{ArmOutcome, Event, Finished, Outcome, RESULTS_FILE};
+use super::soup::average;
 use super::start::{ArmStart, Centres};
 use super::state::{Position, TrainState, remove_states, states_folder};
 use super::steps::Steps;
@@ -65,12 +68,13 @@ pub struct Experiment {
 }
 
 impl Experiment {
-    /// Opens the data and returns an experiment. It can be rehearsed; to run, it needs [`Self::in_folder`].
+    /// Opens the data and returns an experiment, with the arms that a soup averages. It can be rehearsed; to run, it needs [`Self::in_folder`].
     ///
     /// # Errors
     /// When a setting is out of range, or data is missing or corrupt.
-    pub fn new(config: Config) -> Result<Self> {
+    pub fn new(mut config: Config) -> Result<Self> {
         config.validate()?;
+        config.train.complete_arms();
         let splits = config.data.open()?;
         splits.test.check_images()?;
         splits.watch.iter().try_for_each(TestSet::check_images)?;
@@ -295,7 +299,10 @@ impl Experiment {
                 let path = self.arm_folder(arm).join(BACKBONE_FILE);
                 on(Event::Notice(format!("{}: trained again, {} is gone", arm.title(), path.display())));
             }
-            let result = self.run_arm(arm, &inputs, &mut earlier, on)?;
+            let result = match arm {
+                Arm::Soup => self.run_soup(on)?,
+                _ => self.run_arm(arm, &inputs, &mut earlier, on)?,
+            };
             on(Event::Finished { arm, evaluation: &result.evaluation });
             outcome.arms.insert(arm, result);
             // Written after every arm, so that a later failure does not lose finished arms.
@@ -322,7 +329,7 @@ impl Experiment {
             Arm::Lg if self.config.train.arms.contains(&Arm::Hg) && self.config.train.hg_start == Start::Lg => {
                 earlier.lg = Some(Checkpoint::saved(&lg_folder(&folder, &self.config), machine)?);
             }
-            Arm::Lg | Arm::Aug | Arm::Hg | Arm::Distill | Arm::Ada => {}
+            Arm::Lg | Arm::Aug | Arm::Hg | Arm::Distill | Arm::Ada | Arm::Soup => {}
         }
         Ok(())
     }
@@ -367,9 +374,29 @@ impl Experiment {
         match arm {
             Arm::Teacher => earlier.teacher = Some(checkpoint),
             Arm::Lg => earlier.lg = lg,
-            Arm::Aug | Arm::Hg | Arm::Distill | Arm::Ada => {}
+            Arm::Aug | Arm::Hg | Arm::Distill | Arm::Ada | Arm::Soup => {}
         }
         Ok(ArmOutcome { num_steps, num_skipped, seconds, last_loss, best, evaluation, real_masks })
+    }
+
+    /// Averages the arms of `train.soup`, which were trained before.
+    fn run_soup(&self, on: &mut dyn FnMut(Event)) -> Result<ArmOutcome> {
+        let (config, folder, began) = (&self.config, self.arm_folder(Arm::Soup), Instant::now());
+        let saved = |arm: &Arm| Checkpoint::saved(&self.arm_folder(*arm), &self.machine);
+        let arms = config.train.soup.iter().map(saved).collect::<Result<Vec<_>>>()?;
+        let share = 1.0 / arms.len() as f64;
+        let models: Vec<(f64, &Model)> = arms.iter().map(|arm| (share, &arm.backbone)).collect();
+        let Some((first, others)) = models.split_first() else {
+            return Err(Error::Config("train.soup: expected two arms or more, found none".into()));
+        };
+        let mut backbone = average(*first, others)?;
+        let train = self.train_set(Arm::Soup).as_ref();
+        let head = head_of_arm(Arm::Soup, &backbone, train, config, on);
+        backbone = backbone.with_mask_head(head);
+        save_checkpoint(&folder, &backbone, None)?;
+        let seconds = began.elapsed().as_secs_f64();
+        let (evaluation, real_masks) = self.test_sets().evaluate(&backbone, Some(&scores_folder(&folder)), on)?;
+        Ok(ArmOutcome { num_steps: 0, num_skipped: 0, seconds, last_loss: None, best: None, evaluation, real_masks })
     }
 
     /// Returns what an arm starts from.

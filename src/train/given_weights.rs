@@ -1,5 +1,7 @@
 //! Weights that an experiment is given, and which of them each arm starts from.
 
+use std::collections::BTreeSet;
+
 use super::arm::Arm;
 use super::checkpoint::Checkpoint;
 use super::config::{BatchNormMode, Config, HeadStart, Start};
@@ -38,7 +40,7 @@ impl GivenWeights {
         }
         let start = match arm {
             Arm::Teacher => Start::Scratch,
-            Arm::Aug | Arm::Lg | Arm::Distill | Arm::Ada => config.train.start,
+            Arm::Aug | Arm::Lg | Arm::Distill | Arm::Ada | Arm::Soup => config.train.start,
             Arm::Hg => config.train.hg_start,
         };
         match start {
@@ -64,6 +66,13 @@ impl GivenWeights {
         let wrong = |what: String| Err(Error::Training(what));
         for (i, &arm) in arms.iter().enumerate() {
             let (name, has) = (arm.name(), |wanted| arms[..i].contains(&wanted));
+            if arm == Arm::Soup {
+                let origins = config.train.soup.iter().map(|member| self.origin(config, *member));
+                if origins.collect::<BTreeSet<_>>().len() > 1 {
+                    return wrong(format!("{name}: expected arms that start from the same weights (train.soup)"));
+                }
+                continue;
+            }
             let has_teacher = self.teacher.is_some() || has(Arm::Teacher);
             if config.distill.of(arm).needs_teacher() && !has_teacher {
                 return wrong(format!("{name} learns from a teacher: give one, or train the teacher arm first"));

@@ -17,6 +17,7 @@ mod outcome;
 mod presets;
 mod rehearsal;
 mod run;
+mod soup;
 mod start;
 mod state;
 mod step_config;

@@ -13,7 +13,7 @@ use super::outcome::Event;
 use super::start::Centres;
 use super::steps::Steps;
 use super::trainer::Trainer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::optim::OptimKind;
 
@@ -116,6 +116,9 @@ impl Experiment {
         stand_in: &Checkpoint,
         on: &mut dyn FnMut(Event),
     ) -> Result<Steps> {
+        if !arm.is_trained() {
+            return Err(Error::Training(format!("{} is averaged, not trained: it has no steps", arm.name())));
+        }
         let given = self.given();
         let start = given.origin(self.config(), arm).map(|origin| {
             let weights = match origin {

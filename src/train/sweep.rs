@@ -121,6 +121,7 @@ impl Sweep {
         let in_row = |error: Error| Error::Config(format!("row {}: {error}", row.name));
         self.set.iter().chain(&row.set).try_for_each(|setting| config.set(setting)).map_err(in_row)?;
         config.train.arms = vec![row.arm];
+        config.train.complete_arms();
         config.train.seed = seed;
         config.validate().map_err(in_row)?;
         Ok(config)

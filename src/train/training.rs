@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::Device;
-
 use super::arm::Arm;
 use super::checkpoint::{Checkpoint, Header, KERNEL, save_checkpoint};
 use super::config::{Config, Start};
 use super::guards::Guards;
-use super::mask_head::{MaskHeadConfig, fit_mask_head};
+use super::mask_head::head_of_arm;
 use super::outcome::Event;
+use super::soup::average;
 use super::state::{Position, TrainState, states_folder};
 use super::steps::{Next, StepResult, Steps};
 use super::watch::Best;
@@ -20,7 +19,6 @@ use crate::data::{Dataset, TestSet};
 use crate::error::{Error, Result};
 use crate::eval::evaluate;
 use crate::machine::Machine;
-use crate::models::{MaskHead, Model};
 use crate::records::{EvaluationRecord, Records, StepRecord, StepReport};
 
 /// What the training of an arm needs besides its steps.
@@ -106,28 +104,16 @@ impl<'a> Training<'a> {
         }
         let mut checkpoint = self.conclude(on)?;
         if let Some(start) = self.context.start.filter(|_| config.train.start_share > 0.0) {
-            checkpoint.backbone = blend(&checkpoint.backbone, &start.backbone, config.train.start_share)?;
+            let share = config.train.start_share;
+            checkpoint.backbone = average((1.0 - share, &checkpoint.backbone), &[(share, &start.backbone)])?;
         }
         save_checkpoint(&self.context.folder, &checkpoint.backbone, checkpoint.header.as_ref())?;
         self.records.flush()?;
-        if let Some(head) = self.mask_head(&checkpoint.backbone, on) {
+        if let Some(head) = head_of_arm(arm, &checkpoint.backbone, train, config, on) {
             checkpoint.backbone = checkpoint.backbone.with_mask_head(Some(head));
             save_checkpoint(&self.context.folder, &checkpoint.backbone, checkpoint.header.as_ref())?;
         }
         Ok(Trained { position: self.steps.at, checkpoint, lg })
-    }
-
-    /// Fits a mask head to a trained network. That there is none is no reason to lose what was trained.
-    fn mask_head(&self, backbone: &Model, on: &mut dyn FnMut(Event)) -> Option<MaskHead> {
-        let Context { config, train, .. } = self.context;
-        let of_faces = MaskHeadConfig { num_faces: config.train.mask_head, seed: config.train.seed };
-        if of_faces.num_faces == 0 {
-            return None;
-        }
-        let progress = |done, total| on(Event::Embedded { done, total });
-        let fitted = fit_mask_head(backbone, train, &config.mask, &of_faces, "the training set", progress);
-        let failed = |error| on(Event::Notice(format!("{}: without a mask head: {error}", self.steps.at.arm.title())));
-        fitted.map_err(failed).ok()
     }
 
     fn header(&self) -> Result<Option<Header>> {
@@ -304,14 +290,4 @@ fn diagnosis(num: usize, step: usize, report: &StepReport) -> String {
         "{num} steps in a row up to step {step} were not finite; {cause}. Try a lower learning rate than {lr}, or go \
          back to an earlier checkpoint"
     )
-}
-
-/// Returns `model` with the float weights `(1 - share) * model + share * start`; counters stay unchanged.
-fn blend(model: &Model, start: &Model, share: f64) -> Result<Model> {
-    let (mut state, start) = (model.params().state()?, start.params().state()?);
-    for (name, weights) in state.iter_mut().filter(|(_, t)| t.dtype().is_float()) {
-        *weights = ((&*weights * (1.0 - share))? + (&start[name] * share)?)?;
-    }
-    let blended = Model::frozen(model.config(), state, &Device::Cpu)?;
-    Ok(blended.with_preprocessing(model.preprocessing().clone()).on(model.machine()))
 }

@@ -25,10 +25,13 @@ struct Photo {
 /// command goes on.
 pub(super) fn run(args: &EnrolArgs) -> Result<()> {
     let photos = photos(args)?;
-    let is_there = args.gallery.exists();
-    let there = is_there.then(|| Gallery::open(&args.gallery)).transpose()?;
+    let there = args.gallery.exists().then(|| Gallery::open(&args.gallery)).transpose()?;
     let tools = Tools::open(&args.common, there.as_ref())?;
-    let mut gallery = Gallery::open_or_create(&args.gallery, &tools.gallery_model()?)?;
+    let model = tools.gallery_model()?;
+    let mut gallery = match there {
+        Some(gallery) => gallery.check_model(&model).map(|()| gallery)?,
+        None => Gallery::open_or_create(&args.gallery, &model)?,
+    };
     let (mut progress, total) = (Progress::new(), photos.len());
     let (mut num_new, mut num_known, mut unusable) = (0, 0, Vec::new());
     for (first, photos) in (0..).step_by(BATCH).zip(photos.chunks(BATCH)) {

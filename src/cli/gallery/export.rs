@@ -1,14 +1,12 @@
 //! `maskinv gallery export`.
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Result, bail};
 
 use super::ExportArgs;
 use crate::cli::{count_of, print};
-use crate::error::Error;
-use crate::files::{check_writable, persist, private_temporary, remove_if_there};
+use crate::files::{check_writable, remove_if_there, write_private};
 use crate::gallery::{Gallery, StoredFace};
 use crate::npy;
 
@@ -45,13 +43,6 @@ fn write_npy(gallery: &Gallery, out: &Path) -> Result<usize> {
         let _ = remove_if_there(out);
     })?;
     Ok(faces.len())
-}
-
-/// Writes a file that only its owner may read.
-fn write_private(path: &Path, bytes: &[u8]) -> crate::Result<()> {
-    let mut file = private_temporary(path)?;
-    file.write_all(bytes).map_err(Error::io(path))?;
-    persist(file, path)
 }
 
 #[cfg(feature = "parquet")]

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::faces::{BATCH, Embedded, Tools};
 use super::{ColumnArg, PoolArg, SearchArgs};
-use crate::cli::decision::{Setting, describe_mask};
+use crate::cli::decision::{Setting, describe_mask, strictest};
 use crate::cli::photos::read_crop;
 use crate::cli::progress::Progress;
 use crate::cli::{list_images, print, print_json, tell};
@@ -151,13 +151,8 @@ impl<'a> OpenSet<'a> {
         if let Some(threshold) = self.args.threshold {
             return Some(Chosen { threshold, calibrated: None, seen });
         }
-        let strictest = |fits: &dyn Fn(Setting) -> bool| {
-            let fitting = self.at.iter().filter(|(setting, _)| fits(*setting)).copied();
-            fitting.max_by(|a, b| a.1.total_cmp(&b.1))
-        };
-        // Without knowing who wears a mask, or for a setting that was not calibrated, the strictest.
-        let found = seen.and_then(|seen| strictest(&|setting| setting == seen)).or_else(|| strictest(&|_| true))?;
-        Some(Chosen { threshold: found.1, calibrated: Some(found.0), seen })
+        let found = strictest(&self.at, seen, |seen, (setting, _)| seen == *setting, |(_, threshold)| *threshold);
+        found.map(|&(setting, threshold)| Chosen { threshold, calibrated: Some(setting), seen })
     }
 }
 

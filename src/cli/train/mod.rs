@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use crate::cli::device::{Work, tell_of_runtime};
@@ -102,35 +103,51 @@ pub struct TrainArgs {
     list_presets: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// A value of `--arm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ArmChoice {
-    /// The paper's four: teacher, aug, lg and hg
+    /// The paper's four.
     All,
-    /// Margin loss on clean faces
-    Teacher,
-    /// Margin loss on clean and masked faces
-    Aug,
-    /// aug with weak distillation from the teacher: MaskInv-LG
-    Lg,
-    /// aug with strong distillation from the teacher: MaskInv-HG
-    Hg,
-    /// Distillation from the teacher alone, without labels
-    Distill,
-    /// Margin loss with class centres that follow the teacher's embeddings: AdaDistill
-    Ada,
+    One(Arm),
 }
 
 impl ArmChoice {
-    fn arms(self) -> Vec<Arm> {
-        match self {
-            Self::All => Arm::PAPER.to_vec(),
-            Self::Teacher => vec![Arm::Teacher],
-            Self::Aug => vec![Arm::Aug],
-            Self::Lg => vec![Arm::Lg],
-            Self::Hg => vec![Arm::Hg],
-            Self::Distill => vec![Arm::Distill],
-            Self::Ada => vec![Arm::Ada],
+    const VALUES: [Self; Arm::ALL.len() + 1] = {
+        let mut values = [Self::All; Arm::ALL.len() + 1];
+        let mut i = 0;
+        while i < Arm::ALL.len() {
+            values[i + 1] = Self::One(Arm::ALL[i]);
+            i += 1;
         }
+        values
+    };
+
+    fn arms(&self) -> &[Arm] {
+        match self {
+            Self::All => &Arm::PAPER,
+            Self::One(arm) => std::slice::from_ref(arm),
+        }
+    }
+}
+
+impl ValueEnum for ArmChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::VALUES
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let Self::One(arm) = self else {
+            return Some(PossibleValue::new("all").help("The paper's four: teacher, aug, lg and hg"));
+        };
+        Some(PossibleValue::new(arm.name()).help(match arm {
+            Arm::Teacher => "Margin loss on clean faces",
+            Arm::Aug => "Margin loss on clean and masked faces",
+            Arm::Lg => "aug with weak distillation from the teacher: MaskInv-LG",
+            Arm::Hg => "aug with strong distillation from the teacher: MaskInv-HG",
+            Arm::Distill => "Distillation from the teacher alone, without labels",
+            Arm::Ada => "Margin loss with class centres that follow the teacher's embeddings: AdaDistill",
+            Arm::Soup => "Average of the weights of train.soup's arms (hg and distill), which it trains first",
+        }))
     }
 }
 
@@ -258,11 +275,11 @@ impl TrainArgs {
         if let Some(lr) = self.lr {
             config.optim.lr = lr;
         }
-        if self.teacher.is_some() && self.arm.contains(&ArmChoice::Teacher) {
+        if self.teacher.is_some() && self.arm.contains(&ArmChoice::One(Arm::Teacher)) {
             bail!("--teacher gives a trained teacher, --arm teacher trains one: expected one of the two");
         }
         if !self.arm.is_empty() {
-            let chosen: BTreeSet<Arm> = self.arm.iter().flat_map(|choice| choice.arms()).collect();
+            let chosen: BTreeSet<Arm> = self.arm.iter().flat_map(ArmChoice::arms).copied().collect();
             config.train.arms = chosen.into_iter().collect();
         }
         if let Some(teacher) = &self.teacher {

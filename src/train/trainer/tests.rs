@@ -238,12 +238,24 @@ fn with_all_means() -> Result<(Config, crate::models::ModelConfig)> {
     Ok((config, of_teacher))
 }
 
+/// Returns a student whose PReLUs have slopes of nearly 1. An activation near a kink may lie on either side after
+/// rounding; here this changes gradients by rounding alone, so that several steps can be compared on any machine.
+fn nearly_linear(config: &Config, machine: &Machine) -> Result<Model> {
+    let student = model(config, machine, 0)?;
+    let mut state = student.params().state()?;
+    for (_, slopes) in state.iter_mut().filter(|(name, _)| name.contains("prelu")) {
+        *slopes = (slopes.ones_like()? * 0.999)?;
+    }
+    student.params().load(&state)?;
+    Ok(student)
+}
+
 #[test]
 fn parts_averages_and_projections_are_those_of_the_cpu() -> Result<()> {
     let (config, of_teacher) = with_all_means()?;
     let run = |arm, machine: &Machine| -> Result<_> {
         let teacher = Model::new(&of_teacher, &Device::Cpu, 5)?.on(machine);
-        let mut trainer = trainer(&config, arm, machine, &teacher)?;
+        let mut trainer = trainer_of(nearly_linear(&config, machine)?, &config, arm, &teacher)?;
         for (i, batch) in loader(&config)?.epoch(0).take(3).enumerate() {
             trainer.step(batch?, i as u64, 0.002)?;
         }
@@ -256,10 +268,10 @@ fn parts_averages_and_projections_are_those_of_the_cpu() -> Result<()> {
         let (found, of_gpu) = run(arm, &Machine::of_tests(Precision::F32))?;
         assert!(found.contains_key("ema"));
         assert_eq!(found.contains_key("projection"), arm == Arm::Hg);
-        assert_near(&found, &expected, 1e-2, &format!("{arm:?} after three steps"))?;
+        assert_near(&found, &expected, SAME_STEP, &format!("{arm:?} after three steps"))?;
         let figures = |r: &StepReport| [r.loss, r.margin_loss, r.distill_loss, r.grad_norm];
         for (found, expected) in figures(&of_gpu).into_iter().zip(figures(&of_cpu)) {
-            assert!(off(found, expected) < 5e-3, "{of_gpu:?}, expected {of_cpu:?}");
+            assert!(off(found, expected) < SAME_STEP, "{of_gpu:?}, expected {of_cpu:?}");
         }
         assert_eq!(of_gpu.target_cosines.len(), 6);
     }
