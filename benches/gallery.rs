@@ -9,7 +9,7 @@ use maskinv::gallery::{ColumnKind, Finder, Gallery, GalleryModel, NewFace, Pool}
 use maskinv::machine::peak_bytes;
 use maskinv::models::ComputedWith;
 use maskinv::preprocessing::Preprocessing;
-use rand::{RngExt, SeedableRng};
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const DIM: usize = 512;
