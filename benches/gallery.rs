@@ -69,7 +69,7 @@ fn measure(path: &Path, num: usize) -> Result<()> {
         }
         times.sort_by(f64::total_cmp);
         println!(
-            "column {}: made in {made:.2} s, then {:.2} ms a search with its start",
+            "column {}: made in {made:.2} s, then {:.2} ms a search with the opening of the column",
             kind.name(),
             times[ROUNDS / 2]
         );

@@ -192,6 +192,15 @@ fn a_given_teacher_is_used() -> Result<()> {
     Ok(())
 }
 
+/// Trains a teacher into a folder, and returns what loads it.
+fn trained_teacher(folder: &Path) -> Result<impl Fn() -> maskinv::Result<Checkpoint>> {
+    let mut config = tiny();
+    config.train.arms = vec![Arm::Teacher];
+    Experiment::new(config)?.in_folder(RunFolder::empty(folder)?).run(&mut |_| {})?;
+    let folder = folder.join("teacher");
+    Ok(move || Checkpoint::of(load_model(&folder, None)?))
+}
+
 /// The weights of `name` in the backbone that an arm saved.
 fn saved(folder: &Path, arm: &str, name: &str) -> Result<Vec<f32>> {
     let model = load_model(&folder.join(arm), None)?.model;
@@ -202,10 +211,8 @@ fn saved(folder: &Path, arm: &str, name: &str) -> Result<Vec<f32>> {
 fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut config = tiny();
-    config.train.arms = vec![Arm::Teacher];
     let teacher_folder = folder.path().join("a");
-    Experiment::new(config.clone())?.in_folder(RunFolder::empty(&teacher_folder)?).run(&mut |_| {})?;
-    let teacher = || Checkpoint::of(load_model(&teacher_folder.join("teacher"), None)?);
+    let teacher = trained_teacher(&teacher_folder)?;
 
     config.train.arms = vec![Arm::Hg];
     config.train.hg_start = Start::Teacher;
@@ -259,10 +266,8 @@ fn fine_tuning_freezes_statistics_leaves_the_head_and_keeps_a_share_of_the_start
 fn a_soup_averages_the_arms_that_it_trains_before_it() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut config = tiny();
-    config.train.arms = vec![Arm::Teacher];
     let teacher_folder = folder.path().join("a");
-    Experiment::new(config.clone())?.in_folder(RunFolder::empty(&teacher_folder)?).run(&mut |_| {})?;
-    let teacher = || Checkpoint::of(load_model(&teacher_folder.join("teacher"), None)?);
+    let teacher = trained_teacher(&teacher_folder)?;
 
     config.train.arms = vec![Arm::Aug, Arm::Soup];
     for set in ["train.start=teacher", "train.hg_start=teacher", "train.batch_norm=frozen", "train.mask_head=60"] {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::comparisons::Comparisons;
-use super::score_file::{ImagePairs, ScoreFile};
+use super::score_file::{ImagePairs, Numbers, ScoreFile};
 use crate::error::{Error, Result};
 
 /// Returns the comparisons of several systems with the pairs in the order of the first. Pairs are matched by the names
@@ -53,14 +53,9 @@ fn order(
         let (expected, found) = (expected.pairs.len(), found.pairs.len());
         return Err(format!("expected {expected} pairs, as in the first file, found {found}"));
     }
-    let mut numbers: HashMap<String, u32> = HashMap::new();
-    let [expected_numbers, found_numbers] = [expected, found].map(|images| -> Vec<u32> {
-        let mut number = |name: &String| {
-            let next = numbers.len() as u32;
-            *numbers.entry(key(name)).or_insert(next)
-        };
-        images.names.iter().map(&mut number).collect()
-    });
+    let mut numbers = Numbers::default();
+    let [expected_numbers, found_numbers] =
+        [expected, found].map(|images| images.names.iter().map(|name| numbers.of(&key(name))).collect::<Vec<_>>());
     let pair_of = |pair: &[u32; 2], numbers: &[u32]| {
         let mut pair = pair.map(|image| numbers[image as usize]);
         pair.sort_unstable();

@@ -38,10 +38,10 @@ pub struct ImagePairs {
 
 /// Numbers names in the order in which they are first met.
 #[derive(Default)]
-struct Numbers(HashMap<String, u32>);
+pub(super) struct Numbers(HashMap<String, u32>);
 
 impl Numbers {
-    fn of(&mut self, name: &str) -> u32 {
+    pub fn of(&mut self, name: &str) -> u32 {
         match self.0.get(name) {
             Some(number) => *number,
             None => {

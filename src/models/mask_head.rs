@@ -98,16 +98,17 @@ impl MaskHead {
     /// # Errors
     /// When there are fewer faces than folds, features differ in length, or too few faces of other folds are right for
     /// the head to be of use.
-    pub(super) fn validated(
-        [without, with]: [&[Profile]; 2],
+    pub(super) fn validated<'p>(
+        [without, with]: [&'p [Profile]; 2],
         rows: usize,
         fitted_on: &str,
         fitted_with: &ComputedWith,
     ) -> Result<Self> {
         let fit = |is_used: &dyn Fn(usize) -> bool| {
-            let used = |profiles: &[Profile]| -> Vec<usize> { (0..profiles.len()).filter(|k| is_used(*k)).collect() };
-            let [without, with] = [without, with].map(|profiles| used(profiles).into_iter().map(|k| &profiles[k]));
-            Self::fit(&without.collect::<Vec<_>>(), &with.collect::<Vec<_>>(), rows, fitted_on, fitted_with)
+            let used = |profiles: &'p [Profile]| -> Vec<&'p Profile> {
+                profiles.iter().enumerate().filter(|(k, _)| is_used(*k)).map(|(_, profile)| profile).collect()
+            };
+            Self::fit(&used(without), &used(with), rows, fitted_on, fitted_with)
         };
         let mut num_right = 0;
         for part in 0..PARTS {

@@ -68,7 +68,8 @@ pub struct Experiment {
 }
 
 impl Experiment {
-    /// Opens the data and returns an experiment, with the arms that a soup averages. It can be rehearsed; to run, it needs [`Self::in_folder`].
+    /// Opens the data and returns an experiment, with the arms that a soup averages. It can be rehearsed; to run, it
+    /// needs [`Self::in_folder`].
     ///
     /// # Errors
     /// When a setting is out of range, or data is missing or corrupt.

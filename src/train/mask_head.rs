@@ -14,23 +14,6 @@ use crate::error::{Error, Result};
 use crate::models::{MaskHead, Model};
 use crate::parallel;
 
-/// Fits a mask head to a trained network. That there is none is no reason to lose what was trained.
-pub(super) fn head_of_arm(
-    arm: Arm,
-    backbone: &Model,
-    train: &dyn Dataset,
-    config: &Config,
-    on: &mut dyn FnMut(Event),
-) -> Option<MaskHead> {
-    let of_faces = MaskHeadConfig { num_faces: config.train.mask_head, seed: config.train.seed };
-    if of_faces.num_faces == 0 {
-        return None;
-    }
-    let progress = |done, total| on(Event::Embedded { done, total });
-    let fitted = fit_mask_head(backbone, train, &config.mask, &of_faces, "the training set", progress);
-    fitted.map_err(|error| on(Event::Notice(format!("{}: without a mask head: {error}", arm.title())))).ok()
-}
-
 /// Faces whose features are computed together.
 const BATCH: usize = 32;
 /// Least number of faces.
@@ -102,4 +85,21 @@ pub fn fit_mask_head(
     let head = model.fit_mask_head(batches.len(), &format!("{num} faces of {description}"), of_batch)?;
     progress(num, num);
     Ok(head)
+}
+
+/// Fits a mask head to a trained network. That there is none is no reason to lose what was trained.
+pub(super) fn head_of_arm(
+    arm: Arm,
+    backbone: &Model,
+    train: &dyn Dataset,
+    config: &Config,
+    on: &mut dyn FnMut(Event),
+) -> Option<MaskHead> {
+    let of_faces = MaskHeadConfig { num_faces: config.train.mask_head, seed: config.train.seed };
+    if of_faces.num_faces == 0 {
+        return None;
+    }
+    let progress = |done, total| on(Event::Embedded { done, total });
+    let fitted = fit_mask_head(backbone, train, &config.mask, &of_faces, "the training set", progress);
+    fitted.map_err(|error| on(Event::Notice(format!("{}: without a mask head: {error}", arm.title())))).ok()
 }
