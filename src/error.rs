@@ -97,6 +97,9 @@ pub enum Error {
     /// Training cannot continue.
     #[error("training: {0}")]
     Training(String),
+    /// The ranks that share the work cannot go on together.
+    #[error("ranks: {0}")]
+    Ranks(String),
     /// Training stopped on request and can resume from its saved state.
     #[error("stopped after step {step} of {arm}, as requested")]
     Stopped {
@@ -134,7 +137,7 @@ impl Error {
 
 /// Describes a feature that this build lacks and the command that adds it to the features it has.
 #[cfg_attr(
-    all(feature = "hub", feature = "cudnn", feature = "any-onnx", feature = "gallery"),
+    all(feature = "hub", feature = "cudnn", feature = "any-onnx", feature = "gallery", feature = "mpi"),
     expect(dead_code, reason = "no feature is missing")
 )]
 pub(crate) fn missing_feature(feature: &str) -> String {
@@ -143,6 +146,7 @@ pub(crate) fn missing_feature(feature: &str) -> String {
         ("parquet", cfg!(feature = "parquet") && !cfg!(feature = "hub")),
         ("any-onnx", cfg!(feature = "any-onnx")),
         ("gallery", cfg!(feature = "gallery")),
+        ("mpi", cfg!(feature = "mpi")),
         ("cudnn", cfg!(feature = "cudnn")),
         ("cuda", cfg!(feature = "cuda") && !cfg!(feature = "cudnn")),
     ];

@@ -33,6 +33,7 @@
 #[doc(hidden)]
 pub mod cli;
 pub mod data;
+pub mod dist;
 pub mod error;
 pub mod eval;
 pub mod face;

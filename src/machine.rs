@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::dist::Ranks;
 use crate::ops::backend::Kernels;
 use crate::ops::cpu::Cpu;
 
@@ -92,6 +93,8 @@ pub struct Machine {
     gpu: Option<Gpu>,
     /// Shared by the machine's clones.
     notices: Arc<Mutex<Vec<String>>>,
+    /// Ranks that share its work.
+    ranks: Ranks,
 }
 
 /// An open GPU.
@@ -181,6 +184,17 @@ impl Machine {
         self
     }
 
+    /// Returns the machine with other ranks to share its work.
+    #[must_use]
+    pub fn with_ranks(self, ranks: &Ranks) -> Self {
+        Self { ranks: ranks.clone(), ..self }
+    }
+
+    /// Ranks that share its work: trainings and evaluations on it run on all of them.
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
     /// Returns what is worth saying and was not said yet, by this machine or a clone of it, such as that convolutions
     /// run a slower way.
     pub fn take_notices(&self) -> Vec<String> {
@@ -259,14 +273,17 @@ pub fn peak_bytes() -> Option<usize> {
     Some(line.trim().trim_end_matches("kB").trim().parse::<usize>().ok()? * 1024)
 }
 
-/// Prints `cpu`, or the GPU's number, name, memory and precision.
+/// Prints `cpu`, or the GPU's number, name, memory and precision; and the number of ranks if there are several.
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         #[cfg(any(test, feature = "cuda"))]
-        if let Some(gpu) = &self.gpu {
-            return f.write_str(&gpu.name);
+        let device = self.gpu.as_ref().map_or("cpu", |gpu| &gpu.name);
+        #[cfg(not(any(test, feature = "cuda")))]
+        let device = "cpu";
+        match self.ranks.size() {
+            1 => f.write_str(device),
+            num => write!(f, "{num} ranks, {device}"),
         }
-        f.write_str("cpu")
     }
 }
 

@@ -52,6 +52,9 @@ pub struct StepReport {
     /// recorded.
     #[serde(skip)]
     pub target_cosines: Vec<f64>,
+    /// Class of each of `target_cosines`; -1 without a label. Not recorded.
+    #[serde(skip)]
+    pub labels: Vec<i64>,
     /// Whether the step was skipped because its loss or gradient was not finite: no parameter, moment or running
     /// statistic has changed. Always false on a GPU, where such a step is an error. Recorded as
     /// [`StepRecord::skipped_images`].

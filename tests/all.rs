@@ -44,6 +44,8 @@ mod photo_pairs;
 mod photos;
 mod pytorch;
 mod pytorch_forms;
+#[cfg(feature = "mpi")]
+mod ranks;
 #[cfg(feature = "parquet")]
 mod real_faces;
 mod recordio;

@@ -170,23 +170,37 @@ fn a_stopped_epoch_goes_on_where_it_was() -> Result<()> {
 }
 
 #[test]
-fn ranks_share_an_epoch_without_an_image_in_two() -> Result<()> {
-    let together = {
-        let transform = Transform::new(&AugmentConfig::default(), &MaskConfig::default())?;
-        let config = LoaderConfig { batch_size: 8, threads: 1, prefetch: 1, balance: 0.0 };
-        let loader = Loader::new(Arc::new(Grey { len: 27, broken: None }), transform, &config, 28, 5)?;
-        loader.epoch(1).collect::<CrateResult<Vec<Batch>>>()?
+fn ranks_share_each_batch_and_each_of_its_mini_batches() -> Result<()> {
+    let of = |views: bool| {
+        let augment = AugmentConfig { paired: views, ..AugmentConfig::default() };
+        let config = LoaderConfig { batch_size: 12, threads: 2, prefetch: 1, balance: 0.0 };
+        let transform = Transform::new(&augment, &MaskConfig::default())?;
+        Loader::new(Arc::new(Grey { len: 27, broken: None }), transform, &config, 28, 5)
     };
-    let rank = |rank| loader(27, 2, 5)?.shard(rank, 2)?.epoch(1).collect::<CrateResult<Vec<Batch>>>();
-    let (first, second) = (rank(0)?, rank(1)?);
-    assert_eq!((together.len(), first.len(), second.len()), (3, 3, 3));
-    for ((both, a), b) in together.iter().zip(&first).zip(&second) {
-        assert_eq!(both.labels, [a.labels.clone(), b.labels.clone()].concat());
-        assert!(both.student.values == [a.student.values.clone(), b.student.values.clone()].concat());
+    let batches = |loader: Loader| loader.epoch(1).collect::<CrateResult<Vec<Batch>>>();
+    for (paired, num_ranks, num_parts) in [(false, 2, 1), (false, 3, 2), (true, 2, 3)] {
+        let together = batches(of(paired)?)?;
+        let of_ranks = (0..num_ranks).map(|rank| batches(of(paired)?.shard(rank, num_ranks, num_parts)?));
+        let of_ranks = of_ranks.collect::<CrateResult<Vec<_>>>()?;
+        assert_eq!(together.len(), 2);
+        for (i, batch) in together.into_iter().enumerate() {
+            let shares: Vec<Vec<Batch>> =
+                of_ranks.iter().map(|batches| batches[i].clone().parts(num_parts)).collect::<CrateResult<_>>()?;
+            for (part, whole) in batch.parts(num_parts)?.iter().enumerate() {
+                let images: Vec<u32> = shares.iter().flat_map(|share| share[part].images.clone()).collect();
+                assert_eq!(whole.images, images);
+                let len = whole.student.values.len() / whole.num_views();
+                let first_views: Vec<u8> =
+                    shares.iter().flat_map(|share| share[part].student.values[..len / num_ranks].to_vec()).collect();
+                assert!(whole.student.values[..len] == first_views);
+            }
+        }
     }
-    assert!(loader(27, 1, 5)?.shard(2, 2).is_err());
-    let error = loader(27, 1, 5)?.shard(0, 7).err().map(|e| e.to_string()).unwrap_or_default();
-    assert!(error.contains("4 on each of 7 ranks is more than the 27 images"), "{error}");
+    assert!(of(false)?.shard(2, 2, 1).is_err());
+    let refused =
+        |ranks, parts| of(false).and_then(|loader| loader.shard(0, ranks, parts)).err().map(|e| e.to_string());
+    assert!(refused(5, 1).is_some_and(|e| e.contains("batch_size: expected a multiple of 5 for 5 ranks, found 12")));
+    assert!(refused(4, 2).is_some_and(|e| e.contains("a multiple of 8 for 4 ranks in 2 mini-batches, found 12")));
     Ok(())
 }
 

@@ -77,6 +77,16 @@ fn twenty_steps_give_the_golden_losses() -> Result<()> {
 }
 
 #[test]
+fn ranks_may_wait_longer_in_a_resumed_training_but_not_send_other_gradients() -> Result<()> {
+    let (before, mut now) = (tiny(), tiny());
+    now.set("ranks.timeout_s=9")?;
+    assert_eq!(now.differences(&before)?, Vec::<String>::new());
+    now.set("ranks.gradients=bf16")?;
+    assert_eq!(now.differences(&before)?, ["ranks.gradients = \"bf16\" instead of \"f32\""]);
+    Ok(())
+}
+
+#[test]
 fn kept_embeddings_of_the_teacher_change_no_bit() -> Result<()> {
     let of_memory = |mib: usize| -> Result<_> {
         let mut config = tiny();

@@ -23,6 +23,7 @@ mod model;
 mod model_file;
 mod photos;
 mod progress;
+mod ranks;
 mod results;
 mod run_report;
 mod runs;
@@ -34,6 +35,7 @@ mod verify;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -57,6 +59,7 @@ use verify::VerifyArgs;
 pub use allocator::keep_freed_memory;
 
 use crate::data::ImageFiles;
+use crate::dist::num_launched;
 use crate::files::UnfinishedFolder;
 
 /// Mask-invariant face recognition: train, evaluate and use MaskInv.
@@ -115,7 +118,12 @@ enum Command {
 /// face that is asked for, 75 for a command that was asked to stop and can go on.
 pub fn main() -> ExitCode {
     allocator::keep_freed_memory();
-    match Cli::parse().command {
+    let command = Cli::parse().command;
+    if !matches!(command, Command::Train(_)) && num_launched() > 1 {
+        // Each process would do the same work and overwrite the others' files.
+        return exit_code(Err(anyhow::anyhow!("only train runs on several ranks: start this command on its own")));
+    }
+    match command {
         Command::Train(args) => exit_code(args.run()),
         Command::Runs(args) => exit_code(args.run()),
         Command::Evaluate(args) => exit_code(args.run()),
@@ -149,6 +157,9 @@ pub fn train_main() -> ExitCode {
     exit_code(TrainCli::parse().args.run())
 }
 
+/// Exit code for an error.
+const FAILED: u8 = 1;
+
 /// Exit code of a command that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h.
 const STOPPED: u8 = 75;
 
@@ -157,23 +168,25 @@ const NO_FACE: u8 = 3;
 
 /// Prints an error as one line on stderr; exit code 1 then, [`NO_FACE`] or [`STOPPED`], else 0.
 fn exit_code(result: Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => match e.downcast_ref::<crate::Error>() {
-            Some(stopped @ crate::Error::Stopped { .. }) => {
-                tell(format_args!("{stopped}; {e}"));
-                STOPPED.into()
+    result.map_or_else(|error| told(&error).into(), |()| ExitCode::SUCCESS)
+}
+
+/// Prints an error and returns its exit code.
+fn told(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<crate::Error>() {
+        Some(stopped @ crate::Error::Stopped { .. }) => {
+            tell(format_args!("{stopped}; {error}"));
+            STOPPED
+        }
+        found => {
+            let _ = writeln!(std::io::stderr().lock(), "error: {}", one_line(error));
+            match found {
+                Some(crate::Error::Face { .. }) => NO_FACE,
+                // The same command goes on.
+                Some(error) if error.is_interruption() => STOPPED,
+                _ => FAILED,
             }
-            found => {
-                tell(format_args!("error: {}", one_line(&e)));
-                match found {
-                    Some(crate::Error::Face { .. }) => NO_FACE.into(),
-                    // The same command goes on.
-                    Some(error) if error.is_interruption() => STOPPED.into(),
-                    _ => ExitCode::FAILURE,
-                }
-            }
-        },
+        }
     }
 }
 
@@ -198,9 +211,14 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Writes a line to stderr; that it cannot be written is no reason to stop.
+/// Whether this process is a rank that leaves it to the first to say what all do.
+static IS_SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Writes a line to stderr, on the first rank; that it cannot be written is no reason to stop.
 fn tell(text: std::fmt::Arguments) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    if !IS_SILENT.load(Ordering::Relaxed) {
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
 }
 
 /// A number with what is counted, such as `1 photo` and `2 photos`.

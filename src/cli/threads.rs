@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::tell;
+use crate::dist::num_on_machine;
 use crate::workers;
 
 /// Times the number of cores from which on a number of threads looks like a mistake.
@@ -12,12 +13,19 @@ const MANY: usize = 2;
 /// Flag for the number of compute threads.
 #[derive(Args, Debug)]
 pub(super) struct ThreadsArgs {
-    /// Number of compute threads, 1 to 1024 [default: all cores]
+    /// Number of compute threads, 1 to 1024 [default: all cores, or this rank's share of them]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 
 impl ThreadsArgs {
+    /// Starts the global thread pool of one of several processes on this machine. Call it once, before any computation.
+    pub(super) fn start_on_ranks(&self) -> Result<()> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = u16::try_from((cores / num_on_machine()).max(1)).ok();
+        Self { threads: self.threads.or(share.filter(|_| num_on_machine() > 1)) }.start()
+    }
+
     /// Starts the global thread pool. Call it once, before any computation.
     pub(super) fn start(&self) -> Result<()> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -21,7 +21,7 @@ const MAX_TRIES: usize = 100;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoaderConfig {
-    /// Images per batch; the published recipe uses 512 across four GPUs.
+    /// Images per batch, of all ranks together; the published recipe uses 512 on four GPUs.
     pub batch_size: usize,
     /// Worker threads that prepare batches.
     pub threads: usize,
@@ -125,8 +125,29 @@ pub struct Loader {
     input_size: usize,
     seed: u64,
     on_broken: OnBroken,
+    share: Share,
+}
+
+/// Part of every batch that a loader makes.
+#[derive(Clone, Copy)]
+struct Share {
     rank: usize,
     num_ranks: usize,
+    num_parts: usize,
+}
+
+impl Share {
+    const ALL: Self = Self { rank: 0, num_ranks: 1, num_parts: 1 };
+
+    /// Places in an epoch's order of this share of a batch of `size` images.
+    fn places(self, batch: usize, size: usize) -> impl Iterator<Item = usize> {
+        let Self { rank, num_ranks, num_parts } = self;
+        let len = size / num_parts / num_ranks;
+        (0..num_parts).flat_map(move |part| {
+            let first = batch * size + (part * num_ranks + rank) * len;
+            first..first + len
+        })
+    }
 }
 
 impl Loader {
@@ -144,7 +165,7 @@ impl Loader {
         config.validate()?;
         let transform = Arc::new(transform);
         let (config, on_broken) = (config.clone(), OnBroken::Fail);
-        let loader = Self { dataset, transform, config, input_size, seed, on_broken, rank: 0, num_ranks: 1 };
+        let loader = Self { dataset, transform, config, input_size, seed, on_broken, share: Share::ALL };
         loader.check_size()?;
         Ok(loader)
     }
@@ -154,29 +175,31 @@ impl Loader {
         Self { on_broken, ..self }
     }
 
-    /// Restricts the loader to one of several processes that train together.
-    ///
-    /// Each step takes `num_ranks` batches of images from the epoch's order, and each rank gets one of these batches.
-    /// Together the ranks see what a single process with the combined batch size would see, and no two share a place in
-    /// the order.
+    /// Restricts the loader to the images of one of several ranks that train together: an equal part of each batch, of
+    /// each of the `num_parts` mini-batches that it is split into. Together the ranks see what one would see, in its
+    /// order.
     ///
     /// # Errors
-    /// When `rank` is not below `num_ranks`, or the data set has fewer images than one batch per rank.
-    pub fn shard(self, rank: usize, num_ranks: usize) -> Result<Self> {
+    /// When `rank` is not below `num_ranks`, or a mini-batch has no equal parts.
+    pub fn shard(self, rank: usize, num_ranks: usize, num_parts: usize) -> Result<Self> {
         if rank >= num_ranks {
             return Err(Error::Config(format!("rank {rank}: expected a rank below {num_ranks}")));
         }
-        let loader = Self { rank, num_ranks, ..self };
-        loader.check_size()?;
-        Ok(loader)
+        let size = self.config.batch_size;
+        if num_parts == 0 || !size.is_multiple_of(num_ranks * num_parts) {
+            let of_parts = if num_parts == 1 { String::new() } else { format!(" in {num_parts} mini-batches") };
+            return Err(Error::Config(format!(
+                "loader.batch_size: expected a multiple of {} for {num_ranks} ranks{of_parts}, found {size}",
+                num_ranks * num_parts.max(1)
+            )));
+        }
+        Ok(Self { share: Share { rank, num_ranks, num_parts }, ..self })
     }
 
     fn check_size(&self) -> Result<()> {
         if self.num_batches() == 0 {
-            let ranks =
-                if self.num_ranks == 1 { String::new() } else { format!(" on each of {} ranks", self.num_ranks) };
             return Err(Error::Config(format!(
-                "loader.batch_size: {}{ranks} is more than the {} images of the data set",
+                "loader.batch_size: {} is more than the {} images of the data set",
                 self.config.batch_size,
                 self.dataset.len()
             )));
@@ -184,20 +207,15 @@ impl Loader {
         Ok(())
     }
 
-    /// Images that all ranks take in one step.
-    fn images_per_step(&self) -> usize {
-        self.config.batch_size * self.num_ranks
-    }
-
     /// Number of batches in an epoch.
     pub fn num_batches(&self) -> usize {
-        self.dataset.len() / self.images_per_step()
+        self.dataset.len() / self.config.batch_size
     }
 
     /// Number of images at the end of an epoch's order that do not fill a batch and are left out. The order changes
     /// every epoch.
     pub fn num_left_out(&self) -> usize {
-        self.dataset.len() % self.images_per_step()
+        self.dataset.len() % self.config.batch_size
     }
 
     /// Returns the batches of `epoch` in order, prepared ahead by threads that end with the iterator.
@@ -226,10 +244,10 @@ impl Loader {
                     on_broken: self.on_broken,
                     broken: broken.clone(),
                 };
-                let (size, step, rank) = (self.config.batch_size, self.images_per_step(), self.rank);
+                let (size, share) = (self.config.batch_size, self.share);
                 let batches = (first + turn..self.num_batches()).step_by(self.config.threads);
-                let ranges = batches.map(move |batch| batch * step + rank * size..batch * step + (rank + 1) * size);
-                (receiver, std::thread::spawn(move || worker.run(ranges, &sender)))
+                let places = batches.map(move |batch| share.places(batch, size).collect());
+                (receiver, std::thread::spawn(move || worker.run(places, &sender)))
             })
             .unzip();
         Batches { receivers, workers, taken: 0, next: first, num_batches: self.num_batches(), broken }
@@ -291,9 +309,10 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&self, batches: impl Iterator<Item = std::ops::Range<usize>>, sender: &SyncSender<Result<Batch>>) {
-        for range in batches {
-            let made = self.make(&self.order[range]);
+    fn run(&self, batches: impl Iterator<Item = Vec<usize>>, sender: &SyncSender<Result<Batch>>) {
+        for places in batches {
+            let slots: Vec<Slot> = places.into_iter().map(|place| self.order[place]).collect();
+            let made = self.make(&slots);
             let failed = made.is_err();
             // A closed channel means that the iterator was dropped.
             if sender.send(made).is_err() || failed {

@@ -1,6 +1,6 @@
 //! Computes embeddings of images.
 
-use std::ops::Index;
+use std::ops::{Index, Range};
 
 use candle_core::Tensor;
 use image::RgbImage;
@@ -129,7 +129,7 @@ pub fn embed_with_masks(
     let Some(network) = model.mask_inference(batch_size(num_images, config))? else {
         return Ok((embed(model, num_images, image, config, progress)?, None));
     };
-    let mut scores = Vec::with_capacity(num_images);
+    let mut scores = Vec::new();
     let mut run = |pixels: &Pixels| {
         let (embeddings, of_images) = network.run_pixels(pixels)?;
         if config.flip {
@@ -141,7 +141,7 @@ pub fn embed_with_masks(
         Ok(embeddings)
     };
     let embeddings = embed_each(model, num_images, &image, config, &mut run, &mut progress)?;
-    Ok((embeddings, Some(scores)))
+    Ok((embeddings, Some(of_all_ranks(model, scores, num_images, config, 1)?)))
 }
 
 /// Images that the network gets at a time.
@@ -158,10 +158,8 @@ fn embed_each(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Embeddings> {
     let (size, dim) = (model.config().input_size, model.config().embedding_size);
-    let mut values = Vec::with_capacity(num_images * dim);
-    let mut first = 0;
-    while first < num_images {
-        let last = (first + config.batch_size.max(1)).min(num_images);
+    let (mut values, ranks) = (Vec::new(), model.machine().ranks());
+    for Range { start: first, end: last } in batches(num_images, config).skip(ranks.rank()).step_by(ranks.size()) {
         let images = parallel::try_map(last - first, |i| image(first + i))?;
         let mut pixels = Pixels::new(size);
         images.iter().for_each(|image| pixels.push(image));
@@ -181,10 +179,39 @@ fn embed_each(
             check_lengths(&y, dim, first)?;
         }
         values.extend(y);
-        first = last;
         progress(last);
     }
-    Embeddings::new(values, dim)
+    Embeddings::new(of_all_ranks(model, values, num_images, config, dim)?, dim)
+}
+
+/// The images of each batch.
+fn batches(num_images: usize, config: EmbedConfig) -> impl Iterator<Item = Range<usize>> {
+    let size = config.batch_size.max(1);
+    (0..num_images).step_by(size).map(move |first| first..(first + size).min(num_images))
+}
+
+/// Returns the rows of all images, `width` elements each, from those of each rank, which has its share of the batches.
+/// The batches are the same on any number of ranks, and so are the embeddings.
+fn of_all_ranks(
+    model: &Model,
+    own: Vec<f32>,
+    num_images: usize,
+    config: EmbedConfig,
+    width: usize,
+) -> Result<Vec<f32>> {
+    let ranks = model.machine().ranks();
+    if ranks.is_single() {
+        return Ok(own);
+    }
+    let mut by_rank: Vec<_> = ranks.gather_f32(&own)?.into_iter().map(Vec::into_iter).collect();
+    let mut all = Vec::with_capacity(num_images * width);
+    for (batch, images) in batches(num_images, config).enumerate() {
+        all.extend(by_rank[batch % ranks.size()].by_ref().take(images.len() * width));
+    }
+    match all.len() == num_images * width {
+        true => Ok(all),
+        false => Err(Error::Ranks(format!("expected {num_images} embeddings on all ranks together, found fewer"))),
+    }
 }
 
 /// Checks that the rows of `y` have length 1: zeros keep length 0, and of an overflow only zeros or NaN are left.

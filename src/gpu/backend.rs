@@ -10,9 +10,8 @@ use super::margin::{Centres, DeviceMarginLoss, DeviceRows, MAX_COSINES};
 use super::update::{self, Guard, adamw, sgd};
 use super::{Array, Element, GpuBackend, Product, rows};
 use crate::ops::adamw::AdamWStep;
-use crate::ops::backend::{Backend, GuardState, MarginLoss, Order, Update};
+use crate::ops::backend::{Backend, GuardState, MarginLoss, MarginTask, Order, Update};
 use crate::ops::distance::DistillKind;
-use crate::ops::margin_loss::{MarginLossConfig, Rows};
 use crate::ops::sgd::SgdStep;
 
 impl Backend for GpuBackend {
@@ -109,11 +108,12 @@ impl Backend for GpuBackend {
         &self,
         embeddings: &Array,
         centres: &Array,
-        rows: Rows,
-        config: MarginLossConfig,
-        weight: f64,
+        MarginTask { rows, config, weight, shard }: MarginTask,
         of_centres: &mut Array,
     ) -> Result<MarginLoss<Self>> {
+        if shard.is_some() {
+            bail!("margin_loss: a GPU cannot share class centres with other ranks yet");
+        }
         let n = rows.labels.len();
         rows.check(n, centres.len() * n / embeddings.len().max(1))?;
         let rows = DeviceRows::new(&self.device, rows, config.matching)?;

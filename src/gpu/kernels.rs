@@ -218,6 +218,7 @@ impl Kernels for GpuBackend {
             Statistics::Running => Norm::frozen(&params),
             Statistics::OfBatch if x.len() == c => bail!("batch_norm: training needs more than one value per channel"),
             Statistics::OfBatch => Norm::of_batch(x, &params),
+            Statistics::OfRanks(_) => bail!("batch_norm: a GPU cannot share statistics with other ranks yet"),
         }
     }
 

@@ -1,13 +1,14 @@
 //! Softmax with an additive margin: ArcFace, CosFace and ElasticFace.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::nn::{DeviceParams, Init, Params, standard_normal};
-use crate::ops::backend::{Backend, MarginLoss};
+use crate::ops::backend::Backend;
 use crate::ops::margin_loss::{MarginForm, MarginGradient, MarginLossConfig, PlusMatching, Rows, margin_loss};
 use crate::ops::normalize::l2_normalize;
 
@@ -197,35 +198,24 @@ impl MarginHead {
         Ok(self.kernel.dims2()?.0)
     }
 
-    /// Moves the class centres to a device.
-    pub(crate) fn on<B: Backend>(self, backend: &B) -> Result<DeviceParams<B>> {
-        let (size, classes) = self.kernel.dims2()?;
-        backend.check_embedding_size(size)?;
-        let order = backend.centres_order(size, classes);
-        let parts = self.params.parts();
-        drop((self.kernel, self.params));
-        DeviceParams::new(backend, parts, BTreeMap::from([(KERNEL.to_owned(), order)]))
+    /// Number of classes.
+    pub(crate) fn num_classes(&self) -> Result<usize> {
+        Ok(self.kernel.dims2()?.1)
     }
-}
 
-impl MarginConfig {
-    /// Returns the loss of [`MarginHead::forward`], and `weight` times its gradient with respect to the embeddings;
-    /// writes that of the class centres.
-    ///
-    /// # Errors
-    /// Same as [`MarginHead::forward`].
-    pub(crate) fn loss_and_gradients<B: Backend>(
-        &self,
-        embeddings: &B::Array,
-        centres: &mut DeviceParams<B>,
-        labels: &[i64],
-        weight: f64,
-        rng: &mut ChaCha8Rng,
-    ) -> Result<MarginLoss<B>> {
-        let margins = self.draw(labels.len(), rng);
-        let (backend, rows) = (centres.backend().clone(), Rows { labels, margins: &margins });
-        let (kernel, of_kernel) = centres.values_and_grads();
-        backend.margin_loss(embeddings, kernel, rows, self.op(), weight, of_kernel)
+    /// Moves the class centres of some classes to a device.
+    pub(crate) fn on<B: Backend>(self, backend: &B, classes: Range<usize>) -> Result<DeviceParams<B>> {
+        let (size, all) = self.kernel.dims2()?;
+        backend.check_embedding_size(size)?;
+        let order = backend.centres_order(size, classes.len());
+        let mut parts = self.params.parts();
+        drop((self.kernel, self.params));
+        if classes.len() < all {
+            for kernel in parts.trained.values_mut() {
+                *kernel = kernel.narrow(1, classes.start, classes.len())?.copy()?;
+            }
+        }
+        DeviceParams::new(backend, parts, BTreeMap::from([(KERNEL.to_owned(), order)]))
     }
 }
 

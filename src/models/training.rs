@@ -6,8 +6,9 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::inference::{device_images, device_pixels};
 use super::{Model, ModelConfig};
+use crate::dist::Ranks;
 use crate::machine::Machine;
-use crate::nn::engine::{Activations, Recording, TrainingNetwork};
+use crate::nn::engine::{Activations, Recording, SharedBatch, TrainingNetwork};
 use crate::nn::{DeviceParams, Dropout, Group};
 use crate::ops::backend::Kernels;
 use crate::ops::cpu::Cpu;
@@ -32,6 +33,11 @@ impl Outline {
     pub fn model(&self, state: BTreeMap<String, Tensor>) -> crate::Result<Model> {
         let model = Model::frozen(&self.config, state, &Device::Cpu)?;
         Ok(model.with_preprocessing(self.preprocessing.clone()).on(&self.machine))
+    }
+
+    /// Ranks that share the network's work.
+    pub fn ranks(&self) -> &Ranks {
+        self.machine.ranks()
     }
 
     /// Dropout of the features in training, if the network has it.
@@ -65,20 +71,25 @@ impl<B: Kernels> Trainable<B> {
     }
 
     /// Returns the embeddings `(N, embedding_size)` of 8-bit images in training mode, which uses dropout and batch
-    /// statistics, and updates the running ones.
+    /// statistics, and updates the running ones; `batch` is that of all ranks, if there are several.
     ///
     /// # Errors
     /// When the images have another size, or a norm gets only one value per channel.
-    pub fn record(&self, params: &mut DeviceParams<B>, images: &Pixels) -> crate::Result<(B::Array, Recording<'_, B>)> {
+    pub fn record<'a>(
+        &'a self,
+        params: &mut DeviceParams<B>,
+        images: &Pixels,
+        batch: Option<SharedBatch<'a>>,
+    ) -> crate::Result<(B::Array, Recording<'a, B>)> {
         let Outline { config, preprocessing, .. } = &self.outline;
         let (images, n) = device_pixels(params.backend(), images, config, preprocessing)?;
-        Ok(self.network.record(params, (&images, n), self.outline.dropout())?)
+        Ok(self.network.record(params, (&images, n), self.outline.dropout(), batch)?)
     }
 
     /// Like [`Self::record`], from preprocessed images `(N, 3, S, S)`.
     fn record_tensor(&self, params: &mut DeviceParams<B>, images: &Tensor) -> Result<(B::Array, Recording<'_, B>)> {
         let (images, n) = device_images(params.backend(), images, self.outline.config.input_size)?;
-        self.network.record(params, (&images, n), self.outline.dropout())
+        self.network.record(params, (&images, n), self.outline.dropout(), None)
     }
 
     /// Approximate peak size, in bytes, of the activations of `n` images and their gradients.

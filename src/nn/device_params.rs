@@ -61,7 +61,8 @@ pub(crate) struct DeviceParams<B: Backend> {
 
 /// Values that a step changes apart from parameters.
 pub(crate) struct Buffers {
-    values: Vec<f32>,
+    /// Running statistics, in the device's layout.
+    pub values: Vec<f32>,
     counters: BTreeMap<String, i64>,
 }
 
@@ -156,7 +157,7 @@ impl<B: Backend> DeviceParams<B> {
 
     /// Measures the gradients for an update.
     pub fn measure(&self, guard: &mut B::Guard, max_norm: f64, losses: &[(f64, &B::Scalar)]) -> Result<()> {
-        let places: Vec<_> = self.of_group(Group::Trained).map(|(_, named)| named.place.range.clone()).collect();
+        let places: Vec<_> = self.ranges_of_grads().collect();
         self.backend.measure(guard, &self.grads, &places, max_norm, losses)
     }
 
@@ -295,10 +296,22 @@ impl<B: Backend> DeviceParams<B> {
         Ok(Part { array: short.as_ref().unwrap_or(wide), range: place.range.clone() })
     }
 
+    /// Place of the gradient of a parameter, by its name; none if it is not trained.
+    pub fn range_of_grad(&self, name: &str) -> Result<Option<Range<usize>>> {
+        match self.places.get(name) {
+            Some(Named { place, .. }) => Ok((!place.is_fixed).then(|| place.range.clone())),
+            None => bail!("no parameter {name}"),
+        }
+    }
+
+    /// Places of all gradients.
+    pub fn ranges_of_grads(&self) -> impl Iterator<Item = Range<usize>> {
+        self.of_group(Group::Trained).map(|(_, named)| named.place.range.clone())
+    }
+
     /// Place of the gradient of a parameter; none if it is not trained.
     fn grad(&self, path: &str, name: &str) -> Result<Option<Range<usize>>> {
-        let place = self.place(path, name)?;
-        Ok((!place.is_fixed).then(|| place.range.clone()))
+        self.range_of_grad(&param_name(path, name))
     }
 
     /// Weight of a layer, and the gradients of weight and bias to write.

@@ -10,6 +10,7 @@ use super::conv::Prologue;
 use super::lanes::{load, prelu, store};
 use super::rows::block_len;
 use super::simd::{dispatch, for_lanes};
+use crate::dist::Ranks;
 use crate::parallel::{self, Each};
 
 /// Constants are repeated to at least this many elements, so that inner loops are long with few channels too.
@@ -202,6 +203,8 @@ pub struct Normalised {
     constants: Constants,
     /// Whether the statistics are the batch's own, so that the gradient flows through them.
     of_batch: bool,
+    /// The ranks whose batches the statistics are of.
+    ranks: Ranks,
 }
 
 /// Gradients of the parameters of batch norm and PReLU.
@@ -226,12 +229,17 @@ impl Normalised {
             shift: (0..weight.len()).map(|c| shift(c) as f32).collect(),
             slope: slope.map(<[f32]>::to_vec),
         };
-        Self { mean: stats.mean.clone(), inv_std, constants, of_batch }
+        Self { mean: stats.mean.clone(), inv_std, constants, of_batch, ranks: Ranks::default() }
+    }
+
+    /// Returns the same norm with statistics of the batches of all ranks.
+    pub fn with_ranks(self, ranks: &Ranks) -> Self {
+        Self { ranks: ranks.clone(), ..self }
     }
 
     /// Returns a norm without a backward pass.
     pub fn constant(constants: Constants) -> Self {
-        Self { mean: Vec::new(), inv_std: Vec::new(), constants, of_batch: false }
+        Self { mean: Vec::new(), inv_std: Vec::new(), constants, of_batch: false, ranks: Ranks::default() }
     }
 
     /// Returns the map of the forward pass.
@@ -274,11 +282,27 @@ impl Normalised {
         grads
     }
 
-    /// Overwrites the input `x` with its gradient plus `other`, the gradient from the other uses of the input.
+    /// Returns the gradients of the parameters on all ranks that share the statistics: what the gradient of the input
+    /// needs.
+    ///
+    /// # Errors
+    /// When the ranks cannot exchange them.
+    pub fn over_ranks(&self, grads: NormGrads) -> crate::Result<NormGrads> {
+        if self.ranks.is_single() {
+            return Ok(grads);
+        }
+        let mut both = [&grads.weight[..], &grads.bias].concat();
+        self.ranks.total(&mut both)?;
+        let bias = both.split_off(grads.weight.len());
+        Ok(NormGrads { weight: both, bias, ..grads })
+    }
+
+    /// Overwrites the input `x` with its gradient plus `other`, the gradient from the other uses of the input;
+    /// `grads` are [`Self::over_ranks`].
     pub fn grad_x(&self, x: &mut [f32], gy: &[f32], grads: &NormGrads, other: Option<&[f32]>) {
         assert!(x.len() == gy.len() && other.is_none_or(|other| other.len() == x.len()));
         let channels = self.mean.len();
-        let count = (x.len() / channels) as f64;
+        let count = (self.ranks.size() * x.len() / channels) as f64;
         let through_stats = |c: usize| {
             let factor = if self.of_batch { -f64::from(self.constants.scale[c]) / count } else { 0.0 };
             [factor * grads.bias[c], factor * self.inv_std[c] * grads.weight[c]]

@@ -11,6 +11,7 @@ use super::step_config::StepConfig;
 use super::watch::WatchConfig;
 use crate::data::mask::{MaskConfig, MaskProtocol};
 use crate::data::{AugmentConfig, DataConfig, LoaderConfig};
+use crate::dist::RanksConfig;
 use crate::error::{Error, Result};
 use crate::eval::EvalConfig;
 use crate::losses::{CentreKind, DistillConfig, DistillKind, MarginConfig, PlusMatching};
@@ -62,6 +63,8 @@ pub struct Config {
     pub mask: MaskConfig,
     /// Masks and seed of the evaluation.
     pub eval: EvalConfig,
+    /// Several ranks: what they exchange and how long they wait.
+    pub ranks: RanksConfig,
 }
 
 /// Arms, epochs, initial weights, training checkpoints and the seed.
@@ -188,9 +191,12 @@ pub enum Start {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BatchNormMode {
-    /// Batch statistics, which also update the running statistics.
+    /// Batch statistics, which also update the running statistics. On several ranks, each normalises by those of its
+    /// part of the batch, and the first rank's are kept.
     #[default]
     Batch,
+    /// Batch statistics of the parts of all ranks: what one rank with the whole batch would have.
+    Sync,
     /// The running statistics of the weights that the arm starts from, which stay fixed. Required for models whose
     /// batch norms were folded into the convolutions; useful for small batches.
     Frozen,
@@ -336,7 +342,8 @@ impl Config {
         self.augment.validate()?;
         self.data.validate()?;
         self.mask.validate()?;
-        self.eval.validate()
+        self.eval.validate()?;
+        self.ranks.validate()
     }
 
     /// Checks that the arms of a soup can be averaged: they come before it, and share their batch norms' statistics.
@@ -352,7 +359,7 @@ impl Config {
         if let Some(arm) = soup.iter().find(|arm| arms[at..].contains(arm)) {
             return wrong(format!("train.soup: expected arms that are trained before it, found {}", arm.name()));
         }
-        if *batch_norm == BatchNormMode::Batch {
+        if *batch_norm != BatchNormMode::Frozen {
             let what = "train.soup: averaged weights have no statistics of their own; set train.batch_norm = frozen";
             return wrong(what.into());
         }
@@ -401,7 +408,8 @@ impl Config {
         let TrainConfig { accumulate, recompute, teacher_memory_mib, ema, seed, log_every, .. } = self.train;
         let max_kept_bytes = teacher_memory_mib.saturating_mul(1 << 20);
         let (distill, optim) = (self.distill.of(arm), self.optim.clone());
-        StepConfig { distill, optim, accumulate, recompute, max_kept_bytes, ema, seed, log_every }
+        let sync_batch_norm = self.train.batch_norm == BatchNormMode::Sync;
+        StepConfig { distill, optim, accumulate, recompute, max_kept_bytes, sync_batch_norm, ema, seed, log_every }
     }
 
     /// Returns the learning rate before the schedule: `optim.lr` scaled by `loader.batch_size / optim.lr_batch`.

@@ -25,7 +25,7 @@ pub(super) struct TestSets<'a> {
 
 impl TestSets<'_> {
     /// Evaluates a model on the test set and on the photos with real masks, and writes its scores to `folder`, if
-    /// given.
+    /// given, on the first rank.
     ///
     /// # Errors
     /// When an image cannot be read, the network fails, or a file cannot be written.
@@ -39,6 +39,7 @@ impl TestSets<'_> {
         let mut progress = |done, total| on(Event::Embedded { done, total });
         let scores = compare(model, test, config, &mut progress)?;
         let evaluation = Evaluation::of(&figures(scores.iter().map(|(s, c)| (*s, c)), test.num_folds, config)?)?;
+        let folder = folder.filter(|_| model.machine().ranks().is_first());
         if let Some(folder) = folder {
             std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
             for (setting, comparisons) in &scores {

@@ -23,6 +23,7 @@ use super::state::{Position, TrainState, remove_states, states_folder};
 use super::steps::Steps;
 use super::training::{Context, Trained, Training, lg_folder};
 use crate::data::{AugmentConfig, Dataset, Loader, Splits, TestSet, Transform};
+use crate::dist::Ranks;
 use crate::error::{Error, Result};
 use crate::files::{remove_unfinished, write_atomic};
 use crate::machine::Machine;
@@ -114,6 +115,11 @@ impl Experiment {
         &self.machine
     }
 
+    /// Ranks that it runs on.
+    fn ranks(&self) -> &Ranks {
+        self.machine.ranks()
+    }
+
     /// Returns the training and test data.
     pub fn splits(&self) -> &Splits {
         &self.splits
@@ -136,9 +142,10 @@ impl Experiment {
     /// When `results.json` cannot be read or was written with different settings.
     pub fn resumed(self, folder: RunFolder) -> Result<Self> {
         let resumed = Self { resumes: true, ..self.in_folder(folder) };
-        for folder in Arm::ALL.map(|arm| resumed.arm_folder(arm)).iter().map(PathBuf::as_path).chain([resumed.out()]) {
-            remove_unfinished(folder)?;
-        }
+        resumed.ranks().first_does(|| {
+            let arms = Arm::ALL.map(|arm| resumed.arm_folder(arm));
+            arms.iter().map(PathBuf::as_path).chain([resumed.out()]).try_for_each(remove_unfinished)
+        })?;
         let path = resumed.out().join(RESULTS_FILE);
         if !path.exists() {
             return Ok(resumed);
@@ -251,8 +258,14 @@ impl Experiment {
             on(Event::Notice(format!("{}: {what}", folder.path().display())));
         }
         let inputs = Inputs::of(&self.splits, self.teacher_train.as_deref(), &self.given)?;
-        let inputs = inputs.check(self.out(), self.resumes, self.changed_data, on)?;
-        write_atomic(&self.out().join(CONFIG_FILE), self.config.to_toml()?.as_bytes())?;
+        let settings = self.config.to_toml()?;
+        let ranks = self.ranks();
+        ranks.agree("build", concat!(env!("CARGO_PKG_VERSION"), " ", env!("MASKINV_COMMIT")))?;
+        ranks.agree("settings", &settings)?;
+        ranks.agree("data and given weights", &inputs.digest()?)?;
+        ranks.first_does(|| inputs.check(self.out(), self.resumes, self.changed_data, on))?;
+        let inputs = inputs.digest()?;
+        ranks.first_does(|| write_atomic(&self.out().join(CONFIG_FILE), settings.as_bytes()))?;
         if let Some(found) = &self.splits.found {
             on(Event::Notice(found.clone()));
         }
@@ -307,11 +320,16 @@ impl Experiment {
             on(Event::Finished { arm, evaluation: &result.evaluation });
             outcome.arms.insert(arm, result);
             // Written after every arm, so that a later failure does not lose finished arms.
-            self.write_results(&outcome)?;
-            remove_states(&self.arm_folder(arm))?;
+            ranks.first_does(|| {
+                self.write_results(&outcome)?;
+                remove_states(&self.arm_folder(arm))
+            })?;
         }
-        outcome.paired_tests = self.test_sets().paired(arms, self.out(), on)?;
-        self.write_results(&outcome)?;
+        // The other ranks have nothing more to do.
+        if ranks.is_first() {
+            outcome.paired_tests = self.test_sets().paired(arms, self.out(), on)?;
+            self.write_results(&outcome)?;
+        }
         // What the machine found amiss, such as a convolution that runs a slower way.
         self.machine.take_notices().into_iter().for_each(|said| on(Event::Notice(said)));
         Ok(outcome)
@@ -394,7 +412,7 @@ impl Experiment {
         let train = self.train_set(Arm::Soup).as_ref();
         let head = head_of_arm(Arm::Soup, &backbone, train, config, on);
         backbone = backbone.with_mask_head(head);
-        save_checkpoint(&folder, &backbone, None)?;
+        self.ranks().first_does(|| save_checkpoint(&folder, &backbone, None))?;
         let seconds = began.elapsed().as_secs_f64();
         let (evaluation, real_masks) = self.test_sets().evaluate(&backbone, Some(&scores_folder(&folder)), on)?;
         Ok(ArmOutcome { num_steps: 0, num_skipped: 0, seconds, last_loss: None, best: None, evaluation, real_masks })
@@ -447,7 +465,8 @@ impl Experiment {
         let transform = Transform::new(&augment, &config.mask)?;
         let train = self.train_set(arm).clone();
         let loader = Loader::new(train, transform, &config.loader, config.model.input_size, config.train.seed)?;
-        Ok(loader.on_broken(config.data.on_broken))
+        let (rank, num_ranks) = (self.ranks().rank(), self.ranks().size());
+        loader.on_broken(config.data.on_broken).shard(rank, num_ranks, config.train.accumulate)
     }
 
     /// Returns the newest intact training checkpoint of an arm, if training resumes and there is one.
@@ -455,10 +474,10 @@ impl Experiment {
         let folder = states_folder(&self.arm_folder(arm));
         if !self.resumes {
             // Left by an earlier training in the same folder.
-            remove_states(&self.arm_folder(arm))?;
+            self.ranks().first_does(|| remove_states(&self.arm_folder(arm)))?;
             return Ok(None);
         }
-        let (state, problems) = TrainState::newest(&folder)?;
+        let (state, problems) = TrainState::newest(&folder, self.ranks())?;
         if state.is_none() && Records::is_in(&self.arm_folder(arm)) {
             let what = "no training checkpoint is left, so it begins anew";
             on(Event::Notice(format!("{}: {what} ({})", arm.title(), folder.display())));

@@ -37,9 +37,10 @@ pub struct RunFolder {
     path: PathBuf,
     /// Where the training that is replaced lies until the new one has begun.
     replaced: Mutex<Option<PathBuf>>,
-    lock: FileLock,
+    /// None on a rank that does not write.
+    lock: Option<FileLock>,
     /// Removes what is still empty when the lock is gone; so it comes last.
-    _created: NewFolders,
+    _created: Option<NewFolders>,
 }
 
 impl RunFolder {
@@ -59,7 +60,7 @@ impl RunFolder {
             if created.includes(&path)
                 && let Locked::Ours(lock) = FileLock::try_new(&path.join(LOCK_FILE))?
             {
-                return Ok(Self { path, replaced: Mutex::default(), lock, _created: created });
+                return Ok(Self { path, replaced: Mutex::default(), lock: Some(lock), _created: Some(created) });
             }
         }
         unreachable!("the numbers do not end")
@@ -118,6 +119,11 @@ impl RunFolder {
         }
     }
 
+    /// Returns the folder that the first of several ranks has claimed, for the others, which write nothing there.
+    pub fn of_first_rank(path: &Path) -> Self {
+        Self { path: path.to_owned(), replaced: Mutex::default(), lock: None, _created: None }
+    }
+
     /// Returns the folder's path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -125,7 +131,7 @@ impl RunFolder {
 
     /// Whether other processes are kept out: not on file systems that cannot lock files.
     pub fn is_locked(&self) -> bool {
-        self.lock.is_held()
+        self.lock.as_ref().is_none_or(FileLock::is_held)
     }
 
     /// Removes what a new training has written there and puts back the one that it was to replace.
@@ -133,6 +139,9 @@ impl RunFolder {
     /// # Errors
     /// When something cannot be removed or put back.
     pub(super) fn clear(&self) -> Result<()> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
         // The settings go last: with them, what is left is still known as a training.
         names().try_for_each(|name| remove_if_there(&self.path.join(name)))?;
         let Some(aside) = self.replaced().take() else { return Ok(()) };
@@ -159,6 +168,7 @@ impl RunFolder {
         let created = NewFolders::create(path)?;
         match FileLock::try_new(&path.join(LOCK_FILE))? {
             Locked::Ours(lock) => {
+                let (lock, created) = (Some(lock), Some(created));
                 Ok(Self { path: path.to_owned(), replaced: Mutex::default(), lock, _created: created })
             }
             Locked::Theirs(holder) => {

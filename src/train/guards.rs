@@ -27,9 +27,10 @@ impl Guards {
         Self { cosines: vec![(0.0, 0); num_classes], num_collapsed: 0 }
     }
 
-    /// Records a step on images with these labels; returns a warning if one is due.
-    pub fn step(&mut self, labels: &[i64], report: &StepReport) -> Option<String> {
-        for (label, cosine) in labels.iter().zip(&report.target_cosines).filter(|(_, cosine)| cosine.is_finite()) {
+    /// Records a step; returns a warning if one is due.
+    pub fn step(&mut self, report: &StepReport) -> Option<String> {
+        for (label, cosine) in report.labels.iter().zip(&report.target_cosines).filter(|(_, cosine)| cosine.is_finite())
+        {
             if let Some((sum, num)) = usize::try_from(*label).ok().and_then(|label| self.cosines.get_mut(label)) {
                 *sum += cosine;
                 *num += 1;
@@ -97,8 +98,8 @@ mod tests {
         let report = |mean_cosine| StepReport { mean_cosine: Some(mean_cosine), ..StepReport::default() };
         let mut said = Vec::new();
         for _ in 0..3 {
-            said.extend(guards.step(&[], &report(0.5)));
-            said.extend((0..50).filter_map(|_| guards.step(&[], &report(0.95))));
+            said.extend(guards.step(&report(0.5)));
+            said.extend((0..50).filter_map(|_| guards.step(&report(0.95))));
         }
         assert_eq!(said.len(), 3, "once each time: {said:?}");
         assert!(said[0].contains("collapse"), "{said:?}");
@@ -107,10 +108,14 @@ mod tests {
     #[test]
     fn dead_centres_are_counted_and_named() -> Result<()> {
         let mut guards = Guards::new(4);
-        let report = |cosines: &[f64]| StepReport { target_cosines: cosines.to_vec(), ..StepReport::default() };
+        let report = |labels: &[i64], cosines: &[f64]| StepReport {
+            labels: labels.to_vec(),
+            target_cosines: cosines.to_vec(),
+            ..StepReport::default()
+        };
         let centres = Tensor::from_vec(vec![1f32, 1.0, 0.0, f32::NAN, 1.0, 2.0, 0.0, 1.0], (2, 4), &Device::Cpu)?;
         for is_first in [true, false] {
-            guards.step(&[0, 1, 1, -1], &report(&[0.5, -0.5, 0.2, f64::NAN]));
+            guards.step(&report(&[0, 1, 1, -1], &[0.5, -0.5, 0.2, f64::NAN]));
             let said = guards.epoch(Some(&centres), is_first, name)?.join("\n");
             assert!(
                 said.contains("2 of 4 class centres are dead, with a zero or non-finite length: person 2, person 3"),

@@ -79,28 +79,21 @@ impl Inputs {
             .or_else(|| weights("the model to start from", &self.start, &now.start))
     }
 
-    /// Returns the SHA-256 of these fingerprints.
-    fn digest(&self) -> Result<String> {
+    /// Returns the SHA-256 of these fingerprints, which training checkpoints hold.
+    pub fn digest(&self) -> Result<String> {
         Ok(hex(&Sha256::digest(json(self)?)))
     }
 
-    /// Records the inputs of a new training in its folder, or compares those of a resumed one with the record. Returns
-    /// their digest, which training checkpoints hold.
+    /// Records the inputs of a new training in its folder, or compares those of a resumed one with the record.
     ///
     /// # Errors
     /// When a resumed training finds other inputs and may not accept them, or the record cannot be read or written.
-    pub fn check(
-        &self,
-        folder: &Path,
-        resumes: bool,
-        changed: ChangedData,
-        on: &mut dyn FnMut(Event),
-    ) -> Result<String> {
+    pub fn check(&self, folder: &Path, resumes: bool, changed: ChangedData, on: &mut dyn FnMut(Event)) -> Result<()> {
         let path = folder.join(DATA_FILE);
         let before = if resumes { Self::read(folder)? } else { None };
         if let Some(before) = before {
             match (before.difference(self), changed) {
-                (None, _) => return self.digest(),
+                (None, _) => return Ok(()),
                 (Some(what), ChangedData::Refuse) => return Err(other_data(folder, &what)),
                 (Some(what), ChangedData::Accept) => on(Event::Notice(format!("goes on with changed data: {what}"))),
             }
@@ -108,8 +101,7 @@ impl Inputs {
             let what = "is not there: whether the data is still that of the beginning is not known";
             on(Event::Notice(format!("{}: {what}", path.display())));
         }
-        write_atomic(&path, &json(self)?)?;
-        self.digest()
+        write_atomic(&path, &json(self)?)
     }
 }
 

@@ -17,6 +17,7 @@ mod outcome;
 mod presets;
 mod rehearsal;
 mod run;
+mod shared_rows;
 mod soup;
 mod start;
 mod state;

@@ -6,16 +6,19 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 
+use super::shared_rows::SharedRows;
 use super::step_config::StepConfig;
 use super::targets::Targets;
 use crate::data::Batch;
+use crate::dist::{ClassShard, Ranks};
 use crate::error::{Error, Result};
 use crate::losses::{
     CentreKind, DistillConfig, MarginConfig, MarginHead, Projection, RankRows, RankThresholds, rank_loss_with_gradient,
 };
 use crate::models::Model;
 use crate::nn::Group;
-use crate::ops::backend::{Backend, Kernels};
+use crate::ops::backend::{Backend, Kernels, MarginTask};
+use crate::ops::margin_loss::Rows;
 use crate::optim::Component;
 use crate::records::StepReport;
 
@@ -24,6 +27,8 @@ pub type State = BTreeMap<String, BTreeMap<String, Tensor>>;
 
 /// Files of the objective's state.
 pub(super) const HEADER: &str = "header";
+/// Prefix of the names of the moments of the class centres in the state of the optimisers.
+pub(super) const HEAD_MOMENTS: &str = "head.";
 const PROJECTION: &str = "projection";
 const RANK: &str = "rank";
 const THRESHOLDS: &str = "thresholds";
@@ -31,12 +36,16 @@ const THRESHOLDS: &str = "thresholds";
 /// The losses of a training step, with the teacher and the trained parameters that they need.
 pub(super) struct Objective<B: Kernels> {
     backend: B,
+    ranks: Ranks,
     distill: DistillConfig,
     /// Share of a mini-batch in its batch.
     share: f64,
     margin: MarginConfig,
     targets: Option<Targets<B>>,
+    /// Class centres of this rank's classes.
     head: Component<B>,
+    /// This rank's classes, if there are several ranks.
+    shard: Option<ClassShard>,
     /// Length of the student's embeddings.
     embedding_size: usize,
     /// Map to the length of the teacher's embeddings, if it differs from the student's.
@@ -45,10 +54,14 @@ pub(super) struct Objective<B: Kernels> {
     thresholds: RankThresholds,
 }
 
-/// Losses of a mini-batch, without their weights, on the device; those without a weight are absent.
+/// Losses of a mini-batch, without their weights, on the device; those without a weight are absent. [`Objective::share`]
+/// makes those of this rank's images those of all ranks'.
 pub(super) struct Losses<B: Kernels> {
+    /// Embeddings of this rank's images.
     embeddings: B::Array,
-    /// Labels of the embeddings.
+    /// Sum of the directions of the embeddings on all ranks, if there are several.
+    directions: Option<Vec<f64>>,
+    /// Labels of the embeddings on all ranks.
     labels: Vec<i64>,
     /// Margin loss and target cosines.
     margin: Option<(B::Scalar, B::Array)>,
@@ -82,6 +95,7 @@ impl<B: Kernels> Objective<B> {
     /// Returns the objective for a student whose embeddings have length `embedding_size`.
     pub fn new(
         backend: &B,
+        ranks: &Ranks,
         embedding_size: usize,
         head: MarginHead,
         teacher: Option<&Model>,
@@ -99,10 +113,15 @@ impl<B: Kernels> Objective<B> {
             Ok::<_, Error>((projection, component(PROJECTION, params, config.accumulate)?))
         });
         let parts = if distill.trains_head() { config.accumulate } else { 1 };
+        let classes = head.num_classes()?;
+        let shard = (!ranks.is_single()).then(|| ClassShard::new(ranks, classes)).transpose()?;
+        let own = shard.as_ref().map_or(0..classes, |shard| shard.classes.clone());
         Ok(Self {
+            ranks: ranks.clone(),
             margin: head.config().clone(),
             targets: teacher.map(|teacher| Targets::new(backend, teacher, config)).transpose()?,
-            head: component("head", head.on(backend)?, parts)?,
+            head: component("head", head.on(backend, own)?, parts)?,
+            shard,
             embedding_size,
             projection: projection.transpose()?,
             thresholds: RankThresholds::default(),
@@ -128,10 +147,15 @@ impl<B: Kernels> Objective<B> {
         rng: &mut ChaCha8Rng,
     ) -> Result<(Losses<B>, B::Array)> {
         let (n, num_views) = (batch.student.num_images, batch.num_views());
-        let labels = batch.labels.repeat(num_views);
         let target = self.target(batch)?;
-        let Self { backend, distill, share, margin, head, projection, embedding_size, thresholds, .. } = self;
-        let share = *share;
+        let weights = self.row_weights(&batch.covered)?;
+        let Self {
+            backend, ranks, distill, share, margin, head, shard, projection, embedding_size, thresholds, ..
+        } = self;
+        let rows = SharedRows::new(backend, ranks, n, num_views);
+        let labels = rows.labels(batch.labels.repeat(num_views))?;
+        // Of a mean over the rows of all ranks, and of one over those of this rank.
+        let (share, own_share) = (*share, *share / ranks.size() as f64);
         let forward =
             |(map, component): &mut (Projection, Component<B>)| map.forward(&component.params, &embeddings, n);
         let projected = projection.as_mut().map(forward).transpose()?;
@@ -140,33 +164,45 @@ impl<B: Kernels> Objective<B> {
         let (mut of_embeddings, mut of_compared) = (Sum::new(backend), Sum::new(backend));
         let (mut margin_loss, mut distance, mut rank, mut agreement) = (None, None, None, None);
         if distill.has_margin() {
-            if let (CentreKind::Adaptive, Some(target)) = (distill.centres, &target) {
-                backend.pull_centres(head.params.values_mut(), compared, target, &labels)?;
-            }
             let of_teacher = distill.has_teacher_centres();
-            let rows = if of_teacher { compared } else { &embeddings };
-            let weight = distill.margin_weight * share;
-            let found = margin.loss_and_gradients(rows, &mut head.params, &labels, weight, rng)?;
-            if of_teacher { &mut of_compared } else { &mut of_embeddings }.add(found.of_embeddings)?;
+            let own = if of_teacher { compared } else { &embeddings };
+            let all = rows.all(own)?;
+            let all = all.as_ref().unwrap_or(own);
+            if let (CentreKind::Adaptive, Some(target)) = (distill.centres, &target) {
+                let all_targets = rows.all(target)?;
+                let own_labels = shard.as_ref().map(|shard| shard.own(&labels));
+                let (target, labels) = (all_targets.as_ref().unwrap_or(target), own_labels.as_ref().unwrap_or(&labels));
+                backend.pull_centres(head.params.values_mut(), all, target, labels)?;
+            }
+            let margins = margin.draw(labels.len(), rng);
+            let task = MarginTask {
+                rows: Rows { labels: &labels, margins: &margins },
+                config: margin.op(),
+                weight: distill.margin_weight * share,
+                shard: shard.as_ref(),
+            };
+            let (centres, of_centres) = head.params.values_and_grads();
+            let found = backend.margin_loss(all, centres, task, of_centres)?;
+            let gradient = rows.own_of_sum(found.of_embeddings)?;
+            if of_teacher { &mut of_compared } else { &mut of_embeddings }.add(gradient)?;
             margin_loss = Some((found.loss, found.target_cosines));
         }
         if let Some(target) = target.as_ref().filter(|_| distill.lambda > 0.0) {
-            let weights = row_weights(&batch.covered, distill.covered_weight);
-            let weight = distill.lambda * share;
+            let weight = distill.lambda * own_share;
             let (found, gradient) = backend.distance(compared, target, n, distill.kind, weight, weights.as_deref())?;
             of_compared.add(gradient)?;
             distance = Some(found);
         }
         if let Some(target) = target.as_ref().filter(|_| distill.rank_weight > 0.0) {
-            let rows = RankRows { labels: &labels, num_images: n / num_views };
-            let (student, teacher) = (backend.read(compared)?, backend.read(target)?);
+            let of_rows = RankRows { labels: &labels, num_images: labels.len() / num_views };
+            let (student, teacher) = (rows.all_values(compared)?, rows.all_values(target)?);
             let weight = distill.rank_weight * share;
-            let (found, gradient) = rank_loss_with_gradient(&student, &teacher, rows, thresholds, weight)?;
-            of_compared.add(backend.upload(gradient)?)?;
+            let (found, gradient) = rank_loss_with_gradient(&student, &teacher, of_rows, thresholds, weight)?;
+            of_compared.add(backend.upload(rows.own(gradient))?)?;
             rank = Some(backend.scalar(found)?);
         }
         if distill.agreement > 0.0 && num_views == 2 {
-            let (half, weight) = (n / 2, distill.agreement * share);
+            let (half, weight) = (n / 2, distill.agreement * own_share);
             let len = half * *embedding_size;
             let [a, b] = [0..len, len..2 * len].map(|part| backend.part(&embeddings, part));
             let (a, b) = (a?, b?);
@@ -182,7 +218,44 @@ impl<B: Kernels> Objective<B> {
             })?;
         }
         let gradient = of_embeddings.sum.ok_or_else(|| Error::Training("all loss weights are 0".into()))?;
-        Ok((Losses { embeddings, labels, margin: margin_loss, distance, rank, agreement }, gradient))
+        Ok((Losses { embeddings, directions: None, labels, margin: margin_loss, distance, rank, agreement }, gradient))
+    }
+
+    /// Makes the losses of this rank's images the means over all ranks.
+    ///
+    /// # Errors
+    /// When the ranks cannot exchange them.
+    pub fn share(&self, parts: &mut [Losses<B>]) -> Result<()> {
+        let (backend, ranks) = (&self.backend, &self.ranks);
+        for losses in parts {
+            let own = |loss: &Option<B::Scalar>| loss.as_ref().map_or(Ok(0.0), |loss| backend.read_scalar(loss));
+            let mut numbers = vec![own(&losses.distance)?, own(&losses.agreement)?];
+            let own_rows = losses.labels.len() / ranks.size();
+            add_directions(&mut numbers, 2, &backend.read(&losses.embeddings)?, own_rows);
+            ranks.total(&mut numbers)?;
+            let directions = numbers.split_off(2);
+            for (loss, sum) in [&mut losses.distance, &mut losses.agreement].into_iter().zip(numbers) {
+                if let Some(loss) = loss {
+                    *loss = backend.scalar(sum / ranks.size() as f64)?;
+                }
+            }
+            losses.directions = Some(directions);
+        }
+        Ok(())
+    }
+
+    /// Returns the weights of this rank's rows, which are covered to these shares, 1 on average over all ranks; none if
+    /// all are 1.
+    fn row_weights(&self, covered: &[f32]) -> Result<Option<Vec<f32>>> {
+        let factor = self.distill.covered_weight;
+        if factor == 0.0 {
+            return Ok(None);
+        }
+        let weights: Vec<f64> = covered.iter().map(|share| 1.0 + factor * f64::from(*share)).collect();
+        let mut sums = [weights.iter().sum::<f64>(), weights.len().max(1) as f64];
+        self.ranks.total(&mut sums)?;
+        let mean = sums[0] / sums[1];
+        Ok(Some(weights.into_iter().map(|weight| (weight / mean) as f32).collect()))
     }
 
     /// Returns the teacher's embedding of each of the student's views, if there is a teacher.
@@ -217,14 +290,21 @@ impl<B: Kernels> Objective<B> {
         let read = |loss: Option<&B::Scalar>| loss.map_or(Ok(0.0), |loss| backend.read_scalar(loss));
         let mut report = StepReport { lr, ..StepReport::default() };
         let (mut directions, mut num_images) = (Vec::new(), 0);
-        for Losses { embeddings, labels, margin, distance, rank, agreement } in parts {
+        for Losses { embeddings, directions: of_ranks, labels, margin, distance, rank, agreement } in parts {
             num_images += labels.len();
-            add_directions(&mut directions, &backend.read(embeddings)?, labels.len());
+            match of_ranks {
+                Some(of_ranks) => {
+                    directions.resize(of_ranks.len(), 0.0);
+                    directions.iter_mut().zip(of_ranks).for_each(|(sum, of_ranks)| *sum += of_ranks);
+                }
+                None => add_directions(&mut directions, 0, &backend.read(embeddings)?, labels.len()),
+            }
             if let Some((_, cosines)) = margin {
                 let cosines = backend.read(cosines)?;
                 let known = cosines.iter().zip(labels);
                 let known = known.map(|(cosine, label)| if *label < 0 { f64::NAN } else { f64::from(*cosine) });
                 report.target_cosines.extend(known);
+                report.labels.extend(labels);
             }
             report.margin_loss += distill.margin_weight * share * read(margin.as_ref().map(|(loss, _)| loss))?;
             report.distill_loss += share * read(distance.as_ref())?;
@@ -240,14 +320,19 @@ impl<B: Kernels> Objective<B> {
         self.head.params.len(Group::Trained)
     }
 
-    /// Returns the class centres.
+    /// Returns the class centres of all ranks.
+    ///
+    /// # Errors
+    /// When the ranks cannot exchange them.
     pub fn header(&self) -> Result<BTreeMap<String, Tensor>> {
-        Ok(self.head.params.state()?)
+        let own = self.head.params.state()?;
+        let Some(shard) = &self.shard else { return Ok(own) };
+        own.into_iter().map(|(name, tensor)| Ok((name, shard.join(&tensor)?))).collect()
     }
 
-    /// Adds the objective's part to a trainer's state, and the state of its optimisers to `optimizers`.
+    /// Adds the objective's part, with the class centres of this rank, to a trainer's state, and the state of its optimisers to `optimizers`.
     pub fn add_state(&self, state: &mut State, optimizers: &mut BTreeMap<String, Tensor>) -> Result<()> {
-        state.insert(HEADER.to_owned(), self.header()?);
+        state.insert(HEADER.to_owned(), self.head.params.state()?);
         optimizers.extend(self.head.optimizer_state()?);
         if let Some((_, component)) = &self.projection {
             state.insert(PROJECTION.to_owned(), component.params.state()?);
@@ -282,17 +367,11 @@ pub(super) fn file<'a>(state: &'a State, name: &str) -> Result<&'a BTreeMap<Stri
     state.get(name).ok_or_else(|| Error::Training(format!("the training checkpoint has no {name}")))
 }
 
-/// Returns the weights of rows that are covered to these shares, 1 on average; none if all are 1.
-fn row_weights(covered: &[f32], covered_weight: f64) -> Option<Vec<f32>> {
-    let weights: Vec<f64> = covered.iter().map(|share| 1.0 + covered_weight * f64::from(*share)).collect();
-    let mean = weights.iter().sum::<f64>() / weights.len().max(1) as f64;
-    (covered_weight > 0.0).then(|| weights.into_iter().map(|weight| (weight / mean) as f32).collect())
-}
-
-/// Adds the directions of `n` embeddings, given row by row, to their sum.
-fn add_directions(sum: &mut Vec<f64>, embeddings: &[f32], n: usize) {
+/// Adds the directions of `n` embeddings, given row by row, to their sum, which begins at `first`.
+fn add_directions(sum: &mut Vec<f64>, first: usize, embeddings: &[f32], n: usize) {
     let d = embeddings.len() / n.max(1);
-    sum.resize(d, 0.0);
+    sum.resize(first + d, 0.0);
+    let sum = &mut sum[first..];
     for row in embeddings.chunks_exact(d.max(1)) {
         let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
         sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) / norm);

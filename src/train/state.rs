@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
-use super::objective::State;
+use super::objective::{HEAD_MOMENTS, HEADER, State};
+use super::trainer::OPTIMIZER;
 use super::watch::{Best, WatchConfig};
+use crate::dist::{ClassShard, Ranks};
 use crate::error::{Error, Result};
 use crate::eval::Evaluation;
 use crate::files::{UNFINISHED, remove_unfinished, sha256, sync_folder, write_atomic};
@@ -19,8 +22,13 @@ const STATE_FILE: &str = "state.json";
 const EXTENSION: &str = "safetensors";
 /// Prefix of a checkpoint's folder name; the step number follows.
 const PREFIX: &str = "step-";
-/// Format version; changes when older versions of this crate could no longer resume from a checkpoint.
+/// Format version of checkpoints of one rank; changes when older versions of this crate could no longer resume from
+/// them.
 const FORMAT: u32 = 1;
+/// Format version of checkpoints whose class centres are in a file for each rank.
+const SHARDED_FORMAT: u32 = 2;
+/// Name of the files of class centres and their moments, before the rank: each has those of the rank's classes.
+const SHARD: &str = "shard-";
 
 /// Position of an arm in its training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -125,6 +133,9 @@ struct StateFile {
     settings: String,
     #[serde(default)]
     inputs: Option<String>,
+    /// Number of ranks that wrote the checkpoint, if there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ranks: Option<usize>,
     /// SHA-256 of the other files.
     files: BTreeMap<String, String>,
 }
@@ -142,12 +153,13 @@ pub(super) fn remove_states(arm_folder: &Path) -> Result<()> {
 
 impl TrainState {
     /// Writes the checkpoint to a subfolder of `folder` named after its step, and removes all but the newest `keep`.
-    /// The write is atomic: on a failure or crash the subfolder does not appear and older checkpoints are unchanged.
+    /// Each of several ranks writes its class centres, the first one the rest. The write is atomic: on a
+    /// failure or crash of any rank the subfolder does not appear and older checkpoints are unchanged.
     ///
     /// # Errors
     /// When the checkpoint cannot be written; names the newest one that exists.
-    pub fn save(&self, folder: &Path, keep: usize) -> Result<()> {
-        self.write(folder).map_err(|error| {
+    pub fn save(&self, folder: &Path, keep: usize, ranks: &Ranks) -> Result<()> {
+        self.write(folder, ranks).map_err(|error| {
             let newest = steps(folder).into_iter().next_back();
             let kept = newest.map_or("none".to_owned(), |(_, path)| path.display().to_string());
             Error::Training(format!(
@@ -155,55 +167,99 @@ impl TrainState {
                 self.position.step
             ))
         })?;
-        let all = steps(folder);
-        for (_, path) in all.iter().take(all.len().saturating_sub(keep.max(1))) {
-            std::fs::remove_dir_all(path).map_err(Error::io(path))?;
+        let removed = ranks.first_does(|| {
+            let all = steps(folder);
+            let old = all.values().take(all.len().saturating_sub(keep.max(1)));
+            old.into_iter().try_for_each(|path| std::fs::remove_dir_all(path).map_err(Error::io(path)))
+        });
+        removed.map(drop)
+    }
+
+    fn write(&self, folder: &Path, ranks: &Ranks) -> Result<()> {
+        let target = folder.join(format!("{PREFIX}{:09}", self.position.step));
+        let unfinished = ranks.first_does(|| {
+            std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+            if target.exists() {
+                return Ok(None);
+            }
+            remove_unfinished(folder)?;
+            tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(folder).map_err(Error::io(folder)).map(Some)
+        })?;
+        let unfinished = unfinished.flatten();
+        let path = unfinished.as_ref().map(|folder| folder.path().to_string_lossy().into_owned()).unwrap_or_default();
+        let path = ranks.of_first(&path)?;
+        if path.is_empty() {
+            return Ok(());
+        }
+        let path = Path::new(&path);
+        let (tensors, shard) = if ranks.is_single() { (self.tensors.clone(), None) } else { split(&self.tensors) };
+        let own = shard.map(|shard| write_part(path, &format!("{SHARD}{:05}", ranks.rank()), &shard));
+        let own = ranks.all_ok(own.transpose())?;
+        let digests = ranks.gather(own.map(|(_, digest)| digest.into_bytes()).unwrap_or_default())?;
+        let finished = ranks.first_does(|| {
+            let mut files = BTreeMap::new();
+            for (name, tensors) in &tensors {
+                files.extend([write_part(path, name, tensors)?]);
+            }
+            if !ranks.is_single() {
+                let named = digests.iter().enumerate();
+                let named = named.map(|(rank, digest)| {
+                    (format!("{SHARD}{rank:05}.{EXTENSION}"), String::from_utf8_lossy(digest).into_owned())
+                });
+                files.extend(named);
+            }
+            self.finish(path, &target, ranks, files)
+        });
+        finished?;
+        if let Some(unfinished) = unfinished {
+            // The rename has moved the temporary folder, so there is nothing to remove.
+            let _ = unfinished.keep();
         }
         Ok(())
     }
 
-    fn write(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let target = folder.join(format!("{PREFIX}{:09}", self.position.step));
-        if target.exists() {
-            return Ok(());
-        }
-        remove_unfinished(folder)?;
-        let unfinished = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(folder).map_err(Error::io(folder))?;
-        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let mut files = BTreeMap::new();
-        for (name, tensors) in &self.tensors {
-            let name = format!("{name}.{EXTENSION}");
-            let path = unfinished.path().join(&name);
-            write_safetensors(&path, tensors, &metadata)?;
-            files.insert(name, sha256(&path)?);
-        }
+    /// Writes what makes a folder with the other files a checkpoint, and gives it its name.
+    fn finish(&self, folder: &Path, target: &Path, ranks: &Ranks, files: BTreeMap<String, String>) -> Result<()> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let (position, settings, inputs) = (self.position.clone(), self.settings.clone(), self.inputs.clone());
-        let state = StateFile { format: FORMAT, version, position, settings, inputs, files };
+        let (format, ranks) = match ranks.size() {
+            1 => (FORMAT, None),
+            num => (SHARDED_FORMAT, Some(num)),
+        };
+        let state = StateFile { format, version, position, settings, inputs, ranks, files };
         let json = serde_json::to_vec_pretty(&state).map_err(|e| Error::Config(e.to_string()))?;
-        write_atomic(&unfinished.path().join(STATE_FILE), &json)?;
-        sync_folder(unfinished.path())?;
-        std::fs::rename(unfinished.path(), &target).map_err(Error::io(&target))?;
-        // The rename has moved the temporary folder, so there is nothing to remove.
-        let _ = unfinished.keep();
-        sync_folder(folder)
+        write_atomic(&folder.join(STATE_FILE), &json)?;
+        sync_folder(folder)?;
+        std::fs::rename(folder, target).map_err(Error::io(target))?;
+        sync_folder(target.parent().unwrap_or(target))
     }
 
-    /// Returns the newest intact checkpoint in `folder`, if there is one, and a message for each newer, corrupt one.
+    /// Returns the newest intact checkpoint in `folder`, if there is one, and, on the first rank, a message for each
+    /// newer, corrupt one. Any number of ranks can go on from it: each gets the class centres of its classes.
     ///
     /// # Errors
-    /// When a killed process's temporary folder cannot be removed.
-    pub fn newest(folder: &Path) -> Result<(Option<Self>, Vec<String>)> {
-        remove_unfinished(folder)?;
+    /// When a killed process's temporary folder cannot be removed, or a rank cannot read what the first one can.
+    pub fn newest(folder: &Path, ranks: &Ranks) -> Result<(Option<Self>, Vec<String>)> {
         let mut problems = Vec::new();
-        for (_, path) in steps(folder).into_iter().rev() {
-            match Self::read(&path) {
-                Ok(state) => return Ok((Some(state), problems)),
-                Err(error) => problems.push(format!("{error}; this training checkpoint is not used")),
+        let found = ranks.first_does(|| -> Result<_> {
+            remove_unfinished(folder)?;
+            for (_, path) in steps(folder).into_iter().rev() {
+                match Self::read(&path) {
+                    Ok(state) => return Ok(Some((path, state))),
+                    Err(error) => problems.push(format!("{error}; this training checkpoint is not used")),
+                }
             }
+            Ok(None)
+        })?;
+        let (path, state) = found.flatten().unzip();
+        let path = path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        let path = ranks.of_first(&path)?;
+        if path.is_empty() {
+            return Ok((None, problems));
         }
-        Ok((None, problems))
+        let state = ranks.all_ok(state.map_or_else(|| Self::read(Path::new(&path)), Ok))?;
+        let tensors = if ranks.is_single() { state.tensors } else { own_classes(state.tensors, ranks)? };
+        Ok((Some(Self { tensors, ..state }), problems))
     }
 
     fn read(folder: &Path) -> Result<Self> {
@@ -212,8 +268,10 @@ impl TrainState {
         let wrong = |what: String| Error::Format { path: path.clone(), offset: 0, what };
         let state: StateFile =
             serde_json::from_str(&text).map_err(|e| wrong(format!("not a training checkpoint: {e}")))?;
-        if state.format != FORMAT {
-            return Err(wrong(format!("expected format {FORMAT}, found {}, of another version", state.format)));
+        if ![FORMAT, SHARDED_FORMAT].contains(&state.format) {
+            let what =
+                format!("expected format {FORMAT} or {SHARDED_FORMAT}, found {}, of another version", state.format);
+            return Err(wrong(what));
         }
         let part = |name: &str| {
             let path = folder.join(name);
@@ -224,16 +282,82 @@ impl TrainState {
             }
             Ok(read_safetensors(&path)?.tensors)
         };
-        let mut tensors = State::new();
+        let (mut tensors, mut shards) = (State::new(), Vec::new());
+        // In the order of their names, so shards are in the order of the ranks.
         for file in state.files.keys() {
             match file.strip_suffix(EXTENSION).and_then(|name| name.strip_suffix('.')) {
-                Some(name) if !name.contains(['/', '\\']) => tensors.insert(name.to_owned(), part(file)?),
+                Some(name) if name.starts_with(SHARD) => shards.push(part(file)?),
+                Some(name) if !name.contains(['/', '\\']) => drop(tensors.insert(name.to_owned(), part(file)?)),
                 _ => return Err(wrong(format!("expected names of {EXTENSION} files in its folder, found {file}"))),
-            };
+            }
+        }
+        let num = state.ranks.unwrap_or(0);
+        if shards.len() != num {
+            return Err(wrong(format!("expected the class centres of {num} ranks, found {}", shards.len())));
+        }
+        if num > 0 {
+            join(&mut tensors, &shards)
+                .map_err(|e| wrong(format!("the class centres of its ranks do not fit: {e}")))?;
         }
         let StateFile { position, settings, inputs, .. } = state;
         Ok(Self { position, settings, inputs, tensors })
     }
+}
+
+/// Writes a file of a checkpoint; returns its name and its SHA-256.
+fn write_part(folder: &Path, name: &str, tensors: &BTreeMap<String, Tensor>) -> Result<(String, String)> {
+    let name = format!("{name}.{EXTENSION}");
+    let path = folder.join(&name);
+    write_safetensors(&path, tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?;
+    let digest = sha256(&path)?;
+    Ok((name, digest))
+}
+
+/// Whether a tensor of a file of a state has a column for each class.
+fn is_of_classes(file: &str, name: &str, tensor: &Tensor) -> bool {
+    tensor.rank() == 2 && (file == HEADER || file == OPTIMIZER && name.starts_with(HEAD_MOMENTS))
+}
+
+/// Splits a state into what all ranks have and what is of this rank's classes, by file and name with a slash between.
+fn split(state: &State) -> (State, Option<BTreeMap<String, Tensor>>) {
+    let (mut common, mut own) = (State::new(), BTreeMap::new());
+    for (file, tensors) in state {
+        let (of_classes, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            tensors.clone().into_iter().partition(|(name, tensor)| is_of_classes(file, name, tensor));
+        own.extend(of_classes.into_iter().map(|(name, tensor)| (format!("{file}/{name}"), tensor)));
+        common.insert(file.clone(), others);
+    }
+    // A file without tensors cannot be written.
+    common.retain(|_, tensors| !tensors.is_empty());
+    (common, Some(own))
+}
+
+/// Inverse of [`split`] for the shards of all ranks, in their order.
+fn join(state: &mut State, shards: &[BTreeMap<String, Tensor>]) -> std::result::Result<(), String> {
+    for key in shards[0].keys() {
+        let of_rank = |shard: &BTreeMap<String, Tensor>| shard.get(key).cloned().ok_or_else(|| format!("no {key}"));
+        let parts = shards.iter().map(of_rank).collect::<std::result::Result<Vec<_>, _>>()?;
+        let (file, name) = key.split_once('/').ok_or_else(|| format!("{key} names no file"))?;
+        let whole = Tensor::cat(&parts, 1).map_err(|e| e.to_string())?;
+        state.entry(file.to_owned()).or_default().insert(name.to_owned(), whole);
+    }
+    Ok(())
+}
+
+/// Reduces a state with the class centres of all ranks to those of this rank.
+fn own_classes(state: State, ranks: &Ranks) -> Result<State> {
+    let own = |file: &str, (name, tensor): (String, Tensor)| -> Result<(String, Tensor)> {
+        if !is_of_classes(file, &name, &tensor) {
+            return Ok((name, tensor));
+        }
+        let classes = ClassShard::new(ranks, tensor.dim(1)?)?.classes;
+        Ok((name, tensor.narrow(1, classes.start, classes.len())?.copy()?))
+    };
+    let of_file = |(file, tensors): (String, BTreeMap<String, Tensor>)| {
+        let tensors = tensors.into_iter().map(|tensor| own(&file, tensor)).collect::<Result<_>>()?;
+        Ok((file, tensors))
+    };
+    state.into_iter().map(of_file).collect()
 }
 
 /// Returns the checkpoints in a folder by step, the newest last.
@@ -248,7 +372,7 @@ fn steps(folder: &Path) -> BTreeMap<usize, PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use candle_core::Device;
 
     use super::*;
 
@@ -282,7 +406,7 @@ mod tests {
     }
 
     fn newest(folder: &Path) -> (Option<usize>, usize) {
-        let (state, problems) = TrainState::newest(folder).unwrap();
+        let (state, problems) = TrainState::newest(folder, &Ranks::default()).unwrap();
         (state.map(|state| state.position.step), problems.len())
     }
 
@@ -312,16 +436,16 @@ mod tests {
         let folder = states_folder(root.path());
         assert_eq!(newest(&folder), (None, 0));
         for step in [3, 10, 200] {
-            state(step).save(&folder, 2).unwrap();
+            state(step).save(&folder, 2, &Ranks::default()).unwrap();
         }
         assert_eq!(steps(&folder).into_keys().collect::<Vec<_>>(), [10, 200]);
-        let (found, _) = TrainState::newest(&folder).unwrap();
+        let (found, _) = TrainState::newest(&folder, &Ranks::default()).unwrap();
         let found = found.unwrap();
         assert_eq!(found.position, state(200).position);
         assert_eq!(found.tensors["ema"]["w"].to_vec2::<f32>().unwrap(), [[4.0; 3]; 2]);
         assert_eq!(found.tensors["backbone"]["w"].to_vec2::<f32>().unwrap(), [[200.0; 3]; 2]);
         // Saving the same step again changes nothing.
-        state(200).save(&folder, 2).unwrap();
+        state(200).save(&folder, 2, &Ranks::default()).unwrap();
         assert_eq!(newest(&folder), (Some(200), 0));
     }
 
@@ -329,8 +453,8 @@ mod tests {
     fn a_state_that_is_not_whole_gives_way_to_the_one_before() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path();
-        state(1).save(folder, 3).unwrap();
-        state(2).save(folder, 3).unwrap();
+        state(1).save(folder, 3, &Ranks::default()).unwrap();
+        state(2).save(folder, 3, &Ranks::default()).unwrap();
         let path = folder.join("step-000000002");
         for file in ["backbone", "header", "optimizer", "ema"]
             .map(|name| format!("{name}.{EXTENSION}"))
@@ -360,10 +484,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("states");
         std::fs::write(&folder, "a file").unwrap();
-        let error = state(1).save(&folder, 2).unwrap_err().to_string();
+        let error = state(1).save(&folder, 2, &Ranks::default()).unwrap_err().to_string();
         assert!(error.contains("cannot save the checkpoint of step 1 (newest checkpoint: none)"), "{error}");
         std::fs::remove_file(&folder).unwrap();
-        state(1).save(&folder, 2).unwrap();
+        state(1).save(&folder, 2, &Ranks::default()).unwrap();
         assert_eq!(newest(&folder), (Some(1), 0));
     }
 }

@@ -18,6 +18,8 @@ pub struct StepConfig {
     /// Most bytes for the teacher's embeddings of training images, which are kept on the CPU so that each view is
     /// embedded once and not in every epoch; 0 keeps none. The result is the same.
     pub max_kept_bytes: usize,
+    /// Whether batch norms use the statistics of the batches of all ranks.
+    pub sync_batch_norm: bool,
     /// Decay of the exponential moving average of the weights, below 1; 0 turns it off.
     pub ema: f64,
     /// Seed of the margins and of the initial projection.
@@ -34,6 +36,7 @@ impl Default for StepConfig {
             accumulate: 1,
             recompute: false,
             max_kept_bytes: 1 << 30,
+            sync_batch_norm: false,
             ema: 0.0,
             seed: 0,
             log_every: 20,

@@ -40,9 +40,8 @@ pub(super) enum Next {
 
 /// Result of a step.
 pub(super) struct StepResult {
-    /// Indices of the images.
+    /// Indices of the images; of a skipped step, those of all ranks.
     pub images: Vec<u32>,
-    pub labels: Vec<i64>,
     /// The step's figures, if they are known.
     pub record: Option<StepRecord>,
 }
@@ -91,11 +90,15 @@ impl Steps {
         };
         self.clock.waited += asked.elapsed().as_secs_f64();
         let batch = batch?;
-        let (images, labels) = (batch.images.clone(), batch.labels.clone());
+        let mut images = batch.images.clone();
         let (epochs, per_epoch) = (self.epochs(), self.per_epoch());
         let scheduled = epochs.start * per_epoch + self.at.step;
         let rate = || self.config.base_lr() * self.config.schedule.factor(scheduled, per_epoch, epochs.end);
         let report = self.trainer.step(batch, scheduled as u64, lr.unwrap_or_else(rate))?;
+        if report.as_ref().is_some_and(|report| report.is_skipped) {
+            let numbers: Vec<f64> = images.iter().map(|image| f64::from(*image)).collect();
+            images = self.trainer.ranks().gather_f64(&numbers)?.concat().into_iter().map(|n| n as u32).collect();
+        }
         let at = &mut self.at;
         (at.step, at.batch) = (at.step + 1, at.batch + 1);
         self.clock.elapsed += asked.elapsed().as_secs_f64();
@@ -104,7 +107,7 @@ impl Steps {
             let skipped_images = if report.is_skipped { images.clone() } else { Vec::new() };
             StepRecord { skipped_images, ..self.record(report) }
         });
-        Ok(Next::Step(Box::new(StepResult { images, labels, record })))
+        Ok(Next::Step(Box::new(StepResult { images, record })))
     }
 
     /// Like [`Self::next_step`], across the ends of epochs.

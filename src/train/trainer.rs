@@ -10,19 +10,20 @@ use super::checkpoint::Header;
 use super::objective::{Losses, Objective, State, file};
 use super::step_config::StepConfig;
 use crate::data::Batch;
+use crate::dist::{Buckets, Ranks, RowOrder};
 use crate::error::{Error, Result};
 use crate::losses::MarginHead;
 use crate::machine::Work;
 use crate::models::{Arch, Model, Outline, Trainable};
 use crate::nn::Group;
-use crate::nn::engine::Activations;
+use crate::nn::engine::{Activations, SharedBatch};
 use crate::ops::backend::Kernels;
 use crate::optim::{Average, Component};
 use crate::records::StepReport;
 
 /// Files of a trainer's state, beside those of its objective.
 const BACKBONE: &str = "backbone";
-const OPTIMIZER: &str = "optimizer";
+pub(super) const OPTIMIZER: &str = "optimizer";
 const EMA: &str = "ema";
 
 /// Trains a student and its head, optionally with a teacher to distil from.
@@ -143,6 +144,11 @@ impl Trainer {
         self.engine.activation_bytes(n)
     }
 
+    /// The ranks that train together.
+    pub(super) fn ranks(&self) -> &Ranks {
+        self.outline.ranks()
+    }
+
     /// Numbers of elements: the student's parameters and buffers, its trained parameters, the head's parameters.
     pub(super) fn num_elements(&self) -> [usize; 3] {
         self.engine.num_elements()
@@ -218,6 +224,7 @@ impl Work for New<'_> {
 struct TrainerOn<B: Kernels> {
     backend: B,
     config: StepConfig,
+    ranks: Ranks,
     network: Trainable<B>,
     student: Component<B>,
     objective: Objective<B>,
@@ -238,12 +245,18 @@ struct Last<B: Kernels> {
 
 impl<B: Kernels> TrainerOn<B> {
     fn new(backend: &B, New { student, head, teacher, config }: New) -> Result<Self> {
-        let objective = Objective::new(backend, student.config().embedding_size, head, teacher, &config)?;
+        let ranks = student.machine().ranks().clone();
+        if !ranks.is_single() && !B::IS_SYNCHRONOUS {
+            let what = format!("{} ranks train on the CPU alone yet (--device cpu)", ranks.size());
+            return Err(Error::Training(what));
+        }
+        let objective = Objective::new(backend, &ranks, student.config().embedding_size, head, teacher, &config)?;
         let activations = if config.recompute { Activations::Recomputed } else { Activations::Kept };
         let (network, params) = Trainable::new(backend, student, activations)?;
         let average = (config.ema > 0.0).then(|| Average::new(&params, config.ema)).transpose()?;
         Ok(Self {
             network,
+            ranks,
             student: Component::new("student", params, &config.optim, config.accumulate)?,
             objective,
             average,
@@ -267,12 +280,32 @@ impl<B: Kernels> TrainerOn<B> {
         rng.set_stream(step);
         let (batches, mut parts) = (batch.parts(self.config.accumulate)?, Vec::new());
         let num = batches.len();
+        let mut buckets = Buckets::new(&self.ranks);
         for (i, batch) in batches.into_iter().enumerate() {
-            let (embeddings, recording) = self.network.record(&mut self.student.params, &batch.student)?;
+            let rows = RowOrder::new(&self.ranks, batch.student.num_images, batch.num_views());
+            let shares_statistics = self.config.sync_batch_norm;
+            let shared = SharedBatch { ranks: &self.ranks, rows, shares_statistics };
+            let shared = (!self.ranks.is_single()).then_some(shared);
+            let (embeddings, recording) = self.network.record(&mut self.student.params, &batch.student, shared)?;
             let (losses, gradient) = self.objective.gradient(embeddings, &batch, &mut rng)?;
-            recording.backward(&mut self.student.params, &gradient)?;
+            if num == 1 && shared.is_some() {
+                let mut failed = None;
+                recording.backward_with(&mut self.student.params, &gradient, &mut |grads, range| match self
+                    .backend
+                    .read(grads)
+                {
+                    Ok(grads) => buckets.add(&grads, range),
+                    Err(error) => failed = failed.take().or(Some(error)),
+                })?;
+                failed.map_or(Ok(()), Err)?;
+            } else {
+                recording.backward(&mut self.student.params, &gradient)?;
+            }
             parts.push(losses);
             self.trained().try_for_each(|component| component.accumulate(i, num))?;
+        }
+        if !self.ranks.is_single() {
+            self.share_step(buckets, num, &mut parts)?;
         }
         let losses: Vec<_> = parts.iter().flat_map(|part| self.objective.weighted(part)).collect();
         self.student.params.measure(&mut self.guard, self.config.optim.clip_norm, &losses)?;
@@ -290,6 +323,24 @@ impl<B: Kernels> TrainerOn<B> {
         self.num_steps += 1;
         let every = if B::IS_SYNCHRONOUS { 1 } else { self.config.log_every.max(1) as u64 };
         if self.num_steps % every == 1 % every { self.report().map(Some) } else { Ok(None) }
+    }
+
+    /// Adds the gradients and losses of a step over all ranks; `buckets` has the student's gradients on their way if
+    /// there was one mini-batch.
+    fn share_step(&mut self, mut buckets: Buckets, num_parts: usize, parts: &mut [Losses<B>]) -> Result<()> {
+        let Self { student, objective, ranks, backend, .. } = self;
+        let mut grads = backend.read(student.params.grads())?.into_owned();
+        if num_parts > 1 {
+            student.params.ranges_of_grads().for_each(|range| buckets.add(&grads, range));
+        }
+        buckets.finish(&mut grads)?;
+        backend.write(student.params.grads_mut(), &grads)?;
+        objective.share(parts)?;
+        // Each rank has updated the running statistics by its own batch: the first rank's are kept.
+        let mut buffers = student.params.buffers()?;
+        let mine = if ranks.is_first() { &buffers.values[..] } else { &[] };
+        buffers.values = ranks.join_f32(mine)?;
+        Ok(student.params.restore_buffers(buffers)?)
     }
 
     /// Updates all components with the gradients of a batch. Only the student's are clipped.
@@ -387,5 +438,7 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
     }
 }
 
+#[cfg(test)]
+mod rank_tests;
 #[cfg(test)]
 mod tests;

@@ -16,9 +16,11 @@ use super::state::{Position, TrainState, states_folder};
 use super::steps::{Next, StepResult, Steps};
 use super::watch::Best;
 use crate::data::{Dataset, TestSet};
+use crate::dist::Ranks;
 use crate::error::{Error, Result};
 use crate::eval::evaluate;
 use crate::machine::Machine;
+use crate::models::Model;
 use crate::records::{EvaluationRecord, Records, StepRecord, StepReport};
 
 /// What the training of an arm needs besides its steps.
@@ -38,11 +40,19 @@ pub(super) struct Context<'a> {
     pub stop: Option<&'a Arc<AtomicBool>>,
 }
 
+impl Context<'_> {
+    /// The ranks that train together.
+    fn ranks(&self) -> &Ranks {
+        self.machine.ranks()
+    }
+}
+
 /// An arm in training, with what is written of it.
 pub(super) struct Training<'a> {
     context: Context<'a>,
     steps: Steps,
-    records: Records,
+    /// None on ranks other than the first.
+    records: Option<Records>,
     guards: Guards,
     skipped_in_a_row: usize,
 }
@@ -58,7 +68,7 @@ pub(super) struct Trained {
 impl<'a> Training<'a> {
     /// Opens the records of an arm that stands at the position of its steps.
     pub fn new(context: Context<'a>, steps: Steps) -> Result<Self> {
-        let records = Records::open(&context.folder, steps.at.step)?;
+        let records = context.ranks().first_does(|| Records::open(&context.folder, steps.at.step))?;
         let guards = Guards::new(context.train.num_classes());
         Ok(Self { context, steps, records, guards, skipped_in_a_row: 0 })
     }
@@ -97,7 +107,7 @@ impl<'a> Training<'a> {
             }
             if keeps_lg && (at.epoch, at.batch) == first_of_hg {
                 // Saved so that a later run can start HG from it.
-                save_checkpoint(&lg_folder, &self.steps.trainer.evaluated()?, self.header()?.as_ref())?;
+                self.save_weights(&lg_folder, &self.steps.trainer.evaluated()?, self.header()?.as_ref())?;
                 lg = Some(Checkpoint::saved(&lg_folder, self.context.machine)?);
             }
             self.epoch(on)?;
@@ -107,11 +117,11 @@ impl<'a> Training<'a> {
             let share = config.train.start_share;
             checkpoint.backbone = average((1.0 - share, &checkpoint.backbone), &[(share, &start.backbone)])?;
         }
-        save_checkpoint(&self.context.folder, &checkpoint.backbone, checkpoint.header.as_ref())?;
-        self.records.flush()?;
+        self.save_weights(&self.context.folder, &checkpoint.backbone, checkpoint.header.as_ref())?;
+        self.flush_records()?;
         if let Some(head) = head_of_arm(arm, &checkpoint.backbone, train, config, on) {
             checkpoint.backbone = checkpoint.backbone.with_mask_head(Some(head));
-            save_checkpoint(&self.context.folder, &checkpoint.backbone, checkpoint.header.as_ref())?;
+            self.save_weights(&self.context.folder, &checkpoint.backbone, checkpoint.header.as_ref())?;
         }
         Ok(Trained { position: self.steps.at, checkpoint, lg })
     }
@@ -137,7 +147,7 @@ impl<'a> Training<'a> {
                 Next::Step(taken) => self.taken(&taken, on)?,
             }
             let (step, is_last) = (self.steps.at.step, self.steps.at.batch == per_epoch);
-            let stops = self.is_stopped();
+            let stops = self.is_stopped()?;
             let is_due = config.train.save_every > 0 && step.is_multiple_of(config.train.save_every);
             // The checkpoint at the end of an epoch is saved below.
             if (stops || is_due) && !is_last {
@@ -156,8 +166,8 @@ impl<'a> Training<'a> {
             on(Event::Notice(format!("epoch {epoch}: {said}")));
         }
         if self.steps.at.epoch < epochs.end {
-            save_checkpoint(&self.context.folder, &self.steps.trainer.evaluated()?, header.as_ref())?;
-            if self.is_stopped() {
+            self.save_weights(&self.context.folder, &self.steps.trainer.evaluated()?, header.as_ref())?;
+            if self.is_stopped()? {
                 return Err(self.stopped());
             }
         }
@@ -165,10 +175,10 @@ impl<'a> Training<'a> {
     }
 
     /// Records a step if its figures are known, and reports notices and warnings about it.
-    fn taken(&mut self, StepResult { images, labels, record }: &StepResult, on: &mut dyn FnMut(Event)) -> Result<()> {
+    fn taken(&mut self, StepResult { images, record }: &StepResult, on: &mut dyn FnMut(Event)) -> Result<()> {
         let Some(record) = record else { return Ok(()) };
         let StepRecord { step, report, .. } = record;
-        self.records.step(record)?;
+        self.records.as_mut().map_or(Ok(()), |records| records.step(record))?;
         let without_gradient = self.steps.trainer.without_gradient();
         if let [first, ..] = without_gradient
             && self.steps.is_first()
@@ -177,7 +187,7 @@ impl<'a> Training<'a> {
             on(Event::Notice(format!("{num} parameters had a zero gradient in the first step, {first} among them")));
         }
         self.context.machine.take_notices().into_iter().for_each(|said| on(Event::Notice(said)));
-        if let Some(said) = self.guards.step(labels, report) {
+        if let Some(said) = self.guards.step(report) {
             on(Event::Notice(format!("step {step}: {said}")));
         }
         if report.is_skipped {
@@ -185,7 +195,7 @@ impl<'a> Training<'a> {
             self.skipped_in_a_row += 1;
             on(Event::Notice(skipped(*step, report, images, self.context.train)));
             if self.skipped_in_a_row >= self.context.config.train.max_skipped.max(1) {
-                self.records.flush()?;
+                self.flush_records()?;
                 return Err(Error::Training(diagnosis(self.skipped_in_a_row, *step, report)));
             }
         } else {
@@ -207,8 +217,19 @@ impl<'a> Training<'a> {
             inputs: Some(self.context.inputs.to_owned()),
             tensors: trainer.state()?,
         };
-        self.records.flush()?;
-        state.save(&states_folder(&self.context.folder), self.context.config.train.keep_states)
+        self.flush_records()?;
+        let keep = self.context.config.train.keep_states;
+        state.save(&states_folder(&self.context.folder), keep, self.context.ranks())
+    }
+
+    /// Writes the records to disk, on the rank that has them.
+    fn flush_records(&mut self) -> Result<()> {
+        self.records.as_mut().map_or(Ok(()), Records::flush)
+    }
+
+    /// Saves weights, on the first rank.
+    fn save_weights(&self, folder: &Path, backbone: &Model, header: Option<&Header>) -> Result<()> {
+        self.context.ranks().first_does(|| save_checkpoint(folder, backbone, header)).map(drop)
     }
 
     /// Evaluates the weights between two epochs. With early stopping, saves them if they are the best so far.
@@ -221,11 +242,12 @@ impl<'a> Training<'a> {
             evaluate(&model, self.context.watch, &config, |done, total| on(Event::Embedded { done, total }))?;
         let is_best = self.steps.at.watched(watch, &evaluation)?;
         if is_best && watch.patience > 0 {
-            save_checkpoint(&self.best_folder(), &model, self.header()?.as_ref())?;
+            self.save_weights(&self.best_folder(), &model, self.header()?.as_ref())?;
         }
         let Position { arm, step, epoch, .. } = self.steps.at;
         on(Event::Watched { arm, epoch, evaluation: &evaluation, is_best });
-        self.records.evaluation(&EvaluationRecord::new(step, epoch, evaluation))
+        let record = EvaluationRecord::new(step, epoch, evaluation);
+        self.records.as_mut().map_or(Ok(()), |records| records.evaluation(&record))
     }
 
     /// Returns the arm's final weights: the best, the moving average, or the last.
@@ -250,9 +272,9 @@ impl<'a> Training<'a> {
         self.context.folder.join("best")
     }
 
-    /// Whether training should stop after this step.
-    fn is_stopped(&self) -> bool {
-        self.context.stop.is_some_and(|flag| flag.load(Ordering::Relaxed))
+    /// Whether training should stop after this step, as any rank was asked to.
+    fn is_stopped(&self) -> Result<bool> {
+        self.context.ranks().any(self.context.stop.is_some_and(|flag| flag.load(Ordering::Relaxed)))
     }
 
     fn stopped(&self) -> Error {

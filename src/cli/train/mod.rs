@@ -17,7 +17,8 @@ use crate::cli::model::HubArgs;
 use crate::cli::progress::Progress;
 use crate::cli::results::{conclusion, tables};
 use crate::cli::settings::SettingsArgs;
-use crate::cli::{STOPPED, dry_run, interrupt, print, print_json, run_report, tell};
+use crate::cli::{STOPPED, dry_run, interrupt, print, print_json, ranks, run_report, tell};
+use crate::dist::Ranks;
 use crate::files::{check_folder_writable, has_entries, is_inside};
 use crate::machine::Machine;
 use crate::train::{
@@ -161,16 +162,28 @@ impl TrainArgs {
             let width = preset_names().map(|(name, _)| name.len()).max().unwrap_or_default();
             return preset_names().try_for_each(|(name, purpose)| print(&format!("{name:width$} {purpose}")));
         }
-        if let Some(file) = &self.sweep {
-            return sweep::run(&self, file);
+        ranks::run(|ranks| self.run_on(ranks))
+    }
+
+    fn run_on(&self, ranks: &Ranks) -> Result<()> {
+        let is_single = self.sweep.is_some() || self.show_config || self.dry_run || self.find_lr;
+        if is_single && !ranks.is_single() {
+            bail!("--sweep, --show-config, --dry-run and --find-lr run on one rank: expected no launcher");
         }
-        let resumed = self.resumed()?;
+        if let Some(file) = &self.sweep {
+            return sweep::run(self, file);
+        }
+        let resumed = self.resumed()?.map(|folder| folder.to_string_lossy().into_owned());
+        // The first rank's, since it may have made the folder before another one looks.
+        let resumed = Some(ranks.of_first(&resumed.unwrap_or_default())?).filter(|folder| !folder.is_empty());
+        let resumed = resumed.map(PathBuf::from);
         let config = self.resolve(resumed.as_deref())?;
         if self.show_config {
             return print(config.to_toml()?.trim_end());
         }
-        self.settings.threads.start()?;
-        let machine = self.settings.device.open(Work::Training)?;
+        self.settings.threads.start_on_ranks()?;
+        let opened = self.settings.device.open(Work::Training)?;
+        let machine = opened.clone().with_ranks(&ranks.clone().configured(&config.ranks));
         if self.dry_run || self.find_lr {
             // Nothing is written there.
             let experiment = self.experiment(config, &machine)?;
@@ -179,20 +192,27 @@ impl TrainArgs {
                 false => self.lr_range.run(&experiment, self.quiet, self.json),
             };
         }
-        let destination = match resumed {
-            Some(folder) => Destination::Resumed(folder),
-            None => self.destination(&config)?,
-        };
+        let is_resumed = resumed.is_some();
+        let destination = ranks.first_does(|| {
+            Ok::<_, anyhow::Error>(match resumed {
+                Some(folder) => Destination::Resumed(folder),
+                None => self.destination(&config)?,
+            })
+        })?;
         let changed_data = if self.accept_changed_data { ChangedData::Accept } else { ChangedData::Refuse };
         let experiment = self.experiment(config, &machine)?.with_changed_data(changed_data);
         // Claimed once everything else is known to be right, so that a mistake leaves no folder behind.
-        let folder = destination.claim()?;
-        let out = folder.path().to_owned();
-        let experiment = match destination {
-            Destination::Resumed(_) => experiment.resumed(folder)?,
-            _ => experiment.in_folder(folder),
-        };
-        let outcome = carry_out(experiment, &out, self.quiet, &interrupt::flag()?, &go_on(&out))?;
+        let folder = ranks.first_does(|| destination.map(|destination| destination.claim()).transpose())?.flatten();
+        let out = folder.as_ref().map(|folder| folder.path().to_string_lossy().into_owned()).unwrap_or_default();
+        let out = PathBuf::from(ranks.of_first(&out)?);
+        let folder = folder.unwrap_or_else(|| RunFolder::of_first_rank(&out));
+        let experiment = if is_resumed { experiment.resumed(folder)? } else { experiment.in_folder(folder) };
+        let stop = interrupt::flag()?;
+        if !ranks.is_first() {
+            experiment.stopped_by(stop).run(&mut |_| ())?;
+            return Ok(());
+        }
+        let outcome = carry_out(experiment, &out, self.quiet, &stop, &go_on(&out))?;
         if self.json {
             return print_json(&outcome);
         }

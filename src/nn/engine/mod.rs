@@ -22,4 +22,4 @@ mod training;
 pub(crate) use inference::InferenceNetwork;
 pub(crate) use lowered::Lowered;
 pub use schedule::Activations;
-pub(crate) use training::{Recording, TrainingNetwork};
+pub(crate) use training::{Recording, SharedBatch, TrainingNetwork};

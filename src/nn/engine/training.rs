@@ -1,14 +1,16 @@
 //! Networks in training: forward passes that are recorded for their backward passes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::{Result, bail};
 
 use super::lowered::Lowered;
 use super::network::{Network, Weights, num_pixels};
-use super::program::{Step, View, ViewId};
+use super::program::{Norm, Step, View, ViewId};
 use super::schedule::{Activations, Schedule};
 use super::tape::{Forward, Tape, Task};
+use crate::dist::{Ranks, RowOrder};
 use crate::nn::device_params::DeviceParams;
 use crate::nn::dropout::Dropout;
 use crate::nn::graph::Graph;
@@ -18,6 +20,16 @@ use crate::ops::backend::{BufferId, FullGrad, Kernels, MapGrad, Order, Scale, So
 /// A network in training.
 #[derive(Debug)]
 pub(crate) struct TrainingNetwork<B: Kernels>(Network<B>);
+
+/// A batch of which each rank has a part.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SharedBatch<'a> {
+    pub ranks: &'a Ranks,
+    /// Order of the images of all ranks.
+    pub rows: RowOrder,
+    /// Whether norms use the statistics of all ranks.
+    pub shares_statistics: bool,
+}
 
 /// Activations of a forward pass in training, for its backward pass.
 #[derive(Debug)]
@@ -30,6 +42,7 @@ pub(crate) struct Recording<'a, B: Kernels> {
     norms: Vec<Option<B::Norm>>,
     /// Factors of dropout, by step.
     masks: BTreeMap<usize, B::Mask>,
+    batch: Option<SharedBatch<'a>>,
 }
 
 impl<B: Kernels> TrainingNetwork<B> {
@@ -87,16 +100,17 @@ impl<B: Kernels> TrainingNetwork<B> {
     ///
     /// # Errors
     /// When the images do not match the network, or a norm gets only one value per channel.
-    pub fn record(
-        &self,
+    pub fn record<'a>(
+        &'a self,
         params: &mut DeviceParams<B>,
         (images, n): (&B::Images, usize),
         dropout: Option<&Dropout>,
-    ) -> Result<(B::Array, Recording<'_, B>)> {
+        batch: Option<SharedBatch<'a>>,
+    ) -> Result<(B::Array, Recording<'a, B>)> {
         let network = &self.0;
         let memory = network.start(images, n)?;
         let norms = (0..network.program.views.len()).map(|_| None).collect();
-        let mut recording = Recording { network, n, memory, norms, masks: BTreeMap::new() };
+        let mut recording = Recording { network, n, memory, norms, masks: BTreeMap::new(), batch };
         for (i, forward) in network.tape.forward.iter().enumerate() {
             recording.draw_mask(forward, dropout)?;
             recording.forward(params, forward)?;
@@ -120,7 +134,13 @@ impl<B: Kernels> Recording<'_, B> {
         let Step::Linear { x, drops: true, .. } = &self.network.program.steps[*i] else { return Ok(()) };
         let mut shape = self.network.shape(*x, self.n);
         shape[3] = self.network.channels[self.network.program.views[*x].value];
-        if let Some(factors) = dropout.and_then(|dropout| dropout.mask(shape.iter().product())) {
+        let of_image = shape[1..].iter().product::<usize>();
+        let num_images = self.batch.map_or(self.n, |batch| batch.rows.num_rows());
+        if let Some(mut factors) = dropout.and_then(|dropout| dropout.mask(num_images * of_image)) {
+            // All ranks draw the same.
+            if let Some(batch) = &self.batch {
+                factors = batch.rows.own(&factors, of_image);
+            }
             self.masks.insert(*i, self.network.backend.mask(factors, shape)?);
         }
         Ok(())
@@ -132,7 +152,11 @@ impl<B: Kernels> Recording<'_, B> {
         let Some(view) = program.norm_of(i + 1) else { return Ok(()) };
         let Some(norm) = &program.views[view].norm else { return Ok(()) };
         let is_frozen = params.has_frozen_statistics(&norm.bn);
-        let statistics = if is_frozen { Statistics::Running } else { Statistics::OfBatch };
+        let statistics = match self.batch {
+            _ if is_frozen => Statistics::Running,
+            Some(batch) if batch.shares_statistics => Statistics::OfRanks(batch.ranks),
+            _ => Statistics::OfBatch,
+        };
         let c = self.network.shape(view, self.n)[3];
         let params = params.norm(&norm.bn, norm.prelu.as_deref())?;
         self.norms[view] = Some(backend.norm(&self.memory, *y, c, params, statistics)?);
@@ -143,16 +167,44 @@ impl<B: Kernels> Recording<'_, B> {
     ///
     /// # Errors
     /// When the gradient has another size than the embeddings.
-    pub fn backward(mut self, params: &mut DeviceParams<B>, gradient: &B::Array) -> Result<()> {
+    pub fn backward(self, params: &mut DeviceParams<B>, gradient: &B::Array) -> Result<()> {
+        self.backward_with(params, gradient, &mut |_, _| ())
+    }
+
+    /// Like [`Self::backward`]; calls `on_written` with the gradients and each range of them once it is final.
+    ///
+    /// # Errors
+    /// Same as [`Self::backward`].
+    pub fn backward_with(
+        mut self,
+        params: &mut DeviceParams<B>,
+        gradient: &B::Array,
+        on_written: &mut dyn FnMut(&B::Array, Range<usize>),
+    ) -> Result<()> {
         let Network { backend, tape, .. } = self.network;
         let what = |error| candle_core::Error::msg(format!("backward: the gradient of the embeddings: {error}"));
         backend.set(&mut self.memory, tape.gradient, gradient).map_err(what)?;
         let first = tape.forward.len() + 3;
         for (i, task) in tape.backward.iter().enumerate() {
             self.run(task, params)?;
+            for range in self.written(task, params)? {
+                on_written(params.grads(), range);
+            }
             backend.release(&mut self.memory, first + i);
         }
         Ok(())
+    }
+
+    /// Ranges of the gradients that a task writes: no other does.
+    fn written(&self, task: &Task, params: &DeviceParams<B>) -> Result<Vec<Range<usize>>> {
+        let program = &self.network.program;
+        let names: Vec<String> = match task {
+            Task::Norm { view, .. } => program.views[*view].norm.iter().flat_map(Norm::param_names).collect(),
+            Task::Filter { i, .. } | Task::Linear { i, .. } => program.steps[*i].param_names(),
+            _ => Vec::new(),
+        };
+        let ranges = names.iter().map(|name| params.range_of_grad(name));
+        Ok(ranges.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     fn run(&mut self, task: &Task, params: &mut DeviceParams<B>) -> Result<()> {

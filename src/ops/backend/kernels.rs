@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::{Backend, BufferId, MemoryLayout, Order};
+use crate::dist::Ranks;
 use crate::ops::channels::Constants;
 use crate::ops::conv::{ConvConfig, ConvolutionPass};
 pub use crate::ops::pixels::Activation;
@@ -338,10 +339,12 @@ pub struct NormParams<'a, B: Backend> {
 }
 
 /// Statistics that a norm uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Statistics {
+#[derive(Clone, Copy, Debug)]
+pub enum Statistics<'a> {
     /// Statistics of the batch.
     OfBatch,
+    /// Statistics of the batches of all ranks, which have equal sizes.
+    OfRanks(&'a Ranks),
     /// Running statistics.
     Running,
 }

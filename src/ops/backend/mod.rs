@@ -15,6 +15,7 @@ use super::adamw::AdamWStep;
 use super::distance::DistillKind;
 use super::margin_loss::{MarginLossConfig, Rows};
 use super::sgd::SgdStep;
+use crate::dist::ClassShard;
 pub use kernels::{
     Activation, ConvShape, FullGrad, Grads, Kernels, MapGrad, NormGrad, NormParams, Part, Place, Scale, Scaling,
     Source, Statistics, Sums, Weight,
@@ -86,15 +87,13 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn check_embedding_size(&self, size: usize) -> Result<()>;
     /// Layout of class centres `(size, classes)`.
     fn centres_order(&self, size: usize, classes: usize) -> Order;
-    /// Returns the margin loss of embeddings `(N, d)`, and `weight` times its gradient with respect to them; writes
-    /// that of the class centres.
+    /// Returns the margin loss of embeddings `(N, d)`, and its weighted gradient with respect to them; writes that of
+    /// the class centres. With a shard of the classes, the gradients of the embeddings on all ranks have to be added.
     fn margin_loss(
         &self,
         embeddings: &Self::Array,
         centres: &Self::Array,
-        rows: Rows,
-        config: MarginLossConfig,
-        weight: f64,
+        task: MarginTask,
         of_centres: &mut Self::Array,
     ) -> Result<MarginLoss<Self>>;
     /// Returns the distance of two batches `(n, d)`, and `weight` times its gradient with respect to the student's;
@@ -158,6 +157,19 @@ pub struct Update<'a, B: Backend> {
     pub guard: &'a B::Guard,
     /// Whether the guard's clipping factor scales the gradients.
     pub is_clipped: bool,
+}
+
+/// What is asked of a margin loss.
+#[derive(Clone, Copy, Debug)]
+pub struct MarginTask<'a> {
+    /// Labels and margins of the batch; labels are classes of all ranks.
+    pub rows: Rows<'a>,
+    /// Settings of the loss.
+    pub config: MarginLossConfig,
+    /// Factor of the gradients.
+    pub weight: f64,
+    /// The classes whose centres are given, if the ranks share them.
+    pub shard: Option<&'a ClassShard>,
 }
 
 /// The margin loss of a batch.

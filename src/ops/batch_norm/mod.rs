@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 pub(crate) use self::cpu::stats;
 use super::slice::{self, for_float};
+use crate::dist::Ranks;
 
 /// Mean and biased variance of each channel.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +35,25 @@ impl Stats {
         }
         let unbiased = count as f64 / (count - 1) as f64;
         Ok(self.var.iter().map(|var| var * unbiased).collect())
+    }
+
+    /// Returns the statistics of the values of all ranks, of which each has as many (Chan et al., 1979).
+    ///
+    /// # Errors
+    /// When the ranks cannot exchange them.
+    pub(crate) fn over_ranks(&self, ranks: &Ranks) -> crate::Result<Self> {
+        let (c, share) = (self.mean.len(), 1.0 / ranks.size() as f64);
+        let all = ranks.gather_f64(&[&self.mean[..], &self.var].concat())?;
+        let mut joined = Self { mean: vec![0.0; c], var: vec![0.0; c] };
+        for of_rank in &all {
+            joined.mean.iter_mut().zip(of_rank).for_each(|(mean, of_rank)| *mean += share * of_rank);
+        }
+        for (mean, var) in all.iter().filter_map(|of_rank| of_rank.split_at_checked(c)) {
+            for (i, joined_var) in joined.var.iter_mut().enumerate() {
+                *joined_var += share * (var[i] + (mean[i] - joined.mean[i]).powi(2));
+            }
+        }
+        Ok(joined)
     }
 }
 

@@ -199,15 +199,20 @@ impl Kernels for Cpu {
     ) -> Result<Normalised> {
         let NormParams { trained, fixed, weight, bias, slope, mean, var } = params;
         let data = memory.get(x);
+        let ranks = if let Statistics::OfRanks(ranks) = statistics { Some(ranks) } else { None };
         let stats = match statistics {
             Statistics::Running => {
                 let widened =
                     |range: std::ops::Range<usize>| fixed[range].iter().map(|value| f64::from(*value)).collect();
                 Stats { mean: widened(mean), var: widened(var) }
             }
-            Statistics::OfBatch => {
-                let stats = batch_norm::stats(data, c);
-                let unbiased = stats.unbiased_var(data.len() / c)?;
+            Statistics::OfBatch | Statistics::OfRanks(_) => {
+                let (mut stats, mut count) = (batch_norm::stats(data, c), data.len() / c);
+                if let Some(ranks) = ranks {
+                    stats = stats.over_ranks(ranks).map_err(candle_core::Error::wrap)?;
+                    count *= ranks.size();
+                }
+                let unbiased = stats.unbiased_var(count)?;
                 let (share, kept) = (MOMENTUM as f32, (1.0 - MOMENTUM) as f32);
                 for (range, new) in [(mean, &stats.mean), (var, &unbiased)] {
                     let running = fixed[range].iter_mut();
@@ -217,8 +222,12 @@ impl Kernels for Cpu {
             }
         };
         let read = |Place { is_fixed, range }: Place| if is_fixed { &fixed[range] } else { &trained[range] };
-        let of_batch = statistics == Statistics::OfBatch;
-        Ok(Normalised::new(&stats, of_batch, EPS, [read(weight), read(bias)], slope.map(read)))
+        let of_batch = !matches!(statistics, Statistics::Running);
+        let norm = Normalised::new(&stats, of_batch, EPS, [read(weight), read(bias)], slope.map(read));
+        Ok(match ranks {
+            Some(ranks) => norm.with_ranks(ranks),
+            None => norm,
+        })
     }
 
     fn constant_norm(&self, constants: &Constants, _c: usize) -> Result<Normalised> {
@@ -406,7 +415,8 @@ impl Kernels for Cpu {
         for (place, values) in [(weight, &of_params.weight), (bias, &of_params.bias), (slope, &of_params.slope)] {
             place.into_iter().for_each(|place| narrow(values, &mut array[place]));
         }
-        norm.grad_x(x, gy, &of_params, direct.map(|direct| others.get(direct)));
+        let of_ranks = norm.over_ranks(of_params).map_err(candle_core::Error::wrap)?;
+        norm.grad_x(x, gy, &of_ranks, direct.map(|direct| others.get(direct)));
         Ok(())
     }
 

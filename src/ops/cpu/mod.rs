@@ -11,11 +11,11 @@ use candle_core::{Result, bail};
 pub use images::CpuImages;
 
 use super::adamw::{AdamWStep, adamw_step};
-use super::backend::{Backend, GuardState, MarginLoss, Order, Update};
+use super::backend::{Backend, GuardState, MarginLoss, MarginTask, Order, Update};
 use super::centres::pull_centres;
 use super::distance::{DistillKind, distance_with_gradient};
 use super::linear;
-use super::margin_loss::{MarginLossConfig, Rows, margin_loss_with_gradients};
+use super::margin_loss;
 use super::sgd::{SgdStep, sgd_step};
 use super::update::{each_pair, sum_of_squares};
 
@@ -155,12 +155,10 @@ impl Backend for Cpu {
         &self,
         embeddings: &Vec<f32>,
         centres: &Vec<f32>,
-        rows: Rows,
-        config: MarginLossConfig,
-        weight: f64,
+        task: MarginTask,
         of_centres: &mut Vec<f32>,
     ) -> Result<MarginLoss<Self>> {
-        let found = margin_loss_with_gradients(embeddings, centres, rows, config, weight, of_centres)?;
+        let found = margin_loss::with_gradients(embeddings, centres, task, of_centres)?;
         let target_cosines = found.target_cosines.iter().map(|cosine| cosine.unwrap_or(0.0) as f32).collect();
         Ok(MarginLoss { loss: found.loss, of_embeddings: found.of_embeddings, target_cosines })
     }

@@ -14,7 +14,7 @@ pub(super) const STRIP: usize = 32;
 pub(super) const ROWS: usize = 4;
 
 /// Element type with its vectors.
-pub(super) trait Real: WithDType {
+pub trait Real: WithDType {
     /// A vector of the machine.
     type Vector<S: Simd>: Copy;
     fn splat<S: Simd>(simd: S, x: Self) -> Self::Vector<S>;

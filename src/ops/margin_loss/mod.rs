@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
-use super::scratch::with_scratch;
+use super::backend::MarginTask;
 use super::slice::{self, for_float};
 use cpu::Dims;
 use kernel::Real;
@@ -87,11 +87,11 @@ pub fn margin_loss(embedding: &Tensor, kernel: &Tensor, rows: Rows, config: Marg
 
 /// The margin loss of a batch with its gradients.
 #[derive(Clone, Debug)]
-pub struct WithGradients {
+pub struct WithGradients<T = f32> {
     /// Mean cross-entropy of the rows with a label.
     pub loss: f64,
     /// Gradient with respect to the embeddings, `(N, d)`.
-    pub of_embeddings: Vec<f32>,
+    pub of_embeddings: Vec<T>,
     /// Cosine between each row and its class centre, in `[-1, 1]`; `None` for a row without a label.
     pub target_cosines: Vec<Option<f64>>,
 }
@@ -112,18 +112,45 @@ pub fn margin_loss_with_gradients(
     weight: f64,
     of_kernel: &mut [f32],
 ) -> Result<WithGradients> {
+    with_gradients(embeddings, kernel, MarginTask { rows, config, weight, shard: None }, of_kernel)
+}
+
+/// [`margin_loss_with_gradients`] by the class centres of all ranks, of which this one gives its shard: all ranks give
+/// the same rows, the loss and the target cosines are those of all classes, and the gradients of the embeddings on all
+/// ranks have to be added.
+///
+/// The softmax needs the largest logit of a row, its sum and the target's cosine over all shards: they are joined in
+/// the order of the ranks.
+pub(crate) fn with_gradients<T: Real>(
+    embeddings: &[T],
+    kernel: &[T],
+    task: MarginTask,
+    of_kernel: &mut [T],
+) -> Result<WithGradients<T>> {
+    let MarginTask { rows, config, weight, shard } = task;
     let n = rows.labels.len();
     let d = embeddings.len() / n.max(1);
     let k = kernel.len() / d.max(1);
+    let fits_shard = shard.is_none_or(|shard| shard.classes.len() == k);
     if n * d != embeddings.len() || d == 0 || k * d != kernel.len() || k == 0 || of_kernel.len() != kernel.len() {
         let (e, w, g) = (embeddings.len(), kernel.len(), of_kernel.len());
         bail!("{NAME}: {e} elements in {n} embeddings do not fit {w} of class centres and {g} of their gradient");
     }
-    let op = MarginLoss::new(Dims { n, d, k }, rows, config)?;
-    with_scratch(op.dims.saved(), |saved| {
-        let (loss, rows) = op.forward::<f32>(embeddings, kernel, saved);
-        let of_embeddings = op.backward(embeddings, kernel, (saved, &rows), weight, of_kernel);
-        let target_cosines = rows.iter().map(|row| row.as_ref().map(|row| row.cosine)).collect();
+    if let Some(shard) = shard.filter(|_| !fits_shard) {
+        bail!("{NAME}: expected the centres of {} classes, found {k}", shard.classes.len());
+    }
+    rows.check(n, shard.map_or(k, |shard| shard.total))?;
+    let own = shard.map(|shard| shard.own(rows.labels));
+    let op = MarginLoss::new(Dims { n, d, k }, Rows { labels: own.as_deref().unwrap_or(rows.labels), ..rows }, config)?;
+    T::with_scratch(op.dims.saved(), |saved| {
+        let sums = op.sums(embeddings, kernel, saved);
+        let sums = match shard {
+            Some(shard) => RowSum::over_ranks(&sums, &shard.ranks).map_err(candle_core::Error::wrap)?,
+            None => sums,
+        };
+        let (loss, softmax) = op.softmax(sums);
+        let of_embeddings = op.backward(embeddings, kernel, (saved, &softmax), weight, of_kernel);
+        let target_cosines = softmax.iter().map(|row| row.as_ref().map(|row| row.cosine)).collect();
         Ok(WithGradients { loss, of_embeddings, target_cosines })
     })
 }
@@ -162,9 +189,13 @@ impl MarginLoss {
         Ok(Self { config, labels, margins, dims, saved: OnceLock::new() })
     }
 
-    /// Returns the loss, rounded to `T`, and each row's softmax for the backward pass; writes `cosines` for it.
-    fn forward<T: Real>(&self, e: &[T], w: &[T], cosines: &mut [T]) -> (f64, Vec<Row>) {
-        let sums = cpu::forward(e, w, self.dims, &self.labels, self.config.scale, cosines);
+    /// Returns each row's sum over all classes but the target; writes `cosines` for the backward pass.
+    fn sums<T: Real>(&self, e: &[T], w: &[T], cosines: &mut [T]) -> Vec<RowSum<T>> {
+        cpu::forward(e, w, self.dims, &self.labels, self.config.scale, cosines)
+    }
+
+    /// Returns the loss, rounded to `T`, and each row's softmax for the backward pass.
+    fn softmax<T: Real>(&self, sums: Vec<RowSum<T>>) -> (f64, Vec<Row>) {
         let targets: Vec<Option<f64>> = sums.iter().map(RowSum::target_cosine).collect();
         let matched = self.config.matching.map(|matching| match_margins(&targets, &self.margins, matching));
         let margins = matched.as_ref().unwrap_or(&self.margins);
@@ -193,13 +224,21 @@ impl MarginLoss {
         let factor = gy * scale / rows.iter().flatten().count().max(1) as f64;
         let gradient = |(row, &label): (&Row, &i64)| match row {
             Some(row) => Gradient {
+                is_known: true,
                 label: usize::try_from(label).ok(),
                 target: T::from_f64(row.target * factor),
                 max: T::from_f64(row.max),
                 factor: T::from_f64(factor / row.sum),
                 scale: T::from_f64(scale),
             },
-            None => Gradient { label: None, target: T::zero(), max: T::zero(), factor: T::zero(), scale: T::zero() },
+            None => Gradient {
+                is_known: false,
+                label: None,
+                target: T::zero(),
+                max: T::zero(),
+                factor: T::zero(),
+                scale: T::zero(),
+            },
         };
         let rows: Vec<Gradient<T>> = rows.iter().zip(&self.labels).map(gradient).collect();
         cpu::backward(e, w, self.dims, cosines, &rows, gw)
@@ -215,7 +254,7 @@ impl CustomOp2 for MarginLoss {
         let loss = for_float!(NAME, e, T => {
             let mut cosines = vec![<T as candle_core::WithDType>::from_f64(0.0); self.dims.saved()];
             let (e, w) = (slice::cpu::<T>(NAME, e, el)?, slice::cpu::<T>(NAME, w, wl)?);
-            let (loss, rows) = self.forward(e, w, &mut cosines);
+            let (loss, rows) = self.softmax(self.sums(e, w, &mut cosines));
             if self.saved.set(Box::new(Saved { cosines, rows })).is_err() {
                 bail!("{NAME}: one forward pass per op");
             }
@@ -239,5 +278,88 @@ impl CustomOp2 for MarginLoss {
             let ge = self.backward(e_slice, w_slice, (&saved.cosines, &saved.rows), gy, &mut gw);
             Ok((Some(Tensor::from_vec(ge, el.shape(), e.device())?), Some(Tensor::from_vec(gw, wl.shape(), w.device())?)))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dist::ClassShard;
+    use crate::dist::threads::on_ranks;
+    use crate::testing::fill;
+
+    fn numbers(name: &str, shape: [usize; 2]) -> Result<Vec<f64>> {
+        fill(name, &shape, -1.0, 1.0)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+    }
+
+    /// Loss, gradients and target cosines of a shard of the classes, whose centres are `(d, K)`.
+    fn of_shard(
+        e: &[f64],
+        w: &[f64],
+        rows: Rows,
+        config: MarginLossConfig,
+        shard: &ClassShard,
+    ) -> Result<(WithGradients<f64>, Vec<f64>)> {
+        let columns = |row: &[f64]| row[shard.classes.clone()].to_vec();
+        let own: Vec<f64> = w.chunks_exact(shard.total).flat_map(columns).collect();
+        let mut of_own = vec![0.0; own.len()];
+        let task = MarginTask { rows, config, weight: 0.7, shard: Some(shard) };
+        Ok((with_gradients(e, &own, task, &mut of_own)?, of_own))
+    }
+
+    #[test]
+    fn shards_of_the_classes_give_the_loss_of_all() -> Result<()> {
+        let (n, d, k) = (9, 12, 301);
+        let (e, w) = (numbers("e", [n, d])?, numbers("w", [d, k])?);
+        // Targets in the first and in the last shard, one image without a label, one cosine that is clamped.
+        let labels: Vec<i64> = vec![0, 300, 7, -1, 150, 151, 299, 100, 7];
+        let margins: Vec<f64> = (0..n).map(|i| 0.3 + 0.05 * i as f64).collect();
+        let rows = Rows { labels: &labels, margins: &margins };
+        for (form, matching) in [
+            (MarginForm::Angular, None),
+            (MarginForm::Cosine, Some(PlusMatching::Ranked)),
+            (MarginForm::Angular, Some(PlusMatching::Reference)),
+        ] {
+            let config = MarginLossConfig { form, gradient: MarginGradient::True, scale: 64.0, matching };
+            let mut of_w = vec![0.0; d * k];
+            let expected = with_gradients(&e, &w, MarginTask { rows, config, weight: 0.7, shard: None }, &mut of_w)?;
+            for size in [1, 2, 3, 4] {
+                let found = on_ranks(size, |ranks| {
+                    let shard = ClassShard::new(&ranks, k).map_err(candle_core::Error::wrap)?;
+                    Ok((of_shard(&e, &w, rows, config, &shard)?, shard.classes))
+                });
+                let found = found.into_iter().collect::<Result<Vec<_>>>()?;
+                let mut of_e = vec![0.0; n * d];
+                for ((found, of_own), classes) in &found {
+                    assert!((found.loss - expected.loss).abs() < 1e-10, "{} of {}", found.loss, expected.loss);
+                    assert_eq!(found.target_cosines, expected.target_cosines);
+                    of_e.iter_mut().zip(&found.of_embeddings).for_each(|(sum, own)| *sum += own);
+                    let columns = of_w.chunks_exact(k).flat_map(|row| &row[classes.clone()]);
+                    assert!(columns.zip(of_own).all(|(expected, found)| (expected - found).abs() < 1e-10));
+                }
+                let off = of_e.iter().zip(&expected.of_embeddings).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(off < 1e-10, "{size} ranks: {off}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_shard_needs_its_centres_and_labels_of_all_classes() -> Result<()> {
+        let (e, w) = (numbers("e", [2, 3])?, numbers("w", [3, 5])?);
+        let config =
+            MarginLossConfig { form: MarginForm::Cosine, gradient: MarginGradient::True, scale: 64.0, matching: None };
+        let refused = |labels: &[i64; 2], total: usize| {
+            let ranks = crate::dist::Ranks::default();
+            let shard = ClassShard { ranks, classes: 0..total.min(5), total };
+            let rows = Rows { labels, margins: &[0.0; 2] };
+            let task = MarginTask { rows, config, weight: 1.0, shard: Some(&shard) };
+            with_gradients(&e, &w, task, &mut [0.0; 15]).err().map(|e| e.to_string())
+        };
+        assert_eq!(refused(&[0, 4], 5), None);
+        assert_eq!(refused(&[7, 4], 9), None, "of another rank");
+        assert!(refused(&[9, 4], 9).is_some_and(|e| e.contains("row 0: expected a label below 9 or -1, found 9")));
+        assert!(refused(&[0, 1], 4).is_some_and(|e| e.contains("expected the centres of 4 classes, found 5")));
+        Ok(())
     }
 }

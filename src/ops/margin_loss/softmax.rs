@@ -1,6 +1,7 @@
 //! The softmax over a row of cosines, block by block.
 
 use super::kernel::{BLOCK, Real};
+use crate::dist::Ranks;
 
 /// Number of independent partial sums, enough for the vectors of any machine.
 const LANES: usize = 16;
@@ -73,6 +74,32 @@ impl<T: Real> RowSum<T> {
         }
     }
 
+    /// Joins the sums of the same rows over the classes of each rank, in the order of the ranks.
+    pub fn over_ranks(sums: &[Self], ranks: &Ranks) -> crate::Result<Vec<Self>> {
+        /// Numbers of a row: largest logit, sum, whether the target is among the classes, its cosine.
+        const NUM: usize = 4;
+        let numbers = |row: &Self| [row.max, row.sum, f64::from(u8::from(row.target.is_some())), row.cosine()];
+        let given: Vec<f64> = sums.iter().flat_map(numbers).collect();
+        let mut joined = vec![Self::default(); sums.len()];
+        for of_rank in ranks.gather_f64(&given)? {
+            if of_rank.len() != given.len() {
+                let what =
+                    format!("{} rows of a margin loss on one rank, {} on another", of_rank.len() / NUM, sums.len());
+                return Err(crate::Error::Ranks(what));
+            }
+            for (joined, [max, sum, has_target, cosine]) in joined.iter_mut().zip(of_rank.as_chunks::<NUM>().0) {
+                let target = (*has_target == 1.0).then(|| T::from_f64(*cosine));
+                joined.join(&Self { max: *max, sum: *sum, target });
+            }
+        }
+        Ok(joined)
+    }
+
+    /// The target's cosine, not clamped; 0 without a target.
+    fn cosine(&self) -> f64 {
+        self.target.map_or(0.0, |target| target.to_f64())
+    }
+
     /// Adds the logit of the target.
     pub fn add_logit(&mut self, logit: f64) {
         self.add_sum(logit, if logit.is_nan() { f64::NAN } else { 1.0 });
@@ -91,7 +118,9 @@ impl<T: Real> RowSum<T> {
 
 /// Terms of the loss's gradient with respect to the cosines of a row.
 pub(super) struct Gradient<T> {
-    /// Target class; `None` for a row to ignore.
+    /// Whether the row has a label; one without gets no gradient.
+    pub is_known: bool,
+    /// Target class, if it is among the classes.
     pub label: Option<usize>,
     /// Gradient of the target's cosine.
     pub target: T,
@@ -108,13 +137,15 @@ impl<T: Real> Gradient<T> {
     /// them.
     #[inline(always)]
     pub fn of_cosines(&self, cosine: &[T; BLOCK], valid: usize, first: usize, g: &mut [T; BLOCK]) {
-        let Some(label) = self.label else { return g.fill(T::zero()) };
+        if !self.is_known {
+            return g.fill(T::zero());
+        }
         for (g, &c) in g.iter_mut().zip(cosine) {
             let inside = clamp(c);
             let p = T::exp(inside * self.scale - self.max) * self.factor;
             *g = if c == inside { p } else { T::zero() };
         }
-        if (first..first + valid).contains(&label) {
+        if let Some(label) = self.label.filter(|label| (first..first + valid).contains(label)) {
             g[label - first] = self.target;
         }
         g[valid..].fill(T::zero());

@@ -6,9 +6,16 @@ use std::path::Path;
 use super::Config;
 use crate::error::{Error, Result};
 
-/// Settings that say where data and given weights lie.
-const PLACES: [&str; 6] =
-    ["data.root", "data.pairs", "data.real_masks", "data.unlabelled", "train.teacher", "train.start_weights"];
+/// Settings that a resumed training may change: where data and given weights lie, and how long ranks wait.
+const MAY_CHANGE: [&str; 7] = [
+    "data.root",
+    "data.pairs",
+    "data.real_masks",
+    "data.unlabelled",
+    "train.teacher",
+    "train.start_weights",
+    "ranks.timeout_s",
+];
 
 /// Settings of which `none` is a value rather than their absence.
 const NONE_IS_A_VALUE: [&str; 1] = ["data.labels"];
@@ -43,7 +50,7 @@ impl Config {
 
     /// Returns each setting by which this is not the training of `before`, such as `optim.lr = 0.5 instead of 0.1`.
     /// Where data and given weights lie is not compared, only whether there are any: what they are is told by their
-    /// fingerprints.
+    /// fingerprints. How long ranks wait is not compared either.
     ///
     /// # Errors
     /// When a path is not UTF-8.
@@ -52,7 +59,7 @@ impl Config {
         let keys: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
         let of_key = |key: &String| match (before.get(key), now.get(key)) {
             (before, now) if before == now => None,
-            (Some(_), Some(_)) if PLACES.contains(&key.as_str()) => None,
+            (Some(_), Some(_)) if MAY_CHANGE.contains(&key.as_str()) => None,
             (before, now) => {
                 let or_none = |value: Option<&String>| value.map_or("none", String::as_str).to_owned();
                 Some(format!("{key} = {} instead of {}", or_none(now), or_none(before)))

@@ -1,0 +1,27 @@
+//! A command on several ranks.
+
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+
+use super::{IS_SILENT, told};
+use crate::dist::Ranks;
+
+/// Does a command's work on the ranks that this process is one of. If it fails on this rank, the process ends at once:
+/// an orderly end would wait for the others, which wait for this one. Its launcher then ends them.
+pub(super) fn run(work: impl FnOnce(&Ranks) -> Result<()>) -> Result<()> {
+    let ranks = Ranks::open()?;
+    IS_SILENT.store(!ranks.is_first(), Ordering::Relaxed);
+    match work(&ranks) {
+        // All ranks stop after the same step.
+        Err(error) if !ranks.is_single() && !is_stopped(&error) => {
+            let error = error.context(format!("rank {}", ranks.rank()));
+            std::process::exit(told(&error).into());
+        }
+        done => done,
+    }
+}
+
+fn is_stopped(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(crate::Error::Stopped { .. }))
+}
