@@ -42,12 +42,20 @@ impl ClassShard {
     }
 
     /// Returns the labels among this rank's classes: those of other ranks, and -1, are -1.
-    pub fn own(&self, labels: &[i64]) -> Vec<i64> {
+    ///
+    /// # Errors
+    /// When a label is below -1, or no rank has its class.
+    pub fn own(&self, labels: &[i64]) -> Result<Vec<i64>> {
+        let total = self.total as i64;
+        if let Some(row) = labels.iter().position(|label| !(-1..total).contains(label)) {
+            let what = format!("row {row}: expected a label below {total} or -1, found {}", labels[row]);
+            return Err(Error::Training(what));
+        }
         let own = |label: &i64| {
             let class = usize::try_from(*label).ok().filter(|class| self.classes.contains(class));
             class.map_or(-1, |class| (class - self.classes.start) as i64)
         };
-        labels.iter().map(own).collect()
+        Ok(labels.iter().map(own).collect())
     }
 }
 
@@ -125,8 +133,11 @@ mod tests {
                 let shard = shard?;
                 assert!(shard.classes.start == next && !shard.classes.is_empty());
                 next = shard.classes.end;
+                let beyond = shard.own(&[0, total as i64]).map_err(|e| e.to_string());
+                let expected = format!("row 1: expected a label below {total} or -1, found {total}");
+                assert!(beyond.is_err_and(|e| e.contains(&expected)));
                 let labels: Vec<i64> = (-1..total as i64).collect();
-                for (label, own) in labels.iter().zip(shard.own(&labels)) {
+                for (label, own) in labels.iter().zip(shard.own(&labels)?) {
                     let is_own = shard.classes.contains(&(*label as usize)) && *label >= 0;
                     assert_eq!(own, if is_own { label - shard.classes.start as i64 } else { -1 });
                 }

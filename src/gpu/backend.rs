@@ -108,10 +108,10 @@ impl Backend for GpuBackend {
         &self,
         embeddings: &Array,
         centres: &Array,
-        MarginTask { rows, config, weight, shard }: MarginTask,
+        MarginTask { rows, config, weight, ranks }: MarginTask,
         of_centres: &mut Array,
     ) -> Result<MarginLoss<Self>> {
-        if shard.is_some() {
+        if ranks.is_some() {
             bail!("margin_loss: a GPU cannot share class centres with other ranks yet");
         }
         let n = rows.labels.len();
@@ -135,6 +135,14 @@ impl Backend for GpuBackend {
 
     fn pull_centres(&self, centres: &mut Array, student: &Array, teacher: &Array, labels: &[i64]) -> Result<()> {
         pull_centres(centres, student, teacher, labels)
+    }
+
+    fn select_classes(&self, _all: &Array, _size: usize, _classes: &[u32]) -> Result<Array> {
+        bail!("loss.sample_rate: a GPU cannot sample class centres yet")
+    }
+
+    fn replace_classes(&self, _all: &mut Array, _size: usize, _classes: &[u32], _by: &Array) -> Result<()> {
+        bail!("loss.sample_rate: a GPU cannot sample class centres yet")
     }
 
     fn part(&self, x: &Array, elements: Range<usize>) -> Result<Array> {

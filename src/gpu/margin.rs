@@ -472,7 +472,7 @@ mod tests {
                 (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
             };
             let (centres, mut of_centres) = (turned(&self.centres, k), vec![0.0; d * k]);
-            let task = backend::MarginTask { rows: self.rows(), config: loss.config, weight, shard: None };
+            let task = backend::MarginTask { rows: self.rows(), config: loss.config, weight, ranks: None };
             let found = Cpu.margin_loss(&self.embeddings, &centres, task, &mut of_centres)?;
             Ok((found.loss as f32, found.of_embeddings, turned(&of_centres, d)))
         }

@@ -64,6 +64,9 @@ pub struct MarginConfig {
     pub gradient: MarginGradient,
     /// Rule by which the "+" forms match margins to samples.
     pub plus_matching: PlusMatching,
+    /// Share of the classes that the softmax of a step is over: those of the batch and random others (PartialFC, An et
+    /// al., CVPR 2022), on every rank of its own classes. Only their centres are updated. 1 takes all.
+    pub sample_rate: f64,
 }
 
 impl Default for MarginConfig {
@@ -76,6 +79,7 @@ impl Default for MarginConfig {
             sigma: None,
             gradient: MarginGradient::True,
             plus_matching: PlusMatching::Ranked,
+            sample_rate: 1.0,
         }
     }
 }
@@ -107,6 +111,9 @@ impl MarginConfig {
         let wrong = |what: String| Err(crate::Error::Config(format!("loss.{what}")));
         if !(self.scale.is_finite() && self.scale > 0.0) {
             return wrong(format!("scale: expected a positive number, found {}", self.scale));
+        }
+        if !(self.sample_rate > 0.0 && self.sample_rate <= 1.0) {
+            return wrong(format!("sample_rate: expected above 0 to 1, found {}", self.sample_rate));
         }
         if !(0.0..=std::f64::consts::PI).contains(&self.mean()) {
             return wrong(format!("margin: expected 0 to pi, found {}", self.mean()));

@@ -3,6 +3,7 @@
 mod distill;
 mod margin;
 mod projection;
+mod sampling;
 
 pub use crate::ops::centres::pull_centres;
 pub use crate::ops::distance::{DistillKind, distillation_loss};
@@ -11,3 +12,4 @@ pub use crate::ops::rank::{RankRows, RankThresholds, rank_loss_with_gradient};
 pub use distill::{CentreKind, DistillConfig};
 pub use margin::{MarginConfig, MarginHead, MarginKind, cosines};
 pub(crate) use projection::Projection;
+pub(crate) use sampling::sample_classes;

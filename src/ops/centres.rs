@@ -1,8 +1,11 @@
-//! Class centres that a teacher's embeddings pull (AdaDistill, Boutros et al., ECCV 2024).
+//! Class centres: those of sampled classes, and those that a teacher's embeddings pull (AdaDistill, Boutros et al., ECCV
+//! 2024).
 
 use candle_core::{Result, bail};
+use rayon::prelude::*;
 
 use super::distance::{dot, unit_rows};
+use crate::parallel::Each;
 
 const NAME: &str = "adaptive centres";
 
@@ -47,6 +50,44 @@ pub fn pull_centres(centres: &mut [f32], student: &[f32], teacher: &[f32], label
         }
     }
     Ok(())
+}
+
+/// Returns the columns of some classes of `all: (size, K)`.
+///
+/// # Errors
+/// When the sizes do not match, or there is no such class.
+pub(crate) fn select(all: &[f32], size: usize, classes: &[u32]) -> Result<Vec<f32>> {
+    let k = num_classes(all.len(), size, classes)?;
+    let mut selected = vec![0.0; size * classes.len()];
+    selected.par_chunks_mut(classes.len().max(1)).zip(all.par_chunks(k)).each(&|(selected, all)| {
+        selected.iter_mut().zip(classes).for_each(|(selected, class)| *selected = all[*class as usize]);
+    });
+    Ok(selected)
+}
+
+/// Inverse of [`select`]: replaces the columns of some classes of `all: (size, K)`.
+///
+/// # Errors
+/// When the sizes do not match, or there is no such class.
+pub(crate) fn replace(all: &mut [f32], size: usize, classes: &[u32], by: &[f32]) -> Result<()> {
+    let k = num_classes(all.len(), size, classes)?;
+    if by.len() != size * classes.len() {
+        bail!("sampled classes: {} elements for {} classes of {size}", by.len(), classes.len());
+    }
+    all.par_chunks_mut(k).zip(by.par_chunks(classes.len().max(1))).each(&|(all, by)| {
+        classes.iter().zip(by).for_each(|(class, by)| all[*class as usize] = *by);
+    });
+    Ok(())
+}
+
+/// Returns the number of classes of an array that has all of these.
+fn num_classes(len: usize, size: usize, classes: &[u32]) -> Result<usize> {
+    let k = len / size.max(1);
+    match classes.iter().find(|class| **class as usize >= k) {
+        _ if k * size != len || k == 0 => bail!("sampled classes: {len} elements are no class centres of {size}"),
+        Some(class) => bail!("sampled classes: expected classes below {k}, found {class}"),
+        None => Ok(k),
+    }
 }
 
 /// Checks the numbers of elements and the labels of `n` rows.

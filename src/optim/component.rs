@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor};
 
-use super::optimizer::{OptimConfig, Optimizer};
+use super::optimizer::{OptimConfig, Optimizer, SampledCentres};
 use crate::nn::{DeviceParams, Group};
 use crate::ops::backend::Backend;
 
@@ -45,6 +45,11 @@ impl<B: Backend> Component<B> {
     /// Updates the parameters with learning rate `lr`, unless the guard found the step not finite.
     pub fn update(&mut self, lr: f64, guard: &B::Guard, is_clipped: bool) -> Result<()> {
         self.optimizer.update(&mut self.params, lr, guard, is_clipped)
+    }
+
+    /// Updates class centres of a sample with learning rate `lr`, unless the guard found the step not finite.
+    pub fn update_sample(&mut self, sample: &SampledCentres<B>, lr: f64, guard: &B::Guard) -> Result<()> {
+        self.optimizer.update_sample(&mut self.params, sample, lr, guard)
     }
 
     /// Returns the optimiser's state under this component's name.

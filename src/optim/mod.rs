@@ -7,5 +7,6 @@ mod schedule;
 
 pub(crate) use average::Average;
 pub(crate) use component::Component;
+pub(crate) use optimizer::SampledCentres;
 pub use optimizer::{OptimConfig, OptimKind, Optimizer};
 pub use schedule::{ScheduleConfig, ScheduleKind};

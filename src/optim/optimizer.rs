@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::models::Training;
 use crate::nn::{DeviceParams, Group};
 use crate::ops::adamw::AdamWStep;
-use crate::ops::backend::Backend;
+use crate::ops::backend::{Backend, Update};
 use crate::ops::cpu::Cpu;
 use crate::ops::sgd::SgdStep;
 
@@ -91,6 +91,17 @@ impl OptimConfig {
     }
 }
 
+/// Class centres of a sample, with their gradient.
+#[derive(Debug)]
+pub(crate) struct SampledCentres<B: Backend> {
+    /// Length of a centre.
+    pub size: usize,
+    /// The classes, in ascending order.
+    pub classes: Vec<u32>,
+    /// Gradient of their centres, `(size, classes)`.
+    pub gradient: B::Array,
+}
+
 /// The moments of the trained parameters of one component.
 #[derive(Debug)]
 pub struct Optimizer<B: Backend = Cpu> {
@@ -146,10 +157,38 @@ impl<B: Backend> Optimizer<B> {
         is_clipped: bool,
     ) -> Result<()> {
         self.num_steps += 1;
+        let backend = params.backend().clone();
+        let mut moments = std::mem::take(&mut self.moments);
+        let updated = self.apply(&backend, params.update(guard, is_clipped), &mut moments, lr);
+        self.moments = moments;
+        updated
+    }
+
+    /// Updates the class centres of a sample, with `gradient` for those alone, and their moments; the other centres stay
+    /// as they are, and their moments do not decay (PartialFC, An et al., CVPR 2022). Sampled centres are not clipped.
+    pub(crate) fn update_sample(
+        &mut self,
+        params: &mut DeviceParams<B>,
+        sample: &SampledCentres<B>,
+        lr: f64,
+        guard: &B::Guard,
+    ) -> Result<()> {
+        self.num_steps += 1;
+        let (backend, SampledCentres { size, classes, gradient }) = (params.backend().clone(), sample);
+        let mut values = backend.select_classes(params.values_mut(), *size, classes)?;
+        let selected = self.moments.iter().map(|moment| backend.select_classes(moment, *size, classes));
+        let mut moments = selected.collect::<Result<Vec<_>>>()?;
+        let update = Update { values: &mut values, short: None, grads: gradient, guard, is_clipped: false };
+        self.apply(&backend, update, &mut moments, lr)?;
+        backend.replace_classes(params.values_mut(), *size, classes, &values)?;
+        let mut all = self.moments.iter_mut().zip(&moments);
+        all.try_for_each(|(all, moment)| backend.replace_classes(all, *size, classes, moment))
+    }
+
+    fn apply(&self, backend: &B, update: Update<B>, moments: &mut [B::Array], lr: f64) -> Result<()> {
         let OptimConfig { momentum, weight_decay, betas, .. } = self.config;
-        let (backend, grad_scale, num_steps) = (params.backend().clone(), 1.0, self.num_steps);
-        let update = params.update(guard, is_clipped);
-        match self.moments.as_mut_slice() {
+        let (grad_scale, num_steps) = (1.0, self.num_steps);
+        match moments {
             [velocity] => backend.sgd(update, velocity, SgdStep { lr, momentum, weight_decay, grad_scale }),
             [mean, square] => {
                 let step = AdamWStep { lr, betas, weight_decay, grad_scale, num_steps };
@@ -266,6 +305,59 @@ mod tests {
         let mut sgd = Optimizer::of(&OptimConfig::default(), &params)?;
         let error = sgd.load(&adamw.state(&params)?, &params).unwrap_err().to_string();
         assert!(error.contains("expected 1 moments, found 2: saved by another update rule"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_sample_of_class_centres_is_updated_as_pytorch_does_and_the_others_stay() -> Result<()> {
+        use crate::ops::backend::MarginTask;
+        use crate::ops::margin_loss::{MarginForm, MarginGradient, MarginLossConfig, Rows};
+
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/partial_fc.safetensors");
+        let bytes = std::fs::read(path).expect("a fixture");
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("safetensors");
+        let lists = |name: &str| -> Vec<Vec<i64>> {
+            serde_json::from_str(&header.metadata().as_ref().expect("metadata")[name]).expect("lists")
+        };
+        let fixture = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
+        let mut kernel = Params::new(candle_core::DType::F32, &Device::Cpu, 0);
+        kernel.root().param("kernel", (16, 40), Init::Const(0.0))?;
+        kernel.load(&[("kernel".to_owned(), fill("w", &[16, 40], -1.0, 1.0)?)].into())?;
+        let mut params = DeviceParams::new(&Cpu, kernel.parts(), BTreeMap::new())?;
+        let mut sgd =
+            Optimizer::of(&OptimConfig { weight_decay: 5e-4, clip_norm: 0.0, ..OptimConfig::default() }, &params)?;
+        let config =
+            MarginLossConfig { form: MarginForm::Cosine, gradient: MarginGradient::True, scale: 64.0, matching: None };
+        for (step, (labels, classes)) in lists("labels").into_iter().zip(lists("samples")).enumerate() {
+            let before = params.state()?["kernel"].to_vec2::<f32>()?;
+            let embeddings = fill(&format!("e{step}"), &[8, 16], -1.0, 1.0)?;
+            let embeddings = embeddings.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            let place = |label: &i64| classes.iter().position(|class| class == label).map_or(-1, |at| at as i64);
+            let own: Vec<i64> = labels.iter().map(place).collect();
+            let classes: Vec<u32> = classes.iter().map(|class| *class as u32).collect();
+            let centres = Cpu.select_classes(params.values_mut(), 16, &classes)?;
+            let mut gradient = vec![0.0; centres.len()];
+            let rows = Rows { labels: &own, margins: &[0.35; 8] };
+            let task = MarginTask { rows, config, weight: 1.0, ranks: None };
+            let found = Cpu.margin_loss(&embeddings, &centres, task, &mut gradient)?;
+            let expected = fixture["loss"].get(step)?.to_scalar::<f64>()?;
+            assert!((found.loss - expected).abs() < 1e-4, "step {step}: {} of {expected}", found.loss);
+            let of_embeddings = Tensor::from_vec(found.of_embeddings, (8, 16), &Device::Cpu)?;
+            assert_close("the embeddings' gradient", &of_embeddings, &fixture["grad_e"].get(step)?, Tol::F32)?;
+            let sample = SampledCentres { size: 16, classes, gradient };
+            sgd.update_sample(&mut params, &sample, 0.1, &Cpu.guard()?)?;
+            let after = &params.state()?["kernel"];
+            assert_close("centres", after, &fixture["w"].get(step)?, Tol::F32)?;
+            let velocity = &sgd.state(&params)?["kernel.0"];
+            assert_close("velocities", velocity, &fixture["v"].get(step)?, Tol::F32)?;
+            let after = after.to_vec2::<f32>()?;
+            for class in (0..40).filter(|class| !sample.classes.contains(class)) {
+                assert!((0..16).all(|i| after[i][class as usize] == before[i][class as usize]), "{class} has moved");
+            }
+        }
+        let beyond = SampledCentres { size: 16, classes: vec![40], gradient: vec![0.0; 16] };
+        let error = sgd.update_sample(&mut params, &beyond, 0.1, &Cpu.guard()?).unwrap_err().to_string();
+        assert!(error.contains("expected classes below 40, found 40"), "{error}");
         Ok(())
     }
 }

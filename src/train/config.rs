@@ -319,6 +319,10 @@ impl Config {
             );
             return Err(Error::Config(what));
         }
+        if accumulate > 1 && self.loss.sample_rate < 1.0 {
+            let what = "loss.sample_rate: the sample is of one step's classes; set train.accumulate = 1 or take all";
+            return Err(Error::Config(what.into()));
+        }
         if !(0.0..1.0).contains(&ema) {
             return Err(Error::Config(format!("train.ema: expected 0 to below 1, found {ema}")));
         }

@@ -3,6 +3,7 @@
 mod arm;
 mod centres;
 mod checkpoint;
+mod class_head;
 mod config;
 mod evaluation;
 mod experiment;

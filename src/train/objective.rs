@@ -6,19 +6,18 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 
+use super::class_head::ClassHead;
 use super::shared_rows::SharedRows;
 use super::step_config::StepConfig;
 use super::targets::Targets;
 use crate::data::Batch;
-use crate::dist::{ClassShard, Ranks};
+use crate::dist::Ranks;
 use crate::error::{Error, Result};
 use crate::losses::{
-    CentreKind, DistillConfig, MarginConfig, MarginHead, Projection, RankRows, RankThresholds, rank_loss_with_gradient,
+    CentreKind, DistillConfig, MarginHead, Projection, RankRows, RankThresholds, rank_loss_with_gradient,
 };
 use crate::models::Model;
-use crate::nn::Group;
-use crate::ops::backend::{Backend, Kernels, MarginTask};
-use crate::ops::margin_loss::Rows;
+use crate::ops::backend::{Backend, Kernels};
 use crate::optim::Component;
 use crate::records::StepReport;
 
@@ -40,12 +39,8 @@ pub(super) struct Objective<B: Kernels> {
     distill: DistillConfig,
     /// Share of a mini-batch in its batch.
     share: f64,
-    margin: MarginConfig,
     targets: Option<Targets<B>>,
-    /// Class centres of this rank's classes.
-    head: Component<B>,
-    /// This rank's classes, if there are several ranks.
-    shard: Option<ClassShard>,
+    head: ClassHead<B>,
     /// Length of the student's embeddings.
     embedding_size: usize,
     /// Map to the length of the teacher's embeddings, if it differs from the student's.
@@ -102,7 +97,6 @@ impl<B: Kernels> Objective<B> {
         config: &StepConfig,
     ) -> Result<Self> {
         let distill = &config.distill;
-        let component = |name, params, parts| Component::new(name, params, &config.optim, parts);
         // Centres that are the teacher's have the length of its embeddings.
         let of_centres = distill.has_teacher_centres().then(|| head.embedding_size()).transpose()?;
         let of_teacher = teacher.map(|teacher| teacher.config().embedding_size);
@@ -110,18 +104,12 @@ impl<B: Kernels> Objective<B> {
         let projection = to.map(|to| {
             let projection = Projection { from: embedding_size, to };
             let params = projection.params(backend, config.projection_seed())?;
-            Ok::<_, Error>((projection, component(PROJECTION, params, config.accumulate)?))
+            Ok::<_, Error>((projection, Component::new(PROJECTION, params, &config.optim, config.accumulate)?))
         });
-        let parts = if distill.trains_head() { config.accumulate } else { 1 };
-        let classes = head.num_classes()?;
-        let shard = (!ranks.is_single()).then(|| ClassShard::new(ranks, classes)).transpose()?;
-        let own = shard.as_ref().map_or(0..classes, |shard| shard.classes.clone());
         Ok(Self {
             ranks: ranks.clone(),
-            margin: head.config().clone(),
             targets: teacher.map(|teacher| Targets::new(backend, teacher, config)).transpose()?,
-            head: component("head", head.on(backend, own)?, parts)?,
-            shard,
+            head: ClassHead::new(backend, head, ranks, config)?,
             embedding_size,
             projection: projection.transpose()?,
             thresholds: RankThresholds::default(),
@@ -131,10 +119,9 @@ impl<B: Kernels> Objective<B> {
         })
     }
 
-    /// Components that the losses train besides the student.
+    /// Components that the losses train besides the student, and all of whose parameters get a gradient.
     pub fn trained(&mut self) -> impl Iterator<Item = &mut Component<B>> {
-        let head = self.distill.trains_head().then_some(&mut self.head);
-        head.into_iter().chain(self.projection.as_mut().map(|(_, component)| component))
+        self.head.trained().into_iter().chain(self.projection.as_mut().map(|(_, component)| component))
     }
 
     /// Computes the losses of a mini-batch and their gradient with respect to the student's embeddings of its views,
@@ -149,9 +136,7 @@ impl<B: Kernels> Objective<B> {
         let (n, num_views) = (batch.student.num_images, batch.num_views());
         let target = self.target(batch)?;
         let weights = self.row_weights(&batch.covered)?;
-        let Self {
-            backend, ranks, distill, share, margin, head, shard, projection, embedding_size, thresholds, ..
-        } = self;
+        let Self { backend, ranks, distill, share, head, projection, embedding_size, thresholds, .. } = self;
         let rows = SharedRows::new(backend, ranks, n, num_views);
         let labels = rows.labels(batch.labels.repeat(num_views))?;
         // Of a mean over the rows of all ranks, and of one over those of this rank.
@@ -170,19 +155,9 @@ impl<B: Kernels> Objective<B> {
             let all = all.as_ref().unwrap_or(own);
             if let (CentreKind::Adaptive, Some(target)) = (distill.centres, &target) {
                 let all_targets = rows.all(target)?;
-                let own_labels = shard.as_ref().map(|shard| shard.own(&labels));
-                let (target, labels) = (all_targets.as_ref().unwrap_or(target), own_labels.as_ref().unwrap_or(&labels));
-                backend.pull_centres(head.params.values_mut(), all, target, labels)?;
+                head.pull(all, all_targets.as_ref().unwrap_or(target), &labels)?;
             }
-            let margins = margin.draw(labels.len(), rng);
-            let task = MarginTask {
-                rows: Rows { labels: &labels, margins: &margins },
-                config: margin.op(),
-                weight: distill.margin_weight * share,
-                shard: shard.as_ref(),
-            };
-            let (centres, of_centres) = head.params.values_and_grads();
-            let found = backend.margin_loss(all, centres, task, of_centres)?;
+            let found = head.loss(all, &labels, distill.margin_weight * share, rng)?;
             let gradient = rows.own_of_sum(found.of_embeddings)?;
             if of_teacher { &mut of_compared } else { &mut of_embeddings }.add(gradient)?;
             margin_loss = Some((found.loss, found.target_cosines));
@@ -221,12 +196,16 @@ impl<B: Kernels> Objective<B> {
         Ok((Losses { embeddings, directions: None, labels, margin: margin_loss, distance, rank, agreement }, gradient))
     }
 
-    /// Makes the losses of this rank's images the means over all ranks.
+    /// Adds the projection's gradients over all ranks, and makes the losses of this rank's images the means over all.
     ///
     /// # Errors
     /// When the ranks cannot exchange them.
-    pub fn share(&self, parts: &mut [Losses<B>]) -> Result<()> {
+    pub fn share(&mut self, parts: &mut [Losses<B>]) -> Result<()> {
         let (backend, ranks) = (&self.backend, &self.ranks);
+        if let Some((_, component)) = &mut self.projection {
+            let own = backend.read(component.params.grads())?.into_owned();
+            backend.write(component.params.grads_mut(), &ranks.sum(own).wait()?)?;
+        }
         for losses in parts {
             let own = |loss: &Option<B::Scalar>| loss.as_ref().map_or(Ok(0.0), |loss| backend.read_scalar(loss));
             let mut numbers = vec![own(&losses.distance)?, own(&losses.agreement)?];
@@ -266,9 +245,11 @@ impl<B: Kernels> Objective<B> {
         Ok(Some(if num_views > 1 { self.backend.join(&vec![&target; num_views])? } else { target }))
     }
 
-    /// Updates the [`Self::trained`] components with the gradients of a batch, which are not clipped.
+    /// Updates what the losses train besides the student with the gradients of a batch, which are not clipped.
     pub fn update(&mut self, lr: f64, guard: &B::Guard) -> Result<()> {
-        self.trained().try_for_each(|component| Ok(component.update(lr, guard, false)?))
+        self.head.update(lr, guard)?;
+        let mut projection = self.projection.iter_mut();
+        projection.try_for_each(|(_, component)| Ok(component.update(lr, guard, false)?))
     }
 
     /// Losses with their weights in the objective.
@@ -317,7 +298,7 @@ impl<B: Kernels> Objective<B> {
 
     /// Number of the head's parameters.
     pub fn num_in_head(&self) -> usize {
-        self.head.params.len(Group::Trained)
+        self.head.len()
     }
 
     /// Returns the class centres of all ranks.
@@ -325,14 +306,12 @@ impl<B: Kernels> Objective<B> {
     /// # Errors
     /// When the ranks cannot exchange them.
     pub fn header(&self) -> Result<BTreeMap<String, Tensor>> {
-        let own = self.head.params.state()?;
-        let Some(shard) = &self.shard else { return Ok(own) };
-        own.into_iter().map(|(name, tensor)| Ok((name, shard.join(&tensor)?))).collect()
+        self.head.whole()
     }
 
     /// Adds the objective's part, with the class centres of this rank, to a trainer's state, and the state of its optimisers to `optimizers`.
     pub fn add_state(&self, state: &mut State, optimizers: &mut BTreeMap<String, Tensor>) -> Result<()> {
-        state.insert(HEADER.to_owned(), self.head.params.state()?);
+        state.insert(HEADER.to_owned(), self.head.state()?);
         optimizers.extend(self.head.optimizer_state()?);
         if let Some((_, component)) = &self.projection {
             state.insert(PROJECTION.to_owned(), component.params.state()?);
@@ -347,8 +326,7 @@ impl<B: Kernels> Objective<B> {
 
     /// Restores what [`Self::add_state`] has added.
     pub fn load_state(&mut self, state: &State, optimizers: &BTreeMap<String, Tensor>) -> Result<()> {
-        self.head.params.load(file(state, HEADER)?)?;
-        self.head.load_optimizer(optimizers)?;
+        self.head.load(file(state, HEADER)?, optimizers)?;
         if let Some((_, component)) = &mut self.projection {
             component.params.load(file(state, PROJECTION)?)?;
             component.load_optimizer(optimizers)?;

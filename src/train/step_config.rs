@@ -45,6 +45,11 @@ impl Default for StepConfig {
 }
 
 impl StepConfig {
+    /// Returns the seed of a rank's sampled classes.
+    pub(super) fn sample_seed(&self, rank: usize) -> u64 {
+        self.seed.wrapping_add(3).wrapping_add((rank as u64) << 32)
+    }
+
     /// Returns the seed of the initial projection.
     pub(super) fn projection_seed(&self) -> u64 {
         self.seed.wrapping_add(2)

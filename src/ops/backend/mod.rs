@@ -15,7 +15,7 @@ use super::adamw::AdamWStep;
 use super::distance::DistillKind;
 use super::margin_loss::{MarginLossConfig, Rows};
 use super::sgd::SgdStep;
-use crate::dist::ClassShard;
+use crate::dist::Ranks;
 pub use kernels::{
     Activation, ConvShape, FullGrad, Grads, Kernels, MapGrad, NormGrad, NormParams, Part, Place, Scale, Scaling,
     Source, Statistics, Sums, Weight,
@@ -88,7 +88,7 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     /// Layout of class centres `(size, classes)`.
     fn centres_order(&self, size: usize, classes: usize) -> Order;
     /// Returns the margin loss of embeddings `(N, d)`, and its weighted gradient with respect to them; writes that of
-    /// the class centres. With a shard of the classes, the gradients of the embeddings on all ranks have to be added.
+    /// the class centres. If ranks share the classes, the gradients of the embeddings on all of them have to be added.
     fn margin_loss(
         &self,
         embeddings: &Self::Array,
@@ -116,6 +116,10 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
         teacher: &Self::Array,
         labels: &[i64],
     ) -> Result<()>;
+    /// Returns the class centres, or their moments, `(size, classes)`, of some classes.
+    fn select_classes(&self, all: &Self::Array, size: usize, classes: &[u32]) -> Result<Self::Array>;
+    /// Inverse of [`Self::select_classes`]: replaces those of these classes.
+    fn replace_classes(&self, all: &mut Self::Array, size: usize, classes: &[u32], by: &Self::Array) -> Result<()>;
     /// Returns a range of the elements of an array, which must not be written while that of the whole is used.
     fn part(&self, x: &Self::Array, elements: Range<usize>) -> Result<Self::Array>;
     /// Returns the arrays one after the other, none of which is padded.
@@ -162,14 +166,15 @@ pub struct Update<'a, B: Backend> {
 /// What is asked of a margin loss.
 #[derive(Clone, Copy, Debug)]
 pub struct MarginTask<'a> {
-    /// Labels and margins of the batch; labels are classes of all ranks.
+    /// Labels and margins of the batch. A row whose class is not among the given centres has label -1.
     pub rows: Rows<'a>,
     /// Settings of the loss.
     pub config: MarginLossConfig,
     /// Factor of the gradients.
     pub weight: f64,
-    /// The classes whose centres are given, if the ranks share them.
-    pub shard: Option<&'a ClassShard>,
+    /// Ranks that share the classes. All give the same rows with the centres of their own classes, and the labels among
+    /// these.
+    pub ranks: Option<&'a Ranks>,
 }
 
 /// The margin loss of a batch.

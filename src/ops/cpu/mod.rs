@@ -12,7 +12,7 @@ pub use images::CpuImages;
 
 use super::adamw::{AdamWStep, adamw_step};
 use super::backend::{Backend, GuardState, MarginLoss, MarginTask, Order, Update};
-use super::centres::pull_centres;
+use super::centres::{self, pull_centres};
 use super::distance::{DistillKind, distance_with_gradient};
 use super::linear;
 use super::margin_loss;
@@ -183,6 +183,14 @@ impl Backend for Cpu {
         labels: &[i64],
     ) -> Result<()> {
         pull_centres(centres, student, teacher, labels)
+    }
+
+    fn select_classes(&self, all: &Vec<f32>, size: usize, classes: &[u32]) -> Result<Vec<f32>> {
+        centres::select(all, size, classes)
+    }
+
+    fn replace_classes(&self, all: &mut Vec<f32>, size: usize, classes: &[u32], by: &Vec<f32>) -> Result<()> {
+        centres::replace(all, size, classes, by)
     }
 
     fn part(&self, x: &Vec<f32>, elements: Range<usize>) -> Result<Vec<f32>> {

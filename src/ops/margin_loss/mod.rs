@@ -112,40 +112,33 @@ pub fn margin_loss_with_gradients(
     weight: f64,
     of_kernel: &mut [f32],
 ) -> Result<WithGradients> {
-    with_gradients(embeddings, kernel, MarginTask { rows, config, weight, shard: None }, of_kernel)
+    with_gradients(embeddings, kernel, MarginTask { rows, config, weight, ranks: None }, of_kernel)
 }
 
-/// [`margin_loss_with_gradients`] by the class centres of all ranks, of which this one gives its shard: all ranks give
-/// the same rows, the loss and the target cosines are those of all classes, and the gradients of the embeddings on all
-/// ranks have to be added.
+/// [`margin_loss_with_gradients`] by the class centres of all ranks, of which each gives its own: the loss and the target
+/// cosines are those of all classes, and the gradients of the embeddings on all ranks have to be added.
 ///
-/// The softmax needs the largest logit of a row, its sum and the target's cosine over all shards: they are joined in
-/// the order of the ranks.
+/// The softmax needs the largest logit of a row, its sum and the target's cosine over the classes of all ranks: they are
+/// joined in the order of the ranks.
 pub(crate) fn with_gradients<T: Real>(
     embeddings: &[T],
     kernel: &[T],
     task: MarginTask,
     of_kernel: &mut [T],
 ) -> Result<WithGradients<T>> {
-    let MarginTask { rows, config, weight, shard } = task;
+    let MarginTask { rows, config, weight, ranks } = task;
     let n = rows.labels.len();
     let d = embeddings.len() / n.max(1);
     let k = kernel.len() / d.max(1);
-    let fits_shard = shard.is_none_or(|shard| shard.classes.len() == k);
     if n * d != embeddings.len() || d == 0 || k * d != kernel.len() || k == 0 || of_kernel.len() != kernel.len() {
         let (e, w, g) = (embeddings.len(), kernel.len(), of_kernel.len());
         bail!("{NAME}: {e} elements in {n} embeddings do not fit {w} of class centres and {g} of their gradient");
     }
-    if let Some(shard) = shard.filter(|_| !fits_shard) {
-        bail!("{NAME}: expected the centres of {} classes, found {k}", shard.classes.len());
-    }
-    rows.check(n, shard.map_or(k, |shard| shard.total))?;
-    let own = shard.map(|shard| shard.own(rows.labels));
-    let op = MarginLoss::new(Dims { n, d, k }, Rows { labels: own.as_deref().unwrap_or(rows.labels), ..rows }, config)?;
+    let op = MarginLoss::new(Dims { n, d, k }, rows, config)?;
     T::with_scratch(op.dims.saved(), |saved| {
         let sums = op.sums(embeddings, kernel, saved);
-        let sums = match shard {
-            Some(shard) => RowSum::over_ranks(&sums, &shard.ranks).map_err(candle_core::Error::wrap)?,
+        let sums = match ranks {
+            Some(ranks) => RowSum::over_ranks(&sums, ranks).map_err(candle_core::Error::wrap)?,
             None => sums,
         };
         let (loss, softmax) = op.softmax(sums);
@@ -299,16 +292,18 @@ mod tests {
         rows: Rows,
         config: MarginLossConfig,
         shard: &ClassShard,
-    ) -> Result<(WithGradients<f64>, Vec<f64>)> {
+    ) -> crate::Result<(WithGradients<f64>, Vec<f64>)> {
         let columns = |row: &[f64]| row[shard.classes.clone()].to_vec();
         let own: Vec<f64> = w.chunks_exact(shard.total).flat_map(columns).collect();
         let mut of_own = vec![0.0; own.len()];
-        let task = MarginTask { rows, config, weight: 0.7, shard: Some(shard) };
+        let labels = shard.own(rows.labels)?;
+        let rows = Rows { labels: &labels, ..rows };
+        let task = MarginTask { rows, config, weight: 0.7, ranks: Some(&shard.ranks) };
         Ok((with_gradients(e, &own, task, &mut of_own)?, of_own))
     }
 
     #[test]
-    fn shards_of_the_classes_give_the_loss_of_all() -> Result<()> {
+    fn shards_of_the_classes_give_the_loss_of_all() -> crate::Result<()> {
         let (n, d, k) = (9, 12, 301);
         let (e, w) = (numbers("e", [n, d])?, numbers("w", [d, k])?);
         // Targets in the first and in the last shard, one image without a label, one cosine that is clamped.
@@ -322,13 +317,13 @@ mod tests {
         ] {
             let config = MarginLossConfig { form, gradient: MarginGradient::True, scale: 64.0, matching };
             let mut of_w = vec![0.0; d * k];
-            let expected = with_gradients(&e, &w, MarginTask { rows, config, weight: 0.7, shard: None }, &mut of_w)?;
+            let expected = with_gradients(&e, &w, MarginTask { rows, config, weight: 0.7, ranks: None }, &mut of_w)?;
             for size in [1, 2, 3, 4] {
                 let found = on_ranks(size, |ranks| {
-                    let shard = ClassShard::new(&ranks, k).map_err(candle_core::Error::wrap)?;
+                    let shard = ClassShard::new(&ranks, k)?;
                     Ok((of_shard(&e, &w, rows, config, &shard)?, shard.classes))
                 });
-                let found = found.into_iter().collect::<Result<Vec<_>>>()?;
+                let found = found.into_iter().collect::<crate::Result<Vec<_>>>()?;
                 let mut of_e = vec![0.0; n * d];
                 for ((found, of_own), classes) in &found {
                     assert!((found.loss - expected.loss).abs() < 1e-10, "{} of {}", found.loss, expected.loss);
@@ -341,25 +336,6 @@ mod tests {
                 assert!(off < 1e-10, "{size} ranks: {off}");
             }
         }
-        Ok(())
-    }
-
-    #[test]
-    fn a_shard_needs_its_centres_and_labels_of_all_classes() -> Result<()> {
-        let (e, w) = (numbers("e", [2, 3])?, numbers("w", [3, 5])?);
-        let config =
-            MarginLossConfig { form: MarginForm::Cosine, gradient: MarginGradient::True, scale: 64.0, matching: None };
-        let refused = |labels: &[i64; 2], total: usize| {
-            let ranks = crate::dist::Ranks::default();
-            let shard = ClassShard { ranks, classes: 0..total.min(5), total };
-            let rows = Rows { labels, margins: &[0.0; 2] };
-            let task = MarginTask { rows, config, weight: 1.0, shard: Some(&shard) };
-            with_gradients(&e, &w, task, &mut [0.0; 15]).err().map(|e| e.to_string())
-        };
-        assert_eq!(refused(&[0, 4], 5), None);
-        assert_eq!(refused(&[7, 4], 9), None, "of another rank");
-        assert!(refused(&[9, 4], 9).is_some_and(|e| e.contains("row 0: expected a label below 9 or -1, found 9")));
-        assert!(refused(&[0, 1], 4).is_some_and(|e| e.contains("expected the centres of 4 classes, found 5")));
         Ok(())
     }
 }

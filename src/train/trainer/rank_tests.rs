@@ -42,10 +42,14 @@ fn tiny(settings: &[&str]) -> Result<Config> {
 /// Returns a trainer on some ranks with the loader of its batches.
 fn trainer(config: &Config, arm: Arm, ranks: &Ranks) -> Result<(Trainer, crate::data::Loader)> {
     let machine = Machine::default().with_ranks(&ranks.clone().configured(&config.ranks));
-    let model = |seed| Ok::<_, crate::Error>(Model::new(&config.model, &Device::Cpu, seed)?.on(&machine));
-    let (student, teacher) = (model(0)?, model(5)?);
+    let mut of_teacher = config.model.clone();
+    // This arm has a projection to the teacher's embeddings too.
+    of_teacher.embedding_size += if arm == Arm::Ada { 8 } else { 0 };
+    let teacher = Model::new(&of_teacher, &Device::Cpu, 5)?.on(&machine);
+    let student = Model::new(&config.model, &Device::Cpu, 0)?.on(&machine);
     student.params().freeze_statistics(config.train.batch_norm == BatchNormMode::Frozen);
-    let head = MarginHead::new(&config.loss, 16, NUM_CLASSES, &Device::Cpu, 1)?;
+    let size = if arm == Arm::Ada { of_teacher.embedding_size } else { config.model.embedding_size };
+    let head = MarginHead::new(&config.loss, size, NUM_CLASSES, &Device::Cpu, 1)?;
     let transform = crate::data::Transform::new(&config.augment, &config.mask)?;
     let loader = crate::data::Loader::new(config.data.open_train()?, transform, &config.loader, 32, 0)?;
     let loader = loader.shard(ranks.rank(), ranks.size(), config.train.accumulate)?;
@@ -105,7 +109,8 @@ fn ranks_train_as_one_with_the_whole_batch() -> Result<()> {
         (Arm::Aug, &[]),
         (Arm::Hg, &["train.batch_norm=frozen", "train.ema=0.9", "optim.clip_norm=0.5"]),
         (Arm::Hg, &everything),
-        (Arm::Ada, &["train.accumulate=2", "augment.paired=true"]),
+        // Statistics of six images enlarge rounding: these are frozen.
+        (Arm::Ada, &["train.accumulate=2", "augment.paired=true", "train.batch_norm=frozen"]),
         (Arm::Lg, &["train.accumulate=2", "model.dropout=0"]),
     ];
     for (arm, settings) in cases {
@@ -131,7 +136,7 @@ fn ranks_train_as_one_with_the_whole_batch() -> Result<()> {
             }
             let off = distance(&of_ranks, &of_one, &before);
             println!("{arm:?} {settings:?}, {size} ranks: the weights' change is off by {off}");
-            assert!(off < 2e-3, "{arm:?} {settings:?}, {size} ranks: {off}");
+            assert!(off < 1e-4, "{arm:?} {settings:?}, {size} ranks: {off}");
         }
     }
     Ok(())
@@ -226,6 +231,45 @@ fn any_number_of_ranks_goes_on_from_a_checkpoint() -> Result<()> {
         let (is_none, said) = found?;
         assert!(is_none && said.len() == usize::from(rank == 0), "{said:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn ranks_sample_the_classes_that_they_have() -> Result<()> {
+    let config = tiny(&["loss.sample_rate=0.5", "optim.weight_decay=0.1"])?;
+    for size in [1, 2] {
+        let (reports, after) = run(&config, Arm::Hg, size, 1)?;
+        let (_, before) = run(&config, Arm::Hg, size, 0)?;
+        let column = |weights: &Weights, class: usize| -> Vec<f32> {
+            weights["kernel"].iter().skip(class).step_by(NUM_CLASSES).copied().collect()
+        };
+        let has_moved: Vec<bool> =
+            (0..NUM_CLASSES).map(|class| column(&after, class) != column(&before, class)).collect();
+        let labels: std::collections::BTreeSet<i64> = reports[0].labels.iter().copied().collect();
+        assert!(labels.iter().all(|label| has_moved[*label as usize]), "{labels:?}, {has_moved:?}");
+        // Of each rank's classes half, or those of the labels if they are more.
+        for rank in 0..size {
+            let own = rank * NUM_CLASSES / size..(rank + 1) * NUM_CLASSES / size;
+            let num_labels = labels.iter().filter(|label| own.contains(&(**label as usize))).count();
+            let num_moved = own.clone().filter(|class| has_moved[*class]).count();
+            assert_eq!(num_moved, num_labels.max(own.len() / 2), "{labels:?}, {has_moved:?}");
+        }
+    }
+    // A batch with few people: the others stay, without decay.
+    let few = tiny(&["loss.sample_rate=0.5", "optim.weight_decay=0.1", "data.procedural.num_identities=3"])?;
+    let (reports, after) = run(&few, Arm::Aug, 2, 3)?;
+    let (_, before) = run(&few, Arm::Aug, 2, 0)?;
+    assert!(reports.iter().all(|report| report.labels.iter().all(|label| *label < 3)));
+    let moved = (0..NUM_CLASSES).filter(|class| {
+        let column = |weights: &Weights| weights["kernel"].iter().skip(*class).step_by(NUM_CLASSES).copied().collect();
+        let (after, before): (Vec<f32>, Vec<f32>) = (column(&after), column(&before));
+        after != before
+    });
+    let moved: Vec<usize> = moved.collect();
+    assert!(moved.starts_with(&[0, 1, 2]) && moved.len() < NUM_CLASSES, "{moved:?}");
+    let all = run(&tiny(&["loss.sample_rate=1"])?, Arm::Aug, 2, 2)?;
+    assert!(all == run(&tiny(&[])?, Arm::Aug, 2, 2)?);
+    assert!(tiny(&["loss.sample_rate=0.5", "train.accumulate=2"]).is_err());
     Ok(())
 }
 
