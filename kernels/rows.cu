@@ -19,6 +19,22 @@ KERNEL(rows_sum)(const float* x, i64 rows, int c, float* sums) {
 }
 EXPORT(rows_sum)
 
+// y (num, d) = the rows of x (k, d) that `index` (num) names. Bytes per element: 8. Grid: any.
+KERNEL(rows_select)(const float* x, const i64* index, i64 num, int d, float* y) {
+    for (i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x; i < num * d; i += i64(gridDim.x) * blockDim.x) {
+        y[i] = x[index[i / d] * d + i % d];
+    }
+}
+EXPORT(rows_select)
+
+// The rows of x (k, d) that `index` (num) names, each once, = y (num, d). Bytes per element: 8. Grid: any.
+KERNEL(rows_replace)(float* x, const i64* index, i64 num, int d, const float* y) {
+    for (i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x; i < num * d; i += i64(gridDim.x) * blockDim.x) {
+        x[index[i / d] * d + i % d] = y[i];
+    }
+}
+EXPORT(rows_replace)
+
 // y = x as T; len is a multiple of the elements per access. Bytes per element: 4 + the size of T. Grid: any.
 template <class T> __device__ void convert(const float* x, i64 len, T* y) {
     constexpr int N = PER_ACCESS<T>;

@@ -48,6 +48,29 @@ impl FromStr for Choice {
     }
 }
 
+impl Choice {
+    /// Returns the machine of the process with this number among several on one machine: they take GPUs one after the
+    /// other, from the chosen one on. [`Self::Auto`] is the GPU of this number, if there is any GPU.
+    #[must_use]
+    pub fn of_rank(self, rank: usize) -> Self {
+        match self {
+            Self::Cuda(first) => Self::Cuda(first + rank),
+            Self::Auto if rank > 0 && has_gpu() => Self::Cuda(rank),
+            other => other,
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn has_gpu() -> bool {
+    gpu::Cuda::count().is_ok_and(|num| num > 0)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn has_gpu() -> bool {
+    false
+}
+
 /// Precision of products on a GPU. Sums and parameters are f32 in all of them. The CPU computes in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
@@ -303,6 +326,8 @@ mod tests {
             assert_eq!(precision.to_string().parse(), Ok(precision));
         }
         assert!("fp8".parse::<Precision>().is_err());
+        assert_eq!([Choice::Cpu, Choice::Cuda(4)].map(|choice| choice.of_rank(2)), [Choice::Cpu, Choice::Cuda(6)]);
+        assert_eq!(Choice::Auto.of_rank(0), Choice::Auto);
     }
 
     #[test]

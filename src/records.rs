@@ -86,6 +86,9 @@ pub struct Speed {
     /// Share of that time spent waiting for data.
     #[serde(with = "finite")]
     pub wait_share: f64,
+    /// Share of that time spent waiting for other ranks.
+    #[serde(with = "finite", default)]
+    pub ranks_wait_share: f64,
 }
 
 /// A training step, one line of `steps.jsonl`.
@@ -187,6 +190,7 @@ impl Records {
             ("train/lr", report.lr),
             ("train/images_per_s", speed.images_per_s),
             ("train/wait_share", speed.wait_share),
+            ("train/ranks_wait_share", speed.ranks_wait_share),
         ];
         for (name, cosine) in [("train/mean_cosine", report.mean_cosine), ("train/target_cosine", report.target_cosine)]
         {
@@ -295,7 +299,7 @@ mod tests {
         StepRecord {
             step,
             epoch: 0,
-            speed: Speed { seconds: 0.5, images_per_s: 10.0, wait_share: 0.0 },
+            speed: Speed { seconds: 0.5, images_per_s: 10.0, ..Speed::default() },
             report: StepReport { loss, lr: 0.1, ..StepReport::default() },
             skipped_images: if loss.is_finite() { Vec::new() } else { vec![3, 4] },
         }

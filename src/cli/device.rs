@@ -5,6 +5,7 @@ use std::ops::Deref;
 use anyhow::Result;
 use clap::Args;
 
+use crate::cli::launch::rank_on_machine;
 use crate::cli::tell;
 use crate::machine::{Choice, Machine, Precision};
 use crate::models::{Arch, Model};
@@ -12,7 +13,8 @@ use crate::models::{Arch, Model};
 /// Flags for the device and its precision.
 #[derive(Args, Debug)]
 pub(super) struct DeviceArgs {
-    /// Device to run on: auto (a GPU if the build supports it and one is usable, else the CPU), cpu, cuda or cuda:N
+    /// Device to run on: auto (a GPU if the build supports it and one is usable, else the CPU), cpu, cuda or cuda:N,
+    /// which is the first of the GPUs if several ranks run on a machine
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: Choice,
     /// GPU precision: bf16 (the default of training), tf32 (that of everything else), f16 (not in training) or f32; the
@@ -68,7 +70,7 @@ impl DeviceArgs {
             Work::Training => Precision::Bf16,
             Work::Inference => Precision::Tf32,
         });
-        let opened = Opened(Machine::open(self.device, precision)?);
+        let opened = Opened(Machine::open(self.device.of_rank(rank_on_machine()), precision)?);
         opened.tell();
         Ok(opened)
     }

@@ -17,6 +17,7 @@ mod find_lr;
 mod gallery;
 mod info;
 mod interrupt;
+mod launch;
 mod mask;
 mod metrics;
 mod model;
@@ -50,6 +51,7 @@ use embed::EmbedArgs;
 use evaluate::EvaluateArgs;
 use gallery::{EnrolArgs, GalleryArgs, SearchArgs};
 use info::InfoArgs;
+use launch::num_launched;
 use mask::MaskArgs;
 use metrics::MetricsArgs;
 use runs::RunsArgs;
@@ -59,7 +61,6 @@ use verify::VerifyArgs;
 pub use allocator::keep_freed_memory;
 
 use crate::data::ImageFiles;
-use crate::dist::num_launched;
 use crate::files::UnfinishedFolder;
 
 /// Mask-invariant face recognition: train, evaluate and use MaskInv.

@@ -4,13 +4,14 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 
+use super::launch::num_launched;
 use super::{IS_SILENT, told};
 use crate::dist::Ranks;
 
 /// Does a command's work on the ranks that this process is one of. If it fails on this rank, the process ends at once:
 /// an orderly end would wait for the others, which wait for this one. Its launcher then ends them.
 pub(super) fn run(work: impl FnOnce(&Ranks) -> Result<()>) -> Result<()> {
-    let ranks = Ranks::open()?;
+    let ranks = Ranks::launched(num_launched())?;
     IS_SILENT.store(!ranks.is_first(), Ordering::Relaxed);
     match work(&ranks) {
         // All ranks stop after the same step.

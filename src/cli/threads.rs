@@ -3,8 +3,8 @@
 use anyhow::Result;
 use clap::Args;
 
+use super::launch::num_on_machine;
 use super::tell;
-use crate::dist::num_on_machine;
 use crate::workers;
 
 /// Times the number of cores from which on a number of threads looks like a mistake.

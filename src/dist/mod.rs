@@ -7,7 +7,6 @@
 
 mod buckets;
 mod config;
-mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod shard;
@@ -18,15 +17,17 @@ mod transport;
 
 use std::fmt::{self, Display};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+#[cfg(not(feature = "mpi"))]
+use crate::error::missing_feature;
 use crate::error::{Error, Result};
 
 pub(crate) use buckets::Buckets;
 pub use config::{RanksConfig, Wire};
-pub use launch::{num_launched, num_on_machine};
-pub(crate) use shard::{ClassShard, RowOrder};
+pub(crate) use shard::{ClassShard, ELSEWHERE, RowOrder};
 
 /// The ranks that share the work, as one of them sees them. A process on its own is the only rank.
 ///
@@ -41,6 +42,8 @@ pub struct Ranks {
     /// None for a process on its own.
     others: Option<Arc<dyn Transport>>,
     config: RanksConfig,
+    /// Nanoseconds that this rank has waited for results, also by its clones.
+    waited: Arc<AtomicU64>,
 }
 
 /// What moves data between ranks. It does operations in the order in which they are posted.
@@ -71,6 +74,8 @@ pub(crate) enum Pending<T> {
     Awaited {
         result: Receiver<Result<T>>,
         timeout: Duration,
+        /// Where the time of waiting is added.
+        waited: Arc<AtomicU64>,
     },
 }
 
@@ -80,11 +85,14 @@ impl<T> Pending<T> {
     /// # Errors
     /// [`Error::Ranks`] when the transport failed, or another rank did not take part in time.
     pub fn wait(self) -> Result<T> {
-        let (result, timeout) = match self {
+        let (result, timeout, waited) = match self {
             Self::Known(value) => return Ok(value),
-            Self::Awaited { result, timeout } => (result, timeout),
+            Self::Awaited { result, timeout, waited } => (result, timeout, waited),
         };
-        result.recv_timeout(timeout).map_err(|error| match error {
+        let began = Instant::now();
+        let result = result.recv_timeout(timeout);
+        waited.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        result.map_err(|error| match error {
             RecvTimeoutError::Timeout => Error::Ranks(format!(
                 "waited {} s (ranks.timeout_s) for the others: one of them has stalled or died",
                 timeout.as_secs()
@@ -103,16 +111,30 @@ impl fmt::Debug for Ranks {
 impl Ranks {
     #[cfg(any(test, feature = "mpi"))]
     fn over(transport: Arc<dyn Transport>) -> Self {
-        Self { others: Some(transport).filter(|transport| transport.size() > 1), config: RanksConfig::default() }
+        Self { others: Some(transport).filter(|transport| transport.size() > 1), ..Self::default() }
     }
 
-    /// Returns the ranks that the launcher of this process has started, or this process on its own if there was none.
+    /// Returns the ranks of which this process is one, by MPI. `num` is how many its launcher has started; a process on
+    /// its own does not start MPI.
     ///
     /// # Errors
-    /// [`Error::Ranks`] when MPI cannot start; [`Error::Config`] when a launcher has started several processes and this
-    /// build lacks MPI: they would do the same work several times and overwrite each other's files.
-    pub fn open() -> Result<Self> {
-        launch::open()
+    /// [`Error::Ranks`] when MPI cannot start; [`Error::Config`] when there are several processes and this build lacks
+    /// MPI: they would do the same work several times and overwrite each other's files.
+    pub fn launched(num: usize) -> Result<Self> {
+        match num {
+            0 | 1 => Ok(Self::default()),
+            _ => Self::by_mpi(num),
+        }
+    }
+
+    #[cfg(feature = "mpi")]
+    fn by_mpi(_num: usize) -> Result<Self> {
+        Ok(Self::over(Arc::new(mpi::Mpi::open()?)))
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    fn by_mpi(num: usize) -> Result<Self> {
+        Err(Error::Config(format!("one of {num} ranks: {}", missing_feature("mpi"))))
     }
 
     /// Returns the same ranks with other settings.
@@ -130,6 +152,11 @@ impl Ranks {
         self.others.as_ref().map_or(1, |others| others.size())
     }
 
+    /// Seconds that this rank has waited for what it exchanges with the others.
+    pub(crate) fn seconds_waited(&self) -> f64 {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed)).as_secs_f64()
+    }
+
     /// Whether there is no other rank.
     pub fn is_single(&self) -> bool {
         self.others.is_none()
@@ -143,7 +170,8 @@ impl Ranks {
     fn post<T>(&self, others: &Arc<dyn Transport>, operation: impl FnOnce(Reply<T>) -> Operation) -> Pending<T> {
         let (reply, result) = sync_channel(1);
         others.post(operation(reply));
-        Pending::Awaited { result, timeout: Duration::from_secs(self.config.timeout_s) }
+        let timeout = Duration::from_secs(self.config.timeout_s);
+        Pending::Awaited { result, timeout, waited: self.waited.clone() }
     }
 
     /// Begins to add values over all ranks. All get the same bits.

@@ -7,6 +7,9 @@ use candle_core::Tensor;
 use super::Ranks;
 use crate::error::{Error, Result};
 
+/// Label of a row whose class is none of this rank's: unlike -1, the row has a class.
+pub const ELSEWHERE: i64 = i64::MAX;
+
 /// The classes whose centres a rank has.
 #[derive(Clone, Debug)]
 pub struct ClassShard {
@@ -41,7 +44,7 @@ impl ClassShard {
         Ok(Tensor::from_vec(by_class, (self.total, d), own.device())?.t()?.contiguous()?)
     }
 
-    /// Returns the labels among this rank's classes: those of other ranks, and -1, are -1.
+    /// Returns the labels among this rank's classes: -1 for none, [`ELSEWHERE`] for those of other ranks.
     ///
     /// # Errors
     /// When a label is below -1, or no rank has its class.
@@ -52,8 +55,8 @@ impl ClassShard {
             return Err(Error::Training(what));
         }
         let own = |label: &i64| {
-            let class = usize::try_from(*label).ok().filter(|class| self.classes.contains(class));
-            class.map_or(-1, |class| (class - self.classes.start) as i64)
+            let Ok(class) = usize::try_from(*label) else { return -1 };
+            if self.classes.contains(&class) { (class - self.classes.start) as i64 } else { ELSEWHERE }
         };
         Ok(labels.iter().map(own).collect())
     }
@@ -139,7 +142,8 @@ mod tests {
                 let labels: Vec<i64> = (-1..total as i64).collect();
                 for (label, own) in labels.iter().zip(shard.own(&labels)?) {
                     let is_own = shard.classes.contains(&(*label as usize)) && *label >= 0;
-                    assert_eq!(own, if is_own { label - shard.classes.start as i64 } else { -1 });
+                    let other = if *label < 0 { -1 } else { ELSEWHERE };
+                    assert_eq!(own, if is_own { label - shard.classes.start as i64 } else { other });
                 }
             }
             assert_eq!(next, total);

@@ -10,8 +10,9 @@ use super::margin::{Centres, DeviceMarginLoss, DeviceRows, MAX_COSINES};
 use super::update::{self, Guard, adamw, sgd};
 use super::{Array, Element, GpuBackend, Product, rows};
 use crate::ops::adamw::AdamWStep;
-use crate::ops::backend::{Backend, GuardState, MarginLoss, MarginTask, Order, Update};
+use crate::ops::backend::{Backend, GuardState, MarginLoss, Order, Update};
 use crate::ops::distance::DistillKind;
+use crate::ops::margin_loss::MarginTask;
 use crate::ops::sgd::SgdStep;
 
 impl Backend for GpuBackend {
@@ -111,14 +112,12 @@ impl Backend for GpuBackend {
         MarginTask { rows, config, weight, ranks }: MarginTask,
         of_centres: &mut Array,
     ) -> Result<MarginLoss<Self>> {
-        if ranks.is_some() {
-            bail!("margin_loss: a GPU cannot share class centres with other ranks yet");
-        }
         let n = rows.labels.len();
-        rows.check(n, centres.len() * n / embeddings.len().max(1))?;
+        rows.check_shared(n, centres.len() * n / embeddings.len().max(1), ranks)?;
         let rows = DeviceRows::new(&self.device, rows, config.matching)?;
         let loss = DeviceMarginLoss { config, element: self.element, max_cosines: MAX_COSINES };
-        loss.with_gradients(embeddings, &Centres { all: centres, sample: None }, &rows, weight as f32, of_centres)
+        let centres = Centres { all: centres, sample: None, ranks };
+        loss.with_gradients(embeddings, &centres, &rows, weight as f32, of_centres)
     }
 
     fn distance(
@@ -137,12 +136,12 @@ impl Backend for GpuBackend {
         pull_centres(centres, student, teacher, labels)
     }
 
-    fn select_classes(&self, _all: &Array, _size: usize, _classes: &[u32]) -> Result<Array> {
-        bail!("loss.sample_rate: a GPU cannot sample class centres yet")
+    fn select_classes(&self, all: &Array, size: usize, classes: &[u32]) -> Result<Array> {
+        rows::select(all, size, classes)
     }
 
-    fn replace_classes(&self, _all: &mut Array, _size: usize, _classes: &[u32], _by: &Array) -> Result<()> {
-        bail!("loss.sample_rate: a GPU cannot sample class centres yet")
+    fn replace_classes(&self, all: &mut Array, size: usize, classes: &[u32], by: &Array) -> Result<()> {
+        rows::replace(all, size, classes, by)
     }
 
     fn part(&self, x: &Array, elements: Range<usize>) -> Result<Array> {

@@ -4,6 +4,7 @@
 use candle_core::{Result, bail};
 
 use super::{Arg, Array, Device, Element, GpuBackend, Launch, Product, fits};
+use crate::dist::Ranks;
 use crate::ops::backend;
 use crate::ops::margin_loss::{self, MarginForm, MarginGradient, MarginLossConfig, PlusMatching};
 
@@ -66,6 +67,8 @@ pub(crate) struct Centres<'a> {
     pub all: &'a Array,
     /// Sampled classes, i64, which labels then index; none uses all classes (An et al., ICCVW 2021: Partial FC).
     pub sample: Option<&'a Array>,
+    /// Ranks that have the centres of other classes.
+    pub ranks: Option<&'a Ranks>,
 }
 
 impl Centres<'_> {
@@ -193,7 +196,10 @@ impl DeviceMarginLoss {
             self.cosines(embeddings, centres, sizes, (first, num), memory)?;
             self.softmax(&memory.cosines, (first, num), rows, &parts.part(2 * i * n, 2 * n), targets)?;
         }
-        self.join(&parts, targets, rows)
+        match centres.ranks {
+            Some(ranks) => self.join(&over_ranks(&parts, targets, ranks)?, targets, rows),
+            None => self.join(&parts, targets, rows),
+        }
     }
 
     /// Writes the gradient of the class centres; returns that of the unit embeddings.
@@ -372,6 +378,19 @@ fn check_rows(x: &Array, index: Option<&Array>, rows: usize, d: usize) -> Result
     Ok(())
 }
 
+/// Returns the maxima and sums of the blocks of all ranks, and replaces the target cosines, of which each rank has those
+/// of its classes and zeros, by those of all.
+fn over_ranks(parts: &Array, targets: &Array, ranks: &Ranks) -> Result<Array> {
+    let wrap = candle_core::Error::wrap;
+    let all = ranks.join_f32(&parts.read::<f32>()?).map_err(wrap)?;
+    let mut sums = vec![0f32; targets.len()];
+    for of_rank in ranks.gather_f32(&targets.read::<f32>()?).map_err(wrap)? {
+        sums.iter_mut().zip(of_rank).for_each(|(sum, cosine)| *sum += cosine);
+    }
+    targets.write(&sums)?;
+    parts.device().upload(&all)
+}
+
 /// Number of rows per chunk, and number of chunks.
 fn chunks_of(n: usize) -> (usize, usize) {
     let chunk = n.div_ceil(MAX_CHUNKS).max(8);
@@ -472,7 +491,7 @@ mod tests {
                 (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
             };
             let (centres, mut of_centres) = (turned(&self.centres, k), vec![0.0; d * k]);
-            let task = backend::MarginTask { rows: self.rows(), config: loss.config, weight, ranks: None };
+            let task = margin_loss::MarginTask { rows: self.rows(), config: loss.config, weight, ranks: None };
             let found = Cpu.margin_loss(&self.embeddings, &centres, task, &mut of_centres)?;
             Ok((found.loss as f32, found.of_embeddings, turned(&of_centres, d)))
         }
@@ -482,7 +501,7 @@ mod tests {
             let rows = DeviceRows::new(device, self.rows(), loss.config.matching)?;
             let of_centres = device.array(Element::F32, k * d)?;
             let centres = device.upload(&self.centres)?;
-            let centres = Centres { all: &centres, sample: None };
+            let centres = Centres { all: &centres, sample: None, ranks: None };
             let e = device.upload(&self.embeddings)?;
             let found = loss.with_gradients(&e, &centres, &rows, weight, &of_centres)?;
             Ok((found.loss, found.of_embeddings, of_centres))
@@ -554,7 +573,7 @@ mod tests {
         }
         let rows = DeviceRows::new(&device, case.rows(), None)?;
         let (all, sample) = (device.upload(&scattered)?, device.upload(&sample)?);
-        let centres = Centres { all: &all, sample: Some(&sample) };
+        let centres = Centres { all: &all, sample: Some(&sample), ranks: None };
         let of_sample = device.array(Element::F32, 200 * 16)?;
         let e = device.upload(&case.embeddings)?;
         let of_some = loss.with_gradients(&e, &centres, &rows, 1.0, &of_sample)?;

@@ -61,6 +61,42 @@ pub(crate) fn multiply(a: &Array, b: &Array, y: &Array) -> Result<()> {
     unsafe { y.device().launch(&format!("rows_multiply_{}", element.suffix()), launch, &args) }
 }
 
+/// Returns some rows of `x: (k, d)`, f32.
+///
+/// # Errors
+/// When there is no such row.
+pub(crate) fn select(x: &Array, d: usize, index: &[u32]) -> Result<Array> {
+    let y = x.device().array(Element::F32, index.len() * d)?;
+    move_rows("rows_select", x, d, index, &y)?;
+    Ok(y)
+}
+
+/// Replaces some rows of `x: (k, d)`, f32, each once.
+///
+/// # Errors
+/// When there is no such row, or `by` has another size.
+pub(crate) fn replace(x: &Array, d: usize, index: &[u32], by: &Array) -> Result<()> {
+    move_rows("rows_replace", x, d, index, by)
+}
+
+/// Copies between some rows of `x` and all rows of `y`.
+fn move_rows(kernel: &str, x: &Array, d: usize, index: &[u32], y: &Array) -> Result<()> {
+    let (num, k) = (index.len(), x.len() / d.max(1));
+    fits(kernel, Element::F32, &[(Some(x), k * d), (Some(y), num * d)])?;
+    if let Some(row) = index.iter().find(|row| **row as usize >= k) {
+        bail!("{kernel}: expected rows below {k}, found {row}");
+    }
+    if num == 0 {
+        return Ok(());
+    }
+    let index: Vec<i64> = index.iter().map(|row| i64::from(*row)).collect();
+    let index = x.device().upload(&index)?;
+    let launch = over((num * d).div_ceil(BLOCK).min(MAX_BLOCKS), 0);
+    let args = [x.arg(), index.arg(), Arg::I64(num as i64), Arg::I32(d as i32), y.arg()];
+    // SAFETY: x has the rows of the index, and y as many of d elements.
+    unsafe { x.device().launch(kernel, launch, &args) }
+}
+
 /// Launch with a thread per access of `len` elements, up to [`MAX_BLOCKS`] blocks.
 ///
 /// # Errors
@@ -103,6 +139,28 @@ pub(crate) fn convert(x: &Array, y: &Array) -> Result<()> {
 mod tests {
     use super::*;
     use crate::gpu::tests::{ELEMENTS, close, device, numbers, read, rounded, upload};
+
+    #[test]
+    fn rows_are_selected_and_replaced() -> Result<()> {
+        let device = device();
+        for (k, d, index) in [(1, 1, vec![0]), (7, 24, vec![0, 3, 6]), (300, 40, (0..300).rev().collect())] {
+            let x = numbers("x", k * d, [-1.0, 1.0]);
+            let on_gpu = device.upload(&x)?;
+            let selected = select(&on_gpu, d, &index)?;
+            let expected: Vec<f32> = index.iter().flat_map(|row| &x[*row as usize * d..][..d]).copied().collect();
+            close("select", &selected, &expected, 0.0)?;
+            let doubled: Vec<f32> = expected.iter().map(|x| 2.0 * x).collect();
+            replace(&on_gpu, d, &index, &device.upload(&doubled)?)?;
+            let of = |i: usize| if index.contains(&((i / d) as u32)) { 2.0 * x[i] } else { x[i] };
+            close("replace", &on_gpu, &(0..k * d).map(of).collect::<Vec<f32>>(), 0.0)?;
+        }
+        let x = device.zeros(Element::F32, 12)?;
+        let error = select(&x, 4, &[1, 3]).unwrap_err().to_string();
+        assert!(error.contains("expected rows below 3, found 3"), "{error}");
+        assert!(replace(&x, 4, &[1], &device.zeros(Element::F32, 8)?).is_err());
+        assert_eq!(select(&x, 4, &[])?.len(), 0);
+        Ok(())
+    }
 
     #[test]
     fn biases_sums_products_and_conversions() -> Result<()> {

@@ -145,7 +145,7 @@ impl Margin {
     /// # Errors
     /// When the GPU fails.
     pub fn step(&self, waits: bool) -> Result<()> {
-        let centres = Centres { all: &self.centres, sample: None };
+        let centres = Centres { all: &self.centres, sample: None, ranks: None };
         let loss = self.loss.with_gradients(&self.embeddings, &centres, &self.rows, 1.0, &self.grads)?.loss;
         if waits {
             loss.read::<f32>()?;

@@ -310,8 +310,7 @@ mod tests {
 
     #[test]
     fn a_sample_of_class_centres_is_updated_as_pytorch_does_and_the_others_stay() -> Result<()> {
-        use crate::ops::backend::MarginTask;
-        use crate::ops::margin_loss::{MarginForm, MarginGradient, MarginLossConfig, Rows};
+        use crate::ops::margin_loss::{MarginForm, MarginGradient, MarginLossConfig, MarginTask, Rows};
 
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/partial_fc.safetensors");
         let bytes = std::fs::read(path).expect("a fixture");

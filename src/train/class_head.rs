@@ -7,12 +7,12 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::step_config::StepConfig;
-use crate::dist::{ClassShard, Ranks};
+use crate::dist::{ClassShard, ELSEWHERE, Ranks};
 use crate::error::Result;
 use crate::losses::{MarginConfig, MarginHead, sample_classes};
 use crate::nn::Group;
-use crate::ops::backend::{Backend, MarginLoss, MarginTask};
-use crate::ops::margin_loss::Rows;
+use crate::ops::backend::{Backend, MarginLoss};
+use crate::ops::margin_loss::{MarginTask, Rows};
 use crate::optim::{Component, SampledCentres};
 
 /// Class centres, their margin loss and their updates. Several ranks share the classes.
@@ -60,7 +60,9 @@ impl<B: Backend> ClassHead<B> {
     /// # Errors
     /// When a label is out of range.
     pub fn pull(&mut self, student: &B::Array, teacher: &B::Array, labels: &[i64]) -> Result<()> {
-        let (backend, own) = (self.centres.params.backend().clone(), self.shard.own(labels)?);
+        let (backend, mut own) = (self.centres.params.backend().clone(), self.shard.own(labels)?);
+        // Their ranks pull these.
+        own.iter_mut().filter(|label| **label == ELSEWHERE).for_each(|label| *label = -1);
         Ok(backend.pull_centres(self.centres.params.values_mut(), student, teacher, &own)?)
     }
 
@@ -90,11 +92,9 @@ impl<B: Backend> ClassHead<B> {
         let mut sampler = ChaCha8Rng::seed_from_u64(self.seed);
         sampler.set_stream(rng.get_stream());
         let classes = sample_classes(&own, shard.classes.len(), config.sample_rate, &mut sampler);
-        let place = |label: &i64| {
-            let place = u32::try_from(*label).ok().and_then(|class| classes.binary_search(&class).ok());
-            place.map_or(-1, |place| place as i64)
-        };
-        let own: Vec<i64> = own.iter().map(place).collect();
+        // The sample has all classes of this rank's labels.
+        let place = |class: u32| classes.binary_search(&class).map_or(ELSEWHERE, |place| place as i64);
+        let own: Vec<i64> = own.iter().map(|label| u32::try_from(*label).map_or(*label, place)).collect();
         let values = backend.select_classes(values, *size, &classes)?;
         let mut gradient = backend.zeros(*size * classes.len())?;
         let found = backend.margin_loss(embeddings, &values, task(&own), &mut gradient)?;

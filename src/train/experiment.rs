@@ -262,6 +262,8 @@ impl Experiment {
         let ranks = self.ranks();
         ranks.agree("build", concat!(env!("CARGO_PKG_VERSION"), " ", env!("MASKINV_COMMIT")))?;
         ranks.agree("settings", &settings)?;
+        let device = if self.machine.is_cpu() { "CPU" } else { "GPU" };
+        ranks.agree("kind of device", &format!("{device}, {}", self.machine.precision()))?;
         ranks.agree("data and given weights", &inputs.digest()?)?;
         ranks.first_does(|| inputs.check(self.out(), self.resumes, self.changed_data, on))?;
         let inputs = inputs.digest()?;

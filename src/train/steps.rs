@@ -23,11 +23,13 @@ pub(super) struct Steps {
 }
 
 /// Time since the arm started or resumed.
+#[derive(Default)]
 struct Clock {
     first_step: usize,
     seconds_before: f64,
     elapsed: f64,
     waited: f64,
+    waited_for_ranks: f64,
 }
 
 /// What [`Steps::next_step`] did.
@@ -49,7 +51,7 @@ pub(super) struct StepResult {
 impl Steps {
     /// Returns the steps of an arm from a position on.
     pub fn new(config: Config, loader: Loader, trainer: Trainer, at: Position) -> Self {
-        let clock = Clock { first_step: at.step, seconds_before: at.seconds, elapsed: 0.0, waited: 0.0 };
+        let clock = Clock { first_step: at.step, seconds_before: at.seconds, ..Clock::default() };
         Self { trainer, at, config, loader, batches: None, clock }
     }
 
@@ -94,7 +96,9 @@ impl Steps {
         let (epochs, per_epoch) = (self.epochs(), self.per_epoch());
         let scheduled = epochs.start * per_epoch + self.at.step;
         let rate = || self.config.base_lr() * self.config.schedule.factor(scheduled, per_epoch, epochs.end);
+        let waited_before = self.trainer.ranks().seconds_waited();
         let report = self.trainer.step(batch, scheduled as u64, lr.unwrap_or_else(rate))?;
+        self.clock.waited_for_ranks += self.trainer.ranks().seconds_waited() - waited_before;
         if report.as_ref().is_some_and(|report| report.is_skipped) {
             let numbers: Vec<f64> = images.iter().map(|image| f64::from(*image)).collect();
             images = self.trainer.ranks().gather_f64(&numbers)?.concat().into_iter().map(|n| n as u32).collect();
@@ -129,14 +133,19 @@ impl Steps {
     }
 
     fn speed(&self) -> Speed {
-        let Clock { first_step, elapsed, waited, .. } = self.clock;
+        let Clock { first_step, elapsed, waited, waited_for_ranks, .. } = self.clock;
         let num_images = (self.at.step - first_step) * self.config.loader.batch_size;
-        Speed { seconds: self.at.seconds, images_per_s: num_images as f64 / elapsed, wait_share: waited / elapsed }
+        Speed {
+            seconds: self.at.seconds,
+            images_per_s: num_images as f64 / elapsed,
+            wait_share: waited / elapsed,
+            ranks_wait_share: waited_for_ranks / elapsed,
+        }
     }
 
     /// Measures speeds from here on.
     pub fn restart_clock(&mut self) {
-        self.clock = Clock { first_step: self.at.step, seconds_before: self.at.seconds, elapsed: 0.0, waited: 0.0 };
+        self.clock = Clock { first_step: self.at.step, seconds_before: self.at.seconds, ..Clock::default() };
     }
 
     /// Seconds that the steps have waited for data.

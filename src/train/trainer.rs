@@ -246,10 +246,6 @@ struct Last<B: Kernels> {
 impl<B: Kernels> TrainerOn<B> {
     fn new(backend: &B, New { student, head, teacher, config }: New) -> Result<Self> {
         let ranks = student.machine().ranks().clone();
-        if !ranks.is_single() && !B::IS_SYNCHRONOUS {
-            let what = format!("{} ranks train on the CPU alone yet (--device cpu)", ranks.size());
-            return Err(Error::Training(what));
-        }
         let objective = Objective::new(backend, &ranks, student.config().embedding_size, head, teacher, &config)?;
         let activations = if config.recompute { Activations::Recomputed } else { Activations::Kept };
         let (network, params) = Trainable::new(backend, student, activations)?;
@@ -288,7 +284,7 @@ impl<B: Kernels> TrainerOn<B> {
             let shared = (!self.ranks.is_single()).then_some(shared);
             let (embeddings, recording) = self.network.record(&mut self.student.params, &batch.student, shared)?;
             let (losses, gradient) = self.objective.gradient(embeddings, &batch, &mut rng)?;
-            if num == 1 && shared.is_some() {
+            if num == 1 && shared.is_some() && B::IS_SYNCHRONOUS {
                 let mut failed = None;
                 recording.backward_with(&mut self.student.params, &gradient, &mut |grads, range| match self
                     .backend
@@ -325,12 +321,12 @@ impl<B: Kernels> TrainerOn<B> {
         if self.num_steps % every == 1 % every { self.report().map(Some) } else { Ok(None) }
     }
 
-    /// Adds the gradients and losses of a step over all ranks; `buckets` has the student's gradients on their way if
-    /// there was one mini-batch.
+    /// Adds the gradients and losses of a step over all ranks; on the CPU, `buckets` has the student's gradients on
+    /// their way if there was one mini-batch.
     fn share_step(&mut self, mut buckets: Buckets, num_parts: usize, parts: &mut [Losses<B>]) -> Result<()> {
         let Self { student, objective, ranks, backend, .. } = self;
         let mut grads = backend.read(student.params.grads())?.into_owned();
-        if num_parts > 1 {
+        if num_parts > 1 || !B::IS_SYNCHRONOUS {
             student.params.ranges_of_grads().for_each(|range| buckets.add(&grads, range));
         }
         buckets.finish(&mut grads)?;

@@ -13,9 +13,8 @@ use candle_core::Result;
 
 use super::adamw::AdamWStep;
 use super::distance::DistillKind;
-use super::margin_loss::{MarginLossConfig, Rows};
+use super::margin_loss::MarginTask;
 use super::sgd::SgdStep;
-use crate::dist::Ranks;
 pub use kernels::{
     Activation, ConvShape, FullGrad, Grads, Kernels, MapGrad, NormGrad, NormParams, Part, Place, Scale, Scaling,
     Source, Statistics, Sums, Weight,
@@ -161,20 +160,6 @@ pub struct Update<'a, B: Backend> {
     pub guard: &'a B::Guard,
     /// Whether the guard's clipping factor scales the gradients.
     pub is_clipped: bool,
-}
-
-/// What is asked of a margin loss.
-#[derive(Clone, Copy, Debug)]
-pub struct MarginTask<'a> {
-    /// Labels and margins of the batch. A row whose class is not among the given centres has label -1.
-    pub rows: Rows<'a>,
-    /// Settings of the loss.
-    pub config: MarginLossConfig,
-    /// Factor of the gradients.
-    pub weight: f64,
-    /// Ranks that share the classes. All give the same rows with the centres of their own classes, and the labels among
-    /// these.
-    pub ranks: Option<&'a Ranks>,
 }
 
 /// The margin loss of a batch.

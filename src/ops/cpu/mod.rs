@@ -11,11 +11,11 @@ use candle_core::{Result, bail};
 pub use images::CpuImages;
 
 use super::adamw::{AdamWStep, adamw_step};
-use super::backend::{Backend, GuardState, MarginLoss, MarginTask, Order, Update};
+use super::backend::{Backend, GuardState, MarginLoss, Order, Update};
 use super::centres::{self, pull_centres};
 use super::distance::{DistillKind, distance_with_gradient};
 use super::linear;
-use super::margin_loss;
+use super::margin_loss::{self, MarginTask};
 use super::sgd::{SgdStep, sgd_step};
 use super::update::{each_pair, sum_of_squares};
 

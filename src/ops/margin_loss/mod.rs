@@ -15,8 +15,8 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
-use super::backend::MarginTask;
 use super::slice::{self, for_float};
+use crate::dist::{ELSEWHERE, Ranks};
 use cpu::Dims;
 use kernel::Real;
 pub use margin::{MarginForm, MarginGradient};
@@ -52,12 +52,22 @@ impl Rows<'_> {
     ///
     /// # Errors
     /// When there are not `n` labels or margins, or a label is below -1 or not below `k`.
-    pub(crate) fn check(&self, n: usize, k: usize) -> Result<()> {
+    fn check(&self, n: usize, k: usize) -> Result<()> {
+        self.check_labels(n, k, |label| (-1..k as i64).contains(&label))
+    }
+
+    /// Like [`Self::check`], but a row's class may be [`ELSEWHERE`].
+    pub(crate) fn check_shared(&self, n: usize, k: usize, ranks: Option<&Ranks>) -> Result<()> {
+        let shares = ranks.is_some();
+        self.check_labels(n, k, |label| (-1..k as i64).contains(&label) || (shares && label == ELSEWHERE))
+    }
+
+    fn check_labels(&self, n: usize, k: usize, fits: impl Fn(i64) -> bool) -> Result<()> {
         let Self { labels, margins } = self;
         if labels.len() != n || margins.len() != n {
             bail!("{NAME}: {n} rows, but {} labels and {} margins", labels.len(), margins.len());
         }
-        match labels.iter().position(|&label| label < -1 || label >= k as i64) {
+        match labels.iter().position(|label| !fits(*label)) {
             Some(row) => bail!("{NAME}: row {row}: expected a label below {k} or -1, found {}", labels[row]),
             None => Ok(()),
         }
@@ -81,7 +91,8 @@ pub fn margin_loss(embedding: &Tensor, kernel: &Tensor, rows: Rows, config: Marg
     if d != inputs || d == 0 || k == 0 {
         bail!("{NAME}: embeddings {:?} do not fit class centres {:?}", embedding.shape(), kernel.shape());
     }
-    let op = MarginLoss::new(Dims { n, d, k }, rows, config)?;
+    rows.check(n, k)?;
+    let op = MarginLoss::new(Dims { n, d, k }, rows, config);
     embedding.contiguous()?.apply_op2(&kernel.contiguous()?, op)
 }
 
@@ -115,6 +126,21 @@ pub fn margin_loss_with_gradients(
     with_gradients(embeddings, kernel, MarginTask { rows, config, weight, ranks: None }, of_kernel)
 }
 
+/// What is asked of a margin loss.
+#[derive(Clone, Copy, Debug)]
+pub struct MarginTask<'a> {
+    /// Labels and margins of the batch. If ranks share the classes, a row whose class is not among the given centres has
+    /// the label `i64::MAX`.
+    pub rows: Rows<'a>,
+    /// Settings of the loss.
+    pub config: MarginLossConfig,
+    /// Factor of the gradients.
+    pub weight: f64,
+    /// Ranks that share the classes. All give the same rows with the centres of their own classes, and the labels among
+    /// these.
+    pub ranks: Option<&'a Ranks>,
+}
+
 /// [`margin_loss_with_gradients`] by the class centres of all ranks, of which each gives its own: the loss and the target
 /// cosines are those of all classes, and the gradients of the embeddings on all ranks have to be added.
 ///
@@ -134,7 +160,8 @@ pub(crate) fn with_gradients<T: Real>(
         let (e, w, g) = (embeddings.len(), kernel.len(), of_kernel.len());
         bail!("{NAME}: {e} elements in {n} embeddings do not fit {w} of class centres and {g} of their gradient");
     }
-    let op = MarginLoss::new(Dims { n, d, k }, rows, config)?;
+    rows.check_shared(n, k, ranks)?;
+    let op = MarginLoss::new(Dims { n, d, k }, rows, config);
     T::with_scratch(op.dims.saved(), |saved| {
         let sums = op.sums(embeddings, kernel, saved);
         let sums = match ranks {
@@ -176,10 +203,9 @@ struct RowSoftmax {
 }
 
 impl MarginLoss {
-    fn new(dims: Dims, rows: Rows, config: MarginLossConfig) -> Result<Self> {
-        rows.check(dims.n, dims.k)?;
+    fn new(dims: Dims, rows: Rows, config: MarginLossConfig) -> Self {
         let (labels, margins) = (rows.labels.to_vec(), rows.margins.to_vec());
-        Ok(Self { config, labels, margins, dims, saved: OnceLock::new() })
+        Self { config, labels, margins, dims, saved: OnceLock::new() }
     }
 
     /// Returns each row's sum over all classes but the target; writes `cosines` for the backward pass.

@@ -8,7 +8,7 @@ use crate::dist::Ranks;
 use crate::dist::threads::on_ranks;
 use crate::error::Result;
 use crate::losses::MarginHead;
-use crate::machine::Machine;
+use crate::machine::{Machine, Precision};
 use crate::models::Model;
 use crate::records::StepReport;
 use crate::train::{Arm, BatchNormMode, Config, Position, TrainState, Trainer, preset};
@@ -39,9 +39,13 @@ fn tiny(settings: &[&str]) -> Result<Config> {
     Ok(config)
 }
 
-/// Returns a trainer on some ranks with the loader of its batches.
+/// Returns a trainer on some ranks of the CPU with the loader of its batches.
 fn trainer(config: &Config, arm: Arm, ranks: &Ranks) -> Result<(Trainer, crate::data::Loader)> {
-    let machine = Machine::default().with_ranks(&ranks.clone().configured(&config.ranks));
+    trainer_on(Machine::default(), config, arm, ranks)
+}
+
+fn trainer_on(machine: Machine, config: &Config, arm: Arm, ranks: &Ranks) -> Result<(Trainer, crate::data::Loader)> {
+    let machine = machine.with_ranks(&ranks.clone().configured(&config.ranks));
     let mut of_teacher = config.model.clone();
     // This arm has a projection to the teacher's embeddings too.
     of_teacher.embedding_size += if arm == Arm::Ada { 8 } else { 0 };
@@ -70,11 +74,21 @@ fn weights(trainer: &Trainer) -> Result<Weights> {
 
 /// Runs some steps on a number of ranks; checks that all end the same and returns the first one's.
 fn run(config: &Config, arm: Arm, size: usize, num_steps: usize) -> Result<(Vec<StepReport>, Weights)> {
+    run_on(&Machine::default, config, arm, (size, num_steps))
+}
+
+fn run_on(
+    machine: &(dyn Fn() -> Machine + Sync),
+    config: &Config,
+    arm: Arm,
+    (size, num_steps): (usize, usize),
+) -> Result<(Vec<StepReport>, Weights)> {
     let found = on_ranks(size, |ranks| -> Result<_> {
-        let (mut trainer, loader) = trainer(config, arm, &ranks)?;
+        let (mut trainer, loader) = trainer_on(machine(), config, arm, &ranks)?;
         let mut reports = Vec::new();
         for (i, batch) in loader.epoch(0).take(num_steps).enumerate() {
-            reports.extend(trainer.step(batch?, i as u64, RATE)?);
+            trainer.step(batch?, i as u64, RATE)?;
+            reports.push(trainer.report()?);
         }
         Ok((reports, weights(&trainer)?))
     });
@@ -231,6 +245,31 @@ fn any_number_of_ranks_goes_on_from_a_checkpoint() -> Result<()> {
         let (is_none, said) = found?;
         assert!(is_none && said.len() == usize::from(rank == 0), "{said:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn ranks_with_a_gpu_each_train_as_those_of_the_cpu() -> Result<()> {
+    let frozen = "train.batch_norm=frozen";
+    let cases: [(Arm, &[&str]); 3] = [
+        (Arm::Aug, &[frozen, "loss.sample_rate=0.5", "loss.kind=elastic-cos-plus"]),
+        (Arm::Hg, &[frozen, "augment.paired=true", "distill.agreement=3", "train.ema=0.9"]),
+        (Arm::Ada, &[frozen, "train.accumulate=2"]),
+    ];
+    for (arm, settings) in cases {
+        let config = tiny(settings)?;
+        let (expected, _) = run(&config, arm, 2, 3)?;
+        let (found, _) = run_on(&|| Machine::of_tests(Precision::F32), &config, arm, (2, 3))?;
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let case = format!("{arm:?} {settings:?}, step {i}: {found:?}, expected {expected:?}");
+            assert!((found.loss - expected.loss).abs() < 2e-3 * expected.loss, "{case}");
+            assert!((found.grad_norm - expected.grad_norm).abs() < 6e-3 * expected.grad_norm, "{case}");
+            assert_eq!(found.labels, expected.labels, "{case}");
+        }
+    }
+    // Statistics of all ranks are the CPU's alone.
+    let synced = run_on(&|| Machine::of_tests(Precision::F32), &tiny(&[])?, Arm::Aug, (2, 1));
+    assert!(synced.is_err_and(|e| e.to_string().contains("a GPU cannot share statistics with other ranks yet")));
     Ok(())
 }
 
