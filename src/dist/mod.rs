@@ -16,6 +16,7 @@ pub(crate) mod threads;
 mod transport;
 
 use std::fmt::{self, Display};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -243,11 +244,24 @@ impl Ranks {
         Ok(())
     }
 
-    /// Returns what the first rank says.
+    /// Returns the first rank's path, if it has one.
     ///
     /// # Errors
-    /// [`Error::Ranks`] when the transport fails, or another rank does not take part in time.
-    pub fn of_first(&self, text: &str) -> Result<String> {
+    /// [`Error::Ranks`] when the path is not UTF-8 and there are other ranks, the transport fails, or another rank does
+    /// not take part in time.
+    pub fn path_of_first(&self, path: Option<&Path>) -> Result<Option<PathBuf>> {
+        if self.is_single() {
+            return Ok(path.map(Path::to_owned));
+        }
+        let text = path.filter(|_| self.is_first()).map(|path| {
+            path.to_str().ok_or_else(|| Error::Ranks(format!("{}: expected a path in UTF-8", path.display())))
+        });
+        let text = self.of_first(self.all_ok(text.transpose())?.unwrap_or_default())?;
+        Ok(Some(PathBuf::from(text)).filter(|path| !path.as_os_str().is_empty()))
+    }
+
+    /// Returns what the first rank says.
+    fn of_first(&self, text: &str) -> Result<String> {
         let said = if self.is_first() { text.as_bytes().to_vec() } else { Vec::new() };
         let first = self.gather(said)?.swap_remove(0);
         String::from_utf8(first).map_err(|e| Error::Ranks(format!("the first rank sent no text: {e}")))

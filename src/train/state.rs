@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 use super::arm::Arm;
 use super::objective::{HEAD_MOMENTS, HEADER, State};
@@ -186,12 +187,8 @@ impl TrainState {
             tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(folder).map_err(Error::io(folder)).map(Some)
         })?;
         let unfinished = unfinished.flatten();
-        let path = unfinished.as_ref().map(|folder| folder.path().to_string_lossy().into_owned()).unwrap_or_default();
-        let path = ranks.of_first(&path)?;
-        if path.is_empty() {
-            return Ok(());
-        }
-        let path = Path::new(&path);
+        let Some(path) = ranks.path_of_first(unfinished.as_ref().map(TempDir::path))? else { return Ok(()) };
+        let path = path.as_path();
         let (tensors, shard) = if ranks.is_single() { (self.tensors.clone(), None) } else { split(&self.tensors) };
         let own = shard.map(|shard| write_part(path, &format!("{SHARD}{:05}", ranks.rank()), &shard));
         let own = ranks.all_ok(own.transpose())?;
@@ -252,12 +249,8 @@ impl TrainState {
             Ok(None)
         })?;
         let (path, state) = found.flatten().unzip();
-        let path = path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
-        let path = ranks.of_first(&path)?;
-        if path.is_empty() {
-            return Ok((None, problems));
-        }
-        let state = ranks.all_ok(state.map_or_else(|| Self::read(Path::new(&path)), Ok))?;
+        let Some(path) = ranks.path_of_first(path.as_deref())? else { return Ok((None, problems)) };
+        let state = ranks.all_ok(state.map_or_else(|| Self::read(&path), Ok))?;
         let tensors = if ranks.is_single() { state.tensors } else { own_classes(state.tensors, ranks)? };
         Ok((Some(Self { tensors, ..state }), problems))
     }
@@ -447,6 +440,17 @@ mod tests {
         // Saving the same step again changes nothing.
         state(200).save(&folder, 2, &Ranks::default()).unwrap();
         assert_eq!(newest(&folder), (Some(200), 0));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_whose_name_is_no_text_has_checkpoints_too() {
+        use std::os::unix::ffi::OsStrExt;
+
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join(std::ffi::OsStr::from_bytes(b"run\xff"));
+        state(3).save(&folder, 2, &Ranks::default()).unwrap();
+        assert_eq!(newest(&folder), (Some(3), 0));
     }
 
     #[test]

@@ -173,10 +173,8 @@ impl TrainArgs {
         if let Some(file) = &self.sweep {
             return sweep::run(self, file);
         }
-        let resumed = self.resumed()?.map(|folder| folder.to_string_lossy().into_owned());
         // The first rank's, since it may have made the folder before another one looks.
-        let resumed = Some(ranks.of_first(&resumed.unwrap_or_default())?).filter(|folder| !folder.is_empty());
-        let resumed = resumed.map(PathBuf::from);
+        let resumed = ranks.path_of_first(self.resumed()?.as_deref())?;
         let config = self.resolve(resumed.as_deref())?;
         if self.show_config {
             return print(config.to_toml()?.trim_end());
@@ -203,8 +201,7 @@ impl TrainArgs {
         let experiment = self.experiment(config, &machine)?.with_changed_data(changed_data);
         // Claimed once everything else is known to be right, so that a mistake leaves no folder behind.
         let folder = ranks.first_does(|| destination.map(|destination| destination.claim()).transpose())?.flatten();
-        let out = folder.as_ref().map(|folder| folder.path().to_string_lossy().into_owned()).unwrap_or_default();
-        let out = PathBuf::from(ranks.of_first(&out)?);
+        let out = ranks.path_of_first(folder.as_ref().map(RunFolder::path))?.unwrap_or_default();
         let folder = folder.unwrap_or_else(|| RunFolder::of_first_rank(&out));
         let experiment = if is_resumed { experiment.resumed(folder)? } else { experiment.in_folder(folder) };
         let stop = interrupt::flag()?;
