@@ -4,14 +4,15 @@ use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
 
 /// Returns the classes of a step, in ascending order: those of `labels`, of which -1 is none, and random others, all
-/// with the same probability, up to the share `rate` of the `num_classes` classes. The classes of the labels are all
+/// with the same probability, up to the share `rate` of the `num_classes` classes, at least one. The classes of the labels are all
 /// there, even if they are more.
 pub(crate) fn sample_classes(labels: &[i64], num_classes: usize, rate: f64, rng: &mut ChaCha8Rng) -> Vec<u32> {
     let mut positive: Vec<u32> = labels.iter().filter_map(|label| u32::try_from(*label).ok()).collect();
     positive.sort_unstable();
     positive.dedup();
     let num_others = num_classes - positive.len();
-    let wanted = ((rate * num_classes as f64) as usize).saturating_sub(positive.len()).min(num_others);
+    // A softmax needs a class.
+    let wanted = ((rate * num_classes as f64) as usize).max(1).saturating_sub(positive.len()).min(num_others);
     let mut others: Vec<u32> = index::sample(rng, num_others, wanted).into_iter().map(|i| i as u32).collect();
     others.sort_unstable();
     // The number of an other class counts from below only classes that are not positive.
@@ -50,6 +51,6 @@ mod tests {
         }
         assert_eq!(sample_classes(&labels, 20, 0.1, &mut rng), [0, 3, 7, 19], "more labels than the share");
         assert_eq!(sample_classes(&[-1], 4, 1.0, &mut rng), [0, 1, 2, 3]);
-        assert!(sample_classes(&[-1], 4, 0.1, &mut rng).is_empty());
+        assert_eq!(sample_classes(&[-1], 4, 0.1, &mut rng).len(), 1, "fewer than one class in the share");
     }
 }

@@ -306,6 +306,14 @@ fn ranks_sample_the_classes_that_they_have() -> Result<()> {
     });
     let moved: Vec<usize> = moved.collect();
     assert!(moved.starts_with(&[0, 1, 2]) && moved.len() < NUM_CLASSES, "{moved:?}");
+    // The second rank has no class of the batch, and less than one in the share.
+    let fewest = tiny(&["loss.sample_rate=0.1", "optim.weight_decay=0.1", "data.procedural.num_identities=3"])?;
+    let (_, after) = run(&fewest, Arm::Aug, 2, 1)?;
+    let moved =
+        after["kernel"].iter().zip(&before["kernel"]).enumerate().filter(|(_, (after, before))| after != before);
+    let of_second: std::collections::BTreeSet<usize> =
+        moved.map(|(i, _)| i % NUM_CLASSES).filter(|c| *c >= 4).collect();
+    assert_eq!(of_second.len(), 1, "{of_second:?}");
     let all = run(&tiny(&["loss.sample_rate=1"])?, Arm::Aug, 2, 2)?;
     assert!(all == run(&tiny(&[])?, Arm::Aug, 2, 2)?);
     assert!(tiny(&["loss.sample_rate=0.5", "train.accumulate=2"]).is_err());
