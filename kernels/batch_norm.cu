@@ -90,18 +90,14 @@ __device__ inline void write_constants(float* all, int c, int channel, float mea
     constants.inv_std[channel] = inv_std;
 }
 
-// Joins the chunks; writes the constants (4, c) and updates the running statistics with `momentum` and the unbiased
-// variance, as PyTorch's BatchNorm2d; with one row the running variance does not change. A warp per channel. Grid: c
-// divided by the warps per block, rounded up.
-KERNEL(batch_norm_finish)
-(const float* means, const float* m2s, i64 rows, int c, i64 chunk, const float* weight, const float* bias, float eps,
- float momentum, float* running_mean, float* running_var, float* constants) {
-    const int channel = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
-    if (channel >= c) return;
+// Moments of a channel over chunks of `chunk` rows, the last of which may be shorter; the means and sums of a chunk are
+// `stride` floats after those of the chunk before. A warp per channel: for its first lane.
+__device__ inline Moments moments_of_chunks(const float* means, const float* m2s, int stride, i64 rows, i64 chunk, int channel) {
+    const int lane = threadIdx.x % WARP;
     Moments all = {0.f, 0.f, 0.f};
     for (i64 i = lane; i * chunk < rows; i += WARP) {
         const i64 rest = rows - i * chunk;
-        all = join(all, {means[i * c + channel], m2s[i * c + channel], float(rest < chunk ? rest : chunk)});
+        all = join(all, {means[i * stride + channel], m2s[i * stride + channel], float(rest < chunk ? rest : chunk)});
     }
 #pragma unroll
     for (int offset = WARP / 2; offset > 0; offset /= 2) {
@@ -109,7 +105,32 @@ KERNEL(batch_norm_finish)
                                __shfl_down_sync(0xffffffffu, all.n, offset)};
         if (lane < offset) all = join(all, other);
     }
-    if (lane > 0) return;
+    return all;
+}
+
+// Joins the chunks of this rank for the statistics of all ranks: `joined` (2, c) has means and sums. A warp per channel.
+// Grid: c divided by the warps per block, rounded up.
+KERNEL(batch_norm_join)(const float* means, const float* m2s, i64 rows, int c, i64 chunk, float* joined) {
+    const int channel = (blockIdx.x * blockDim.x + threadIdx.x) / WARP;
+    if (channel >= c) return;
+    const Moments all = moments_of_chunks(means, m2s, c, rows, chunk, channel);
+    if (threadIdx.x % WARP > 0) return;
+    joined[channel] = all.mean;
+    joined[c + channel] = all.m2;
+}
+EXPORT(batch_norm_join)
+
+// Joins the chunks; writes the constants (4, c) and updates the running statistics with `momentum` and the unbiased
+// variance, as PyTorch's BatchNorm2d; with one row the running variance does not change. `stride` as above: c for the
+// chunks of a rank, 2 c for what the ranks have joined. A warp per channel. Grid: c divided by the warps per block,
+// rounded up.
+KERNEL(batch_norm_finish)
+(const float* means, const float* m2s, int stride, i64 rows, int c, i64 chunk, const float* weight, const float* bias, float eps,
+ float momentum, float* running_mean, float* running_var, float* constants) {
+    const int channel = (blockIdx.x * blockDim.x + threadIdx.x) / WARP;
+    if (channel >= c) return;
+    const Moments all = moments_of_chunks(means, m2s, stride, rows, chunk, channel);
+    if (threadIdx.x % WARP > 0) return;
     write_constants(constants, c, channel, all.mean, all.m2 / float(rows), eps, weight[channel], bias[channel]);
     running_mean[channel] += momentum * (all.mean - running_mean[channel]);
     if (rows > 1) running_var[channel] += momentum * (all.m2 / float(rows - 1) - running_var[channel]);

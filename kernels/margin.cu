@@ -26,15 +26,14 @@ constexpr int TRUE_GRADIENT = 0;
 // Values of `matching`.
 constexpr int RANKED = 1;
 
-// Rows of x (rows, d), f32, scaled to unit length, and the inverses of their norms. If `index` is not null, a row of
-// `unit` is row `index[row]` of x (sampled classes: An et al., ICCVW 2021). d is a multiple of 8. A warp per row. Bytes
-// per element: 4 + the size of T; the second read of x comes from the cache.
+// Rows of x (rows, d), f32, scaled to unit length, and the inverses of their norms. d is a multiple of 8. A warp per
+// row. Bytes per element: 4 + the size of T; the second read of x comes from the cache.
 template <class T>
-__device__ void unit_rows(const float* x, const i64* index, i64 rows, int d, T* unit, float* inv_norms) {
+__device__ void unit_rows(const float* x, i64 rows, int d, T* unit, float* inv_norms) {
     const i64 row = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
     const int lane = threadIdx.x % WARP;
     if (row >= rows) return;
-    const float* from = x + (index ? index[row] : row) * d;
+    const float* from = x + row * d;
     float sum = 0.f;
     for (int i = lane * 4; i < d; i += WARP * 4) {
         const Pack<float> pack = load(from + i);
@@ -56,9 +55,9 @@ __device__ void unit_rows(const float* x, const i64* index, i64 rows, int d, T* 
     }
 }
 
-#define UNIT_ROWS(T)                                                                                            \
-    KERNEL(margin_unit_rows_##T)(const float* x, const i64* index, i64 rows, int d, T* unit, float* inv_norms) { \
-        unit_rows(x, index, rows, d, unit, inv_norms);                                                          \
+#define UNIT_ROWS(T)                                                                          \
+    KERNEL(margin_unit_rows_##T)(const float* x, i64 rows, int d, T* unit, float* inv_norms) { \
+        unit_rows(x, rows, d, unit, inv_norms);                                               \
     } \
     EXPORT(margin_unit_rows_##T)
 UNIT_ROWS(f32)
@@ -122,6 +121,19 @@ KERNEL(margin_softmax)
     parts[row] = make_float2(all.max, all.sum);
 }
 EXPORT(margin_softmax)
+
+// Joins the parts (blocks, n) of each row to one, `joined` (n). A thread per row.
+KERNEL(margin_join)(const float2* parts, int blocks, int n, float2* joined) {
+    const int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= n) return;
+    Softmax all = nothing();
+    for (int i = 0; i < blocks; i++) {
+        const float2 part = parts[i64(i) * n + row];
+        all = join(all, {part.x, part.y});
+    }
+    joined[row] = make_float2(all.max, all.sum);
+}
+EXPORT(margin_join)
 
 // Values of a row for `gradient_*`.
 struct Row {
@@ -253,14 +265,13 @@ GRADIENT(f16)
 //     gx = (u - x_hat (x_hat . u)) / |x|,   x_hat = x / |x|
 //
 // For class centres, x_hat . u is `factor` times the column sums of `sums` (chunks, stride); for embeddings, `sums` is
-// null and the dot product is computed. `index` as in `unit_rows`. A warp per row. Bytes per element: 12.
+// null and the dot product is computed. A warp per row. Bytes per element: 12.
 KERNEL(margin_through_unit_rows)
-(const float* x, const i64* index, const float* inv_norms, const float* sums, int chunks, int stride, float factor, i64 rows,
- int d, float* u) {
+(const float* x, const float* inv_norms, const float* sums, int chunks, int stride, float factor, i64 rows, int d, float* u) {
     const i64 row = (i64(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
     const int lane = threadIdx.x % WARP;
     if (row >= rows) return;
-    const float* from = x + (index ? index[row] : row) * d;
+    const float* from = x + row * d;
     const float inv_norm = inv_norms[row];
     float dot = 0.f;
     if (sums) {

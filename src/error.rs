@@ -129,6 +129,14 @@ impl Error {
         matches!(self, Self::Image { .. } | Self::Face { .. } | Self::Io { .. })
     }
 
+    /// The ranks have waited too long for one of them.
+    pub(crate) fn timed_out(waited: std::time::Duration) -> Self {
+        Self::Ranks(format!(
+            "waited {} s (ranks.timeout_s) for the others: one of them has stalled or died",
+            waited.as_secs()
+        ))
+    }
+
     /// Returns a function that wraps an I/O error with the path it happened at, for `map_err`.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }

@@ -279,7 +279,13 @@ impl Machine {
     /// The machine of the tests: GPU kernels on the CPU, or a GPU (`gpu/tests.rs`).
     #[cfg(test)]
     pub(crate) fn of_tests(precision: Precision) -> Self {
-        let device = gpu::tests::device();
+        Self::of_tests_on_rank(precision, 0)
+    }
+
+    /// The machine of one of several ranks in the tests.
+    #[cfg(test)]
+    pub(crate) fn of_tests_on_rank(precision: Precision, rank: usize) -> Self {
+        let device = gpu::tests::device_of_rank(rank);
         Self { gpu: Some(Gpu { device, precision, name: "tests".into() }), ..Self::default() }
     }
 

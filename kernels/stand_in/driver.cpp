@@ -60,10 +60,11 @@ struct Stream {
     };
     std::deque<Work> works;
     bool is_busy = false, ends = false;
+    void* const context;
     std::mt19937 random;
     std::thread thread;
 
-    explicit Stream(unsigned seed) : random(seed), thread([this] { run(); }) {}
+    Stream(void* context, unsigned seed) : context(context), random(seed), thread([this] { run(); }) {}
     ~Stream() {
         {
             std::lock_guard lock(mutex);
@@ -94,7 +95,7 @@ struct State {
     long num_allocations = 0, num_launches = 0, num_pinned = 0, num_unpinned = 0;
     std::map<uint64_t, size_t> pinned;
     size_t pinned_bytes = 0;
-    std::map<void*, std::unique_ptr<Stream>> streams;
+    std::map<void*, std::shared_ptr<Stream>> streams;
     std::map<void*, std::shared_ptr<Event>> events;
     std::map<const void*, std::string> objects;
     std::map<void*, std::string> modules;
@@ -275,7 +276,7 @@ Stream* stream_of(void* handle) {
     auto found = s.streams.find(handle);
     if (found != s.streams.end()) return found->second.get();
     if (handle != nullptr) return nullptr;
-    return (s.streams[nullptr] = std::make_unique<Stream>(unsigned(setting("seed", 1)))).get();
+    return (s.streams[nullptr] = std::make_shared<Stream>(current, unsigned(setting("seed", 1)))).get();
 }
 
 void queue(Stream* stream, const char* name, std::function<void()> work) {
@@ -303,6 +304,8 @@ int ready(const char* call) {
     }
     return SUCCESS;
 }
+
+void* current_context() { return current; }
 
 void spoil(const char* call, const std::string& what) {
     say(call, what);
@@ -420,6 +423,12 @@ API cuDeviceGetName(char* name, int len, int) {
     return SUCCESS;
 }
 
+API cuDeviceGetUuid_v2(unsigned char uuid[16], int device) {
+    const int numbers[4] = {0x5741, int(getpid()), device, 0};
+    memcpy(uuid, numbers, sizeof numbers);
+    return SUCCESS;
+}
+
 API cuDeviceTotalMem_v2(size_t* bytes, int) {
     *bytes = size_t(setting("memory", 8l << 30));
     return SUCCESS;
@@ -471,12 +480,14 @@ API cuCtxGetCurrent(void** context) {
 
 API cuCtxSynchronize() {
     if (int error = ready("cuCtxSynchronize")) return error;
-    std::vector<Stream*> all;
+    // Other threads may destroy them meanwhile.
+    std::vector<std::shared_ptr<Stream>> of_context;
     {
         std::lock_guard lock(state().mutex);
-        for (auto& [_, stream] : state().streams) all.push_back(stream.get());
+        for (auto& [_, stream] : state().streams)
+            if (stream->context == current) of_context.push_back(stream);
     }
-    for (Stream* stream : all) drain(stream);
+    for (auto& stream : of_context) drain(stream.get());
     return state().error;
 }
 
@@ -493,14 +504,14 @@ API cuStreamCreate(void** stream, unsigned) {
     State& s = state();
     std::lock_guard lock(s.mutex);
     *stream = s.handle();
-    s.streams[*stream] = std::make_unique<Stream>(unsigned(setting("seed", 1)) + unsigned(s.streams.size()));
+    s.streams[*stream] = std::make_shared<Stream>(current, unsigned(setting("seed", 1)) + unsigned(s.streams.size()));
     return SUCCESS;
 }
 
 API cuStreamDestroy_v2(void* stream) {
     if (!stream_of(stream)) return INVALID_HANDLE;
     drain(stream_of(stream));
-    std::unique_ptr<Stream> owned;
+    std::shared_ptr<Stream> owned;
     {
         std::lock_guard lock(state().mutex);
         owned = std::move(state().streams[stream]);
@@ -786,19 +797,20 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
                    void* stream_handle, void** args, void** extra) {
     if (int error = ready("cuLaunchKernel")) return error;
     State& s = state();
-    std::string name;
+    // The name outlives the work: functions are never forgotten.
+    const char* name;
     long number;
     {
         std::lock_guard lock(s.mutex);
         auto found = s.functions.find(function);
         if (found == s.functions.end()) return INVALID_HANDLE;
-        name = found->second;
+        name = found->second.c_str();
         number = ++s.num_launches;
     }
     Stream* stream = stream_of(stream_handle);
     if (!stream) return INVALID_HANDLE;
     const auto wrong = [&](const char* what) {
-        say(name.c_str(), what);
+        say(name, what);
         return int(INVALID_VALUE);
     };
     if (extra) return wrong("extra arguments");
@@ -806,7 +818,7 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     if (gx > 0x7fffffffu || gy > 65535 || gz > 65535) return wrong("a grid over the limit of 2147483647 x 65535 x 65535 blocks");
     if (uint64_t(bx) * by * bz > 1024) return wrong("a block of more than 1024 threads");
     if (shared_bytes > 48 * 1024) return wrong("more than 48 KiB of shared memory");
-    const char* types = host_types(name.c_str());
+    const char* types = host_types(name);
     // Arguments are copied before the call returns, as the driver does.
     auto values = std::make_shared<std::vector<uint64_t>>();
     for (const char* type = types; *type; type++) {
@@ -817,18 +829,16 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     }
     const bool is_faulty = number == setting("fault", 0);
     const unsigned seed = unsigned(setting("seed", 1)) * 1000003u + unsigned(number);
-    // The name outlives the work: functions are never forgotten.
-    const char* kept = s.functions[function].c_str();
-    queue(stream, kept, [=] {
-        if (is_faulty) return spoil(kept, "an illegal address, as the test wants it");
+    queue(stream, name, [=] {
+        if (is_faulty) return spoil(name, "an illegal address, as the test wants it");
         if (state().error) return;
         std::vector<void*> pointers;
         for (uint64_t& value : *values) pointers.push_back(&value);
         for (size_t i = 0; types[i]; i++)
-            if (types[i] == 'p' && (*values)[i]) check(kept, ("argument " + std::to_string(i)).c_str(), (*values)[i], 1);
+            if (types[i] == 'p' && (*values)[i]) check(name, ("argument " + std::to_string(i)).c_str(), (*values)[i], 1);
         if (state().error) return;
         const unsigned grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
-        if (const char* error = host_launch(kept, grid, block, shared_bytes, types, pointers.data(), seed)) spoil(kept, error);
+        if (const char* error = host_launch(name, grid, block, shared_bytes, types, pointers.data(), seed)) spoil(name, error);
     });
     return SUCCESS;
 }

@@ -1,5 +1,5 @@
-// A GPU that is not there: libcuda, libcublas and libcudnn of which one library is the stand-in, as far as this project
-// calls them. Kernels run by their host build, streams are threads that work off their queues late, memory ends at a
+// A GPU that is not there: libcuda, libcublas, libcudnn and libnccl of which one library is the stand-in, as far as this
+// project calls them. Kernels run by their host build, streams are threads that work off their queues late, memory ends at a
 // guard page. What a GPU refuses is refused here, with the name of the call.
 #pragma once
 #include <stddef.h>
@@ -20,6 +20,7 @@ namespace stand_in {
 // lag          greatest time in microseconds that a stream waits before a piece of work (50)
 // seed         of the waits, and of the order of the threads (1)
 // cudnn        version as cudnnGetVersion has it (90100)
+// nccl         version as ncclGetVersion has it (22803)
 // memory       bytes of a device (8 GiB)
 // pinned       bytes of page-locked memory there are (1 GiB)
 // unsupported  number of the convolution that is refused as not supported after a search offered it, from 1 (0: none)
@@ -44,6 +45,8 @@ void queue(Stream* stream, const char* name, std::function<void()> work);
 void drain(Stream* stream);
 // Whether the calling thread has a current context, and no earlier error is left.
 int ready(const char* call);
+// The calling thread's context.
+void* current_context();
 // Ends the device's life as an illegal address does: all later calls fail.
 void spoil(const char* call, const std::string& what);
 

@@ -5,7 +5,7 @@
 //! must reach in the same order. Sums that are not left to the transport are added in the order of the ranks, so that
 //! all ranks get the same bits.
 
-mod buckets;
+mod collective;
 mod config;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use crate::error::missing_feature;
 use crate::error::{Error, Result};
 
-pub(crate) use buckets::Buckets;
+pub(crate) use collective::{Collective, HostBucket};
 pub use config::{RanksConfig, Wire};
 pub(crate) use shard::{ClassShard, ELSEWHERE, RowOrder};
 
@@ -94,10 +94,7 @@ impl<T> Pending<T> {
         let result = result.recv_timeout(timeout);
         waited.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         result.map_err(|error| match error {
-            RecvTimeoutError::Timeout => Error::Ranks(format!(
-                "waited {} s (ranks.timeout_s) for the others: one of them has stalled or died",
-                timeout.as_secs()
-            )),
+            RecvTimeoutError::Timeout => Error::timed_out(timeout),
             RecvTimeoutError::Disconnected => Error::Ranks("the connection to the others has ended".into()),
         })?
     }
@@ -171,8 +168,7 @@ impl Ranks {
     fn post<T>(&self, others: &Arc<dyn Transport>, operation: impl FnOnce(Reply<T>) -> Operation) -> Pending<T> {
         let (reply, result) = sync_channel(1);
         others.post(operation(reply));
-        let timeout = Duration::from_secs(self.config.timeout_s);
-        Pending::Awaited { result, timeout, waited: self.waited.clone() }
+        Pending::Awaited { result, timeout: self.timeout(), waited: self.waited.clone() }
     }
 
     /// Begins to add values over all ranks. All get the same bits.
@@ -181,17 +177,35 @@ impl Ranks {
         self.post(others, |reply| Operation::Sum(values, self.config.gradients, reply))
     }
 
-    /// Adds values over all ranks and returns this rank's part of the sum. The parts are equal and in the order of the
-    /// ranks.
+    /// Does a collective operation on values of which all ranks have as many. All get the same bits.
     ///
     /// # Errors
-    /// Same as [`Pending::wait`].
-    pub(crate) fn sum_part(&self, values: Vec<f32>) -> Result<Vec<f32>> {
+    /// When they have no equal parts and need some; or same as [`Pending::wait`].
+    pub(crate) fn collect(&self, values: Vec<f32>, how: Collective) -> Result<Vec<f32>> {
         let Some(others) = &self.others else { return Ok(values) };
-        if !values.len().is_multiple_of(self.size()) {
-            return Err(Error::Ranks(format!("{} values have no {} equal parts", values.len(), self.size())));
+        how.len(values.len(), self.size())?;
+        match how {
+            Collective::Sum => self.post(others, |reply| Operation::Sum(values, Wire::F32, reply)).wait(),
+            Collective::SumPart => self.post(others, |reply| Operation::SumPart(values, reply)).wait(),
+            Collective::Gather => self.join_f32(&values),
+            Collective::OfFirst => self.join_f32(if self.is_first() { &values } else { &[] }),
         }
-        self.post(others, |reply| Operation::SumPart(values, reply)).wait()
+    }
+
+    /// How gradients travel.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn wire(&self) -> Wire {
+        self.config.gradients
+    }
+
+    /// Longest time to wait for the others.
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_secs(self.config.timeout_s)
+    }
+
+    /// Bytes of a gradient bucket.
+    pub(crate) fn bucket_bytes(&self) -> usize {
+        self.config.bucket_kib * 1024
     }
 
     /// Returns the bytes of each rank.

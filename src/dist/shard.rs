@@ -95,30 +95,41 @@ impl RowOrder {
         start..start + self.num_images
     }
 
-    /// Brings rows of `width` elements, given rank by rank, into the order in which one rank would have them.
-    pub fn whole<T: Copy>(&self, by_rank: &[T], width: usize) -> Vec<T> {
-        let len = self.num_images * width;
-        let of_view = |view: usize| (0..self.size).map(move |rank| (rank * self.num_views + view) * len);
-        let starts = (0..self.num_views).flat_map(of_view);
-        starts.flat_map(|start| &by_rank[start..start + len]).copied().collect()
+    /// Whether one rank would have the rows rank by rank.
+    pub fn is_by_rank(&self) -> bool {
+        self.num_views == 1
     }
 
-    /// Inverse of [`Self::whole`].
-    pub fn by_rank<T: Copy>(&self, whole: &[T], width: usize) -> Vec<T> {
-        (0..self.size).flat_map(|rank| self.of(rank, whole, width)).collect()
+    /// Ranges of rows that bring rows of `width` elements, given rank by rank, into the order in which one rank would
+    /// have them.
+    pub fn ranges_to_whole(&self, width: usize) -> impl Iterator<Item = Range<usize>> {
+        let (order, len) = (*self, self.num_images * width);
+        let of_view = move |view: usize| (0..order.size).map(move |rank| (rank * order.num_views + view) * len);
+        (0..order.num_views).flat_map(of_view).map(move |start| start..start + len)
+    }
+
+    /// Ranges that do the inverse of [`Self::ranges_to_whole`].
+    pub fn ranges_by_rank(&self, width: usize) -> impl Iterator<Item = Range<usize>> {
+        let order = *self;
+        (0..order.size).flat_map(move |rank| order.ranges_of(rank, width))
+    }
+
+    /// Ranges of a rank's rows in the order in which one rank would have all.
+    fn ranges_of(self, rank: usize, width: usize) -> impl Iterator<Item = Range<usize>> {
+        (0..self.num_views).map(move |view| {
+            let Range { start, end } = self.place(view, rank);
+            start * width..end * width
+        })
+    }
+
+    /// Brings rows of `width` elements, given rank by rank, into the order in which one rank would have them.
+    pub fn whole<T: Copy>(&self, by_rank: &[T], width: usize) -> Vec<T> {
+        self.ranges_to_whole(width).flat_map(|range| &by_rank[range]).copied().collect()
     }
 
     /// Returns this rank's rows of all.
     pub fn own<T: Copy>(&self, whole: &[T], width: usize) -> Vec<T> {
-        self.of(self.rank, whole, width).collect()
-    }
-
-    fn of<'a, T: Copy>(&self, rank: usize, whole: &'a [T], width: usize) -> impl Iterator<Item = T> + use<'a, T> {
-        let order = *self;
-        (0..self.num_views).flat_map(move |view| {
-            let Range { start, end } = order.place(view, rank);
-            whole[start * width..end * width].iter().copied()
-        })
+        self.ranges_of(self.rank, width).flat_map(|range| &whole[range]).copied().collect()
     }
 }
 
@@ -160,7 +171,9 @@ mod tests {
             let all: Vec<usize> = (0..size * num_views * num_images * width).collect();
             let found = on_ranks(size, |ranks| {
                 let order = RowOrder::new(&ranks, num_views * num_images, num_views);
-                (order.own(&all, width), order.by_rank(&all, width), order.whole(&order.by_rank(&all, width), width))
+                let by_rank: Vec<usize> = order.ranges_by_rank(width).flat_map(|range| all[range].to_vec()).collect();
+                assert!(!order.is_by_rank() || by_rank == all);
+                (order.own(&all, width), by_rank.clone(), order.whole(&by_rank, width))
             });
             let owned: Vec<usize> = found.iter().flat_map(|(own, _, _)| own.clone()).collect();
             for (own, by_rank, whole) in &found {

@@ -94,7 +94,7 @@ pub(crate) fn on_ranks<T: Send>(size: usize, work: impl Fn(Ranks) -> T + Sync) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dist::{RanksConfig, Wire};
+    use crate::dist::{Collective, RanksConfig, Wire};
 
     #[test]
     fn all_ranks_get_what_each_gave() -> Result<()> {
@@ -102,7 +102,11 @@ mod tests {
             let found = on_ranks(size, |ranks| -> Result<_> {
                 let rank = ranks.rank() as f32;
                 let sum = ranks.sum(vec![rank, 1.0, 0.5]).wait()?;
-                let part = ranks.sum_part((0..2 * size).map(|i| i as f32 + rank).collect())?;
+                let part = ranks.collect((0..2 * size).map(|i| i as f32 + rank).collect(), Collective::SumPart)?;
+                assert_eq!(ranks.collect(vec![rank, 7.0], Collective::OfFirst)?, [0.0, 7.0]);
+                assert_eq!(ranks.collect(vec![1.0], Collective::Sum)?, [size as f32]);
+                assert_eq!(ranks.collect(vec![1.0, 2.0], Collective::Gather)?, [1.0, 2.0].repeat(size));
+                assert!(size == 1 || ranks.collect(vec![0.0; 2 * size + 1], Collective::SumPart).is_err());
                 let joined = ranks.join_f32(&vec![rank; ranks.rank()])?;
                 let mut total = [0.1 * f64::from(rank), f64::NAN];
                 ranks.total(&mut total)?;

@@ -6,9 +6,11 @@ use std::ops::Range;
 use candle_core::{Result, bail};
 
 use super::distill::{distance, pull_centres};
+use super::exchange::{self, Bucket};
 use super::margin::{Centres, DeviceMarginLoss, DeviceRows, MAX_COSINES};
 use super::update::{self, Guard, adamw, sgd};
 use super::{Array, Element, GpuBackend, Product, rows};
+use crate::dist::{Collective, Ranks};
 use crate::ops::adamw::AdamWStep;
 use crate::ops::backend::{Backend, GuardState, MarginLoss, Order, Update};
 use crate::ops::distance::DistillKind;
@@ -19,6 +21,7 @@ impl Backend for GpuBackend {
     type Array = Array;
     type Scalar = Array;
     type Guard = Guard;
+    type Bucket = Bucket;
 
     const IS_SYNCHRONOUS: bool = false;
     /// At least 16 bytes in every type.
@@ -116,7 +119,7 @@ impl Backend for GpuBackend {
         rows.check_shared(n, centres.len() * n / embeddings.len().max(1), ranks)?;
         let rows = DeviceRows::new(&self.device, rows, config.matching)?;
         let loss = DeviceMarginLoss { config, element: self.element, max_cosines: MAX_COSINES };
-        let centres = Centres { all: centres, sample: None, ranks };
+        let centres = Centres { values: centres, ranks };
         loss.with_gradients(embeddings, &centres, &rows, weight as f32, of_centres)
     }
 
@@ -142,6 +145,29 @@ impl Backend for GpuBackend {
 
     fn replace_classes(&self, all: &mut Array, size: usize, classes: &[u32], by: &Array) -> Result<()> {
         rows::replace(all, size, classes, by)
+    }
+
+    fn collect(&self, x: &Array, how: Collective, ranks: &Ranks) -> crate::Result<Array> {
+        exchange::collect(x, how, ranks)
+    }
+
+    fn average_scalars(&self, numbers: &mut [&mut Array], ranks: &Ranks) -> crate::Result<()> {
+        let all = self.join(&numbers.iter().map(|number| &**number).collect::<Vec<_>>())?;
+        exchange::sum_in_place(&all, 1.0 / ranks.size() as f32, ranks)?;
+        numbers.iter_mut().enumerate().for_each(|(i, number)| **number = all.part(i, 1));
+        Ok(())
+    }
+
+    fn send(&self, grads: &Array, ranges: Vec<Range<usize>>, ranks: &Ranks) -> crate::Result<Bucket> {
+        Bucket::send(grads, ranges, ranks)
+    }
+
+    fn receive(&self, bucket: Bucket, grads: &mut Array) -> crate::Result<()> {
+        bucket.receive(grads)
+    }
+
+    fn set_part(&self, y: &mut Array, elements: Range<usize>, x: &Array) -> Result<()> {
+        update::blend(&self.part(y, elements)?, x, [0.0, 1.0], None)
     }
 
     fn part(&self, x: &Array, elements: Range<usize>) -> Result<Array> {

@@ -1,8 +1,9 @@
 //! Batch norm with PReLU over `(rows, c)`, channels last: `kernels/batch_norm.cu`.
 
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
 
-use super::{Arg, Array, Device, Element, Launch, fits};
+use super::{Arg, Array, Device, Element, Launch, exchange, fits};
+use crate::dist::{Collective, Ranks};
 
 /// Threads per block.
 const BLOCK: usize = 256;
@@ -36,6 +37,8 @@ pub(crate) struct Norm {
     slopes: Option<Array>,
     /// Whether the statistics are the batch's own, so that the gradient flows through them.
     of_batch: bool,
+    /// Ranks whose batches the statistics are of too.
+    ranks: Option<Ranks>,
 }
 
 /// Parameters and running statistics of a norm, `(c)` each, f32.
@@ -127,8 +130,9 @@ impl Norm {
         Ok([self.constants.arg(), self.slopes.as_ref().into()])
     }
 
-    /// Returns a norm by the statistics of `x: (rows, c)`, which also update the running ones.
-    pub fn of_batch(x: &Array, params: &NormArrays) -> Result<Self> {
+    /// Returns a norm by the statistics of `x: (rows, c)`, or of those of all `ranks`, which have as many rows; they also
+    /// update the running ones.
+    pub fn of_batch(x: &Array, params: &NormArrays, ranks: Option<&Ranks>) -> Result<Self> {
         let c = params.channels()?;
         let (device, share) = (x.device(), Share::new(x, c)?);
         let ([rows, channels], chunk) = (share.sizes(), Arg::I64(share.chunk() as i64));
@@ -139,10 +143,24 @@ impl Norm {
         let args = [x.arg(), rows, channels, chunk, means.arg(), m2s.arg()];
         // SAFETY: x has these rows, and each chunk has its own c means and sums.
         unsafe { device.launch(&stats, share.over_chunks(2), &args)? };
+        // Of a chunk of rows each, this many floats apart.
+        let (moments, stride, all_rows, chunk) = match ranks {
+            None => ([means, m2s], c, share.rows, chunk),
+            Some(ranks) => {
+                let joined = device.array(Element::F32, 2 * c)?;
+                let args = [means.arg(), m2s.arg(), rows, channels, chunk, joined.arg()];
+                // SAFETY: as above; two numbers per channel are joined.
+                unsafe { device.launch("batch_norm_join", share.warps(), &args)? };
+                let all = exchange::collect(&joined, Collective::Gather, ranks).map_err(Error::wrap)?;
+                let m2s = all.part(c, all.len() - c);
+                ([all, m2s], 2 * c, ranks.size() * share.rows, rows)
+            }
+        };
         let args = [
-            means.arg(),
-            m2s.arg(),
-            rows,
+            moments[0].arg(),
+            moments[1].arg(),
+            Arg::I32(stride as i32),
+            Arg::I64(all_rows as i64),
             channels,
             chunk,
             params.weight.arg(),
@@ -155,7 +173,7 @@ impl Norm {
         ];
         // SAFETY: the parameters have c channels, the constants four times as many, and the rest is as above.
         unsafe { device.launch("batch_norm_finish", share.warps(), &args)? };
-        Ok(Self { constants, slopes: params.slopes.clone(), of_batch: true })
+        Ok(Self { constants, slopes: params.slopes.clone(), of_batch: true, ranks: ranks.cloned() })
     }
 
     /// Returns a norm by the running statistics.
@@ -174,14 +192,19 @@ impl Norm {
         ];
         // SAFETY: the parameters have c channels, the constants four times as many.
         unsafe { device.launch("batch_norm_frozen", launch, &args)? };
-        Ok(Self { constants, slopes: params.slopes.clone(), of_batch: false })
+        Ok(Self { constants, slopes: params.slopes.clone(), of_batch: false, ranks: None })
     }
 
     /// Returns a norm that scales and shifts each channel, and whose statistics never change: without a backward pass.
     pub fn constant(device: &Device, scale: &[f32], shift: &[f32], slopes: Option<&[f32]>) -> Result<Self> {
         let nothing = vec![0.0; 2 * scale.len()];
         let constants = device.upload(&[scale, shift, &nothing].concat())?;
-        Ok(Self { constants, slopes: slopes.map(|slopes| device.upload(slopes)).transpose()?, of_batch: false })
+        Ok(Self {
+            constants,
+            slopes: slopes.map(|slopes| device.upload(slopes)).transpose()?,
+            of_batch: false,
+            ranks: None,
+        })
     }
 
     /// Whether a PReLU follows.
@@ -191,6 +214,9 @@ impl Norm {
 
     /// Writes the gradient of `x` to `gx`: that of the norm's output, `gy`, passed back through the norm, plus
     /// `direct`, the gradient that reaches `x` by other paths. `gx` may be any of the inputs.
+    ///
+    /// # Errors
+    /// When the arrays do not fit, or the ranks cannot exchange their sums.
     pub fn backward(&self, x: &Array, gy: &Array, direct: Option<&Array>, grads: &NormGrads, gx: &Array) -> Result<()> {
         let c = grads.weight.len();
         let (device, share, suffix) = (x.device(), Share::new(x, c)?, x.element().suffix());
@@ -217,6 +243,9 @@ impl Norm {
         ];
         // SAFETY: the gradients have c channels, the means twice as many, and the sums are as above.
         unsafe { device.launch("batch_norm_finish_sums", share.warps(), &args)? };
+        if let Some(ranks) = &self.ranks {
+            exchange::sum_in_place(&means, 1.0 / ranks.size() as f32, ranks).map_err(Error::wrap)?;
+        }
         let means = if self.of_batch { means.arg() } else { Arg::Null };
         let args = [x.arg(), gy.arg(), direct.into(), rows, channels, constants, slopes, means, gx.arg()];
         // SAFETY: all activations have the size of x, and the norm has its channels.
@@ -240,7 +269,8 @@ pub(crate) fn apply(a: Seen, b: Option<Seen>, c: usize, y: &Array) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::tests::{ELEMENTS, close, device, numbers, read, rounded, upload};
+    use crate::dist::threads::on_ranks;
+    use crate::gpu::tests::{ELEMENTS, close, device, device_of_rank, numbers, read, rounded, upload};
     use crate::ops::batch_norm::{Stats, stats};
     use crate::ops::channels::{self, Normalised};
 
@@ -291,7 +321,7 @@ mod tests {
         for (element, (rows, c)) in ELEMENTS.into_iter().flat_map(|e| SIZES.map(|sizes| (e, sizes))) {
             let both = Both::new(&device, c, false)?;
             let x = rounded(&numbers("x", rows * c, [-1.0, 3.0]), element);
-            let norm = Norm::of_batch(&upload(&device, &x, element)?, &both.params)?;
+            let norm = Norm::of_batch(&upload(&device, &x, element)?, &both.params, None)?;
             let expected = stats(&x, c);
             let mean: Vec<f32> = expected.mean.iter().map(|m| *m as f32).collect();
             let inv_std: Vec<f32> = expected.var.iter().map(|v| (1.0 / (v + f64::from(EPS)).sqrt()) as f32).collect();
@@ -315,7 +345,7 @@ mod tests {
         let (rows, c) = (3000, 16);
         let both = Both::new(&device, c, false)?;
         let x = numbers("far", rows * c, [1000.0, 1000.5]);
-        let norm = Norm::of_batch(&device.upload(&x)?, &both.params)?;
+        let norm = Norm::of_batch(&device.upload(&x)?, &both.params, None)?;
         let var = |v: f64| (1.0 / (v + f64::from(EPS)).sqrt()) as f32;
         let inv_std: Vec<f32> = stats(&x, c).var.into_iter().map(var).collect();
         close("inv_std", &norm.constants.part(3 * c, c), &inv_std, 1e-4)
@@ -359,7 +389,7 @@ mod tests {
             {
                 let both = Both::new(&device, c, has_slopes)?;
                 let (norm, on_cpu) = if of_batch {
-                    (Norm::of_batch(&on_x, &both.params)?, both.on_cpu(&stats(&x, c), true))
+                    (Norm::of_batch(&on_x, &both.params, None)?, both.on_cpu(&stats(&x, c), true))
                 } else {
                     (Norm::frozen(&both.params)?, both.on_cpu(&both.running(), false))
                 };
@@ -403,6 +433,59 @@ mod tests {
         let x = device.zeros(Element::Bf16, 12 * 5)?;
         let error = apply(Seen { x: &x, norm: None }, None, 12, &x).unwrap_err().to_string();
         assert!(error.contains("60 Bf16 in rows of 12 channels"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn statistics_of_all_ranks_are_those_of_the_whole_batch() -> Result<()> {
+        for (element, (rows, c)) in ELEMENTS.into_iter().flat_map(|e| [(1, 8), (700, 64), (1300, 40)].map(|s| (e, s))) {
+            let size = 3;
+            let [x, gy] = ["x", "gy"].map(|n| rounded(&numbers(n, size * rows * c, [-1.0, 3.0]), element));
+            let found = on_ranks(size, |ranks| -> Result<_> {
+                let device = device_of_rank(ranks.rank());
+                let both = Both::new(&device, c, true)?;
+                let own = ranks.rank() * rows * c..(ranks.rank() + 1) * rows * c;
+                let [on_x, on_gy] = [&x, &gy].map(|values| upload(&device, &values[own.clone()], element));
+                let (on_x, on_gy) = (on_x?, on_gy?);
+                let norm = Norm::of_batch(&on_x, &both.params, Some(&ranks))?;
+                let [weight, bias, slopes] = [(); 3].map(|()| device.array(Element::F32, c));
+                let (weight, bias, slopes) = (weight?, bias?, slopes?);
+                let grads = NormGrads { weight: &weight, bias: &bias, slopes: Some(&slopes) };
+                norm.backward(&on_x, &on_gy, None, &grads, &on_x)?;
+                let running = [&both.params.running_mean, &both.params.running_var].map(read);
+                let of_params = [&weight, &bias, &slopes].map(read);
+                let of_params = of_params.into_iter().collect::<Result<Vec<_>>>()?;
+                let [mean, var] = running;
+                Ok((read(&on_x)?, of_params, [mean?, var?], read(&norm.constants)?))
+            });
+            let found = found.into_iter().collect::<Result<Vec<_>>>()?;
+            let device = device();
+            let both = Both::new(&device, c, true)?;
+            let whole = Norm::of_batch(&upload(&device, &x, element)?, &both.params, None)?;
+            let on_cpu = both.on_cpu(&stats(&x, c), true);
+            let of_params = on_cpu.param_grads(&x, &gy);
+            let mut expected = x.clone();
+            on_cpu.grad_x(&mut expected, &gy, &of_params, None);
+            let joined: Vec<f32> = found.iter().flat_map(|(gx, ..)| gx.clone()).collect();
+            close("gx", &upload(&device, &joined, element)?, &expected, 2e-5)?;
+            for (_, _, [mean, var], constants) in &found {
+                close("running mean", &both.params.running_mean, mean, 1e-6)?;
+                close("running variance", &both.params.running_var, var, 1e-5)?;
+                close("constants", &whole.constants, constants, 1e-5)?;
+                assert!(*constants == found[0].3, "all ranks have the same bits");
+            }
+            // A rank's own gradients of the parameters: they are added later.
+            for (i, of_all) in [of_params.weight, of_params.bias, of_params.slope].iter().enumerate() {
+                let sum = |channel: usize| found.iter().map(|(_, grads, ..)| grads[i][channel]).sum();
+                let sums: Vec<f32> = (0..c).map(sum).collect();
+                close(
+                    "parameters",
+                    &device.upload(&sums)?,
+                    &of_all.iter().map(|x| *x as f32).collect::<Vec<_>>(),
+                    5e-5,
+                )?;
+            }
+        }
         Ok(())
     }
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Result, bail};
 use half::{bf16, f16};
 
-use super::{Arg, Gpu, Launch, Matrix, Memory, Product};
+use super::{Arg, Gpu, Launch, Matrix, Memory, Product, Transfer};
+use crate::dist::{Collective, Ranks};
 
 /// Element type of an [`Array`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +60,8 @@ struct Inner {
     /// Pooled allocations, by length in bytes.
     free: Mutex<BTreeMap<usize, Vec<Memory>>>,
     num_bytes: AtomicUsize,
+    /// Whether the devices of all ranks are connected, once it was tried.
+    is_connected: Mutex<Option<bool>>,
 }
 
 /// A GPU, and the type of its products' factors.
@@ -95,7 +98,12 @@ impl Drop for Piece {
 
 impl Device {
     pub fn new(gpu: Box<dyn Gpu>) -> Self {
-        Self(Arc::new(Inner { gpu, free: Mutex::default(), num_bytes: AtomicUsize::new(0) }))
+        Self(Arc::new(Inner {
+            gpu,
+            free: Mutex::default(),
+            num_bytes: AtomicUsize::new(0),
+            is_connected: Mutex::default(),
+        }))
     }
 
     fn free(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, Vec<Memory>>> {
@@ -175,6 +183,45 @@ impl Device {
         }
         // SAFETY: the matrices lie in their arrays.
         unsafe { self.0.gpu.multiply(product) }
+    }
+
+    /// Whether the devices of all ranks reach each other; the first call tries to connect them.
+    ///
+    /// # Errors
+    /// Same as for [`Gpu::connect`].
+    pub fn is_connected(&self, ranks: &Ranks) -> crate::Result<bool> {
+        let mut is_connected = self.0.is_connected.lock().unwrap_or_else(PoisonError::into_inner);
+        match *is_connected {
+            Some(known) => Ok(known),
+            None => Ok(*is_connected.insert(self.0.gpu.connect(ranks)?)),
+        }
+    }
+
+    /// Queues a sum over the connected devices of all ranks, in place.
+    ///
+    /// # Safety
+    /// The arrays are kept and not used before [`Gpu::await_collectives`].
+    pub unsafe fn begin_sum(&self, element: Element, arrays: &[Array]) -> Result<()> {
+        let in_place = |array: &Array| {
+            fits("a sum over ranks", element, &[(Some(array), array.len)])?;
+            Ok(Transfer { from: array.address(), to: array.address(), len: array.len })
+        };
+        let transfers = arrays.iter().map(in_place).collect::<Result<Vec<_>>>()?;
+        // SAFETY: each transfer is an array of this device, and by this function's contract.
+        unsafe { self.0.gpu.collect(Collective::Sum, element, &transfers) }
+    }
+
+    /// Does a collective operation over the connected devices of `size` ranks.
+    ///
+    /// # Errors
+    /// When there are no equal parts and the operation needs some, or the devices' library fails.
+    pub fn collect(&self, x: &Array, how: Collective, size: usize) -> crate::Result<Array> {
+        let y = self.array(x.element, how.len(x.len, size)?)?;
+        let transfer = Transfer { from: x.address(), to: y.address(), len: x.len };
+        // SAFETY: there is room for what comes, and nothing uses the arrays before the operation is over.
+        unsafe { self.0.gpu.collect(how, x.element, &[transfer])? };
+        self.0.gpu.await_collectives()?;
+        Ok(y)
     }
 
     /// Copies an array to another one of the same size.

@@ -74,7 +74,7 @@ pub(super) fn distance(
             scale
         }
     };
-    through_unit_rows(student, None, &inv_norms, None, &gradient)?;
+    through_unit_rows(student, &inv_norms, None, &gradient)?;
     let distance = device.array(Element::F32, 1)?;
     let launch = Launch { grid: [1, 1], block: BLOCK as u32, shared_bytes: (BLOCK / 32 * 4) as u32 };
     let args = [distances.arg(), Arg::I32(n as i32), Arg::F32(scale), distance.arg()];

@@ -217,8 +217,8 @@ impl Kernels for GpuBackend {
         match statistics {
             Statistics::Running => Norm::frozen(&params),
             Statistics::OfBatch if x.len() == c => bail!("batch_norm: training needs more than one value per channel"),
-            Statistics::OfBatch => Norm::of_batch(x, &params),
-            Statistics::OfRanks(_) => bail!("batch_norm: a GPU cannot share statistics with other ranks yet"),
+            Statistics::OfBatch => Norm::of_batch(x, &params, None),
+            Statistics::OfRanks(ranks) => Norm::of_batch(x, &params, Some(ranks)),
         }
     }
 

@@ -3,8 +3,8 @@
 
 use candle_core::{Result, bail};
 
-use super::{Arg, Array, Device, Element, GpuBackend, Launch, Product, fits};
-use crate::dist::Ranks;
+use super::{Arg, Array, Device, Element, GpuBackend, Launch, Product, exchange, fits};
+use crate::dist::{Collective, Ranks};
 use crate::ops::backend;
 use crate::ops::margin_loss::{self, MarginForm, MarginGradient, MarginLossConfig, PlusMatching};
 
@@ -64,21 +64,14 @@ impl DeviceRows {
 
 /// Class centres `(k, d)`, f32, one row per class.
 pub(crate) struct Centres<'a> {
-    pub all: &'a Array,
-    /// Sampled classes, i64, which labels then index; none uses all classes (An et al., ICCVW 2021: Partial FC).
-    pub sample: Option<&'a Array>,
+    pub values: &'a Array,
     /// Ranks that have the centres of other classes.
     pub ranks: Option<&'a Ranks>,
 }
 
 impl Centres<'_> {
-    /// Returns an array that contains the block's centres, and the index of their rows, none if they are its first
-    /// ones.
-    fn of_block(&self, d: usize, (first, num): (usize, usize)) -> (Array, Option<Array>) {
-        match self.sample {
-            Some(sample) => (self.all.clone(), Some(sample.part(first, num))),
-            None => (self.all.part(first * d, num * d), None),
-        }
+    fn of_block(&self, d: usize, (first, num): (usize, usize)) -> Array {
+        self.values.part(first * d, num * d)
     }
 }
 
@@ -108,8 +101,8 @@ struct Memory {
 }
 
 impl DeviceMarginLoss {
-    /// Returns the loss of embeddings `(n, d)`, f32, with its gradient times `weight`. Writes the gradient of all or
-    /// the sampled class centres to `of_centres`, `(classes, d)`, f32.
+    /// Returns the loss of embeddings `(n, d)`, f32, with its gradient times `weight`. Writes the gradient of the
+    /// class centres to `of_centres`, `(k, d)`, f32.
     pub fn with_gradients(
         &self,
         embeddings: &Array,
@@ -122,7 +115,7 @@ impl DeviceMarginLoss {
         let Sizes { n, d, block, .. } = sizes;
         let unit = device.array(self.element, n * d)?;
         let inv_norms = device.array(Element::F32, n)?;
-        unit_rows(embeddings, None, n, &unit, &inv_norms)?;
+        unit_rows(embeddings, n, &unit, &inv_norms)?;
         let memory = Memory {
             unit: device.array(self.element, block * d)?,
             inv_norms: device.array(Element::F32, block)?,
@@ -132,7 +125,7 @@ impl DeviceMarginLoss {
         let (softmaxes, loss) = self.forward(&unit, centres, rows, sizes, (&memory, &targets))?;
         let factor = self.config.scale as f32 * weight / rows.counted.max(1) as f32;
         let gradient = self.backward(&unit, centres, (rows, &softmaxes), (sizes, factor), &memory, of_centres)?;
-        through_unit_rows(embeddings, None, &inv_norms, None, &gradient)?;
+        through_unit_rows(embeddings, &inv_norms, None, &gradient)?;
         Ok(backend::MarginLoss { loss, of_embeddings: gradient, target_cosines: targets })
     }
 
@@ -140,16 +133,16 @@ impl DeviceMarginLoss {
         let n = rows.labels.len();
         let d = embeddings.len() / n.max(1);
         let is_whole = n > 0 && d > 0 && d.is_multiple_of(8) && n * d == embeddings.len();
-        if !is_whole || !centres.all.len().is_multiple_of(d) || !of_centres.len().is_multiple_of(d) {
-            let (of_e, of_w) = (embeddings.len(), centres.all.len());
+        if !is_whole || !centres.values.len().is_multiple_of(d) || !of_centres.len().is_multiple_of(d) {
+            let (of_e, of_w) = (embeddings.len(), centres.values.len());
             bail!("margin: embeddings of {of_e} elements in {n} rows do not fit class centres of {of_w}");
         }
-        let arrays = [embeddings, centres.all, of_centres].map(|array| (Some(array), array.len()));
+        let arrays = [embeddings, centres.values, of_centres].map(|array| (Some(array), array.len()));
         fits("margin", Element::F32, &arrays)?;
         let expected = if self.config.matching.is_some() { rows.counted } else { n };
         fits("margin", Element::F32, &[(Some(&rows.margins), expected)])?;
         let k = of_centres.len() / d;
-        if k == 0 || k != centres.sample.map_or(centres.all.len() / d, Array::len) {
+        if k == 0 || k != centres.values.len() / d {
             bail!("margin: the gradient has {k} rows, which is not the number of classes");
         }
         let block = (self.max_cosines / n / COLUMNS * COLUMNS).max(COLUMNS).min(k.next_multiple_of(COLUMNS));
@@ -166,8 +159,7 @@ impl DeviceMarginLoss {
         memory: &Memory,
     ) -> Result<()> {
         let Sizes { n, d, block, .. } = sizes;
-        let (from, index) = centres.of_block(d, (first, num));
-        unit_rows(&from, index.as_ref(), num, &memory.unit, &memory.inv_norms)?;
+        unit_rows(&centres.of_block(d, (first, num)), num, &memory.unit, &memory.inv_norms)?;
         embeddings.device().multiply(&Product {
             m: n,
             n: num,
@@ -197,7 +189,10 @@ impl DeviceMarginLoss {
             self.softmax(&memory.cosines, (first, num), rows, &parts.part(2 * i * n, 2 * n), targets)?;
         }
         match centres.ranks {
-            Some(ranks) => self.join(&over_ranks(&parts, targets, ranks)?, targets, rows),
+            Some(ranks) => {
+                let all = over_ranks(&parts, targets, ranks).map_err(candle_core::Error::wrap)?;
+                self.join(&all, targets, rows)
+            }
             None => self.join(&parts, targets, rows),
         }
     }
@@ -243,8 +238,8 @@ impl DeviceMarginLoss {
                 alpha: factor,
                 beta: if first == 0 { 0.0 } else { 1.0 },
             })?;
-            let (from, index) = centres.of_block(d, (first, num));
-            through_unit_rows(&from, index.as_ref(), &memory.inv_norms.part(0, num), Some(&sums), &of_block)?;
+            let from = centres.of_block(d, (first, num));
+            through_unit_rows(&from, &memory.inv_norms.part(0, num), Some(&sums), &of_block)?;
         }
         Ok(of_embeddings)
     }
@@ -350,45 +345,43 @@ impl DeviceMarginLoss {
 /// Returns the rows of `x: (n, d)`, f32, scaled to unit length, and their inverse norms.
 pub(super) fn unit_rows_of(x: &Array, n: usize) -> Result<(Array, Array)> {
     let (unit, inv_norms) = (x.device().array(Element::F32, x.len())?, x.device().array(Element::F32, n)?);
-    unit_rows(x, None, n, &unit, &inv_norms)?;
+    unit_rows(x, n, &unit, &inv_norms)?;
     Ok((unit, inv_norms))
 }
 
-/// Writes `rows` rows of `x` scaled to unit length, and their inverse norms. `index` selects the rows, which are in
-/// `x`, if it is given.
-fn unit_rows(x: &Array, index: Option<&Array>, rows: usize, unit: &Array, inv_norms: &Array) -> Result<()> {
+/// Writes the rows of `x`, `rows` of them, scaled to unit length, and their inverse norms.
+fn unit_rows(x: &Array, rows: usize, unit: &Array, inv_norms: &Array) -> Result<()> {
     let d = unit.len() / inv_norms.len().max(1);
-    check_rows(x, index, rows, d)?;
+    check_rows(x, rows, d)?;
     if rows > inv_norms.len() || inv_norms.element() != Element::F32 {
         bail!("margin: {rows} rows for {} inverse norms", inv_norms.len());
     }
-    let args = [x.arg(), index.into(), Arg::I64(rows as i64), Arg::I32(d as i32), unit.arg(), inv_norms.arg()];
-    // SAFETY: x has these rows, or those of the index, and there is room for as many.
+    let args = [x.arg(), Arg::I64(rows as i64), Arg::I32(d as i32), unit.arg(), inv_norms.arg()];
+    // SAFETY: x has these rows, and there is room for as many.
     unsafe { x.device().launch(&format!("margin_unit_rows_{}", unit.element().suffix()), warps(rows), &args) }
 }
 
-/// Checks that `x` has rows of `d` f32: `rows` of them, or those of an index of as many.
-fn check_rows(x: &Array, index: Option<&Array>, rows: usize, d: usize) -> Result<()> {
-    let num = if index.is_some() { x.len() / d.max(1) } else { rows };
-    fits("margin", Element::F32, &[(Some(x), num * d)])?;
-    fits("margin", Element::I64, &[(index, rows)])?;
+/// Checks that `x` has `rows` rows of `d` f32.
+fn check_rows(x: &Array, rows: usize, d: usize) -> Result<()> {
+    fits("margin", Element::F32, &[(Some(x), rows * d)])?;
     if !d.is_multiple_of(Element::F32.per_access()) {
         bail!("margin: rows of {d} elements");
     }
     Ok(())
 }
 
-/// Returns the maxima and sums of the blocks of all ranks, and replaces the target cosines, of which each rank has those
+/// Returns the maxima and sums of the rows on each rank, and replaces the target cosines, of which each rank has those
 /// of its classes and zeros, by those of all.
-fn over_ranks(parts: &Array, targets: &Array, ranks: &Ranks) -> Result<Array> {
-    let wrap = candle_core::Error::wrap;
-    let all = ranks.join_f32(&parts.read::<f32>()?).map_err(wrap)?;
-    let mut sums = vec![0f32; targets.len()];
-    for of_rank in ranks.gather_f32(&targets.read::<f32>()?).map_err(wrap)? {
-        sums.iter_mut().zip(of_rank).for_each(|(sum, cosine)| *sum += cosine);
-    }
-    targets.write(&sums)?;
-    parts.device().upload(&all)
+fn over_ranks(parts: &Array, targets: &Array, ranks: &Ranks) -> crate::Result<Array> {
+    let (device, n) = (parts.device(), targets.len());
+    // Ranks may have different numbers of blocks.
+    let joined = device.array(Element::F32, 2 * n)?;
+    let args = [parts.arg(), Arg::I32((parts.len() / 2 / n) as i32), Arg::I32(n as i32), joined.arg()];
+    let launch = Launch { grid: [n.div_ceil(BLOCK) as u32, 1], block: BLOCK as u32, shared_bytes: 0 };
+    // SAFETY: there are two parts per row and block, and two joined ones per row.
+    unsafe { device.launch("margin_join", launch, &args)? };
+    exchange::sum_in_place(targets, 1.0, ranks)?;
+    exchange::collect(&joined, Collective::Gather, ranks)
 }
 
 /// Number of rows per chunk, and number of chunks.
@@ -406,21 +399,14 @@ pub(super) struct Sums {
 }
 
 /// Turns the gradient of unit rows into that of `x`, in place, for as many rows as there are inverse norms.
-pub(super) fn through_unit_rows(
-    x: &Array,
-    index: Option<&Array>,
-    inv_norms: &Array,
-    sums: Option<&Sums>,
-    gradient: &Array,
-) -> Result<()> {
+pub(super) fn through_unit_rows(x: &Array, inv_norms: &Array, sums: Option<&Sums>, gradient: &Array) -> Result<()> {
     let rows = inv_norms.len();
     let d = gradient.len() / rows.max(1);
-    check_rows(x, index, rows, d)?;
+    check_rows(x, rows, d)?;
     fits("margin", Element::F32, &[(Some(inv_norms), rows), (Some(gradient), rows * d)])?;
     let (stride, factor) = sums.map_or((1, 0.0), |s| (s.stride, s.factor));
     let args = [
         x.arg(),
-        index.into(),
         inv_norms.arg(),
         sums.map(|s| &s.all).into(),
         Arg::I32(sums.map_or(0, |s| (s.all.len() / s.stride) as i32)),
@@ -430,7 +416,7 @@ pub(super) fn through_unit_rows(
         Arg::I32(d as i32),
         gradient.arg(),
     ];
-    // SAFETY: x has these rows, or those of the index, and each of them has a norm and a gradient.
+    // SAFETY: x has these rows, and each of them has a norm and a gradient.
     unsafe { x.device().launch("margin_through_unit_rows", warps(rows), &args) }
 }
 
@@ -501,7 +487,7 @@ mod tests {
             let rows = DeviceRows::new(device, self.rows(), loss.config.matching)?;
             let of_centres = device.array(Element::F32, k * d)?;
             let centres = device.upload(&self.centres)?;
-            let centres = Centres { all: &centres, sample: None, ranks: None };
+            let centres = Centres { values: &centres, ranks: None };
             let e = device.upload(&self.embeddings)?;
             let found = loss.with_gradients(&e, &centres, &rows, weight, &of_centres)?;
             Ok((found.loss, found.of_embeddings, of_centres))
@@ -557,28 +543,6 @@ mod tests {
             close("embeddings", &gpu_e, &of_e, 3.0 * tol)?;
             close("centres", &gpu_w, &of_w, 3.0 * tol)?;
         }
-        Ok(())
-    }
-
-    #[test]
-    fn sampled_classes_are_the_same_as_those_classes_alone() -> Result<()> {
-        let (device, case) = (device(), Case::new([9, 16, 200]));
-        let loss = loss(KINDS[0], 0);
-        let (value, of_e, of_w) = case.on_gpu(&device, &loss, 1.0)?;
-        // The sampled classes are every second row, in reverse order.
-        let mut scattered = numbers("others", 400 * 16, [-1.0, 1.0]);
-        let sample: Vec<i64> = (0..200).map(|class| 398 - 2 * class).collect();
-        for (class, at) in sample.iter().enumerate() {
-            scattered[*at as usize * 16..][..16].copy_from_slice(&case.centres[class * 16..][..16]);
-        }
-        let rows = DeviceRows::new(&device, case.rows(), None)?;
-        let (all, sample) = (device.upload(&scattered)?, device.upload(&sample)?);
-        let centres = Centres { all: &all, sample: Some(&sample), ranks: None };
-        let of_sample = device.array(Element::F32, 200 * 16)?;
-        let e = device.upload(&case.embeddings)?;
-        let of_some = loss.with_gradients(&e, &centres, &rows, 1.0, &of_sample)?;
-        assert!(read(&of_some.loss)? == read(&value)? && read(&of_some.of_embeddings)? == read(&of_e)?);
-        assert!(read(&of_sample)? == read(&of_w)?);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod concat;
 mod conv;
 mod device;
 mod distill;
+mod exchange;
 mod images;
 mod kernels;
 pub(crate) mod margin;
@@ -33,9 +34,9 @@ pub(crate) use device::{Array, Device, Element, GpuBackend};
 #[cfg(feature = "cuda")]
 use std::collections::BTreeMap;
 
-use candle_core::Result;
-#[cfg(feature = "cuda")]
-use candle_core::bail;
+use candle_core::{Result, bail};
+
+use crate::dist::{Collective, Ranks};
 
 /// A device allocation, freed on drop.
 pub(crate) struct Memory {
@@ -119,6 +120,16 @@ pub(crate) struct Product<'a> {
     pub c: Matrix<'a>,
     pub alpha: f32,
     pub beta: f32,
+}
+
+/// Where a collective operation reads and writes: the same place, or two that do not overlap.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs can be connected"))]
+pub(crate) struct Transfer {
+    pub from: u64,
+    pub to: u64,
+    /// Number of elements that this rank gives.
+    pub len: usize,
 }
 
 /// One pass of a convolution; all arrays have the same element type.
@@ -208,6 +219,27 @@ pub(crate) trait Gpu: Send + Sync {
     /// # Safety
     /// The matrices have the product's sizes and lie in their arrays, which are this device's.
     unsafe fn multiply(&self, product: &Product) -> Result<()>;
+    /// Connects the device with those of all other ranks, of which each needs one of its own. Returns false if they
+    /// cannot reach each other; all ranks get the same answer.
+    ///
+    /// # Errors
+    /// When a rank does not take part, or the devices' library fails.
+    fn connect(&self, _ranks: &Ranks) -> crate::Result<bool> {
+        Ok(false)
+    }
+    /// Queues a collective operation on connected devices for each of these transfers: it begins once all work queued
+    /// before is done, and what is queued later does not wait for it.
+    ///
+    /// # Safety
+    /// The transfers lie in arrays of this device, which are kept, and only read or only written by this operation, until
+    /// [`Self::await_collectives`].
+    unsafe fn collect(&self, _how: Collective, _element: Element, _transfers: &[Transfer]) -> Result<()> {
+        bail!("this device is not connected")
+    }
+    /// Lets all work that is queued later wait for the collective operations queued so far.
+    fn await_collectives(&self) -> Result<()> {
+        Ok(())
+    }
     /// Runs a convolution pass with the device's own library; returns false, with nothing done, if it has none.
     ///
     /// # Safety

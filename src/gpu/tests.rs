@@ -20,16 +20,33 @@ pub(crate) fn rounds_gradients() -> bool {
 
 /// The device that the tests run on.
 pub(crate) fn device() -> Device {
+    device_of_rank(0)
+}
+
+/// The device of one of several ranks: on GPUs one of its own, if there are enough.
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU is every rank's"))]
+pub(crate) fn device_of_rank(rank: usize) -> Device {
     let number = number();
     #[cfg(not(feature = "cuda"))]
     assert_eq!(number, None, "MASKINV_GPU names a GPU: build with --features cuda");
     #[cfg(feature = "cuda")]
     if let Some(number) = number {
-        let number = number.parse().expect("MASKINV_GPU is the number of a GPU");
-        let gpu = super::Cuda::new(number, super::Factors::Exact).expect("the GPU opens");
+        let number: usize = number.parse().expect("MASKINV_GPU is the number of a GPU");
+        let num = super::Cuda::count().expect("there is a driver");
+        let gpu = super::Cuda::new((number + rank) % num, super::Factors::Exact).expect("the GPU opens");
         return Device::new(Box::new(gpu));
     }
     Device::new(Box::new(Host::new()) as Box<dyn Gpu>)
+}
+
+/// Whether the devices of as many ranks reach each other.
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU is every rank's"))]
+pub(crate) fn are_connected(size: usize) -> bool {
+    #[cfg(feature = "cuda")]
+    if number().is_some() {
+        return super::Cuda::count().is_ok_and(|num| num >= size) && super::Cuda::has_nccl();
+    }
+    false
 }
 
 /// Element types of activations.

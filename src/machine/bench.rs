@@ -90,10 +90,10 @@ pub fn kernels(machine: &Machine, bytes: usize) -> Result<Vec<String>> {
             momentum: 0.1,
         };
         let forward = time(device, || {
-            let norm = Norm::of_batch(&x, &params)?;
+            let norm = Norm::of_batch(&x, &params, None)?;
             apply(Seen { x: &x, norm: Some(&norm) }, None, c, &y)
         })?;
-        let norm = Norm::of_batch(&x, &params)?;
+        let norm = Norm::of_batch(&x, &params, None)?;
         let [weight, bias, slopes] = [(); 3].map(|()| device.array(Element::F32, c));
         let (weight, bias, slopes) = (weight?, bias?, slopes?);
         let grads = NormGrads { weight: &weight, bias: &bias, slopes: Some(&slopes) };
@@ -145,7 +145,7 @@ impl Margin {
     /// # Errors
     /// When the GPU fails.
     pub fn step(&self, waits: bool) -> Result<()> {
-        let centres = Centres { all: &self.centres, sample: None, ranks: None };
+        let centres = Centres { values: &self.centres, ranks: None };
         let loss = self.loss.with_gradients(&self.embeddings, &centres, &self.rows, 1.0, &self.grads)?.loss;
         if waits {
             loss.read::<f32>()?;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
 use super::params::{Parts, misfit, param_name, problem};
+use crate::dist::{Collective, Ranks};
 use crate::ops::backend::{Backend, Grads, NormParams, Order, Part, Place, Update};
 use crate::ops::slice;
 
@@ -252,6 +253,16 @@ impl<B: Backend> DeviceParams<B> {
         all[self.buffers.clone()].copy_from_slice(&buffers.values);
         self.counters = buffers.counters;
         self.backend.write(&mut self.fixed.wide, &all)
+    }
+
+    /// Replaces the buffers by those of the first rank.
+    ///
+    /// # Errors
+    /// When the ranks cannot exchange them.
+    pub fn take_buffers_of_first(&mut self, ranks: &Ranks) -> crate::Result<()> {
+        let own = self.backend.part(&self.fixed.wide, self.buffers.clone())?;
+        let of_first = self.backend.collect(&own, Collective::OfFirst, ranks)?;
+        Ok(self.backend.set_part(&mut self.fixed.wide, self.buffers.clone(), &of_first)?)
     }
 
     /// Counts a batch in every batch norm whose statistics are not frozen.

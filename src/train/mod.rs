@@ -1,6 +1,7 @@
 //! Training: settings, the training step, the four arms of the paper's ablation, and checkpoints.
 
 mod arm;
+mod buckets;
 mod centres;
 mod checkpoint;
 mod class_head;

@@ -54,8 +54,6 @@ pub(super) struct Objective<B: Kernels> {
 pub(super) struct Losses<B: Kernels> {
     /// Embeddings of this rank's images.
     embeddings: B::Array,
-    /// Sum of the directions of the embeddings on all ranks, if there are several.
-    directions: Option<Vec<f64>>,
     /// Labels of the embeddings on all ranks.
     labels: Vec<i64>,
     /// Margin loss and target cosines.
@@ -150,15 +148,16 @@ impl<B: Kernels> Objective<B> {
         let (mut margin_loss, mut distance, mut rank, mut agreement) = (None, None, None, None);
         if distill.has_margin() {
             let of_teacher = distill.has_teacher_centres();
-            let own = if of_teacher { compared } else { &embeddings };
-            let all = rows.all(own)?;
+            let of_compared_rows = projection.as_ref().map_or(*embedding_size, |(projection, _)| projection.to);
+            let (own, width) = if of_teacher { (compared, of_compared_rows) } else { (&embeddings, *embedding_size) };
+            let all = rows.all(own, width)?;
             let all = all.as_ref().unwrap_or(own);
             if let (CentreKind::Adaptive, Some(target)) = (distill.centres, &target) {
-                let all_targets = rows.all(target)?;
+                let all_targets = rows.all(target, width)?;
                 head.pull(all, all_targets.as_ref().unwrap_or(target), &labels)?;
             }
             let found = head.loss(all, &labels, distill.margin_weight * share, rng)?;
-            let gradient = rows.own_of_sum(found.of_embeddings)?;
+            let gradient = rows.own_of_sum(found.of_embeddings, width)?;
             if of_teacher { &mut of_compared } else { &mut of_embeddings }.add(gradient)?;
             margin_loss = Some((found.loss, found.target_cosines));
         }
@@ -193,7 +192,7 @@ impl<B: Kernels> Objective<B> {
             })?;
         }
         let gradient = of_embeddings.sum.ok_or_else(|| Error::Training("all loss weights are 0".into()))?;
-        Ok((Losses { embeddings, directions: None, labels, margin: margin_loss, distance, rank, agreement }, gradient))
+        Ok((Losses { embeddings, labels, margin: margin_loss, distance, rank, agreement }, gradient))
     }
 
     /// Adds the projection's gradients over all ranks, and makes the losses of this rank's images the means over all.
@@ -203,22 +202,16 @@ impl<B: Kernels> Objective<B> {
     pub fn share(&mut self, parts: &mut [Losses<B>]) -> Result<()> {
         let (backend, ranks) = (&self.backend, &self.ranks);
         if let Some((_, component)) = &mut self.projection {
-            let own = backend.read(component.params.grads())?.into_owned();
-            backend.write(component.params.grads_mut(), &ranks.sum(own).wait()?)?;
+            let params = &mut component.params;
+            let bucket = backend.send(params.grads(), params.ranges_of_grads().collect(), ranks)?;
+            backend.receive(bucket, params.grads_mut())?;
         }
-        for losses in parts {
-            let own = |loss: &Option<B::Scalar>| loss.as_ref().map_or(Ok(0.0), |loss| backend.read_scalar(loss));
-            let mut numbers = vec![own(&losses.distance)?, own(&losses.agreement)?];
-            let own_rows = losses.labels.len() / ranks.size();
-            add_directions(&mut numbers, 2, &backend.read(&losses.embeddings)?, own_rows);
-            ranks.total(&mut numbers)?;
-            let directions = numbers.split_off(2);
-            for (loss, sum) in [&mut losses.distance, &mut losses.agreement].into_iter().zip(numbers) {
-                if let Some(loss) = loss {
-                    *loss = backend.scalar(sum / ranks.size() as f64)?;
-                }
-            }
-            losses.directions = Some(directions);
+        let mut numbers: Vec<&mut B::Scalar> = Vec::new();
+        for Losses { distance, agreement, .. } in parts {
+            numbers.extend(distance.iter_mut().chain(agreement));
+        }
+        if !numbers.is_empty() {
+            backend.average_scalars(&mut numbers, ranks)?;
         }
         Ok(())
     }
@@ -265,21 +258,18 @@ impl<B: Kernels> Objective<B> {
         .filter_map(|(weight, loss)| loss.map(|loss| (weight, loss)))
     }
 
-    /// Reads the figures of a step from the losses of its mini-batches; waits for a GPU.
+    /// Reads the figures of a step from the losses of its mini-batches; waits for a GPU. All ranks must call it.
+    ///
+    /// # Errors
+    /// When the ranks cannot exchange what they know.
     pub fn report(&self, parts: &[Losses<B>], lr: f64) -> Result<StepReport> {
         let (distill, share, backend) = (&self.distill, self.share, &self.backend);
         let read = |loss: Option<&B::Scalar>| loss.map_or(Ok(0.0), |loss| backend.read_scalar(loss));
         let mut report = StepReport { lr, ..StepReport::default() };
         let (mut directions, mut num_images) = (Vec::new(), 0);
-        for Losses { embeddings, directions: of_ranks, labels, margin, distance, rank, agreement } in parts {
+        for Losses { embeddings, labels, margin, distance, rank, agreement } in parts {
             num_images += labels.len();
-            match of_ranks {
-                Some(of_ranks) => {
-                    directions.resize(of_ranks.len(), 0.0);
-                    directions.iter_mut().zip(of_ranks).for_each(|(sum, of_ranks)| *sum += of_ranks);
-                }
-                None => add_directions(&mut directions, 0, &backend.read(embeddings)?, labels.len()),
-            }
+            add_directions(&mut directions, &backend.read(embeddings)?, labels.len() / self.ranks.size());
             if let Some((_, cosines)) = margin {
                 let cosines = backend.read(cosines)?;
                 let known = cosines.iter().zip(labels);
@@ -292,6 +282,7 @@ impl<B: Kernels> Objective<B> {
             report.rank_loss += distill.rank_weight * share * read(rank.as_ref())?;
             report.agreement_loss += distill.agreement * share * read(agreement.as_ref())?;
         }
+        self.ranks.total(&mut directions)?;
         report.conclude(&directions, num_images, distill.lambda);
         Ok(report)
     }
@@ -345,11 +336,10 @@ pub(super) fn file<'a>(state: &'a State, name: &str) -> Result<&'a BTreeMap<Stri
     state.get(name).ok_or_else(|| Error::Training(format!("the training checkpoint has no {name}")))
 }
 
-/// Adds the directions of `n` embeddings, given row by row, to their sum, which begins at `first`.
-fn add_directions(sum: &mut Vec<f64>, first: usize, embeddings: &[f32], n: usize) {
+/// Adds the directions of `n` embeddings, given row by row, to their sum.
+fn add_directions(sum: &mut Vec<f64>, embeddings: &[f32], n: usize) {
     let d = embeddings.len() / n.max(1);
-    sum.resize(first + d, 0.0);
-    let sum = &mut sum[first..];
+    sum.resize(d, 0.0);
     for row in embeddings.chunks_exact(d.max(1)) {
         let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
         sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) / norm);

@@ -1,8 +1,9 @@
 //! Rows of a mini-batch that the ranks share.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
-use crate::dist::{Ranks, RowOrder};
+use crate::dist::{Collective, Ranks, RowOrder};
 use crate::error::{Error, Result};
 use crate::ops::backend::Backend;
 
@@ -38,30 +39,37 @@ impl<'a, B: Backend> SharedRows<'a, B> {
         Ok(self.order.whole(&by_rank.concat(), 1).into_iter().map(|label| label as i64).collect())
     }
 
-    /// Returns the rows of all ranks; none if this rank has all.
+    /// Returns the rows of all ranks, of `width` elements; none if this rank has all.
     ///
     /// # Errors
     /// When the ranks cannot exchange them.
-    pub fn all(&self, own: &B::Array) -> Result<Option<B::Array>> {
+    pub fn all(&self, own: &B::Array, width: usize) -> Result<Option<B::Array>> {
         if self.ranks.is_single() {
             return Ok(None);
         }
-        let own = self.backend.read(own)?;
-        let by_rank = self.ranks.join_f32(&own)?;
-        Ok(Some(self.backend.upload(self.order.whole(&by_rank, own.len() / self.num_rows.max(1)))?))
+        let by_rank = self.backend.collect(own, Collective::Gather, self.ranks)?;
+        Ok(Some(self.in_order(by_rank, self.order.ranges_to_whole(width))?))
     }
 
-    /// Returns this rank's rows of the sum of what all ranks have for the rows of all.
+    /// Returns this rank's rows, of `width` elements, of the sum of what all ranks have for the rows of all.
     ///
     /// # Errors
     /// When the ranks cannot exchange them.
-    pub fn own_of_sum(&self, all: B::Array) -> Result<B::Array> {
+    pub fn own_of_sum(&self, all: B::Array, width: usize) -> Result<B::Array> {
         if self.ranks.is_single() {
             return Ok(all);
         }
-        let values = self.backend.read(&all)?;
-        let by_rank = self.order.by_rank(&values, values.len() / self.order.num_rows().max(1));
-        Ok(self.backend.upload(self.ranks.sum_part(by_rank)?)?)
+        let by_rank = self.in_order(all, self.order.ranges_by_rank(width))?;
+        self.backend.collect(&by_rank, Collective::SumPart, self.ranks)
+    }
+
+    /// Returns ranges of the elements one after the other.
+    fn in_order(&self, x: B::Array, ranges: impl Iterator<Item = Range<usize>>) -> Result<B::Array> {
+        if self.order.is_by_rank() {
+            return Ok(x);
+        }
+        let parts = ranges.map(|range| Ok(self.backend.part(&x, range)?)).collect::<Result<Vec<_>>>()?;
+        Ok(self.backend.join(&parts.iter().collect::<Vec<_>>())?)
     }
 
     /// Returns this rank's rows.

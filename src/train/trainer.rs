@@ -6,18 +6,19 @@ use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::buckets::Buckets;
 use super::checkpoint::Header;
 use super::objective::{Losses, Objective, State, file};
 use super::step_config::StepConfig;
 use crate::data::Batch;
-use crate::dist::{Buckets, Ranks, RowOrder};
+use crate::dist::{Ranks, RowOrder};
 use crate::error::{Error, Result};
 use crate::losses::MarginHead;
 use crate::machine::Work;
 use crate::models::{Arch, Model, Outline, Trainable};
 use crate::nn::Group;
 use crate::nn::engine::{Activations, SharedBatch};
-use crate::ops::backend::Kernels;
+use crate::ops::backend::{GuardState, Kernels};
 use crate::optim::{Average, Component};
 use crate::records::StepReport;
 
@@ -124,7 +125,7 @@ impl Trainer {
         self.engine.step(batch, step, lr)
     }
 
-    /// Returns the figures of the last step; waits for a GPU.
+    /// Returns the figures of the last step; waits for a GPU. Of several ranks, all must call it.
     ///
     /// # Errors
     /// On a GPU, when a step since the start had a loss or gradient that was not finite.
@@ -276,7 +277,8 @@ impl<B: Kernels> TrainerOn<B> {
         rng.set_stream(step);
         let (batches, mut parts) = (batch.parts(self.config.accumulate)?, Vec::new());
         let num = batches.len();
-        let mut buckets = Buckets::new(&self.ranks);
+        let (backend, ranks) = (self.backend.clone(), self.ranks.clone());
+        let mut buckets = Buckets::new(&backend, &ranks);
         for (i, batch) in batches.into_iter().enumerate() {
             let rows = RowOrder::new(&self.ranks, batch.student.num_images, batch.num_views());
             let shares_statistics = self.config.sync_batch_norm;
@@ -284,23 +286,21 @@ impl<B: Kernels> TrainerOn<B> {
             let shared = (!self.ranks.is_single()).then_some(shared);
             let (embeddings, recording) = self.network.record(&mut self.student.params, &batch.student, shared)?;
             let (losses, gradient) = self.objective.gradient(embeddings, &batch, &mut rng)?;
-            if num == 1 && shared.is_some() && B::IS_SYNCHRONOUS {
-                let mut failed = None;
-                recording.backward_with(&mut self.student.params, &gradient, &mut |grads, range| match self
-                    .backend
-                    .read(grads)
-                {
-                    Ok(grads) => buckets.add(&grads, range),
-                    Err(error) => failed = failed.take().or(Some(error)),
+            if num == 1 && shared.is_some() {
+                let mut sent = Ok(());
+                recording.backward_with(&mut self.student.params, &gradient, &mut |grads, range| {
+                    if sent.is_ok() {
+                        sent = buckets.add(grads, range);
+                    }
                 })?;
-                failed.map_or(Ok(()), Err)?;
+                sent?;
             } else {
                 recording.backward(&mut self.student.params, &gradient)?;
             }
             parts.push(losses);
             self.trained().try_for_each(|component| component.accumulate(i, num))?;
         }
-        if !self.ranks.is_single() {
+        if !ranks.is_single() {
             self.share_step(buckets, num, &mut parts)?;
         }
         let losses: Vec<_> = parts.iter().flat_map(|part| self.objective.weighted(part)).collect();
@@ -321,22 +321,21 @@ impl<B: Kernels> TrainerOn<B> {
         if self.num_steps % every == 1 % every { self.report().map(Some) } else { Ok(None) }
     }
 
-    /// Adds the gradients and losses of a step over all ranks; on the CPU, `buckets` has the student's gradients on
-    /// their way if there was one mini-batch.
-    fn share_step(&mut self, mut buckets: Buckets, num_parts: usize, parts: &mut [Losses<B>]) -> Result<()> {
-        let Self { student, objective, ranks, backend, .. } = self;
-        let mut grads = backend.read(student.params.grads())?.into_owned();
-        if num_parts > 1 || !B::IS_SYNCHRONOUS {
-            student.params.ranges_of_grads().for_each(|range| buckets.add(&grads, range));
+    /// Adds the gradients and losses of a step over all ranks. If there was one mini-batch, `buckets` has the student's
+    /// gradients on their way.
+    fn share_step(&mut self, mut buckets: Buckets<B>, num_parts: usize, parts: &mut [Losses<B>]) -> Result<()> {
+        let Self { student, objective, ranks, config, .. } = self;
+        if num_parts > 1 {
+            let params = &student.params;
+            params.ranges_of_grads().try_for_each(|range| buckets.add(params.grads(), range))?;
         }
-        buckets.finish(&mut grads)?;
-        backend.write(student.params.grads_mut(), &grads)?;
+        buckets.finish(student.params.grads_mut())?;
         objective.share(parts)?;
-        // Each rank has updated the running statistics by its own batch: the first rank's are kept.
-        let mut buffers = student.params.buffers()?;
-        let mine = if ranks.is_first() { &buffers.values[..] } else { &[] };
-        buffers.values = ranks.join_f32(mine)?;
-        Ok(student.params.restore_buffers(buffers)?)
+        if !config.sync_batch_norm {
+            // Each rank has updated the running statistics by its own batch.
+            student.params.take_buffers_of_first(ranks)?;
+        }
+        Ok(())
     }
 
     /// Updates all components with the gradients of a batch. Only the student's are clipped.
@@ -347,6 +346,24 @@ impl<B: Kernels> TrainerOn<B> {
             average.update(&self.student.params, &self.guard)?;
         }
         Ok(())
+    }
+
+    /// Returns what was measured of the last step.
+    ///
+    /// # Errors
+    /// On a GPU, when a step was not finite.
+    fn check(&self) -> Result<GuardState> {
+        let state = self.backend.read_guard(&self.guard)?;
+        let Some(last) = self.last.as_ref().filter(|_| state.num_skipped > 0 && !B::IS_SYNCHRONOUS) else {
+            return Ok(state);
+        };
+        let losses = last.parts.iter().flat_map(|part| self.objective.weighted(part));
+        let loss = losses.map(|(weight, loss)| Ok(weight * self.backend.read_scalar(loss)?)).sum::<Result<f64>>()?;
+        Err(Error::Training(format!(
+            "{} of the steps up to {} had a non-finite loss or gradient and updated no parameters: loss {loss}, \
+             gradient norm {}; try a lower learning rate",
+            state.num_skipped, last.step, state.norm as f32
+        )))
     }
 
     /// Names of the trained parameters whose gradient is zero everywhere. Waits for the device.
@@ -368,14 +385,7 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
     fn report(&self) -> Result<StepReport> {
         let Some(last) = &self.last else { return Ok(StepReport::default()) };
         let report = self.objective.report(&last.parts, last.lr)?;
-        let state = self.backend.read_guard(&self.guard)?;
-        if state.num_skipped > 0 && !B::IS_SYNCHRONOUS {
-            return Err(Error::Training(format!(
-                "{} of the steps up to {} had a non-finite loss or gradient and updated no parameters: loss {}, \
-                 gradient norm {}; try a lower learning rate",
-                state.num_skipped, last.step, report.loss, state.norm as f32
-            )));
-        }
+        let state = self.check()?;
         Ok(StepReport { grad_norm: state.norm, is_skipped: !state.is_finite, ..report })
     }
 
@@ -393,7 +403,7 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
     }
 
     fn backbone(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.report()?;
+        self.check()?;
         Ok(self.student.params.state()?)
     }
 
@@ -407,7 +417,7 @@ impl<B: Kernels> DeviceTrainer for TrainerOn<B> {
     }
 
     fn average(&self) -> Result<Option<BTreeMap<String, Tensor>>> {
-        self.report()?;
+        self.check()?;
         Ok(self.average.as_ref().map(|average| average.weights(&self.student.params)).transpose()?)
     }
 

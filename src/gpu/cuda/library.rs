@@ -41,15 +41,15 @@ fn folders() -> Vec<PathBuf> {
     let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut folders = Vec::new();
     for home in [of("CUDA_HOME"), of("CUDA_PATH"), Some(PathBuf::from("/usr/local/cuda"))].into_iter().flatten() {
-        // In Python's wheels cuDNN has a folder of its own beside the toolkit's.
-        folders.extend(["lib64", "lib", "../cudnn/lib"].map(|part| home.join(part)));
+        // In Python's wheels cuDNN and NCCL have folders of their own beside the toolkit's.
+        folders.extend(["lib64", "lib", "../cudnn/lib", "../nccl/lib"].map(|part| home.join(part)));
     }
     let local = of("HOME").map(|home| home.join(".local"));
     let prefixes = [of("VIRTUAL_ENV"), of("CONDA_PREFIX"), local, Some("/usr/local".into()), Some("/usr".into())];
     for lib in prefixes.into_iter().flatten().map(|prefix| prefix.join("lib")) {
         for python in entries_that_start_with(&lib, "python3") {
             for packages in ["site-packages", "dist-packages"].map(|name| python.join(name).join("nvidia")) {
-                folders.extend(["cu13/lib", "cublas/lib", "cudnn/lib"].map(|part| packages.join(part)));
+                folders.extend(["cu13/lib", "cublas/lib", "cudnn/lib", "nccl/lib"].map(|part| packages.join(part)));
             }
         }
     }

@@ -4,9 +4,10 @@ mod blas;
 #[cfg(feature = "cudnn")]
 mod dnn;
 mod library;
+mod nccl;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{Error, Result, bail};
 use cudarc::driver::{
@@ -16,14 +17,16 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use blas::Blas;
+use nccl::Nccl;
 
-use super::{Arg, Gpu, Launch, Memory, Product};
+use super::{Arg, Element, Gpu, Launch, Memory, Product, Transfer};
+use crate::dist::{Collective, Ranks};
 
 /// Compiled files of `kernels/`, by the prefix of their kernels' names; the build script writes the list.
 const KERNELS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Driver functions that are called. One that is missing would end the process.
-const DRIVER: [&str; 33] = [
+const DRIVER: [&str; 35] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -31,6 +34,7 @@ const DRIVER: [&str; 33] = [
     "cuDeviceGetAttribute",
     "cuDeviceGetCount",
     "cuDeviceGetName",
+    "cuDeviceGetUuid_v2",
     "cuDevicePrimaryCtxRelease_v2",
     "cuDevicePrimaryCtxRetain",
     "cuDeviceTotalMem_v2",
@@ -57,6 +61,7 @@ const DRIVER: [&str; 33] = [
     "cuModuleLoadData",
     "cuStreamCreate",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
 ];
 /// Version of CUDA that the kernels were compiled by, as the driver counts: 13000 is 13.0.
 const BUILT_BY: &str = env!("MASKINV_CUDA_VERSION");
@@ -75,7 +80,7 @@ pub(crate) enum Factors {
     Tf32,
 }
 
-/// A GPU and the one stream that all work is queued on.
+/// A GPU and the one stream that all work is queued on, but for what ranks exchange.
 pub(crate) struct Cuda {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
@@ -90,6 +95,8 @@ pub(crate) struct Cuda {
     profile: Mutex<Option<Vec<(String, CudaEvent)>>>,
     facts: Vec<(&'static str, String)>,
     notices: Mutex<Vec<String>>,
+    /// The connection to the GPUs of other ranks.
+    nccl: OnceLock<Nccl>,
     #[cfg(feature = "cudnn")]
     dnn: Option<dnn::Dnn>,
 }
@@ -133,7 +140,7 @@ impl Cuda {
         if major < 8 {
             bail!("GPU {ordinal}, {name}: compute capability {major}.{minor}, expected 8.0 or newer (bf16)");
         }
-        // SAFETY: all work goes to one stream, so no event has to order it.
+        // SAFETY: all work goes to one stream, or to NCCL's, which is ordered explicitly: no event of cudarc has to.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(wrap)?;
         let built = BUILT_BY.parse().unwrap_or_default();
@@ -188,6 +195,7 @@ impl Cuda {
             profile: Mutex::default(),
             facts,
             notices: Mutex::new(notices),
+            nccl: OnceLock::new(),
             #[cfg(feature = "cudnn")]
             dnn,
         })
@@ -242,7 +250,7 @@ impl Cuda {
             found => found,
         };
         if let Some(Staged { memory, done }) = at.and_then(|at| staged.remove(at)) {
-            done.synchronize().map_err(wrap)?;
+            self.wait(&done)?;
             if memory.len() >= bytes {
                 return Ok(memory);
             }
@@ -252,6 +260,28 @@ impl Cuda {
         unsafe { self.context.alloc_pinned_with_flags(size, 0) }.map_err(wrap)
     }
 
+    /// Waits for an event, which may be behind what other ranks take part in.
+    fn wait(&self, event: &CudaEvent) -> Result<()> {
+        match self.nccl.get() {
+            Some(nccl) => nccl.wait(event),
+            None => event.synchronize().map_err(wrap),
+        }
+    }
+
+    /// Waits for all queued work.
+    fn synchronise(&self) -> Result<()> {
+        match self.nccl.get() {
+            Some(nccl) => nccl.wait(&self.stream.record_event(None).map_err(wrap)?),
+            None => self.stream.synchronize().map_err(wrap),
+        }
+    }
+
+    /// Whether NCCL is installed.
+    #[cfg(test)]
+    pub fn has_nccl() -> bool {
+        nccl::library().is_some()
+    }
+
     fn timed_event(&self) -> Result<CudaEvent> {
         self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(wrap)
     }
@@ -259,7 +289,7 @@ impl Cuda {
     /// Names what failed; with `CUDA_LAUNCH_BLOCKING`, waits for it first.
     fn finished(&self, what: &str, queued: Result<()>) -> Result<()> {
         let done = match self.is_blocking {
-            true => queued.and_then(|()| self.stream.synchronize().map_err(wrap)),
+            true => queued.and_then(|()| self.synchronise()),
             false => queued,
         };
         let done = done.and_then(|()| {
@@ -271,7 +301,7 @@ impl Cuda {
         done.map_err(|error| {
             // A fault of earlier work ends all calls after it, each with an error of its own.
             let earlier = match self.stream.synchronize() {
-                Err(fault) if !self.is_blocking => {
+                Err(fault) if !self.is_blocking && self.nccl.get().is_none() => {
                     format!(" (after {fault:?} of this or an earlier call: CUDA_LAUNCH_BLOCKING=1 tells which)")
                 }
                 _ => String::new(),
@@ -343,6 +373,10 @@ impl Gpu for Cuda {
     }
 
     unsafe fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        if self.nccl.get().is_some() {
+            // What other ranks take part in may never end: then nothing is left that would write to the slice.
+            self.finished("work before a copy from the GPU", self.synchronise())?;
+        }
         // SAFETY: the bytes lie in memory by this function's contract, and the stream is synchronised before the borrow of the slice ends.
         let queued = unsafe { result::memcpy_dtoh_async(bytes, from, self.bound()?) };
         let read = queued.and_then(|()| self.stream.synchronize()).map_err(wrap);
@@ -400,6 +434,42 @@ impl Gpu for Cuda {
         self.finished("cuBLAS", unsafe { self.blas.multiply(product) })
     }
 
+    fn connect(&self, ranks: &Ranks) -> crate::Result<bool> {
+        let library = nccl::library();
+        let uuid = self.context.uuid().map_err(wrap)?.bytes;
+        let mine = library.as_ref().map(|_| uuid.iter().map(|byte| *byte as u8).collect());
+        let all = ranks.gather(mine.unwrap_or_default())?;
+        let through_host = |why: String| {
+            locked(&self.notices).push(format!("{why}: what ranks exchange goes through the memory of their machines"));
+            Ok(false)
+        };
+        if let Some(rank) = all.iter().position(Vec::is_empty) {
+            return through_host(format!("rank {rank} finds no NCCL (libnccl.so.2)"));
+        }
+        for (rank, uuid) in all.iter().enumerate() {
+            if let Some(other) = all[..rank].iter().position(|other| other == uuid) {
+                return through_host(format!("ranks {other} and {rank} share a GPU, which NCCL cannot"));
+            }
+        }
+        let Some((functions, _)) = library else { return Ok(false) };
+        let nccl = Nccl::new(functions, &self.context, ranks)?;
+        if self.nccl.set(nccl).is_err() {
+            return Err(crate::Error::Ranks("this GPU is connected already".into()));
+        }
+        Ok(true)
+    }
+
+    unsafe fn collect(&self, how: Collective, element: Element, transfers: &[Transfer]) -> Result<()> {
+        let Some(nccl) = self.nccl.get() else { bail!("this GPU is not connected") };
+        self.bound()?;
+        // SAFETY: by this function's contract.
+        self.finished("NCCL", unsafe { nccl.collect(how, element, transfers, &self.stream) })
+    }
+
+    fn await_collectives(&self) -> Result<()> {
+        self.nccl.get().map_or(Ok(()), |nccl| nccl.hold_up(&self.stream))
+    }
+
     #[cfg(feature = "cudnn")]
     unsafe fn convolve(&self, pass: &super::Convolution) -> Result<bool> {
         self.bound()?;
@@ -427,7 +497,7 @@ impl Gpu for Cuda {
 
     fn end_profile(&self) -> Result<BTreeMap<String, (usize, f64)>> {
         let events = locked(&self.profile).take().unwrap_or_default();
-        self.stream.synchronize().map_err(wrap)?;
+        self.synchronise()?;
         let mut times: BTreeMap<String, (usize, f64)> = BTreeMap::new();
         for pair in events.windows(2) {
             let [(_, before), (name, after)] = pair else { continue };

@@ -15,6 +15,7 @@ use super::adamw::AdamWStep;
 use super::distance::DistillKind;
 use super::margin_loss::MarginTask;
 use super::sgd::SgdStep;
+use crate::dist::{Collective, Ranks};
 pub use kernels::{
     Activation, ConvShape, FullGrad, Grads, Kernels, MapGrad, NormGrad, NormParams, Part, Place, Scale, Scaling,
     Source, Statistics, Sums, Weight,
@@ -31,6 +32,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     type Scalar: Debug + Send + Sync;
     /// Norm of the gradients of a step, clipping factor, and whether the step is finite.
     type Guard: Debug + Send + Sync;
+    /// Gradients on their way to a sum over all ranks.
+    type Bucket;
 
     /// Whether results are known when a call returns.
     const IS_SYNCHRONOUS: bool;
@@ -119,6 +122,28 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn select_classes(&self, all: &Self::Array, size: usize, classes: &[u32]) -> Result<Self::Array>;
     /// Inverse of [`Self::select_classes`]: replaces those of these classes.
     fn replace_classes(&self, all: &mut Self::Array, size: usize, classes: &[u32], by: &Self::Array) -> Result<()>;
+    /// Does a collective operation on the arrays of all ranks, which are as long as each other.
+    ///
+    /// # Errors
+    /// When the ranks cannot exchange them.
+    fn collect(&self, x: &Self::Array, how: Collective, ranks: &Ranks) -> crate::Result<Self::Array>;
+    /// Replaces each number by its mean over all ranks.
+    ///
+    /// # Errors
+    /// When the ranks cannot exchange them.
+    fn average_scalars(&self, numbers: &mut [&mut Self::Scalar], ranks: &Ranks) -> crate::Result<()>;
+    /// Begins to add ranges of gradients over all ranks. Their padding may be added too.
+    ///
+    /// # Errors
+    /// When they cannot be sent.
+    fn send(&self, grads: &Self::Array, ranges: Vec<Range<usize>>, ranks: &Ranks) -> crate::Result<Self::Bucket>;
+    /// Waits for the sums and writes them to the ranges they belong to.
+    ///
+    /// # Errors
+    /// When the ranks cannot exchange them.
+    fn receive(&self, bucket: Self::Bucket, grads: &mut Self::Array) -> crate::Result<()>;
+    /// Replaces a range of the elements of `y` by those of `x`, which is not padded.
+    fn set_part(&self, y: &mut Self::Array, elements: Range<usize>, x: &Self::Array) -> Result<()>;
     /// Returns a range of the elements of an array, which must not be written while that of the whole is used.
     fn part(&self, x: &Self::Array, elements: Range<usize>) -> Result<Self::Array>;
     /// Returns the arrays one after the other, none of which is padded.

@@ -18,6 +18,7 @@ use super::linear;
 use super::margin_loss::{self, MarginTask};
 use super::sgd::{SgdStep, sgd_step};
 use super::update::{each_pair, sum_of_squares};
+use crate::dist::{Collective, HostBucket, Ranks};
 
 /// The CPU.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +48,7 @@ impl Backend for Cpu {
     type Array = Vec<f32>;
     type Scalar = f64;
     type Guard = Guard;
+    type Bucket = HostBucket;
 
     const IS_SYNCHRONOUS: bool = true;
     const ALIGNMENT: usize = 1;
@@ -191,6 +193,34 @@ impl Backend for Cpu {
 
     fn replace_classes(&self, all: &mut Vec<f32>, size: usize, classes: &[u32], by: &Vec<f32>) -> Result<()> {
         centres::replace(all, size, classes, by)
+    }
+
+    fn collect(&self, x: &Vec<f32>, how: Collective, ranks: &Ranks) -> crate::Result<Vec<f32>> {
+        ranks.collect(x.clone(), how)
+    }
+
+    fn average_scalars(&self, numbers: &mut [&mut f64], ranks: &Ranks) -> crate::Result<()> {
+        let mut values: Vec<f64> = numbers.iter().map(|number| **number).collect();
+        ranks.total(&mut values)?;
+        numbers.iter_mut().zip(values).for_each(|(number, sum)| **number = sum / ranks.size() as f64);
+        Ok(())
+    }
+
+    fn send(&self, grads: &Vec<f32>, ranges: Vec<Range<usize>>, ranks: &Ranks) -> crate::Result<HostBucket> {
+        Ok(HostBucket::send(grads, ranges, ranks))
+    }
+
+    fn receive(&self, bucket: HostBucket, grads: &mut Vec<f32>) -> crate::Result<()> {
+        bucket.receive(grads)
+    }
+
+    fn set_part(&self, y: &mut Vec<f32>, elements: Range<usize>, x: &Vec<f32>) -> Result<()> {
+        let len = y.len();
+        match y.get_mut(elements.clone()).filter(|part| part.len() == x.len()) {
+            Some(part) => part.copy_from_slice(x),
+            None => bail!("{} values for {elements:?} of {len}", x.len()),
+        }
+        Ok(())
     }
 
     fn part(&self, x: &Vec<f32>, elements: Range<usize>) -> Result<Vec<f32>> {
