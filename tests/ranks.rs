@@ -148,6 +148,42 @@ fn evaluation_on_any_number_gives_the_same_bits() -> Result<()> {
         files.push((std::fs::read(out.join("hg/scores/U-M.csv"))?, error_rates(&out)?));
     }
     assert!(files[0] == files[1], "one rank and three scored the same pairs differently");
+    let mut said = Vec::new();
+    for size in [1, 3] {
+        let (out, scores) = (root.path().join("1"), root.path().join(format!("scores-{size}")));
+        let mut args: Vec<String> =
+            ["evaluate", "--json", "--set", "eval.bootstrap.replicates=100"].map(str::to_owned).into();
+        for (flag, path) in [("--config", out.join("config.toml")), ("--scores", scores.clone())] {
+            args.extend([flag.to_owned(), path.display().to_string()]);
+        }
+        args.push(out.join("hg").display().to_string());
+        let output = launch(&[(size, args)])?;
+        ensure!(output.status.success(), "{size} ranks: {}", String::from_utf8_lossy(&output.stderr));
+        // One object: the other ranks say nothing.
+        let mut figures: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let device = figures.as_object_mut().and_then(|figures| figures.remove("device")).context("a device")?;
+        assert_eq!(device.to_string().contains("3 ranks"), size == 3, "{device}");
+        let files = std::fs::read_dir(&scores)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        let mut files = files.into_iter().map(|path| Ok(std::fs::read(path)?)).collect::<Result<Vec<_>>>()?;
+        files.sort();
+        ensure!(files.len() > 1);
+        said.push((figures, files));
+    }
+    assert!(said[0] == said[1], "one rank and three evaluated differently");
+    Ok(())
+}
+
+#[test]
+fn a_rehearsal_is_of_all_ranks() -> Result<()> {
+    let out = tempfile::tempdir()?;
+    let mut args = training(&out.path().join("none"), &[]);
+    args.retain(|arg| !["--resume", "auto"].contains(&arg.as_str()));
+    args.push("--dry-run".to_owned());
+    let output = launch(&[(2, args)])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!((said.matches("ms/step").count(), said.matches("estimated memory").count()), (1, 1), "{said}");
+    assert!(!out.path().join("none").exists());
     Ok(())
 }
 
@@ -192,7 +228,7 @@ fn what_differs_between_ranks_is_said() -> Result<()> {
 
     let info = launch(&[(2, vec!["info".into(), "a".into()])])?;
     let said = String::from_utf8_lossy(&info.stderr).into_owned();
-    assert!(said.contains("only train runs on several ranks"), "{said}");
+    assert!(said.contains("only train and evaluate run on several ranks"), "{said}");
     Ok(())
 }
 

@@ -120,9 +120,10 @@ enum Command {
 pub fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let command = Cli::parse().command;
-    if !matches!(command, Command::Train(_)) && num_launched() > 1 {
+    if !matches!(command, Command::Train(_) | Command::Evaluate(_)) && num_launched() > 1 {
         // Each process would do the same work and overwrite the others' files.
-        return exit_code(Err(anyhow::anyhow!("only train runs on several ranks: start this command on its own")));
+        let what = "only train and evaluate run on several ranks: start this command on its own";
+        return exit_code(Err(anyhow::anyhow!(what)));
     }
     match command {
         Command::Train(args) => exit_code(args.run()),
@@ -204,8 +205,11 @@ fn one_line(error: &anyhow::Error) -> String {
     parts.join(": ")
 }
 
-/// Writes a line to stdout; that nobody reads on is no error.
+/// Writes a line to stdout, on the first rank; that nobody reads on is no error.
 fn print(text: &str) -> Result<()> {
+    if IS_SILENT.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     match writeln!(std::io::stdout().lock(), "{text}") {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{DeviceParams, Init, Params, standard_normal};
+use crate::nn::{DeviceParams, Params, standard_normal};
 use crate::ops::backend::Backend;
 use crate::ops::margin_loss::{MarginForm, MarginGradient, MarginLossConfig, PlusMatching, Rows, margin_loss};
 use crate::ops::normalize::l2_normalize;
@@ -161,6 +161,9 @@ pub struct MarginHead {
     kernel: Tensor,
     params: Params,
     config: MarginConfig,
+    /// Classes whose centres it has, of so many.
+    classes: Range<usize>,
+    num_classes: usize,
 }
 
 impl MarginHead {
@@ -176,9 +179,30 @@ impl MarginHead {
         device: &Device,
         seed: u64,
     ) -> Result<Self> {
+        Self::part(config, [embedding_size, classes], 0..classes, device, seed)
+    }
+
+    /// Creates the class centres of some classes: those that [`Self::new`] would have.
+    pub(crate) fn part(
+        config: &MarginConfig,
+        [embedding_size, num_classes]: [usize; 2],
+        classes: Range<usize>,
+        device: &Device,
+        seed: u64,
+    ) -> Result<Self> {
         let mut params = Params::new(DType::F32, device, seed);
-        let kernel = params.root().param(KERNEL, (embedding_size, classes), Init::Normal(0.01))?;
-        Ok(Self { kernel, params, config: config.clone() })
+        let shape = [embedding_size, num_classes];
+        let kernel = params.root().normal_columns(KERNEL, shape, 0.01, classes.clone())?;
+        Ok(Self { kernel, params, config: config.clone(), classes, num_classes })
+    }
+
+    /// Loads the class centres of all classes, of which it takes its own.
+    pub(crate) fn load(&self, all: &BTreeMap<String, Tensor>) -> Result<()> {
+        let mut own = all.clone();
+        for kernel in own.values_mut().filter(|kernel| kernel.dims().last() == Some(&self.num_classes)) {
+            *kernel = kernel.narrow(1, self.classes.start, self.classes.len())?;
+        }
+        self.params.load(&own)
     }
 
     /// The parameters.
@@ -205,21 +229,24 @@ impl MarginHead {
         Ok(self.kernel.dims2()?.0)
     }
 
-    /// Number of classes.
-    pub(crate) fn num_classes(&self) -> Result<usize> {
-        Ok(self.kernel.dims2()?.1)
+    /// Number of classes, those of other ranks included.
+    pub(crate) fn num_classes(&self) -> usize {
+        self.num_classes
     }
 
-    /// Moves the class centres of some classes to a device.
+    /// Moves the class centres of some of its classes to a device.
     pub(crate) fn on<B: Backend>(self, backend: &B, classes: Range<usize>) -> Result<DeviceParams<B>> {
-        let (size, all) = self.kernel.dims2()?;
+        let (size, own) = (self.kernel.dims2()?.0, self.classes);
+        if classes.start < own.start || classes.end > own.end {
+            bail!("classes {classes:?} of a head that has {own:?}");
+        }
         backend.check_embedding_size(size)?;
         let order = backend.centres_order(size, classes.len());
         let mut parts = self.params.parts();
         drop((self.kernel, self.params));
-        if classes.len() < all {
+        if classes.len() < own.len() {
             for kernel in parts.trained.values_mut() {
-                *kernel = kernel.narrow(1, classes.start, classes.len())?.copy()?;
+                *kernel = kernel.narrow(1, classes.start - own.start, classes.len())?.copy()?;
             }
         }
         DeviceParams::new(backend, parts, BTreeMap::from([(KERNEL.to_owned(), order)]))

@@ -139,6 +139,12 @@ impl<B: Backend> DeviceParams<B> {
         &mut self.grads
     }
 
+    /// Frees the gradients of parameters that are updated otherwise.
+    pub fn drop_grads(&mut self) -> Result<()> {
+        self.grads = self.backend.zeros(0)?;
+        Ok(())
+    }
+
     /// The trained parameters, and their gradients to write.
     pub fn values_and_grads(&mut self) -> (&B::Array, &mut B::Array) {
         (&self.trained.wide, &mut self.grads)

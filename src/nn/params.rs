@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::take;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
@@ -393,6 +394,32 @@ impl Scope<'_> {
             self.params.given.insert(path, start.clone());
             return Ok(start);
         }
+        let var = Var::from_tensor(&start)?;
+        self.params.trainable.insert(path, var.clone());
+        Ok(var.as_tensor().clone())
+    }
+
+    /// Returns some columns of a new matrix of `rows` and `columns`, f32, from `N(0, std)`: those that [`Self::param`]
+    /// would have.
+    ///
+    /// # Errors
+    /// Same as [`Self::param`].
+    pub(crate) fn normal_columns(
+        &mut self,
+        name: &str,
+        [rows, columns]: [usize; 2],
+        std: f64,
+        of: Range<usize>,
+    ) -> Result<Tensor> {
+        let path = self.new_path(name)?;
+        let mut values = Vec::with_capacity(rows * of.len());
+        for column in (0..rows).flat_map(|_| 0..columns) {
+            let value = std * standard_normal(&mut self.params.rng);
+            if of.contains(&column) {
+                values.push(value as f32);
+            }
+        }
+        let start = Tensor::from_vec(values, (rows, of.len()), &self.params.device)?;
         let var = Var::from_tensor(&start)?;
         self.params.trainable.insert(path, var.clone());
         Ok(var.as_tensor().clone())

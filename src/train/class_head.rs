@@ -37,8 +37,12 @@ impl<B: Backend> ClassHead<B> {
     /// When there are fewer classes than ranks, or the device has no memory for them.
     pub fn new(backend: &B, head: MarginHead, ranks: &Ranks, config: &StepConfig) -> Result<Self> {
         let (is_trained, margin, size) = (config.distill.trains_head(), head.config().clone(), head.embedding_size()?);
-        let shard = ClassShard::new(ranks, head.num_classes()?)?;
-        let params = head.on(backend, shard.classes.clone())?;
+        let shard = ClassShard::new(ranks, head.num_classes())?;
+        let mut params = head.on(backend, shard.classes.clone())?;
+        if is_trained && margin.sample_rate < 1.0 {
+            // Those of a sample have a place of their own.
+            params.drop_grads()?;
+        }
         let parts = if is_trained { config.accumulate } else { 1 };
         let centres = Component::new("head", params, &config.optim, parts)?;
         let seed = config.sample_seed(ranks.rank());

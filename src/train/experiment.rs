@@ -260,7 +260,7 @@ impl Experiment {
         let inputs = Inputs::of(&self.splits, self.teacher_train.as_deref(), &self.given)?;
         let settings = self.config.to_toml()?;
         let ranks = self.ranks();
-        ranks.agree("build", concat!(env!("CARGO_PKG_VERSION"), " ", env!("MASKINV_COMMIT")))?;
+        ranks.agree_on_build()?;
         ranks.agree("settings", &settings)?;
         let device = if self.machine.is_cpu() { "CPU" } else { "GPU" };
         ranks.agree("kind of device", &format!("{device}, {}", self.machine.precision()))?;

@@ -148,10 +148,12 @@ impl Experiment {
         };
         let parts = config.train.accumulate;
         let views = if config.augment.paired && arm != Arm::Teacher { 2 } else { 1 };
-        let num_images = views * config.loader.batch_size / parts;
+        let num_images = views * config.loader.batch_size / parts / self.machine().ranks().size();
         let waiting = config.loader.threads * (config.loader.prefetch + 1) + 1;
         let image = 3 * config.model.input_size * config.model.input_size;
         let sums = if parts > 1 { 2 } else { 1 };
+        let sample = config.loss.sample_rate;
+        let of_sample = 4.0 * sample * centres as f64;
         let (has_teacher, of_teacher) = (config.distill.of(arm).embeds_teacher(), &teacher.backbone);
         let num_views = if self.machine().is_cpu() { 2 * self.train_set(arm).len() } else { 0 };
         let targets = 4 * of_teacher.config().embedding_size * num_views;
@@ -159,7 +161,12 @@ impl Experiment {
             weights: 4 * all * if config.train.ema > 0.0 { 2 } else { 1 },
             gradients: 4 * trained * sums,
             optimizer: 4 * trained * moments,
-            head: if config.distill.of(arm).trains_head() { 4 * centres * (1 + sums + moments) } else { 4 * centres },
+            head: match config.distill.of(arm).trains_head() {
+                false => 4 * centres,
+                // Of a sample: its centres, moments and gradients.
+                true if sample < 1.0 => 4 * centres * (1 + moments) + (of_sample * (2 + moments) as f64) as usize,
+                true => 4 * centres * (1 + sums + moments),
+            },
             teacher: if has_teacher { 4 * of_teacher.params().num_parameters() } else { 0 },
             targets: if has_teacher { targets.min(config.step(arm).max_kept_bytes) } else { 0 },
             activations: trainer.activation_bytes(num_images),

@@ -15,6 +15,7 @@ use super::outcome::Event;
 use super::state::TrainState;
 use super::trainer::Trainer;
 use crate::data::Dataset;
+use crate::dist::ClassShard;
 use crate::error::{Error, Result};
 use crate::losses::MarginHead;
 use crate::machine::Machine;
@@ -54,7 +55,9 @@ impl ArmStart<'_> {
         let classes = self.train.num_classes().max(1);
         let of_teacher = self.teacher.filter(|_| config.distill.of(self.arm).has_teacher_centres());
         let size = of_teacher.map_or(config.model.embedding_size, |teacher| teacher.config().embedding_size);
-        let head = MarginHead::new(&config.loss, size, classes, &Device::Cpu, seed.wrapping_add(1))?;
+        let shard = ClassShard::new(self.machine.ranks(), classes)?;
+        let sizes = [size, classes];
+        let head = MarginHead::part(&config.loss, sizes, shard.classes, &Device::Cpu, seed.wrapping_add(1))?;
         if let Some((origin, start)) = self.start {
             student = student.with_preprocessing(start.backbone.preprocessing().clone());
             student.params().load(&start.backbone.known()?.params().state()?)?;
@@ -63,12 +66,12 @@ impl ArmStart<'_> {
                 && of_teacher.is_none()
                 && let Some(tensors) = self.centres(origin, start, centres, on)?
             {
-                head.params().load(&tensors)?;
+                head.load(&tensors)?;
             }
         }
         if let (None, Some(teacher)) = (state, of_teacher) {
             let kernel = self.mean_embeddings(Origin::Teacher, teacher, centres, on)?;
-            head.params().load(&BTreeMap::from([(KERNEL.to_owned(), kernel)]))?;
+            head.load(&BTreeMap::from([(KERNEL.to_owned(), kernel)]))?;
         }
         if let (Some(state), Some(dropout)) = (state, student.params().dropout()) {
             dropout.skip_to(state.position.dropout_words);

@@ -19,8 +19,9 @@ use super::model::HubArgs;
 use super::photos::{Cropped, PhotoArgs, UnusableArgs, WhichArgs, in_photos};
 use super::progress::Progress;
 use super::settings::SettingsArgs;
-use super::{interrupt, tell};
+use super::{interrupt, ranks, tell};
 use crate::data::{Dataset, FACE_SIZE};
+use crate::dist::Ranks;
 use crate::face::{Cropper, Which};
 use crate::files::{StagedFolder, has_entries};
 use crate::machine::Machine;
@@ -156,8 +157,12 @@ impl EvaluateArgs {
     /// # Errors
     /// When a checkpoint, setting or image is invalid, or a report would be overwritten.
     pub fn run(self) -> Result<()> {
-        self.settings.threads.start()?;
-        let machine = self.settings.device.open(Work::Inference)?;
+        ranks::run(|ranks| self.run_on(ranks))
+    }
+
+    fn run_on(&self, ranks: &Ranks) -> Result<()> {
+        self.settings.threads.start_on_ranks()?;
+        let opened = self.settings.device.open(Work::Inference)?;
         if self.worn.is_some() && self.protocol != Protocol::AllPairs {
             bail!("--worn is for --protocol all-pairs only");
         }
@@ -169,6 +174,7 @@ impl EvaluateArgs {
         if let (Protocol::Ijb, Some(flag)) = (self.protocol, of_photos()) {
             bail!("{flag}: not for --protocol ijb, whose faces are cropped by the landmarks of its list");
         }
+        let machine = opened.clone().with_ranks(ranks);
         let load = |name: &String| {
             let loaded = self.hub.load_with_notes(name)?;
             Ok(Named {
@@ -188,11 +194,16 @@ impl EvaluateArgs {
         }
         self.bootstrap.apply(&mut config.eval.bootstrap);
         self.settings.apply(&mut config, &self.hub)?;
-        let outputs = Outputs::new(&self)?;
+        agree(&models, &config, ranks)?;
+        if !ranks.is_first() {
+            // What follows the embeddings is the first rank's.
+            config.eval.bootstrap.replicates = 0;
+        }
+        let outputs = ranks.first_does(|| Outputs::new(self))?.unwrap_or(Outputs { report: None, scores: None });
         let stop = interrupt::flag()?;
         let cropper = self.photos.cropper(self.which.which, FACE_SIZE as usize, &self.hub)?;
         let run = Job {
-            args: &self,
+            args: self,
             models: &models,
             config: &config,
             machine: &machine,
@@ -205,6 +216,9 @@ impl EvaluateArgs {
             Protocol::AllPairs => all_pairs::measure(&run)?,
             Protocol::Ijb => templates::measure(&run)?,
         };
+        if !ranks.is_first() {
+            return Ok(());
+        }
         output.finish(&run)?;
         outputs.finish()?;
         if let Some(folder) = &self.report {
@@ -212,6 +226,17 @@ impl EvaluateArgs {
         }
         Ok(())
     }
+}
+
+/// Checks that all ranks have the same settings and networks.
+fn agree(models: &[Named], config: &Config, ranks: &Ranks) -> Result<()> {
+    if ranks.is_single() {
+        return Ok(());
+    }
+    ranks.agree_on_build()?;
+    ranks.agree("settings", &config.to_toml()?)?;
+    let digests = models.iter().map(|named| Ok(format!("{} {}\n", named.name, named.file.sha256()?)));
+    Ok(ranks.agree("networks", &digests.collect::<Result<String>>()?)?)
 }
 
 impl Job<'_> {

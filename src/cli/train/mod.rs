@@ -166,9 +166,8 @@ impl TrainArgs {
     }
 
     fn run_on(&self, ranks: &Ranks) -> Result<()> {
-        let is_single = self.sweep.is_some() || self.show_config || self.dry_run || self.find_lr;
-        if is_single && !ranks.is_single() {
-            bail!("--sweep, --show-config, --dry-run and --find-lr run on one rank: expected no launcher");
+        if (self.sweep.is_some() || self.show_config) && !ranks.is_single() {
+            bail!("--sweep and --show-config run on one rank: expected no launcher");
         }
         if let Some(file) = &self.sweep {
             return sweep::run(self, file);

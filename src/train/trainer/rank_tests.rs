@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device};
 
-use crate::dist::Ranks;
 use crate::dist::threads::on_ranks;
+use crate::dist::{ClassShard, Ranks};
 use crate::error::Result;
 use crate::losses::MarginHead;
 use crate::machine::{Machine, Precision};
@@ -53,7 +53,8 @@ fn trainer_on(machine: Machine, config: &Config, arm: Arm, ranks: &Ranks) -> Res
     let student = Model::new(&config.model, &Device::Cpu, 0)?.on(&machine);
     student.params().freeze_statistics(config.train.batch_norm == BatchNormMode::Frozen);
     let size = if arm == Arm::Ada { of_teacher.embedding_size } else { config.model.embedding_size };
-    let head = MarginHead::new(&config.loss, size, NUM_CLASSES, &Device::Cpu, 1)?;
+    let classes = ClassShard::new(ranks, NUM_CLASSES)?.classes;
+    let head = MarginHead::part(&config.loss, [size, NUM_CLASSES], classes, &Device::Cpu, 1)?;
     let transform = crate::data::Transform::new(&config.augment, &config.mask)?;
     let loader = crate::data::Loader::new(config.data.open_train()?, transform, &config.loader, 32, 0)?;
     let loader = loader.shard(ranks.rank(), ranks.size(), config.train.accumulate)?;
