@@ -218,6 +218,17 @@ impl Machine {
         &self.ranks
     }
 
+    /// Checks that its ranks run the same program with the same settings on the same kind of device.
+    ///
+    /// # Errors
+    /// [`crate::Error::Ranks`], which names the first rank that differs, or says that one does not answer.
+    pub(crate) fn agree(&self, settings: &str) -> crate::Result<()> {
+        self.ranks.agree("build", concat!(env!("CARGO_PKG_VERSION"), " ", env!("MASKINV_COMMIT")))?;
+        self.ranks.agree("settings", settings)?;
+        let device = if self.is_cpu() { "CPU" } else { "GPU" };
+        self.ranks.agree("kind of device", &format!("{device}, {}", self.precision()))
+    }
+
     /// Returns what is worth saying and was not said yet, by this machine or a clone of it, such as that convolutions
     /// run a slower way.
     pub fn take_notices(&self) -> Vec<String> {

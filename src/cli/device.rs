@@ -86,7 +86,7 @@ impl DeviceArgs {
         match model.refusal(machine).filter(|_| self.is_auto()) {
             Some(why) => {
                 tell(format_args!("on the CPU: {why}"));
-                model
+                model.on(&Machine::default().with_ranks(machine.ranks()))
             }
             None => model.on(machine),
         }

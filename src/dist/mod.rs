@@ -313,14 +313,6 @@ impl Ranks {
         }
     }
 
-    /// Checks that all ranks run the same program.
-    ///
-    /// # Errors
-    /// Same as [`Self::agree`].
-    pub(crate) fn agree_on_build(&self) -> Result<()> {
-        self.agree("build", concat!(env!("CARGO_PKG_VERSION"), " ", env!("MASKINV_COMMIT")))
-    }
-
     /// Checks that all ranks have the same of something, such as `"settings"`.
     ///
     /// # Errors

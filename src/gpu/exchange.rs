@@ -4,16 +4,33 @@
 use std::ops::Range;
 
 use super::{Array, Element, GpuBackend, rows, update};
-use crate::dist::{Collective, HostBucket, Ranks, Wire};
+use crate::dist::{Collective, Ranks, Wire};
 use crate::error::Result;
 use crate::ops::backend::Backend;
 
 /// Gradients on their way to a sum over all ranks.
 pub(crate) enum Bucket {
-    /// Between devices: the gradients themselves, or copies in bf16.
-    OnDevices { grads: Vec<Array>, short: Vec<Array> },
+    OnDevices(Sent),
     /// Through the host. The device would have to be waited for now, so they are sent when the sums are needed.
-    ThroughHost { ranges: Vec<Range<usize>>, ranks: Ranks },
+    ThroughHost {
+        ranges: Vec<Range<usize>>,
+        ranks: Ranks,
+    },
+}
+
+/// Gradients that the devices add.
+pub(crate) struct Sent {
+    grads: Vec<Array>,
+    /// Copies in bf16 that are added instead.
+    short: Vec<Array>,
+}
+
+impl Drop for Sent {
+    /// The arrays are only used again once they are added.
+    fn drop(&mut self) {
+        // An error shows at the next work of the device.
+        let _ = self.grads.first().map(|grads| grads.device().gpu().await_collectives());
+    }
 }
 
 /// Does a collective operation on the arrays of all ranks, f32, which are as long as each other.
@@ -58,12 +75,11 @@ impl Bucket {
                 (Element::Bf16, short.collect::<candle_core::Result<Vec<_>>>()?)
             }
         };
-        let bucket = Self::OnDevices { grads: parts, short };
-        if let Self::OnDevices { grads, short } = &bucket {
-            // SAFETY: the bucket keeps the arrays; the backward pass writes each range once, before it is sent.
-            unsafe { device.begin_sum(element, if short.is_empty() { grads } else { short })? };
-        }
-        Ok(bucket)
+        let sent = Sent { grads: parts, short };
+        let arrays = if sent.short.is_empty() { &sent.grads } else { &sent.short };
+        // SAFETY: they are kept until they are added; the backward pass writes each range once, before it is sent.
+        unsafe { device.begin_sum(element, arrays)? };
+        Ok(Self::OnDevices(sent))
     }
 
     /// Writes the sums to the ranges they belong to; what is queued later waits for them.
@@ -72,14 +88,24 @@ impl Bucket {
     /// When the ranks cannot exchange them.
     pub fn receive(self, all: &Array) -> Result<()> {
         match self {
-            Self::OnDevices { grads, short } => {
+            Self::OnDevices(sent) => {
                 all.device().gpu().await_collectives()?;
-                Ok(short.iter().zip(&grads).try_for_each(|(short, grads)| rows::convert(short, grads))?)
+                let Sent { grads, short } = &sent;
+                Ok(short.iter().zip(grads).try_for_each(|(short, grads)| rows::convert(short, grads))?)
             }
             Self::ThroughHost { ranges, ranks } => {
-                let mut values = all.read::<f32>()?;
-                HostBucket::send(&values, ranges, &ranks).receive(&mut values)?;
-                Ok(all.write(&values)?)
+                let parts: Vec<Array> = joined(ranges).map(|range| all.part(range.start, range.len())).collect();
+                // One copy each way.
+                let whole = all.device().array(Element::F32, parts.iter().map(Array::len).sum())?;
+                let copy = |to: &Array, from: &Array| update::blend(to, from, [0.0, 1.0], None);
+                let places = parts.iter().scan(0, |start, part| {
+                    *start += part.len();
+                    Some(whole.part(*start - part.len(), part.len()))
+                });
+                let places: Vec<Array> = places.collect();
+                places.iter().zip(&parts).try_for_each(|(place, part)| copy(place, part))?;
+                whole.write(&ranks.sum(whole.read()?).wait()?)?;
+                Ok(places.iter().zip(&parts).try_for_each(|(place, part)| copy(part, place))?)
             }
         }
     }

@@ -261,11 +261,14 @@ impl<B: Backend> DeviceParams<B> {
         self.backend.write(&mut self.fixed.wide, &all)
     }
 
-    /// Replaces the buffers by those of the first rank.
+    /// Replaces the buffers by those of the first rank, unless all statistics are frozen.
     ///
     /// # Errors
     /// When the ranks cannot exchange them.
     pub fn take_buffers_of_first(&mut self, ranks: &Ranks) -> crate::Result<()> {
+        if self.counters.keys().all(|name| is_among(&self.frozen_statistics, name)) {
+            return Ok(());
+        }
         let own = self.backend.part(&self.fixed.wide, self.buffers.clone())?;
         let of_first = self.backend.collect(&own, Collective::OfFirst, ranks)?;
         Ok(self.backend.set_part(&mut self.fixed.wide, self.buffers.clone(), &of_first)?)
@@ -273,9 +276,8 @@ impl<B: Backend> DeviceParams<B> {
 
     /// Counts a batch in every batch norm whose statistics are not frozen.
     pub fn count_batch(&mut self) {
-        let is_frozen =
-            |name: &str| name.rsplit_once('.').is_some_and(|(norm, _)| self.frozen_statistics.contains(norm));
-        self.counters.iter_mut().filter(|(name, _)| !is_frozen(name)).for_each(|(_, num)| *num += 1);
+        let Self { counters, frozen_statistics, .. } = self;
+        counters.iter_mut().filter(|(name, _)| !is_among(frozen_statistics, name)).for_each(|(_, num)| *num += 1);
     }
 
     /// Whether the batch norm under `path` has frozen running statistics.
@@ -356,4 +358,9 @@ impl<B: Backend> DeviceParams<B> {
         let slope = prelu.map(|prelu| self.grad(prelu, "weight")).transpose()?.flatten();
         Ok(Grads { array: &mut self.grads, weight, bias, slope })
     }
+}
+
+/// Whether a buffer is of one of these batch norms.
+fn is_among(norms: &BTreeSet<String>, buffer: &str) -> bool {
+    buffer.rsplit_once('.').is_some_and(|(norm, _)| norms.contains(norm))
 }

@@ -248,6 +248,22 @@ impl Experiment {
         outcome
     }
 
+    /// Checks that all ranks do the same work.
+    fn agree(&self, inputs: &Inputs) -> Result<()> {
+        self.machine.agree(&self.config.to_toml()?)?;
+        self.ranks().agree("data and given weights", &inputs.digest()?)
+    }
+
+    /// Returns what the arms learn from.
+    fn inputs(&self) -> Result<Inputs> {
+        Inputs::of(&self.splits, self.teacher_train.as_deref(), &self.given)
+    }
+
+    /// Checks that all ranks do the same work, if there are others.
+    pub(super) fn check_ranks(&self) -> Result<()> {
+        if self.ranks().is_single() { Ok(()) } else { self.agree(&self.inputs()?) }
+    }
+
     fn run_arms(&self, on: &mut dyn FnMut(Event)) -> Result<Outcome> {
         self.given.check(&self.config, &self.config.train.arms, self.splits.train.num_classes())?;
         let Some(folder) = &self.folder else {
@@ -257,14 +273,9 @@ impl Experiment {
             let what = "its file system has no locks: make sure that no other process writes to it";
             on(Event::Notice(format!("{}: {what}", folder.path().display())));
         }
-        let inputs = Inputs::of(&self.splits, self.teacher_train.as_deref(), &self.given)?;
-        let settings = self.config.to_toml()?;
-        let ranks = self.ranks();
-        ranks.agree_on_build()?;
-        ranks.agree("settings", &settings)?;
-        let device = if self.machine.is_cpu() { "CPU" } else { "GPU" };
-        ranks.agree("kind of device", &format!("{device}, {}", self.machine.precision()))?;
-        ranks.agree("data and given weights", &inputs.digest()?)?;
+        let inputs = self.inputs()?;
+        self.agree(&inputs)?;
+        let (ranks, settings) = (self.ranks(), self.config.to_toml()?);
         ranks.first_does(|| inputs.check(self.out(), self.resumes, self.changed_data, on))?;
         let inputs = inputs.digest()?;
         ranks.first_does(|| write_atomic(&self.out().join(CONFIG_FILE), settings.as_bytes()))?;

@@ -70,6 +70,7 @@ impl Experiment {
             let what = format!("expected rising rates and {} steps or more, found {low} to {high}", 2 * NUM_FIRST);
             return Err(Error::Config(format!("{what} and {num_steps} steps")));
         }
+        self.check_ranks()?;
         let given = self.given();
         given.check(self.config(), &[arm], self.train_set(arm).num_classes())?;
         let start = match given.origin(self.config(), arm) {

@@ -70,6 +70,7 @@ impl Experiment {
     /// # Errors
     /// The errors of a training.
     pub fn rehearse(&self, arm: Arm, num_steps: usize, on: &mut dyn FnMut(Event)) -> Result<Rehearsal> {
+        self.check_ranks()?;
         let stand_in = self.stand_in()?;
         let teacher = self.given().teacher.as_ref().unwrap_or(&stand_in);
         let mut steps = self.rehearsed(arm, teacher, &stand_in, on)?;
@@ -148,7 +149,8 @@ impl Experiment {
         };
         let parts = config.train.accumulate;
         let views = if config.augment.paired && arm != Arm::Teacher { 2 } else { 1 };
-        let num_images = views * config.loader.batch_size / parts / self.machine().ranks().size();
+        let batch_size = config.loader.batch_size / self.machine().ranks().size();
+        let num_images = views * batch_size / parts;
         let waiting = config.loader.threads * (config.loader.prefetch + 1) + 1;
         let image = 3 * config.model.input_size * config.model.input_size;
         let sums = if parts > 1 { 2 } else { 1 };
@@ -170,7 +172,7 @@ impl Experiment {
             teacher: if has_teacher { 4 * of_teacher.params().num_parameters() } else { 0 },
             targets: if has_teacher { targets.min(config.step(arm).max_kept_bytes) } else { 0 },
             activations: trainer.activation_bytes(num_images),
-            images: (1 + views) * image * config.loader.batch_size * waiting,
+            images: (1 + views) * image * batch_size * waiting,
         }
     }
 }

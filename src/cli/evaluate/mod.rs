@@ -174,14 +174,9 @@ impl EvaluateArgs {
         if let (Protocol::Ijb, Some(flag)) = (self.protocol, of_photos()) {
             bail!("{flag}: not for --protocol ijb, whose faces are cropped by the landmarks of its list");
         }
-        let machine = opened.clone().with_ranks(ranks);
         let load = |name: &String| {
             let loaded = self.hub.load_with_notes(name)?;
-            Ok(Named {
-                name: name.clone(),
-                file: loaded.file,
-                model: self.settings.device.place(loaded.model, &machine),
-            })
+            Ok(Named { name: name.clone(), file: loaded.file, model: loaded.model })
         };
         let models = self.models.iter().map(load).collect::<Result<Vec<_>>>()?;
         output::check_names(&models)?;
@@ -194,7 +189,10 @@ impl EvaluateArgs {
         }
         self.bootstrap.apply(&mut config.eval.bootstrap);
         self.settings.apply(&mut config, &self.hub)?;
-        agree(&models, &config, ranks)?;
+        let machine = opened.clone().with_ranks(&ranks.clone().configured(&config.ranks));
+        let placed = |named: Named| Named { model: self.settings.device.place(named.model, &machine), ..named };
+        let models: Vec<Named> = models.into_iter().map(placed).collect();
+        agree(&models, &config, &machine)?;
         if !ranks.is_first() {
             // What follows the embeddings is the first rank's.
             config.eval.bootstrap.replicates = 0;
@@ -229,14 +227,13 @@ impl EvaluateArgs {
 }
 
 /// Checks that all ranks have the same settings and networks.
-fn agree(models: &[Named], config: &Config, ranks: &Ranks) -> Result<()> {
-    if ranks.is_single() {
+fn agree(models: &[Named], config: &Config, machine: &Machine) -> Result<()> {
+    if machine.ranks().is_single() {
         return Ok(());
     }
-    ranks.agree_on_build()?;
-    ranks.agree("settings", &config.to_toml()?)?;
+    machine.agree(&config.to_toml()?)?;
     let digests = models.iter().map(|named| Ok(format!("{} {}\n", named.name, named.file.sha256()?)));
-    Ok(ranks.agree("networks", &digests.collect::<Result<String>>()?)?)
+    Ok(machine.ranks().agree("networks", &digests.collect::<Result<String>>()?)?)
 }
 
 impl Job<'_> {
@@ -247,7 +244,14 @@ impl Job<'_> {
     }
 
     /// Returns a set's images as crops of the face that is meant, each searched; `used` are those that are compared.
+    ///
+    /// # Errors
+    /// When ranks have different images, or one cannot be read.
     fn in_photos(&self, images: &Arc<dyn Dataset>, used: &[usize], progress: &mut Progress) -> Result<Cropped> {
+        let names = || used.iter().map(|image| output::title(images.as_ref(), *image) + "\n").collect::<String>();
+        if !self.machine.ranks().is_single() {
+            self.machine.ranks().agree("images", &names())?;
+        }
         in_photos(images, used, self.cropper, self.args.unusable, |done| {
             self.end_if_interrupted();
             progress.count("crop", "images read", done, used.len());

@@ -231,7 +231,7 @@ impl TrainArgs {
         match if is_auto { experiment.refusal()? } else { None } {
             Some(why) => {
                 tell(format_args!("on the CPU: {why}"));
-                Ok(experiment.on(&Machine::default()))
+                Ok(experiment.on(&Machine::default().with_ranks(machine.ranks())))
             }
             None => Ok(experiment),
         }

@@ -169,6 +169,7 @@ impl Cuda {
             ("driver", format!("for CUDA {}", version(driver))),
             ("kernels", format!("by CUDA {}", version(built))),
             ("cuBLAS", place_of_blas),
+            ("NCCL", nccl::library().map_or_else(|what| format!("not used: {what}"), |library| library.place.clone())),
         ];
         #[cfg_attr(not(feature = "cudnn"), expect(unused_mut, reason = "cuDNN adds its own"))]
         let mut notices = Vec::new();
@@ -279,7 +280,7 @@ impl Cuda {
     /// Whether NCCL is installed.
     #[cfg(test)]
     pub fn has_nccl() -> bool {
-        nccl::library().is_some()
+        nccl::library().is_ok()
     }
 
     fn timed_event(&self) -> Result<CudaEvent> {
@@ -299,13 +300,16 @@ impl Cuda {
             Ok(())
         });
         done.map_err(|error| {
-            // A fault of earlier work ends all calls after it, each with an error of its own.
-            let earlier = match self.stream.synchronize() {
-                Err(fault) if !self.is_blocking && self.nccl.get().is_none() => {
-                    format!(" (after {fault:?} of this or an earlier call: CUDA_LAUNCH_BLOCKING=1 tells which)")
-                }
-                _ => String::new(),
+            // A fault of earlier work ends all calls after it, each with an error of its own. What other ranks take part in
+            // may never end.
+            let fault = match self.is_blocking || self.nccl.get().is_some() {
+                true => None,
+                false => self.stream.synchronize().err(),
             };
+            let earlier = fault.map(|fault| {
+                format!(" (after {fault:?} of this or an earlier call: CUDA_LAUNCH_BLOCKING=1 tells which)")
+            });
+            let earlier = earlier.unwrap_or_default();
             Error::Msg(format!("{what}: {error}{earlier}"))
         })
     }
@@ -435,24 +439,27 @@ impl Gpu for Cuda {
     }
 
     fn connect(&self, ranks: &Ranks) -> crate::Result<bool> {
-        let library = nccl::library();
-        let uuid = self.context.uuid().map_err(wrap)?.bytes;
-        let mine = library.as_ref().map(|_| uuid.iter().map(|byte| *byte as u8).collect());
-        let all = ranks.gather(mine.unwrap_or_default())?;
+        let uuid = ranks.all_ok(self.context.uuid().map_err(|error| wrap(error).into()))?.bytes;
+        // What is missing, or which GPU this is.
+        let mine = match nccl::library() {
+            Ok(_) => [b"\0".to_vec(), uuid.iter().map(|byte| *byte as u8).collect()].concat(),
+            Err(what) => what.as_bytes().to_vec(),
+        };
+        let all = ranks.gather(mine)?;
         let through_host = |why: String| {
             locked(&self.notices).push(format!("{why}: what ranks exchange goes through the memory of their machines"));
             Ok(false)
         };
-        if let Some(rank) = all.iter().position(Vec::is_empty) {
-            return through_host(format!("rank {rank} finds no NCCL (libnccl.so.2)"));
-        }
-        for (rank, uuid) in all.iter().enumerate() {
-            if let Some(other) = all[..rank].iter().position(|other| other == uuid) {
+        for (rank, of_rank) in all.iter().enumerate() {
+            if of_rank.first() != Some(&0) {
+                return through_host(format!("rank {rank}: {}", String::from_utf8_lossy(of_rank)));
+            }
+            if let Some(other) = all[..rank].iter().position(|other| other == of_rank) {
                 return through_host(format!("ranks {other} and {rank} share a GPU, which NCCL cannot"));
             }
         }
-        let Some((functions, _)) = library else { return Ok(false) };
-        let nccl = Nccl::new(functions, &self.context, ranks)?;
+        let Ok(library) = nccl::library() else { return Ok(false) };
+        let nccl = Nccl::new(library, &self.context, ranks)?;
         if self.nccl.set(nccl).is_err() {
             return Err(crate::Error::Ranks("this GPU is connected already".into()));
         }

@@ -4,9 +4,9 @@
 //! statuses are Rust enums.
 
 use std::ffi::{c_char, c_void};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use candle_core::{Error, Result, bail};
@@ -38,6 +38,8 @@ const STATUSES: [(i32, &str); 6] = [
 const ID_BYTES: usize = 128;
 /// Time for which an event is looked at without a pause.
 const EAGER: Duration = Duration::from_micros(200);
+/// Longest wait for the end of a communicator.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two looks at an event.
 const PAUSE: Duration = Duration::from_micros(50);
 
@@ -80,20 +82,35 @@ fn check(call: &str, status: i32) -> Result<()> {
     if status == SUCCESS { Ok(()) } else { Err(failed("NCCL", call, status, status, &STATUSES)) }
 }
 
-/// Loads NCCL, if there is one. Returns its functions, its version and where it lies.
-pub(super) fn library() -> Option<(Functions, String)> {
-    let Found { library, place } = load(&LIBRARIES)?;
-    let functions = Functions::of(library, &place).ok()?;
-    let mut version = 0;
-    // SAFETY: the pointer is to a local variable.
-    check("ncclGetVersion", unsafe { (functions.ncclGetVersion)(&raw mut version) }).ok()?;
-    let (major, minor, patch) = (version / 10_000, version / 100 % 100, version % 100);
-    Some((functions, format!("{major}.{minor}.{patch}, {place}")))
+/// NCCL, which is never unloaded: it has threads of its own.
+pub(super) struct Library {
+    functions: Functions,
+    /// Its version and where it lies.
+    pub place: String,
+}
+
+/// Loads NCCL, once.
+///
+/// # Errors
+/// One line that says what is missing.
+pub(super) fn library() -> Result<&'static Library, &'static str> {
+    static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
+    let library = LIBRARY.get_or_init(|| {
+        let Found { library, place } = load(&LIBRARIES).ok_or("NCCL is missing (libnccl.so.2)")?;
+        let functions = Functions::of(library, &place).map_err(|error| error.to_string())?;
+        let mut version = 0;
+        // SAFETY: the pointer is to a local variable.
+        let status = unsafe { (functions.ncclGetVersion)(&raw mut version) };
+        check("ncclGetVersion", status).map_err(|error| error.to_string())?;
+        let (major, minor, patch) = (version / 10_000, version / 100 % 100, version % 100);
+        Ok(Library { functions, place: format!("{place}, version {major}.{minor}.{patch}") })
+    });
+    library.as_ref().map_err(String::as_str)
 }
 
 /// A communicator, and the stream of its operations.
 pub(super) struct Nccl {
-    functions: Functions,
+    functions: &'static Functions,
     communicator: *mut c_void,
     size: usize,
     stream: Arc<CudaStream>,
@@ -107,11 +124,10 @@ unsafe impl Send for Nccl {}
 unsafe impl Sync for Nccl {}
 
 impl Drop for Nccl {
+    /// Closes the communicator, which waits for the other ranks: not for long, since one of them may have failed.
     fn drop(&mut self) {
-        if !*self.is_aborted.get_mut() {
-            let _ = self.stream.context().bind_to_thread();
-            // SAFETY: `new` made the communicator. On an error there is nothing to do.
-            let _ = unsafe { (self.functions.ncclCommDestroy)(self.communicator) };
+        if !self.is_aborted.swap(true, Ordering::Relaxed) {
+            self.end(self.functions.ncclCommDestroy);
         }
     }
 }
@@ -121,7 +137,9 @@ impl Nccl {
     ///
     /// # Errors
     /// On all ranks, when NCCL fails on one of them or one does not take part in time.
-    pub fn new(functions: Functions, context: &Arc<CudaContext>, ranks: &Ranks) -> crate::Result<Self> {
+    pub fn new(library: &'static Library, context: &Arc<CudaContext>, ranks: &Ranks) -> crate::Result<Self> {
+        let functions = &library.functions;
+        let stream = ranks.all_ok(context.new_stream().map_err(|error| Error::wrap(error).into()))?;
         let mut id = UniqueId([0; ID_BYTES]);
         let made = match ranks.is_first() {
             // SAFETY: the pointer is to a local variable.
@@ -131,9 +149,8 @@ impl Nccl {
         ranks.all_ok(made.map_err(crate::Error::from))?;
         let of_first = ranks.gather(id.0.iter().map(|byte| *byte as u8).collect())?.swap_remove(0);
         id.0.iter_mut().zip(of_first).for_each(|(byte, of_first)| *byte = of_first as c_char);
-        let opened = open(&functions, context, (id, ranks.size() as i32, ranks.rank() as i32), ranks.timeout());
+        let opened = open(functions, context, (id, ranks.size() as i32, ranks.rank() as i32), ranks.timeout());
         let communicator = ranks.all_ok(opened.map_err(crate::Error::from))? as *mut c_void;
-        let stream = context.new_stream().map_err(Error::wrap)?;
         let is_aborted = AtomicBool::new(false);
         Ok(Self { functions, communicator, size: ranks.size(), stream, timeout: ranks.timeout(), is_aborted })
     }
@@ -158,7 +175,7 @@ impl Nccl {
             bail!("the connection to the other GPUs has ended");
         }
         self.stream.join(main).map_err(Error::wrap)?;
-        let Functions { ncclAllReduce, ncclReduceScatter, ncclAllGather, ncclBroadcast, .. } = self.functions;
+        let Functions { ncclAllReduce, ncclReduceScatter, ncclAllGather, ncclBroadcast, .. } = *self.functions;
         let (communicator, stream) = (self.communicator, self.stream.cu_stream().cast());
         // SAFETY: calls between these two are one operation for NCCL.
         check("ncclGroupStart", unsafe { (self.functions.ncclGroupStart)() })?;
@@ -194,9 +211,12 @@ impl Nccl {
     pub fn wait(&self, event: &CudaEvent) -> Result<()> {
         let began = Instant::now();
         loop {
+            // What an aborted operation leaves behind is nothing, and the communicator is no more.
+            if self.is_aborted.load(Ordering::Relaxed) {
+                bail!("the connection to the other GPUs has ended");
+            }
             if event.try_is_complete().map_err(Error::wrap)? {
-                // What an aborted operation leaves behind is nothing.
-                return if self.is_aborted.load(Ordering::Relaxed) { self.ended() } else { Ok(()) };
+                return Ok(());
             }
             let waited = began.elapsed();
             if waited < EAGER {
@@ -219,15 +239,23 @@ impl Nccl {
         }
     }
 
-    fn ended(&self) -> Result<()> {
-        bail!("the connection to the other GPUs has ended")
-    }
-
     fn abort(&self) {
         if !self.is_aborted.swap(true, Ordering::Relaxed) {
-            // SAFETY: the communicator lives as long as this, and nothing uses it from now on.
-            let _ = unsafe { (self.functions.ncclCommAbort)(self.communicator) };
+            self.end(self.functions.ncclCommAbort);
         }
+    }
+
+    /// Ends the communicator on a thread of its own, which is given up if other ranks do not answer.
+    fn end(&self, end: unsafe extern "C" fn(*mut c_void) -> i32) {
+        let (done, ended) = sync_channel(1);
+        let (communicator, context) = (self.communicator as usize, self.stream.context().clone());
+        std::thread::spawn(move || {
+            let _ = context.bind_to_thread();
+            // SAFETY: `new` made the communicator, and nothing uses it from now on. On an error there is nothing to do.
+            let _ = unsafe { end(communicator as *mut c_void) };
+            let _ = done.send(());
+        });
+        let _ = ended.recv_timeout(PATIENCE);
     }
 }
 
