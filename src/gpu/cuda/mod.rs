@@ -439,7 +439,7 @@ impl Gpu for Cuda {
     }
 
     fn connect(&self, ranks: &Ranks) -> crate::Result<bool> {
-        let uuid = ranks.all_ok(self.context.uuid().map_err(|error| wrap(error).into()))?.bytes;
+        let uuid = ranks.all_ok(self.context.uuid().map_err(|error| crate::Error::from(wrap(error))))?.bytes;
         // What is missing, or which GPU this is.
         let mine = match nccl::library() {
             Ok(_) => [b"\0".to_vec(), uuid.iter().map(|byte| *byte as u8).collect()].concat(),

@@ -93,8 +93,8 @@ pub(super) struct Library {
 ///
 /// # Errors
 /// One line that says what is missing.
-pub(super) fn library() -> Result<&'static Library, &'static str> {
-    static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
+pub(super) fn library() -> std::result::Result<&'static Library, &'static str> {
+    static LIBRARY: OnceLock<std::result::Result<Library, String>> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| {
         let Found { library, place } = load(&LIBRARIES).ok_or("NCCL is missing (libnccl.so.2)")?;
         let functions = Functions::of(library, &place).map_err(|error| error.to_string())?;
@@ -139,7 +139,7 @@ impl Nccl {
     /// On all ranks, when NCCL fails on one of them or one does not take part in time.
     pub fn new(library: &'static Library, context: &Arc<CudaContext>, ranks: &Ranks) -> crate::Result<Self> {
         let functions = &library.functions;
-        let stream = ranks.all_ok(context.new_stream().map_err(|error| Error::wrap(error).into()))?;
+        let stream = ranks.all_ok(context.new_stream().map_err(|error| crate::Error::from(Error::wrap(error))))?;
         let mut id = UniqueId([0; ID_BYTES]);
         let made = match ranks.is_first() {
             // SAFETY: the pointer is to a local variable.
