@@ -108,8 +108,8 @@ __device__ inline Moments moments_of_chunks(const float* means, const float* m2s
     return all;
 }
 
-// Joins the chunks of this rank for the statistics of all ranks: `joined` (2, c) has means and sums. A warp per channel.
-// Grid: c divided by the warps per block, rounded up.
+// Joins the chunks of this rank for the statistics of all ranks: `joined` (2, c) has means and sums. A warp per
+// channel. Grid: c divided by the warps per block, rounded up.
 KERNEL(batch_norm_join)(const float* means, const float* m2s, i64 rows, int c, i64 chunk, float* joined) {
     const int channel = (blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     if (channel >= c) return;

@@ -3,8 +3,8 @@
 
     scripts/scaling.py [--images 128] [--step-ms 27] [--parameters 65] [--short]
 
-A step of N GPUs with B images each and C classes takes the network's time on one GPU, the head's, and what of the exchange
-is not hidden. Rates are stated ones times a share that is usual. `--short` sends gradients in 16 bits.
+A step of N GPUs with B images each and C classes takes the network's time on one GPU, the head's, and what of the
+exchange is not hidden. Rates are stated ones times a share that is usual. `--short` sends gradients in 16 bits.
 """
 
 import argparse
@@ -57,8 +57,8 @@ def main():
     parser.add_argument("--length", type=int, default=512, help="length of an embedding")
     parser.add_argument("--short", action="store_true", help="gradients travel in 16 bits")
     args = parser.parse_args()
-    titles = ["GPUs", "classes", "sample rate", "head, GB", "gradients, MB", "head's exchange, MB", "head, ms", "exchange not hidden, ms",
-              "step, ms", "images/s"]
+    titles = ["GPUs", "classes", "sample rate", "head, GB", "gradients, MB", "head's exchange, MB", "head, ms",
+              "exchange not hidden, ms", "step, ms", "images/s"]
     print("| " + " | ".join(titles) + " |")
     print("|" + "---|" * len(titles))
     for classes in [100_000, 1_000_000, 10_000_000]:

@@ -115,6 +115,13 @@ void run(const Operation& operation) {
     if (--group.num_taken == 0) group.changed.notify_all();
 }
 
+// Queues the operations that were called for, unless a group is open.
+void queue_waiting() {
+    if (depth > 0) return;
+    for (const Operation& each : waiting) queue(each.stream, "NCCL", [each] { run(each); });
+    waiting.clear();
+}
+
 int begin(const char* call, const void* from, void* to, size_t count, int type, int operation, int root, void* handle, void* stream_handle) {
     const auto wrong = [&](const char* what) {
         say(call, what);
@@ -143,10 +150,7 @@ int begin(const char* call, const void* from, void* to, size_t count, int type, 
     queued.given = {call, from, count, type, root};
     queued.to = to;
     waiting.push_back(queued);
-    if (depth > 0) return 0;
-    std::vector<Operation> now;
-    now.swap(waiting);
-    for (const Operation& each : now) queue(each.stream, "NCCL", [each] { run(each); });
+    queue_waiting();
     return 0;
 }
 
@@ -245,10 +249,8 @@ API ncclGroupEnd() {
         say("ncclGroupEnd", "no group was begun");
         return INVALID_USAGE;
     }
-    if (--depth > 0) return 0;
-    std::vector<Operation> now;
-    now.swap(waiting);
-    for (const Operation& each : now) queue(each.stream, "NCCL", [each] { run(each); });
+    depth--;
+    queue_waiting();
     return 0;
 }
 

@@ -1,6 +1,6 @@
-// A GPU that is not there: libcuda, libcublas, libcudnn and libnccl of which one library is the stand-in, as far as this
-// project calls them. Kernels run by their host build, streams are threads that work off their queues late, memory ends at a
-// guard page. What a GPU refuses is refused here, with the name of the call.
+// A GPU that is not there: libcuda, libcublas, libcudnn and libnccl of which one library is the stand-in, as far as
+// this project calls them. Kernels run by their host build, streams are threads that work off their queues late,
+// memory ends at a guard page. What a GPU refuses is refused here, with the name of the call.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

@@ -14,11 +14,12 @@ pub enum Collective {
     SumPart,
     /// The numbers of all ranks, one rank after the other.
     Gather,
-    /// Those of the first rank.
+    /// The first rank's numbers.
     OfFirst,
 }
 
 impl Collective {
+    #[cfg(test)]
     pub const ALL: [Self; 4] = [Self::Sum, Self::SumPart, Self::Gather, Self::OfFirst];
 
     /// Returns how many numbers `len` of each of `size` ranks give.

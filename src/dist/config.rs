@@ -23,8 +23,8 @@ pub enum Wire {
     /// 32 bits.
     #[default]
     F32,
-    /// Half as many bytes with 8 bits of mantissa. By MPI, sums are f32 and are rounded once more on their way back; NCCL
-    /// adds in bf16.
+    /// Half as many bytes with 8 bits of mantissa. By MPI, sums are f32 and are rounded once more on their way back;
+    /// NCCL adds in bf16.
     Bf16,
 }
 

@@ -163,7 +163,7 @@ impl Backend for GpuBackend {
     }
 
     fn receive(&self, bucket: Bucket, grads: &mut Array) -> crate::Result<()> {
-        bucket.receive(grads)
+        bucket.receive(self, grads)
     }
 
     fn set_part(&self, y: &mut Array, elements: Range<usize>, x: &Array) -> Result<()> {

@@ -130,8 +130,8 @@ impl Norm {
         Ok([self.constants.arg(), self.slopes.as_ref().into()])
     }
 
-    /// Returns a norm by the statistics of `x: (rows, c)`, or of those of all `ranks`, which have as many rows; they also
-    /// update the running ones.
+    /// Returns a norm by the statistics of `x: (rows, c)`, or of those of all `ranks`, which have as many rows; they
+    /// also update the running ones.
     pub fn of_batch(x: &Array, params: &NormArrays, ranks: Option<&Ranks>) -> Result<Self> {
         let c = params.channels()?;
         let (device, share) = (x.device(), Share::new(x, c)?);

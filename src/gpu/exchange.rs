@@ -1,5 +1,5 @@
-//! What GPUs of several ranks exchange: from device to device where they are connected, else through the memory of their
-//! hosts.
+//! What GPUs of several ranks exchange: from device to device where they are connected, else through the memory of
+//! their hosts.
 
 use std::ops::Range;
 
@@ -86,26 +86,24 @@ impl Bucket {
     ///
     /// # Errors
     /// When the ranks cannot exchange them.
-    pub fn receive(self, all: &Array) -> Result<()> {
+    pub fn receive(self, backend: &GpuBackend, all: &Array) -> Result<()> {
         match self {
             Self::OnDevices(sent) => {
-                all.device().gpu().await_collectives()?;
+                backend.device.gpu().await_collectives()?;
                 let Sent { grads, short } = &sent;
                 Ok(short.iter().zip(grads).try_for_each(|(short, grads)| rows::convert(short, grads))?)
             }
             Self::ThroughHost { ranges, ranks } => {
                 let parts: Vec<Array> = joined(ranges).map(|range| all.part(range.start, range.len())).collect();
                 // One copy each way.
-                let whole = all.device().array(Element::F32, parts.iter().map(Array::len).sum())?;
-                let copy = |to: &Array, from: &Array| update::blend(to, from, [0.0, 1.0], None);
-                let places = parts.iter().scan(0, |start, part| {
-                    *start += part.len();
-                    Some(whole.part(*start - part.len(), part.len()))
-                });
-                let places: Vec<Array> = places.collect();
-                places.iter().zip(&parts).try_for_each(|(place, part)| copy(place, part))?;
+                let whole = backend.join(&parts.iter().collect::<Vec<_>>())?;
                 whole.write(&ranks.sum(whole.read()?).wait()?)?;
-                Ok(places.iter().zip(&parts).try_for_each(|(place, part)| copy(part, place))?)
+                let mut next = 0;
+                for part in &parts {
+                    update::blend(part, &whole.part(next, part.len()), [0.0, 1.0], None)?;
+                    next += part.len();
+                }
+                Ok(())
             }
         }
     }
@@ -188,7 +186,8 @@ mod tests {
                     }
                     buckets.push(Bucket::send(&grads, ranges.to_vec(), &ranks)?);
                 }
-                buckets.into_iter().try_for_each(|bucket| bucket.receive(&grads))?;
+                let backend = GpuBackend { device, element: Element::F32 };
+                buckets.into_iter().try_for_each(|bucket| bucket.receive(&backend, &grads))?;
                 Ok(grads.read()?)
             });
             for grads in found {

@@ -180,8 +180,8 @@ pub(crate) struct Planned {
     pub workspace: usize,
 }
 
-/// A device that runs kernels in the order of their launches. What trusts an address or a size is unsafe here, and called
-/// where they are checked: in [`Array`] and [`Device`], and by the functions that launch kernels.
+/// A device that runs kernels in the order of their launches. What trusts an address or a size is unsafe here, and
+/// called where they are checked: in [`Array`] and [`Device`], and by the functions that launch kernels.
 pub(crate) trait Gpu: Send + Sync {
     /// Allocates uninitialised memory.
     fn alloc(&self, bytes: usize) -> Result<Memory>;
@@ -231,8 +231,8 @@ pub(crate) trait Gpu: Send + Sync {
     /// before is done, and what is queued later does not wait for it.
     ///
     /// # Safety
-    /// The transfers lie in arrays of this device, which are kept, and only read or only written by this operation, until
-    /// [`Self::await_collectives`].
+    /// The transfers lie in arrays of this device, which are kept, and only read or only written by this operation,
+    /// until [`Self::await_collectives`].
     unsafe fn collect(&self, _how: Collective, _element: Element, _transfers: &[Transfer]) -> Result<()> {
         bail!("this device is not connected")
     }

@@ -4,8 +4,8 @@ use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
 
 /// Returns the classes of a step, in ascending order: those of `labels`, of which -1 is none, and random others, all
-/// with the same probability, up to the share `rate` of the `num_classes` classes, at least one. The classes of the labels are all
-/// there, even if they are more.
+/// with the same probability, up to the share `rate` of the `num_classes` classes, at least one. The classes of the
+/// labels are all there, even if they are more.
 pub(crate) fn sample_classes(labels: &[i64], num_classes: usize, rate: f64, rng: &mut ChaCha8Rng) -> Vec<u32> {
     let mut positive: Vec<u32> = labels.iter().filter_map(|label| u32::try_from(*label).ok()).collect();
     positive.sort_unstable();

@@ -394,7 +394,12 @@ impl Scope<'_> {
             self.params.given.insert(path, start.clone());
             return Ok(start);
         }
-        let var = Var::from_tensor(&start)?;
+        self.trained(path, &start)
+    }
+
+    /// Makes a tensor a trained parameter.
+    fn trained(&mut self, path: String, start: &Tensor) -> Result<Tensor> {
+        let var = Var::from_tensor(start)?;
         self.params.trainable.insert(path, var.clone());
         Ok(var.as_tensor().clone())
     }
@@ -420,9 +425,7 @@ impl Scope<'_> {
             }
         }
         let start = Tensor::from_vec(values, (rows, of.len()), &self.params.device)?;
-        let var = Var::from_tensor(&start)?;
-        self.params.trainable.insert(path, var.clone());
-        Ok(var.as_tensor().clone())
+        self.trained(path, &start)
     }
 
     /// Returns a new buffer: saved and loaded with the model, never trained.

@@ -169,7 +169,6 @@ impl Cuda {
             ("driver", format!("for CUDA {}", version(driver))),
             ("kernels", format!("by CUDA {}", version(built))),
             ("cuBLAS", place_of_blas),
-            ("NCCL", nccl::library().map_or_else(|what| format!("not used: {what}"), |library| library.place.clone())),
         ];
         #[cfg_attr(not(feature = "cudnn"), expect(unused_mut, reason = "cuDNN adds its own"))]
         let mut notices = Vec::new();
@@ -300,8 +299,8 @@ impl Cuda {
             Ok(())
         });
         done.map_err(|error| {
-            // A fault of earlier work ends all calls after it, each with an error of its own. What other ranks take part in
-            // may never end.
+            // A fault of earlier work ends all calls after it, each with an error of its own. What other ranks take
+            // part in may never end.
             let fault = match self.is_blocking || self.nccl.get().is_some() {
                 true => None,
                 false => self.stream.synchronize().err(),
@@ -367,7 +366,8 @@ impl Gpu for Cuda {
             memory.as_mut_slice().map_err(wrap)?[..piece.len()].copy_from_slice(piece);
             let staged = &memory.as_slice().map_err(wrap)?[..piece.len()];
             let to = to + (number * STAGED) as u64;
-            // SAFETY: the bytes lie in memory by this function's contract; the staging memory is kept until its event is complete.
+            // SAFETY: the bytes lie in memory by this function's contract; the staging memory is kept until its event
+            // is complete.
             let queued = unsafe { result::memcpy_htod_async(to, staged, self.bound()?) };
             self.finished("a copy to the GPU", queued.map_err(wrap))?;
             let done = self.stream.record_event(None).map_err(wrap)?;
@@ -381,7 +381,8 @@ impl Gpu for Cuda {
             // What other ranks take part in may never end: then nothing is left that would write to the slice.
             self.finished("work before a copy from the GPU", self.synchronise())?;
         }
-        // SAFETY: the bytes lie in memory by this function's contract, and the stream is synchronised before the borrow of the slice ends.
+        // SAFETY: the bytes lie in memory by this function's contract, and the stream is synchronised before the borrow
+        // of the slice ends.
         let queued = unsafe { result::memcpy_dtoh_async(bytes, from, self.bound()?) };
         let read = queued.and_then(|()| self.stream.synchronize()).map_err(wrap);
         self.finished("a copy from the GPU", read)
@@ -439,31 +440,18 @@ impl Gpu for Cuda {
     }
 
     fn connect(&self, ranks: &Ranks) -> crate::Result<bool> {
-        let uuid = ranks.all_ok(self.context.uuid().map_err(|error| crate::Error::from(wrap(error))))?.bytes;
-        // What is missing, or which GPU this is.
-        let mine = match nccl::library() {
-            Ok(_) => [b"\0".to_vec(), uuid.iter().map(|byte| *byte as u8).collect()].concat(),
-            Err(what) => what.as_bytes().to_vec(),
-        };
-        let all = ranks.gather(mine)?;
-        let through_host = |why: String| {
-            locked(&self.notices).push(format!("{why}: what ranks exchange goes through the memory of their machines"));
-            Ok(false)
-        };
-        for (rank, of_rank) in all.iter().enumerate() {
-            if of_rank.first() != Some(&0) {
-                return through_host(format!("rank {rank}: {}", String::from_utf8_lossy(of_rank)));
+        let nccl = match Nccl::connect(&self.context, ranks)? {
+            Ok(nccl) => nccl,
+            Err(why) => {
+                let what = "what ranks exchange goes through the memory of their machines";
+                locked(&self.notices).push(format!("{why}: {what}"));
+                return Ok(false);
             }
-            if let Some(other) = all[..rank].iter().position(|other| other == of_rank) {
-                return through_host(format!("ranks {other} and {rank} share a GPU, which NCCL cannot"));
-            }
+        };
+        match self.nccl.set(nccl) {
+            Ok(()) => Ok(true),
+            Err(_) => Err(crate::Error::Ranks("this GPU is connected already".into())),
         }
-        let Ok(library) = nccl::library() else { return Ok(false) };
-        let nccl = Nccl::new(library, &self.context, ranks)?;
-        if self.nccl.set(nccl).is_err() {
-            return Err(crate::Error::Ranks("this GPU is connected already".into()));
-        }
-        Ok(true)
     }
 
     unsafe fn collect(&self, how: Collective, element: Element, transfers: &[Transfer]) -> Result<()> {
@@ -494,7 +482,9 @@ impl Gpu for Cuda {
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {
-        self.facts.clone()
+        // It is large, and a process on its own does without: loaded only to tell.
+        let nccl = nccl::library().map_or_else(|what| format!("not used: {what}"), |library| library.place.clone());
+        self.facts.iter().cloned().chain([("NCCL", nccl)]).collect()
     }
 
     fn start_profile(&self) -> Result<()> {

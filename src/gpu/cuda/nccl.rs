@@ -1,7 +1,7 @@
 //! What GPUs of several ranks exchange, by NCCL, on a stream of its own.
 //!
-//! NCCL is called as cuBLAS is: cudarc's bindings look for it under other names than its packages install it by, and their
-//! statuses are Rust enums.
+//! NCCL is called as cuBLAS is: cudarc's bindings look for it under other names than its packages install it by, and
+//! their statuses are Rust enums.
 
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -133,11 +133,36 @@ impl Drop for Nccl {
 }
 
 impl Nccl {
-    /// Opens a communicator of all ranks, each with a GPU of its own.
+    /// Connects the GPUs of all ranks. Returns why they cannot be, the same on all ranks, if one of them lacks NCCL or
+    /// two share a GPU.
     ///
     /// # Errors
     /// On all ranks, when NCCL fails on one of them or one does not take part in time.
-    pub fn new(library: &'static Library, context: &Arc<CudaContext>, ranks: &Ranks) -> crate::Result<Self> {
+    pub fn connect(context: &Arc<CudaContext>, ranks: &Ranks) -> crate::Result<std::result::Result<Self, String>> {
+        let uuid = ranks.all_ok(context.uuid().map_err(|error| crate::Error::from(Error::wrap(error))))?;
+        let library = library();
+        // Which GPU this is, after a zero, or what is missing.
+        let mine = match library {
+            Ok(_) => [0].into_iter().chain(uuid.bytes.iter().map(|byte| *byte as u8)).collect(),
+            Err(what) => what.as_bytes().to_vec(),
+        };
+        let all = ranks.gather(mine)?;
+        for (rank, of_rank) in all.iter().enumerate() {
+            if of_rank.first() != Some(&0) {
+                return Ok(Err(format!("rank {rank}: {}", String::from_utf8_lossy(of_rank))));
+            }
+            if let Some(other) = all[..rank].iter().position(|other| other == of_rank) {
+                return Ok(Err(format!("ranks {other} and {rank} share a GPU, which NCCL cannot")));
+            }
+        }
+        match library {
+            Ok(library) => Self::new(library, context, ranks).map(Ok),
+            Err(what) => Ok(Err(what.to_owned())),
+        }
+    }
+
+    /// Opens a communicator of all ranks, each with a GPU of its own.
+    fn new(library: &'static Library, context: &Arc<CudaContext>, ranks: &Ranks) -> crate::Result<Self> {
         let functions = &library.functions;
         let stream = ranks.all_ok(context.new_stream().map_err(|error| crate::Error::from(Error::wrap(error))))?;
         let mut id = UniqueId([0; ID_BYTES]);
@@ -183,17 +208,24 @@ impl Nccl {
         for Transfer { from, to, len } in transfers.iter().copied() {
             let (from, to) = (from as *const c_void, to as *mut c_void);
             // SAFETY: the memory is large enough by this function's contract, and used in the streams' order.
-            let status = unsafe {
+            let (call, status) = unsafe {
                 match how {
-                    Collective::Sum => ncclAllReduce(from, to, len, data_type, SUM, communicator, stream),
-                    Collective::SumPart => {
-                        ncclReduceScatter(from, to, len / self.size, data_type, SUM, communicator, stream)
+                    Collective::Sum => {
+                        ("ncclAllReduce", ncclAllReduce(from, to, len, data_type, SUM, communicator, stream))
                     }
-                    Collective::Gather => ncclAllGather(from, to, len, data_type, communicator, stream),
-                    Collective::OfFirst => ncclBroadcast(from, to, len, data_type, 0, communicator, stream),
+                    Collective::SumPart => {
+                        let part = len / self.size;
+                        ("ncclReduceScatter", ncclReduceScatter(from, to, part, data_type, SUM, communicator, stream))
+                    }
+                    Collective::Gather => {
+                        ("ncclAllGather", ncclAllGather(from, to, len, data_type, communicator, stream))
+                    }
+                    Collective::OfFirst => {
+                        ("ncclBroadcast", ncclBroadcast(from, to, len, data_type, 0, communicator, stream))
+                    }
                 }
             };
-            queued = queued.and(check(&format!("{how:?}"), status));
+            queued = queued.and(check(call, status));
         }
         // SAFETY: as above; a group that was begun is ended.
         queued.and(check("ncclGroupEnd", unsafe { (self.functions.ncclGroupEnd)() }))
@@ -259,8 +291,8 @@ impl Nccl {
     }
 }
 
-/// Opens a communicator and returns its address. NCCL waits for all ranks without an end: a thread of its own does, which
-/// is given up after a while.
+/// Opens a communicator and returns its address. NCCL waits for all ranks without an end: a thread of its own does,
+/// which is given up after a while.
 fn open(
     functions: &Functions,
     context: &Arc<CudaContext>,
