@@ -51,10 +51,15 @@ fn training(out: &Path, settings: &[&str]) -> Vec<String> {
     args
 }
 
-/// The launcher of programs with their arguments, each on a number of ranks.
+/// The launcher of programs with their arguments, each on a number of ranks: `MASKINV_MPIRUN`, or else `mpirun`. It must
+/// be of the MPI that the program was built with.
 fn launcher(programs: &[(usize, Vec<String>)]) -> Command {
-    let mut command = Command::new("mpirun");
-    command.args(["--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]);
+    let mpirun = std::env::var("MASKINV_MPIRUN").unwrap_or_else(|_| "mpirun".to_owned());
+    let mut command = Command::new(&mpirun);
+    let version = Command::new(&mpirun).arg("--version").output();
+    if version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("Open MPI")) {
+        command.args(["--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]);
+    }
     for (i, (size, args)) in programs.iter().enumerate() {
         if i > 0 {
             command.arg(":");
@@ -65,7 +70,7 @@ fn launcher(programs: &[(usize, Vec<String>)]) -> Command {
 }
 
 fn launch(programs: &[(usize, Vec<String>)]) -> Result<Output> {
-    launcher(programs).output().context("mpirun: Open MPI is needed")
+    launcher(programs).output().context("no mpirun: Open MPI or MPICH is needed")
 }
 
 /// Trains on some ranks to the end.
@@ -235,16 +240,21 @@ fn what_differs_between_ranks_is_said() -> Result<()> {
     Ok(())
 }
 
-/// The processes that a launcher has started.
+/// The ranks that a launcher has started, itself or by processes between.
 fn ranks_of(launcher: &Child) -> Vec<u32> {
-    let parent = |pid: u32| {
+    let stat = |pid: u32| -> Option<(String, u32)> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // After the name, which may have spaces: the state and the parent.
-        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()
+        // The name is in brackets, and may have some; after it come the state and the parent.
+        let (before, after) = stat.rsplit_once(')')?;
+        Some((before.split_once('(')?.1.to_owned(), after.split_whitespace().nth(1)?.parse().ok()?))
+    };
+    let is_below = |pid: u32| {
+        let parents = std::iter::successors(Some(pid), |pid| stat(*pid).map(|(_, parent)| parent));
+        parents.take(10).any(|pid| pid == launcher.id())
     };
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    processes.filter(|pid| parent(*pid) == Some(launcher.id())).collect()
+    processes.filter(|pid| stat(*pid).is_some_and(|(name, _)| name == "maskinv") && is_below(*pid)).collect()
 }
 
 fn signal(pid: u32, signal: &str) -> Result<()> {
