@@ -62,6 +62,7 @@ pub(crate) mod tensorboard;
 #[doc(hidden)]
 pub mod testing;
 pub mod train;
+pub mod vectors;
 pub mod weights;
 #[doc(hidden)]
 pub mod workers;

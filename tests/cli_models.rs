@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use anyhow::Result;
 use maskinv::models::load_model;
+use maskinv::vectors::Vectors;
 
 use crate::cli::{faces, maskinv, refused, stdout, str};
 
@@ -57,6 +58,36 @@ fn convert_goes_there_and_back_without_loss() -> Result<()> {
     let broken = path("broken.onnx");
     std::fs::write(&broken, &std::fs::read(MBF)?[..5000])?;
     assert!(refused(&["info", str(&broken)])?.contains("broken.onnx: at byte"), "a truncated file");
+    Ok(())
+}
+
+#[test]
+fn narrower_vectors_give_the_same_embeddings() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let faces = faces(folder.path(), 2, 2)?;
+    let embed = |vectors: &[&str]| -> Result<Vec<f32>> {
+        let csv = stdout(&maskinv(&[&["embed", MBF, str(&faces)], vectors].concat())?);
+        let values = csv.lines().skip(1).flat_map(|line| line.split(',').skip(1).map(str::parse));
+        Ok(values.collect::<Result<_, _>>()?)
+    };
+    let expected = embed(&[])?;
+    for kind in Vectors::ALL {
+        let flags = ["--vectors", kind.name()];
+        if kind > Vectors::of_machine() {
+            let said = refused(&[&["embed", MBF, str(&faces)], &flags[..]].concat())?;
+            assert!(said.contains("vectors: expected at most") && said.contains(kind.name()), "{said}");
+            continue;
+        }
+        let found = embed(&flags)?;
+        assert_eq!(found.len(), expected.len());
+        let differs = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(differs < 1e-5, "{kind}: {differs}");
+        if kind == Vectors::Baseline && kind < Vectors::of_machine() {
+            assert!(differs > 0.0, "the same bits without fused multiply-add, as if the flag had no effect");
+        }
+    }
+    let unknown = maskinv(&["embed", MBF, str(&faces), "--vectors", "sse9"])?;
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("[possible values: baseline, avx2, avx512]"));
     Ok(())
 }
 

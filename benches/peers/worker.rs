@@ -1,10 +1,11 @@
 //! The maskinv worker of `benches/peers/cpu.py`: `worker infer ARCH BATCH | train ARCH BATCH CLASSES [--recompute] |
-//! margin N CLASSES D | detect DATA | photo DATA [--threads N]`. Prints `ready`, then the wall and CPU seconds of an
+//! margin N CLASSES D | detect DATA | photo DATA [--threads N] [--vectors KIND]`. Prints `ready`, then the wall and CPU seconds of an
 //! iteration for each line on stdin, and at the end its peak memory. With `--profile ROUNDS`, it times that many
 //! iterations instead and exits.
 
 use std::io::{BufRead, Write};
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +18,7 @@ use maskinv::machine::peak_bytes;
 use maskinv::models::{Arch, Model, ModelConfig, load_model};
 use maskinv::ops::margin_loss::{Rows, margin_loss_with_gradients};
 use maskinv::train::{StepConfig, Trainer};
+use maskinv::vectors::{self, Vectors};
 use maskinv::workers;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -29,6 +31,10 @@ fn main() -> Result<()> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let threads = option(&mut args, "--threads")?.unwrap_or(2);
     let rounds = option(&mut args, "--profile")?;
+    if let Some(name) = option::<String>(&mut args, "--vectors")? {
+        let kind = Vectors::ALL.into_iter().find(|kind| kind.name() == name);
+        vectors::limit(kind.with_context(|| format!("unknown vectors {name}"))?)?;
+    }
     let recomputes = args.iter().position(|arg| arg == "--recompute").map(|at| args.remove(at)).is_some();
     workers::pool(threads).build_global()?;
     let number = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
@@ -69,10 +75,13 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Removes `NAME NUMBER` from the arguments and returns the number, if it is there.
-fn option(args: &mut Vec<String>, name: &str) -> Result<Option<usize>> {
+/// Removes `NAME VALUE` from the arguments and returns the value, if it is there.
+fn option<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    args: &mut Vec<String>,
+    name: &str,
+) -> Result<Option<T>> {
     let Some(at) = args.iter().position(|arg| arg == name) else { return Ok(None) };
-    let value = args.get(at + 1).with_context(|| format!("{name} needs a number"))?.parse()?;
+    let value = args.get(at + 1).with_context(|| format!("{name} needs a value"))?.parse()?;
     args.drain(at..at + 2);
     Ok(Some(value))
 }

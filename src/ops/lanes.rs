@@ -26,7 +26,7 @@ pub(in crate::ops) unsafe fn store<S: Simd>(x: &mut [f32], at: usize, value: S::
 
 /// Prefetches the memory at `at`; a hint, so any address is allowed.
 #[inline(always)]
-pub(in crate::ops) fn prefetch(at: *const f32) {
+pub(in crate::ops) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing and never faults; every x86-64 has it.
     unsafe {

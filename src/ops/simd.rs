@@ -2,13 +2,15 @@
 
 use pulp::{NullaryFnOnce, Simd, WithSimd};
 
+use crate::vectors;
+
 /// Runs `f`, compiled for the widest vectors that this machine has: AVX-512, AVX2 or the target's baseline. Sums keep
 /// their order, so the result has the same bits with each.
 ///
 /// A function that `f` calls uses these vectors only if it is inlined.
 #[inline(always)]
 pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(Inlined(f))
+    vectors::arch().dispatch(Inlined(f))
 }
 
 /// A closure that is compiled, with everything inlined into it, for the vectors of the machine.
@@ -29,7 +31,7 @@ impl<R, F: FnOnce() -> R> NullaryFnOnce for Inlined<F> {
 /// vectors, together with everything in it that is `inline(always)`. Closures in its place would not do: the compiler
 /// is free not to inline them, and then compiles them without the machine's vectors, forty times slower.
 pub(super) fn dispatch(kernel: impl WithSimd<Output = ()>) {
-    pulp::Arch::new().dispatch(kernel);
+    vectors::arch().dispatch(kernel);
 }
 
 /// Runs a kernel inside another one, as a function of its own with the same vectors.

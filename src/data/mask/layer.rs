@@ -97,7 +97,7 @@ impl Layer {
 
     /// Blends the mask into the image it was drawn for; pixels without coverage or shadow keep their value.
     pub fn blend(&self, image: &mut RgbImage) {
-        pulp::Arch::new().dispatch(Blend { layer: self, image });
+        crate::vectors::arch().dispatch(Blend { layer: self, image });
     }
 
     /// Coverage of the mask at a pixel, `[0, 1]`.

@@ -124,7 +124,7 @@ impl ReferenceMasker {
         let map = self.map(landmarks, draw.shift)?;
         WARPED.with_borrow_mut(|warped| {
             warped.fill(&self.template, &map, [image.width(), image.height()])?;
-            pulp::Arch::new().dispatch(Blend { image, warped, colour: draw.colour.map(f32::from) });
+            crate::vectors::arch().dispatch(Blend { image, warped, colour: draw.colour.map(f32::from) });
             Ok(())
         })
     }

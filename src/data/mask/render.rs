@@ -46,7 +46,7 @@ pub(super) fn draw(
     let (origin, size) = reach(image, frame, design);
     layer.reset(origin, size);
     let finish = Finish::new(image, frame, design, rng);
-    pulp::Arch::new().dispatch(Draw { frame, design, noise, finish: &finish, layer, origin, size });
+    crate::vectors::arch().dispatch(Draw { frame, design, noise, finish: &finish, layer, origin, size });
     if let Some(border) = Border::find(image) {
         layer.clear(|at| border.has(at));
     }
@@ -263,7 +263,11 @@ mod tests {
                 layer.reset(origin, size);
                 let (frame, design, noise, finish) = (&frame, &design, &noise, &finish);
                 let drawing = Draw { frame, design, noise, finish, layer, origin, size };
-                if is_dispatched { pulp::Arch::new().dispatch(drawing) } else { pulp::NullaryFnOnce::call(drawing) }
+                if is_dispatched {
+                    crate::vectors::arch().dispatch(drawing)
+                } else {
+                    pulp::NullaryFnOnce::call(drawing)
+                }
             }
             assert!((0..112).any(|y| layers[0].cover(56, y) > 0.0));
             assert!(layers[0] == layers[1], "{kind:?}");

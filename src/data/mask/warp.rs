@@ -55,7 +55,7 @@ impl Warped {
         self.origin = first;
         self.size = [last[0] - first[0], last[1] - first[1]];
         self.pixels.resize(self.size[0] as usize * self.size[1] as usize, [0.0; 4]);
-        pulp::Arch::new().dispatch(Warp { template: Template::new(template), back, warped: self });
+        crate::vectors::arch().dispatch(Warp { template: Template::new(template), back, warped: self });
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use super::kernel::{CHANNELS, Epilogue, Prologue};
 use super::winograd::{self, Tile};
 use super::{ConvConfig, Dims, depthwise, direct, patches};
 use crate::ops::scratch::with_scratch;
+use crate::vectors;
 
 /// Algorithm of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl Conv {
         } else {
             Method::Direct
         };
-        Self { d, method, arch: Arch::new() }
+        Self { d, method, arch: vectors::arch() }
     }
 
     /// Whether vectors of input channels are full, which a prologue and [`Self::grad_x`] need but for the direct

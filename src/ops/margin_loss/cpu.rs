@@ -2,13 +2,15 @@
 //! joined in order, and the number of parts depends on the number of classes only, so no result depends on the number
 //! of threads.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::kernel::{BLOCK, ROWS, Real, STRIP, add_grad_embedding, grad_kernel, product};
 use super::softmax::{Gradient, RowSum};
+use crate::ops::lanes;
 use crate::ops::normalize::EPS;
 use crate::parallel::Each;
+use crate::vectors;
 
 /// Largest number of parts that blocks are divided into: each part has its own gradient of the embeddings.
 const MAX_PARTS: usize = 32;
@@ -99,7 +101,7 @@ pub(super) fn forward<T: Real>(
         .map(|(part, (cosine, inv_norm))| {
             let (first, scale) = (part * per_part, T::from_f64(scale));
             T::with_scratch(dims.depth() * BLOCK, |panel| {
-                Arch::new().dispatch(Forward { e: &e, w, dims, labels, scale, first, cosine, inv_norm, panel })
+                vectors::arch().dispatch(Forward { e: &e, w, dims, labels, scale, first, cosine, inv_norm, panel })
             })
         })
         .collect();
@@ -137,7 +139,9 @@ impl<T: Real> WithSimd for Forward<'_, T> {
             inverse_norms(panel, dims.depth(), inv_norm);
             product(simd, dims.depth(), (&e.transposed, dims.stride()), panel, cosine);
             for (row, cosine) in cosine.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate().take(dims.n) {
-                cosine.iter_mut().zip(&*inv_norm).for_each(|(c, inv)| *c *= *inv);
+                for j in 0..BLOCK {
+                    cosine[j] *= inv_norm[j];
+                }
                 let target = usize::try_from(labels[row]).ok().and_then(|label| label.checked_sub(column));
                 sums[row].add(cosine, valid, target.filter(|&t| t < valid), scale);
             }
@@ -146,11 +150,25 @@ impl<T: Real> WithSimd for Forward<'_, T> {
     }
 }
 
+/// Rows of the centres, or of their gradient, from the prefetch of one to its copy: each is on another page, where the
+/// hardware's prefetching ends.
+const AHEAD: usize = 8;
+
+/// Prefetches the elements of a block from `at` on, as far as there are any.
+#[inline(always)]
+fn prefetch<T>(x: &[T], at: usize) {
+    let of_line = 64 / size_of::<T>();
+    if let Some(block) = x.get(at..at + BLOCK) {
+        block.iter().step_by(of_line).for_each(|first| lanes::prefetch(first));
+    }
+}
+
 /// Copies the centres from `column` on to a panel, padded with zeros after the last centre and at the end of each.
 #[inline(always)]
 fn pack<T: Real>(w: &[T], dims: Dims, column: usize, panel: &mut [T]) {
     let depth = dims.depth();
     for i in 0..depth {
+        prefetch(w, (i + AHEAD) * dims.k + column);
         let row = if i < dims.d { &w[i * dims.k + column..(i + 1) * dims.k] } else { &[] };
         for strip in 0..BLOCK / STRIP {
             let panel = &mut panel[(strip * depth + i) * STRIP..][..STRIP];
@@ -176,7 +194,9 @@ fn inverse_norms<T: Real>(panel: &[T], depth: usize, inv_norm: &mut [T; BLOCK]) 
         for rows in strip.chunks(RUN * STRIP) {
             let mut squares = [T::zero(); STRIP];
             for row in rows.as_chunks::<STRIP>().0 {
-                squares.iter_mut().zip(row).for_each(|(s, w)| *s += *w * *w);
+                for j in 0..STRIP {
+                    squares[j] += row[j] * row[j];
+                }
             }
             total.iter_mut().zip(squares).for_each(|(t, s)| *t += s.to_f64());
         }
@@ -208,7 +228,7 @@ pub(super) fn backward<T: Real>(
         .map(|(part, gw)| {
             T::with_scratch((depth + dims.n + stride) * BLOCK, |memory| {
                 let first = part * per_part;
-                Arch::new().dispatch(Backward { e: &e, w, dims, cosine, inv_norm, rows, first, gw, memory })
+                vectors::arch().dispatch(Backward { e: &e, w, dims, cosine, inv_norm, rows, first, gw, memory })
             })
         })
         .collect();
@@ -247,33 +267,32 @@ impl<T: Real> WithSimd for Backward<'_, T> {
             let cosine = &cosine[block * block_len..][..block_len];
             let inv_norm = &inv_norm.as_chunks::<BLOCK>().0[block];
             let mut t = [T::zero(); BLOCK];
-            let of_rows = g.as_chunks_mut::<BLOCK>().0.iter_mut().zip(cosine.as_chunks::<BLOCK>().0).zip(rows);
-            for ((g, cosine), row) in of_rows {
-                row.of_cosines(cosine, valid, column, g);
+            let of_rows = cosine.as_chunks::<BLOCK>().0.iter().zip(rows);
+            for (n, (cosine, row)) in of_rows.enumerate() {
+                let mut of_row = [T::zero(); BLOCK];
+                row.of_cosines(cosine, valid, column, &mut of_row);
                 for j in 0..BLOCK {
-                    t[j] += g[j] * cosine[j];
-                    g[j] *= inv_norm[j];
+                    t[j] += of_row[j] * cosine[j];
+                    of_row[j] *= inv_norm[j];
+                    transposed[j * stride + n] = of_row[j];
+                }
+                for (strip, of_row) in of_row.as_chunks::<STRIP>().0.iter().enumerate() {
+                    g[(strip * dims.n + n) * STRIP..][..STRIP].copy_from_slice(of_row);
                 }
             }
             // The normalisation removes the part of the gradient along the centre.
             t.iter_mut().zip(inv_norm).for_each(|(t, inv)| *t *= *inv * *inv);
-            transpose(g, transposed, stride);
             add_grad_embedding(simd, depth, panel, transposed, &mut ge);
-            grad_kernel(simd, depth, &e.rows, (g, &t), panel, |row, y| {
+            grad_kernel(simd, depth, (&e.transposed, stride), (g, &t), panel, |row, y| {
+                if let Some(later) = gw.get(row + AHEAD) {
+                    prefetch(later, i * BLOCK);
+                }
                 if let Some(gw) = gw.get_mut(row) {
                     gw[i * BLOCK..][..valid].copy_from_slice(&y[..valid]);
                 }
             });
         }
         ge
-    }
-}
-
-/// Writes `g: (n, BLOCK)` to `(BLOCK, stride)`.
-#[inline(always)]
-fn transpose<T: Real>(g: &[T], transposed: &mut [T], stride: usize) {
-    for (n, g) in g.as_chunks::<BLOCK>().0.iter().enumerate() {
-        transposed.iter_mut().skip(n).step_by(stride).zip(g).for_each(|(t, g)| *t = *g);
     }
 }
 

@@ -93,12 +93,20 @@ const fn lanes<S: Simd, T: Real>() -> usize {
     size_of::<T::Vector<S>>() / size_of::<T>()
 }
 
-/// Rows computed at a time on machines with 32 vector registers; elsewhere [`ROWS`].
+/// Rows computed at a time on machines with 32 vector registers.
 const MANY: usize = 12;
+/// Rows computed at a time on machines with 16.
+const SOME: usize = 6;
 
+/// Rows to compute next, [`MANY`], [`SOME`] or [`ROWS`], if an even number of at least four is left.
 #[inline(always)]
 const fn rows_at_once<S: Simd>(left: usize) -> usize {
-    if S::F32_LANES >= 16 && left >= MANY { MANY } else { ROWS }
+    match left {
+        MANY.. if S::F32_LANES >= 16 => MANY,
+        // Six of eight would leave two.
+        6 | 10.. if S::F32_LANES < 16 => SOME,
+        _ => ROWS,
+    }
 }
 
 type Sums<S, T, const R: usize> = [[<T as Real>::Vector<S>; 2]; R];
@@ -147,10 +155,10 @@ pub(super) fn product<S: Simd, T: Real>(simd: S, d: usize, (e, stride): (&[T], u
                 let step = rows_at_once::<S>(rows - row);
                 // SAFETY: `row + step <= rows <= stride` and `column + 2 * lanes <= STRIP`; the assertions above.
                 unsafe {
-                    if step == MANY {
-                        product_rows::<S, T, MANY>(simd, d, e, b, &mut y[at..]);
-                    } else {
-                        product_rows::<S, T, ROWS>(simd, d, e, b, &mut y[at..]);
+                    match step {
+                        MANY => product_rows::<S, T, MANY>(simd, d, e, b, &mut y[at..]),
+                        SOME => product_rows::<S, T, SOME>(simd, d, e, b, &mut y[at..]),
+                        _ => product_rows::<S, T, ROWS>(simd, d, e, b, &mut y[at..]),
                     }
                 }
                 row += step;
@@ -197,10 +205,10 @@ pub(super) fn add_grad_embedding<S: Simd, T: Real>(simd: S, d: usize, panel: &[T
             let (a, g, y) = (&panel[row * STRIP..], &g[column..], &mut y[row * stride + column..]);
             // SAFETY: `row + step <= d`, `column + 2 * lanes <= stride`; the assertions above.
             unsafe {
-                if step == MANY {
-                    add_grad_rows::<S, T, MANY>(simd, d, a, (g, stride), y);
-                } else {
-                    add_grad_rows::<S, T, ROWS>(simd, d, a, (g, stride), y);
+                match step {
+                    MANY => add_grad_rows::<S, T, MANY>(simd, d, a, (g, stride), y),
+                    SOME => add_grad_rows::<S, T, SOME>(simd, d, a, (g, stride), y),
+                    _ => add_grad_rows::<S, T, ROWS>(simd, d, a, (g, stride), y),
                 }
             }
         }
@@ -237,43 +245,47 @@ unsafe fn add_grad_rows<S: Simd, T: Real, const R: usize>(
 
 /// Computes `e^T * g - panel * t`, the gradient of the panel's centres, row by row.
 ///
-/// - `e`: `(n, d)`; `d` is a multiple of [`ROWS`]
-/// - `g`: `(n, BLOCK)`
+/// - `e`: `(d, stride)`, transposed; `d` is a multiple of [`ROWS`]
+/// - `g`: `(BLOCK / STRIP, n, STRIP)`
 /// - `t`: `(BLOCK)`
 /// - `emit`: called with the index and the elements of each row
 #[inline(always)]
 pub(super) fn grad_kernel<S: Simd, T: Real>(
     simd: S,
     d: usize,
-    e: &[T],
+    (e, stride): (&[T], usize),
     (g, t): (&[T], &[T; BLOCK]),
     panel: &[T],
     mut emit: impl FnMut(usize, &[T; BLOCK]),
 ) {
     let n = g.len() / BLOCK;
-    assert!(d.is_multiple_of(ROWS) && e.len() >= n * d && panel.len() >= d * BLOCK, "{n} rows of {d}");
+    assert!(d.is_multiple_of(ROWS) && n <= stride && e.len() >= d * stride, "{n} rows of {d}");
+    assert!(panel.len() >= d * BLOCK, "{d} rows of a panel");
     let mut y = [[T::zero(); BLOCK]; MANY];
     let mut row = 0;
     while row < d {
         let step = rows_at_once::<S>(d - row);
         for column in (0..BLOCK).step_by(2 * lanes::<S, T>()) {
-            let (e, b) = ((e.get(row..).unwrap_or_default(), [d, 1]), (g.get(column..).unwrap_or_default(), BLOCK));
+            // Rows of `n` numbers, and strips: with longer steps, all would fall into a few sets of the first cache.
+            let strip = g.get(column / STRIP * n * STRIP + column % STRIP..).unwrap_or_default();
+            let (e, b) = ((&e[row * stride..], [1, stride]), (strip, STRIP));
             let y = &mut y.as_flattened_mut()[column..];
             // SAFETY: `row + step <= d`, `column + 2 * lanes <= BLOCK`; the assertions above, and `y` has `MANY` rows.
             unsafe {
-                if step == MANY {
-                    product_rows::<S, T, MANY>(simd, n, e, b, y);
-                } else {
-                    product_rows::<S, T, ROWS>(simd, n, e, b, y);
+                match step {
+                    MANY => product_rows::<S, T, MANY>(simd, n, e, b, y),
+                    SOME => product_rows::<S, T, SOME>(simd, n, e, b, y),
+                    _ => product_rows::<S, T, ROWS>(simd, n, e, b, y),
                 }
             }
         }
         for (r, y) in y.iter_mut().enumerate().take(step) {
             for strip in 0..BLOCK / STRIP {
                 let w = &panel[(strip * d + row + r) * STRIP..][..STRIP];
-                let of_strip = strip * STRIP..(strip + 1) * STRIP;
-                for ((y, w), t) in y[of_strip.clone()].iter_mut().zip(w).zip(&t[of_strip]) {
-                    *y -= *w * *t;
+                let (y, t) = (&mut y[strip * STRIP..][..STRIP], &t[strip * STRIP..][..STRIP]);
+                // Indices, because zipped iterators are not always inlined.
+                for j in 0..STRIP {
+                    y[j] -= w[j] * t[j];
                 }
             }
             emit(row + r, y);

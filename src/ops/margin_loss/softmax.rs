@@ -39,8 +39,8 @@ impl<T: Real> RowSum<T> {
         }
         let mut maxima = [nothing; LANES];
         for logits in logits.as_chunks::<LANES>().0 {
-            for (max, &logit) in maxima.iter_mut().zip(logits) {
-                *max = if logit > *max { logit } else { *max };
+            for j in 0..LANES {
+                maxima[j] = if logits[j] > maxima[j] { logits[j] } else { maxima[j] };
             }
         }
         let max = maxima.iter().fold(nothing, |max, &lane| if lane > max { lane } else { max });
@@ -48,8 +48,8 @@ impl<T: Real> RowSum<T> {
         let base = if max == nothing { T::zero() } else { max };
         let mut sums = [T::zero(); LANES];
         for logits in logits.as_chunks::<LANES>().0 {
-            for (sum, &logit) in sums.iter_mut().zip(logits) {
-                *sum += T::exp(logit - base);
+            for j in 0..LANES {
+                sums[j] += T::exp(logits[j] - base);
             }
         }
         self.add_sum(max.to_f64(), sums.iter().map(|s| s.to_f64()).sum());
@@ -140,10 +140,10 @@ impl<T: Real> Gradient<T> {
         if !self.is_known {
             return g.fill(T::zero());
         }
-        for (g, &c) in g.iter_mut().zip(cosine) {
-            let inside = clamp(c);
+        for j in 0..BLOCK {
+            let inside = clamp(cosine[j]);
             let p = T::exp(inside * self.scale - self.max) * self.factor;
-            *g = if c == inside { p } else { T::zero() };
+            g[j] = if cosine[j] == inside { p } else { T::zero() };
         }
         if let Some(label) = self.label.filter(|label| (first..first + valid).contains(label)) {
             g[label - first] = self.target;
