@@ -1,10 +1,12 @@
 //! Times the convolutions of an IResNet and a MobileFaceNet: `cargo bench --bench conv -- [BATCH] [ROUNDS]` prints the
-//! median time of each shape in milliseconds, and its throughput in GFLOP/s of the direct algorithm.
+//! median time of each shape in milliseconds, and its throughput in GFLOP/s of the direct algorithm; of the forward pass
+//! also from bytes to bytes.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
+use maskinv::ops::conv::int8::{Affine, Input, Int8Conv, Int8Weight, Output};
 use maskinv::ops::conv::{ConvConfig, conv2d, conv2d_grad_w, conv2d_grad_x};
 
 /// Input side, input channels, output channels, kernel size, stride, whether the convolution is depthwise.
@@ -33,13 +35,14 @@ fn main() -> Result<()> {
     let (batch, rounds) = (number(0, 16)?, number(1, 5)?);
     maskinv::workers::pool(0).build_global()?;
     println!("batch {batch}, {} threads: ms (GF/s)", rayon::current_num_threads());
-    println!("{:30} {:>16} {:>16} {:>16}", "", "forward", "grad of input", "grad of weight");
+    println!("{:30} {:>16} {:>16} {:>16} {:>16}", "", "forward", "in 8 bits", "grad of input", "grad of weight");
     for &(side, c, co, kernel, stride, depthwise) in SHAPES {
         let config = ConvConfig { stride, padding: kernel / 2, groups: if depthwise { c } else { 1 } };
         let x = Tensor::randn(0f32, 1.0, (batch, side, side, c), &Device::Cpu)?;
         let w = Tensor::randn(0f32, 1.0, (co, c / config.groups, kernel, kernel), &Device::Cpu)?;
         let gy = conv2d(&x, &w, config)?.randn_like(0.0, 1.0)?;
         let forward = median(rounds, || conv2d(&x, &w, config).map(drop))?;
+        let in_bytes = int8(&x, &w, config, rounds)?;
         let of_x = median(rounds, || conv2d_grad_x(&gy, &w, x.shape(), config).map(drop))?;
         let of_w = median(rounds, || conv2d_grad_w(&x, &gy, w.shape(), config).map(drop))?;
         let side = (side + 2 * (kernel / 2) - kernel) / stride + 1;
@@ -47,9 +50,21 @@ fn main() -> Result<()> {
         let shown = |s: f64| format!("{:8.2} ({:4.0})", 1e3 * s, flops / s / 1e9);
         let name =
             format!("{c} -> {co}, {kernel}x{kernel}/{stride} to {side}{}", if depthwise { " depthwise" } else { "" });
-        println!("{name:30} {:>16} {:>16} {:>16}", shown(forward), shown(of_x), shown(of_w));
+        let [forward, in_bytes, of_x, of_w] = [forward, in_bytes, of_x, of_w].map(shown);
+        println!("{name:30} {forward:>16} {in_bytes:>16} {of_x:>16} {of_w:>16}");
     }
     Ok(())
+}
+
+/// Seconds of the convolution in 8 bits.
+fn int8(x: &Tensor, w: &Tensor, config: ConvConfig, rounds: usize) -> Result<f64> {
+    let (shape, w_shape): ([usize; 4], [usize; 4]) = (x.dims().try_into()?, w.dims().try_into()?);
+    let affine = Affine::covering(-4.0, 4.0)?;
+    let weight = Int8Weight::quantise(&w.flatten_all()?.to_vec1::<f32>()?, w_shape)?;
+    let conv = Int8Conv::new(&weight, config, affine, vec![0.0; w_shape[0]], None)?;
+    let bytes: Vec<u8> = x.flatten_all()?.to_vec1::<f32>()?.into_iter().map(|x| affine.quantise(x)).collect();
+    let mut y = vec![0; conv.output_shape(shape)?.iter().product()];
+    median(rounds, || conv.run(Input::Bytes(&bytes), shape, None, Output::Bytes(&mut y, affine)))
 }
 
 fn median(rounds: usize, mut f: impl FnMut() -> candle_core::Result<()>) -> Result<f64> {

@@ -9,6 +9,7 @@ mod dense;
 mod depthwise;
 mod direct;
 mod grouped;
+pub mod int8;
 mod kernel;
 mod method;
 mod patches;
