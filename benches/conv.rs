@@ -1,6 +1,6 @@
 //! Times the convolutions of an IResNet and a MobileFaceNet: `cargo bench --bench conv -- [BATCH] [ROUNDS]` prints the
-//! median time of each shape in milliseconds, and its throughput in GFLOP/s of the direct algorithm; of the forward pass
-//! also from bytes to bytes.
+//! median time of each shape in milliseconds, and its throughput in GFLOP/s of the direct algorithm; of the forward
+//! pass also from bytes to bytes.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! Convolutions of 8-bit integers: activations are unsigned with a zero point for the tensor, weights signed with a scale
-//! for each output channel (Jacob et al., CVPR 2018, without their rounding of multipliers).
+//! Convolutions of 8-bit integers: activations are unsigned with a zero point for the tensor, weights signed with a
+//! scale for each output channel (Jacob et al., CVPR 2018, without their rounding of multipliers).
 //!
 //! ```text
 //! x = s_x (q_x - z_x)     w = s_w q_w     sum = Σ (q_x - z_x) q_w     y = s_x s_w sum + bias
