@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Vectors {
-    /// Those that every processor of the target has, such as SSE2.
+    /// The instructions of every processor of the target, such as SSE2.
     Baseline,
     /// 256 bits with fused multiply-add: AVX2 and FMA; on ARM, NEON.
     Avx2,
