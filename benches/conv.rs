@@ -61,10 +61,10 @@ fn int8(x: &Tensor, w: &Tensor, config: ConvConfig, rounds: usize) -> Result<f64
     let (shape, w_shape): ([usize; 4], [usize; 4]) = (x.dims().try_into()?, w.dims().try_into()?);
     let affine = Affine::covering(-4.0, 4.0)?;
     let weight = Int8Weight::quantise(&w.flatten_all()?.to_vec1::<f32>()?, w_shape)?;
-    let conv = Int8Conv::new(&weight, config, affine, vec![0.0; w_shape[0]], None)?;
+    let conv = Int8Conv::new(&weight, config, affine)?.into_bytes(affine);
     let bytes: Vec<u8> = x.flatten_all()?.to_vec1::<f32>()?.into_iter().map(|x| affine.quantise(x)).collect();
     let mut y = vec![0; conv.output_shape(shape)?.iter().product()];
-    median(rounds, || conv.run(Input::Bytes(&bytes), shape, None, Output::Bytes(&mut y, affine)))
+    median(rounds, || conv.run(Input::Bytes(&bytes), shape, Output::Bytes(&mut y)))
 }
 
 fn median(rounds: usize, mut f: impl FnMut() -> candle_core::Result<()>) -> Result<f64> {

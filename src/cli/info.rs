@@ -84,6 +84,10 @@ fn record(loaded: &Loaded) -> Result<serde_json::Value> {
     let model = &loaded.model;
     let head = model.mask_head();
     let head = head.map(|head| serde_json::json!({ "fitted_on": head.fitted_on, "accuracy": head.accuracy }));
+    let quantised = model.quantised().map(|quantised| {
+        let layers: Vec<&String> = quantised.layers.keys().collect();
+        serde_json::json!({ "layers": layers, "calibrated_on": quantised.calibrated_on })
+    });
     Ok(serde_json::json!({
         "file": loaded.file.to_string(),
         "bytes": loaded.file.num_bytes()?,
@@ -94,6 +98,7 @@ fn record(loaded: &Loaded) -> Result<serde_json::Value> {
         "preprocessing": model.preprocessing(),
         "thresholds": model.thresholds(),
         "mask_head": head,
+        "quantised": quantised,
         "notes": loaded.notes,
     }))
 }
@@ -117,6 +122,7 @@ fn describe(name: &str, loaded: &Loaded) -> Result<String> {
         format!("  input          {size}x{size} pixels, {}", loaded.model.preprocessing()),
         format!("  embedding      {} elements", config.embedding_size),
     ];
+    lines.extend(loaded.model.quantised().map(|quantised| format!("  int8           {quantised}")));
     lines.extend(loaded.model.thresholds().iter().map(|threshold| format!("  threshold      {threshold}")));
     lines.extend(loaded.model.mask_head().map(|head| format!("  mask head      {head}")));
     lines.extend(loaded.notes.iter().map(|note| format!("  note           {note}")));

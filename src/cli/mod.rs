@@ -24,6 +24,7 @@ mod model;
 mod model_file;
 mod photos;
 mod progress;
+mod quantize;
 mod ranks;
 mod results;
 mod run_report;
@@ -54,6 +55,7 @@ use info::InfoArgs;
 use launch::num_launched;
 use mask::MaskArgs;
 use metrics::MetricsArgs;
+use quantize::QuantizeArgs;
 use runs::RunsArgs;
 use train::TrainArgs;
 use verify::VerifyArgs;
@@ -111,6 +113,8 @@ enum Command {
     Info(InfoArgs),
     /// Converts a checkpoint of any supported format to safetensors or ONNX
     Convert(ConvertArgs),
+    /// Quantises a model to 8-bit integers, with ranges of activations from face images
+    Quantize(QuantizeArgs),
     /// Downloads a model from the Hugging Face hub (feature hub), or lists well-known ones
     Download(DownloadArgs),
 }
@@ -142,6 +146,7 @@ pub fn main() -> ExitCode {
         Command::Embed(args) => exit_code(args.run()),
         Command::Info(args) => exit_code(args.run()),
         Command::Convert(args) => exit_code(args.run()),
+        Command::Quantize(args) => exit_code(args.run()),
         Command::Download(args) => exit_code(args.run()),
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::layout::{Layout, recognise};
 use super::onnx::{from_onnx, to_onnx};
-use super::{Foreign, Found, MaskHead, Model, ModelConfig, Threshold};
+use super::{Foreign, Found, MaskHead, Model, ModelConfig, Quantised, Threshold};
 use crate::error::{Error, Result};
 use crate::preprocessing::Preprocessing;
 use crate::weights::{
@@ -29,6 +29,8 @@ const OUTPUT_KEY: &str = "maskinv.output";
 const THRESHOLDS_KEY: &str = "maskinv.thresholds";
 /// Metadata key of the mask head, JSON of [`MaskHead`].
 const MASK_HEAD_KEY: &str = "maskinv.mask_head";
+/// Metadata key of what the ranges of a quantised network's activations were taken from.
+const CALIBRATED_KEY: &str = "maskinv.calibrated_on";
 
 /// What the file of a model may leave open.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -210,6 +212,7 @@ enum Network {
 /// Recognises a network in `contents` and builds it.
 fn build(contents: Contents, file: WeightsFile, format: Format, config: &LoadConfig) -> Result<Loaded> {
     let wrong = |what: String| Error::Checkpoint { path: file.to_string().into(), what };
+    let mut quantised = None;
     let ((network, mut notes), metadata) = match contents {
         Contents::Graph(onnx) => {
             let network = match from_onnx(&onnx) {
@@ -221,7 +224,10 @@ fn build(contents: Contents, file: WeightsFile, format: Format, config: &LoadCon
             };
             (network, onnx.metadata)
         }
-        Contents::Named(file) => {
+        Contents::Named(mut file) => {
+            let layers = Quantised::take(&mut file.tensors).map_err(|e| wrong(e.to_string()))?;
+            let calibrated_on = file.metadata.get(CALIBRATED_KEY).cloned().unwrap_or_else(|| "unknown images".into());
+            quantised = layers.map(|layers| Quantised { layers, calibrated_on });
             (known(recognise_named(file.tensors, &file.metadata, file.notes).map_err(wrong)?), file.metadata)
         }
     };
@@ -258,6 +264,10 @@ fn build(contents: Contents, file: WeightsFile, format: Format, config: &LoadCon
             model.map_err(|e| wrong(format!("{} by {layout}: {e}", arch.name())))?
         }
         Network::Foreign(network) => Model::foreign(*network, preprocessing),
+    };
+    let model = match quantised {
+        Some(quantised) => model.with_quantised(quantised).map_err(|e| wrong(e.to_string()))?,
+        None => model,
     };
     if let Some((num, first)) = model.not_finite()? {
         let what = "have values that are not finite, and so will its embeddings";
@@ -314,7 +324,9 @@ fn recognise_named(
 }
 
 /// Writes a backbone as safetensors under PyTorch's names, with floats as `dtype` (f32, f16 or bf16) and with its
-/// architecture, preprocessing, thresholds and mask head in the metadata.
+/// architecture, preprocessing, thresholds and mask head in the metadata. A quantised convolution has four tensors: its
+/// `weight`, int8; `weight_scale`, f32, of shape `(C_out, 1, 1, 1)`; `input_scale`, f32, and `input_zero_point`, uint8,
+/// of one element each.
 ///
 /// # Errors
 /// When the network is of another architecture, a value is too large for `dtype`, or the folder is not writable; an
@@ -333,7 +345,10 @@ pub fn save_model(path: &Path, model: &Model, dtype: DType) -> Result<()> {
         }
         Ok((name, narrow))
     };
-    let tensors = model.params().state()?.into_iter().map(convert).collect::<Result<_>>()?;
+    let mut tensors = model.params().state()?.into_iter().map(convert).collect::<Result<_>>()?;
+    if let Some(quantised) = model.quantised() {
+        quantised.put(&mut tensors)?;
+    }
     let mut metadata = metadata(model)?;
     // Hugging Face's libraries require it.
     metadata.insert("format".to_owned(), "pt".to_owned());
@@ -366,6 +381,9 @@ fn metadata(model: &Model) -> Result<BTreeMap<String, String>> {
     };
     if !model.thresholds().is_empty() {
         metadata.insert(THRESHOLDS_KEY.to_owned(), serde_json::to_string(model.thresholds()).map_err(json)?);
+    }
+    if let Some(quantised) = model.quantised() {
+        metadata.insert(CALIBRATED_KEY.to_owned(), quantised.calibrated_on.clone());
     }
     if let Some(head) = model.mask_head() {
         metadata.insert(MASK_HEAD_KEY.to_owned(), serde_json::to_string(head).map_err(json)?);

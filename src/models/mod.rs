@@ -3,6 +3,7 @@
 mod checkpoint;
 mod foreign;
 mod inference;
+mod int8;
 mod iresnet;
 mod layout;
 mod mask_head;
@@ -26,6 +27,7 @@ pub use checkpoint::{
 use foreign::Foreign;
 pub(crate) use inference::Embedder;
 pub use inference::{Inference, MaskInference};
+pub use int8::{QuantiseConfig, Quantised, Ranges};
 pub use iresnet::IResNetConfig;
 pub use layout::{Layout, recognise};
 pub use mask_head::MaskHead;
@@ -236,6 +238,8 @@ pub struct Model {
     thresholds: Vec<Threshold>,
     mask_head: Option<MaskHead>,
     machine: Machine,
+    /// Convolutions of 8-bit integers, if there are any.
+    quantised: Option<Arc<Quantised>>,
     /// A network of another architecture, which has no graph and no parameters here.
     foreign: Option<Arc<Foreign>>,
 }
@@ -285,6 +289,7 @@ impl Model {
             thresholds: Vec::new(),
             mask_head: None,
             machine: Machine::default(),
+            quantised: None,
             foreign: None,
         })
     }
@@ -299,6 +304,7 @@ impl Model {
             thresholds: Vec::new(),
             mask_head: None,
             machine: Machine::default(),
+            quantised: None,
             foreign: Some(Arc::new(network)),
         }
     }
@@ -339,7 +345,16 @@ impl Model {
     /// When the weights cannot be read.
     pub fn computed_with(&self) -> Result<ComputedWith> {
         let (preprocessing, weights) = (self.preprocessing.clone(), self.weights_digest()?);
-        Ok(ComputedWith { preprocessing, weights, precision: self.machine.precision() })
+        Ok(ComputedWith { preprocessing, weights, precision: self.precision() })
+    }
+
+    /// What products are computed in on the network's machine: `f32`, `int8` for a quantised network on the CPU, or a
+    /// GPU's precision.
+    pub fn precision(&self) -> String {
+        match self.machine.gpu_bytes() {
+            None if self.quantised.is_some() => "int8".to_owned(),
+            _ => self.machine.precision(),
+        }
     }
 
     /// Drops the thresholds that were measured with other weights, preprocessing or precision than the network has now,
@@ -394,6 +409,12 @@ impl Model {
     /// What says whether a face wears a mask, if it was fitted.
     pub fn mask_head(&self) -> Option<&MaskHead> {
         self.mask_head.as_ref()
+    }
+
+    /// The convolutions of 8-bit integers, if the network is quantised ([`Self::quantise`]). On the CPU it computes with
+    /// them; elsewhere, and as candle's module, with the numbers that the integers stand for.
+    pub fn quantised(&self) -> Option<&Quantised> {
+        self.quantised.as_deref()
     }
 
     /// The network's operations; none of a network of [`Arch::Onnx`].

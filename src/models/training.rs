@@ -61,6 +61,9 @@ impl<B: Kernels> Trainable<B> {
     pub fn new(backend: &B, model: Model, activations: Activations) -> Result<(Self, DeviceParams<B>)> {
         backend.check_training()?;
         model.known()?;
+        if model.quantised().is_some() {
+            bail!("a quantised network cannot be trained: train the one that it was made of, and quantise it again");
+        }
         let (side, outline) = (model.config().input_size, Outline::of(&model));
         let network = TrainingNetwork::new(model.graph(), model.params(), side, backend, activations)?;
         let parts = model.params().parts();

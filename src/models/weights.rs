@@ -11,7 +11,8 @@ use crate::parallel;
 
 impl Model {
     /// Returns the SHA-256 of every parameter and buffer that embeddings depend on, with its name, as f32, in name
-    /// order: 64 hexadecimal digits. Batch norm's counters of batches do not count, and not every file has them. A
+    /// order: 64 hexadecimal digits; of a quantised network, those of the numbers that its integers stand for, and the
+    /// ranges of its activations. Batch norm's counters of batches do not count, and not every file has them. A
     /// network of [`Arch::Onnx`](super::Arch::Onnx) has a digest of its graph, its weights and the output's name.
     ///
     /// # Errors
@@ -29,6 +30,11 @@ impl Model {
                 let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
                 hasher.update(bytes);
             }
+        }
+        for (path, layer) in self.quantised().iter().flat_map(|quantised| &quantised.layers) {
+            hasher.update(path.as_bytes());
+            hasher.update(layer.input.scale.to_le_bytes());
+            hasher.update([layer.input.zero]);
         }
         Ok(hex(&hasher.finalize()))
     }

@@ -8,6 +8,7 @@ mod graph;
 mod layers;
 mod module;
 mod params;
+mod quantisation;
 
 pub(crate) use device_params::{DeviceParams, Group};
 pub use dropout::Dropout;
@@ -15,3 +16,4 @@ pub use graph::{Graph, Layer, Node, NodeId, Op};
 pub use layers::squeeze_excitation;
 pub(crate) use params::standard_normal;
 pub use params::{Init, Params, Scope};
+pub use quantisation::{Quantisation, QuantisedConv};

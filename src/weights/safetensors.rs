@@ -1,11 +1,12 @@
 //! The safetensors format: files are read completely and written atomically.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::safetensors::Load;
-use candle_core::{Device, Tensor};
-use safetensors::SafeTensors;
+use candle_core::{DType, Device, Tensor};
+use safetensors::{Dtype, SafeTensors};
 
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
@@ -22,7 +23,7 @@ pub struct TensorFile {
     pub notes: Vec<String>,
 }
 
-/// Reads a safetensors file to the CPU.
+/// Reads a safetensors file to the CPU. 8-bit signed integers, which candle lacks, become those of 16 bits.
 ///
 /// # Errors
 /// When the file cannot be read, or its header or lengths violate the format. Nothing is allocated from an unchecked
@@ -52,6 +53,11 @@ pub fn parse_safetensors(bytes: &[u8], path: &Path) -> Result<TensorFile> {
     let views = views.tensors();
     let load = |i: usize| {
         let (name, view) = &views[i];
+        if view.dtype() == Dtype::I8 {
+            let values: Vec<i16> = view.data().iter().map(|byte| i16::from(byte.cast_signed())).collect();
+            return Tensor::from_vec(values, view.shape(), &Device::Cpu)
+                .map_err(|e| wrong(&format!("tensor {name}: {e}")));
+        }
         view.load(&Device::Cpu).map_err(|e| wrong(&format!("tensor {name}: {e}")))
     };
     // Loading is bound by page faults, so it is spread over the cores.
@@ -60,10 +66,11 @@ pub fn parse_safetensors(bytes: &[u8], path: &Path) -> Result<TensorFile> {
     Ok(TensorFile { tensors, metadata, notes: Vec::new() })
 }
 
-/// Writes a safetensors file atomically: a reader sees the complete old file or the complete new one.
+/// Writes a safetensors file atomically: a reader sees the complete old file or the complete new one. Integers of 16 bits
+/// are written as those of 8 bits, from which they were read.
 ///
 /// # Errors
-/// When the folder cannot be written to or the disk is full; an older file at `path` is then unchanged.
+/// When an integer of 16 bits does not fit 8, the folder cannot be written to or the disk is full; an older file at `path` is then unchanged.
 pub fn write_safetensors(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
@@ -73,9 +80,61 @@ pub fn write_safetensors(
         path: path.to_owned(),
         what: format!("cannot be written: {e}"),
     };
-    let bytes = safetensors::serialize(tensors, None).map_err(|e| wrong(&e))?;
+    let views = tensors.iter().map(|(name, tensor)| Ok((name, Stored::of(tensor).map_err(|e| wrong(&e))?)));
+    let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None).map_err(|e| wrong(&e))?;
     let bytes = with_metadata(&bytes, metadata).map_err(|e| wrong(&e))?;
     write_atomic(path, &bytes)
+}
+
+/// A tensor in the form in which it is stored.
+enum Stored<'a> {
+    Same(&'a Tensor),
+    Int8(Vec<u8>, &'a [usize]),
+}
+
+impl<'a> Stored<'a> {
+    fn of(tensor: &'a Tensor) -> candle_core::Result<Self> {
+        if tensor.dtype() != DType::I16 {
+            return Ok(Self::Same(tensor));
+        }
+        let narrow = |value: i16| match i8::try_from(value) {
+            Ok(value) => Ok(value.cast_unsigned()),
+            Err(_) => candle_core::bail!("expected an integer of 8 bits, found {value}"),
+        };
+        let bytes =
+            tensor.flatten_all()?.to_vec1::<i16>()?.into_iter().map(narrow).collect::<candle_core::Result<_>>()?;
+        Ok(Self::Int8(bytes, tensor.dims()))
+    }
+}
+
+impl safetensors::View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Same(tensor) => tensor.dtype(),
+            Self::Int8(..) => Dtype::I8,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Same(tensor) => tensor.shape(),
+            Self::Int8(_, shape) => shape,
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Same(tensor) => tensor.data(),
+            Self::Int8(bytes, _) => Cow::Borrowed(bytes),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self {
+            Self::Same(tensor) => tensor.data_len(),
+            Self::Int8(bytes, _) => bytes.len(),
+        }
+    }
 }
 
 /// Returns the file with `metadata` added to its header. The `safetensors` crate would write it in the random order of

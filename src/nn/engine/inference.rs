@@ -8,9 +8,11 @@ use super::fold::Folding;
 use super::lowered::Lowered;
 use super::network::{Network, PreparedWeights, Weights, Whole};
 use super::program::{Norm, Step, View, ViewId};
+use super::quantised::Quantised;
 use super::tape::Tape;
 use crate::nn::params::{Parts, param_name};
-use crate::ops::backend::{ConvShape, Kernels, Order};
+use crate::nn::{Quantisation, QuantisedConv};
+use crate::ops::backend::{ConvShape, Int8Filter, Kernels, Order};
 use crate::ops::batch_norm::{EPS, Stats};
 use crate::ops::channels::{Constants, Normalised};
 use crate::ops::slice::Values;
@@ -26,11 +28,14 @@ pub(crate) struct InferenceNetwork<B: Kernels> {
 
 impl<B: Kernels> InferenceNetwork<B> {
     /// Returns a network for inference with these parameters, which are freed one by one if nothing else holds them.
-    /// Other numbers of images than it was lowered for work, but may be slower.
+    /// Other numbers of images than it was lowered for work, but may be slower. The weights of quantised convolutions
+    /// are not those of `parts` where the device computes with 8-bit integers.
     ///
     /// # Errors
-    /// When a parameter is missing, or the device runs out of memory.
-    pub fn new(lowered: Lowered, parts: Parts, backend: &B) -> Result<Self> {
+    /// When a parameter is missing, a quantised weight does not fit, or the device runs out of memory.
+    pub fn new(lowered: Lowered, parts: Parts, quantisation: &Quantisation, backend: &B) -> Result<Self> {
+        let none = Quantisation::new();
+        let quantised = Quantised::new(&lowered.program, if B::QUANTISES { quantisation } else { &none });
         let Lowered { program, shapes, channels, convs } = &lowered;
         let folding = if B::FOLDS { Folding::of(program) } else { Folding::none(program) };
         let mut tensors = Tensors(parts.all());
@@ -38,7 +43,8 @@ impl<B: Kernels> InferenceNetwork<B> {
         for View { norm, .. } in &program.views {
             constants.push(norm.as_ref().map(|norm| tensors.constants(norm)).transpose()?);
         }
-        let tape = Tape::inference(program, shapes, &folding);
+        let bytes = quantised.bytes(&folding);
+        let tape = Tape::inference(program, shapes, &folding, |value| bytes[value].is_some());
         let (mut filters, mut full) = (BTreeMap::new(), BTreeMap::new());
         // Fully connected layers are copied, so they come first, before packed filters take memory.
         for (i, step) in program.steps.iter().enumerate() {
@@ -52,10 +58,16 @@ impl<B: Kernels> InferenceNetwork<B> {
             full.insert(i, (weight, bias.map(|bias| Whole::upload(backend, bias)).transpose()?));
         }
         for (i, step) in program.steps.iter().enumerate() {
-            let Step::Conv { path, .. } = step else { continue };
+            let Step::Conv { x, path, .. } = step else { continue };
             let view = program.norm_of(i + 1).filter(|_| folding.norms[i + 1]);
             let norm = view.and_then(|view| constants[view].as_ref());
             let weight = tensors.take(path, "weight")?.contiguous()?;
+            if let Some(QuantisedConv { weight, input }) = quantised.step(i) {
+                let (reads_bytes, output) = (bytes[program.views[*x].value].is_some(), bytes[i + 1]);
+                let filter = Int8Filter { weight, input: *input, reads_bytes, output };
+                filters.insert(i, backend.int8_filter(&convs[&i], filter, norm)?);
+                continue;
+            }
             filters.insert(i, backend.filter(&convs[&i], &Values::of(path, &weight)?, norm)?);
         }
         let is_seen = |view: &ViewId| !folding.norms[program.views[*view].value];

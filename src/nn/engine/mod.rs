@@ -13,6 +13,7 @@ mod inference;
 mod lowered;
 mod network;
 mod program;
+mod quantised;
 mod schedule;
 mod tape;
 #[cfg(test)]

@@ -4,11 +4,12 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::{Backend, BufferId, MemoryLayout, Order};
 use crate::dist::Ranks;
 use crate::ops::channels::Constants;
+use crate::ops::conv::int8::{Affine, Int8Weight};
 use crate::ops::conv::{ConvConfig, ConvolutionPass};
 pub use crate::ops::pixels::Activation;
 use crate::ops::pool::Window;
@@ -30,6 +31,8 @@ pub trait Kernels: Backend {
 
     /// Whether inference folds norms and sums into convolutions.
     const FOLDS: bool;
+    /// Whether there are convolutions of 8-bit integers. Others compute with the numbers that the integers stand for.
+    const QUANTISES: bool = false;
 
     /// Says why the device cannot train, if it cannot.
     ///
@@ -86,6 +89,10 @@ pub trait Kernels: Backend {
     fn constant_norm(&self, constants: &Constants, c: usize) -> Result<Self::Norm>;
     /// Prepares a filter, in the checkpoint's layout, for inference; folds `norm`, the norm that follows, into it.
     fn filter(&self, conv: &ConvShape, weight: &[f32], norm: Option<&Constants>) -> Result<Self::Filter>;
+    /// Like [`Self::filter`], of a convolution of 8-bit integers; only where [`Self::QUANTISES`].
+    fn int8_filter(&self, _conv: &ConvShape, _filter: Int8Filter, _norm: Option<&Constants>) -> Result<Self::Filter> {
+        bail!("the device has no convolutions of 8-bit integers")
+    }
 
     /// Writes a convolution's result to `y`, plus `residual`.
     fn conv(
@@ -238,6 +245,19 @@ pub struct ConvShape {
     pub w: [usize; 4],
     /// Stride, padding, groups.
     pub config: ConvConfig,
+}
+
+/// A filter of 8-bit integers, and the types of what its convolution reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Int8Filter<'a> {
+    /// The filter.
+    pub weight: &'a Int8Weight,
+    /// Quantisation of the input.
+    pub input: Affine,
+    /// Whether the input's buffer holds bytes; else they are made while it is read.
+    pub reads_bytes: bool,
+    /// Quantisation of the result, if its buffer holds bytes.
+    pub output: Option<Affine>,
 }
 
 /// Conversion of 8-bit values, scaled to `[0, 1]`: `(x - mean) / std`.

@@ -17,8 +17,8 @@ use super::margin_loss::MarginTask;
 use super::sgd::SgdStep;
 use crate::dist::{Collective, Ranks};
 pub use kernels::{
-    Activation, ConvShape, FullGrad, Grads, Kernels, MapGrad, NormGrad, NormParams, Part, Place, Scale, Scaling,
-    Source, Statistics, Sums, Weight,
+    Activation, ConvShape, FullGrad, Grads, Int8Filter, Kernels, MapGrad, NormGrad, NormParams, Part, Place, Scale,
+    Scaling, Source, Statistics, Sums, Weight,
 };
 pub use layout::{Buffer, BufferId, MemoryLayout};
 pub use order::Order;

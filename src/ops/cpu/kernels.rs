@@ -6,12 +6,13 @@ use candle_core::{Result, Tensor, bail};
 
 use super::{Cpu, CpuImages};
 use crate::ops::backend::{
-    Activation, BufferId, ConvShape, FullGrad, Grads, Kernels, MapGrad, MemoryLayout, NormGrad, NormParams, Order,
-    Part, Place, Scale, Scaling, Source, Statistics, Sums, Weight,
+    Activation, BufferId, ConvShape, FullGrad, Grads, Int8Filter, Kernels, MapGrad, MemoryLayout, NormGrad, NormParams,
+    Order, Part, Place, Scale, Scaling, Source, Statistics, Sums, Weight,
 };
 use crate::ops::batch_norm::{self, EPS, MOMENTUM, Stats};
 use crate::ops::channels::{self, Constants, Normalised, Seen};
 use crate::ops::concat;
+use crate::ops::conv::int8::{Input, Int8Conv, Output};
 use crate::ops::conv::{Conv, Epilogue, Filter};
 use crate::ops::linear;
 use crate::ops::pixels;
@@ -107,10 +108,17 @@ fn seen<'a>(x: &'a [f32], source: Source<'a, Cpu>) -> Seen<'a> {
 
 /// A filter packed for inference, and what follows the convolution.
 #[derive(Debug)]
-pub struct Prepared {
-    filter: Filter,
-    bias: Option<Vec<f32>>,
-    slope: Option<Vec<f32>>,
+pub enum Prepared {
+    Float {
+        filter: Filter,
+        bias: Option<Vec<f32>>,
+        slope: Option<Vec<f32>>,
+    },
+    Int8 {
+        conv: Int8Conv,
+        /// Whether the input's buffer holds bytes.
+        reads_bytes: bool,
+    },
 }
 
 impl ConvShape {
@@ -135,6 +143,7 @@ impl Kernels for Cpu {
     type Mask = Vec<f32>;
 
     const FOLDS: bool = true;
+    const QUANTISES: bool = true;
 
     fn filter_order(&self, _conv: &ConvShape) -> Order {
         Order::Same
@@ -237,11 +246,23 @@ impl Kernels for Cpu {
     fn filter(&self, conv: &ConvShape, weight: &[f32], norm: Option<&Constants>) -> Result<Prepared> {
         let conv_on_cpu = conv.on_cpu()?;
         let Some(Constants { scale, shift, slope }) = norm else {
-            return Ok(Prepared { filter: conv_on_cpu.pack(weight), bias: None, slope: None });
+            return Ok(Prepared::Float { filter: conv_on_cpu.pack(weight), bias: None, slope: None });
         };
         let per_output = weight.len() / conv.w[0];
         let scaled: Vec<f32> = weight.iter().enumerate().map(|(i, w)| w * scale[i / per_output]).collect();
-        Ok(Prepared { filter: conv_on_cpu.pack(&scaled), bias: Some(shift.clone()), slope: slope.clone() })
+        Ok(Prepared::Float { filter: conv_on_cpu.pack(&scaled), bias: Some(shift.clone()), slope: slope.clone() })
+    }
+
+    fn int8_filter(&self, conv: &ConvShape, filter: Int8Filter, norm: Option<&Constants>) -> Result<Prepared> {
+        let Int8Filter { weight, input, reads_bytes, output } = filter;
+        let mut conv = Int8Conv::new(weight, conv.config, input)?;
+        if let Some(norm) = norm {
+            conv = conv.followed_by(norm);
+        }
+        if let Some(output) = output {
+            conv = conv.into_bytes(output);
+        }
+        Ok(Prepared::Int8 { conv, reads_bytes })
     }
 
     fn conv(
@@ -260,7 +281,22 @@ impl Kernels for Cpu {
                 let epilogue = Epilogue { residual, ..Epilogue::default() };
                 conv.on_cpu()?.forward(seen.x, seen.prologue(), weight.values(), epilogue, y);
             }
-            Weight::Prepared(Prepared { filter, bias, slope }) => {
+            Weight::Prepared(Prepared::Int8 { conv: quantised, reads_bytes }) => {
+                let len = conv.x.iter().product();
+                let input = match reads_bytes {
+                    true => Input::Bytes(&bytemuck::cast_slice(seen.x)[..len]),
+                    false => Input::Floats(seen.x),
+                };
+                let output = match quantised.output() {
+                    Some(_) => {
+                        let len = quantised.output_shape(conv.x)?.iter().product();
+                        Output::Bytes(&mut bytemuck::cast_slice_mut(y)[..len])
+                    }
+                    None => Output::Floats(y),
+                };
+                quantised.run_between(input, seen.prologue(), conv.x, residual, output)?;
+            }
+            Weight::Prepared(Prepared::Float { filter, bias, slope }) => {
                 let conv = Conv::of_filter(conv.x, conv.w, conv.config, filter)?;
                 let epilogue = Epilogue { bias: bias.as_deref(), slope: slope.as_deref(), residual };
                 conv.forward_packed(seen.x, seen.prologue(), filter, epilogue, y);

@@ -2,6 +2,9 @@
 
 use candle_core::{Result, bail};
 
+use super::product::Column;
+use crate::ops::conv::Prologue;
+
 /// Largest byte.
 const MOST: f32 = 255.0;
 
@@ -47,7 +50,7 @@ impl Affine {
     #[inline(always)]
     fn steps(self, value: f32) -> i32 {
         let zero = f32::from(self.zero);
-        let steps = (value / self.scale).round_ties_even();
+        let steps = (value * self.scale.recip()).round_ties_even();
         // In this order a NaN becomes the lower bound in vectors too, and then 0.
         let steps = if steps > -zero { steps } else { -zero };
         let steps = if steps < MOST - zero { steps } else { MOST - zero };
@@ -56,32 +59,41 @@ impl Affine {
         unsafe { steps.to_int_unchecked() }
     }
 
-    /// Writes the bytes of numbers.
-    pub(super) fn quantise_all(self, values: &[f32], bytes: &mut [u8]) {
-        crate::ops::simd::simd(|| {
-            for (byte, value) in bytes.iter_mut().zip(values) {
-                *byte = self.quantise(*value);
+    /// Writes the columns of numbers that a prologue is applied to.
+    #[inline(always)]
+    pub(super) fn quantise_all<C: Column>(self, values: &[f32], prologue: Prologue, columns: &mut [C]) {
+        let len = columns.len();
+        let values = &values[..len];
+        // Closures might not be inlined, and so be compiled without the machine's vectors.
+        macro_rules! each {
+            (|$i:ident, $x:ident| $value:expr) => {
+                for $i in 0..len {
+                    let $x = values[$i];
+                    columns[$i] = C::of_steps(self, self.steps($value));
+                }
+            };
+        }
+        match (prologue.affine, prologue.slope) {
+            (None, None) => each!(|i, x| x),
+            (None, Some(slope)) => {
+                let slope = &slope[..len];
+                each!(|i, x| prelu(x, slope[i]));
             }
-        });
-    }
-
-    /// Writes the steps from zero of numbers.
-    #[inline(always)]
-    pub(super) fn quantise_centred(self, values: &[f32], steps: &mut [i16]) {
-        let values = &values[..steps.len()];
-        for i in 0..steps.len() {
-            steps[i] = self.steps(values[i]) as i16;
+            (Some([scale, shift]), None) => {
+                let (scale, shift) = (&scale[..len], &shift[..len]);
+                each!(|i, x| x.mul_add(scale[i], shift[i]));
+            }
+            (Some([scale, shift]), Some(slope)) => {
+                let (scale, shift, slope) = (&scale[..len], &shift[..len], &slope[..len]);
+                each!(|i, x| prelu(x.mul_add(scale[i], shift[i]), slope[i]));
+            }
         }
     }
+}
 
-    /// Writes the steps from zero of bytes.
-    #[inline(always)]
-    pub(super) fn centre(self, bytes: &[u8], steps: &mut [i16]) {
-        let bytes = &bytes[..steps.len()];
-        for i in 0..steps.len() {
-            steps[i] = i16::from(bytes[i]) - i16::from(self.zero);
-        }
-    }
+#[inline(always)]
+fn prelu(x: f32, slope: f32) -> f32 {
+    if x > 0.0 { x } else { x * slope }
 }
 
 #[cfg(test)]

@@ -2,30 +2,39 @@
 //! scale for each output channel (Jacob et al., CVPR 2018, without their rounding of multipliers).
 //!
 //! ```text
-//! x = s_x (q_x - z_x)     w = s_w q_w     sum = Σ (q_x - z_x) q_w     y = s_x s_w sum + bias
+//! x = s_x (q_x - z_x)     w = s_w q_w     sum = Σ (q_x - z_x) q_w     y = s_x s_w sum
 //! ```
 //!
-//! Sums are exact, so results have the same bits whatever the vector instructions and the number of threads.
+//! Sums are exact, so results have the same bits whatever the number of threads, and differ between vector instructions
+//! only by the rounding of what is done with a sum.
 
 mod affine;
+mod dense;
 mod depthwise;
+mod finish;
 mod product;
 mod weight;
 
 use candle_core::{Result, Shape, bail};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 pub use self::affine::Affine;
-use self::product::{ROWS, Tile, WIDTH};
+use self::finish::{Finish, Maps};
+use self::product::{Kind, Packed};
 pub use self::weight::Int8Weight;
-use super::{ConvConfig, Dims};
-use crate::ops::simd::simd;
+use super::{ConvConfig, Dims, Prologue};
+use crate::ops::channels::Constants;
+use crate::ops::scratch::with_scratch;
+use crate::ops::simd::dispatch;
 use crate::parallel::Each;
 
 /// Largest number of products of a sum: with more, sums of 32 bits could overflow.
 const MAX_PRODUCTS: usize = i32::MAX as usize / (255 * 127);
-/// Elements of patches that a worker thread gathers at a time.
+/// Elements that a worker thread gathers or quantises at a time.
 const PIECE_ELEMENTS: usize = 48 * 1024;
+/// Channels that are finished together.
+const LANES: usize = 16;
 
 /// What a convolution reads, channels last, `(n, h, w, c)`.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +48,17 @@ pub enum Input<'a> {
 /// What a convolution writes, channels last, `(n, ho, wo, co)`.
 #[derive(Debug)]
 pub enum Output<'a> {
-    /// Quantised values.
-    Bytes(&'a mut [u8], Affine),
+    /// Quantised values, of a convolution with [`Int8Conv::into_bytes`].
+    Bytes(&'a mut [u8]),
     /// Values.
     Floats(&'a mut [f32]),
+}
+
+/// A filter in the order in which it is read.
+#[derive(Clone, Debug)]
+enum Filter {
+    Dense(Kind, Packed),
+    Depthwise(depthwise::Taps),
 }
 
 /// A convolution with quantised weights, and what follows it.
@@ -52,42 +68,56 @@ pub struct Int8Conv {
     w: [usize; 4],
     config: ConvConfig,
     input: Affine,
-    /// Weights in the order in which they are read.
-    packed: Vec<i16>,
-    /// What sums are multiplied by, per output channel.
-    scale: Vec<f32>,
-    bias: Vec<f32>,
-    /// PReLU slopes per output channel.
-    slope: Option<Vec<f32>>,
+    filter: Filter,
+    maps: Maps,
+    output: Option<Affine>,
 }
 
 impl Int8Conv {
     /// Returns a convolution with a dense filter, or a depthwise one of one input channel for each output channel, over
-    /// input quantised by `input`, plus `bias`, followed by PReLU with `slope`, both per output channel.
+    /// input quantised by `input`.
     ///
     /// # Errors
-    /// When the lengths do not fit, the groups have several channels, or a sum could overflow.
-    pub fn new(
-        weight: &Int8Weight,
-        config: ConvConfig,
-        input: Affine,
-        bias: Vec<f32>,
-        slope: Option<Vec<f32>>,
-    ) -> Result<Self> {
-        let w @ [co, lanes, kh, kw] = weight.shape();
-        if bias.len() != co || slope.as_ref().is_some_and(|slope| slope.len() != co) {
-            bail!("int8 convolution: {co} outputs, {} biases, slopes {:?}", bias.len(), slope.map(|slope| slope.len()));
+    /// When the groups have several channels, or a sum could overflow.
+    pub fn new(weight: &Int8Weight, config: ConvConfig, input: Affine) -> Result<Self> {
+        Self::with(weight, config, input, Kind::of_machine())
+    }
+
+    fn with(weight: &Int8Weight, config: ConvConfig, input: Affine, kind: Kind) -> Result<Self> {
+        let w @ [co, ..] = weight.shape();
+        if !Self::fits(w, config) {
+            bail!("int8 convolution: weight {w:?} in {} groups", config.groups);
         }
-        let is_depthwise = config.groups > 1;
-        if is_depthwise && (lanes != 1 || config.groups != co) {
-            bail!("int8 convolution: groups of {lanes} inputs and {co} outputs in {} groups", config.groups);
-        }
-        if lanes * kh * kw > MAX_PRODUCTS {
-            bail!("int8 convolution: expected at most {MAX_PRODUCTS} products in a sum, found {}", lanes * kh * kw);
-        }
-        let packed = if is_depthwise { depthwise::pack(weight) } else { product::pack(weight) };
-        let scale = weight.scales().iter().map(|scale| scale * input.scale).collect();
-        Ok(Self { w, config, input, packed, scale, bias, slope })
+        let filter = if config.groups > 1 {
+            Filter::Depthwise(depthwise::Taps::new(weight))
+        } else {
+            Filter::Dense(kind, dense::packed(kind, weight, input))
+        };
+        let scale = weight.scales().iter().map(|scale| scale * input.scale);
+        Ok(Self { w, config, input, filter, maps: Maps::new(scale, co), output: None })
+    }
+
+    /// Whether there are kernels for a weight of shape `(co, c / groups, kh, kw)`.
+    pub fn fits([co, lanes, kh, kw]: [usize; 4], config: ConvConfig) -> bool {
+        let has_groups_of_one = lanes == 1 && config.groups == co;
+        (config.groups == 1 || has_groups_of_one) && lanes * kh * kw <= MAX_PRODUCTS
+    }
+
+    /// Returns the convolution with a map of its results, per output channel.
+    pub(crate) fn followed_by(self, map: &Constants) -> Self {
+        assert!(self.output.is_none(), "what follows comes before quantisation");
+        Self { maps: self.maps.followed_by(map), ..self }
+    }
+
+    /// Returns the convolution with quantised results.
+    #[must_use]
+    pub fn into_bytes(self, output: Affine) -> Self {
+        Self { maps: self.maps.in_steps_of(output.scale), output: Some(output), ..self }
+    }
+
+    /// Quantisation of the results, if they are.
+    pub fn output(&self) -> Option<Affine> {
+        self.output
     }
 
     /// Returns the shape of the result for an input of shape `(n, h, w, c)`.
@@ -98,12 +128,24 @@ impl Int8Conv {
         super::output_shape(x, self.w, self.config)
     }
 
-    /// Computes the convolution of `x`, of shape `(n, h, w, c)`, plus `residual`, of the shape of the result, which is
-    /// added last.
+    /// Computes the convolution of `x`, of shape `(n, h, w, c)`.
     ///
     /// # Errors
-    /// When a length does not fit.
-    pub fn run(&self, x: Input, shape: [usize; 4], residual: Option<&[f32]>, y: Output) -> Result<()> {
+    /// When a length or the type of the result does not fit.
+    pub fn run(&self, x: Input, shape: [usize; 4], y: Output) -> Result<()> {
+        self.run_between(x, Prologue::default(), shape, None, y)
+    }
+
+    /// Like [`Self::run`], of floats that `prologue` is applied to, plus `residual`, of the shape of the result, which
+    /// is added last to floats.
+    pub(crate) fn run_between(
+        &self,
+        x: Input,
+        prologue: Prologue,
+        shape: [usize; 4],
+        residual: Option<&[f32]>,
+        y: Output,
+    ) -> Result<()> {
         let d = Dims::new(&Shape::from(&shape), &Shape::from(&self.w), self.config)?;
         let (len, y_len) = (d.n * d.h * d.w * d.c, d.pixels() * d.co);
         let found = match x {
@@ -111,117 +153,95 @@ impl Int8Conv {
             Input::Floats(x) => x.len(),
         };
         let found_y = match &y {
-            Output::Bytes(y, _) => y.len(),
+            Output::Bytes(y) => y.len(),
             Output::Floats(y) => y.len(),
         };
-        if found != len || found_y != y_len || residual.is_some_and(|residual| residual.len() != y_len) {
+        let has_residual = residual.is_some_and(|residual| residual.len() != y_len || self.output.is_some());
+        if found != len || found_y != y_len || has_residual || !prologue.fits(d.c) {
             bail!("int8 convolution: {found} inputs and {found_y} outputs of {d:?}");
         }
         // Each value is used several times: it is quantised once.
         if let (Input::Floats(values), true) = (x, d.kh * d.kw > 1) {
-            let mut bytes = vec![0; len];
-            bytes.par_chunks_mut(PIECE_ELEMENTS).zip(values.par_chunks(PIECE_ELEMENTS)).each(&|(bytes, values)| {
-                self.input.quantise_all(values, bytes);
+            return with_scratch(len.div_ceil(4), |bytes| {
+                let bytes = &mut bytemuck::cast_slice_mut::<f32, u8>(bytes)[..len];
+                self.quantise(values, prologue, d.c, bytes);
+                self.run_between(Input::Bytes(bytes), Prologue::default(), shape, residual, y)
             });
-            return self.run(Input::Bytes(&bytes), shape, residual, y);
         }
-        let finish = Finish { conv: self, residual };
-        match y {
-            Output::Floats(y) => self.pieces(x, d, y, |sums, first, y| finish.floats(sums, first, y)),
-            Output::Bytes(y, affine) => self.pieces(x, d, y, |sums, first, y| finish.bytes(sums, affine, first, y)),
+        let x = Source { x, prologue };
+        match (y, self.output) {
+            (Output::Floats(y), None) => self.fill(x, d, Finish::new(&self.maps, residual, None), y),
+            (Output::Bytes(y), Some(affine)) => self.fill(x, d, Finish::new(&self.maps, None, Some(affine.zero)), y),
+            (_, output) => bail!("int8 convolution: expected results of {output:?}, found the other type"),
         }
         Ok(())
     }
 
-    /// Computes pieces of whole pixels in parallel. `finish` gets the sums of [`WIDTH`] channels or fewer, the index of
-    /// their first one in the output, and their place.
-    fn pieces<T: Send>(&self, x: Input, d: Dims, y: &mut [T], finish: impl Fn(&[i32], usize, &mut [T]) + Copy + Sync) {
-        if self.config.groups > 1 {
-            return depthwise::rows(self, x, d, y, finish);
+    fn fill<T: finish::Element>(&self, x: Source, d: Dims, finish: Finish, y: &mut [T]) {
+        match &self.filter {
+            Filter::Dense(kind, packed) => dense::fill(*kind, packed, self.input, x, d, finish, y),
+            Filter::Depthwise(taps) => depthwise::fill(taps, self.input, x, d, finish, y),
         }
-        let k = d.patch().next_multiple_of(2);
-        let least = d.pixels().div_ceil(2 * rayon::current_num_threads()).max(ROWS);
-        let piece = (PIECE_ELEMENTS / k).clamp(ROWS, 128).min(least).next_multiple_of(ROWS);
-        let tile = Tile::of_machine();
-        y.par_chunks_mut(piece * d.co).enumerate().each(&|(i, y)| {
-            let count = y.len() / d.co;
-            let mut rows = vec![0i16; count.next_multiple_of(ROWS) * k];
-            simd(|| self.gather(x, d, i * piece, &mut rows[..count * k], k));
-            let mut sums = [[0; WIDTH]; ROWS];
-            for (block, filter) in self.packed.chunks_exact(k * WIDTH).enumerate() {
-                let channel = block * WIDTH;
-                let channels = WIDTH.min(d.co - channel);
-                for (group, rows) in rows.chunks_exact(ROWS * k).enumerate() {
-                    tile.multiply(rows, filter, &mut sums);
-                    for (row, sums) in sums.iter().enumerate().take(count - group * ROWS) {
-                        let at = (group * ROWS + row) * d.co + channel;
-                        let first = i * piece * d.co + at;
-                        finish(&sums[..channels], first, &mut y[at..][..channels]);
-                    }
-                }
-            }
-        });
     }
 
-    /// Writes the patches of the pixels from `first` on, less the zero point, to `rows`, of `k` values each.
+    /// Writes the bytes of values that a prologue is applied to.
+    fn quantise(&self, values: &[f32], prologue: Prologue, c: usize, bytes: &mut [u8]) {
+        let piece = (PIECE_ELEMENTS / c).max(1) * c;
+        bytes.par_chunks_mut(piece).zip(values.par_chunks(piece)).each(&|(bytes, values)| {
+            dispatch(Quantise { affine: self.input, values, prologue, c, bytes });
+        });
+    }
+}
+
+/// Writes the bytes of pixels of `c` values.
+struct Quantise<'a> {
+    affine: Affine,
+    values: &'a [f32],
+    prologue: Prologue<'a>,
+    c: usize,
+    bytes: &'a mut [u8],
+}
+
+impl WithSimd for Quantise<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn gather(&self, x: Input, d: Dims, first: usize, rows: &mut [i16], k: usize) {
-        for (i, row) in rows.chunks_exact_mut(k).enumerate() {
-            let pixel = first + i;
-            let (image, oy, ox) = (pixel / (d.ho * d.wo), pixel / d.wo % d.ho, pixel % d.wo);
-            for (tap, row) in row.chunks_exact_mut(d.c).enumerate().take(d.kh * d.kw) {
-                // Coordinates above or left of the image wrap to values beyond it.
-                let y = (oy * d.stride + tap / d.kw).wrapping_sub(d.padding);
-                let column = (ox * d.stride + tap % d.kw).wrapping_sub(d.padding);
-                if y >= d.h || column >= d.w {
-                    row.fill(0);
-                    continue;
-                }
-                let at = ((image * d.h + y) * d.w + column) * d.c;
-                match x {
-                    Input::Bytes(x) => self.input.centre(&x[at..][..d.c], row),
-                    Input::Floats(x) => self.input.quantise_centred(&x[at..][..d.c], row),
-                }
-            }
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { affine, values, prologue, c, bytes } = self;
+        for (bytes, values) in bytes.chunks_exact_mut(c).zip(values.chunks_exact(c)) {
+            affine.quantise_all(values, prologue, bytes);
         }
     }
 }
 
-/// What follows the sums.
+/// Values, and what is applied to them before they are quantised.
 #[derive(Clone, Copy)]
-struct Finish<'a> {
-    conv: &'a Int8Conv,
-    residual: Option<&'a [f32]>,
+struct Source<'a> {
+    x: Input<'a>,
+    prologue: Prologue<'a>,
 }
 
-impl Finish<'_> {
-    /// Returns value `j` of the channels from `channel` on, which is at `at` in the output.
+impl Source<'_> {
+    /// Writes the columns of the `c` channels of a pixel.
     #[inline(always)]
-    fn value(&self, sum: i32, channel: usize, at: usize) -> f32 {
-        let Int8Conv { scale, bias, slope, .. } = self.conv;
-        let mut value = (sum as f32).mul_add(scale[channel], bias[channel]);
-        if let Some(slope) = slope {
-            value = if value > 0.0 { value } else { value * slope[channel] };
+    fn pixel<C: product::Column>(&self, affine: Affine, pixel: usize, c: usize, columns: &mut [C]) {
+        match self.x {
+            Input::Bytes(x) => C::of_bytes(affine, &x[pixel * c..][..c], columns),
+            Input::Floats(x) => affine.quantise_all(&x[pixel * c..][..c], self.prologue, columns),
         }
-        self.residual.map_or(value, |residual| value + residual[at])
     }
 
-    fn floats(&self, sums: &[i32], first: usize, y: &mut [f32]) {
-        let channel = first % self.conv.w[0];
-        simd(|| {
-            for (j, y) in y.iter_mut().enumerate() {
-                *y = self.value(sums[j], channel + j, first + j);
+    /// Writes the columns of `num` pixels of `c` channels from `first` on.
+    #[inline(always)]
+    fn pixels<C: product::Column>(&self, affine: Affine, first: usize, num: usize, c: usize, columns: &mut [C]) {
+        match self.x {
+            Input::Bytes(x) => C::of_bytes(affine, &x[first * c..][..num * c], columns),
+            Input::Floats(_) => {
+                for (i, columns) in columns.chunks_exact_mut(c).enumerate() {
+                    self.pixel(affine, first + i, c, columns);
+                }
             }
-        });
-    }
-
-    fn bytes(&self, sums: &[i32], affine: Affine, first: usize, y: &mut [u8]) {
-        let channel = first % self.conv.w[0];
-        simd(|| {
-            for (j, y) in y.iter_mut().enumerate() {
-                *y = affine.quantise(self.value(sums[j], channel + j, first + j));
-            }
-        });
+        }
     }
 }
 
