@@ -1,4 +1,4 @@
-//! The maskinv worker of `benches/peers/cpu.py`: `worker infer ARCH BATCH | train ARCH BATCH CLASSES [--recompute] |
+//! The maskinv worker of `benches/peers/cpu.py`: `worker infer ARCH BATCH | int8 ARCH BATCH | train ARCH BATCH CLASSES [--recompute] |
 //! margin N CLASSES D | detect DATA | photo DATA [--threads N] [--vectors KIND]`. Prints `ready`, then the wall and CPU
 //! seconds of an iteration for each line on stdin, and at the end its peak memory. With `--profile ROUNDS`, it times that
 //! many iterations instead and exits.
@@ -15,7 +15,7 @@ use maskinv::data::{Batch, Pixels, align_face, decode_image, read_image};
 use maskinv::face::{DetectConfig, Detector, Face};
 use maskinv::losses::{MarginConfig, MarginHead};
 use maskinv::machine::peak_bytes;
-use maskinv::models::{Arch, Model, ModelConfig, load_model};
+use maskinv::models::{Arch, Model, ModelConfig, QuantiseConfig, load_model};
 use maskinv::ops::margin_loss::{Rows, margin_loss_with_gradients};
 use maskinv::train::{StepConfig, Trainer};
 use maskinv::vectors::{self, Vectors};
@@ -39,12 +39,13 @@ fn main() -> Result<()> {
     workers::pool(threads).build_global()?;
     let number = |i: usize| -> Result<usize> { Ok(args.get(i).context("too few arguments")?.parse()?) };
     let mut step: Box<dyn FnMut() -> Result<()>> = match args.first().map(String::as_str) {
-        Some("infer") => infer(network(&args[1])?, number(2)?)?,
+        Some("infer") => infer(Model::new(&network(&args[1])?, &Device::Cpu, 0)?, number(2)?)?,
+        Some("int8") => infer(quantised(&network(&args[1])?)?, number(2)?)?,
         Some("train") => train(network(&args[1])?, number(2)?, number(3)?, recomputes)?,
         Some("margin") => margin(number(1)?, number(2)?, number(3)?)?,
         Some("detect") => detect(Path::new(args.get(1).context("detect DATA")?))?,
         Some("photo") => photo(Path::new(args.get(1).context("photo DATA")?))?,
-        _ => bail!("expected infer, train, margin, detect or photo"),
+        _ => bail!("expected infer, int8, train, margin, detect or photo"),
     };
     for _ in 0..3 {
         step()?;
@@ -98,8 +99,16 @@ fn images(batch: usize) -> Result<Tensor> {
     Ok(Tensor::rand(-1f32, 1.0, (batch, 3, 112, 112), &Device::Cpu)?)
 }
 
-fn infer(config: ModelConfig, batch: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
-    let network = Model::new(&config, &Device::Cpu, 0)?.into_inference(batch)?;
+/// Returns a network quantised on a few random images.
+fn quantised(config: &ModelConfig) -> Result<Model> {
+    let mut values = vec![0; 4 * 112 * 112 * 3];
+    ChaCha8Rng::seed_from_u64(1).fill(values.as_mut_slice());
+    let pixels = Pixels { values, num_images: 4, size: 112 };
+    Ok(Model::new(config, &Device::Cpu, 0)?.quantise(1, &QuantiseConfig::default(), |_| Ok(pixels.clone()))?)
+}
+
+fn infer(model: Model, batch: usize) -> Result<Box<dyn FnMut() -> Result<()>>> {
+    let network = model.into_inference(batch)?;
     let x = images(batch)?;
     Ok(Box::new(move || {
         network.run(&x)?;

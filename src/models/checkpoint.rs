@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 use super::layout::{Layout, recognise};
-use super::onnx::{from_onnx, to_onnx};
+use super::onnx::{from_onnx, take_quantised, to_onnx};
 use super::{Foreign, Found, MaskHead, Model, ModelConfig, Quantised, Threshold};
 use crate::error::{Error, Result};
 use crate::preprocessing::Preprocessing;
@@ -212,22 +212,25 @@ enum Network {
 /// Recognises a network in `contents` and builds it.
 fn build(contents: Contents, file: WeightsFile, format: Format, config: &LoadConfig) -> Result<Loaded> {
     let wrong = |what: String| Error::Checkpoint { path: file.to_string().into(), what };
-    let mut quantised = None;
+    let mut layers = None;
     let ((network, mut notes), metadata) = match contents {
         Contents::Graph(onnx) => {
-            let network = match from_onnx(&onnx) {
+            let mut plain = onnx.clone();
+            let taken = take_quantised(&mut plain);
+            let network = match from_onnx(if taken.is_ok() { &plain } else { &onnx }) {
                 Ok(_) if config.output.is_some() => {
                     return Err(wrong("a known network has one embedding: expected no name of an output".to_owned()));
                 }
-                Ok(found) => known(found),
-                Err(why) => foreign(&file, &onnx, &why, config)?,
+                Ok(found) => {
+                    layers = taken.ok().filter(|layers| !layers.is_empty());
+                    known(found)
+                }
+                Err(why) => foreign(&file, &onnx, &taken.err().unwrap_or(why), config)?,
             };
             (network, onnx.metadata)
         }
         Contents::Named(mut file) => {
-            let layers = Quantised::take(&mut file.tensors).map_err(|e| wrong(e.to_string()))?;
-            let calibrated_on = file.metadata.get(CALIBRATED_KEY).cloned().unwrap_or_else(|| "unknown images".into());
-            quantised = layers.map(|layers| Quantised { layers, calibrated_on });
+            layers = Quantised::take(&mut file.tensors).map_err(|e| wrong(e.to_string()))?;
             (known(recognise_named(file.tensors, &file.metadata, file.notes).map_err(wrong)?), file.metadata)
         }
     };
@@ -265,7 +268,8 @@ fn build(contents: Contents, file: WeightsFile, format: Format, config: &LoadCon
         }
         Network::Foreign(network) => Model::foreign(*network, preprocessing),
     };
-    let model = match quantised {
+    let calibrated_on = metadata.get(CALIBRATED_KEY).cloned().unwrap_or_else(|| "unknown images".into());
+    let model = match layers.map(|layers| Quantised { layers, calibrated_on }) {
         Some(quantised) => model.with_quantised(quantised).map_err(|e| wrong(e.to_string()))?,
         None => model,
     };

@@ -1,6 +1,6 @@
 //! Conversion of stored little-endian elements to tensors.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// Element type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +53,18 @@ pub(super) fn tensor(element: ElementType, bytes: &[u8], dims: &[usize]) -> Resu
             Tensor::from_vec::<_, u8>(values, dims, &Device::Cpu)
         }
     }
+}
+
+/// Returns the bytes of 8-bit signed integers, which [`tensor`] makes integers of 16 bits.
+///
+/// # Errors
+/// When one does not fit 8 bits.
+pub(super) fn bytes_of_int8(tensor: &Tensor) -> Result<Vec<u8>> {
+    let narrow = |value: i16| match i8::try_from(value) {
+        Ok(value) => Ok(value.cast_unsigned()),
+        Err(_) => bail!("expected an integer of 8 bits, found {value}"),
+    };
+    tensor.flatten_all()?.to_vec1::<i16>()?.into_iter().map(narrow).collect()
 }
 
 /// Returns the number of elements of a tensor of shape `dims`, or `None` on overflow. The product of the non-zero sizes

@@ -8,6 +8,7 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
+use super::elements::{self, ElementType};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::parallel;
@@ -54,9 +55,8 @@ pub fn parse_safetensors(bytes: &[u8], path: &Path) -> Result<TensorFile> {
     let load = |i: usize| {
         let (name, view) = &views[i];
         if view.dtype() == Dtype::I8 {
-            let values: Vec<i16> = view.data().iter().map(|byte| i16::from(byte.cast_signed())).collect();
-            return Tensor::from_vec(values, view.shape(), &Device::Cpu)
-                .map_err(|e| wrong(&format!("tensor {name}: {e}")));
+            let found = elements::tensor(ElementType::I8, view.data(), view.shape());
+            return found.map_err(|e| wrong(&format!("tensor {name}: {e}")));
         }
         view.load(&Device::Cpu).map_err(|e| wrong(&format!("tensor {name}: {e}")))
     };
@@ -97,13 +97,7 @@ impl<'a> Stored<'a> {
         if tensor.dtype() != DType::I16 {
             return Ok(Self::Same(tensor));
         }
-        let narrow = |value: i16| match i8::try_from(value) {
-            Ok(value) => Ok(value.cast_unsigned()),
-            Err(_) => candle_core::bail!("expected an integer of 8 bits, found {value}"),
-        };
-        let bytes =
-            tensor.flatten_all()?.to_vec1::<i16>()?.into_iter().map(narrow).collect::<candle_core::Result<_>>()?;
-        Ok(Self::Int8(bytes, tensor.dims()))
+        Ok(Self::Int8(elements::bytes_of_int8(tensor)?, tensor.dims()))
     }
 }
 

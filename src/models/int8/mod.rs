@@ -102,10 +102,7 @@ fn layer(tensors: &mut BTreeMap<String, Tensor>, path: &str) -> Result<Quantised
     let ([scale], [zero]) = (&scale[..], &zero[..]) else {
         bail!("expected one scale and one zero point of the input, found {} and {}", scale.len(), zero.len());
     };
-    if !(scale.is_finite() && *scale > 0.0) {
-        bail!("input_scale: expected a positive number, found {scale}");
-    }
-    Ok(QuantisedConv { weight: Int8Weight::new(shape, values, scales)?, input: Affine { scale: *scale, zero: *zero } })
+    Ok(QuantisedConv { weight: Int8Weight::new(shape, values, scales)?, input: Affine::new(*scale, *zero)? })
 }
 
 impl Model {
@@ -130,3 +127,6 @@ impl Model {
         Ok(Self { quantised: Some(quantised.into()), ..self })
     }
 }
+
+#[cfg(test)]
+mod tests;

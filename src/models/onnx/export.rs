@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor};
 
+use super::qdq;
 use crate::models::{Model, ModelConfig};
 use crate::nn::{Graph, Node, Op};
 use crate::ops::batch_norm::EPS;
@@ -19,14 +20,19 @@ const OUTPUT: &str = "embedding";
 /// Returns the network as an ONNX graph from `input`, `(batch, 3, S, S)`, to `embedding`, `(batch, E)`, for any batch
 /// size. The input is preprocessed as for [`Model`]; the embedding is not normalised.
 ///
-/// Weights keep their names and values. The counters of batch norm, which only training uses, are left out.
+/// Weights keep their names and values; those of a quantised network are 8-bit integers between `QuantizeLinear` and
+/// `DequantizeLinear`. The counters of batch norm, which only training uses, are left out.
 ///
 /// # Errors
 /// When the network is of another architecture, or memory for the copies cannot be allocated.
 pub fn to_onnx(model: &Model) -> Result<OnnxModel> {
     model.known()?;
     let ModelConfig { input_size, embedding_size, .. } = *model.config();
-    of_graph(&model.graph().in_evaluation(), &model.params().state()?, input_size, embedding_size)
+    let mut onnx = of_graph(&model.graph().in_evaluation(), &model.params().state()?, input_size, embedding_size)?;
+    if let Some(quantised) = model.quantised() {
+        qdq::put(&mut onnx, &quantised.layers)?;
+    }
+    Ok(onnx)
 }
 
 /// Returns a graph of evaluation, for images of `side` pixels, with weights by name.

@@ -10,11 +10,13 @@ mod import;
 mod lift;
 mod maps;
 mod matching;
+mod qdq;
 mod simplify;
 
 pub use export::to_onnx;
 pub use import::from_onnx;
 pub(crate) use lift::lift;
+pub(super) use qdq::take as take_quantised;
 
 /// What is wrong with a graph, in words.
 type Result<T> = std::result::Result<T, String>;

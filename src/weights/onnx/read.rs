@@ -1,5 +1,6 @@
 //! Reader of ONNX files.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -9,6 +10,7 @@ use super::external::{External, Place};
 use super::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
 use crate::error::Error;
 use crate::protobuf::{Field, Reader, Result, Value, WireError};
+use crate::weights::elements::{self, ElementType};
 
 /// Maximum number of operations, weights, attributes and names of each kind. A forged file could hold a hundred million
 /// empty ones, each far larger in memory than in the file; our largest network has 900 operations.
@@ -257,6 +259,8 @@ fn tensor(mut reader: Reader, start: usize, external: Option<&mut External>) -> 
     };
     let dtype = match data_type {
         1 => DType::F32,
+        // 8-bit integers, without and with a sign.
+        2 | 3 => DType::U8,
         6 => DType::I32,
         7 => DType::I64,
         10 => DType::F16,
@@ -287,6 +291,13 @@ fn tensor(mut reader: Reader, start: usize, external: Option<&mut External>) -> 
         ));
     }
     let tensor = match (raw, dtype) {
+        (raw, DType::U8) => {
+            let bytes: Cow<[u8]> = match raw {
+                Some(raw) => raw.into(),
+                None => ints.iter().map(|value| *value as u8).collect(),
+            };
+            elements::tensor(if data_type == 3 { ElementType::I8 } else { ElementType::U8 }, &bytes, &shape)
+        }
         (Some(raw), _) => Tensor::from_raw_buffer(raw, dtype, &shape, &Device::Cpu),
         (None, DType::F32) => Tensor::from_vec(floats, shape, &Device::Cpu),
         (None, DType::F64) => Tensor::from_vec(doubles, shape, &Device::Cpu),

@@ -8,18 +8,22 @@ use super::{OnnxAttribute, OnnxModel, OnnxNode, OnnxValue};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::protobuf::Writer;
+use crate::weights::elements::bytes_of_int8;
 
 /// IR version 8 came with opset 15, and all runtimes of recent years read it.
 const IR_VERSION: i64 = 8;
-/// ONNX's type number of f32.
+/// ONNX's type numbers.
 const FLOAT: i64 = 1;
+const UINT8: i64 = 2;
+const INT8: i64 = 3;
 /// Maximum length of a protocol buffer.
 const MAX_BYTES: usize = i32::MAX as usize;
 
-/// Writes a model with f32 weights atomically.
+/// Writes a model with weights of f32, or of 8-bit integers, atomically; integers of 16 bits are written as those of 8
+/// bits, from which they were read.
 ///
 /// # Errors
-/// When a weight is not f32, the model is larger than protocol buffers allow (2 GiB), or the folder cannot be written
+/// When a weight is of another type or an integer of 16 bits does not fit 8, the model is larger than protocol buffers allow (2 GiB), or the folder cannot be written
 /// to.
 pub fn write_onnx(path: &Path, model: &OnnxModel) -> Result<()> {
     let wrong = |what: String| Error::Checkpoint { path: path.to_owned(), what };
@@ -80,12 +84,15 @@ fn node_proto(node: &OnnxNode) -> Writer {
 }
 
 fn tensor_proto(name: &str, tensor: &Tensor) -> candle_core::Result<Writer> {
-    if tensor.dtype() != DType::F32 {
-        candle_core::bail!("expected f32, found {:?}", tensor.dtype());
-    }
-    let raw: Vec<u8> = tensor.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let flat = tensor.flatten_all()?;
+    let (kind, raw): (i64, Vec<u8>) = match tensor.dtype() {
+        DType::F32 => (FLOAT, flat.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        DType::U8 => (UINT8, flat.to_vec1()?),
+        DType::I16 => (INT8, bytes_of_int8(tensor)?),
+        other => candle_core::bail!("expected f32 or 8-bit integers, found {other:?}"),
+    };
     let proto = tensor.dims().iter().fold(Writer::default(), |p, &d| p.int(1, d as i64));
-    Ok(proto.int(2, FLOAT).bytes(8, name.as_bytes()).bytes(9, &raw))
+    Ok(proto.int(2, kind).bytes(8, name.as_bytes()).bytes(9, &raw))
 }
 
 fn value_info(value: &OnnxValue) -> Writer {

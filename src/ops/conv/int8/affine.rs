@@ -18,6 +18,17 @@ pub struct Affine {
 }
 
 impl Affine {
+    /// Returns the bytes of a scale and the byte of zero.
+    ///
+    /// # Errors
+    /// When the scale is not a positive number.
+    pub fn new(scale: f32, zero: u8) -> Result<Self> {
+        if !(scale.is_finite() && scale >= f32::MIN_POSITIVE) {
+            bail!("the scale of an activation: expected a positive number, found {scale}");
+        }
+        Ok(Self { scale, zero })
+    }
+
     /// Returns the bytes that cover the numbers from `lowest` to `highest`, and zero.
     ///
     /// # Errors
