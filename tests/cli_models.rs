@@ -1,4 +1,4 @@
-//! The commands for models: `info`, `convert`, `embed`, `download`.
+//! The commands for models: `info`, `convert`, `quantize`, `embed`, `download`.
 
 use std::path::Path;
 #[cfg(feature = "hub")]
@@ -58,6 +58,52 @@ fn convert_goes_there_and_back_without_loss() -> Result<()> {
     let broken = path("broken.onnx");
     std::fs::write(&broken, &std::fs::read(MBF)?[..5000])?;
     assert!(refused(&["info", str(&broken)])?.contains("broken.onnx: at byte"), "a truncated file");
+    Ok(())
+}
+
+#[test]
+fn a_quantised_model_is_one_like_any_other() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name);
+    let (faces, small, graph, again) =
+        (faces(folder.path(), 4, 3)?, path("int8.safetensors"), path("int8.onnx"), path("again.safetensors"));
+    let quantize = |from: &Path, to: &str, more: &[&str]| {
+        let (to, from) = (path(to), from.display().to_string());
+        let base = ["quantize", &from, str(&to), "--data", str(&faces)];
+        [&base[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run = |args: Vec<String>| maskinv(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let refuse = |args: Vec<String>| refused(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let mbf = Path::new(MBF);
+    let flags = ["--images", "10", "--ranges", "percentile:99.9"];
+    let said = stdout(&run(quantize(mbf, "int8.safetensors", &flags))?);
+    assert!(said.contains("ranges of 10 faces of faces (percentile:99.9)"), "{said}");
+    for (from, to) in [(&small, &graph), (&graph, &again)] {
+        let output = maskinv(&["convert", str(from), str(to)])?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(std::fs::read(&small)? == std::fs::read(&again)?, "the same bytes after a detour through ONNX");
+    for file in [&small, &graph] {
+        let shown = stdout(&maskinv(&["info", str(file)])?);
+        assert!(shown.contains("  int8           ") && shown.contains("of 10 faces of faces"), "{shown}");
+    }
+    // Thresholds say what they were measured in, and hold for the file's own precision alone.
+    let ready = path("ready.safetensors");
+    let flags = ["--all-pairs", "--fmr", "0.2", "--setting", "U-U", "--mask-head", "0"];
+    let calibrated = maskinv(&[&["calibrate", str(&small), str(&ready), "--data", str(&faces)], &flags[..]].concat())?;
+    assert!(calibrated.status.success(), "{}", String::from_utf8_lossy(&calibrated.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&maskinv(&["info", str(&ready), "--json"])?.stdout)?;
+    assert_eq!(json[0]["thresholds"][0]["computed_with"]["precision"], "int8");
+    assert!(json[0]["quantised"]["layers"].as_array().is_some_and(|layers| layers.len() > 10), "{json}");
+
+    assert!(refuse(quantize(mbf, "int8.safetensors", &[]))?.ends_with("int8.safetensors: exists already"));
+    assert!(refuse(quantize(mbf, "x.onnx", &["--keep", "layer9"]))?.contains("no layer is under \"layer9\""));
+    let twice = refuse(quantize(&small, "x.onnx", &[]))?;
+    assert!(twice.contains("quantised already: quantise the one that it was made of"), "{twice}");
+    assert_eq!(run(quantize(mbf, "x.onnx", &["--ranges", "max"]))?.status.code(), Some(2));
+    std::fs::remove_dir_all(&faces)?;
+    let missing = refuse(quantize(mbf, "x.onnx", &[]))?;
+    assert!(missing.contains("faces"), "{missing}");
     Ok(())
 }
 

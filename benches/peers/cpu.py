@@ -40,9 +40,11 @@ ROOT = HERE.parents[1]
 CACHE = ROOT / "target" / "peers"
 OURS, OURS_2 = "maskinv", "maskinv 2"
 INFER = [f"infer {arch} {batch}" for arch in ("r18", "r50", "r50-se", "r100", "mbf") for batch in (1, 16)]
+INT8 = [f"int8 {arch} {batch}" for arch in ("r50", "r100", "mbf") for batch in (1, 16)]
 COMPILED = ["torch-compile", "torch-compile-frozen"]
 GROUPS = [  # title, works, peers
     ("Inference", INFER, ["torch", "torch-channels-last", *COMPILED, "onnxruntime", "openvino"]),
+    ("Inference in 8 bits", INT8, ["onnxruntime", "openvino"]),
     (
         "Training step",
         ["train r18 16 1000", "train r50 8 1000", "train r50-se 8 1000", "train mbf 32 1000"],
@@ -152,7 +154,7 @@ def ours_of(args):
 
 
 def export(work):
-    """Writes the ONNX file of an `infer` work in a process of its own; returns why it failed, or None."""
+    """Writes the ONNX file of an `infer` or `int8` work in a process of its own; returns why it failed, or None."""
     command = [sys.executable, str(HERE / "cpu_worker.py"), "export", *work.split()[1:], "--cache", str(CACHE)]
     with tempfile.TemporaryFile() as stderr:
         code = subprocess.run(command, stdout=stderr, stderr=stderr, cwd=ROOT).returncode
@@ -162,7 +164,7 @@ def export(work):
 def measure(work, peers, args):
     """The workers that went through, and why the others failed, both by name."""
     workers, failed = {}, {}
-    needs_export = {"onnxruntime", "openvino"} & set(peers) if work.startswith("infer ") else set()
+    needs_export = {"onnxruntime", "openvino"} & set(peers) if work.startswith(("infer ", "int8 ")) else set()
     export_failure = export(work) if needs_export else None
 
     def attempt(name, action):

@@ -1,6 +1,7 @@
 """One peer of cpu.py or memory.py, in a process of its own: builds the work, warms up, then times one sample for every `go`.
 
     python3 benches/peers/cpu_worker.py infer ARCH BATCH         --peer PEER [--threads 2] [--cache target/peers]
+    python3 benches/peers/cpu_worker.py int8 ARCH BATCH          --peer PEER ...
     python3 benches/peers/cpu_worker.py train ARCH BATCH CLASSES --peer PEER ...
     python3 benches/peers/cpu_worker.py margin N CLASSES D       --peer PEER ...
     python3 benches/peers/cpu_worker.py detect DATA | photo DATA --peer PEER ...
@@ -10,6 +11,8 @@ ARCH is r18, r50, r100 (IResNet), r50-se (with squeeze-excitation) or mbf (Mobil
 images in, 512 numbers out, f32.
 
 `infer`   forward of random images in eval mode
+`int8`    the same with convolutions of 8-bit integers, weights by channel, quantised on four random images: onnxruntime by
+          quantize_static (QDQ, unsigned activations) after quant_pre_process, openvino by NNCF's quantize
 `train`   one step: forward in train mode, ElasticFace-Arc (s 64, m 0.5, sigma 0.05), cross entropy, backward, gradient norm of
           the backbone clipped at 5, SGD (lr 0.01, momentum 0.9, weight decay 5e-4) of the backbone and the class centres;
           labels are drawn anew for each step (one batch is learnt by heart in three, and then its gradients are subnormal)
@@ -88,7 +91,7 @@ def export(arch, batch, cache):
     part.replace(path)
 
 
-def infer_onnxruntime(arch, batch, args):
+def infer_onnxruntime(arch, batch, args, num=None):
     import numpy as np
     import onnxruntime as ort
 
@@ -99,18 +102,55 @@ def infer_onnxruntime(arch, batch, args):
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     path = str(onnx_path(arch, batch, args.cache))
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    x = np.random.default_rng(1).uniform(-1, 1, (batch, 3, 112, 112)).astype(np.float32)
+    x = np.random.default_rng(1).uniform(-1, 1, (num or batch, 3, 112, 112)).astype(np.float32)
     return lambda: session.run(None, {"x": x})[0]
 
 
-def infer_openvino(arch, batch, args):
+def infer_openvino(arch, batch, args, model=None):
     import numpy as np
     import openvino as ov
 
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": args.threads, "INFERENCE_PRECISION_HINT": "f32"}
-    request = ov.Core().compile_model(str(onnx_path(arch, batch, args.cache)), "CPU", config).create_infer_request()
+    model = model or str(onnx_path(arch, batch, args.cache))
+    request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
     x = np.random.default_rng(1).uniform(-1, 1, (batch, 3, 112, 112)).astype(np.float32)
     return lambda: request.infer({"x": x}, share_inputs=True)[0]
+
+
+def calibration():
+    import numpy as np
+
+    return [np.random.default_rng(i).uniform(-1, 1, (1, 3, 112, 112)).astype(np.float32) for i in range(4)]
+
+
+def int8_onnxruntime(arch, batch, args):
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.batches = iter([{"x": x.repeat(batch, 0)} for x in calibration()])
+
+        def get_next(self):
+            return next(self.batches, None)
+
+    source, path = onnx_path(arch, batch, args.cache), args.cache / f"{arch}-{batch}-int8.onnx"
+    prepared = path.with_suffix(".prepared")
+    quant_pre_process(str(source), str(prepared))
+    quantize_static(
+        str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return infer_onnxruntime(f"{arch}", f"{batch}-int8", args, batch)
+
+
+def int8_openvino(arch, batch, args):
+    import nncf
+    import openvino as ov
+
+    model = ov.Core().read_model(str(onnx_path(arch, batch, args.cache)))
+    model = nncf.quantize(model, nncf.Dataset([x.repeat(batch, 0) for x in calibration()]), subset_size=4)
+    return infer_openvino(arch, batch, args, model)
 
 
 def is_compiled(peer):
@@ -289,7 +329,8 @@ def build(work, args):
         return {"detect": detect_of, "photo": photo_of}[kind](Path(sizes[0]), args)
     sizes = [s if s in IRESNETS or s == "mbf" else int(s) for s in sizes]
     if args.peer in ("onnxruntime", "openvino"):
-        return {"onnxruntime": infer_onnxruntime, "openvino": infer_openvino}[args.peer](*sizes, args)
+        runs = {"infer": (infer_onnxruntime, infer_openvino), "int8": (int8_onnxruntime, int8_openvino)}[kind]
+        return runs[args.peer == "openvino"](*sizes, args)
     if is_compiled(args.peer):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(args.cache / "inductor"))
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of compiling processes stays behind

@@ -1,8 +1,6 @@
 //! Post-training quantisation: ranges of activations from images, weights per output channel, and a correction of what
 //! that adds to the mean of each channel.
 
-use std::sync::{Mutex, PoisonError};
-
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -32,6 +30,43 @@ pub struct QuantiseConfig {
     pub keep: Vec<String>,
     /// Description of the images, for people.
     pub calibrated_on: String,
+}
+
+/// The network in f32, which shows what its convolutions read.
+struct Observer<'a> {
+    model: &'a Model,
+    graph: Graph,
+    /// Prepared for the first batch.
+    network: Option<InferenceNetwork<Cpu>>,
+}
+
+impl<'a> Observer<'a> {
+    fn new(model: &'a Model, graph: &Graph, observed: &[NodeId]) -> Self {
+        let mut graph = graph.clone();
+        graph.set_outputs(observed);
+        Self { model, graph, network: None }
+    }
+
+    /// Returns the observed values of these images, each `(n, h, w, c)`.
+    fn see(&mut self, images: &Pixels) -> crate::Result<Vec<Vec<f32>>> {
+        let Self { model, graph, network } = self;
+        let network = match network {
+            Some(network) => network,
+            None => {
+                let shape = [images.num_images, images.size, images.size];
+                let lowered = Lowered::of(graph, model.params(), shape, &Cpu)?;
+                let none = Quantisation::new();
+                network.insert(InferenceNetwork::new(lowered, model.params().parts(), &none, &Cpu)?)
+            }
+        };
+        let (images, n) = device_pixels(&Cpu, images, model.config(), model.preprocessing())?;
+        Ok(Cpu::enter(|| network.run_all(&images, n))?)
+    }
+
+    /// Shapes `(1, h, w, c)` of what was observed.
+    fn shapes(&self) -> Vec<[usize; 4]> {
+        self.network.as_ref().map(InferenceNetwork::output_shapes).unwrap_or_default()
+    }
 }
 
 /// A convolution that will be quantised.
@@ -70,42 +105,20 @@ impl Model {
         }
         let graph = self.graph().in_evaluation();
         let (candidates, inputs) = self.candidates(&graph, &config.keep)?;
-        let mut observed = graph.clone();
-        observed.set_outputs(inputs.clone());
-        let mut network: Option<InferenceNetwork<Cpu>> = None;
-        let mut each =
-            |i: usize, see: &mut (dyn FnMut(&[Vec<f32>], usize) -> Result<()> + Send)| -> crate::Result<()> {
-                let images = batch(i)?;
-                if network.is_none() {
-                    let shape = [images.num_images, images.size, images.size];
-                    let lowered = Lowered::of(&observed, self.params(), shape, &Cpu)?;
-                    let none = Quantisation::new();
-                    network = Some(InferenceNetwork::new(lowered, self.params().parts(), &none, &Cpu)?);
-                }
-                let network = network.as_ref().expect("it was prepared for the first batch");
-                let (images, n) = device_pixels(&Cpu, &images, self.config(), self.preprocessing())?;
-                Ok(Cpu::enter(|| see(&network.run_all(&images, n)?, n))?)
-            };
-        let histograms: Vec<Mutex<Histogram>> = inputs.iter().map(|_| Mutex::new(Histogram::new())).collect();
+        let mut observer = Observer::new(self, &graph, &inputs);
+        let mut histograms: Vec<Histogram> = inputs.iter().map(|_| Histogram::new()).collect();
         for i in 0..num {
-            each(i, &mut |values, _| {
-                parallel::try_map(values.len(), |k| {
-                    histograms[k].lock().unwrap_or_else(PoisonError::into_inner).add(&values[k])
-                })
-                .map(drop)
-            })?;
+            let values = observer.see(&batch(i)?)?;
+            histograms.par_iter_mut().zip(&values).try_for_each(|(histogram, values)| histogram.add(values))?;
         }
-        let ranges = parallel::try_map(histograms.len(), |k| {
-            histograms[k].lock().unwrap_or_else(PoisonError::into_inner).range(config.ranges)
-        })?;
+        let ranges = parallel::try_map(histograms.len(), |k| histograms[k].range(config.ranges))?;
         let mut means: Vec<Means> = ranges.iter().map(|range| Means::new(*range)).collect();
         for i in 0..num {
-            each(i, &mut |values, n| {
-                means.par_iter_mut().zip(values).for_each(|(means, values)| means.add(values, n));
-                Ok(())
-            })?;
+            let images = batch(i)?;
+            let values = observer.see(&images)?;
+            means.par_iter_mut().zip(&values).for_each(|(means, values)| means.add(values, images.num_images));
         }
-        let shapes = network.as_ref().map(InferenceNetwork::output_shapes).unwrap_or_default();
+        let shapes = observer.shapes();
         let layers = parallel::try_map(candidates.len(), |i| candidates[i].quantised(&ranges))?;
         let shifts = parallel::try_map(candidates.len(), |i| {
             let Candidate { input, .. } = candidates[i];

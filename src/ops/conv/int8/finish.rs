@@ -112,30 +112,28 @@ pub(super) struct Finish<'a> {
     maps: &'a Maps,
     /// Of the shape of the result.
     residual: Option<&'a [f32]>,
+    /// Place in the result that the elements are counted from.
+    start: usize,
     /// The byte of zero, if the results are bytes.
     zero: Option<u8>,
 }
 
 impl<'a> Finish<'a> {
     pub fn new(maps: &'a Maps, residual: Option<&'a [f32]>, zero: Option<u8>) -> Self {
-        Self { maps, residual, zero }
+        Self { maps, residual, start: 0, zero }
     }
 
     /// The same for the part of the result from `at` on.
     #[inline(always)]
     pub fn of_part(self, at: usize) -> Self {
-        let residual = match self.residual {
-            Some(residual) => Some(&residual[at..]),
-            None => None,
-        };
-        Self { residual, ..self }
+        Self { start: self.start + at, ..self }
     }
 
     /// Writes the results of the sums of one pixel for the channels from `channel` on to `y`, of up to [`LANES`]
     /// elements; `at` is the place of the first of them among the elements that `self` is for.
     #[inline(always)]
     pub fn lanes<S: Simd, T: Element>(&self, simd: S, sums: &[f32; LANES], channel: usize, at: usize, y: &mut [T]) {
-        let Self { maps: Maps { scale, shift, slope, channels }, residual, zero } = self;
+        let Self { maps: Maps { scale, shift, slope, channels }, residual, start, zero } = self;
         assert!(channel < *channels && y.len() <= LANES);
         let mut values = [0.0; LANES];
         let bounds = zero.map(|zero| [-f32::from(zero), 255.0 - f32::from(zero)]);
@@ -154,7 +152,7 @@ impl<'a> Finish<'a> {
             }
         }
         if let Some(residual) = residual {
-            let residual = &residual[at..][..y.len()];
+            let residual = &residual[start + at..][..y.len()];
             for j in 0..residual.len() {
                 values[j] += residual[j];
             }

@@ -134,13 +134,13 @@ impl Packed {
         let (taps, columns) = (kh * kw, kh * kw * c);
         let (k, outputs) = (columns.next_multiple_of(T::STEP), co.next_multiple_of(T::WIDTH));
         let (mut filter, mut starts) = (vec![0; outputs * k], vec![0; outputs]);
-        for output in 0..co {
+        for (output, start) in starts.iter_mut().enumerate().take(co) {
             let (block, lane) = (output / T::WIDTH, output % T::WIDTH);
             for column in 0..columns {
                 let value = weight.values()[(output * c + column % c) * taps + column / c];
                 let at = ((block * (k / T::STEP) + column / T::STEP) * T::WIDTH + lane) * T::STEP + column % T::STEP;
                 filter[at] = value;
-                starts[output] -= i32::from(value) * T::Column::zero(input).into();
+                *start -= i32::from(value) * T::Column::zero(input).into();
             }
         }
         Self { filter, starts, k }
@@ -231,16 +231,14 @@ mod x86 {
                     _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())),
                     _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(16).cast())),
                 ];
-                for r in 0..N {
-                    let total = &mut totals[r];
+                for (r, total) in totals.iter_mut().enumerate() {
                     let pair = _mm256_set1_epi32(rows.add(r * k + 2 * pair).cast::<i32>().read_unaligned());
                     total[0] = _mm256_add_epi32(total[0], _mm256_madd_epi16(pair, of_filter[0]));
                     total[1] = _mm256_add_epi32(total[1], _mm256_madd_epi16(pair, of_filter[1]));
                 }
             }
         }
-        for r in 0..N {
-            let total = totals[r];
+        for (r, total) in totals.into_iter().enumerate() {
             // SAFETY: 16 sums of 32 bits are two vectors.
             unsafe {
                 _mm256_storeu_ps(sums.as_mut_ptr().add(16 * r), _mm256_cvtepi32_ps(total[0]));
@@ -282,16 +280,14 @@ mod x86 {
             unsafe {
                 let at = filter.add(four * 128);
                 let of_filter = [_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(64).cast())];
-                for r in 0..N {
-                    let total = &mut totals[r];
+                for (r, total) in totals.iter_mut().enumerate() {
                     let bytes = _mm512_set1_epi32(rows.add(r * k + 4 * four).cast::<i32>().read_unaligned());
                     total[0] = _mm512_dpbusd_epi32(total[0], bytes, of_filter[0]);
                     total[1] = _mm512_dpbusd_epi32(total[1], bytes, of_filter[1]);
                 }
             }
         }
-        for r in 0..N {
-            let total = totals[r];
+        for (r, total) in totals.into_iter().enumerate() {
             // SAFETY: 32 sums of 32 bits are two vectors.
             unsafe {
                 _mm512_storeu_ps(sums.as_mut_ptr().add(32 * r), _mm512_cvtepi32_ps(total[0]));
