@@ -1,6 +1,7 @@
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, ModuleT, Tensor};
 
 use super::*;
+use crate::machine::{Machine, Precision};
 use crate::models::{Arch, load_model, save_model};
 use crate::nn::Graph;
 use crate::preprocessing::Pixels;
@@ -157,6 +158,19 @@ fn the_ranges_are_part_of_the_digest() -> crate::Result<()> {
     other.layers.values_mut().next().expect("a layer").input.zero ^= 1;
     let other = other.model(quantised.config(), quantised.params().state()?)?;
     assert_ne!(other.weights_digest()?, quantised.weights_digest()?);
+    Ok(())
+}
+
+#[test]
+fn a_gpu_computes_with_the_numbers_that_the_integers_stand_for() -> crate::Result<()> {
+    let quantised = quantised(&model(&config(Arch::R18))?)?;
+    let images = pixels(32, 1).to_tensor(quantised.preprocessing(), &Device::Cpu)?;
+    let expected = quantised.forward_t(&images, false)?;
+    let quantised = quantised.on(&Machine::of_tests(Precision::F32));
+    let found = quantised.inference(1)?.run(&images)?;
+    let distance = ((&found - &expected)?.sqr()?.sum_all()? / expected.sqr()?.sum_all()?)?.to_scalar::<f32>()?;
+    assert!(distance < 1e-8, "{distance}");
+    assert_eq!(quantised.precision(), "f32");
     Ok(())
 }
 

@@ -50,6 +50,9 @@ impl Maps {
     }
 }
 
+/// More steps than a byte can have, and fewer than an integer of 32 bits.
+const MOST_STEPS: f32 = (1 << 30) as f32;
+
 /// An element of the result.
 pub(super) trait Element: Copy + Send {
     /// Writes up to [`LANES`] values, or numbers of steps from the byte `zero`.
@@ -77,7 +80,7 @@ impl Element for u8 {
     }
 }
 
-/// Returns the bytes of numbers of steps between the lowest and the highest that a byte can be from `zero`.
+/// Returns the bytes of numbers of up to [`MOST_STEPS`] steps from `zero`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn to_bytes(steps: &[f32; LANES], zero: u8) -> [u8; LANES] {
@@ -88,20 +91,21 @@ fn to_bytes(steps: &[f32; LANES], zero: u8) -> [u8; LANES] {
     unsafe {
         let rounded = |at: usize| _mm_cvtps_epi32(_mm_loadu_ps(steps.as_ptr().add(at)));
         let zero = _mm_set1_epi16(i16::from(zero));
-        let low = _mm_add_epi16(_mm_packs_epi32(rounded(0), rounded(4)), zero);
-        let high = _mm_add_epi16(_mm_packs_epi32(rounded(8), rounded(12)), zero);
+        // The lowest number of 32 bits stands for numbers below it. All that follows saturates.
+        let low = _mm_adds_epi16(_mm_packs_epi32(rounded(0), rounded(4)), zero);
+        let high = _mm_adds_epi16(_mm_packs_epi32(rounded(8), rounded(12)), zero);
         _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_packus_epi16(low, high));
     }
     bytes
 }
 
-/// Returns the bytes of numbers of steps between the lowest and the highest that a byte can be from `zero`.
+/// Returns the bytes of numbers of up to [`MOST_STEPS`] steps from `zero`.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
 fn to_bytes(steps: &[f32; LANES], zero: u8) -> [u8; LANES] {
     let mut bytes = [0; LANES];
     for j in 0..LANES {
-        bytes[j] = (steps[j].round_ties_even() as i32 + i32::from(zero)) as u8;
+        bytes[j] = (steps[j].round_ties_even() as i32).saturating_add(i32::from(zero)).clamp(0, 255) as u8;
     }
     bytes
 }
@@ -136,17 +140,15 @@ impl<'a> Finish<'a> {
         let Self { maps: Maps { scale, shift, slope, channels }, residual, start, zero } = self;
         assert!(channel < *channels && y.len() <= LANES);
         let mut values = [0.0; LANES];
-        let bounds = zero.map(|zero| [-f32::from(zero), 255.0 - f32::from(zero)]);
         for lane in (0..LANES).step_by(S::F32_LANES) {
             // SAFETY: maps have [`LANES`] elements more than there are channels, and so many sums and values are there.
             unsafe {
                 let [scale, shift] = [load::<S>(scale, channel + lane), load::<S>(shift, channel + lane)];
                 let value = simd.mul_add_e_f32s(load::<S>(sums, lane), scale, shift);
                 let mut value = prelu(simd, value, load::<S>(slope, channel + lane));
-                if let Some([low, high]) = bounds {
-                    // In this order a NaN becomes the lower bound.
-                    value = simd.max_f32s(value, simd.splat_f32s(low));
-                    value = simd.min_f32s(value, simd.splat_f32s(high));
+                if zero.is_some() {
+                    // In this order a NaN becomes the bound.
+                    value = simd.min_f32s(value, simd.splat_f32s(MOST_STEPS));
                 }
                 store::<S>(&mut values, lane, value);
             }
