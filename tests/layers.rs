@@ -58,7 +58,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gallery", &["models", "ops", "preprocessing", "files"]),
     ("losses", &["nn", "ops", "dist"]),
     ("optim", &["models", "nn", "ops", "testing"]),
-    ("models", &["nn", "ops", "dist", "weights", "preprocessing", "machine", "files"]),
+    ("models", &["nn", "ops", "dist", "weights", "preprocessing", "machine", "files", "testing"]),
     ("nn", &["ops", "gpu", "dist", "testing"]),
     ("machine", &["gpu", "ops", "dist"]),
     ("gpu", &["ops", "dist", "testing"]),
