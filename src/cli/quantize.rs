@@ -46,8 +46,8 @@ pub struct QuantizeArgs {
     /// How ranges are chosen: mse (the smallest mean squared error), percentile:X (X % of the values) or min-max
     #[arg(long, value_name = "HOW", default_value_t = Ranges::Mse)]
     ranges: Ranges,
-    /// Layer or stage that stays in f32, such as layer1; may be repeated. The images' convolution and the fully connected
-    /// layer stay in any case
+    /// Layer or stage that stays in f32, such as layer1; may be repeated. The images' convolution and the fully
+    /// connected layer stay in any case
     #[arg(long, value_name = "PREFIX")]
     keep: Vec<String>,
     /// Seed of the draw of images

@@ -32,8 +32,8 @@ impl fmt::Display for Quantised {
 }
 
 impl Quantised {
-    /// Returns the network of `config` with these layers and, for all else, the tensors of `state`, in which the weights
-    /// of the layers become the numbers that the integers stand for.
+    /// Returns the network of `config` with these layers and, for all else, the tensors of `state`, in which the
+    /// weights of the layers become the numbers that the integers stand for.
     pub(super) fn model(self, config: &ModelConfig, mut state: BTreeMap<String, Tensor>) -> crate::Result<Model> {
         for (path, layer) in &self.layers {
             state.insert(format!("{path}.weight"), dequantised(&layer.weight)?);

@@ -25,8 +25,8 @@ const LEAST_CHANNELS: usize = 8;
 pub struct QuantiseConfig {
     /// How ranges of activations are chosen.
     pub ranges: Ranges,
-    /// Layers or stages that stay in f32, such as `layer1`; the images' convolution, what follows a mean over all pixels,
-    /// and the fully connected layer stay in any case.
+    /// Layers or stages that stay in f32, such as `layer1`; the images' convolution, what follows a mean over all
+    /// pixels, and the fully connected layer stay in any case.
     pub keep: Vec<String>,
     /// Description of the images, for people.
     pub calibrated_on: String,
@@ -81,9 +81,9 @@ struct Candidate {
 }
 
 impl Model {
-    /// Returns the network with its convolutions quantised to 8-bit integers, which the CPU computes with; another device
-    /// computes with the numbers they stand for. `batch(i)` returns batch `i` of `num` of the images that the ranges of
-    /// activations are taken from, and is called twice for each.
+    /// Returns the network with its convolutions quantised to 8-bit integers, which the CPU computes with; another
+    /// device computes with the numbers they stand for. `batch(i)` returns batch `i` of `num` of the images that the
+    /// ranges of activations are taken from, and is called twice for each.
     ///
     /// Thresholds and mask head are dropped: they were measured in f32.
     ///

@@ -51,8 +51,8 @@ impl fmt::Display for Ranges {
     }
 }
 
-/// How often an activation had which value. The bins grow with the values: by joining neighbours, so that nothing has to
-/// be seen twice.
+/// How often an activation had which value. The bins grow with the values: by joining neighbours, so that nothing has
+/// to be seen twice.
 #[derive(Clone, Debug)]
 pub(super) struct Histogram {
     /// From `-limit` to `limit`.
@@ -164,7 +164,6 @@ fn error(values: &[(f32, f64)], range: Affine) -> f64 {
     for (value, count) in values {
         let steps = (value * factor).round_ties_even().max(-zero).min(255.0 - zero);
         let error = f64::from(value - steps * range.scale);
-        // Within a step the errors are as in a uniform distribution, of which a bin's centre is only one value.
         sum += count * error * error;
     }
     sum

@@ -1,5 +1,5 @@
 //! Quantised convolutions in ONNX graphs: `QuantizeLinear` and `DequantizeLinear` before a convolution's input, and
-//! `DequantizeLinear` before its weight, so that every runtime can compute them, and those that can with 8-bit integers.
+//! `DequantizeLinear` before its weight. Every runtime can compute them, and some do with 8-bit integers.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::nn::{Quantisation, QuantisedConv};
 use crate::ops::conv::int8::{Affine, Int8Weight};
 use crate::weights::{OnnxAttribute, OnnxModel, OnnxNode};
 
-/// The tensors of a quantised layer, by their last names: of the weight's numbers, its scales, and the input's scale and
+/// The tensors of a quantised layer, by their last names: the weight's integers and scales, and the input's scale and
 /// zero point.
 const WEIGHT: &str = "weight";
 const WEIGHT_SCALE: &str = "weight_scale";
