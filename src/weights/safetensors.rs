@@ -66,11 +66,12 @@ pub fn parse_safetensors(bytes: &[u8], path: &Path) -> Result<TensorFile> {
     Ok(TensorFile { tensors, metadata, notes: Vec::new() })
 }
 
-/// Writes a safetensors file atomically: a reader sees the complete old file or the complete new one. Integers of 16 bits
-/// are written as those of 8 bits, from which they were read.
+/// Writes a safetensors file atomically: a reader sees the complete old file or the complete new one. Integers of 16
+/// bits are written as those of 8 bits, from which they were read.
 ///
 /// # Errors
-/// When an integer of 16 bits does not fit 8, the folder cannot be written to or the disk is full; an older file at `path` is then unchanged.
+/// When an integer of 16 bits does not fit 8, the folder cannot be written to or the disk is full; an older file at
+/// `path` is then unchanged.
 pub fn write_safetensors(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,

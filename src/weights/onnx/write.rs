@@ -23,8 +23,8 @@ const MAX_BYTES: usize = i32::MAX as usize;
 /// bits, from which they were read.
 ///
 /// # Errors
-/// When a weight is of another type or an integer of 16 bits does not fit 8, the model is larger than protocol buffers allow (2 GiB), or the folder cannot be written
-/// to.
+/// When a weight is of another type or an integer of 16 bits does not fit 8, the model is larger than protocol buffers
+/// allow (2 GiB), or the folder cannot be written to.
 pub fn write_onnx(path: &Path, model: &OnnxModel) -> Result<()> {
     let wrong = |what: String| Error::Checkpoint { path: path.to_owned(), what };
     let mut graph = Writer::default();
