@@ -303,13 +303,27 @@ fn hostile_onnx_files_are_errors_and_never_panics() -> Result<()> {
 }
 
 #[test]
-fn only_f32_is_written() -> Result<()> {
+fn only_f32_and_8_bit_integers_are_written() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut onnx = to_onnx(&Model::new(&narrow(Arch::Mbf, false), &Device::Cpu, 0)?)?;
     let name = onnx.initializers.keys().next().context("weights")?.clone();
-    onnx.initializers.insert(name.clone(), Tensor::new(1f64, &Device::Cpu)?);
-    let error = write_onnx(&folder.path().join("x.onnx"), &onnx).unwrap_err().to_string();
-    assert!(error.contains(&format!("weight {name}: expected f32, found F64")), "{error}");
+    let path = folder.path().join("x.onnx");
+    for (tensor, words) in [
+        (Tensor::new(1f64, &Device::Cpu)?, "expected f32 or 8-bit integers, found F64"),
+        (Tensor::new(&[127i16, 128], &Device::Cpu)?, "expected an integer of 8 bits, found 128"),
+    ] {
+        onnx.initializers.insert(name.clone(), tensor);
+        let error = write_onnx(&path, &onnx).unwrap_err().to_string();
+        assert!(error.contains(&format!("weight {name}: {words}")), "{error}");
+    }
+    let integers = [
+        ("signed".to_owned(), Tensor::new(&[[-128i16, 127]], &Device::Cpu)?),
+        ("unsigned".to_owned(), Tensor::new(&[0u8, 255, 7], &Device::Cpu)?),
+    ];
+    write_onnx(&path, &OnnxModel { initializers: integers.into(), ..OnnxModel::default() })?;
+    let found = read_onnx(&path)?.initializers;
+    assert_eq!(found["signed"].to_vec2::<i16>()?, [[-128, 127]]);
+    assert_eq!(found["unsigned"].to_vec1::<u8>()?, [0, 255, 7]);
     Ok(())
 }
 

@@ -257,7 +257,7 @@ impl Kernels for Cpu {
         let Int8Filter { weight, input, reads_bytes, output } = filter;
         let mut conv = Int8Conv::new(weight, conv.config, input)?;
         if let Some(norm) = norm {
-            conv = conv.followed_by(norm);
+            conv = conv.followed_by([&norm.scale, &norm.shift], norm.slope.as_deref());
         }
         if let Some(output) = output {
             conv = conv.into_bytes(output);

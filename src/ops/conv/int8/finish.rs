@@ -4,7 +4,6 @@ use pulp::Simd;
 
 use super::LANES;
 use super::product::Sums;
-use crate::ops::channels::Constants;
 use crate::ops::lanes::{load, prelu, store};
 
 /// Maps of sums per output channel: `z = scale * sum + shift`, then `z` above zero and `slope * z` elsewhere. Each has
@@ -25,19 +24,15 @@ impl Maps {
         Self { scale, shift: vec![0.0; len], slope: vec![1.0; len], channels }
     }
 
-    /// Returns the maps with another one after them; they had no slopes.
-    pub fn followed_by(mut self, map: &Constants) -> Self {
-        let lengths = [Some(&map.scale), Some(&map.shift), map.slope.as_ref()];
-        assert!(
-            lengths.into_iter().flatten().all(|map| map.len() == self.channels),
-            "a map of {} channels",
-            self.channels
-        );
+    /// Returns the maps with another one after them, per channel; they had no slopes.
+    pub fn followed_by(mut self, [scale, shift]: [&[f32]; 2], slope: Option<&[f32]>) -> Self {
+        let lengths = [Some(scale), Some(shift), slope].into_iter().flatten().map(<[f32]>::len);
+        assert!(lengths.into_iter().all(|len| len == self.channels), "a map of {} channels", self.channels);
         for i in 0..self.channels {
-            self.scale[i] *= map.scale[i];
-            self.shift[i] = self.shift[i].mul_add(map.scale[i], map.shift[i]);
+            self.scale[i] *= scale[i];
+            self.shift[i] = self.shift[i].mul_add(scale[i], shift[i]);
         }
-        if let Some(slope) = &map.slope {
+        if let Some(slope) = slope {
             self.slope[..slope.len()].copy_from_slice(slope);
         }
         self

@@ -24,7 +24,6 @@ use self::finish::{Finish, Maps};
 use self::product::{Kind, Packed};
 pub use self::weight::Int8Weight;
 use super::{ConvConfig, Dims, Prologue};
-use crate::ops::channels::Constants;
 use crate::ops::scratch::with_scratch;
 use crate::ops::simd::dispatch;
 use crate::parallel::Each;
@@ -103,10 +102,15 @@ impl Int8Conv {
         (config.groups == 1 || has_groups_of_one) && lanes * kh * kw <= MAX_PRODUCTS
     }
 
-    /// Returns the convolution with a map of its results, per output channel.
-    pub(crate) fn followed_by(self, map: &Constants) -> Self {
+    /// Returns the convolution with a map of its results, per output channel: `z = scale * y + shift`, then `z` above
+    /// zero and `slope * z` elsewhere.
+    ///
+    /// # Panics
+    /// When a length is not the number of output channels, or the results are bytes.
+    #[must_use]
+    pub fn followed_by(self, affine: [&[f32]; 2], slope: Option<&[f32]>) -> Self {
         assert!(self.output.is_none(), "what follows comes before quantisation");
-        Self { maps: self.maps.followed_by(map), ..self }
+        Self { maps: self.maps.followed_by(affine, slope), ..self }
     }
 
     /// Returns the convolution with quantised results.

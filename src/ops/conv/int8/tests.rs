@@ -4,6 +4,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::product::{Column, Tile};
 use super::*;
+use crate::ops::channels::Constants;
 
 /// A convolution of some sizes, its input, and what it must compute: from the bytes, without quantising the result.
 struct Case {
@@ -56,7 +57,8 @@ fn case([n, side, c, co]: [usize; 4], kernel: usize, config: ConvConfig, seed: u
 
 impl Case {
     fn conv(&self, kind: Kind) -> Result<Int8Conv> {
-        Ok(Int8Conv::with(&self.weight, self.config, INPUT, kind)?.followed_by(&self.map))
+        Ok(Int8Conv::with(&self.weight, self.config, INPUT, kind)?
+            .followed_by([&self.map.scale, &self.map.shift], self.map.slope.as_deref()))
     }
 }
 
@@ -221,5 +223,20 @@ fn what_does_not_fit_is_an_error() -> Result<()> {
     assert!(Int8Weight::quantise(&[1.0; 3], [1, 4, 1, 1]).is_err());
     assert!(Int8Weight::new([1, 1, 1, 1], vec![-128], vec![1.0]).is_err());
     assert!(Int8Weight::new([1, 1, 1, 1], vec![1], vec![0.0]).is_err());
+    Ok(())
+}
+
+#[test]
+fn results_beyond_the_bytes_are_the_nearest_byte() -> Result<()> {
+    let weight = Int8Weight::quantise(&[1.0; 20 * 8], [20, 8, 1, 1])?;
+    let factors = [-1e30, -1e5, -1.0, 1.0, 1e5, 1e30, f32::NEG_INFINITY, f32::INFINITY].repeat(3);
+    let (scale, shift) = (&factors[..20], &[0.0; 20][..]);
+    let conv = Int8Conv::new(&weight, ConvConfig::default(), INPUT)?.followed_by([scale, shift], None);
+    let conv = conv.into_bytes(Affine::new(1.0, 100)?);
+    let mut y = vec![0; 20];
+    conv.run(Input::Bytes(&[200; 8]), [1, 1, 1, 8], Output::Bytes(&mut y))?;
+    let near = (8.0 * INPUT.value(200)).round() as u8;
+    let expected = [0, 0, 100 - near, 100 + near, 255, 255, 0, 255].repeat(3);
+    assert_eq!(y, expected[..20]);
     Ok(())
 }
