@@ -229,14 +229,14 @@ fn what_does_not_fit_is_an_error() -> Result<()> {
 #[test]
 fn results_beyond_the_bytes_are_the_nearest_byte() -> Result<()> {
     let weight = Int8Weight::quantise(&[1.0; 20 * 8], [20, 8, 1, 1])?;
-    let factors = [-1e30, -1e5, -1.0, 1.0, 1e5, 1e30, f32::NEG_INFINITY, f32::INFINITY].repeat(3);
+    let factors = [-1e30, -1e5, -1.0, 1.0, 1e5, 1e30].repeat(4);
     let (scale, shift) = (&factors[..20], &[0.0; 20][..]);
     let conv = Int8Conv::new(&weight, ConvConfig::default(), INPUT)?.followed_by([scale, shift], None);
     let conv = conv.into_bytes(Affine::new(1.0, 100)?);
     let mut y = vec![0; 20];
     conv.run(Input::Bytes(&[200; 8]), [1, 1, 1, 8], Output::Bytes(&mut y))?;
     let near = (8.0 * INPUT.value(200)).round() as u8;
-    let expected = [0, 0, 100 - near, 100 + near, 255, 255, 0, 255].repeat(3);
+    let expected = [0, 0, 100 - near, 100 + near, 255, 255].repeat(4);
     assert_eq!(y, expected[..20]);
     Ok(())
 }
