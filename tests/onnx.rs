@@ -320,7 +320,8 @@ fn only_f32_and_8_bit_integers_are_written() -> Result<()> {
         ("signed".to_owned(), Tensor::new(&[[-128i16, 127]], &Device::Cpu)?),
         ("unsigned".to_owned(), Tensor::new(&[0u8, 255, 7], &Device::Cpu)?),
     ];
-    write_onnx(&path, &OnnxModel { initializers: integers.into(), ..OnnxModel::default() })?;
+    onnx.initializers = integers.into();
+    write_onnx(&path, &onnx)?;
     let found = read_onnx(&path)?.initializers;
     assert_eq!(found["signed"].to_vec2::<i16>()?, [[-128, 127]]);
     assert_eq!(found["unsigned"].to_vec1::<u8>()?, [0, 255, 7]);
