@@ -65,8 +65,21 @@ pub fn limit(vectors: Vectors) -> Result<()> {
 }
 
 /// Whether kernels may use these vectors; the machine may lack them all the same.
-pub(crate) fn are_allowed(vectors: Vectors) -> bool {
+fn are_allowed(vectors: Vectors) -> bool {
     vectors as u8 <= WIDEST.load(Ordering::Relaxed)
+}
+
+/// Whether kernels may use AVX2, and the machine has it.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_avx2() -> bool {
+    are_allowed(Vectors::Avx2) && is_x86_feature_detected!("avx2")
+}
+
+/// Whether kernels may use AVX-512 VNNI, and the machine has it.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_vnni() -> bool {
+    let is_there = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni");
+    are_allowed(Vectors::Avx512) && is_there
 }
 
 /// The instructions to dispatch kernels to.

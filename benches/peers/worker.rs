@@ -1,5 +1,5 @@
-//! The maskinv worker of `benches/peers/cpu.py`: `worker infer ARCH BATCH | int8 ARCH BATCH | train ARCH BATCH CLASSES [--recompute] |
-//! margin N CLASSES D | detect DATA | photo DATA [--threads N] [--vectors KIND]`. Prints `ready`, then the wall and CPU
+//! The maskinv worker of `benches/peers/cpu.py`: `worker infer ARCH BATCH | int8 ARCH BATCH | train ARCH BATCH CLASSES
+//! [--recompute] | margin N CLASSES D | detect DATA | photo DATA [--threads N] [--vectors KIND]`. Prints `ready`, then the wall and CPU
 //! seconds of an iteration for each line on stdin, and at the end its peak memory. With `--profile ROUNDS`, it times that
 //! many iterations instead and exits.
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::models::lift;
 use crate::nn::engine::{InferenceNetwork, Lowered};
-use crate::nn::{Graph, Params, Quantisation};
+use crate::nn::{Graph, Params};
 use crate::ops::backend::Backend;
 use crate::ops::cpu::{Cpu, CpuImages};
 use crate::parallel::Each;
@@ -182,7 +182,7 @@ impl Detector {
             return Ok(prepared.network.clone());
         }
         let lowered = Lowered::of(&self.graph, &self.params, [1, size[0], size[1]], &Cpu)?;
-        let network = Arc::new(InferenceNetwork::new(lowered, self.params.parts(), &Quantisation::new(), &Cpu)?);
+        let network = Arc::new(InferenceNetwork::new(lowered, self.params.parts(), None, &Cpu)?);
         let mut known = known();
         known.insert(0, Prepared { size, network: network.clone() });
         known.truncate(MAX_PREPARED);

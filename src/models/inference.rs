@@ -9,7 +9,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::mask_head::{Profile, features_of, num_rows, profile};
 use super::{Foreign, MaskHead, Model, ModelConfig};
 use crate::machine::{Machine, Work};
-use crate::nn::{Graph, Quantisation, engine};
+use crate::nn::{Graph, engine};
 use crate::ops::backend::{Kernels, Scaling};
 use crate::ops::conv::ConvolutionPass;
 use crate::preprocessing::{Channels, Pixels, Preprocessing};
@@ -83,8 +83,7 @@ impl<B: Kernels> Embedder<B> {
         let (parts, quantised) = (model.params().parts(), model.quantised.clone());
         // The weights are freed one by one, unless others share them.
         drop(weights);
-        let none = Quantisation::new();
-        let layers = quantised.as_ref().map_or(&none, |quantised| &quantised.layers);
+        let layers = quantised.as_ref().map(|quantised| &quantised.layers);
         let network = Network::Engine(Box::new(engine::InferenceNetwork::new(lowered, parts, layers, backend)?));
         Ok(Self { backend: backend.clone(), network, config, preprocessing })
     }

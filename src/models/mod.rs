@@ -411,8 +411,8 @@ impl Model {
         self.mask_head.as_ref()
     }
 
-    /// The convolutions of 8-bit integers, if the network is quantised ([`Self::quantise`]). On the CPU it computes with
-    /// them; elsewhere, and as candle's module, with the numbers that the integers stand for.
+    /// The convolutions of 8-bit integers, if the network is quantised ([`Self::quantise`]). On the CPU it computes
+    /// with them; elsewhere, and as candle's module, with the numbers that the integers stand for.
     pub fn quantised(&self) -> Option<&Quantised> {
         self.quantised.as_deref()
     }

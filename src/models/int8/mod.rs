@@ -12,7 +12,7 @@ pub use self::quantise::QuantiseConfig;
 pub use self::ranges::Ranges;
 use super::{Model, ModelConfig};
 use crate::nn::{Op, Quantisation, QuantisedConv};
-use crate::ops::conv::int8::{Affine, Int8Weight};
+use crate::ops::conv::int8::{Affine, Int8Conv, Int8Weight};
 
 /// The convolutions of a network that compute with 8-bit integers.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,8 +68,7 @@ impl Quantised {
     pub(super) fn put(&self, tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
         let device = &Device::Cpu;
         for (path, QuantisedConv { weight, input }) in &self.layers {
-            let values: Vec<i16> = weight.values().iter().map(|value| i16::from(*value)).collect();
-            tensors.insert(format!("{path}.weight"), Tensor::from_vec(values, &weight.shape(), device)?);
+            tensors.insert(format!("{path}.weight"), integers(weight)?);
             let scales = Tensor::from_slice(weight.scales(), (weight.shape()[0], 1, 1, 1), device)?;
             tensors.insert(format!("{path}.weight_scale"), scales);
             tensors.insert(format!("{path}.input_scale"), Tensor::new(&[input.scale], device)?);
@@ -79,8 +78,29 @@ impl Quantised {
     }
 }
 
-fn dequantised(weight: &Int8Weight) -> Result<Tensor> {
+/// Returns the numbers that a weight stands for, f32.
+pub(super) fn dequantised(weight: &Int8Weight) -> Result<Tensor> {
     Tensor::from_vec(weight.dequantised(), &weight.shape(), &Device::Cpu)
+}
+
+/// Returns the integers of a weight as files hold them: of 16 bits, since candle has none of 8.
+pub(super) fn integers(weight: &Int8Weight) -> Result<Tensor> {
+    let values: Vec<i16> = weight.values().iter().map(|value| i16::from(*value)).collect();
+    Tensor::from_vec(values, &weight.shape(), &Device::Cpu)
+}
+
+/// Returns the weight of [`integers`] and their scales.
+///
+/// # Errors
+/// When the shapes do not fit, an integer does not fit 8 bits, or a scale is not a positive number.
+pub(super) fn weight_of(integers: &Tensor, scales: &Tensor) -> Result<Int8Weight> {
+    let shape = integers.dims4()?.into();
+    let narrow = |value: i16| match i8::try_from(value) {
+        Ok(value) => Ok(value),
+        Err(_) => bail!("weight: expected integers of 8 bits, found {value}"),
+    };
+    let values = integers.flatten_all()?.to_vec1()?.into_iter().map(narrow).collect::<Result<_>>()?;
+    Int8Weight::new(shape, values, scales.flatten_all()?.to_vec1()?)
 }
 
 /// Removes and returns a layer from the tensors of a file.
@@ -93,16 +113,13 @@ fn layer(tensors: &mut BTreeMap<String, Tensor>, path: &str) -> Result<Quantised
         }
         Ok(tensor)
     };
-    let weight = take("weight", DType::I16)?;
-    let shape: [usize; 4] = weight.dims4()?.into();
-    let values = weight.flatten_all()?.to_vec1::<i16>()?.into_iter().map(|value| value as i8).collect();
-    let scales = take("weight_scale", DType::F32)?.flatten_all()?.to_vec1()?;
+    let weight = weight_of(&take("weight", DType::I16)?, &take("weight_scale", DType::F32)?)?;
     let scale = take("input_scale", DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let zero = take("input_zero_point", DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
     let ([scale], [zero]) = (&scale[..], &zero[..]) else {
         bail!("expected one scale and one zero point of the input, found {} and {}", scale.len(), zero.len());
     };
-    Ok(QuantisedConv { weight: Int8Weight::new(shape, values, scales)?, input: Affine::new(*scale, *zero)? })
+    Ok(QuantisedConv { weight, input: Affine::new(*scale, *zero)? })
 }
 
 impl Model {
@@ -111,8 +128,6 @@ impl Model {
     /// # Errors
     /// When one is no convolution of the network, or there are no kernels for it.
     pub(super) fn with_quantised(self, quantised: Quantised) -> crate::Result<Self> {
-        use crate::ops::conv::int8::Int8Conv;
-
         for (path, layer) in &quantised.layers {
             let found = self.graph().nodes().iter().find(|node| node.path == *path);
             let fits = match found.map(|node| &node.op) {

@@ -4,12 +4,12 @@
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::Quantised;
 use super::ranges::{Histogram, Ranges};
+use super::{Quantised, dequantised};
 use crate::models::Model;
 use crate::models::inference::device_pixels;
 use crate::nn::engine::{InferenceNetwork, Lowered};
-use crate::nn::{Graph, Node, NodeId, Op, Quantisation, QuantisedConv};
+use crate::nn::{Graph, Node, NodeId, Op, QuantisedConv};
 use crate::ops::backend::Backend;
 use crate::ops::conv::int8::{Affine, Int8Conv, Int8Weight};
 use crate::ops::conv::{ConvConfig, conv2d};
@@ -55,8 +55,7 @@ impl<'a> Observer<'a> {
             None => {
                 let shape = [images.num_images, images.size, images.size];
                 let lowered = Lowered::of(graph, model.params(), shape, &Cpu)?;
-                let none = Quantisation::new();
-                network.insert(InferenceNetwork::new(lowered, model.params().parts(), &none, &Cpu)?)
+                network.insert(InferenceNetwork::new(lowered, model.params().parts(), None, &Cpu)?)
             }
         };
         let (images, n) = device_pixels(&Cpu, images, model.config(), model.preprocessing())?;
@@ -203,7 +202,7 @@ impl Candidate {
             let y = conv2d(&Tensor::from_vec(mean, (1, h, w, c), &Device::Cpu)?, weight, self.config)?;
             y.flatten_to(2)?.mean(0)
         };
-        let weight = Tensor::from_vec(layer.weight.dequantised(), self.weight.shape(), &Device::Cpu)?;
+        let weight = dequantised(&layer.weight)?;
         result(means.of(&means.quantised), &weight)? - result(means.of(&means.values), &self.weight)?
     }
 }

@@ -204,6 +204,7 @@ fn broken_layers_are_named() -> crate::Result<()> {
         (with("input_zero_point", Tensor::new(&[0f32], device)?)?, "input_zero_point: expected u8, found f32"),
         (with("weight_scale", Tensor::new(&[1f32], device)?)?, "1 scales"),
         (with("weight", Tensor::new(&[1f32], device)?)?, "weight: expected 8-bit integers, found f32"),
+        (with("weight", Tensor::new(&[[[[128i16]]]], device)?)?, "weight: expected integers of 8 bits, found 128"),
     ];
     for (found, expected) in cases {
         assert!(found.contains(path) && found.contains(expected), "expected {expected}, found {found}");

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 
 use super::Result;
+use crate::models::int8::{dequantised, integers, weight_of};
 use crate::nn::{Quantisation, QuantisedConv};
-use crate::ops::conv::int8::{Affine, Int8Weight};
+use crate::ops::conv::int8::Affine;
 use crate::weights::{OnnxAttribute, OnnxModel, OnnxNode};
 
 /// The tensors of a quantised layer, by their last names: the weight's integers and scales, and the input's scale and
@@ -28,10 +29,9 @@ pub(super) fn put(onnx: &mut OnnxModel, layers: &Quantisation) -> candle_core::R
         let layer = layer.filter(|_| node.op_type == "Conv");
         if let Some((path, QuantisedConv { weight, input })) = layer.and_then(|path| layers.get_key_value(&path)) {
             let name = |last: &str| format!("{path}.{last}");
-            let values: Vec<i16> = weight.values().iter().map(|value| i16::from(*value)).collect();
             let device = &Device::Cpu;
             onnx.initializers.extend([
-                (name(WEIGHT), Tensor::from_vec(values, &weight.shape(), device)?),
+                (name(WEIGHT), integers(weight)?),
                 (name(WEIGHT_SCALE), Tensor::new(weight.scales(), device)?),
                 (name(INPUT_SCALE), Tensor::new(input.scale, device)?),
                 (name(INPUT_ZERO), Tensor::new(input.zero, device)?),
@@ -66,10 +66,10 @@ pub(super) fn put(onnx: &mut OnnxModel, layers: &Quantisation) -> candle_core::R
 /// When quantisation stands elsewhere, or is of another kind.
 pub(in crate::models) fn take(onnx: &mut OnnxModel) -> Result<Quantisation> {
     let is_quantisation = |node: &OnnxNode| ["QuantizeLinear", "DequantizeLinear"].contains(&node.op_type.as_str());
-    let (moved, mut nodes): (Vec<_>, Vec<_>) = onnx.nodes.iter().cloned().partition(is_quantisation);
-    if moved.is_empty() {
+    if !onnx.nodes.iter().any(is_quantisation) {
         return Ok(Quantisation::new());
     }
+    let (moved, mut nodes): (Vec<_>, Vec<_>) = onnx.nodes.iter().cloned().partition(is_quantisation);
     let by_output: BTreeMap<&str, &OnnxNode> =
         moved.iter().filter_map(|node| Some((node.outputs.first()?.as_str(), node))).collect();
     let expected = "expected quantised convolutions as this program writes them";
@@ -89,23 +89,19 @@ pub(in crate::models) fn take(onnx: &mut OnnxModel) -> Result<Quantisation> {
             return Err(wrong(format!("{expected}, found another weight")));
         }
         let tensor = |name: &str, dtype: DType| match onnx.initializers.get(name) {
-            Some(tensor) if tensor.dtype() == dtype => tensor.flatten_all().map_err(|e| wrong(e.to_string())),
-            _ => Err(wrong(format!("{expected}, found no constant {name} of the right type"))),
+            Some(tensor) if tensor.dtype() == dtype => Ok(tensor),
+            _ => candle_core::bail!("{expected}, found no constant {name} of the right type"),
         };
-        let read = || -> candle_core::Result<QuantisedConv> {
-            let values = tensor(&of_weight.inputs[0], DType::I16).map_err(candle_core::Error::msg)?;
-            let scales = tensor(&of_weight.inputs[1], DType::F32).map_err(candle_core::Error::msg)?;
-            let scale = tensor(&input.inputs[1], DType::F32).map_err(candle_core::Error::msg)?;
-            let zero = tensor(&input.inputs[2], DType::U8).map_err(candle_core::Error::msg)?;
-            let shape = onnx.initializers[&of_weight.inputs[0]].dims4()?.into();
-            let values = values.to_vec1::<i16>()?.into_iter().map(|value| value as i8).collect();
-            let weight = Int8Weight::new(shape, values, scales.to_vec1()?)?;
-            let input = Affine::new(scale.get(0)?.to_scalar()?, zero.get(0)?.to_scalar()?)?;
-            Ok(QuantisedConv { weight, input })
+        let read = || -> candle_core::Result<(QuantisedConv, Tensor)> {
+            let [values, scales] =
+                [(0, DType::I16), (1, DType::F32)].map(|(i, dtype)| tensor(&of_weight.inputs[i], dtype));
+            let [scale, zero] = [(1, DType::F32), (2, DType::U8)].map(|(i, dtype)| tensor(&input.inputs[i], dtype));
+            let weight = weight_of(values?, scales?)?;
+            let (scale, zero) = (scale?.flatten_all()?.get(0)?, zero?.flatten_all()?.get(0)?);
+            let (filter, input) = (dequantised(&weight)?, Affine::new(scale.to_scalar()?, zero.to_scalar()?)?);
+            Ok((QuantisedConv { weight, input }, filter))
         };
-        let layer = read().map_err(|e| wrong(e.to_string()))?;
-        let filter = Tensor::from_vec(layer.weight.dequantised(), &layer.weight.shape(), &Device::Cpu);
-        let filter = filter.map_err(|e| wrong(e.to_string()))?;
+        let (layer, filter) = read().map_err(|e| wrong(e.to_string()))?;
         node.inputs[0].clone_from(&input.inputs[0]);
         node.inputs[1] = format!("{path}.weight");
         onnx.initializers.insert(format!("{path}.weight"), filter);

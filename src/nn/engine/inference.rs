@@ -33,9 +33,8 @@ impl<B: Kernels> InferenceNetwork<B> {
     ///
     /// # Errors
     /// When a parameter is missing, a quantised weight does not fit, or the device runs out of memory.
-    pub fn new(lowered: Lowered, parts: Parts, quantisation: &Quantisation, backend: &B) -> Result<Self> {
-        let none = Quantisation::new();
-        let quantised = Quantised::new(&lowered.program, if B::QUANTISES { quantisation } else { &none });
+    pub fn new(lowered: Lowered, parts: Parts, quantisation: Option<&Quantisation>, backend: &B) -> Result<Self> {
+        let quantised = Quantised::new(&lowered.program, quantisation.filter(|_| B::QUANTISES));
         let Lowered { program, shapes, channels, convs } = &lowered;
         let folding = if B::FOLDS { Folding::of(program) } else { Folding::none(program) };
         let mut tensors = Tensors(parts.all());

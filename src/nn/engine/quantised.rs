@@ -9,19 +9,19 @@ use crate::ops::conv::int8::Affine;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quantised<'a> {
     program: &'a Program,
-    /// Empty where the device computes with floats.
-    layers: &'a Quantisation,
+    /// None where the device computes with floats.
+    layers: Option<&'a Quantisation>,
 }
 
 impl<'a> Quantised<'a> {
-    pub fn new(program: &'a Program, layers: &'a Quantisation) -> Self {
+    pub fn new(program: &'a Program, layers: Option<&'a Quantisation>) -> Self {
         Self { program, layers }
     }
 
     /// Returns the quantisation of a step, if it is a convolution that has one.
     pub fn step(&self, i: usize) -> Option<&'a QuantisedConv> {
         match &self.program.steps[i] {
-            Step::Conv { path, .. } => self.layers.get(path),
+            Step::Conv { path, .. } => self.layers?.get(path),
             _ => None,
         }
     }

@@ -7,7 +7,6 @@ use candle_core::{DType, Device as Candle, Result, Tensor};
 use super::{Activations, InferenceNetwork, Lowered, TrainingNetwork};
 use crate::gpu::tests::{device, read, upload};
 use crate::gpu::{Array, Device, Element, GpuBackend};
-use crate::nn::Quantisation;
 use crate::nn::device_params::{DeviceParams, Group};
 use crate::nn::graph::{Graph, Layer, Op};
 use crate::nn::layers::squeeze_excitation;
@@ -123,7 +122,7 @@ fn training<B: Kernels>(
 
 fn inference<B: Kernels>((graph, params): &(Graph, Params), backend: &B) -> Result<InferenceNetwork<B>> {
     let lowered = Lowered::of(graph, params, [3, SIDE, SIDE], backend)?;
-    InferenceNetwork::new(lowered, params.parts(), &Quantisation::new(), backend)
+    InferenceNetwork::new(lowered, params.parts(), None, backend)
 }
 
 #[test]
@@ -174,7 +173,7 @@ fn several_outputs_of_images_of_any_shape_are_those_of_candles_module() -> Resul
     let images = fill("images", &[2, 3, 8, 16], -1.0, 1.0)?.to_dtype(DType::F32)?;
     let expected = graph.all_forward_t(&params, &images, false)?;
     let lowered = Lowered::of(&graph, &params, [2, 8, 16], &Cpu)?;
-    let network = InferenceNetwork::new(lowered, params.parts(), &Quantisation::new(), &Cpu)?;
+    let network = InferenceNetwork::new(lowered, params.parts(), None, &Cpu)?;
     let found = network.run_all(&Cpu.images(&images)?, 2)?;
     assert!(found.len() == outputs.len() && found.len() > 4);
     for ((found, expected), shape) in found.iter().zip(&expected).zip(network.output_shapes()) {

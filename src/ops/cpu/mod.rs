@@ -2,6 +2,7 @@
 
 mod images;
 mod kernels;
+mod memory;
 
 use std::borrow::Cow;
 use std::ops::Range;

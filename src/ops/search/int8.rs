@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::best::Best;
 #[cfg(target_arch = "x86_64")]
-use crate::vectors::{Vectors, are_allowed};
+use crate::vectors;
 
 /// Rows of a block. Its elements are interleaved by fours, so that an instruction multiplies four elements of each row
 /// and adds them up.
@@ -119,13 +119,12 @@ fn products(block: &[i8], queries: &[i8], len: usize, sums: &mut [[i32; ROWS]; T
     assert!(queries.len().is_multiple_of(len) && queries.len() <= TILE * len, "{} values of queries", queries.len());
     #[cfg(target_arch = "x86_64")]
     {
-        if are_allowed(Vectors::Avx512) && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
-        {
+        if vectors::has_vnni() {
             // SAFETY: the instructions are there, and the lengths were checked.
             unsafe { x86::vnni_tile(block, queries, len, sums) };
             return;
         }
-        if are_allowed(Vectors::Avx2) && is_x86_feature_detected!("avx2") {
+        if vectors::has_avx2() {
             // SAFETY: as above.
             unsafe { x86::avx2_tile(block, queries, len, sums) };
             return;

@@ -32,28 +32,23 @@ pub(super) fn packed(kind: Kind, weight: &Int8Weight, input: Affine) -> Packed {
     with_tile!(kind, Packed::new, weight, input)
 }
 
-/// Computes the result in pieces of whole pixels.
-pub(super) fn fill<T: Element>(
-    kind: Kind,
-    packed: &Packed,
-    input: Affine,
-    x: Source,
-    d: Dims,
-    finish: Finish,
-    y: &mut [T],
-) {
-    with_tile!(kind, fill_with, packed, input, x, d, finish, y);
+/// A convolution of some input.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub packed: &'a Packed,
+    pub input: Affine,
+    pub x: Source<'a>,
+    pub d: Dims,
+    pub finish: Finish<'a>,
 }
 
-fn fill_with<L: Tile, T: Element>(
-    tile: L,
-    packed: &Packed,
-    input: Affine,
-    x: Source,
-    d: Dims,
-    finish: Finish,
-    y: &mut [T],
-) {
+/// Computes the result in pieces of whole pixels.
+pub(super) fn fill<T: Element>(kind: Kind, job: Job, y: &mut [T]) {
+    with_tile!(kind, fill_with, job, y);
+}
+
+fn fill_with<L: Tile, T: Element>(tile: L, job: Job, y: &mut [T]) {
+    let Job { packed, input, x, d, finish } = job;
     let k = packed.k;
     let least = d.pixels().div_ceil(2 * rayon::current_num_threads());
     let piece = (PIECE_ELEMENTS / k).clamp(4 * L::ROWS, 128).min(least).next_multiple_of(L::ROWS);

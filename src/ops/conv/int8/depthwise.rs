@@ -9,7 +9,7 @@ use crate::ops::scratch::with_scratch;
 use crate::ops::simd::dispatch;
 use crate::parallel::Each;
 #[cfg(target_arch = "x86_64")]
-use crate::vectors::{Vectors, are_allowed};
+use crate::vectors;
 
 /// Bytes of the rows of pixels that a worker thread has below its taps at a time.
 const SEEN_BYTES: usize = 128 * 1024;
@@ -28,7 +28,7 @@ impl Taps {
     /// Packs a filter `(co, 1, kh, kw)`.
     pub fn new(weight: &Int8Weight) -> Self {
         #[cfg(target_arch = "x86_64")]
-        let has_avx2 = are_allowed(Vectors::Avx2) && is_x86_feature_detected!("avx2");
+        let has_avx2 = vectors::has_avx2();
         #[cfg(not(target_arch = "x86_64"))]
         let has_avx2 = false;
         Self::with(weight, has_avx2)
@@ -129,7 +129,7 @@ impl WithSimd for Look<'_> {
 /// Computes rows of results.
 struct Multiply<'a, T> {
     taps: &'a Taps,
-    /// Of the taps from the first one.
+    /// Distances of the taps from the first one.
     offsets: &'a [usize],
     seen: &'a [i16],
     d: Dims,

@@ -109,7 +109,7 @@ fn to_bytes(steps: &[f32; LANES], zero: u8) -> [u8; LANES] {
 #[derive(Clone, Copy)]
 pub(super) struct Finish<'a> {
     maps: &'a Maps,
-    /// Of the shape of the result.
+    /// What is added, of the shape of the result.
     residual: Option<&'a [f32]>,
     /// Place in the result that the elements are counted from.
     start: usize,

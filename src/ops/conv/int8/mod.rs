@@ -183,7 +183,9 @@ impl Int8Conv {
 
     fn fill<T: finish::Element>(&self, x: Source, d: Dims, finish: Finish, y: &mut [T]) {
         match &self.filter {
-            Filter::Dense(kind, packed) => dense::fill(*kind, packed, self.input, x, d, finish, y),
+            Filter::Dense(kind, packed) => {
+                dense::fill(*kind, dense::Job { packed, input: self.input, x, d, finish }, y);
+            }
             Filter::Depthwise(taps) => depthwise::fill(taps, self.input, x, d, finish, y),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Affine, Int8Weight};
 #[cfg(target_arch = "x86_64")]
-use crate::vectors::{Vectors, are_allowed};
+use crate::vectors;
 
 /// Most sums of a tile.
 pub(super) const MOST_SUMS: usize = 12 * 32;
@@ -103,11 +103,10 @@ impl Kind {
     pub fn of_machine() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            let has_vnni = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni");
-            if are_allowed(Vectors::Avx512) && has_vnni {
+            if vectors::has_vnni() {
                 return Self::Vnni;
             }
-            if are_allowed(Vectors::Avx2) && is_x86_feature_detected!("avx2") {
+            if vectors::has_avx2() {
                 return Self::Avx2;
             }
         }
